@@ -1,0 +1,42 @@
+// Includes the header PSF_KERNEL once for each instruction set, inside namespace psf::baseline, psf::avx2, psf::avx512.
+// No guard: every op includes it. The header itself includes nothing; simd.h stands before it in the same namespace.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "isa.h"
+
+namespace psf::baseline {
+#include "simd.h"
+#include PSF_KERNEL
+}  // namespace psf::baseline
+
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+namespace psf::avx2 {
+#include "simd.h"
+#include PSF_KERNEL
+}  // namespace psf::avx2
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")
+#endif
+namespace psf::avx512 {
+#include "simd.h"
+#include PSF_KERNEL
+}  // namespace psf::avx512
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

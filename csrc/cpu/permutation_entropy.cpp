@@ -1,0 +1,66 @@
+// permutation_entropy and its gradient on the CPU: what is computed stands in permutation_entropy.kernel.h.
+#include "rows.h"
+#define PSF_KERNEL "permutation_entropy.kernel.h"
+#include "each_isa.h"
+
+namespace psf {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+Tensor permutation_entropy(const Tensor& t_in, const Tensor& log_r_in, const Tensor& log_c_in, const OptionalTensor& num_nodes,
+                           double tau) {
+  const Tensor t = t_in.contiguous(), log_r = log_r_in.contiguous(), log_c = log_c_in.contiguous();
+  const int64_t B = t.size(0), S = t.size(1), N = t.size(2);
+  const int64_t* counts = num_nodes_pointer("permutation_entropy", num_nodes, B, N);
+  const Tensor sums = at::empty({B, S}, t.options()), out = at::empty({}, t.options());
+  AT_DISPATCH_FLOATING_TYPES(t.scalar_type(), "permutation_entropy", [&] {
+    using T = scalar_t;
+    T* sum = sums.mutable_data_ptr<T>();
+    for_each_group<T>(B, S, N, counts, baseline::permutation_entropy_scratch<T>(N),
+                      [&](int64_t first, int rows, const int64_t* count, T* scratch) {
+                        const int64_t at = first * N;
+                        PSF_DISPATCH(permutation_entropy_lanes<T>(t.const_data_ptr<T>() + at, log_r.const_data_ptr<T>() + at,
+                                                                  log_c.const_data_ptr<T>() + at, N, count, rows,
+                                                                  static_cast<T>(tau), scratch, sum + first));
+                      });
+    double total = 0;
+    for (int64_t row = 0; row < B * S; ++row) total += double(sum[row]) / double((counts ? counts[row / S] : N) * S * B);
+    *out.mutable_data_ptr<T>() = static_cast<T>(total);
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> permutation_entropy_backward(const Tensor& d, const Tensor& t_in, const Tensor& log_r_in,
+                                                                const Tensor& log_c_in, const OptionalTensor& num_nodes,
+                                                                double tau) {
+  const Tensor t = t_in.contiguous(), log_r = log_r_in.contiguous(), log_c = log_c_in.contiguous();
+  const Tensor d_t = at::empty_like(t), d_log_r = at::empty_like(t), d_log_c = at::empty_like(t);
+  const int64_t B = t.size(0), S = t.size(1), N = t.size(2);
+  const int64_t* counts = num_nodes_pointer("permutation_entropy", num_nodes, B, N);
+  AT_DISPATCH_FLOATING_TYPES(t.scalar_type(), "permutation_entropy_backward", [&] {
+    using T = scalar_t;
+    const double scale = double(*d.const_data_ptr<T>()) / double(S * B);
+    for_each_group<T>(B, S, N, counts, baseline::permutation_entropy_scratch<T>(N),
+                      [&](int64_t first, int rows, const int64_t* count, T* scratch) {
+                        const int64_t at = first * N;
+                        T weight[64 / sizeof(T)];
+                        for (int l = 0; l < rows; ++l) weight[l] = static_cast<T>(scale / double(count[l]));
+                        PSF_DISPATCH(permutation_entropy_backward_lanes<T>(
+                            weight, t.const_data_ptr<T>() + at, log_r.const_data_ptr<T>() + at, log_c.const_data_ptr<T>() + at, N,
+                            count, rows, static_cast<T>(tau), scratch, d_t.mutable_data_ptr<T>() + at,
+                            d_log_r.mutable_data_ptr<T>() + at, d_log_c.mutable_data_ptr<T>() + at));
+                      });
+  });
+  return {d_t, d_log_r, d_log_c};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(probsym_fast, CPU, m) {
+  m.impl("permutation_entropy", &permutation_entropy);
+  m.impl("permutation_entropy_backward", &permutation_entropy_backward);
+}
+
+}  // namespace psf

@@ -1,0 +1,65 @@
+// soft_permutation and its gradient on the CPU: what is computed stands in soft_permutation.kernel.h.
+#include "rows.h"
+#define PSF_KERNEL "soft_permutation.kernel.h"
+#include "each_isa.h"
+
+namespace psf {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> soft_permutation(const Tensor& scores_in, const OptionalTensor& num_nodes,
+                                                                    double tau, int64_t iterations, bool normalize) {
+  const Tensor scores = scores_in.contiguous();
+  const int64_t B = scores.size(0), S = scores.size(1), N = scores.size(2);
+  const int64_t* counts = num_nodes_pointer("soft_permutation", num_nodes, B, N);
+  const Tensor order = at::empty({B, S, N}, scores.options().dtype(at::kLong)), rank = at::empty_like(order);
+  const Tensor t = at::empty_like(scores), log_r = at::empty_like(scores), log_c = at::empty_like(scores);
+  std::atomic<bool> finite{true};
+  AT_DISPATCH_FLOATING_TYPES(scores.scalar_type(), "soft_permutation", [&] {
+    using T = scalar_t;
+    for_each_group<T>(B, S, N, counts, baseline::soft_permutation_scratch<T>(N),
+                      [&](int64_t first, int rows, const int64_t* count, T* scratch) {
+                        const int64_t at = first * N;
+                        bool ok = true;
+                        PSF_DISPATCH(soft_permutation_lanes<T>(
+                            scores.const_data_ptr<T>() + at, N, count, rows, static_cast<T>(tau), iterations, normalize, scratch,
+                            order.mutable_data_ptr<int64_t>() + at, rank.mutable_data_ptr<int64_t>() + at,
+                            t.mutable_data_ptr<T>() + at, log_r.mutable_data_ptr<T>() + at, log_c.mutable_data_ptr<T>() + at, &ok));
+                        if (!ok) finite = false;
+                      });
+  });
+  TORCH_CHECK_VALUE(finite, "soft_permutation: scores must be finite, got NaN or infinity among the valid nodes");
+  return {order, rank, t, log_r, log_c};
+}
+
+Tensor soft_permutation_backward(const Tensor& d_t_in, const Tensor& d_log_r_in, const Tensor& d_log_c_in, const Tensor& scores_in,
+                                 const Tensor& order, const Tensor& t, const OptionalTensor& num_nodes, double tau,
+                                 int64_t iterations, bool normalize) {
+  const Tensor d_t = d_t_in.contiguous(), d_log_r = d_log_r_in.contiguous(), d_log_c = d_log_c_in.contiguous();
+  const Tensor scores = scores_in.contiguous(), d_scores = at::empty_like(scores);
+  const int64_t B = scores.size(0), S = scores.size(1), N = scores.size(2);
+  const int64_t* counts = num_nodes_pointer("soft_permutation", num_nodes, B, N);
+  AT_DISPATCH_FLOATING_TYPES(scores.scalar_type(), "soft_permutation_backward", [&] {
+    using T = scalar_t;
+    for_each_group<T>(B, S, N, counts, baseline::soft_permutation_backward_scratch<T>(N, iterations),
+                      [&](int64_t first, int rows, const int64_t* count, T* scratch) {
+                        const int64_t at = first * N;
+                        PSF_DISPATCH(soft_permutation_backward_lanes<T>(
+                            d_t.const_data_ptr<T>() + at, d_log_r.const_data_ptr<T>() + at, d_log_c.const_data_ptr<T>() + at,
+                            scores.const_data_ptr<T>() + at, order.const_data_ptr<int64_t>() + at, t.const_data_ptr<T>() + at, N,
+                            count, rows, static_cast<T>(tau), iterations, normalize, scratch, d_scores.mutable_data_ptr<T>() + at));
+                      });
+  });
+  return d_scores;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(probsym_fast, CPU, m) {
+  m.impl("soft_permutation", &soft_permutation);
+  m.impl("soft_permutation_backward", &soft_permutation_backward);
+}
+
+}  // namespace psf

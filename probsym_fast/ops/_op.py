@@ -1,0 +1,142 @@
+"""The one pattern of an op: schema, shape function, gradient, and one implementation a backend, chosen at the call.
+
+`reference` is plain torch and the definition; a kernel registers itself for a device under the op's schema, from C++
+(csrc/<device>/<op>.cpp). So everything imports, traces and runs with nothing compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from probsym_fast import _extension
+
+NAMESPACE = "probsym_fast"
+LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+OPS: dict[str, Op] = {}
+KERNEL_BACKENDS = {"cpu": "cpu", "cuda": "cuda"}  # device type -> the name of the kernels registered for it
+
+
+class Op:
+    """A fused computation with a schema, a gradient, and implementations per device.
+
+    schema: arguments and results as `torch.library.define` takes them. reference: plain torch with the same arguments.
+    shapes: what the kernel returns, as empty tensors (for tracing). dtypes: those that the kernels take.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        schema: str,
+        *,
+        reference: Callable,
+        shapes: Callable,
+        dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64),
+    ):
+        self.name, self.reference, self.dtypes = name, reference, tuple(dtypes)
+        self.qualified = f"{NAMESPACE}::{name}"
+        LIBRARY.define(name + schema)
+        torch.library.register_fake(self.qualified, shapes, lib=LIBRARY)
+        self.kernel = getattr(getattr(torch.ops, NAMESPACE), name).default
+        OPS[name] = self
+
+    def gradient(self, schema: str, *, shapes: Callable, save: Callable, backward: Callable) -> None:
+        """Ties the kernel `<op>_backward` to this one.
+
+        save(ctx, inputs, output) keeps what backward(ctx, kernel, *gradients) needs; the gradient has no gradient of its
+        own, and says so rather than returning a detached one.
+        """
+        name = f"{self.name}_backward"
+        qualified = f"{NAMESPACE}::{name}"
+        LIBRARY.define(name + schema)
+        torch.library.register_fake(qualified, shapes, lib=LIBRARY)
+        kernel = getattr(getattr(torch.ops, NAMESPACE), name).default
+        torch.library.register_autograd(
+            self.qualified, lambda ctx, *grads: backward(ctx, kernel, *grads), setup_context=save, lib=LIBRARY
+        )
+
+        def no_second_gradient(ctx, *grads):
+            raise RuntimeError(f'{self.name}: the kernels have no second derivative; use backend="reference" for it')
+
+        torch.library.register_autograd(qualified, no_second_gradient, lib=LIBRARY)
+
+    def has_kernel(self, device: str) -> bool:
+        """Whether a kernel is built for this device type."""
+        key = {"cpu": "CPU", "cuda": "CUDA"}.get(device)
+        return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(self.qualified, key)
+
+    def backends(self, device: str) -> tuple[str, ...]:
+        """What can be named for this device type, fastest first."""
+        kernels = (KERNEL_BACKENDS[device],) if self.has_kernel(device) else ()
+        return (*kernels, "reference")
+
+    def select(self, backend: str, device: torch.device, dtype: torch.dtype) -> Callable:
+        """The implementation to call with the schema's arguments.
+
+        Raises RuntimeError where the named backend is not there for the device, TypeError where it lacks the dtype.
+        """
+        available = BACKENDS[self.name, device.type] if (self.name, device.type) in BACKENDS else ("reference",)
+        if backend == "auto":
+            if available[0] == "reference":
+                _extension.report_once(device.type)
+                return self.reference
+            return self.kernel if dtype in self.dtypes else self.reference
+        if backend not in available:
+            raise RuntimeError(
+                f"{self.name}: backend must be one of {('auto', *available)} on {device.type}, got {backend!r}"
+                + (f" ({_extension.problem()})" if _extension.problem() else "")
+            )
+        if backend == "reference":
+            return self.reference
+        if dtype not in self.dtypes:
+            raise TypeError(f"{self.name}: backend {backend!r} takes {self.dtypes}, got {dtype}")
+        return self.kernel
+
+
+BACKENDS: dict[tuple[str, str], tuple[str, ...]] = {}
+
+
+def fill_table() -> None:
+    """Looks up once, at import, what is built for each op and device."""
+    _extension.load()
+    for name, op in OPS.items():
+        for device in KERNEL_BACKENDS:
+            BACKENDS[name, device] = op.backends(device)
+
+
+# --- checks shared by the ops; values are looked at on the CPU only, where that needs no synchronisation ---
+
+
+def check_float(op: str, **tensors: Tensor) -> None:
+    """TypeError unless every tensor is floating point."""
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{op}: {name} must be a Tensor, got {type(x).__name__}")
+        if not x.is_floating_point():
+            raise TypeError(f"{op}: {name} must be floating point, got {x.dtype}")
+
+
+def check_num_nodes(op: str, num_nodes: Tensor | None, B: int, N: int, device: torch.device) -> Tensor | None:
+    """(B,) integer counts in 1..N on `device` as int64; None passes."""
+    if num_nodes is None:
+        return None
+    if not isinstance(num_nodes, Tensor) or num_nodes.is_floating_point() or num_nodes.dtype == torch.bool:
+        got = num_nodes.dtype if isinstance(num_nodes, Tensor) else type(num_nodes).__name__
+        raise TypeError(f"{op}: num_nodes must be an integer Tensor, got {got}")
+    if tuple(num_nodes.shape) != (B,):
+        raise ValueError(f"{op}: num_nodes must be (B,) = ({B},), got {tuple(num_nodes.shape)}")
+    if num_nodes.device != device:
+        raise RuntimeError(f"{op}: num_nodes must be on {device}, got {num_nodes.device}")
+    if looks_at_values(num_nodes) and B and (int(num_nodes.min()) < 1 or int(num_nodes.max()) > N):
+        bad = next(i for i, n in enumerate(num_nodes.tolist()) if not 1 <= n <= N)
+        raise ValueError(
+            f"{op}: num_nodes must be between 1 and N = {N}, got {int(num_nodes[bad])} for graph {bad}"
+        )
+    return num_nodes.to(torch.int64).contiguous()
+
+
+def looks_at_values(x: Tensor) -> bool:
+    """Whether checks may read the values: on the CPU and outside of tracing."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()

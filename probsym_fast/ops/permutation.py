@@ -1,0 +1,122 @@
+"""Permutations of the nodes of a batch of graphs, S samples a graph: by hand, or soft with a straight-through gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from probsym_fast.ops._op import check_num_nodes, looks_at_values
+
+
+@dataclass(eq=False)
+class Permutation:
+    """Which node stands in which slot: `y[j] = x[order[j]]`, `rank[order[j]] = j`.
+
+    order: (B, S, N) int64, identity beyond num_nodes. num_nodes: (B,) int64 or None (all N valid). rank is computed.
+    Raises ValueError where order is not a permutation (looked at on the CPU only).
+    """
+
+    order: Tensor
+    num_nodes: Tensor | None = None
+    rank: Tensor | None = None
+
+    def __post_init__(self):
+        if self.rank is None:
+            self.rank = _inverse(self.order)
+            self.num_nodes = check_num_nodes(
+                "Permutation", self.num_nodes, self.order.shape[0], self.order.shape[-1], self.order.device
+            )
+
+    @property
+    def shape(self) -> torch.Size:
+        """(B, S, N)."""
+        return self.order.shape
+
+    def hard(self, dtype: torch.dtype | None = None) -> Tensor:
+        """P[u, j] = 1 where rank[u] == j, else 0: (B, S, N, N), rows nodes, columns slots; no gradient."""
+        slots = torch.arange(self.order.shape[-1], device=self.order.device)
+        return (self.rank[..., None] == slots).to(dtype or torch.get_default_dtype())
+
+    def dense(self) -> Tensor:
+        """The matrix that acts: (B, S, N, N), rows nodes, columns slots."""
+        return self.hard()
+
+    def inverse(self) -> Permutation:
+        """The permutation that undoes this one (hard: the inverse carries no gradient)."""
+        return Permutation(self.rank, self.num_nodes, self.order)
+
+
+@dataclass(eq=False)
+class SoftPermutation(Permutation):
+    """A permutation by sorted scores, with the gradient of its entropic relaxation (`soft_permutation`).
+
+    scores: (B, S, N) sorted (and normalised) scores t, 0 beyond num_nodes. log_r, log_c: (B, S, N). They define
+    `P[i, j] = exp(log_r_i + log_c_j - |t_i - t_j| / tau)`, rows in sorted order: doubly stochastic up to the iterations left.
+    """
+
+    scores: Tensor = None
+    log_r: Tensor = None
+    log_c: Tensor = None
+    tau: float = 0.01
+
+    def sorted_soft(self) -> Tensor:
+        """P with its rows in sorted order: (B, S, N, N), identity beyond num_nodes. Gradients: scores, log_r, log_c."""
+        return sorted_soft(self.scores, self.log_r, self.log_c, self.num_nodes, self.tau)
+
+    def hard(self, dtype: torch.dtype | None = None) -> Tensor:
+        return super().hard(dtype or self.scores.dtype)
+
+    def soft(self) -> Tensor:
+        """P[u, j], rows nodes, columns slots: (B, S, N, N); 2 N^2 operations and N^2 numbers a sample."""
+        return self.sorted_soft().take_along_dim(self.rank[..., None], dim=-2)
+
+    def dense(self) -> Tensor:
+        """Value of `hard()`, gradient of `soft()`: (B, S, N, N)."""
+        soft = self.soft()
+        return self.hard() + (soft - soft.detach())
+
+
+def sorted_soft(t: Tensor, log_r: Tensor, log_c: Tensor, num_nodes: Tensor | None, tau: float) -> Tensor:
+    """exp(log_r_i + log_c_j - |t_i - t_j| / tau): (..., N, N) for sorted t (..., N), identity beyond num_nodes.
+
+    |t_i - t_j| has the sign of j - i, so that tied scores have a gradient.
+    """
+    log_p = log_r[..., None] + log_c[..., None, :] - sorted_distance(t) / tau
+    if num_nodes is None:
+        return log_p.exp()
+    valid = valid_slots(num_nodes, t.shape[-1])
+    both = valid[..., None] & valid[..., None, :]
+    eye = torch.eye(t.shape[-1], dtype=t.dtype, device=t.device)
+    return torch.where(both, torch.where(both, log_p, 0).exp(), eye)
+
+
+def sorted_distance(t: Tensor) -> Tensor:
+    """t_i - t_j above the diagonal, t_j - t_i below: (..., N, N), the distances of descending t."""
+    difference = t[..., :, None] - t[..., None, :]
+    slots = torch.arange(t.shape[-1], device=t.device)
+    return torch.where(slots[:, None] <= slots, difference, -difference)
+
+
+def valid_slots(num_nodes: Tensor, N: int) -> Tensor:
+    """(B, 1, N) bool: slot j is valid where j < num_nodes."""
+    return torch.arange(N, device=num_nodes.device) < num_nodes[:, None, None]
+
+
+def _inverse(order: Tensor) -> Tensor:
+    if not isinstance(order, Tensor) or order.dtype != torch.int64:
+        got = order.dtype if isinstance(order, Tensor) else type(order).__name__
+        raise TypeError(f"Permutation: order must be an int64 Tensor, got {got}")
+    if order.ndim != 3:
+        raise ValueError(f"Permutation: order must be (B, S, N), got {tuple(order.shape)}")
+    N = order.shape[-1]
+    slots = torch.arange(N, device=order.device).expand(order.shape)
+    if looks_at_values(order):
+        wrong = (order.sort(dim=-1).values != slots).any(-1).nonzero()
+        if len(wrong):
+            b, s = wrong[0].tolist()
+            raise ValueError(
+                f"Permutation: order[{b}, {s}] must hold each of 0..{N - 1} once, got {order[b, s].tolist()[:16]}"
+            )
+    return torch.empty_like(order).scatter_(-1, order, slots)

@@ -1,0 +1,40 @@
+"""soft_permutation, dense: the definition. O(iterations B S N^2) memory under autograd."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from probsym_fast.ops._op import looks_at_values
+from probsym_fast.ops.permutation import sorted_distance, sorted_soft, valid_slots
+
+
+def soft_permutation(
+    scores: Tensor, num_nodes: Tensor | None, tau: float, iterations: int, normalize: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """scores (B, S, N) -> order, rank, t, log_r, log_c (B, S, N); see `probsym_fast.ops.soft_permutation`."""
+    valid = None if num_nodes is None else valid_slots(num_nodes, scores.shape[-1])
+    s = scores if valid is None else scores.masked_fill(~valid, 0)
+    if looks_at_values(s) and not s.isfinite().all():
+        raise ValueError("soft_permutation: scores must be finite, got NaN or infinity among the valid nodes")
+    if normalize:
+        s = s / torch.linalg.vector_norm(s, dim=-1, keepdim=True).clamp(min=1e-6)
+    key = s.detach() if valid is None else s.detach().masked_fill(~valid, -torch.inf)
+    order = key.argsort(dim=-1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(
+        -1, order, torch.arange(order.shape[-1], device=order.device).expand(order.shape)
+    )
+    t = s.gather(-1, order)
+
+    p = (
+        (-sorted_distance(t) / tau).exp()
+        if num_nodes is None
+        else sorted_soft(t, torch.zeros_like(t), torch.zeros_like(t), num_nodes, tau)
+    )
+    log_r = log_c = torch.zeros_like(t)
+    for _ in range(iterations):
+        total = p.sum(dim=-1, keepdim=True)
+        p, log_r = p / total, log_r - total.squeeze(-1).log()
+        total = p.sum(dim=-2, keepdim=True)
+        p, log_c = p / total, log_c - total.squeeze(-2).log()
+    return order, rank, t, log_r, log_c
