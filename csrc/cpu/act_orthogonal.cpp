@@ -1,0 +1,72 @@
+// act_orthogonal and its gradient on the CPU: what is computed for one sample stands in act_orthogonal.kernel.h.
+// Vectors are (B, n, d, C), shared by the samples, or (B, S, n, d, C); frames (B, S, d, d).
+#include "rows.h"
+#define PSF_KERNEL "act_orthogonal.kernel.h"
+#include "each_isa.h"
+
+namespace psf {
+namespace {
+
+using at::Tensor;
+
+struct Shape {
+  int64_t B, S, n, d, C;
+  bool per_sample;
+  Shape(const Tensor& vectors, const Tensor& frames)
+      : B(frames.size(0)), S(frames.size(1)), n(vectors.size(-3)), d(vectors.size(-2)), C(vectors.size(-1)),
+        per_sample(vectors.dim() == 5) {}
+  int64_t size() const { return n * d * C; }
+  int64_t vectors_at(int64_t b, int64_t s) const { return (per_sample ? b * S + s : b) * size(); }
+};
+
+Tensor act_orthogonal(const Tensor& vectors_in, const Tensor& frames_in, bool inverse, bool mean) {
+  const Tensor vectors = vectors_in.contiguous(), frames = frames_in.contiguous();
+  const Shape x(vectors, frames);
+  const Tensor out = at::empty(mean ? at::IntArrayRef{x.B, x.n, x.d, x.C} : at::IntArrayRef{x.B, x.S, x.n, x.d, x.C}, vectors.options());
+  AT_DISPATCH_FLOATING_TYPES(vectors.scalar_type(), "act_orthogonal", [&] {
+    using T = scalar_t;
+    const T* v = vectors.const_data_ptr<T>();
+    const T* g = frames.const_data_ptr<T>();
+    T* y = out.mutable_data_ptr<T>();
+    at::parallel_for(0, x.B, 1 + 4096 / (1 + x.S * x.size()), [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b)
+        for (int64_t s = 0; s < x.S; ++s)
+          PSF_DISPATCH(act_vectors<T>(g + (b * x.S + s) * x.d * x.d, v + x.vectors_at(b, s),
+                                      y + (mean ? b : b * x.S + s) * x.size(), x.n, x.d, x.C, inverse, mean && s > 0,
+                                      mean ? T(1) / T(x.S) : T(1)));
+    });
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> act_orthogonal_backward(const Tensor& d_out_in, const Tensor& vectors_in, const Tensor& frames_in,
+                                                   bool inverse, bool mean) {
+  const Tensor d_out = d_out_in.contiguous(), vectors = vectors_in.contiguous(), frames = frames_in.contiguous();
+  const Shape x(vectors, frames);
+  const Tensor d_vectors = at::empty_like(vectors), d_frames = at::empty_like(frames);
+  AT_DISPATCH_FLOATING_TYPES(vectors.scalar_type(), "act_orthogonal_backward", [&] {
+    using T = scalar_t;
+    const T *v = vectors.const_data_ptr<T>(), *g = frames.const_data_ptr<T>(), *dy = d_out.const_data_ptr<T>();
+    T *d_v = d_vectors.mutable_data_ptr<T>(), *d_g = d_frames.mutable_data_ptr<T>();
+    const T scale = mean ? T(1) / T(x.S) : T(1);
+    at::parallel_for(0, x.B, 1 + 4096 / (1 + x.S * x.size()), [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b)
+        for (int64_t s = 0; s < x.S; ++s) {
+          const int64_t sample = b * x.S + s, from = (mean ? b : sample) * x.size(), to = x.vectors_at(b, s);
+          PSF_DISPATCH(act_vectors<T>(g + sample * x.d * x.d, dy + from, d_v + to, x.n, x.d, x.C, !inverse,
+                                      !x.per_sample && s > 0, scale));
+          PSF_DISPATCH(frame_gradient<T>(dy + from, v + to, d_g + sample * x.d * x.d, x.n, x.d, x.C, inverse, scale));
+        }
+    });
+  });
+  return {d_vectors, d_frames};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(probsym_fast, CPU, m) {
+  m.impl("act_orthogonal", &act_orthogonal);
+  m.impl("act_orthogonal_backward", &act_orthogonal_backward);
+}
+
+}  // namespace psf

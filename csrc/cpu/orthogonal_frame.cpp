@@ -1,0 +1,52 @@
+// orthogonal_frame and its gradient on the CPU for d <= 3: what is computed stands in orthogonal_frame.kernel.h.
+#include "rows.h"
+#define PSF_KERNEL "orthogonal_frame.kernel.h"
+#include "each_isa.h"
+
+namespace psf {
+namespace {
+
+using at::Tensor;
+
+Tensor orthogonal_frame(const Tensor& matrices_in, bool special) {
+  const Tensor matrices = matrices_in.contiguous(), out = at::empty_like(matrices);
+  const int d = static_cast<int>(matrices.size(-1));
+  const int64_t M = matrices.numel() / (d * d);
+  std::atomic<bool> finite{true};
+  AT_DISPATCH_FLOATING_TYPES(matrices.scalar_type(), "orthogonal_frame", [&] {
+    using T = scalar_t;
+    for_each_group<T>(M, 1, d * d, nullptr, d * d * 64 / sizeof(T), [&](int64_t first, int rows, const int64_t*, T* scratch) {
+      bool ok = true;
+      PSF_DISPATCH(orthogonal_frame_lanes<T>(matrices.const_data_ptr<T>() + first * d * d, rows, d, special, scratch,
+                                             out.mutable_data_ptr<T>() + first * d * d, &ok));
+      if (!ok) finite = false;
+    });
+  });
+  TORCH_CHECK_VALUE(finite, "orthogonal_frame: matrices must be finite, got NaN or infinity");
+  return out;
+}
+
+Tensor orthogonal_frame_backward(const Tensor& d_frames_in, const Tensor& frames, const Tensor& matrices_in) {
+  const Tensor d_frames = d_frames_in.contiguous(), matrices = matrices_in.contiguous(), out = at::empty_like(matrices);
+  const int d = static_cast<int>(matrices.size(-1));
+  const int64_t M = matrices.numel() / (d * d);
+  AT_DISPATCH_FLOATING_TYPES(matrices.scalar_type(), "orthogonal_frame_backward", [&] {
+    using T = scalar_t;
+    for_each_group<T>(M, 1, d * d, nullptr, 3 * d * d * 64 / sizeof(T), [&](int64_t first, int rows, const int64_t*, T* scratch) {
+      const int64_t at = first * d * d;
+      PSF_DISPATCH(orthogonal_frame_backward_lanes<T>(d_frames.const_data_ptr<T>() + at, frames.const_data_ptr<T>() + at,
+                                                      matrices.const_data_ptr<T>() + at, rows, d, scratch,
+                                                      out.mutable_data_ptr<T>() + at));
+    });
+  });
+  return out;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(probsym_fast, CPU, m) {
+  m.impl("orthogonal_frame", &orthogonal_frame);
+  m.impl("orthogonal_frame_backward", &orthogonal_frame_backward);
+}
+
+}  // namespace psf

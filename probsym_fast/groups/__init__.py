@@ -1,0 +1,22 @@
+"""Groups: elements in compact form, composition, uniform sampling, and how they act on data."""
+
+from probsym_fast.groups._batch import Batch, PointClouds
+from probsym_fast.groups._group import Group
+from probsym_fast.groups.euclidean import Euclidean, Motion, SpecialEuclidean, Translation
+from probsym_fast.groups.orthogonal import Orthogonal, SpecialOrthogonal
+from probsym_fast.groups.product import Product
+from probsym_fast.groups.symmetric import Symmetric
+
+__all__ = [
+    "Batch",
+    "Euclidean",
+    "Group",
+    "Motion",
+    "Orthogonal",
+    "PointClouds",
+    "Product",
+    "SpecialEuclidean",
+    "SpecialOrthogonal",
+    "Symmetric",
+    "Translation",
+]

@@ -1,0 +1,108 @@
+"""Rigid motions: translations, alone or with rotations and reflections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from probsym_fast.groups._batch import Batch
+from probsym_fast.groups._group import Group
+from probsym_fast.groups.orthogonal import Orthogonal, SpecialOrthogonal
+
+
+class Motion(NamedTuple):
+    """x -> frame x + shift: frame (B, S, d, d) or None (no rotation), shift (B, S, d)."""
+
+    frame: Tensor | None
+    shift: Tensor
+
+
+class Translation(Group):
+    """R^d on the point ("p") axes. Its element for a batch is the centroid: translation is removed and restored."""
+
+    linear: Orthogonal | None = None
+
+    def __init__(self, d: int = 3):
+        if d < 1:
+            raise ValueError(f"{type(self).__name__}: d must be at least 1, got {d}")
+        self.d = d
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.d})"
+
+    def _centered(self, frame: Tensor | None, batch: Batch, samples: int) -> Motion:
+        if batch.center is None:
+            raise ValueError(f"{self}: batch.center must be (B, {self.d}), got None")
+        return Motion(frame, batch.center[:, None].expand(-1, samples, -1))
+
+    def identity(self, batch: Batch, samples: int) -> Motion:
+        frame = self.linear.identity(batch, samples) if self.linear else None
+        return Motion(frame, torch.zeros(batch.size, samples, self.d, dtype=batch.dtype, device=batch.device))
+
+    def uniform(self, batch: Batch, samples: int, generator: torch.Generator | None = None) -> Motion:
+        frame = self.linear.uniform(batch, samples, generator) if self.linear else None
+        return self._centered(frame, batch, samples)
+
+    def compose(self, g: Motion, h: Motion) -> Motion:
+        if g.frame is None:
+            return Motion(None, g.shift + h.shift)
+        return Motion(g.frame @ h.frame, (g.frame @ h.shift[..., None])[..., 0] + g.shift)
+
+    def inverse(self, g: Motion) -> Motion:
+        if g.frame is None:
+            return Motion(None, -g.shift)
+        return Motion(g.frame.mT, -(g.frame.mT @ g.shift[..., None])[..., 0])
+
+    def act(self, g: Motion, x: Tensor, layout: str, *, inverse: bool = False, mean: bool = False) -> Tensor:
+        if layout.count("p") > 1:
+            raise ValueError(f"{self}: layout must have at most one point axis, got {layout!r}")
+        point = layout.find("p")
+        if inverse and point >= 0:
+            x = (x if x.ndim == len(layout) + 2 else x[:, None]) - self._along(g.shift, layout, point)
+        if g.frame is not None:
+            x = self.linear.act(g.frame, x, layout, inverse=inverse, mean=mean)
+        else:
+            x = x if x.ndim == len(layout) + 2 else x[:, None].expand(x.shape[0], g.shift.shape[1], *x.shape[1:])
+            x = x.mean(1) if mean else x
+        if not inverse and point >= 0:
+            shift = self._along(g.shift, layout, point)
+            x = x + (shift.mean(1) if mean else shift)
+        return x
+
+    @staticmethod
+    def _along(shift: Tensor, layout: str, axis: int) -> Tensor:
+        """(B, S, d) with singleton axes around the point axis."""
+        return shift.reshape(*shift.shape[:2], *([1] * axis), shift.shape[-1], *([1] * (len(layout) - axis - 1)))
+
+    def project(
+        self,
+        outputs: Mapping[str, Tensor],
+        batch: Batch,
+        *,
+        tau: float = 0.01,
+        iterations: int = 20,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Motion, dict[str, Tensor]]:
+        if self.linear is None:
+            return self._centered(None, batch, next(iter(outputs.values())).shape[1]), {}
+        frame, penalties = self.linear.project(outputs, batch)
+        return self._centered(frame, batch, frame.shape[1]), penalties
+
+
+class Euclidean(Translation):
+    """E(d): rotations, reflections and translations."""
+
+    def __init__(self, d: int = 3):
+        super().__init__(d)
+        self.linear = Orthogonal(d)
+
+
+class SpecialEuclidean(Translation):
+    """SE(d): rotations and translations."""
+
+    def __init__(self, d: int = 3):
+        super().__init__(d)
+        self.linear = SpecialOrthogonal(d)

@@ -1,0 +1,86 @@
+"""The orthogonal groups: rotations and reflections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from probsym_fast import ops
+from probsym_fast.groups._batch import Batch
+from probsym_fast.groups._group import Group, sample_axis, wanted
+
+
+class Orthogonal(Group):
+    """O(d) on the vector ("v") and point ("p") axes. Elements are matrices (B, S, d, d)."""
+
+    special = False
+
+    def __init__(self, d: int = 3):
+        if d < 1:
+            raise ValueError(f"{type(self).__name__}: d must be at least 1, got {d}")
+        self.d = d
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.d})"
+
+    def identity(self, batch: Batch, samples: int) -> Tensor:
+        eye = torch.eye(self.d, dtype=_at_least_float32(batch.dtype), device=batch.device)
+        return eye.expand(batch.size, samples, self.d, self.d)
+
+    def uniform(self, batch: Batch, samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Gram-Schmidt of normal matrices is distributed by the Haar measure."""
+        shape = (batch.size, samples, self.d, self.d)
+        dtype = _at_least_float32(batch.dtype)
+        normal = torch.randn(shape, generator=generator, device=batch.device, dtype=dtype)
+        return ops.orthogonal_frame(normal, special=self.special)
+
+    def compose(self, g: Tensor, h: Tensor) -> Tensor:
+        return g @ h
+
+    def inverse(self, g: Tensor) -> Tensor:
+        return g.mT
+
+    def act(self, g: Tensor, x: Tensor, layout: str, *, inverse: bool = False, mean: bool = False) -> Tensor:
+        has_samples = sample_axis(x, layout)
+        axes = [i for i, letter in enumerate(layout) if letter in "vp"]
+        for k, axis in enumerate(axes):
+            first = 2 if has_samples else 1
+            if x.shape[first + axis] != self.d:
+                raise ValueError(
+                    f"{self}: axis {first + axis} of x must have size {self.d}, got {tuple(x.shape)}"
+                )
+            lead, rest = x.shape[:first], x.shape[first:]
+            flat = x.reshape(*lead, rest[:axis].numel(), self.d, rest[axis + 1 :].numel())
+            last = mean and k == len(axes) - 1
+            out = ops.act_orthogonal(flat, g, inverse=inverse, mean=last)
+            x, has_samples = out.reshape(*out.shape[: 1 if last else 2], *rest), True
+        if axes:
+            return x
+        x = x if has_samples else x[:, None].expand(x.shape[0], g.shape[1], *x.shape[1:])
+        return x.mean(1) if mean else x
+
+    def project(
+        self,
+        outputs: Mapping[str, Tensor],
+        batch: Batch,
+        *,
+        tau: float = 0.01,
+        iterations: int = 20,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        matrices = wanted(outputs, "matrices", repr(self))
+        if matrices.shape[-2:] != (self.d, self.d):
+            raise ValueError(f"{self}: matrices must be (B, S, {self.d}, {self.d}), got {tuple(matrices.shape)}")
+        return ops.orthogonal_frame(matrices, special=self.special), {}
+
+
+class SpecialOrthogonal(Orthogonal):
+    """SO(d): the rotations."""
+
+    special = True
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype == torch.float64 else torch.float32

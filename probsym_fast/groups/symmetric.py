@@ -1,0 +1,94 @@
+"""The symmetric group: permutations of nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from probsym_fast import ops
+from probsym_fast.groups._batch import Batch
+from probsym_fast.groups._group import Group, sample_axis, wanted
+from probsym_fast.ops import Permutation, SoftPermutation
+
+TIE_NOISE = 1e-6
+
+
+class Symmetric(Group):
+    """S_n on node axes: `(g . y)[u] = y[rank[u]]`, `(g^-1 . x)[j] = x[order[j]]`. Elements are `ops.Permutation`s."""
+
+    def __init__(self, n: int):
+        if n < 1:
+            raise ValueError(f"Symmetric: n must be at least 1, got {n}")
+        self.n = n
+
+    def __repr__(self) -> str:
+        return f"Symmetric({self.n})"
+
+    def identity(self, batch: Batch, samples: int) -> Permutation:
+        slots = torch.arange(self.n, device=batch.device).expand(batch.size, samples, self.n)
+        return Permutation(slots, batch.num_nodes, slots)
+
+    def uniform(self, batch: Batch, samples: int, generator: torch.Generator | None = None) -> Permutation:
+        """Uniform over the permutations of the valid nodes; slots beyond them stay where they are."""
+        shape = (batch.size, samples, self.n)
+        key = torch.rand(shape, generator=generator, device=batch.device, dtype=torch.float64)
+        if batch.num_nodes is not None:
+            key = key.masked_fill(torch.arange(self.n, device=key.device) >= batch.num_nodes[:, None, None], torch.inf)
+        return Permutation(key.argsort(dim=-1, stable=True), batch.num_nodes)
+
+    def compose(self, g: Permutation, h: Permutation) -> Permutation:
+        return Permutation(
+            g.order.gather(-1, h.order), g.num_nodes, h.rank.gather(-1, g.rank)
+        )
+
+    def inverse(self, g: Permutation) -> Permutation:
+        return g.inverse()
+
+    def act(self, g: Permutation, x: Tensor, layout: str, *, inverse: bool = False, mean: bool = False) -> Tensor:
+        has_samples = sample_axis(x, layout)
+        x = x if has_samples else x[:, None]
+        x = x.expand(g.shape[0], g.shape[1], *x.shape[2:])
+        soft = isinstance(g, SoftPermutation) and torch.is_grad_enabled() and g.scores.requires_grad
+        matrix = g.dense().to(x.dtype) if soft else None
+        for axis, letter in enumerate(layout, start=2):
+            if letter != "n":
+                continue
+            if x.shape[axis] != self.n:
+                raise ValueError(f"Symmetric({self.n}): axis {axis} of x must have size {self.n}, got {tuple(x.shape)}")
+            x = _multiply(matrix, x, axis, inverse) if soft else _gather(g.order if inverse else g.rank, x, axis)
+        return x.mean(1) if mean else x
+
+    def project(
+        self,
+        outputs: Mapping[str, Tensor],
+        batch: Batch,
+        *,
+        tau: float = 0.01,
+        iterations: int = 20,
+        generator: torch.Generator | None = None,
+    ) -> tuple[SoftPermutation, dict[str, Tensor]]:
+        """Scores with ties broken by noise U(0, 1e-6) -> soft permutation and its "entropy"; float32 or better."""
+        scores = wanted(outputs, "scores", repr(self))
+        if scores.shape[-1] != self.n:
+            raise ValueError(f"{self}: scores must be (B, S, {self.n}), got {tuple(scores.shape)}")
+        if scores.dtype != torch.float64:
+            scores = scores.float()
+        ties = torch.rand(scores.shape, generator=generator, device=scores.device, dtype=scores.dtype)
+        p = ops.soft_permutation(scores + TIE_NOISE * ties, batch.num_nodes, tau, iterations)
+        return p, {"entropy": ops.permutation_entropy(p)}
+
+
+def _gather(index: Tensor, x: Tensor, axis: int) -> Tensor:
+    """x[..., index[b, s, i], ...] along `axis`."""
+    shape = [*index.shape[:2], *([1] * (x.ndim - 2))]
+    shape[axis] = index.shape[-1]
+    return x.take_along_dim(index.view(shape), dim=axis)
+
+
+def _multiply(matrix: Tensor, x: Tensor, axis: int, inverse: bool) -> Tensor:
+    """P x, or P^T x, along `axis`: the value of the gather with the straight-through gradient to P (B, S, n, n)."""
+    B, S = x.shape[:2]
+    flat = x.reshape(B, S, -1, x.shape[axis], x.shape[axis + 1 :].numel())
+    return ((matrix.mT if inverse else matrix)[:, :, None] @ flat).reshape(x.shape)

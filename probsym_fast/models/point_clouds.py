@@ -1,0 +1,60 @@
+"""Embeddings and readouts of point clouds: positions, velocities and pair features in, a point or vector a node out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from probsym_fast.groups import Group, PointClouds
+
+
+class NodeVectors(nn.Module):
+    """Nodes with their coordinates as features, and features of pairs: (B, S, n, 2 d) and (B, S or 1, n, n, C)."""
+
+    def forward(self, batch: PointClouds, group: Group, g: Any) -> tuple[Tensor, Tensor]:
+        x = _coordinates(batch, group, g)
+        edges = batch.edges[:, None] if _keeps(group, "nnc") else group.act(g, batch.edges, "nnc", inverse=True)
+        return x, edges
+
+
+class PairTokens(nn.Module):
+    """A token for every pair of nodes: pair features, and on the diagonal the coordinates: (B, S, n n, 2 d + C)."""
+
+    def forward(self, batch: PointClouds, group: Group, g: Any) -> tuple[Tensor]:
+        x = _coordinates(batch, group, g)  # (B, S, n, 2 d)
+        B, S, n, width = x.shape
+        edges = group.act(g, batch.edges, "nnc", inverse=True)
+        diagonal = torch.diag_embed(x.movedim(-1, 2)).movedim(2, -1)  # (B, S, n, n, 2 d)
+        return (torch.cat([diagonal, edges], dim=-1).view(B, S, n * n, width + edges.shape[-1]),)
+
+
+class NodeReadout(nn.Module):
+    """One point a node, averaged over samples: (B, S, n, d) -> (B, n, d).
+
+    displacement=False: the output is a position in the element's frame (layout "np": the translation comes back).
+    displacement=True: it is a vector (layout "nv") that is added to the node's position.
+    """
+
+    def __init__(self, displacement: bool):
+        super().__init__()
+        self.displacement = displacement
+
+    def forward(self, outputs: Tensor, batch: PointClouds, group: Group, g: Any) -> Tensor:
+        y = group.act(g, outputs, "nv" if self.displacement else "np", mean=True)
+        return batch.positions + y if self.displacement else y
+
+
+def _coordinates(batch: PointClouds, group: Group, g: Any) -> Tensor:
+    """g^-1 applied to positions and velocities: (B, S, n, 2 d)."""
+    positions = group.act(g, batch.positions, "np", inverse=True)
+    return torch.cat([positions, group.act(g, batch.velocities, "nv", inverse=True)], dim=-1)
+
+
+def _keeps(group: Group, layout: str) -> bool:
+    """Whether the group leaves tensors of this layout alone."""
+    from probsym_fast.groups import Product, Symmetric
+
+    factors = group.factors if isinstance(group, Product) else (group,)
+    return not any(isinstance(f, Symmetric) for f in factors) or "n" not in layout

@@ -1,0 +1,41 @@
+"""The symmetrized model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from probsym_fast.distributions import Distribution
+
+
+class Symmetrized(nn.Module):
+    """f(x) = mean over S samples g ~ p(g|x) of g . backbone(g^-1 . x): equivariant for any backbone.
+
+    backbone: any module that takes what `embed` returns, with axes (B, S) in front.
+    embed: module, embed(batch, group, g) -> tuple of tensors (B, S, ...): the inverse action and the tokens.
+    readout: module, readout(outputs, batch, group, g) -> prediction: the action on the outputs and the mean over samples.
+    distribution: p(g|x), which also names the group.
+    """
+
+    def __init__(self, backbone: nn.Module, embed: nn.Module, readout: nn.Module, distribution: Distribution):
+        super().__init__()
+        self.backbone, self.embed, self.readout, self.distribution = backbone, embed, readout, distribution
+
+    def forward(
+        self, batch: Any, samples: int = 1, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The prediction, averaged over `samples` draws a graph (noise from `generator`), and the penalties (scalars).
+
+        Raises ValueError where samples < 1.
+        """
+        if samples < 1:
+            raise ValueError(f"Symmetrized: samples must be at least 1, got {samples}")
+        g, penalties = self.distribution(batch, samples, generator)
+        return self.apply_elements(batch, g), penalties
+
+    def apply_elements(self, batch: Any, g: Any) -> Tensor:
+        """The prediction for group elements given by hand."""
+        group = self.distribution.group
+        return self.readout(self.backbone(*self.embed(batch, group, g)), batch, group, g)

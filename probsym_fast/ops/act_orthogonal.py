@@ -1,0 +1,66 @@
+"""Rotations and reflections of vectors, S samples at once."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from probsym_fast.ops._op import Op, check_float
+from probsym_fast.ops.reference.act_orthogonal import act_orthogonal as reference
+
+
+def _shapes(vectors, frames, inverse, mean):
+    B, S = frames.shape[:2]
+    return vectors.new_empty((B, *vectors.shape[-3:]) if mean else (B, S, *vectors.shape[-3:]))
+
+
+def _save(ctx, inputs, output):
+    vectors, frames, ctx.inverse, ctx.mean = inputs
+    ctx.save_for_backward(vectors, frames)
+
+
+OP = Op(
+    "act_orthogonal",
+    "(Tensor vectors, Tensor frames, bool inverse, bool mean) -> Tensor",
+    reference=reference,
+    shapes=_shapes,
+)
+OP.gradient(
+    "(Tensor d_out, Tensor vectors, Tensor frames, bool inverse, bool mean) -> (Tensor, Tensor)",
+    shapes=lambda d, vectors, frames, *_: (vectors.new_empty(vectors.shape), frames.new_empty(frames.shape)),
+    save=_save,
+    backward=lambda ctx, kernel, d: (*kernel(d, *ctx.saved_tensors, ctx.inverse, ctx.mean), None, None),
+)
+
+
+def act_orthogonal(
+    vectors: Tensor, frames: Tensor, *, inverse: bool = False, mean: bool = False, backend: str = "auto"
+) -> Tensor:
+    """`out[b, s, m, i, c] = sum_j g[b, s, i, j] v[b, (s,) m, j, c]`, with g^T for `inverse`.
+
+    Args:
+        vectors: (B, n, d, C), shared by the samples, or (B, S, n, d, C).
+        frames: (B, S, d, d), orthogonal (the inverse is taken to be the transpose).
+        inverse: apply g^-1. mean: average over the samples.
+        backend: "auto", "cpu" or "reference".
+
+    Returns: (B, S, n, d, C), with `mean` (B, n, d, C); dtype of `vectors` (float16, bfloat16 are computed in float32).
+
+    Gradients: to vectors and frames. Cost: 2 d operations a number.
+    Raises: TypeError (dtypes), ValueError (shapes), RuntimeError (devices, backend).
+    """
+    check_float("act_orthogonal", vectors=vectors, frames=frames)
+    if frames.ndim != 4 or frames.shape[-1] != frames.shape[-2]:
+        raise ValueError(f"act_orthogonal: frames must be (B, S, d, d), got {tuple(frames.shape)}")
+    B, S, d, _ = frames.shape
+    lead = (B,) if vectors.ndim == 4 else (B, S)
+    if vectors.ndim not in (4, 5) or vectors.shape[: len(lead)] != lead or vectors.shape[-2] != d:
+        raise ValueError(
+            f"act_orthogonal: vectors must be (B, [S,] n, d, C) = ({B}, [{S},] *, {d}, *), got {tuple(vectors.shape)}"
+        )
+    if vectors.device != frames.device:
+        raise RuntimeError(f"act_orthogonal: frames must be on {vectors.device}, got {frames.device}")
+    dtype = vectors.dtype
+    if dtype not in OP.dtypes:
+        vectors = vectors.float()
+    out = OP.select(backend, vectors.device, vectors.dtype)(vectors, frames.to(vectors.dtype), bool(inverse), bool(mean))
+    return out.to(dtype)

@@ -1,0 +1,60 @@
+"""Matrices to orthogonal matrices by Gram-Schmidt."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from probsym_fast.ops._op import Op, check_float
+from probsym_fast.ops.reference.orthogonal_frame import orthogonal_frame as reference
+
+KERNEL_DIMENSIONS = (1, 2, 3)
+
+
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(output, inputs[0])
+
+
+OP = Op(
+    "orthogonal_frame",
+    "(Tensor matrices, bool special) -> Tensor",
+    reference=reference,
+    shapes=lambda matrices, special: matrices.new_empty(matrices.shape),
+)
+OP.gradient(
+    "(Tensor d_frames, Tensor frames, Tensor matrices) -> Tensor",
+    shapes=lambda d_frames, frames, matrices: matrices.new_empty(matrices.shape),
+    save=_save,
+    backward=lambda ctx, kernel, d: (kernel(d, *ctx.saved_tensors), None),
+)
+
+
+def orthogonal_frame(matrices: Tensor, *, special: bool = False, backend: str = "auto") -> Tensor:
+    """Gram-Schmidt on the columns: `u_k = a_k - sum_{j<k} q_j (q_j . a_k)`, `q_k = u_k / |u_k|`.
+
+    Equivariant: `orthogonal_frame(h @ A) = h @ orthogonal_frame(A)` for orthogonal h (with `special`: for rotations h).
+    Every step is done twice (re-orthogonalised), so that the result is orthogonal to 1e-5 in float32 for any finite input.
+    A column that depends on those before it (shorter than 1e-6 of its length in float32, 1e-14 in float64; also a zero
+    column) is replaced by the coordinate axis farthest from them, orthonormalised: orthogonal, but not equivariant.
+
+    Args:
+        matrices: (..., d, d). float16 and bfloat16 are computed and returned in float32.
+        special: multiply the first column by the sign of the determinant: SO(d) instead of O(d).
+        backend: "auto", "cpu" (d <= 3) or "reference".
+
+    Returns: (..., d, d) with orthonormal columns.
+
+    Gradients: to matrices; a replaced column passes none, the sign of the determinant counts as constant.
+    Raises: TypeError (dtype), ValueError (shape; entries not finite, looked at on the CPU only), RuntimeError (backend).
+    Source: the orthogonalisation of Kim et al. 2023 (arXiv 2306.02866).
+    """
+    check_float("orthogonal_frame", matrices=matrices)
+    if matrices.ndim < 2 or matrices.shape[-1] != matrices.shape[-2] or matrices.shape[-1] < 1:
+        raise ValueError(f"orthogonal_frame: matrices must be (..., d, d), got {tuple(matrices.shape)}")
+    if matrices.dtype not in OP.dtypes:
+        matrices = matrices.float()
+    d = matrices.shape[-1]
+    if d not in KERNEL_DIMENSIONS:
+        if backend not in ("auto", "reference"):
+            raise ValueError(f"orthogonal_frame: backend {backend!r} takes d in {KERNEL_DIMENSIONS}, got d = {d}")
+        backend = "reference"
+    return OP.select(backend, matrices.device, matrices.dtype)(matrices, bool(special))

@@ -1,0 +1,50 @@
+"""orthogonal_frame: the definition."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from probsym_fast.ops._op import looks_at_values
+
+# Columns shorter than this share of their length count as dependent on those before.
+DEPENDENT = {torch.float32: 1e-6, torch.float64: 1e-14}
+
+
+def orthogonal_frame(matrices: Tensor, special: bool) -> Tensor:
+    """matrices (..., d, d) -> (..., d, d); see `probsym_fast.ops.orthogonal_frame`."""
+    if looks_at_values(matrices) and not matrices.isfinite().all():
+        raise ValueError("orthogonal_frame: matrices must be finite, got NaN or infinity")
+    columns: list[Tensor] = []
+    for k in range(matrices.shape[-1]):
+        x = matrices[..., k]
+        top = x.detach().abs().amax(-1, keepdim=True)
+        x = x / torch.where(top > 0, top, 1)
+        before = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True)
+        x = _without(x, columns)
+        squared = (x * x).sum(-1, keepdim=True)
+        dependent = squared.detach().sqrt() <= DEPENDENT[matrices.dtype] * before
+        kept = x / torch.where(dependent, 1, squared).sqrt()
+        columns.append(torch.where(dependent, _farthest_axis(x, columns), kept))
+    frame = torch.stack(columns, dim=-1)
+    if special:
+        mirrored = torch.linalg.det(frame.detach()) < 0
+        sign = torch.where(mirrored, -1.0, 1.0).to(frame.dtype)[..., None]
+        frame = torch.cat([frame[..., :1] * sign[..., None], frame[..., 1:]], dim=-1)
+    return frame
+
+
+def _without(x: Tensor, columns: list[Tensor]) -> Tensor:
+    """x without its components along the columns; the second pass takes what rounding let through."""
+    for _ in range(2):
+        for q in columns:
+            x = x - q * (q * x).sum(-1, keepdim=True)
+    return x
+
+
+def _farthest_axis(x: Tensor, columns: list[Tensor]) -> Tensor:
+    """The coordinate axis farthest from the span of the columns, made orthonormal to them; a constant to autograd."""
+    columns = [q.detach() for q in columns]
+    left = torch.ones_like(x) - sum(q * q for q in columns)
+    axis = torch.nn.functional.one_hot(left.argmax(-1), x.shape[-1]).to(x.dtype)
+    return torch.nn.functional.normalize(_without(axis, columns), dim=-1)
