@@ -1,0 +1,29 @@
+# `make demo` and `make test` set up what they need in .venv, then run. PYTHON is the interpreter to set up from.
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: demo test bench lint clean
+demo: .venv/ready
+	$(BIN)/probsym fit -c nbody/demo --folder runs/demo-$$(date +%Y%m%d-%H%M%S)
+
+test: .venv/ready
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m pytest -q
+
+bench: .venv/ready
+	$(BIN)/python -m pytest benchmarks -q --save-results
+
+lint: .venv/ready
+	$(BIN)/python -m ruff check .
+
+# The kernels build against the torch of this environment, hence no build isolation.
+.venv/ready: pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), f"probsym_fast needs Python 3.10 or newer, this is {sys.version}"'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel ninja pybind11
+	$(BIN)/python -m pip install --quiet "torch>=2.11" numpy
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[train,test]"
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info probsym_fast/_C*.so

@@ -1,0 +1,103 @@
+"""Configurations: a YAML file a row of the published tables, read into the task's dataclass; any key can be overridden."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import asdict, fields, is_dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+CONFIGS = files("probsym_fast.tasks") / "configs"
+
+
+def available() -> list[str]:
+    """Names of the configurations that come with the package, such as "nbody/gnn_O3_ps"."""
+    root = Path(str(CONFIGS))
+    return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
+
+
+def find(name: str) -> Path:
+    """The file of a configuration: a path, or the name of one that comes with the package."""
+    for path in (Path(name), Path(str(CONFIGS)) / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    near = difflib.get_close_matches(name, available(), n=3, cutoff=0.4)
+    raise ValueError(f"config: must be a file or one of `probsym info`'s configurations, got {name!r}; near it: {near}")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; ValueError where it is none."""
+    try:
+        return read_text(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"config: {path} must be readable YAML, got {type(error).__name__}: {error}") from error
+
+
+def read_text(text: str) -> dict[str, Any]:
+    """The mapping in a YAML text; ValueError where it is none."""
+    values = yaml.safe_load(text)
+    if not isinstance(values, dict):
+        raise ValueError(f"expected keys and values, got {type(values).__name__}")
+    return values
+
+
+def parse(kind: type, values: dict[str, Any], overrides: list[str]) -> Any:
+    """The dataclass `kind` from a mapping and command-line overrides `--key value` (nested: `--samples.train 4`).
+
+    Raises ValueError for an unknown key (naming near ones) and for a value of the wrong type.
+    """
+    _check_keys(kind, values, "")
+    for flag in overrides:
+        if flag.startswith("--"):
+            _check_flag(kind, flag[2:].split("=")[0])
+    try:
+        parser = parser_of(kind)
+        return kind(**vars(parser.instantiate(parser.parse_args(overrides, namespace=parser.parse_object(values)))))
+    except ArgumentError as error:
+        raise ValueError(f"config: {' '.join(str(error).split())}") from error
+
+
+def parser_of(kind: type) -> ArgumentParser:
+    """A parser with an argument for every key of the dataclass, documented by its docstring."""
+    parser = ArgumentParser(exit_on_error=False, prog="probsym fit -c CONFIG", usage="%(prog)s [--KEY VALUE ...]")
+    parser.add_class_arguments(kind)
+    return parser
+
+
+def dump(config: Any) -> str:
+    """YAML of every key of a configuration, defaults included."""
+    return yaml.safe_dump(asdict(config), sort_keys=False)
+
+
+def _check_keys(kind: type, values: dict[str, Any], prefix: str) -> None:
+    for key, value in values.items():
+        nested = _field(kind, prefix + key)
+        if nested:
+            if not isinstance(value, dict):
+                raise ValueError(f"config: {prefix}{key} must hold keys and values, got {value!r}")
+            _check_keys(nested, value, f"{prefix}{key}.")
+
+
+def _check_flag(kind: type, dotted: str) -> None:
+    nested: type | None = kind
+    parts = dotted.split(".")
+    for k in range(len(parts)):
+        if nested is None:
+            raise ValueError(f"config: {'.'.join(parts[:k])} is a value, got the key {dotted!r} below it")
+        nested = _field(nested, ".".join(parts[: k + 1]))
+
+
+def _field(kind: type, dotted: str) -> type | None:
+    """The nested dataclass behind a key, None for a plain value; ValueError where there is no such key."""
+    known = {f.name: f for f in fields(kind)}
+    name = dotted.split(".")[-1]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"; near it: {', '.join(near)}" if near else ""
+        raise ValueError(f"config: unknown key {dotted!r}, expected one of {', '.join(known)}{hint}")
+    factory = known[name].default_factory
+    return factory if is_dataclass(factory) else None

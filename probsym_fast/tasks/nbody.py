@@ -1,0 +1,203 @@
+"""n-body: positions of five charged particles one time unit ahead, for every symmetry, method and backbone of the paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from probsym_fast.data import NBody
+from probsym_fast.distributions import Distribution, Identity, Learned, Normal, Uniform, VectorNeurons
+from probsym_fast.groups import Euclidean, Group, PointClouds, SpecialEuclidean, Symmetric, Translation
+from probsym_fast.models import MessagePassing, NodeReadout, NodeVectors, PairTokens, Symmetrized, Transformer
+from probsym_fast.tasks.nbody_report import describe, report
+from probsym_fast.tasks.task import EpochSampler, Task, batches
+from probsym_fast.tasks.training import Training
+
+BODIES, DIMENSION = 5, 3
+GROUPS = {  # translation is removed and restored in all of them
+    "S5xO3": lambda: Symmetric(BODIES) * Euclidean(DIMENSION),
+    "S5xSO3": lambda: Symmetric(BODIES) * SpecialEuclidean(DIMENSION),
+    "O3": lambda: Euclidean(DIMENSION),
+    "SO3": lambda: SpecialEuclidean(DIMENSION),
+    "S5": lambda: Symmetric(BODIES) * Translation(DIMENSION),
+}
+
+
+@dataclass
+class Samples:
+    """Group elements a graph.
+
+    Args:
+        train: in training.
+        valid: in validation.
+        test: in the test.
+        trials: times the test is repeated with other noise.
+    """
+
+    train: int = 20
+    valid: int = 20
+    test: int = 20
+    trials: int = 5
+
+
+@dataclass
+class Backbone:
+    """The network that is symmetrized.
+
+    Args:
+        kind: "transformer" (a token a pair of particles) or "gnn" (message passing).
+        layers: layers; null: 8 (transformer) or 4 (gnn).
+        width: hidden width; null: 64 (transformer) or 60 (gnn).
+        heads: attention heads (transformer).
+        feedforward: width of the feed-forward layers (transformer).
+        dropout: dropout (transformer).
+    """
+
+    kind: Literal["transformer", "gnn"] = "gnn"
+    layers: int | None = None
+    width: int | None = None
+    heads: int = 4
+    feedforward: int = 64
+    dropout: float = 0.0
+
+
+@dataclass
+class LearnedDistribution:
+    """The learned distribution (method ps and canonical).
+
+    Args:
+        width: channels of the Vector Neurons.
+        neighbors: nearest neighbours.
+        dropout: dropout of whole vectors.
+        noise: standard deviation of the noise on positions and velocities (canonical: 0).
+        tau: temperature of the soft permutation.
+        iterations: Sinkhorn iterations.
+    """
+
+    width: int = 64 // 3
+    neighbors: int = 4
+    dropout: float = 0.08
+    noise: float = 1.0
+    tau: float = 0.1
+    iterations: int = 20
+
+
+@dataclass
+class NBodyConfig:
+    """The n-body experiment of Kim et al. 2023; defaults are the published settings.
+
+    Args:
+        task: "nbody".
+        name: names the run's folder.
+        symmetry: the group; translation is removed and restored in every case.
+        method: "ps" learned distribution, "ga" uniform, "canonical" learned without noise and one sample, "none" no group.
+        seed: of weights, order, noise and dropout.
+        count: training simulations used, of 10,000.
+        data: folder of the data set; null: the cache.
+        folder: of the run; null: runs/<task>/<name>/seed<seed>.
+        backbone: the network that is symmetrized.
+        distribution: settings of the learned distribution.
+        samples: group elements a graph.
+        training: optimiser, epochs, devices.
+    """
+
+    task: Literal["nbody"] = "nbody"
+    name: str = "custom"
+    symmetry: Literal["S5xO3", "S5xSO3", "O3", "SO3", "S5"] = "O3"
+    method: Literal["ps", "ga", "canonical", "none"] = "ps"
+    seed: int = 1
+    count: int = 3000
+    data: str | None = None
+    folder: str | None = None
+    backbone: Backbone = field(default_factory=Backbone)
+    distribution: LearnedDistribution = field(default_factory=LearnedDistribution)
+    samples: Samples = field(default_factory=Samples)
+    training: Training = field(default_factory=Training)
+
+
+class NBodyTask(Task):
+    """Mean squared error of the positions at frame 40, from positions and velocities at frame 30."""
+
+    measure = "mse"
+
+    def __init__(self, config: NBodyConfig):
+        if config.backbone.kind == "gnn" and config.symmetry not in ("O3", "SO3") and config.method != "none":
+            raise ValueError(
+                f"config: the gnn is symmetric under permutations itself: symmetry must be O3 or SO3, got {config.symmetry}"
+            )
+        if config.method == "canonical" and {config.samples.train, config.samples.valid, config.samples.test} != {1}:
+            raise ValueError(f"config: method canonical takes 1 sample, got {config.samples}")
+        self.config = config
+
+    def group(self) -> Group:
+        return GROUPS[self.config.symmetry]()
+
+    def distribution(self) -> Distribution:
+        group, settings = self.group(), self.config.distribution
+        if self.config.method == "ga":
+            return Uniform(group)
+        if self.config.method == "none":
+            return Identity(group)
+        network = VectorNeurons(
+            width=settings.width,
+            neighbors=settings.neighbors,
+            dropout=settings.dropout,
+            scores="S5" in self.config.symmetry,
+            matrices="O3" in self.config.symmetry,
+        )
+        noise = Normal(0.0 if self.config.method == "canonical" else settings.noise)
+        return Learned(group, network, noise, settings.tau, settings.iterations)
+
+    def model(self) -> Symmetrized:
+        backbone = self.config.backbone
+        if backbone.kind == "gnn":
+            network = MessagePassing(2 * DIMENSION, 2, backbone.width or 60, backbone.layers or 4, DIMENSION)
+            return Symmetrized(network, NodeVectors(), NodeReadout(displacement=False), self.distribution())
+        network = Transformer(
+            in_features=2 * DIMENSION + 2,
+            width=backbone.width or 64,
+            layers=backbone.layers or 8,
+            heads=backbone.heads,
+            feedforward=backbone.feedforward,
+            tokens=BODIES**2,
+            out_features=DIMENSION,
+            dropout=backbone.dropout,
+            read=[i * (BODIES + 1) for i in range(BODIES)],  # the diagonal
+        )
+        return Symmetrized(network, PairTokens(), NodeReadout(displacement=True), self.distribution())
+
+    def dataset(self, split: str) -> NBody:
+        return NBody(split, self.config.data, self.config.count if split == "train" else None)
+
+    def loader(self, split: str) -> DataLoader:
+        dataset, train = self.dataset(split), split == "train"
+        size = min(self.config.training.batch, len(dataset))
+        return batches(
+            dataset, EpochSampler(len(dataset), size, shuffle=train, drop_last=train, seed=self.config.seed)
+        )
+
+    def inputs(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[PointClouds, Tensor]:
+        positions, velocities, charges, target = batch
+        return clouds(positions, velocities, charges), target
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return torch.nn.functional.mse_loss(prediction, target)
+
+    def report(self, model: Symmetrized, folder: Path) -> dict[str, Any]:
+        return report(self, model, folder)
+
+    def describe(self, results: dict[str, Any]) -> list[tuple[str, str]]:
+        return describe(results)
+
+
+def clouds(positions: Tensor, velocities: Tensor, charges: Tensor) -> PointClouds:
+    """Pair features (B, n, n, 2): product of charges and squared distance, both 0 on the diagonal."""
+    distance = (positions[:, :, None] - positions[:, None]).square().sum(-1)
+    product = charges[:, :, None] * charges[:, None]
+    product = product - torch.diag_embed(charges * charges)
+    return PointClouds(positions, velocities, torch.stack([product, distance], dim=-1))

@@ -1,0 +1,112 @@
+"""What a trained n-body model is worth: test errors beside baselines, and equivariance against the number of samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from probsym_fast.distributions import Identity
+from probsym_fast.groups import PointClouds, SpecialOrthogonal
+from probsym_fast.models import Symmetrized
+from probsym_fast.tasks.plots import plot_against_samples, plot_trajectories
+from probsym_fast.tasks.task import seeded
+
+if TYPE_CHECKING:
+    from probsym_fast.tasks.nbody import NBodyTask
+
+SAMPLE_COUNTS = (1, 4, 16, 64)
+
+
+def report(task: NBodyTask, model: Symmetrized, folder: Path) -> dict[str, Any]:
+    """Test errors (mean squared, over all coordinates) and equivariance errors; writes plots/*.png.
+
+    test: as configured, mean and standard deviation over trials. rotated: every test cloud turned at random.
+    unsymmetrized_rotated: the same weights with the identity for g. constant_velocity: x + v t.
+    equivariance: root mean square of f(hx) - h f(x) over random rotations h, relative to the displacement.
+    """
+    config = task.config
+    dataset = task.dataset("test")
+    device = next(model.parameters()).device
+    trials = [
+        _error(task, model, config.samples.test, seeded(config.seed, "test", k, device))
+        for k in range(config.samples.trials)
+    ]
+    trial = torch.tensor(trials)
+    turn = seeded(config.seed, "turn", 0, device)
+    bare = Symmetrized(model.backbone, model.embed, model.readout, Identity(model.distribution.group))
+    results = {
+        "test_mse": trial.mean().item(),
+        "test_mse_std": trial.std(correction=0).item(),
+        "samples": config.samples.test,
+        "trials": config.samples.trials,
+        "rotated_mse": _error(task, model, config.samples.test, seeded(config.seed, "test", 0, device), turn),
+        "unsymmetrized_mse": _error(task, bare, 1, None),
+        "unsymmetrized_rotated_mse": _error(task, bare, 1, None, turn),
+        "constant_velocity_mse": (dataset.constant_velocity() - dataset.target).square().mean().item(),
+        "equivariance_error": _equivariance(task, model, device),
+    }
+    if len(results["equivariance_error"]) > 1:
+        errors = {int(s): e for s, e in results["equivariance_error"].items()}
+        plot_against_samples(folder / "plots" / "equivariance.png", errors, "relative equivariance error")
+    shown = dataset[torch.arange(4)]
+    inputs, target = task.inputs(tuple(x.to(device) for x in shown))
+    prediction, _ = model(inputs, config.samples.test, seeded(config.seed, "test", 0, device))
+    plot_trajectories(folder / "plots" / "trajectories.png", shown[0], prediction.cpu(), target.cpu(), shown[2])
+    return results
+
+
+def describe(results: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        (f"model, S = {results['samples']}", f"{results['test_mse']:.4f} ± {results['test_mse_std']:.4f}"),
+        ("model, rotated test data", f"{results['rotated_mse']:.4f}"),
+        ("same network, no symmetrization", f"{results['unsymmetrized_mse']:.4f}"),
+        ("same network, no symmetrization, rotated", f"{results['unsymmetrized_rotated_mse']:.4f}"),
+        ("constant velocity", f"{results['constant_velocity_mse']:.4f}"),
+    ]
+    rows = [(f"test error: {name}", value) for name, value in rows]
+    for samples, error in results["equivariance_error"].items():
+        rows.append((f"equivariance error, S = {samples}", f"{error:.4f}"))
+    return rows
+
+
+def _rotate(frames: Tensor, x: Tensor) -> Tensor:
+    """frames (B, 3, 3) on vectors (B, n, 3)."""
+    return x @ frames.mT
+
+
+def _turned(inputs: PointClouds, target: Tensor, frames: Tensor) -> tuple[PointClouds, Tensor]:
+    moved = inputs._replace(positions=_rotate(frames, inputs.positions), velocities=_rotate(frames, inputs.velocities))
+    return moved, _rotate(frames, target)
+
+
+def _error(task, model, samples: int, generator, turn=None) -> float:
+    """Mean squared error over the test set; `turn`: generator of a rotation for every cloud."""
+    device = next(model.parameters()).device
+    total = count = 0
+    for batch in task.loader("test"):
+        inputs, target = task.inputs(tuple(x.to(device) for x in batch))
+        if turn is not None:
+            frames = SpecialOrthogonal(3).uniform(inputs, 1, turn)[:, 0]
+            inputs, target = _turned(inputs, target, frames)
+        prediction, _ = model(inputs, samples, generator)
+        total += (prediction - target).square().sum().item()
+        count += target.numel()
+    return total / count
+
+
+def _equivariance(task, model, device, clouds: int = 200) -> dict[str, float]:
+    """Noise is drawn independently on both sides, so that the error falls as 1/sqrt(S) where f is equivariant."""
+    inputs, target = task.inputs(tuple(x.to(device) for x in task.dataset("test")[torch.arange(clouds)]))
+    frames = SpecialOrthogonal(3).uniform(inputs, 1, seeded(task.config.seed, "turn", 1, device))[:, 0]
+    moved, _ = _turned(inputs, target, frames)
+    canonical = task.config.method == "canonical" or task.config.method == "none"
+    errors = {}
+    for samples in (1,) if canonical else SAMPLE_COUNTS:
+        here, _ = model(inputs, samples, seeded(task.config.seed, "here", samples, device))
+        there, _ = model(moved, samples, seeded(task.config.seed, "there", samples, device))
+        difference = (there - _rotate(frames, here)).square().mean().sqrt()
+        errors[str(samples)] = (difference / (target - inputs.positions).square().mean().sqrt()).item()
+    return errors

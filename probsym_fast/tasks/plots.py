@@ -1,0 +1,84 @@
+"""Plots of a run, as PNG files in its folder."""
+
+from __future__ import annotations
+
+import csv
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from probsym_fast.data._store import write_atomically
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes the figure whole or not at all, and closes it."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
+    plt.close(figure)
+    write_atomically(path, lambda file: file.write(buffer.getvalue()))
+
+
+def history(folder: Path) -> dict[str, dict[int, float]]:
+    """Every logged quantity by epoch, over all sessions of a resumed run (the last one counts)."""
+    series: dict[str, dict[int, float]] = {}
+    logs = sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
+    for path in logs:
+        with open(path, newline="") as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if value and name not in ("epoch", "step"):
+                        series.setdefault(name, {})[int(row["epoch"])] = float(value)
+    return series
+
+
+def plot_losses(folder: Path, measure: str) -> None:
+    """losses.png: training and validation measure and penalties by epoch."""
+    series = history(folder)
+    main = {name: values for name, values in series.items() if name.endswith(f"/{measure}")}
+    if not main:
+        return
+    rest = {name: values for name, values in series.items() if name not in main}
+    figure, axes = plt.subplots(1, 2 if rest else 1, figsize=(10 if rest else 6, 4), squeeze=False)
+    for axis, some in zip(axes[0], (main, rest), strict=False):
+        for name, values in sorted(some.items()):
+            axis.plot(list(values), list(values.values()), label=name, marker="o" if len(values) == 1 else None)
+        axis.set(xlabel="epoch")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    axes[0, 0].set(yscale="log", ylabel=measure.replace("_", " "))
+    save(figure, folder / "plots" / "losses.png")
+
+
+def plot_trajectories(path: Path, start: Tensor, predicted: Tensor, true: Tensor, charges: Tensor) -> None:
+    """Clouds side by side, seen along z: start to true end (line), predicted end (cross). Tensors are (M, n, 3); M panels."""
+    figure, axes = plt.subplots(1, len(start), figsize=(3.6 * len(start), 3.8), squeeze=False)
+    for axis, x, p, y, q in zip(axes[0], start, predicted, true, charges, strict=True):
+        for i in range(len(x)):
+            color = "tab:red" if q[i] > 0 else "tab:blue"
+            axis.plot([x[i, 0], y[i, 0]], [x[i, 1], y[i, 1]], color=color, alpha=0.6)
+            axis.plot(*x[i, :2], "o", color=color, markersize=4)
+            axis.plot(*y[i, :2], "o", markerfacecolor="none", color=color, markersize=8)
+            axis.plot(*p[i, :2], "x", color="black", markersize=7)
+        axis.set(aspect="equal", xlabel="x", ylabel="y")
+        axis.set_title(f"mean squared error {((p - y) ** 2).mean():.4f}", fontsize=9)
+    figure.suptitle("dot: start, circle: true end, cross: predicted end; red: +, blue: -", fontsize=9)
+    figure.tight_layout()
+    save(figure, path)
+
+
+def plot_against_samples(path: Path, errors: dict[int, float], name: str) -> None:
+    """An error against the number of samples, beside 1 / sqrt(S)."""
+    figure, axis = plt.subplots(figsize=(5, 4))
+    samples, values = list(errors), list(errors.values())
+    axis.loglog(samples, values, "o-", label=name)
+    axis.loglog(samples, [values[0] * (samples[0] / s) ** 0.5 for s in samples], "k--", alpha=0.5, label="1/sqrt(S)")
+    axis.set(xlabel="samples S", ylabel=name)
+    axis.grid(alpha=0.3, which="both")
+    axis.legend()
+    save(figure, path)

@@ -1,0 +1,78 @@
+"""The concept of a task: one experiment's data, model, loss and report."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from probsym_fast.models import Symmetrized
+
+
+class Task(ABC):
+    """An experiment, made from its configuration (a dataclass with at least the keys of `training.Training`)."""
+
+    config: Any
+    measure: str  # name of the validation measure that picks the best checkpoint; lower is better
+
+    @abstractmethod
+    def model(self) -> Symmetrized:
+        """A new model, weights drawn from torch's global generator."""
+
+    @abstractmethod
+    def loader(self, split: str) -> DataLoader:
+        """Batches of "train" (shuffled anew every epoch), "valid" or "test"."""
+
+    @abstractmethod
+    def inputs(self, batch: Any) -> tuple[Any, Tensor]:
+        """What the model takes, and the target."""
+
+    @abstractmethod
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """The training loss without penalties, also the validation measure: a scalar mean over the batch."""
+
+    @abstractmethod
+    def report(self, model: Symmetrized, folder: Path) -> dict[str, Any]:
+        """Tests the model, writes plots into the folder, and returns the figures."""
+
+    def describe(self, results: dict[str, Any]) -> list[tuple[str, str]]:
+        """The report's table: (what, figure) a row."""
+        return [(name, str(value)) for name, value in results.items()]
+
+
+class EpochSampler(Sampler):
+    """Index tensors of whole batches, shuffled by (seed, epoch): the order of an epoch depends on nothing else."""
+
+    def __init__(self, count: int, batch: int, *, shuffle: bool = False, drop_last: bool = False, seed: int = 0):
+        self.count, self.batch, self.shuffle, self.drop_last, self.seed = count, batch, shuffle, drop_last, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count // self.batch if self.drop_last else -(-self.count // self.batch)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        order = torch.arange(self.count)
+        if self.shuffle:
+            order = torch.randperm(self.count, generator=seeded(self.seed, "order", self.epoch))
+        yield from order[: len(self) * self.batch].split(self.batch)
+
+
+def batches(dataset: Dataset, sampler: EpochSampler) -> DataLoader:
+    """A loader for data sets in memory that take an index tensor: one index per batch, nothing to collate."""
+    return DataLoader(dataset, sampler=sampler, batch_size=None)
+
+
+def seeded(seed: int, purpose: str, step: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator for one draw: the same (seed, purpose, step) gives the same noise, whatever was drawn before."""
+    mixed = seed
+    for part in (*purpose.encode(), step):
+        mixed = (mixed * 6364136223846793005 + part + 1442695040888963407) % 2**63
+    return torch.Generator(device).manual_seed(mixed)
