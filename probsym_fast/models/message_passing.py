@@ -1,0 +1,66 @@
+"""Message passing on complete graphs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Layer(nn.Module):
+    """m_ij = MLP([h_i, h_j, e_ij]), h_i' = MLP([h_i, sum_{j != i} m_ij]).
+
+    The first linear map of the message is taken apart: W h_i + V h_j + U e_ij, a product a node and not a pair.
+    """
+
+    def __init__(self, width: int, edge_features: int):
+        super().__init__()
+        self.pair = nn.Linear(2 * width + edge_features, width)
+        self.message = nn.Linear(width, width)
+        self.update = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, width))
+        self.act = nn.SiLU()
+
+    def forward(self, h: Tensor, edges: Tensor, neighbor: Tensor) -> Tensor:
+        """h (B, S, n, width), edges (B, 1 or S, n, n - 1, C), neighbor (n, n - 1) -> (B, S, n, width)."""
+        width = h.shape[-1]
+        to, of, pair = self.pair.weight.split([width, width, edges.shape[-1]], dim=1)
+        sender = (h @ of.mT)[:, :, neighbor.flatten()].unflatten(2, neighbor.shape)  # (B, S, n, n - 1, width)
+        z = sender + (h @ to.mT).unsqueeze(-2) + nn.functional.linear(edges, pair, self.pair.bias)
+        m = self.act(self.message(self.act(z))).sum(-2)
+        return self.update(torch.cat([h, m], dim=-1))
+
+
+class MessagePassing(nn.Module):
+    """A GNN on the complete graph without loops: x (..., n, in), edges (..., n, n, C) -> (..., n, out).
+
+    Linear embedding, `layers` layers without residuals, and a two-layer decoder; SiLU. edges may have size 1 on the last
+    leading axis (shared by the samples). Equivariant under permutations of the nodes. Raises ValueError for shapes.
+    """
+
+    def __init__(
+        self, in_features: int = 6, edge_features: int = 2, width: int = 60, layers: int = 4, out_features: int = 3
+    ):
+        super().__init__()
+        self.edge_features = edge_features
+        self.embed = nn.Linear(in_features, width)
+        self.layers = nn.ModuleList(Layer(width, edge_features) for _ in range(layers))
+        self.decoder = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, out_features))
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        n, features = x.shape[-2], self.embed.in_features
+        if x.shape[-1] != features:
+            raise ValueError(f"MessagePassing: x must be (..., n, {features}), got {tuple(x.shape)}")
+        if edges.shape[-3:] != (n, n, self.edge_features):
+            raise ValueError(
+                f"MessagePassing: edges must be (..., {n}, {n}, {self.edge_features}), got {tuple(edges.shape)}"
+            )
+        lead = x.shape[:-2]
+        x = x.reshape(-1, lead[-1] if lead else 1, n, features)
+        edges = edges.reshape(-1, edges.shape[-4] if edges.ndim > 3 else 1, n, n, self.edge_features)
+        node = torch.arange(n, device=x.device)[:, None]
+        other = torch.arange(n - 1, device=x.device)
+        neighbor = other + (other >= node)  # (n, n - 1): all nodes but this one
+        edges = edges[:, :, node, neighbor]
+        h = self.embed(x)
+        for layer in self.layers:
+            h = layer(h, edges, neighbor)
+        return self.decoder(h).reshape(*lead, n, -1)

@@ -1,0 +1,79 @@
+"""A pre-norm Transformer over a fixed number of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed-forward(norm(x))."""
+
+    def __init__(self, width: int, heads: int, feedforward: int, dropout: float):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, feedforward), nn.Linear(feedforward, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        M, L, width = x.shape
+        drop = self.dropout if self.training else 0.0
+        q, k, v = self.qkv(self.norm1(x)).view(M, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=drop)
+        x = x + F.dropout(self.out(y.transpose(1, 2).reshape(M, L, width)), drop, self.training)
+        y = F.dropout(F.gelu(self.up(self.norm2(x))), drop, self.training)
+        return x + F.dropout(self.down(y), drop, self.training)
+
+
+class Transformer(nn.Module):
+    """(..., L, in_features) -> (..., L or len(read), out_features), any leading axes.
+
+    Linear embedding, learned positions N(0, 1), `layers` pre-norm blocks with GELU, LayerNorm, and a two-layer head with
+    ReLU. read: the tokens whose output is wanted (norm and head are computed for these alone). Raises ValueError for
+    another number of tokens or features.
+    """
+
+    def __init__(
+        self,
+        in_features: int = 8,
+        width: int = 64,
+        layers: int = 8,
+        heads: int = 4,
+        feedforward: int = 64,
+        tokens: int = 25,
+        out_features: int = 3,
+        dropout: float = 0.0,
+        read: Sequence[int] | None = None,
+    ):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"Transformer: width must be a multiple of heads = {heads}, got {width}")
+        self.embed = nn.Linear(in_features, width)
+        self.positions = nn.Parameter(torch.randn(tokens, width))
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(width, heads, feedforward, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Sequential(
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(width, out_features),
+        )
+        self.register_buffer("read", None if read is None else torch.as_tensor(read), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        L, features = len(self.positions), self.embed.in_features
+        if x.ndim < 2 or x.shape[-2:] != (L, features):
+            raise ValueError(f"Transformer: x must be (..., {L}, {features}), got {tuple(x.shape)}")
+        lead = x.shape[:-2]
+        h = self.dropout(self.dropout(self.embed(x.reshape(-1, L, features))) + self.positions)
+        for block in self.blocks:
+            h = block(h)
+        h = h if self.read is None else h[:, self.read]
+        return self.head(self.norm(h)).unflatten(0, lead)
