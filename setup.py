@@ -36,9 +36,14 @@ def extension():
             except Exception as error:
                 if WANTED == "1":
                     raise
-                print(f"probsym_fast: the kernels did not build, ops use their reference: {error}", file=sys.stderr)
+                print(
+                    f"probsym_fast: the kernels did not build, ops use their reference: {error}",
+                    file=sys.stderr,
+                )
 
-    sources = lambda pattern: sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").glob(pattern))
+    def sources(pattern):
+        return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(pattern))
+
     cuda = torch.version.cuda and CUDA_HOME and Path(CUDA_HOME, "bin", "nvcc").exists() and sources("cuda/*.cu")
     kind = CUDAExtension if cuda else CppExtension
     return kind(

@@ -31,7 +31,9 @@ def load() -> None:
         return
     _module = module
     if module.torch_version != torch.__version__.split("+")[0]:
-        _problem = f"the compiled kernels were built for torch {module.torch_version}, this is {torch.__version__}: {MEND}"
+        _problem = (
+            f"the compiled kernels were built for torch {module.torch_version}, this is {torch.__version__}: {MEND}"
+        )
 
 
 def module():

@@ -38,9 +38,7 @@ def info() -> dict[str, Any]:
             "cpu": f"{platform.machine()}, {torch.get_num_threads()} threads",
             "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "not visible",
         },
-        "ops": {
-            name: {device: list(BACKENDS[name, device]) for device in KERNEL_BACKENDS} for name in sorted(OPS)
-        },
+        "ops": {name: {device: list(BACKENDS[name, device]) for device in KERNEL_BACKENDS} for name in sorted(OPS)},
     }
 
 

@@ -14,7 +14,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0 done, 1 refused with a message, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="probsym", description="Probabilistic symmetrization, fast.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="fit | test | info | data")
-    for name, text in (("fit", "train a configuration, then test it"), ("test", "test a trained configuration")):
+    for name, text in (
+        ("fit", "train a configuration, then test it"),
+        ("test", "test a trained configuration"),
+    ):
         command = commands.add_parser(
             name, help=text, description=text.capitalize() + ". Any key of the configuration: --key value."
         )

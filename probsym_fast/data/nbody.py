@@ -115,8 +115,7 @@ def simulate(
     pool = ThreadPoolExecutor(max(1, min(workers, len(blocks))))
     try:
         tasks = [
-            pool.submit(_leapfrog, charges[b], positions[b], velocities[b], frames, kept[:, b], advance)
-            for b in blocks
+            pool.submit(_leapfrog, charges[b], positions[b], velocities[b], frames, kept[:, b], advance) for b in blocks
         ]
         for task in tasks:
             task.result()

@@ -19,27 +19,21 @@ class Distribution(nn.Module):
         super().__init__()
         self.group = group
 
-    def forward(
-        self, batch: Batch, samples: int, generator: torch.Generator | None = None
-    ) -> tuple[Any, Penalties]:
+    def forward(self, batch: Batch, samples: int, generator: torch.Generator | None = None) -> tuple[Any, Penalties]:
         raise NotImplementedError
 
 
 class Uniform(Distribution):
     """Group averaging (GA): elements from the Haar measure; translation by the centroid."""
 
-    def forward(
-        self, batch: Batch, samples: int, generator: torch.Generator | None = None
-    ) -> tuple[Any, Penalties]:
+    def forward(self, batch: Batch, samples: int, generator: torch.Generator | None = None) -> tuple[Any, Penalties]:
         return self.group.uniform(batch, samples, generator), {}
 
 
 class Identity(Distribution):
     """No symmetrization: the neutral element, for the bare backbone."""
 
-    def forward(
-        self, batch: Batch, samples: int, generator: torch.Generator | None = None
-    ) -> tuple[Any, Penalties]:
+    def forward(self, batch: Batch, samples: int, generator: torch.Generator | None = None) -> tuple[Any, Penalties]:
         return self.group.identity(batch, samples), {}
 
 
@@ -54,9 +48,7 @@ class Normal:
     def __repr__(self) -> str:
         return f"Normal({self.scale})"
 
-    def __call__(
-        self, shape: tuple[int, ...], like: Batch, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def __call__(self, shape: tuple[int, ...], like: Batch, generator: torch.Generator | None = None) -> Tensor:
         dtype = like.dtype if like.dtype == torch.float64 else torch.float32
         if self.scale == 0:
             return torch.zeros(shape, device=like.device, dtype=dtype)
@@ -73,7 +65,12 @@ class Learned(Distribution):
     """
 
     def __init__(
-        self, group: Group, network: nn.Module, noise: Normal | None = None, tau: float = 0.01, iterations: int = 20
+        self,
+        group: Group,
+        network: nn.Module,
+        noise: Normal | None = None,
+        tau: float = 0.01,
+        iterations: int = 20,
     ):
         super().__init__(group)
         if not tau > 0:
@@ -96,6 +93,4 @@ class Learned(Distribution):
         elif tuple(noise.shape) != shape:
             raise ValueError(f"Learned: noise must be {shape}, got {tuple(noise.shape)}")
         outputs = self.network(batch, noise)
-        return self.group.project(
-            outputs, batch, tau=self.tau, iterations=self.iterations, generator=generator
-        )
+        return self.group.project(outputs, batch, tau=self.tau, iterations=self.iterations, generator=generator)

@@ -70,7 +70,9 @@ class Group(ABC):
 def sample_axis(x: Tensor, layout: str) -> bool:
     """Whether x has a sample axis before those of the layout; ValueError where it has neither one nor none."""
     if x.ndim not in (len(layout) + 1, len(layout) + 2):
-        raise ValueError(f"act: x must be (B, [S,] *{layout!r}), {len(layout)} axes behind the batch, got {tuple(x.shape)}")
+        raise ValueError(
+            f"act: x must be (B, [S,] *{layout!r}), {len(layout)} axes behind the batch, got {tuple(x.shape)}"
+        )
     return x.ndim == len(layout) + 2
 
 

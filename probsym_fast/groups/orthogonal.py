@@ -48,9 +48,7 @@ class Orthogonal(Group):
         for k, axis in enumerate(axes):
             first = 2 if has_samples else 1
             if x.shape[first + axis] != self.d:
-                raise ValueError(
-                    f"{self}: axis {first + axis} of x must have size {self.d}, got {tuple(x.shape)}"
-                )
+                raise ValueError(f"{self}: axis {first + axis} of x must have size {self.d}, got {tuple(x.shape)}")
             lead, rest = x.shape[:first], x.shape[first:]
             flat = x.reshape(*lead, rest[:axis].numel(), self.d, rest[axis + 1 :].numel())
             last = mean and k == len(axes) - 1

@@ -42,9 +42,7 @@ class Product(Group):
             x = factor.act(element, x, layout, inverse=inverse, mean=mean and k == last)
         return x
 
-    def project(
-        self, outputs: Mapping[str, Tensor], batch: Batch, **settings: Any
-    ) -> tuple[tuple, dict[str, Tensor]]:
+    def project(self, outputs: Mapping[str, Tensor], batch: Batch, **settings: Any) -> tuple[tuple, dict[str, Tensor]]:
         pairs = [f.project(outputs, batch, **settings) for f in self.factors]
         penalties = {name: value for _, some in pairs for name, value in some.items()}
         return tuple(g for g, _ in pairs), penalties

@@ -39,9 +39,7 @@ class Symmetric(Group):
         return Permutation(key.argsort(dim=-1, stable=True), batch.num_nodes)
 
     def compose(self, g: Permutation, h: Permutation) -> Permutation:
-        return Permutation(
-            g.order.gather(-1, h.order), g.num_nodes, h.rank.gather(-1, g.rank)
-        )
+        return Permutation(g.order.gather(-1, h.order), g.num_nodes, h.rank.gather(-1, g.rank))
 
     def inverse(self, g: Permutation) -> Permutation:
         return g.inverse()

@@ -37,7 +37,12 @@ class MessagePassing(nn.Module):
     """
 
     def __init__(
-        self, in_features: int = 6, edge_features: int = 2, width: int = 60, layers: int = 4, out_features: int = 3
+        self,
+        in_features: int = 6,
+        edge_features: int = 2,
+        width: int = 60,
+        layers: int = 4,
+        out_features: int = 3,
     ):
         super().__init__()
         self.edge_features = edge_features

@@ -131,9 +131,7 @@ def check_num_nodes(op: str, num_nodes: Tensor | None, B: int, N: int, device: t
         raise RuntimeError(f"{op}: num_nodes must be on {device}, got {num_nodes.device}")
     if looks_at_values(num_nodes) and B and (int(num_nodes.min()) < 1 or int(num_nodes.max()) > N):
         bad = next(i for i, n in enumerate(num_nodes.tolist()) if not 1 <= n <= N)
-        raise ValueError(
-            f"{op}: num_nodes must be between 1 and N = {N}, got {int(num_nodes[bad])} for graph {bad}"
-        )
+        raise ValueError(f"{op}: num_nodes must be between 1 and N = {N}, got {int(num_nodes[bad])} for graph {bad}")
     return num_nodes.to(torch.int64).contiguous()
 
 

@@ -62,5 +62,7 @@ def act_orthogonal(
     dtype = vectors.dtype
     if dtype not in OP.dtypes:
         vectors = vectors.float()
-    out = OP.select(backend, vectors.device, vectors.dtype)(vectors, frames.to(vectors.dtype), bool(inverse), bool(mean))
+    out = OP.select(backend, vectors.device, vectors.dtype)(
+        vectors, frames.to(vectors.dtype), bool(inverse), bool(mean)
+    )
     return out.to(dtype)

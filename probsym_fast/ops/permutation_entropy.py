@@ -46,9 +46,7 @@ def permutation_entropy(permutation: SoftPermutation, backend: str = "auto") -> 
     RuntimeError for an absent backend. Source: Kim et al. 2023 (arXiv 2306.02866), there with p clamped at 1e-12.
     """
     if not isinstance(permutation, SoftPermutation):
-        raise TypeError(
-            f"permutation_entropy: permutation must be a SoftPermutation, got {type(permutation).__name__}"
-        )
+        raise TypeError(f"permutation_entropy: permutation must be a SoftPermutation, got {type(permutation).__name__}")
     t, log_r, log_c = torch.broadcast_tensors(permutation.scores, permutation.log_r, permutation.log_c)
     run = OP.select(backend, t.device, t.dtype)
     return run(t, log_r, log_c, permutation.num_nodes, permutation.tau)

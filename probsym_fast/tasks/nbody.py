@@ -130,7 +130,11 @@ class NBodyTask(Task):
             raise ValueError(
                 f"config: the gnn is symmetric under permutations itself: symmetry must be O3 or SO3, got {config.symmetry}"
             )
-        if config.method == "canonical" and {config.samples.train, config.samples.valid, config.samples.test} != {1}:
+        if config.method == "canonical" and {
+            config.samples.train,
+            config.samples.valid,
+            config.samples.test,
+        } != {1}:
             raise ValueError(f"config: method canonical takes 1 sample, got {config.samples}")
         self.config = config
 
@@ -177,9 +181,7 @@ class NBodyTask(Task):
     def loader(self, split: str) -> DataLoader:
         dataset, train = self.dataset(split), split == "train"
         size = min(self.config.training.batch, len(dataset))
-        return batches(
-            dataset, EpochSampler(len(dataset), size, shuffle=train, drop_last=train, seed=self.config.seed)
-        )
+        return batches(dataset, EpochSampler(len(dataset), size, shuffle=train, drop_last=train, seed=self.config.seed))
 
     def inputs(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[PointClouds, Tensor]:
         positions, velocities, charges, target = batch

@@ -99,7 +99,9 @@ def _error(task, model, samples: int, generator, turn=None) -> float:
 
 def _equivariance(task, model, device, clouds: int = 200) -> dict[str, float]:
     """Noise is drawn independently on both sides, so that the error falls as 1/sqrt(S) where f is equivariant."""
-    inputs, target = task.inputs(tuple(x.to(device) for x in task.dataset("test")[torch.arange(clouds)]))
+    dataset = task.dataset("test")
+    some = torch.arange(min(clouds, len(dataset)))
+    inputs, target = task.inputs(tuple(x.to(device) for x in dataset[some]))
     frames = SpecialOrthogonal(3).uniform(inputs, 1, seeded(task.config.seed, "turn", 1, device))[:, 0]
     moved, _ = _turned(inputs, target, frames)
     canonical = task.config.method == "canonical" or task.config.method == "none"

@@ -49,7 +49,13 @@ class EpochSampler(Sampler):
     """Index tensors of whole batches, shuffled by (seed, epoch): the order of an epoch depends on nothing else."""
 
     def __init__(self, count: int, batch: int, *, shuffle: bool = False, drop_last: bool = False, seed: int = 0):
-        self.count, self.batch, self.shuffle, self.drop_last, self.seed = count, batch, shuffle, drop_last, seed
+        self.count, self.batch, self.shuffle, self.drop_last, self.seed = (
+            count,
+            batch,
+            shuffle,
+            drop_last,
+            seed,
+        )
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:

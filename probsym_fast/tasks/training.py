@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +12,8 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from torch import nn
 
 from probsym_fast.data._store import write_atomically
 from probsym_fast.tasks import config as configuration
@@ -60,6 +61,7 @@ class TrainingModule(L.LightningModule):
         super().__init__()
         self.task, self.model = task, task.model()
         self.training_settings: Training = task.config.training
+        self.shown = (f"train/{task.measure}", f"valid/{task.measure}")
 
     def forward(self, inputs: Any, samples: int, generator: torch.Generator | None = None):
         return self.model(inputs, samples, generator)
@@ -94,14 +96,28 @@ class TrainingModule(L.LightningModule):
 
 
 class LossPlot(Callback):
-    """Draws the losses so far into the run's folder at every validation, at most every 30 s, and at the end."""
+    """Draws the losses into the run's folder when training ends, interrupted or not."""
 
     def __init__(self, folder: Path, measure: str):
-        self.folder, self.measure, self.last = folder, measure, 0.0
+        self.folder, self.measure = folder, measure
 
-    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.is_global_zero:
+    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.is_global_zero:
             plot_losses(self.folder, self.measure)
+
+
+class ProgressLines(ProgressBar):
+    """A line a validation, where there is no terminal for a bar; the loop's state is Lightning's."""
+
+    def disable(self) -> None:
+        self.enabled = False
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch:
+            return
+        measures = {name: value for name, value in trainer.callback_metrics.items() if name in module.shown}
+        text = "  ".join(f"{name} {value:.5f}" for name, value in sorted(measures.items()))
+        print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}", file=sys.stderr, flush=True)
 
 
 def run_folder(config: Any) -> Path:
@@ -161,7 +177,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile, pickle and torch each raise their own
-        raise ValueError(f"checkpoint: {path} must be a whole checkpoint, got {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"checkpoint: {path} must be a whole checkpoint, got {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(state, dict) or "state_dict" not in state:
         raise ValueError(f"checkpoint: {path} must hold a state_dict, got {type(state).__name__}")
     return state
@@ -187,11 +205,10 @@ def _trainer(task: Task, folder: Path) -> L.Trainer:
     if settings.patience is not None:
         callbacks.append(EarlyStopping(monitor, patience=settings.patience))
     if settings.progress:
-        import sys
-
-        callbacks.append(RichProgressBar(leave=False) if sys.stderr.isatty() else TQDMProgressBar(refresh_rate=0))
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+        callbacks.append(RichProgressBar() if sys.stderr.isatty() else ProgressLines())
+    for noise in (".*does not have many workers.*", ".*treespec, LeafSpec.*", "Checkpoint directory .* is not empty"):
+        warnings.filterwarnings("ignore", message=noise)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     return L.Trainer(
         max_epochs=settings.epochs,
         accelerator=settings.accelerator,
@@ -223,7 +240,3 @@ def _same_configuration(folder: Path, config: Any) -> None:
 
 def _write(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def count_parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())

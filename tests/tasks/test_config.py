@@ -1,0 +1,107 @@
+"""Configurations and the command line: what is refused, and how."""
+
+import re
+
+import pytest
+import yaml
+
+from probsym_fast import cli, tasks
+from probsym_fast.tasks import configuration
+
+
+def refused(capsys, *arguments: str) -> str:
+    assert cli.main(arguments) == 1
+    return capsys.readouterr().err
+
+
+def test_all_rows_of_the_paper_have_a_file():
+    names = set(configuration.available())
+    for symmetry in ("S5xO3", "S5xSO3", "O3", "SO3", "S5"):
+        for method in ("ps", "ga", "canonical"):
+            assert f"nbody/transformer_{symmetry}_{method}" in names
+            if symmetry in ("O3", "SO3"):
+                assert f"nbody/gnn_{symmetry}_{method}" in names
+
+
+def test_overrides_and_round_trip(tmp_path):
+    task = tasks.load("nbody/gnn_O3_ps", ["--training.lr", "0.5", "--samples.train=3", "--seed", "7"])
+    assert (task.config.training.lr, task.config.samples.train, task.config.seed) == (0.5, 3, 7)
+    assert task.config.name == "gnn_O3_ps"
+    (tmp_path / "again.yaml").write_text(configuration.dump(task.config))
+    assert tasks.load(str(tmp_path / "again.yaml")).config == task.config
+
+
+@pytest.mark.parametrize(
+    ("values", "flags", "message"),
+    [
+        ({"sede": 1}, [], r"config: unknown key 'sede', expected one of .*near it: seed"),
+        (
+            {"training": {"learning": 1}},
+            [],
+            r"unknown key 'training.learning', expected one of epochs, batch",
+        ),
+        ({"training": 3}, [], r"config: training must hold keys and values, got 3"),
+        ({"training": {"lr": "fast"}}, [], r"training.lr.*Expected a <class 'float'>. Got value: fast"),
+        ({"symmetry": "O4"}, [], r"symmetry.*S5xO3.*Got value: O4"),
+        ({}, ["--trainng.lr", "1"], r"unknown key 'trainng', expected one of .*near it: training"),
+        ({}, ["--samples.train", "2.5"], r"samples.train.*Got value: 2.5"),
+        ({}, ["--seed.deep", "1"], r"config: seed is a value, got the key 'seed.deep' below it"),
+        ({"symmetry": "S5"}, [], r"config: the gnn is symmetric under permutations itself: .* got S5"),
+        ({"method": "canonical"}, [], r"config: method canonical takes 1 sample, got Samples"),
+    ],
+)
+def test_bad_configurations(tmp_path, values, flags, message):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump({"task": "nbody", **values}))
+    with pytest.raises(ValueError, match=message):
+        tasks.load(str(path), flags)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2]", "must be readable YAML, got ValueError: expected keys and values, got list"),
+        ("a: [", "must be readable YAML, got ParserError"),
+        ("\x00", "must be readable YAML, got ReaderError"),
+        ("task: unknown", "must be one of nbody, got 'unknown'"),
+        ("seed: 1", "must be one of nbody, got None"),
+    ],
+)
+def test_unreadable_files(tmp_path, text, message):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tasks.load(str(tmp_path / "c.yaml"))
+
+
+def test_command_line_refuses_with_one_line(capsys, tmp_path):
+    error = refused(capsys, "fit", "-c", "nbody/gnn_O3")
+    assert error.startswith("probsym: error: config: must be a file or one of")
+    assert "nbody/gnn_O3_ps" in error
+    (tmp_path / "something").touch()
+    assert "exists already" in refused(capsys, "fit", "-c", "nbody/gnn_O3_ps", "--folder", str(tmp_path))
+    assert "must be one of nbody, got 'mnist'" in refused(capsys, "data", "get", "mnist")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["fit"])
+
+
+def test_info_and_data_list(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("PROBSYM_CACHE", str(tmp_path))
+    assert cli.main(["info"]) == 0
+    out = capsys.readouterr().out
+    for word in ("soft_permutation", "reference", "torch", "nbody/transformer_S5xO3_ps"):
+        assert word in out
+    assert cli.main(["data", "list"]) == 0
+    assert "generated on first use" in capsys.readouterr().out
+
+
+def test_keys_lists_the_documented_keys(capsys):
+    assert cli.main(["fit", "-c", "nbody/gnn_O3_ps", "--keys"]) == 0
+    out = capsys.readouterr().out
+    assert "--training.lr" in out
+    assert "learning rate of Adam" in out
+
+
+def test_truncated_data_file_is_refused(capsys, tmp_path):
+    (tmp_path / "charged5-30-40.npz").write_bytes(b"PK\x03\x04 half a file")
+    error = refused(capsys, "fit", "-c", "nbody/gnn_O3_ps", "--data", str(tmp_path), "--folder", str(tmp_path / "run"))
+    assert "charged5-30-40.npz: expected a readable .npz file" in error
