@@ -31,7 +31,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> soft_permutation(const Tensor
                       });
   });
   TORCH_CHECK_VALUE(finite, "soft_permutation: scores must be finite, got NaN or infinity among the valid nodes");
-  return {order, rank, t, log_r, log_c};
+  return {t, log_r, log_c, order, rank};
 }
 
 Tensor soft_permutation_backward(const Tensor& d_t_in, const Tensor& d_log_r_in, const Tensor& d_log_c_in, const Tensor& scores_in,

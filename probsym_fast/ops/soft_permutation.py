@@ -15,16 +15,17 @@ from probsym_fast.ops.reference.soft_permutation import soft_permutation as refe
 def _shapes(scores, num_nodes, tau, iterations, normalize):
     index = scores.new_empty(scores.shape, dtype=torch.int64)
     value = scores.new_empty(scores.shape)
-    return index, torch.empty_like(index), value, torch.empty_like(value), torch.empty_like(value)
+    return value, torch.empty_like(value), torch.empty_like(value), index, torch.empty_like(index)
 
 
 def _save(ctx, inputs, output):
     scores, num_nodes, ctx.tau, ctx.iterations, ctx.normalize = inputs
-    order, _, t, _, _ = output
+    t, _, _, order, rank = output
+    ctx.mark_non_differentiable(order, rank)
     ctx.save_for_backward(scores, num_nodes, order, t)
 
 
-def _backward(ctx, kernel, d_order, d_rank, d_t, d_log_r, d_log_c):
+def _backward(ctx, kernel, d_t, d_log_r, d_log_c, d_order, d_rank):
     scores, num_nodes, order, t = ctx.saved_tensors
     arguments = scores, order, t, num_nodes, ctx.tau, ctx.iterations, ctx.normalize
     return kernel(d_t, d_log_r, d_log_c, *arguments), None, None, None, None
@@ -95,5 +96,5 @@ def soft_permutation(
     if scores.dtype not in OP.dtypes:
         scores = scores.float()
     run = OP.select(backend, scores.device, scores.dtype)
-    order, rank, t, log_r, log_c = run(scores, num_nodes, float(tau), int(iterations), bool(normalize))
+    t, log_r, log_c, order, rank = run(scores, num_nodes, float(tau), int(iterations), bool(normalize))
     return SoftPermutation(order, num_nodes, rank, t, log_r, log_c, float(tau))

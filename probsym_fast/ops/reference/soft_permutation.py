@@ -12,7 +12,7 @@ from probsym_fast.ops.permutation import sorted_distance, sorted_soft, valid_slo
 def soft_permutation(
     scores: Tensor, num_nodes: Tensor | None, tau: float, iterations: int, normalize: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """scores (B, S, N) -> order, rank, t, log_r, log_c (B, S, N); see `probsym_fast.ops.soft_permutation`."""
+    """scores (B, S, N) -> t, log_r, log_c, order, rank (B, S, N); see `probsym_fast.ops.soft_permutation`."""
     valid = None if num_nodes is None else valid_slots(num_nodes, scores.shape[-1])
     s = scores if valid is None else scores.masked_fill(~valid, 0)
     if looks_at_values(s) and not s.isfinite().all():
@@ -37,4 +37,4 @@ def soft_permutation(
         p, log_r = p / total, log_r - total.squeeze(-1).log()
         total = p.sum(dim=-2, keepdim=True)
         p, log_c = p / total, log_c - total.squeeze(-2).log()
-    return order, rank, t, log_r, log_c
+    return t, log_r, log_c, order, rank

@@ -1,0 +1,38 @@
+"""Shared by the tests: devices, backends, and the one table of tolerances."""
+
+import pytest
+import torch
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+# largest allowed error against the float64 reference, relative to the largest entry of the tensor compared
+VALUE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-5, torch.bfloat16: 1e-5}
+GRADIENT = {
+    torch.float64: 1e-11,
+    torch.float32: 5e-5,
+    torch.float16: 5e-3,
+    torch.bfloat16: 5e-2,
+}  # rounded to the dtype
+
+
+@pytest.fixture(params=DEVICES)
+def device(request) -> torch.device:
+    return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)
+
+
+def assert_near(found: torch.Tensor, expected: torch.Tensor, table: dict = VALUE, dtype: torch.dtype | None = None):
+    """Elementwise against the largest entry, and by direction."""
+    bound = table[dtype or found.dtype]
+    found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
+    assert found.shape == expected.shape
+    assert found.isfinite().all()
+    scale = expected.abs().max().clamp(min=1.0 if table is VALUE else 1e-3)  # values here are of order 1
+    assert (found - expected).abs().max() <= bound * scale
+    if expected.norm() > 1e-6:
+        cosine = torch.nn.functional.cosine_similarity(found.flatten(), expected.flatten(), dim=0)
+        assert cosine > 1 - 1e-4

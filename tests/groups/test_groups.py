@@ -1,0 +1,214 @@
+"""The axioms of every group, uniform sampling against Haar measure, and gradients through actions."""
+
+import re
+from collections import Counter
+
+import pytest
+import torch
+
+from probsym_fast import ops
+from probsym_fast.groups import (
+    Euclidean,
+    Motion,
+    Orthogonal,
+    PointClouds,
+    SpecialEuclidean,
+    SpecialOrthogonal,
+    Symmetric,
+    Translation,
+)
+from probsym_fast.ops import Permutation
+from tests.conftest import assert_near
+
+N, S = 5, 3
+GROUPS = [
+    Symmetric(N),
+    Orthogonal(3),
+    Orthogonal(2),
+    SpecialOrthogonal(3),
+    Translation(3),
+    Euclidean(3),
+    Euclidean(2),
+    SpecialEuclidean(3),
+    Symmetric(N) * Euclidean(3),
+    Symmetric(N) * SpecialOrthogonal(3),
+    Symmetric(N) * Translation(2),
+]
+LAYOUTS = ["np", "nv", "nnc", "nvc", "v", "c", "nnvv", "cnp"]
+
+
+def dimension(group) -> int:
+    return next((f.d for f in getattr(group, "factors", (group,)) if hasattr(f, "d")), 3)
+
+
+def clouds(count=2, d=3, seed=0) -> PointClouds:
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    return PointClouds(draw(count, N, d), draw(count, N, d), draw(count, N, N, 2))
+
+
+def data(layout: str, d: int, lead: tuple[int, ...]) -> torch.Tensor:
+    return torch.randn(*lead, *({"n": N, "v": d, "p": d, "c": 2}[x] for x in layout), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=repr)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_axioms(group, layout):
+    d = dimension(group)
+    batch = clouds(d=d)
+    g, h, k = (group.uniform(batch, S, torch.Generator().manual_seed(i)) for i in range(3))
+    if layout.count("p") and not isinstance(group, Symmetric | Orthogonal):
+        h = group.compose(h, g)  # shifts that differ
+    x = data(layout, d, (2, S))
+    act = lambda a, y: group.act(a, y, layout)  # noqa: E731
+
+    assert_near(act(group.identity(batch, S), x), x)
+    assert_near(act(g, act(h, x)), act(group.compose(g, h), x))
+    assert_near(act(group.compose(g, group.inverse(g)), x), x)
+    assert_near(group.act(g, act(g, x), layout, inverse=True), x)
+    assert_near(group.act(g, x, layout, inverse=True), act(group.inverse(g), x))
+    a, b = group.compose(group.compose(g, h), k), group.compose(g, group.compose(h, k))
+    assert_near(act(a, x), act(b, x))
+    shared = data(layout, d, (2,))
+    assert_near(act(g, shared), act(g, shared[:, None].expand(x.shape)))
+    for inverse in (False, True):
+        mean = group.act(g, x, layout, inverse=inverse, mean=True)
+        assert_near(mean, group.act(g, x, layout, inverse=inverse).mean(1))
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=repr)
+def test_actions_that_matter_move_something(group):
+    d = dimension(group)
+    g = group.uniform(clouds(d=d), S, torch.Generator().manual_seed(5))
+    x = data("np", d, (2, S))
+    assert (group.act(g, x, "np") - x).abs().max() > 0.1
+    y = data("c", d, (2, S))
+    assert torch.equal(group.act(g, y, "c"), y)
+
+
+def test_gradients_reach_input_and_element():
+    group = Symmetric(N) * Euclidean(3)
+    x = data("np", 3, (2, S)).requires_grad_()
+    scores = torch.randn(2, S, N, dtype=torch.float64, requires_grad=True)
+    matrix = torch.randn(2, S, 3, 3, dtype=torch.float64, requires_grad=True)
+    shift = torch.randn(2, S, 3, dtype=torch.float64, requires_grad=True)
+
+    def f(x, matrix, shift):
+        g = (ops.soft_permutation(scores, tau=0.1), Motion(ops.orthogonal_frame(matrix), shift))
+        return group.act(g, x, "np", inverse=True)
+
+    assert torch.autograd.gradcheck(f, (x, matrix, shift))
+    G = torch.randn(2, S, N, 3, dtype=torch.float64)
+    p = ops.soft_permutation(scores, tau=0.1)
+    (found,) = torch.autograd.grad((Symmetric(N).act(p, x.detach(), "np", inverse=True) * G).sum(), scores)
+    soft = ops.soft_permutation(scores, tau=0.1).soft()  # the straight-through gradient is that of P
+    (expected,) = torch.autograd.grad((torch.einsum("bsuj,bsuc->bsjc", soft, x.detach()) * G).sum(), scores)
+    assert_near(found, expected)
+    with torch.no_grad():
+        gathered = Symmetric(N).act(p, x, "np", inverse=True)
+    assert torch.equal(Symmetric(N).act(p, x, "np", inverse=True), gathered)
+
+
+@pytest.mark.parametrize("n", [3, 4])
+@pytest.mark.parametrize("samples", [1, 7])
+def test_uniform_permutations_of_the_valid_nodes(n, samples):
+    """Every permutation of n valid nodes out of 6 slots equally often (chi-square); the padding stays."""
+
+    class Padded:
+        size, device = 24_000 // samples, torch.device("cpu")
+        num_nodes = torch.full((size,), n)
+
+    p = Symmetric(6).uniform(Padded, samples, torch.Generator().manual_seed(1))
+    assert torch.equal(p.order[..., n:], torch.arange(n, 6).expand(*p.shape[:2], -1))
+    counts = Counter(map(tuple, p.order[..., :n].flatten(0, 1).tolist()))
+    cells = {3: 6, 4: 24}[n]
+    assert len(counts) == cells
+    expected = p.shape[0] * samples / cells
+    chi2 = sum((c - expected) ** 2 / expected for c in counts.values())
+    assert chi2 < (cells - 1) + 5 * (2 * (cells - 1)) ** 0.5
+
+
+def ks(samples: torch.Tensor, distribution) -> float:
+    """Kolmogorov-Smirnov distance times sqrt(count): below 1.95 for 999 of 1000 draws of the distribution."""
+    x = samples.flatten().sort().values
+    F = distribution(x)
+    steps = torch.arange(len(x) + 1, dtype=x.dtype) / len(x)
+    return max((F - steps[:-1]).max().item(), (steps[1:] - F).max().item()) * len(x) ** 0.5
+
+
+def two_sample_ks(x: torch.Tensor, y: torch.Tensor) -> float:
+    y = y.sort().values
+    return ks(x, lambda t: torch.searchsorted(y, t, right=True).double() / len(y)) / 2**0.5
+
+
+@pytest.mark.parametrize("group", [Orthogonal(3), SpecialOrthogonal(3), Orthogonal(2), SpecialOrthogonal(2)], ids=repr)
+def test_uniform_follows_haar_measure(group):
+    d, count = group.d, 40_000
+    q = group.uniform(clouds(count, d), 1, torch.Generator().manual_seed(7))[:, 0]
+    flat = q.flatten(1)
+    assert flat.mean(0).abs().max() < 5 * (1 / d / count) ** 0.5
+    moments = flat.mT @ flat / count  # E Q_ij Q_kl = delta_ik delta_jl / d
+    expected = torch.eye(d * d, dtype=q.dtype) / d
+    if isinstance(group, SpecialOrthogonal) and d == 2:
+        expected = expected + torch.tensor([[0, 0, 0, 1], [0, 0, -1, 0], [0, -1, 0, 0], [1, 0, 0, 0]]) / 2
+    assert (moments - expected).abs().max() < 0.02
+    determinant = torch.linalg.det(q)
+    assert (determinant.abs() - 1).abs().max() < 1e-9
+    if group.special:
+        assert (determinant > 0).all()
+    else:
+        assert determinant.mean().abs() < 5 / count**0.5
+    trace = q.diagonal(dim1=-2, dim2=-1).sum(-1)
+    if d == 3:  # the angle of a rotation has density (1 - cos a) / pi; a coordinate of a unit vector is uniform
+        rotation = trace * determinant
+        angle = ((rotation - 1) / 2).clamp(-1, 1).acos()
+        assert ks(angle, lambda a: (a - a.sin()) / torch.pi) < 1.95
+        for entry in flat.T:
+            assert ks(entry, lambda u: (u + 1) / 2) < 2.2
+    h = group.uniform(clouds(1, d), 1, torch.Generator().manual_seed(8))[0, 0]
+    other = group.uniform(clouds(count, d), 1, torch.Generator().manual_seed(9))[:, 0]
+    for moved in (h @ other, other @ h):  # left and right invariance
+        assert two_sample_ks(moved[:, 0, 0], q[:, 0, 0]) < 1.95
+
+
+def test_the_haar_test_would_notice():
+    """QR without the sign fix is not Haar."""
+    q = torch.linalg.qr(torch.randn(40_000, 3, 3, dtype=torch.float64)).Q
+    assert ks(q[:, 0, 0], lambda u: (u + 1) / 2) > 10
+
+
+def test_translation_is_removed_and_restored():
+    batch = clouds()
+    group = Euclidean(3)
+    g = group.uniform(batch, S)
+    centred = group.act(g, batch.positions, "np", inverse=True)
+    assert centred.mean(2).abs().max() < 1e-12
+    assert_near(group.act(g, centred, "np", mean=True), batch.positions)
+    moved = batch._replace(positions=batch.positions + 3.0)
+    again = group.act(Motion(g.frame, moved.center[:, None].expand(-1, S, -1)), moved.positions, "np", inverse=True)
+    assert_near(again, centred)
+
+
+def test_bad_input():
+    batch = clouds()
+    x = batch.positions
+    with pytest.raises(ValueError, match="Symmetric: n must be at least 1, got 0"):
+        Symmetric(0)
+    with pytest.raises(ValueError, match="SpecialOrthogonal: d must be at least 1, got -1"):
+        SpecialOrthogonal(-1)
+    g = Symmetric(4).identity(batch, S)
+    with pytest.raises(ValueError, match=re.escape("axis 2 of x must have size 4, got (2, 3, 5, 3)")):
+        Symmetric(4).act(g, x, "np")
+    with pytest.raises(ValueError, match=re.escape("axis 2 of x must have size 2, got (2, 5, 3)")):
+        Orthogonal(2).act(Orthogonal(2).identity(batch, S), x, "np")
+    with pytest.raises(ValueError, match=re.escape("x must be (B, [S,] *'np'), 2 axes behind the batch, got (2, 5)")):
+        Orthogonal(3).act(Orthogonal(3).identity(batch, S), x[..., 0], "np")
+    with pytest.raises(ValueError, match="layout must have at most one point axis, got 'pp'"):
+        Euclidean(3).act(Euclidean(3).identity(batch, S), data("pp", 3, (2,)), "pp")
+    with pytest.raises(KeyError, match=re.escape("Symmetric(5): the network must return 'scores', got ['matrices']")):
+        Symmetric(5).project({"matrices": x}, batch)
+    with pytest.raises(ValueError, match=re.escape("Symmetric(5): scores must be (B, S, 5), got (2, 3, 4)")):
+        Symmetric(5).project({"scores": torch.zeros(2, 3, 4)}, batch)
+    with pytest.raises(ValueError, match=re.escape("matrices must be (B, S, 3, 3), got (2, 3, 2, 2)")):
+        Orthogonal(3).project({"matrices": torch.zeros(2, 3, 2, 2)}, batch)
+    assert isinstance(Symmetric(5).uniform(batch, 1), Permutation)
