@@ -23,7 +23,7 @@ template <class T> inline void decays(const T* t, const int64_t* count, int64_t 
 }
 
 // The iterations r = 1 / (K c), c = 1 / (K r) from c = 1. Each pass over n finishes one product and begins the next.
-// keep: r, c and (sgn o K) of both stay for every iteration, in steps of 4 n slots (c before, sgnK c, r, sgnK r).
+// keep: c (before) and r of every iteration stay in `history`, 2 n slots an iteration.
 template <class T, bool keep>
 inline void sinkhorn(const T* a, int64_t n, int iterations, T* r, T* c, T* scan, T* history) {
   constexpr int L = lanes<T>;
@@ -36,30 +36,28 @@ inline void sinkhorn(const T* a, int64_t n, int iterations, T* r, T* c, T* scan,
     store(r + i * L, one);
   }
   for (int k = 0; k < iterations; ++k) {
-    T* kept = history + k * 4 * n * L;
+    T* kept = history + k * 2 * n * L;
     Vec<T> f{}, g{};
     for (int64_t i = 0; i < n; ++i) {
-      const Vec<T> ai = load(a + i * L), ci = load(c + i * L), bi = load(scan + i * L);
+      const Vec<T> ai = load(a + i * L), ci = load(c + i * L);
       f = ci + ai * f;
-      const Vec<T> ri = one / (f + bi - ci);
+      const Vec<T> ri = one / (f + load(scan + i * L) - ci);
       g = ri + ai * g;
       store(r + i * L, ri);
       store(scan + i * L, g);
       if (keep) {
         store(kept + i * L, ci);
-        store(kept + (n + i) * L, bi - f);
-        store(kept + (2 * n + i) * L, ri);
+        store(kept + (n + i) * L, ri);
       }
     }
     Vec<T> h{}, next{};
     for (int64_t i = n - 1; i >= 0; --i) {
-      const Vec<T> ai = load(a + (i + 1) * L), ri = load(r + i * L), gi = load(scan + i * L);
+      const Vec<T> ai = load(a + (i + 1) * L), ri = load(r + i * L);
       h = ri + ai * h;
-      const Vec<T> ci = one / (gi + h - ri);
+      const Vec<T> ci = one / (load(scan + i * L) + h - ri);
       next = ci + ai * next;
       store(c + i * L, ci);
       store(scan + i * L, next);
-      if (keep) store(kept + (3 * n + i) * L, h - gi);
     }
   }
 }

@@ -7,6 +7,14 @@
 
 namespace psf {
 
+// This thread's scratch memory, kept between calls: fresh pages would cost more than the kernels.
+template <class T> T* scratch_memory(int64_t count) {
+  static thread_local at::Tensor memory;
+  const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
+  if (!memory.defined() || memory.numel() < bytes) memory = at::empty({bytes}, at::kByte);
+  return reinterpret_cast<T*>(memory.mutable_data_ptr<uint8_t>());
+}
+
 // f(first row, rows in the group, valid nodes of each lane, this thread's scratch of `scratch` numbers of type T).
 template <class T, class F>
 void for_each_group(int64_t B, int64_t S, int64_t N, const int64_t* num_nodes, int64_t scratch, F f) {
@@ -14,13 +22,13 @@ void for_each_group(int64_t B, int64_t S, int64_t N, const int64_t* num_nodes, i
   const int64_t groups = (B * S + L - 1) / L;
   const int64_t threads = std::min<int64_t>(groups, at::get_num_threads());
   at::parallel_for(0, groups, (groups + threads - 1) / std::max<int64_t>(threads, 1), [&](int64_t begin, int64_t end) {
-    at::Tensor memory = at::empty({scratch}, at::CppTypeToScalarType<T>::value);
+    T* memory = scratch_memory<T>(scratch);
     for (int64_t group = begin; group < end; ++group) {
       const int64_t first = group * L;
       const int rows = static_cast<int>(std::min<int64_t>(L, B * S - first));
       int64_t count[L];
       for (int l = 0; l < L; ++l) count[l] = num_nodes ? num_nodes[(first + (l < rows ? l : 0)) / S] : N;
-      f(first, rows, count, memory.mutable_data_ptr<T>());
+      f(first, rows, count, memory);
     }
   });
 }

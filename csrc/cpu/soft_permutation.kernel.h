@@ -95,7 +95,7 @@ void soft_permutation_lanes(const T* scores, int64_t N, const int64_t* count, in
 }
 
 template <class T> int64_t soft_permutation_backward_scratch(int64_t n, int iterations) {
-  return (9 + 4 * iterations) * (n + 1) * lanes<T>;
+  return (9 + 2 * iterations) * (n + 1) * lanes<T>;
 }
 
 // Adjoints of log r and log c go back through the iterations; each pass over n finishes one product and begins the next.
@@ -122,24 +122,28 @@ void soft_permutation_backward_lanes(const T* d_t_in, const T* d_log_r, const T*
     store(dt + i * L, Vec<T>{});
   }
   for (int k = iterations - 1; k >= 0; --k) {
-    const T *c0 = history + k * 4 * n * L, *sgn_c0 = c0 + n * L, *rk = sgn_c0 + n * L, *sgn_rk = rk + n * L;
-    Vec<T> f{}, g{};
+    const T *c0 = history + k * 2 * n * L, *rk = c0 + n * L, *ck = k + 1 < iterations ? rk + n * L : c;
+    Vec<T> f{}, g{}, fr{};
     for (int64_t i = 0; i < n; ++i) {  // through log c = -log(K r)
       const Vec<T> ai = load(a + i * L), wi = load(w + i * L), bi = load(scan + i * L), ri = load(rk + i * L);
       f = wi + ai * f;
-      const Vec<T> next = (load(rho + i * L) - ri * (f + bi - wi)) * ri;
-      store(dt + i * L, load(dt + i * L) + wi * load(sgn_rk + i * L) + ri * (bi - f));
+      fr = ri + ai * fr;
+      const Vec<T> sgn_r = T(1) / load(ck + i * L) + ri - T(2) * fr;  // (sgn o K) r = K r + r - 2 f
+      const Vec<T> d_log_r = k + 1 < iterations ? Vec<T>{} : load(rho + i * L);
+      const Vec<T> next = (d_log_r - ri * (f + bi - wi)) * ri;
+      store(dt + i * L, load(dt + i * L) + wi * sgn_r + ri * (bi - f));
       g = next + ai * g;
       store(w + i * L, next);
       store(scan + i * L, g);
-      store(rho + i * L, Vec<T>{});
     }
-    Vec<T> h{}, e{};
+    Vec<T> h{}, e{}, hc{};
     for (int64_t i = n - 1; i >= 0; --i) {  // through log r = -log(K c)
       const Vec<T> ai = load(a + (i + 1) * L), wi = load(w + i * L), gi = load(scan + i * L), ci = load(c0 + i * L);
       h = wi + ai * h;
+      hc = ci + ai * hc;
+      const Vec<T> sgn_c = T(2) * hc - ci - T(1) / load(rk + i * L);
       const Vec<T> next = -ci * (gi + h - wi) * ci;
-      store(dt + i * L, load(dt + i * L) + wi * load(sgn_c0 + i * L) + ci * (h - gi));
+      store(dt + i * L, load(dt + i * L) + wi * sgn_c + ci * (h - gi));
       e = next + ai * e;
       store(w + i * L, next);
       store(scan + i * L, e);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from probsym_fast.ops._op import Op
@@ -47,6 +46,6 @@ def permutation_entropy(permutation: SoftPermutation, backend: str = "auto") -> 
     """
     if not isinstance(permutation, SoftPermutation):
         raise TypeError(f"permutation_entropy: permutation must be a SoftPermutation, got {type(permutation).__name__}")
-    t, log_r, log_c = torch.broadcast_tensors(permutation.scores, permutation.log_r, permutation.log_c)
+    t = permutation.scores
     run = OP.select(backend, t.device, t.dtype)
-    return run(t, log_r, log_c, permutation.num_nodes, permutation.tau)
+    return run(t, permutation.log_r, permutation.log_c, permutation.num_nodes, permutation.tau)

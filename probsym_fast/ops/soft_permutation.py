@@ -22,11 +22,13 @@ def _save(ctx, inputs, output):
     scores, num_nodes, ctx.tau, ctx.iterations, ctx.normalize = inputs
     t, _, _, order, rank = output
     ctx.mark_non_differentiable(order, rank)
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(scores, num_nodes, order, t)
 
 
 def _backward(ctx, kernel, d_t, d_log_r, d_log_c, d_order, d_rank):
     scores, num_nodes, order, t = ctx.saved_tensors
+    d_t, d_log_r, d_log_c = (torch.zeros_like(t) if d is None else d for d in (d_t, d_log_r, d_log_c))
     arguments = scores, order, t, num_nodes, ctx.tau, ctx.iterations, ctx.normalize
     return kernel(d_t, d_log_r, d_log_c, *arguments), None, None, None, None
 
