@@ -308,16 +308,19 @@ def test_permutations_by_hand():
 
 
 PEAK = """
-import resource, torch
+import torch
 from probsym_fast import ops
+def peak():  # of the resident set since the last reset, in kB (Linux)
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
 def step(B, S, N):
     scores = torch.randn(B, S, N, requires_grad=True)
     p = ops.soft_permutation(scores, backend="cpu")
     (ops.permutation_entropy(p, backend="cpu") + p.log_r.sum()).backward()
 step(1, 1, 4)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+open("/proc/self/clear_refs", "w").write("5")
+before = peak()
 step(16, 10, 444)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak() - before)
 """
 
 
@@ -325,4 +328,4 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 def test_memory_is_linear():
     """(16, 10, 444): one dense matrix a sample would be 126 MB, its 40 iterates 5 GB."""
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
-    assert int(done.stdout) / 1024 < 30
+    assert 2 < int(done.stdout) / 1024 < 30  # the outputs alone are 3 MB

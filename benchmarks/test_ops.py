@@ -1,0 +1,184 @@
+"""Every op beside its dense reference and torch.compile of it; results are compared before anything is timed."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks.harness import Row, compare
+from probsym_fast import ops
+from probsym_fast.ops import OPS
+from probsym_fast.ops.permutation import sorted_distance
+
+TAU, ITERATIONS = 0.01, 20
+
+
+def kernel(op: str, device: str) -> str:
+    return OPS[op].backends(device)[0]
+
+
+def through_ops(scores, weights, backend):
+    """Forward and backward of soft permutation and entropy, gradients into every output."""
+    p = ops.soft_permutation(scores, tau=TAU, backend=backend)
+    e = ops.permutation_entropy(p, backend=backend)
+    return torch.autograd.grad([p.scores, p.log_r, p.log_c, e], scores, [*weights, torch.ones_like(e)])[0]
+
+
+def dense_core(scores, weights, iterate):
+    """The same, written as one would without the package: the matrix is shared by iterations and entropy."""
+    s = torch.nn.functional.normalize(scores, dim=-1)
+    t = s.sort(dim=-1, descending=True).values
+    log_k = -sorted_distance(t) / TAU
+    log_p, log_r, log_c = iterate(log_k)
+    entropy = 0
+    for dim in (-1, -2):
+        p = log_p.exp().clamp(min=1e-12)
+        p = p / p.sum(dim, keepdim=True)
+        entropy = entropy - (p * p.log()).sum(dim)
+    e = (entropy.sum(-1).mean(-1) / t.shape[-1]).mean()
+    return torch.autograd.grad([t, log_r, log_c, e], scores, [*weights, torch.ones_like(e)])[0]
+
+
+def published(log_k):
+    """As published: logarithms of the whole matrix, normalised by logsumexp."""
+    log_p, log_r, log_c = log_k, 0, 0
+    for _ in range(ITERATIONS):
+        z = log_p.logsumexp(-1, keepdim=True)
+        log_p, log_r = log_p - z, log_r - z.squeeze(-1)
+        z = log_p.logsumexp(-2, keepdim=True)
+        log_p, log_c = log_p - z, log_c - z.squeeze(-2)
+    return log_p, log_r, log_c
+
+
+def scaling(log_k):
+    """The fastest dense form known to us: r = 1 / (K c), c = 1 / (K r) by matrix-vector products."""
+    k = log_k.exp()
+    c = torch.ones_like(k[..., :1])
+    for _ in range(ITERATIONS):
+        r = 1 / (k @ c)
+        c = 1 / (k.mT @ r)
+    log_r, log_c = r.squeeze(-1).log(), c.squeeze(-1).log()
+    return log_k + log_r[..., None] + log_c[..., None, :], log_r, log_c
+
+
+@pytest.mark.parametrize("shape", [(4, 10, 188), (1, 4, 444), (8, 10, 64)], ids=str)
+def test_soft_permutation_and_entropy(shape, device, seconds, record):
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(shape, generator=generator).to(device).requires_grad_()
+    weights = [torch.randn(shape, generator=generator).to(device) for _ in range(3)]
+    fast = lambda: through_ops(scores, weights, kernel("soft_permutation", device))  # noqa: E731
+    slow = lambda: through_ops(scores, weights, "reference")  # noqa: E731
+    compiled = torch.compile(lambda s: ops.soft_permutation(s, tau=TAU, backend="reference"), dynamic=False)
+    entropy = torch.compile(lambda p: ops.permutation_entropy(p, backend="reference"), dynamic=False)
+
+    def inductor():
+        p = compiled(scores)
+        e = entropy(p)
+        return torch.autograd.grad([p.scores, p.log_r, p.log_c, e], scores, [*weights, torch.ones_like(e)])[0]
+
+    variants = {
+        "kernel": fast,
+        "reference": slow,
+        "compiled": inductor,
+        "published": lambda: dense_core(scores, weights, published),
+        "scaling": lambda: dense_core(scores, weights, scaling),
+    }
+    exact = through_ops(scores.detach().double().requires_grad_(), [w.double() for w in weights], "reference")
+    for name, function in variants.items():
+        error = (function().double() - exact).abs().max() / exact.abs().max()
+        assert error < 2e-4, (name, error)
+    B, S, N = shape
+    # two scans a product: 4 N operations, 4 (+ 2 for 1/x) an iteration side; forward, again in backward, and its adjoints
+    operations = B * S * N * ITERATIONS * 2 * (6 + 6 + 12)
+    bytes = B * S * N * (4 * (1 + 3 + 3 + 1 + 1) + 8 * 3)
+    rows = compare(
+        f"soft_permutation + entropy, forward and backward, {shape}",
+        variants,
+        device=device,
+        bytes=bytes,
+        operations=operations,
+        seconds=seconds,
+    )
+    record(rows, fast)
+
+
+PEAK = """
+import sys, torch
+from benchmarks.test_ops import through_ops
+def peak():  # of the resident set since the last reset, in kB (Linux)
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
+backend, shape = sys.argv[1], tuple(map(int, sys.argv[2:]))
+make = lambda s: (torch.randn(s, requires_grad=True), [torch.randn(s) for _ in range(3)])
+through_ops(*make((1, 1, 4)), backend)
+inputs = make(shape)
+open("/proc/self/clear_refs", "w").write("5")
+before = peak()
+through_ops(*inputs, backend)
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_peak_memory(backend, device, record):
+    """Extra resident memory of forward and backward; the reference at an eighth of the batch, times eight."""
+    if device != "cpu" or backend not in OPS["soft_permutation"].backends("cpu"):
+        pytest.skip(f"measures the CPU backend {backend!r}")
+    shape = (16, 10, 444) if backend == "cpu" else (2, 10, 444)
+    command = [sys.executable, "-c", PEAK, backend, *map(str, shape)]
+    run = lambda: subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: E731
+    megabytes = int(run().stdout) / 1024 * 16 / shape[0]
+    note = {"peak MB": round(megabytes, 1)} | ({} if backend == "cpu" else {"from": f"{shape}, times 8"})
+    record([Row("soft_permutation + entropy, (16, 10, 444), memory", backend, 0, 0, 0, 1, extra=note)], lambda: None)
+    if backend == "cpu":
+        assert megabytes < 30
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_orthogonal_frame(special, device, seconds, record):
+    a = torch.randn(2000, 3, 3, device=device, requires_grad=True)
+    w = torch.randn(2000, 3, 3, device=device)
+
+    def run(backend):
+        return torch.autograd.grad(ops.orthogonal_frame(a, special=special, backend=backend), a, w)[0]
+
+    compiled = torch.compile(lambda x: ops.orthogonal_frame(x, special=special, backend="reference"), dynamic=False)
+    variants = {
+        "kernel": lambda: run(kernel("orthogonal_frame", device)),
+        "reference": lambda: run("reference"),
+        "compiled": lambda: torch.autograd.grad(compiled(a), a, w)[0],
+    }
+    close = [f() for f in variants.values()]
+    assert all((x - close[1]).abs().median() < 1e-4 for x in close)
+    case = f"orthogonal_frame{' special' if special else ''}, forward and backward, (2000, 3, 3)"
+    rows = compare(
+        case, variants, device=device, bytes=2000 * 9 * 4 * 6, operations=2000 * (120 + 150), seconds=seconds / 2
+    )
+    record(rows, variants["kernel"])
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_act_orthogonal(mean, device, seconds, record):
+    B, S, n, d, C = 100, 20, 5, 3, 2
+    v = torch.randn(B, n, d, C, device=device, requires_grad=True)
+    g = torch.randn(B, S, d, d, device=device, requires_grad=True)
+    w = torch.randn((B, n, d, C) if mean else (B, S, n, d, C), device=device)
+
+    def run(backend):
+        return torch.autograd.grad(ops.act_orthogonal(v, g, mean=mean, backend=backend), (v, g), w)
+
+    compiled = torch.compile(lambda v, g: ops.act_orthogonal(v, g, mean=mean, backend="reference"), dynamic=False)
+    variants = {
+        "kernel": lambda: run(kernel("act_orthogonal", device)),
+        "reference": lambda: run("reference"),
+        "compiled": lambda: torch.autograd.grad(compiled(v, g), (v, g), w),
+    }
+    results = [f() for f in variants.values()]
+    for found in results:
+        for x, y in zip(found, results[1], strict=True):
+            assert (x - y).abs().max() < 1e-3
+    numbers = B * S * n * d * C
+    case = f"act_orthogonal{', mean' if mean else ''}, forward and backward, {(B, S, n, d, C)}"
+    bytes = 4 * (2 * B * n * d * C + 3 * B * S * d * d + 2 * w.numel())
+    rows = compare(case, variants, device=device, bytes=bytes, operations=numbers * 6 * 3, seconds=seconds / 2)
+    record(rows, variants["kernel"])

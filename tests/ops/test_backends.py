@@ -1,0 +1,160 @@
+"""What all ops share: how an implementation is chosen, and that the ops can be traced."""
+
+import re
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import probsym_fast
+from probsym_fast import _extension
+from probsym_fast.ops import OPS, act_orthogonal, orthogonal_frame, permutation_entropy, soft_permutation
+from probsym_fast.ops._op import BACKENDS
+from tests.conftest import GRADIENT, VALUE, assert_near, implementations, kernels_of
+
+CALLS = {
+    "soft_permutation": lambda x, backend: soft_permutation(x[:, 0], tau=0.1, backend=backend).log_r,
+    "permutation_entropy": lambda x, backend: permutation_entropy(soft_permutation(x[:, 0]), backend),
+    "orthogonal_frame": lambda x, backend: orthogonal_frame(x, special=True, backend=backend),
+    "act_orthogonal": lambda x, backend: act_orthogonal(x[:, :, :, None].mT, x, mean=True, backend=backend),
+}
+every_op = pytest.mark.parametrize("name", CALLS)
+every_kernel = pytest.mark.parametrize(
+    ("name", "device", "backend"),
+    [pytest.param(name, *case.values, id=f"{name}-{case.id}") for name in CALLS for case in kernels_of(name)],
+)
+every_implementation = pytest.mark.parametrize(
+    ("name", "device", "backend"),
+    [
+        pytest.param(name, *case.values, id=f"{name}-{case.id}")
+        for name in CALLS
+        for case in implementations(name)
+    ],
+)
+
+
+def matrices(device="cpu", **kwargs):
+    return torch.randn(2, 4, 3, 3, device=device, **kwargs)
+
+
+def test_every_op_is_tested_here():
+    assert set(CALLS) == set(OPS)
+
+
+@every_op
+def test_what_is_there_is_what_is_listed(name):
+    op = OPS[name]
+    for device in ("cpu", "cuda"):
+        listed = op.backends(device)
+        assert listed[-1] == "reference"
+        assert listed == ((device, "reference") if op.has_kernel(device) else ("reference",))
+        assert BACKENDS[name, device] == listed
+        assert probsym_fast.info()["ops"][name][device] == list(listed)
+    assert not op.has_kernel("meta")
+    if _extension.module():
+        assert op.has_kernel("cpu")
+
+
+@every_op
+def test_auto_takes_the_first(name, device):
+    x = matrices(device, dtype=torch.float64)
+    first = OPS[name].backends(device.type)[0]
+    assert torch.equal(CALLS[name](x, "auto"), CALLS[name](x, first))
+    op, expected = OPS[name], OPS[name].reference if first == "reference" else OPS[name].kernel
+    assert op.select("auto", device, torch.float32) is op.select(first, device, torch.float32) is expected
+    assert op.select("reference", device, torch.float32) is op.reference
+    assert op.select("auto", device, torch.bfloat16) is op.reference
+
+
+class Calls(TorchDispatchMode):
+    """Records the kernels that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "probsym_fast":
+            self.calls.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+
+@every_implementation
+def test_the_named_backend_runs_forward_and_backward(name, device, backend):
+    x = matrices(device, requires_grad=True)
+    with Calls() as record:
+        CALLS[name](x, backend).sum().backward()
+    ran = {func.name().removeprefix("probsym_fast::") for func, _ in record.calls}
+    if backend == "reference":
+        assert not {name, f"{name}_backward"} & ran
+    else:
+        assert {name, f"{name}_backward"} <= ran
+
+
+@pytest.mark.parametrize("wrong", ["", "gpu", "cuda", "CPU"])
+@every_op
+def test_unknown_backend(name, wrong):
+    message = f"{name}: backend must be one of {('auto', *OPS[name].backends('cpu'))} on cpu, got {wrong!r}"
+    if _extension.problem():
+        message += f" ({_extension.problem()})"
+    with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$"):
+        CALLS[name](matrices(), wrong)
+
+
+@every_kernel
+def test_dtype_that_a_kernel_lacks(name, device, backend):
+    message = f"{name}: backend {backend!r} takes (torch.float32, torch.float64), got torch.bfloat16"
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        OPS[name].select(backend, device, torch.bfloat16)
+
+
+@every_kernel
+def test_tracing_knows_shapes_dtypes_and_strides(name, device, backend):
+    """Fake results are laid out like the kernel's, also for inputs and gradients that are not contiguous."""
+    x = matrices(device).permute(1, 0, 3, 2).requires_grad_()
+    with Calls() as record:
+        out = CALLS[name](x, backend)
+        out.backward(torch.ones_like(out).mT.contiguous().mT if out.ndim > 1 else None)
+    assert len(record.calls) >= 2
+    for func, arguments in record.calls:
+        real = func(*arguments)
+        with FakeTensorMode() as mode:
+            fake = func(*(mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments))
+        for a, b in zip(real, fake, strict=True) if isinstance(real, tuple) else [(real, fake)]:
+            assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+
+
+@every_implementation
+def test_compiles_in_one_graph(name, device, backend):
+    x = matrices(device)
+
+    def loss(x):
+        return CALLS[name](x * 2, backend).pow(3).sum()
+
+    torch._dynamo.reset()
+    results = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        leaf = x.clone().requires_grad_()
+        value = function(leaf)
+        results.append((value, torch.autograd.grad(value, leaf)[0]))
+    (value, gradient), (compiled, compiled_gradient) = results
+    assert_near(compiled, value, VALUE)
+    assert_near(compiled_gradient, gradient, GRADIENT)
+
+
+def test_compiles_through_inductor(device):
+    def loss(scores, matrices, num_nodes):
+        p = soft_permutation(scores * 2, num_nodes, tau=0.1)
+        x = act_orthogonal(p.scores[..., :3, None, None] * matrices, orthogonal_frame(matrices[..., 0, :, :]))
+        return permutation_entropy(p) + (p.soft() * p.hard()).sum() + x.square().sum()
+
+    inputs = torch.randn(2, 3, 6, device=device), torch.randn(2, 3, 3, 3, 3, device=device)
+    num_nodes = torch.tensor([6, 4], device=device)
+    results = []
+    for function in (loss, torch.compile(loss, fullgraph=True)):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        value = function(*leaves, num_nodes)
+        results.append((value, *torch.autograd.grad(value, leaves)))
+    for eager, compiled in zip(*results, strict=True):
+        assert_near(compiled, eager, GRADIENT)

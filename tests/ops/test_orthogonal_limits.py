@@ -1,0 +1,397 @@
+"""orthogonal_frame and act_orthogonal at their edges, each gradient on its own."""
+
+import re
+
+import pytest
+import torch
+
+from probsym_fast.ops import OPS, act_orthogonal, orthogonal_frame
+from tests.conftest import GRADIENT, VALUE, assert_near, implementations, kernels_of
+
+frames_everywhere = pytest.mark.parametrize(("device", "backend"), implementations("orthogonal_frame"))
+frame_kernels = pytest.mark.parametrize(("device", "backend"), kernels_of("orthogonal_frame"))
+actions_everywhere = pytest.mark.parametrize(("device", "backend"), implementations("act_orthogonal"))
+action_kernels = pytest.mark.parametrize(("device", "backend"), kernels_of("act_orthogonal"))
+ROUNDED = {**GRADIENT, **VALUE, torch.float16: 2e-3, torch.bfloat16: 1e-2}  # results of act_orthogonal
+
+
+def off_orthogonal(q):
+    return (
+        (q.double().mT @ q.double() - torch.eye(q.shape[-1], dtype=torch.float64, device=q.device))
+        .abs()
+        .max()
+    )
+
+
+def available(backend, d):
+    return backend if d <= 3 else "auto"
+
+
+# --- orthogonal_frame ---
+
+
+@pytest.mark.parametrize("gap", [1e-3, 1e-5, 1e-6, 1e-7])
+@pytest.mark.parametrize("d", [2, 3])
+@frames_everywhere
+def test_columns_that_differ_by_little(device, backend, d, gap):
+    a = torch.randn(4000, d, 1, device=device) * (1 + gap * torch.randn(4000, d, d, device=device))
+    for special in (False, True):
+        q = orthogonal_frame(a, special=special, backend=backend)
+        assert off_orthogonal(q) < 1e-5
+        determinant = torch.linalg.det(q.double())
+        assert (determinant.abs() - 1).abs().max() < 1e-5
+        assert (determinant > 0).all() or not special
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@frames_everywhere
+def test_scale_does_not_change_the_frame(device, backend, scale):
+    a = torch.randn(50, 3, 3, dtype=torch.float64, device=device)
+    q = orthogonal_frame(a, backend=backend)
+    assert_near(orthogonal_frame(a * scale, backend=backend), q, {torch.float64: 1e-11})
+    assert_near(orthogonal_frame((a * scale).float(), backend=backend), q, {torch.float32: 1e-4})
+
+
+@frames_everywhere
+def test_gradient_scales_inversely(device, backend, request):
+    if backend == "cpu":
+        reason = (
+            "the square of the columns overflows in the backward: they count as replaced, their gradient is 0"
+        )
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+    a, w = torch.randn(4, 3, 3, device=device), torch.randn(4, 3, 3, device=device)
+
+    def gradient(scale):
+        x = (a * scale).requires_grad_()
+        return torch.autograd.grad((orthogonal_frame(x, backend=backend) * w).sum(), x)[0] * scale
+
+    for scale in (1e-20, 1e20):
+        assert_near(gradient(scale), gradient(1.0), {torch.float32: 1e-4})
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 5])
+@frames_everywhere
+def test_equivariance(device, backend, d):
+    a = torch.randn(20, d, d, dtype=torch.float64, device=device)
+    h = torch.linalg.qr(torch.randn(20, d, d, dtype=torch.float64, device=device)).Q
+    h[::2, :, 0] *= -1  # both signs of the determinant
+    rotation = torch.cat([h[..., :1] * torch.linalg.det(h)[:, None, None], h[..., 1:]], dim=-1)
+    backend = available(backend, d)
+    bound = {torch.float64: 1e-9}
+    assert_near(orthogonal_frame(h @ a, backend=backend), h @ orthogonal_frame(a, backend=backend), bound)
+    whole, part = (orthogonal_frame(x, special=True, backend=backend) for x in (rotation @ a, a))
+    assert_near(whole, rotation @ part, bound)
+    assert_near(torch.linalg.det(part), torch.ones(20, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 5])
+@frames_everywhere
+def test_special_changes_the_first_column_only(device, backend, d):
+    a = torch.randn(30, d, d, device=device)
+    q, r = (orthogonal_frame(a, special=special, backend=available(backend, d)) for special in (False, True))
+    sign = torch.linalg.det(q.double()).sign().float()
+    assert (sign < 0).any() or d == 1 or (a > 0).all()
+    assert torch.equal(r[..., 0], q[..., 0] * sign[:, None])
+    assert torch.equal(r[..., 1:], q[..., 1:])
+
+
+@frames_everywhere
+def test_dependent_columns_become_the_farthest_axis(device, backend):
+    zero = orthogonal_frame(torch.zeros(2, 3, 3, device=device), backend=backend)
+    assert torch.equal(zero.cpu(), torch.eye(3).expand(2, 3, 3))
+    a = torch.tensor(
+        [[0.0, 0.0, 1.0], [0.0, 0.0, 0.0], [2.0, -4.0, 0.0]], device=device
+    )  # columns 2z, -4z, x
+    expected = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+    assert torch.equal(
+        orthogonal_frame(a, backend=backend).cpu(), expected
+    )  # z, the axis x, then y in the place of x
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+@frames_everywhere
+def test_every_rank(device, backend, rank):
+    a = (torch.randn(500, 3, rank) @ torch.randn(500, rank, 3)).to(device).requires_grad_()
+    q = orthogonal_frame(a, special=True, backend=backend)
+    assert off_orthogonal(q) < 1e-5
+    assert (torch.linalg.det(q.double()) - 1).abs().max() < 1e-5
+    (gradient,) = torch.autograd.grad(q.sum(), a)
+    assert gradient.isfinite().all()
+    assert rank or (gradient == 0).all()
+
+
+@frames_everywhere
+def test_replaced_column_passes_nothing_and_takes_nothing(device, backend):
+    """The gradient of the other columns is that of the matrix without the dependent one."""
+    a = torch.randn(1, 3, 3, dtype=torch.float64, device=device)
+    a[..., 1] = -2 * a[..., 0]
+    a.requires_grad_()
+    w = torch.randn(3, device=device, dtype=torch.float64)
+    q = orthogonal_frame(a, backend=backend)
+    (gradient,) = torch.autograd.grad((q[..., 0] * w).sum(), a, retain_graph=True)
+    unit = (a[..., 0] / a[..., 0].norm()).detach()
+    assert_near(gradient[..., 0], (w - unit * (unit @ w)) / a[..., 0].detach().norm(), GRADIENT)
+    assert (gradient[..., 1:] == 0).all()
+    (gradient,) = torch.autograd.grad((q[..., 1] * w).sum(), a)
+    assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("column", [0, 1, 2])
+@frame_kernels
+def test_each_column_has_its_gradient(device, backend, column):
+    for special in (False, True):
+        a = torch.randn(40, 3, 3, dtype=torch.float64, device=device, requires_grad=True)
+        w = torch.randn(40, 3, dtype=torch.float64, device=device)
+        found, expected = (
+            torch.autograd.grad((orthogonal_frame(a, special=special, backend=b)[..., column] * w).sum(), a)[
+                0
+            ]
+            for b in (backend, "reference")
+        )
+        assert_near(found, expected, {torch.float64: 1e-9})
+
+
+@frame_kernels
+def test_frames_of_many_threads_and_few(device, backend):
+    a = torch.randn(5000, 3, 3, device=device, requires_grad=True)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            q = orthogonal_frame(a, special=True, backend=backend)
+            results.append((q, torch.autograd.grad(q.square().sum() + q.sum(), a)[0]))
+    finally:
+        torch.set_num_threads(before)
+    for one, more in zip(*results, strict=True):
+        assert torch.equal(one, more)
+    one_by_one = torch.stack([orthogonal_frame(x, special=True, backend=backend) for x in a[-40:].detach()])
+    assert torch.equal(results[0][0][-40:], one_by_one)
+
+
+@frames_everywhere
+def test_frames_of_nothing(device, backend):
+    for shape in ((0, 3, 3), (2, 0, 2, 2)):
+        a = torch.randn(shape, device=device, requires_grad=True)
+        q = orthogonal_frame(a, backend=backend)
+        assert q.shape == shape
+        assert torch.autograd.grad(q.sum(), a)[0].shape == shape
+
+
+@frames_everywhere
+def test_strided_matrices_and_gradients(device, backend):
+    wide = torch.randn(4, 7, 3, 6, device=device)
+    for view in (wide[..., ::2], wide[::2, 1:4, :, 3:].mT, wide[:1, :, :, :3].expand(5, 7, 3, 3)):
+        plain, w = view.clone(memory_format=torch.contiguous_format), torch.randn(3, 3, device=device).mT
+        results = []
+        for a in (view, plain):
+            leaf = a.detach().requires_grad_()
+            q = orthogonal_frame(leaf, backend=backend)
+            results.append((q.detach(), torch.autograd.grad(q, leaf, w.expand(q.shape))[0]))
+        for strided, contiguous in zip(*results, strict=True):
+            assert torch.equal(strided, contiguous)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (3, 3), (4, 3, 3)])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_one_bad_entry_anywhere_is_found(shape, bad):
+    for place in (0, -1):
+        a = torch.randn(shape)
+        a.view(-1)[place] = bad
+        for case in implementations("orthogonal_frame"):
+            if case.values[0].type == "cpu":
+                message = "orthogonal_frame: matrices must be finite, got NaN or infinity"
+                with pytest.raises(ValueError, match=f"^{message}$"):
+                    orthogonal_frame(a, backend=case.values[1])
+
+
+# --- act_orthogonal ---
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 3, 1), (2, 1, 5, 3, 4), (3, 4, 1, 2, 1), (2, 3, 4, 5, 2)])
+@actions_everywhere
+def test_action_is_the_sum(device, backend, shape, dtype):
+    B, S, n, d, C = shape
+    for shared in (False, True):
+        v = torch.randn((B, n, d, C) if shared else shape, device=device).to(dtype)
+        g = torch.randn(B, S, d, d, device=device).to(dtype)
+        each = (v[:, None].expand(shape) if shared else v).double()
+        exact = torch.einsum("bsij,bsmjc->bsmic", g.double(), each)
+        inverse = torch.einsum("bsji,bsmjc->bsmic", g.double(), each)
+        for expected, flags in ((exact, {}), (inverse, {"inverse": True})):
+            out = act_orthogonal(v, g, backend=backend, **flags)
+            assert out.dtype == dtype and out.shape == shape
+            assert_near(out, expected, ROUNDED)
+            mean = act_orthogonal(v, g, mean=True, backend=backend, **flags)
+            assert mean.dtype == dtype and mean.shape == (B, n, d, C)
+            assert_near(mean, expected.mean(1), ROUNDED)
+
+
+@actions_everywhere
+def test_inverse_undoes(device, backend):
+    q = orthogonal_frame(torch.randn(2, 3, 3, 3, dtype=torch.float64, device=device))
+    v = torch.randn(2, 3, 5, 3, 2, dtype=torch.float64, device=device)
+    there = act_orthogonal(v, q, inverse=True, backend=backend)
+    assert (there - v).abs().max() > 0.1
+    assert_near(act_orthogonal(there, q, backend=backend), v)
+
+
+@pytest.mark.parametrize("only", ["vectors", "frames"])
+@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+@action_kernels
+def test_gradient_to_one_input_only(device, backend, only, mean, shared):
+    v = torch.randn((2, 5, 3, 2) if shared else (2, 4, 5, 3, 2), dtype=torch.float64, device=device)
+    g = torch.randn(2, 4, 3, 3, dtype=torch.float64, device=device)
+    x = (v if only == "vectors" else g).requires_grad_()
+    for inverse in (False, True):
+        found, expected = (
+            torch.autograd.grad(act_orthogonal(v, g, inverse=inverse, mean=mean, backend=b).pow(3).sum(), x)[
+                0
+            ]
+            for b in (backend, "reference")
+        )
+        assert_near(found, expected, GRADIENT)
+
+
+@actions_everywhere
+def test_frames_follow_the_dtype_of_the_vectors(device, backend):
+    g = torch.randn(2, 3, 3, 3, dtype=torch.float64, device=device, requires_grad=True)
+    v = torch.randn(2, 4, 3, 1, device=device)
+    out = act_orthogonal(v, g, backend=backend)
+    assert out.dtype == torch.float32
+    (gradient,) = torch.autograd.grad(out.sum(), g)
+    assert gradient.dtype == torch.float64
+    assert_near(gradient.float(), v.sum((1, 3))[:, None, None].expand(2, 3, 3, 3), GRADIENT)
+
+
+@actions_everywhere
+def test_strided_vectors_frames_and_gradients(device, backend):
+    v = torch.randn(2, 3, 5, 4, 2, device=device).permute(0, 4, 2, 1, 3)[..., ::2]  # (2, 2, 5, 3, 2)
+    g = torch.randn(3, 2, 4, 3, device=device).permute(1, 2, 0, 3)[:, ::2]  # (2, 2, 3, 3)
+    w = torch.randn(2, 2, 5, 2, 3, device=device).mT
+    results = []
+    for f in (lambda x: x, lambda x: x.clone(memory_format=torch.contiguous_format)):
+        x, y = f(v).detach().requires_grad_(), f(g).detach().requires_grad_()
+        out = act_orthogonal(x, y, inverse=True, backend=backend)
+        results.append((out.detach(), *torch.autograd.grad(out, (x, y), f(w))))
+    for strided, contiguous in zip(*results, strict=True):
+        assert_near(strided, contiguous, VALUE)
+
+
+@action_kernels
+def test_actions_of_many_threads_and_few(device, backend):
+    v = torch.randn(40, 30, 3, 4, device=device, requires_grad=True)
+    g = torch.randn(40, 5, 3, 3, device=device, requires_grad=True)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            out = act_orthogonal(v, g, mean=True, backend=backend)
+            results.append((out, *torch.autograd.grad(out.pow(3).sum(), (v, g))))
+    finally:
+        torch.set_num_threads(before)
+    for one, more in zip(*results, strict=True):
+        assert torch.equal(one, more)
+
+
+@actions_everywhere
+def test_action_on_nothing(device, backend):
+    for v, g in (((0, 4, 3, 1), (0, 2, 3, 3)), ((2, 0, 3, 1), (2, 2, 3, 3)), ((2, 4, 3, 0), (2, 2, 3, 3))):
+        v, g = (
+            torch.randn(v, device=device, requires_grad=True),
+            torch.randn(g, device=device, requires_grad=True),
+        )
+        out = act_orthogonal(v, g, mean=True, backend=backend)
+        assert out.shape == v.shape
+        d_v, d_g = torch.autograd.grad(out.sum(), (v, g))
+        assert d_v.shape == v.shape and (d_g == 0).all()
+
+
+@actions_everywhere
+def test_no_samples_act_by_nothing(device, backend, request):
+    """No samples: no gradient to shared vectors, and a mean that is no number."""
+    if backend == "cpu":
+        reason = "the output of the mean and the gradient of shared vectors stay uninitialised"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+    v = torch.randn(2, 400, 3, 1, device=device, requires_grad=True)
+    g = torch.randn(2, 0, 3, 3, device=device)
+    for _ in range(3):
+        torch.full(
+            (2, 400, 3, 1), 7.0, device=device
+        )  # leaves something behind in the memory that comes next
+        assert act_orthogonal(v, g, mean=True, backend=backend).isnan().all()
+        torch.full((2, 400, 3, 1), 7.0, device=device)
+        assert (torch.autograd.grad(act_orthogonal(v, g, backend=backend).sum(), v)[0] == 0).all()
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize("d", [2, 5])
+@action_kernels
+def test_action_gradcheck(device, backend, d, mean, inverse):
+    v = torch.randn(2, 2, 3, d, 1, dtype=torch.float64, device=device, requires_grad=True)
+    g = torch.randn(2, 2, d, d, dtype=torch.float64, device=device, requires_grad=True)
+    flags = {"inverse": inverse, "mean": mean, "backend": backend}
+    assert torch.autograd.gradcheck(lambda *x: act_orthogonal(*x, **flags), (v, g))
+
+
+@pytest.mark.parametrize("name", ["orthogonal_frame", "act_orthogonal"])
+def test_second_derivative_is_refused(name):
+    if not OPS[name].has_kernel("cpu"):
+        pytest.skip("the kernels are not built")
+    g = torch.randn(1, 2, 3, 3, requires_grad=True)
+    out = orthogonal_frame(g) if name == "orthogonal_frame" else act_orthogonal(torch.randn(1, 2, 3, 1), g)
+    (gradient,) = torch.autograd.grad(out.pow(3).sum(), g, create_graph=True)
+    message = f'{name}: the kernels have no second derivative; use backend="reference" for it'
+    with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("v", "g", "error", "message"),
+    [
+        ([1.0], torch.zeros(1, 1, 3, 3), TypeError, "vectors must be a Tensor, got list"),
+        (torch.zeros(1, 2, 3, 1), [1.0], TypeError, "frames must be a Tensor, got list"),
+        (
+            torch.zeros(1, 2, 3, 1),
+            torch.zeros(1, 1, 3, 3).int(),
+            TypeError,
+            "frames must be floating point, got torch.int32",
+        ),
+        (
+            torch.zeros(1, 2, 3, 1),
+            torch.zeros(1, 1, 3, 2),
+            ValueError,
+            "frames must be (B, S, d, d), got (1, 1, 3, 2)",
+        ),
+        (
+            torch.zeros(1, 2, 2, 1),
+            torch.zeros(1, 4, 3, 3),
+            ValueError,
+            "vectors must be (B, [S,] n, d, C) = (1, [4,] *, 3, *), got (1, 2, 2, 1)",
+        ),
+        (
+            torch.zeros(1, 1, 4, 2, 3, 1),
+            torch.zeros(1, 4, 3, 3),
+            ValueError,
+            "vectors must be (B, [S,] n, d, C) = (1, [4,] *, 3, *), got (1, 1, 4, 2, 3, 1)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("backend", OPS["act_orthogonal"].backends("cpu"))
+def test_action_errors(backend, v, g, error, message):
+    with pytest.raises(error, match=f"^{re.escape(f'act_orthogonal: {message}')}$"):
+        act_orthogonal(v, g, backend=backend)
+
+
+@frames_everywhere
+def test_frame_errors(device, backend):
+    with pytest.raises(TypeError, match=r"^orthogonal_frame: matrices must be a Tensor, got list$"):
+        orthogonal_frame([[1.0]], backend=backend)
+    with pytest.raises(ValueError, match=re.escape("matrices must be (..., d, d), got (2, 0, 0)")):
+        orthogonal_frame(torch.zeros(2, 0, 0, device=device), backend=backend)
+    if backend != "reference":
+        message = f"orthogonal_frame: backend {backend!r} takes d in (1, 2, 3), got d = 4"
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            orthogonal_frame(torch.zeros(4, 4, device=device), backend=backend)
