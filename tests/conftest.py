@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from probsym_fast.ops import OPS
+
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 # largest allowed error against the float64 reference, relative to the largest entry of the tensor compared
@@ -36,3 +38,17 @@ def assert_near(found: torch.Tensor, expected: torch.Tensor, table: dict = VALUE
     if expected.norm() > 1e-6:
         cosine = torch.nn.functional.cosine_similarity(found.flatten(), expected.flatten(), dim=0)
         assert cosine > 1 - 1e-4
+
+
+def implementations(op: str) -> list:
+    """Every (device, backend) there is for an op, to parametrise with."""
+    return [
+        pytest.param(torch.device(device), backend, id=f"{device}-{backend}")
+        for device in DEVICES
+        for backend in OPS[op].backends(device)
+    ]
+
+
+def kernels_of(op: str) -> list:
+    """Every (device, backend) of an op that is compiled."""
+    return [case for case in implementations(op) if case.values[1] != "reference"]

@@ -1,59 +1,167 @@
 """Without compiled kernels everything works, and is reported once; how setup.py decides what to build."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import types
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
+import probsym_fast
+from probsym_fast import _extension
+from probsym_fast.ops import OPS, act_orthogonal, orthogonal_frame, permutation_entropy, soft_permutation
+from tests.conftest import assert_near
+
 ROOT = Path(__file__).parents[1]
 
-WITHOUT = """
-import importlib.abc, sys, warnings
-class Broken(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name == "probsym_fast._C":
-            raise {error}
-sys.meta_path.insert(0, Broken())
-import torch
+
+def python(code: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **environment})
+
+
+# --- an installation whose kernels are not there, or do not load ---
+
+FIRST_USE = """
+import warnings, torch
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import probsym_fast as psf
-    assert not caught, [str(w.message) for w in caught]
+    ops = psf.ops
+    assert not [w for w in caught if "probsym_fast" in str(w.message)], "reported before it matters"
+    torch.manual_seed(5)
+    results = []
     for _ in range(2):
-        p = psf.ops.soft_permutation(torch.randn(2, 3, 5, requires_grad=True))
-        psf.ops.permutation_entropy(p).backward()
-        psf.ops.act_orthogonal(torch.randn(1, 2, 3, 1), psf.ops.orthogonal_frame(torch.randn(1, 2, 3, 3)))
-messages = [str(w.message) for w in caught if "probsym_fast" in str(w.message)]
-assert len(messages) == 1, messages
-print(messages[0])
-assert psf.info()["ops"]["soft_permutation"]["cpu"] == ["reference"]
+        scores = torch.randn(2, 3, 5, requires_grad=True)
+        matrices = torch.randn(2, 3, 3, 3, requires_grad=True)
+        p = ops.soft_permutation(scores, torch.tensor([5, 3]), tau=0.1)
+        entropy = ops.permutation_entropy(p)
+        frames = ops.orthogonal_frame(matrices)
+        moved = ops.act_orthogonal(torch.randn(2, 3, 4, 3, 1), frames, mean=True)
+        (entropy + p.log_r.sum() + moved.pow(3).sum()).backward()
+        results += [p.order, p.log_r, entropy, frames, moved, scores.grad, matrices.grad]
+torch.save([x.detach() for x in results], "results.pt")
+caught = [w for w in caught if "probsym_fast" in str(w.message)]
+assert [w.category for w in caught] == [RuntimeWarning], [str(w.message) for w in caught]
+print(caught[0].message)
+assert all(backends["cpu"] == ["reference"] for backends in psf.info()["ops"].values())
+assert psf.info()["extension"]["built"] is False
+assert psf.info()["extension"]["problem"] in str(caught[0].message)
 try:
-    psf.ops.soft_permutation(torch.randn(1, 1, 2), backend="cpu")
+    ops.soft_permutation(torch.randn(1, 1, 2), backend="cpu")
 except RuntimeError as error:
     print(error)
 """
 
 
-@pytest.mark.parametrize(
-    ("error", "problem"),
-    [
-        ('ModuleNotFoundError("none", name="probsym_fast._C")', "the compiled kernels are not built"),
-        ('ImportError("undefined symbol: _ZN2at4_ops")', "do not load under torch"),
-    ],
-)
-def test_missing_or_broken_extension_is_reported_once(error, problem):
-    code = WITHOUT.replace("{error}", error)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+def results_of_the_reference() -> list[torch.Tensor]:
+    torch.manual_seed(5)
+    results = []
+    for _ in range(2):
+        scores, matrices = (
+            torch.randn(2, 3, 5, requires_grad=True),
+            torch.randn(2, 3, 3, 3, requires_grad=True),
+        )
+        p = soft_permutation(scores, torch.tensor([5, 3]), tau=0.1, backend="reference")
+        entropy = permutation_entropy(p, "reference")
+        frames = orthogonal_frame(matrices, backend="reference")
+        moved = act_orthogonal(torch.randn(2, 3, 4, 3, 1), frames, mean=True, backend="reference")
+        (entropy + p.log_r.sum() + moved.pow(3).sum()).backward()
+        results += [p.order, p.log_r, entropy, frames, moved, scores.grad, matrices.grad]
+    return results
+
+
+EXTENSIONS = {  # the file that stands for the extension, what it holds, what is said of it
+    "absent": (None, "", "the compiled kernels are not built: "),
+    "not a library": (
+        "_C.so",
+        "nothing",
+        f"the compiled kernels do not load under torch {torch.__version__} (",
+    ),
+    "library not found": (
+        "_C.py",
+        'raise OSError("libcudart.so.13: cannot open shared object file")',
+        f"the compiled kernels do not load under torch {torch.__version__} (libcudart.so.13: cannot open",
+    ),
+}
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_everything_works_without_the_extension(tmp_path, extension):
+    file, content, problem = EXTENSIONS[extension]
+    ignored = shutil.ignore_patterns("_C*", "__pycache__")
+    shutil.copytree(ROOT / "probsym_fast", tmp_path / "probsym_fast", ignore=ignored)
+    if file:
+        (tmp_path / "probsym_fast" / file).write_text(content)
+    done = python(FIRST_USE, tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
     warning, refusal = done.stdout.strip().splitlines()
-    assert problem in warning
-    assert "pip install" in warning
-    assert "backend must be one of ('auto', 'reference') on cpu, got 'cpu'" in refusal
-    assert problem in refusal
+    assert warning.startswith(f"probsym_fast: {problem}")
+    assert warning.endswith(f"{_extension.MEND}. Ops use their slower reference until then.")
+    there = "soft_permutation: backend must be one of ('auto', 'reference') on cpu, got 'cpu'"
+    assert refusal.startswith(f"{there} ({problem}") and refusal.endswith(f"{_extension.MEND})")
+    for found, expected in zip(torch.load(tmp_path / "results.pt"), results_of_the_reference(), strict=True):
+        assert_near(found, expected, {found.dtype: 1e-6})
+
+
+@pytest.fixture
+def loader(monkeypatch):
+    """Loads again with a given extension module; afterwards all is as before."""
+    for name in ("_module", "_problem", "_reported"):
+        monkeypatch.setattr(_extension, name, None)
+
+    def load(module):
+        monkeypatch.setitem(sys.modules, "probsym_fast._C", module)
+        _extension.load()
+
+    return load
+
+
+def test_kernels_built_for_another_torch_are_named(loader):
+    loader(types.SimpleNamespace(torch_version="1.13.1"))
+    expected = (
+        f"the compiled kernels were built for torch 1.13.1, this is {torch.__version__}: {_extension.MEND}"
+    )
+    assert _extension.problem() == expected
+
+
+def test_kernels_built_for_this_torch_are_no_problem(loader):
+    module = types.SimpleNamespace(torch_version=torch.__version__.split("+")[0])
+    loader(module)
+    assert _extension.module() is module and _extension.problem() is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _extension.report_once("cpu")
+
+
+def test_only_the_cpu_is_reported_and_only_once(loader):
+    loader(None)  # Python's way to say that there is no such module
+    assert _extension.module() is None and _extension.problem().startswith(
+        "the compiled kernels are not built"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _extension.report_once("cuda")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _extension.report_once("cpu")
+        _extension.report_once("cpu")
+    assert [w.category for w in caught] == [RuntimeWarning]
+
+
+@pytest.mark.skipif(os.environ.get("PROBSYM_BUILD") == "0", reason="PROBSYM_BUILD=0")
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
+def test_this_installation_has_its_kernels():
+    assert probsym_fast.info()["extension"]["problem"] is None
+    assert all(op.has_kernel("cpu") for op in OPS.values())
+
+
+# --- what setup.py builds ---
 
 
 @pytest.fixture
@@ -62,34 +170,83 @@ def tree(tmp_path) -> Path:
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / "csrc" / "cpu").mkdir(parents=True)
     (tmp_path / "csrc" / "module.cpp").write_text("#error never compiled here\n")
+    (tmp_path / "csrc" / "cpu" / "op.cpp").touch()
+    (tmp_path / "csrc" / "cpu" / "op.h").touch()
     (tmp_path / "probsym_fast").mkdir()
     return tmp_path
 
 
 def build(tree: Path, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    return subprocess.run(command, cwd=tree, capture_output=True, text=True, env={**os.environ, **environment})
+    return subprocess.run(
+        command, cwd=tree, capture_output=True, text=True, env={**os.environ, **environment}
+    )
 
 
 def test_a_failing_compiler_leaves_the_package_without_kernels(tree):
     done = build(tree, CXX="false", CC="false", PROBSYM_BUILD="auto")
     assert done.returncode == 0, done.stderr
-    assert "the kernels did not build, ops use their reference" in done.stderr
+    assert "probsym_fast: the kernels did not build, ops use their reference: " in done.stderr
     assert not list(tree.glob("probsym_fast/*.so"))
-    assert build(tree, CXX="false", CC="false", PROBSYM_BUILD="1").returncode != 0
-    assert build(tree, PROBSYM_BUILD="0").returncode == 0
 
 
-def test_cuda_files_are_built_where_the_toolkit_is_without_a_gpu(tree):
-    code = "import setup; kind, _ = setup.extension(); print(*kind.sources)"
-    ask = lambda: subprocess.run(  # noqa: E731
-        [sys.executable, "-c", f"import setuptools; setuptools.setup = lambda **k: None; {code}"],
-        cwd=tree, capture_output=True, text=True, check=True,
-    ).stdout.split()  # fmt: skip
-    assert ask() == ["csrc/module.cpp"]
-    (tree / "csrc" / "cuda").mkdir()
-    (tree / "csrc" / "cuda" / "op.cu").touch()
-    from torch.utils.cpp_extension import CUDA_HOME
+def test_a_failing_compiler_is_an_error_where_kernels_are_wanted(tree):
+    done = build(tree, CXX="false", CC="false", PROBSYM_BUILD="1")
+    assert done.returncode != 0
+    assert "the kernels did not build" not in done.stderr
 
-    toolkit = torch.version.cuda and CUDA_HOME and Path(CUDA_HOME, "bin", "nvcc").exists()
-    assert ("csrc/cuda/op.cu" in ask()) == bool(toolkit)
+
+# Prints, for each setting, the sources that setup() is called with: None where there is no extension.
+DECISIONS = """
+import json, os, pathlib, runpy, sys
+import setuptools, torch
+import torch.utils.cpp_extension as tools
+calls = []
+setuptools.setup = lambda **arguments: calls.append(arguments)
+
+def sources(wanted="auto", cuda="13.2", home="toolkit"):
+    os.environ["PROBSYM_BUILD"], torch.version.cuda = wanted, cuda
+    tools.CUDA_HOME = str(pathlib.Path(home).absolute()) if home else None
+    runpy.run_path("setup.py")
+    modules = calls[-1].get("ext_modules")
+    assert ("build_ext" in calls[-1].get("cmdclass", {})) == (modules is not None)
+    return modules[0].sources if modules else None
+
+answer = {}
+answer["no cuda files"] = sources()
+pathlib.Path("csrc/cuda").mkdir()
+pathlib.Path("csrc/cuda/op.cu").touch()
+answer["toolkit"] = sources()
+answer["no toolkit"] = sources(home=None)
+answer["no nvcc"] = sources(home="empty")
+answer["torch without cuda"] = sources(cuda=None)
+answer["not wanted"] = sources("0")
+sys.modules["torch.utils.cpp_extension"] = None
+answer["no build tools"] = sources()
+try:
+    sources("1")
+except ImportError:
+    answer["no build tools, wanted"] = "ImportError"
+print(json.dumps(answer))
+"""
+
+
+def test_what_is_built_where(tree):
+    (tree / "toolkit" / "bin").mkdir(parents=True)
+    (tree / "toolkit" / "bin" / "nvcc").touch()
+    (tree / "empty").mkdir()
+    done = python(DECISIONS, tree)
+    assert done.returncode == 0, done.stderr
+    cpu = ["csrc/module.cpp", "csrc/cpu/op.cpp"]
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "no cuda files": cpu,
+        "toolkit": [*cpu, "csrc/cuda/op.cu"],
+        "no toolkit": cpu,
+        "no nvcc": cpu,
+        "torch without cuda": cpu,
+        "not wanted": None,
+        "no build tools": None,
+        "no build tools, wanted": "ImportError",
+    }
+    assert "probsym_fast: kernels are not built" in done.stderr
+    assert "use pip --no-build-isolation" in done.stderr

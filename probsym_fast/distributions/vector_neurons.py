@@ -1,108 +1,270 @@
-"""Vector Neurons: the S_n x O(d)-equivariant network of the learned distribution on point clouds.
+"""Vector Neurons: the network of the learned distribution on point clouds.
 
-Features are (M, n, d, w): w vectors a node, channels last, so that lengths are sums of d contiguous rows.
+Vector features are (channels, d, n, M): M = B S clouds on the last axis, so that every elementwise pass runs over
+contiguous memory and a linear map of the channels is one matrix product. Pairs of nodes are (channels, d, i, j, M).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from probsym_fast.groups import PointClouds
 
-SLOPE, EPS = 0.2, 1e-6
+SLOPE = 0.2  # of the leaky ReLU
+NORM_EPS = 1e-6  # |p| is sqrt(<p, p> + NORM_EPS^2): smooth at zero
+VARIANCE_EPS = 1e-5
+MOMENTUM = 0.1  # of the running statistics
+CHUNK = 500_000  # numbers of a pair tensor worked on at a time, to stay in the cache
 
 
-class VectorNorm(nn.Module):
-    """Batch normalisation of the lengths: x -> x bn(|x|) / |x|; x (..., d, w)."""
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    """Inner product over axis 1, the d components."""
+    out = x[:, 0] * y[:, 0]
+    for a in range(1, x.shape[1]):
+        out.addcmul_(x[:, a], y[:, a])
+    return out
 
-    def __init__(self, width: int):
+
+def _linear(weight: Tensor, x: Tensor) -> Tensor:
+    """(out, in) times (in, d, ...) -> (out, d, ...)"""
+    return (weight @ x.flatten(1)).unflatten(1, x.shape[1:])
+
+
+def _per_channel(x: Tensor, like: Tensor) -> Tensor:
+    return x.view(-1, *(1,) * (like.dim() - 1))
+
+
+def _chunks(shape: torch.Size) -> Iterator[slice]:
+    step = max(1, CHUNK // math.prod(shape[:-1]))
+    return (slice(i, i + step) for i in range(0, shape[-1], step))
+
+
+def _sum_of(terms: tuple[Tensor, ...], m: slice) -> Tensor:
+    first, *rest = (t[..., m] for t in terms)
+    return first + rest[0] if rest else first
+
+
+class _NormMoments(Function):
+    """Mean and variance per channel of |p| for p the sum of one or two broadcastable terms, weighted by 0 or 1."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor | None, *terms: Tensor) -> tuple[Tensor, Tensor]:
+        shape = torch.broadcast_shapes(*(t.shape for t in terms))
+        norm = terms[0].new_empty(shape[0], *shape[2:])
+        for m in _chunks(shape):
+            p = _sum_of(terms, m)
+            norm[..., m] = _dot(p, p).add_(NORM_EPS**2).sqrt_()
+        flat = norm.flatten(1)
+        weight_flat = None if weight is None else weight.flatten()
+        count = flat.shape[1] if weight is None else weight.sum()
+
+        def mean_of(x: Tensor) -> Tensor:
+            return (x.sum(1) if weight_flat is None else x @ weight_flat) / count
+
+        mean = mean_of(flat)
+        variance = mean_of((flat - mean[:, None]).square_())
+        ctx.save_for_backward(weight, norm, mean, *terms)
+        ctx.count = count
+        return mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_mean: Tensor, d_variance: Tensor):
+        weight, norm, mean, *terms = ctx.saved_tensors
+        slope = d_variance * (2 / ctx.count)
+        offset = d_mean / ctx.count - slope * mean
+        d_terms = [torch.empty_like(t) for t in terms]
+        for m in _chunks(torch.broadcast_shapes(*(t.shape for t in terms))):
+            ratio = (_per_channel(offset, norm) / norm[..., m]).add_(_per_channel(slope, norm))  # d norm / norm
+            if weight is not None:
+                ratio.mul_(weight[..., m])
+            d_p = _sum_of(terms, m) * ratio.unsqueeze(1)
+            for d_term in d_terms:
+                d_term[..., m] = d_p.sum_to_size(d_term[..., m].shape)
+        return None, *d_terms
+
+
+def _activation_factors(p: Tensor, d: Tensor, scale: Tensor, shift: Tensor):
+    """The activation is s p - c d; returns s, c and what the gradient needs: 1/|p|, <p, d>, <d, d>."""
+    inverse_norm = _dot(p, p).add_(NORM_EPS**2).rsqrt_()
+    s = torch.addcmul(_per_channel(scale, inverse_norm), _per_channel(shift, inverse_norm), inverse_norm)
+    pd, dd = _dot(p, d), _dot(d, d).add_(NORM_EPS)
+    c = (s * pd).clamp_max_(0).mul_(1 - SLOPE).div_(dd)
+    return s, c, inverse_norm, pd, dd
+
+
+class _VectorActivation(Function):
+    """Norm scaling, then leaky ReLU along a direction: y = (scale |p| + shift) p / |p|; y - (1 - slope) min(<y, d>, 0)
+    d / <d, d>. p (w, d, ...), d (w or 1, d, ...), scale and shift (w,)."""
+
+    @staticmethod
+    def forward(ctx, p: Tensor, d: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        s, c, inverse_norm, pd, dd = _activation_factors(p, d, scale, shift)
+        ctx.save_for_backward(p, d, shift, s, c, inverse_norm, pd, dd)
+        return (p * s.unsqueeze(1)).addcmul_(d, c.unsqueeze(1), value=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g: Tensor):
+        p, d, shift, s, c, inverse_norm, pd, dd = ctx.saved_tensors
+        d_s = _dot(g, p)
+        e = _dot(g, d).div_(dd).masked_fill_(c >= 0, 0)  # -d_c / <d, d>, where the leaky side is on
+        d_pd = e * (SLOPE - 1)
+        d_s.addcmul_(d_pd, pd)
+        d_pd.mul_(s)
+        d_shift = d_s * inverse_norm
+        d_scale_sum, d_shift_sum = d_s.flatten(1).sum(1), d_shift.flatten(1).sum(1)
+        radial = d_shift.mul_(inverse_norm).mul_(inverse_norm).mul_(-_per_channel(shift, d_shift))
+        d_p = (g * s.unsqueeze(1)).addcmul_(d, d_pd.unsqueeze(1)).addcmul_(p, radial.unsqueeze(1))
+        d_d = (p * d_pd.unsqueeze(1)).addcmul_(g, c.unsqueeze(1), value=-1)
+        d_d.addcmul_(d, e.mul_(c).unsqueeze(1), value=2)
+        return d_p, d_d.sum_to_size(d.shape), d_scale_sum, d_shift_sum
+
+
+class _LargestInvariant(Function):
+    """max over the nodes of <x_c, z_v>: x (c, d, n or 1, M), z (v, d, n, M) -> (c, v, M)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, z: Tensor) -> Tensor:
+        largest = _dot(x.unsqueeze(2), z.transpose(0, 1).unsqueeze(0)).max(2, keepdim=True)
+        ctx.save_for_backward(x, z, largest.indices)
+        return largest.values.squeeze(2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g: Tensor):
+        x, z, node = ctx.saved_tensors
+        g = g.new_zeros(*g.shape[:2], *z.shape[2:]).scatter_(2, node, g.unsqueeze(2))  # (c, v, n, M)
+        d_x = _dot(g.unsqueeze(2), z.unsqueeze(0)).sum_to_size(x.shape)
+        d_z = _dot(g.transpose(0, 1).unsqueeze(2), x.unsqueeze(0))
+        return d_x, d_z
+
+
+def _near(x: Tensor, k: int) -> Tensor:
+    """(i, j, M): whether j is among the k nodes nearest to i, itself included, over all channels. Nodes as far as
+    the k-th are in, which keeps the choice independent of the order of the nodes."""
+    n, clouds = x.shape[2:]
+    if k >= n:
+        return torch.ones(n, n, clouds, dtype=torch.bool, device=x.device)
+    nodes = x.detach().flatten(0, 1).permute(2, 1, 0).contiguous()  # (M, n, channels d)
+    distance = torch.cdist(nodes, nodes, compute_mode="donot_use_mm_for_euclid_dist")
+    return (distance <= distance.kthvalue(k, -1, keepdim=True).values).permute(1, 2, 0).contiguous()
+
+
+@torch.no_grad()
+def _farthest_along(x: Tensor, direction: Tensor) -> Tensor:
+    """VN max pooling: the node where <x, direction x> is largest, x (w, d, n, M) -> (w, M)."""
+    return _dot(x, _linear(direction, x)).max(1).indices
+
+
+@torch.no_grad()
+def _select_neighbor(p_terms, d_terms, scale: Tensor, shift: Tensor, near: Tensor, direction: Tensor) -> Tensor:
+    """The neighbour j that VN max pooling keeps for every channel and node i: (w, i, M)."""
+    shape = torch.broadcast_shapes(*(t.shape for t in p_terms))
+    neighbor = near.new_empty(shape[0], shape[2], shape[4], dtype=torch.int64)
+    for m in _chunks(shape):
+        p, d = _sum_of(p_terms, m), _sum_of(d_terms, m)
+        s, c, *_ = _activation_factors(p, d, scale, shift)
+        x = p.mul_(s.unsqueeze(1)).addcmul_(d, c.unsqueeze(1), value=-1)
+        height = _dot(x, _linear(direction, x)).masked_fill_(~near[..., m], -math.inf)
+        neighbor[..., m] = height.max(2).indices
+    return neighbor
+
+
+class _Norm(nn.Module):
+    """Batch normalisation of the vectors' norms, as (scale, shift): |p| becomes scale |p| + shift."""
+
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(width)
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        length = ((x * x).sum(-2) + EPS**2).sqrt()
-        scale = self.norm(length.flatten(0, -2)).view_as(length) / length
-        return x * scale.unsqueeze(-2)
+    def forward(self, *terms: Tensor, near: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        mean, variance = self.running_mean, self.running_var
+        if self.training:
+            weight = None if near is None else near.to(terms[0].dtype)
+            mean, variance = _NormMoments.apply(weight, *terms)
+            count = terms[0][0, 0].numel() if weight is None else weight.sum()
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, MOMENTUM)
+                self.running_var.lerp_(variance * (count / (count - 1)), MOMENTUM)
+        scale = self.weight * (variance + VARIANCE_EPS).rsqrt()
+        return scale, self.bias - scale * mean
 
 
-def leaky_relu(x: Tensor, direction: Tensor) -> Tensor:
-    """Takes (1 - slope) of the part of x that points against `direction` away: both (..., d, w)."""
-    against = (x * direction).sum(-2, keepdim=True).clamp(max=0)
-    return x - (1 - SLOPE) * against / ((direction * direction).sum(-2, keepdim=True) + EPS) * direction
+def _uniform(*shape: int) -> Tensor:
+    """Weights as nn.Linear draws them."""
+    return torch.empty(shape).uniform_(-1, 1) / math.sqrt(shape[-1])
 
 
-class VectorLayer(nn.Module):
-    """Linear, norm, leaky ReLU along a learned direction: (..., d, w_in) -> (..., d, w_out)."""
+class _Layer(nn.Module):
+    """Linear, norm batch normalisation and leaky ReLU; the inputs are concatenated (a size of 1 is broadcast)."""
 
-    def __init__(self, features: int, width: int, shared_direction: bool = False):
+    def __init__(self, in_width: int, width: int, shared_direction: bool = False) -> None:
         super().__init__()
-        self.width = width
-        self.linear = nn.Linear(features, width + (1 if shared_direction else width), bias=False)
-        self.norm = VectorNorm(width)
+        self.feature = nn.Parameter(_uniform(width, in_width))
+        self.direction = nn.Parameter(_uniform(1 if shared_direction else width, in_width))
+        self.norm = _Norm(width)
 
-    def activate(self, projected: Tensor) -> Tensor:
-        """From linear outputs: features and direction side by side."""
-        x, direction = projected.tensor_split([self.width], dim=-1)
-        return leaky_relu(self.norm(x), direction)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.activate(self.linear(x))
+    def forward(self, *inputs: Tensor) -> Tensor:
+        weights = torch.cat([self.feature, self.direction]).split([x.shape[0] for x in inputs], 1)
+        first, *rest = (_linear(w, x) for w, x in zip(weights, inputs, strict=True))
+        p, d = sum(rest, first).split([self.feature.shape[0], self.direction.shape[0]])
+        return _VectorActivation.apply(p, d, *self.norm(p))
 
 
-class MaxPool(nn.Module):
-    """For each channel the one of k vectors that is longest along a fixed random direction: (M, ..., k, d, w) -> (M, ..., d, w).
+class _EdgeConvolution(_Layer):
+    """The layer on [x_j - x_i, x_i] for the k nearest j, then VN max pooling over them.
 
-    The direction is W x with W drawn once: the choice has no gradient to it, so W is no parameter.
+    The linear map is made once a node: W [x_j - x_i, x_i] = A x_j + C x_i. Pooling takes one neighbour a channel and
+    no gradient reaches its direction (argmax), so this is a buffer, and only what was taken is differentiated.
     """
 
-    def __init__(self, width: int):
-        super().__init__()
-        self.register_buffer("weight", nn.Linear(width, width, bias=False).weight.detach().clone())
+    def __init__(self, in_width: int, width: int, neighbors: int) -> None:
+        super().__init__(2 * in_width, width)
+        self.neighbors = neighbors
+        self.register_buffer("pool", _uniform(width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            best = (x * (x @ self.weight.mT)).sum(-2).argmax(-2)  # (M, ..., w)
-        index = best[..., None, None, :].expand(*best.shape[:-1], 1, *x.shape[-2:])
-        return x.gather(-3, index).squeeze(-3)
-
-
-class EdgeConv(nn.Module):
-    """A layer on [x_j - x_i, x_i] for the k nearest j of every i (itself included), max-pooled: (M, n, d, w) -> (M, n, d, w').
-
-    The linear map is taken once a node: W [x_j - x_i, x_i] = A x_j + (B - A) x_i.
-    """
-
-    def __init__(self, features: int, width: int, neighbors: int):
-        super().__init__()
-        self.layer = VectorLayer(2 * features, width)
-        self.pool, self.neighbors = MaxPool(width), neighbors
-
-    def forward(self, x: Tensor) -> Tensor:
-        M, n, d, w = x.shape
-        k = min(self.neighbors, n)
-        a, b = self.layer.linear.weight.split(w, dim=1)
-        far = x @ a.mT  # (M, n, d, 2 w')
-        near = x @ (b - a).mT
-        flat = x.detach().reshape(M, n, d * w)
-        index = torch.cdist(flat, flat).topk(k, dim=-1, largest=False).indices  # (M, n, k)
-        rows = (index + torch.arange(M, device=x.device)[:, None, None] * n).flatten()
-        pairs = far.flatten(0, 1).index_select(0, rows).view(M, n, k, d, -1) + near[:, :, None]
-        return self.pool(self.layer.activate(pairs))
+        near = _near(x, self.neighbors)
+        a, c = torch.cat([self.feature, self.direction]).chunk(2, 1)
+        p_neighbor, d_neighbor, p_center, d_center = _linear(torch.cat([a, c - a]), x).chunk(4)
+        p_terms = p_neighbor.unsqueeze(2), p_center.unsqueeze(3)
+        d_terms = d_neighbor.unsqueeze(2), d_center.unsqueeze(3)
+        scale, shift = self.norm(*p_terms, near=near)
+        taken = _select_neighbor(p_terms, d_terms, scale, shift, near, self.pool)
+        taken = taken.unsqueeze(1).expand_as(p_center)
+        p, d = p_neighbor.gather(2, taken) + p_center, d_neighbor.gather(2, taken) + d_center
+        return _VectorActivation.apply(p, d, scale, shift)
 
 
 class VectorNeurons(nn.Module):
-    """Scores (invariant, one a node) and matrices (equivariant columns) of a point cloud with noise.
+    """Scores (invariant, one a node) and matrices (equivariant columns) of point clouds with noise.
 
     A DGCNN (Wang et al. 2019) of vector neurons (Deng et al. 2021, arXiv 2104.12229), as in Kim et al. 2023. Under an
-    orthogonal h on every vector the scores stay and matrices become h M; under a permutation the scores are permuted.
+    orthogonal h on every vector the scores stay and matrices become h M; a permutation of the nodes permutes the scores.
 
     Args:
-        channels: vectors a node at the input (position, velocity). width: vectors a node inside. neighbors: k.
-        dropout: of whole vectors, in training. scores, matrices: the outputs to build.
+        channels: 1 (positions) or 2 (positions and velocities).
+        width: vectors a node inside.
+        neighbors: k nearest nodes joined to a node, itself included; at most n are taken.
+        dropout: share of whole vectors dropped in training.
+        scores, matrices: the outputs to build.
+        dim: d.
 
-    forward(batch, noise): noise (B, S, n, d, channels) is added to [positions - center, velocities]. Returns "scores"
-    (B, S, n) and "matrices" (B, S, d, 3), float32 under any autocast (float64 for float64 data).
+    forward(batch, noise): noise (B, S, n, d, channels) is added to [positions - center, velocities]. Returns a dict with
+    "scores" (B, S, n) and "matrices" (B, S, d, d), as asked for, in the dtype of the parameters under any autocast.
+    Gradients: first order, to the parameters, the noise and the batch. Time and memory grow as B S n^2 width d.
+    Raises ValueError for shapes.
     """
 
     def __init__(
@@ -114,22 +276,24 @@ class VectorNeurons(nn.Module):
         scores: bool = True,
         matrices: bool = True,
         dim: int = 3,
-    ):
+    ) -> None:
         super().__init__()
-        self.channels, self.dropout, self.dim = channels, dropout, dim
-        self.conv1 = EdgeConv(channels, width, neighbors) if scores or matrices else None
+        if channels not in (1, 2):
+            raise ValueError(f"VectorNeurons: channels must be 1 or 2 (positions, velocities), got {channels}")
+        if not (scores or matrices):
+            raise ValueError("VectorNeurons: scores or matrices must be True, got False for both")
+        self.channels, self.width, self.dim, self.dropout = channels, width, dim, dropout
         self.scores, self.matrices = scores, matrices
+        self.conv1 = _EdgeConvolution(channels, width, neighbors)
         if matrices:
-            self.pool = MaxPool(width)
-            self.matrix_head = nn.Linear(width, dim, bias=False)
+            self.register_buffer("pool", _uniform(width, width))
+            self.matrix_head = nn.Parameter(_uniform(dim, width))
         if scores:
-            self.conv2 = EdgeConv(width, width, neighbors)
-            self.conv3 = VectorLayer(2 * width, width, shared_direction=True)
-            self.frame = nn.Sequential(
-                VectorLayer(2 * width, width),
-                VectorLayer(width, width // 2),
-                nn.Linear(width // 2, dim, bias=False),
-            )
+            self.conv2 = _EdgeConvolution(width, width, neighbors)
+            self.conv3 = _Layer(2 * width, width, shared_direction=True)
+            self.frame1 = _Layer(2 * width, width)
+            self.frame2 = _Layer(width, width // 2)
+            self.frame_head = nn.Parameter(_uniform(dim, width // 2))
             self.score_head = nn.Linear(4 * width * dim, 1)
 
     def noise_shape(self, batch: PointClouds, samples: int) -> tuple[int, ...]:
@@ -138,28 +302,42 @@ class VectorNeurons(nn.Module):
         return B, samples, n, d, self.channels
 
     def forward(self, batch: PointClouds, noise: Tensor) -> dict[str, Tensor]:
+        B, n, d = batch.positions.shape
+        if d != self.dim:
+            raise ValueError(f"VectorNeurons: positions must be (B, n, {self.dim}), got {(B, n, d)}")
+        if noise.dim() != 5 or (B, n, d, self.channels) != (noise.shape[0], *noise.shape[2:]):
+            raise ValueError(f"VectorNeurons: noise must be {(B, 'S', n, d, self.channels)}, got {tuple(noise.shape)}")
+        S = noise.shape[1]
+        if self.training and B * S * n == 1:
+            raise ValueError("VectorNeurons: training needs B S n > 1 for the batch statistics, got 1")
         with torch.autocast(noise.device.type, enabled=False):
-            x = torch.stack([batch.positions - batch.center[:, None], batch.velocities], dim=-1).to(noise.dtype)
-            return self._forward(x[:, None] + noise)
-
-    def _forward(self, x: Tensor) -> dict[str, Tensor]:
-        lead = x.shape[:2]
-        outputs = {}
-        if self.conv1 is None:  # nothing wanted but the samples axis
-            return {"samples": x[..., 0, 0, 0]}
-        x1 = self.conv1(x.flatten(0, 1))
-        if self.matrices:
-            outputs["matrices"] = self.matrix_head(self.pool(x1)).unflatten(0, lead)
-        if self.scores:
-            x2 = self.conv2(x1)
-            keep = torch.ones_like(x2[..., :1, :])
-            x2 = x2 * nn.functional.dropout(keep, self.dropout, self.training)
-            x12 = torch.cat([x1, x2], dim=-1)
-            x3 = self.conv3(x12)
-            x3 = torch.cat([x3, x3.mean(1, keepdim=True).expand_as(x3)], dim=-1)  # (M, n, d, 2 w)
-            frame = self.frame(x3)  # (M, n, d, 3)
-            whole = (x3.mT @ frame).flatten(2).amax(1, keepdim=True)  # (M, 1, 6 w)
-            local = (x12.mT @ frame).flatten(2)
-            score = self.score_head(torch.cat([whole.expand_as(local), local], dim=-1))
-            outputs["scores"] = score.squeeze(-1).unflatten(0, lead)
+            x = torch.stack([batch.positions - batch.center[:, None], batch.velocities][: self.channels], -1)
+            x = (x[:, None] + noise).to(self.conv1.feature.dtype)
+            x1 = self.conv1(x.flatten(0, 1).permute(3, 2, 1, 0).contiguous())
+            outputs = {}
+            if self.matrices:
+                outputs["matrices"] = self._equivariant(x1).permute(2, 1, 0).contiguous().view(B, S, d, d)
+            if self.scores:
+                outputs["scores"] = self._invariant(x1).t().contiguous().view(B, S, n)
         return outputs
+
+    def _equivariant(self, x: Tensor) -> Tensor:
+        """x (w, d, n, M) -> d vectors of the cloud, (d, d, M): max pooling over the nodes, then linear."""
+        node = _farthest_along(x, self.pool)[:, None, None].expand(-1, x.shape[1], 1, -1)
+        return _linear(self.matrix_head, x.gather(2, node).squeeze(2))
+
+    def _invariant(self, x1: Tensor) -> Tensor:
+        """x (w, d, n, M) -> a score a node, (n, M).
+
+        A linear map of <[x1, x2]_c, z_v>, z the frame of the node, and of the largest <[x3, mean x3]_c, z_v> of all nodes.
+        """
+        x2 = self.conv2(x1)
+        x2 = x2 * F.dropout(torch.ones_like(x2[:, :1]), self.dropout, self.training)
+        x12 = torch.cat([x1, x2])
+        x3 = self.conv3(x12)
+        mean = x3.mean(2, keepdim=True)
+        z = _linear(self.frame_head, self.frame2(self.frame1(x3, mean)))  # (v, d, n, M)
+        cloud, node = self.score_head.weight.view(2, 2 * self.width, self.dim)  # (2 w, v) each
+        local = (_linear(node.t(), x12) * z).flatten(0, 1).sum(0)
+        largest = torch.cat([_LargestInvariant.apply(x3, z), _LargestInvariant.apply(mean, z)])
+        return local + cloud.flatten() @ largest.flatten(0, 1) + self.score_head.bias

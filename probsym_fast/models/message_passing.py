@@ -23,7 +23,8 @@ class Layer(nn.Module):
         """h (B, S, n, width), edges (B, 1 or S, n, n - 1, C), neighbor (n, n - 1) -> (B, S, n, width)."""
         width = h.shape[-1]
         to, of, pair = self.pair.weight.split([width, width, edges.shape[-1]], dim=1)
-        sender = (h @ of.mT)[:, :, neighbor.flatten()].unflatten(2, neighbor.shape)  # (B, S, n, n - 1, width)
+        sender = (h @ of.mT).index_select(2, neighbor.flatten())
+        sender = sender.unflatten(2, neighbor.shape)  # (B, S, n, n - 1, width)
         z = sender + (h @ to.mT).unsqueeze(-2) + nn.functional.linear(edges, pair, self.pair.bias)
         m = self.act(self.message(self.act(z))).sum(-2)
         return self.update(torch.cat([h, m], dim=-1))

@@ -1,0 +1,212 @@
+"""Vector Neurons against a direct implementation with concatenated pairs, and the gradients of the fused steps."""
+
+import re
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from probsym_fast.distributions import VectorNeurons
+from probsym_fast.distributions import vector_neurons as vn
+from probsym_fast.groups import PointClouds
+from tests.conftest import GRADIENT, assert_near
+
+
+def clouds(count: int, n: int = 5, d: int = 3, dtype: torch.dtype = torch.float64) -> PointClouds:
+    return PointClouds(*torch.randn(2, count, n, d, dtype=dtype), torch.zeros(count, n, n, 0, dtype=dtype))
+
+
+def run(net, batch, noise):
+    """With the same dropout masks every time."""
+    torch.manual_seed(7)
+    return net(batch, noise)
+
+
+# --- a direct implementation, vectors as (M, n, [k,] w, d) ---
+
+
+def layer(module, x):
+    """Linear, batch normalisation of the norms, leaky ReLU with slope 0.2."""
+    p, d = module.feature @ x, module.direction @ x
+    norm = (p.square().sum(-1) + 1e-12).sqrt()
+    rows = norm.flatten(0, -2)
+    bn = module.norm
+    statistics = (None, None) if bn.training else (bn.running_mean, bn.running_var)
+    new = F.batch_norm(rows, *statistics, bn.weight, bn.bias, bn.training).view_as(norm)
+    y = p / norm[..., None] * new[..., None]
+    dot = (y * d).sum(-1, keepdim=True)
+    projected = y - dot / (d.square().sum(-1, keepdim=True) + 1e-6) * d
+    return 0.2 * y + 0.8 * torch.where(dot >= 0, y, projected)
+
+
+def pool(direction, x):
+    """Over axis -3: the vector longest along W x, channel by channel."""
+    index = (x * (direction @ x)).sum(-1).argmax(-2)
+    return x.gather(-3, index[..., None, :, None].expand(*index.shape[:-1], 1, *x.shape[-2:])).squeeze(-3)
+
+
+def convolution(module, x, k):
+    M, n = x.shape[:2]
+    distance = (x[:, :, None] - x[:, None]).square().sum((-1, -2))
+    index = distance.topk(min(k, n), largest=False).indices
+    neighbor = torch.stack([x[m, index[m]] for m in range(M)])  # (M, n, k, w, d)
+    center = x[:, :, None].expand_as(neighbor)
+    return pool(module.pool, layer(module, torch.cat([neighbor - center, center], -2)))
+
+
+def direct(net, batch, noise):
+    x = torch.stack([batch.positions - batch.positions.mean(1, keepdim=True), batch.velocities], -2)
+    x = (x[:, None] + noise.mT).flatten(0, 1)
+    x1 = convolution(net.conv1, x, net.conv1.neighbors)
+    matrices = (net.matrix_head @ pool(net.pool, x1)).mT
+    x2 = convolution(net.conv2, x1, net.conv2.neighbors)
+    x12 = torch.cat([x1, x2], -2)
+    x3 = layer(net.conv3, x12)
+    x3 = torch.cat([x3, x3.mean(1, keepdim=True).expand_as(x3)], -2)
+    frame = net.frame_head @ layer(net.frame2, layer(net.frame1, x3))
+    largest = (x3 @ frame.mT).flatten(2).amax(1, keepdim=True).expand(-1, x.shape[1], -1)
+    scores = net.score_head(torch.cat([largest, (x12 @ frame.mT).flatten(2)], -1)).squeeze(-1)
+    return {"scores": scores.unflatten(0, noise.shape[:2]), "matrices": matrices.unflatten(0, noise.shape[:2])}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("n", "d", "k"), [(5, 3, 4), (1, 3, 4), (6, 2, 3), (3, 3, 7)])
+def test_equals_the_direct_form(n, d, k, training, monkeypatch):
+    monkeypatch.setattr(vn, "CHUNK", 5 * 4 * n * n * d)  # four clouds at a time
+    net = VectorNeurons(width=5, neighbors=k, dropout=0.0, dim=d).double()
+    for module in net.modules():
+        if isinstance(module, vn._Norm):
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_()
+    batch = clouds(5, n, d)
+    noise = torch.randn(net.noise_shape(batch, 2), dtype=torch.float64)
+    if not training:
+        net(batch, noise)  # moves the running statistics
+    net.train(training)
+    weights = {
+        "scores": torch.randn(5, 2, n, dtype=torch.float64),
+        "matrices": torch.randn(5, 2, d, d, dtype=torch.float64),
+    }
+    gradients = []
+    found, expected = net(batch, noise), direct(net, batch, noise)
+    for outputs in (found, expected):
+        loss = sum((outputs[name] * weight).sum() for name, weight in weights.items())
+        gradients.append(torch.autograd.grad(loss, list(net.parameters())))
+    for name, value in expected.items():
+        assert_near(found[name], value, {torch.float64: 1e-9})
+    for ours, theirs in zip(*gradients, strict=True):
+        assert_near(ours, theirs, {torch.float64: 1e-8})
+
+
+def test_running_statistics_are_those_of_batch_norm():
+    norm, x = vn._Norm(4), torch.randn(4, 3, 50)
+    norm(x)
+    reference = torch.nn.BatchNorm1d(4)
+    reference(x.norm(dim=1).mT)
+    assert_near(norm.running_mean, reference.running_mean)
+    assert_near(norm.running_var, reference.running_var)
+
+
+# --- the fused steps ---
+
+
+def inputs(*shapes):
+    return [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_gradient_of_the_activation(width):
+    assert torch.autograd.gradcheck(vn._VectorActivation.apply, inputs((2, 3, 7), (width, 3, 7), (2,), (2,)))
+
+
+def test_gradient_of_the_norm_moments(monkeypatch):
+    monkeypatch.setattr(vn, "CHUNK", 2 * 2 * 3 * 9)
+    weight = (torch.rand(3, 3, 5) > 0.3).double()
+    near, center = inputs((2, 2, 1, 3, 5), (2, 2, 3, 1, 5))
+    assert torch.autograd.gradcheck(lambda a, b: vn._NormMoments.apply(weight, a, b), (near, center))
+    assert torch.autograd.gradcheck(lambda a: vn._NormMoments.apply(None, a), (near,))
+
+
+@pytest.mark.parametrize("nodes", [1, 4])
+def test_gradient_of_the_largest_invariant(nodes):
+    assert torch.autograd.gradcheck(vn._LargestInvariant.apply, inputs((2, 2, nodes, 3), (3, 2, 4, 3)))
+
+
+def test_second_derivatives_are_refused():
+    p, d, scale, shift = inputs((2, 3, 7), (2, 3, 7), (2,), (2,))
+    (g,) = torch.autograd.grad(vn._VectorActivation.apply(p, d, scale, shift).square().sum(), p, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        g.sum().backward()
+
+
+# --- symmetry ---
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("reflect", [1.0, -1.0])
+@pytest.mark.parametrize("d", [2, 3])
+def test_equivariance(d, reflect, training):
+    net = VectorNeurons(dim=d, dropout=0.3).double().train(training)
+    batch = clouds(4, 5, d)
+    noise = torch.randn(net.noise_shape(batch, 3), dtype=torch.float64)
+    h = torch.linalg.qr(torch.randn(d, d, dtype=torch.float64)).Q
+    h = torch.cat([h[:1] * torch.det(h).sign() * reflect, h[1:]])
+    moved = PointClouds(batch.positions @ h.mT + 3, batch.velocities @ h.mT, batch.edges)
+    plain, turned = run(net, batch, noise), run(net, moved, h @ noise)
+    assert_near(turned["scores"], plain["scores"], {torch.float64: 1e-10})
+    assert_near(turned["matrices"], h @ plain["matrices"], {torch.float64: 1e-10})
+
+    net.dropout = 0.0  # its masks belong to places
+    order = torch.randperm(5)
+    permuted = PointClouds(batch.positions[:, order], batch.velocities[:, order], batch.edges)
+    plain, permuted = run(net, batch, noise), run(net, permuted, noise[:, :, order])
+    assert_near(permuted["scores"], plain["scores"][..., order], {torch.float64: 1e-10})
+    assert_near(permuted["matrices"], plain["matrices"], {torch.float64: 1e-10})
+
+
+def test_nodes_as_far_as_the_last_neighbor_are_neighbors():
+    """A cross: the four tips are equally near to the middle, and none is preferred."""
+    cross = torch.tensor([[0.0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]], dtype=torch.float64)
+    near = vn._near(cross.mT[None, :, :, None], 2)[..., 0]
+    assert near[0].all()
+    assert torch.equal(near[1], torch.tensor([True, True, False, False, False]))
+
+
+def test_gradient_of_the_batch():
+    net = VectorNeurons(width=3, neighbors=2, dropout=0.0).double().eval()
+    batch, noise = clouds(1, 3), torch.randn(1, 1, 3, 3, 2, dtype=torch.float64)
+
+    def f(positions, velocities, noise):
+        outputs = net(PointClouds(positions, velocities, batch.edges), noise)
+        return outputs["scores"], outputs["matrices"]
+
+    assert torch.autograd.gradcheck(f, [x.requires_grad_() for x in (batch.positions, batch.velocities, noise)])
+
+
+def test_float32_is_near_float64():
+    net = VectorNeurons(dropout=0.0)
+    batch = clouds(50, dtype=torch.float32)
+    noise = torch.randn(net.noise_shape(batch, 2))
+    found = net(batch, noise)
+    wide = PointClouds(*(x.double() for x in batch))
+    expected = net.double()(wide, noise.double())
+    for name, value in expected.items():
+        error = (found[name].double() - value).abs()  # one choice of a pool may fall otherwise
+        assert error.median() <= GRADIENT[torch.float32] * value.abs().max()
+
+
+# --- errors ---
+
+
+def test_bad_input():
+    net, batch = VectorNeurons(width=4), clouds(2, dtype=torch.float32)
+    with pytest.raises(ValueError, match=re.escape("noise must be (2, 'S', 5, 3, 2), got (2, 4, 5, 3, 1)")):
+        net(batch, torch.zeros(2, 4, 5, 3, 1))
+    with pytest.raises(ValueError, match=re.escape("positions must be (B, n, 3), got (2, 5, 2)")):
+        net(clouds(2, d=2), torch.zeros(2, 4, 5, 2, 2))
+    with pytest.raises(ValueError, match=r"channels must be 1 or 2 .* got 3"):
+        VectorNeurons(channels=3)
+    with pytest.raises(ValueError, match="scores or matrices must be True"):
+        VectorNeurons(scores=False, matrices=False)
+    with pytest.raises(ValueError, match="B S n > 1"):
+        net(clouds(1, 1), torch.zeros(1, 1, 1, 3, 2))
