@@ -124,9 +124,7 @@ def loader(monkeypatch):
 
 def test_kernels_built_for_another_torch_are_named(loader):
     loader(types.SimpleNamespace(torch_version="1.13.1"))
-    expected = (
-        f"the compiled kernels were built for torch 1.13.1, this is {torch.__version__}: {_extension.MEND}"
-    )
+    expected = f"the compiled kernels were built for torch 1.13.1, this is {torch.__version__}: {_extension.MEND}"
     assert _extension.problem() == expected
 
 
@@ -141,9 +139,7 @@ def test_kernels_built_for_this_torch_are_no_problem(loader):
 
 def test_only_the_cpu_is_reported_and_only_once(loader):
     loader(None)  # Python's way to say that there is no such module
-    assert _extension.module() is None and _extension.problem().startswith(
-        "the compiled kernels are not built"
-    )
+    assert _extension.module() is None and _extension.problem().startswith("the compiled kernels are not built")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _extension.report_once("cuda")
@@ -178,9 +174,7 @@ def tree(tmp_path) -> Path:
 
 def build(tree: Path, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    return subprocess.run(
-        command, cwd=tree, capture_output=True, text=True, env={**os.environ, **environment}
-    )
+    return subprocess.run(command, cwd=tree, capture_output=True, text=True, env={**os.environ, **environment})
 
 
 def test_a_failing_compiler_leaves_the_package_without_kernels(tree):

@@ -120,7 +120,17 @@ void orthogonal_frame_backward_lanes(const T* d_q_in, const T* q_in, const T* a_
   for (int k = d - 1; k >= 0; --k) {
     const Vec<T> signed_norm = column_dot<T>(q + k * L, a + k * L, d);  // negative where the column was mirrored
     const Vec<T> norm = signed_norm < T(0) ? -signed_norm : signed_norm;
-    const Vec<T> length = root<T>(column_dot<T>(a + k * L, a + k * L, d));
+    Vec<T> top{}, length{};
+    for (int i = 0; i < d; ++i) {
+      const Vec<T> x = load(a + (i * d + k) * L), absolute = x < T(0) ? -x : x;
+      top = absolute > top ? absolute : top;
+    }
+    const Vec<T> scale = top > T(0) ? top : splat<T>(1);  // squares of scaled entries do not overflow
+    for (int i = 0; i < d; ++i) {
+      const Vec<T> x = load(a + (i * d + k) * L) / scale;
+      length += x * x;
+    }
+    length = root<T>(length) * scale;
     const IntVec<T> filled = norm <= dependent<T> * length;
     const Vec<T> inverse = filled ? Vec<T>{} : T(1) / (filled ? splat<T>(1) : signed_norm);
     const Vec<T> inner = column_dot<T>(q + k * L, g + k * L, d);

@@ -35,13 +35,19 @@ template <class T> inline void sort_descending(T* key, typename Lanes<T>::Int* i
 // sqrt(sum of squares) of each lane's valid scores, at least 1e-6; ones where scores are not normalised.
 template <class T> inline Vec<T> norms(const T* scores, int64_t n, bool normalize) {
   if (!normalize) return splat<T>(1);
-  Vec<T> sum{};
+  Vec<T> top{}, sum{};
   for (int64_t j = 0; j < n; ++j) {
-    const Vec<T> s = load(scores + j * lanes<T>);
+    const Vec<T> s = load(scores + j * lanes<T>), size = s < T(0) ? -s : s;
+    top = size > top ? size : top;
+  }
+  const Vec<T> scale = top > T(1e-6) ? top : splat<T>(1);  // squares of scaled scores do not overflow
+  for (int64_t j = 0; j < n; ++j) {
+    const Vec<T> s = load(scores + j * lanes<T>) / scale;
     sum += s * s;
   }
   Vec<T> norm;
   for (int l = 0; l < lanes<T>; ++l) norm[l] = std::sqrt(sum[l]);
+  norm *= scale;
   return norm < T(1e-6) ? splat<T>(T(1e-6)) : norm;
 }
 

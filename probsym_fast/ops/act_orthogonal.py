@@ -52,6 +52,8 @@ def act_orthogonal(
     if frames.ndim != 4 or frames.shape[-1] != frames.shape[-2]:
         raise ValueError(f"act_orthogonal: frames must be (B, S, d, d), got {tuple(frames.shape)}")
     B, S, d, _ = frames.shape
+    if S < 1:
+        raise ValueError(f"act_orthogonal: frames must have at least one sample S, got {tuple(frames.shape)}")
     lead = (B,) if vectors.ndim == 4 else (B, S)
     if vectors.ndim not in (4, 5) or vectors.shape[: len(lead)] != lead or vectors.shape[-2] != d:
         raise ValueError(

@@ -42,10 +42,15 @@ def permutation_entropy(permutation: SoftPermutation, backend: str = "auto") -> 
     Returns: a scalar of the permutation's dtype, in nats per node.
 
     Gradients: to scores, log_r, log_c. Cost, kernels: O(N) a sample. Raises TypeError for a permutation without scores,
-    RuntimeError for an absent backend. Source: Kim et al. 2023 (arXiv 2306.02866), there with p clamped at 1e-12.
+    ValueError for shapes that differ, RuntimeError for an absent backend.
+    Source: Kim et al. 2023 (arXiv 2306.02866), there with p clamped at 1e-12.
     """
     if not isinstance(permutation, SoftPermutation):
         raise TypeError(f"permutation_entropy: permutation must be a SoftPermutation, got {type(permutation).__name__}")
     t = permutation.scores
+    for name in ("log_r", "log_c"):
+        shape = tuple(getattr(permutation, name).shape)
+        if shape != tuple(t.shape):
+            raise ValueError(f"permutation_entropy: {name} must be {tuple(t.shape)} as scores is, got {shape}")
     run = OP.select(backend, t.device, t.dtype)
     return run(t, permutation.log_r, permutation.log_c, permutation.num_nodes, permutation.tau)

@@ -11,6 +11,8 @@ from probsym_fast.ops._op import Op, check_float, check_num_nodes
 from probsym_fast.ops.permutation import SoftPermutation
 from probsym_fast.ops.reference.soft_permutation import soft_permutation as reference
 
+SMALLEST_TAU = 1e-30  # 1 / tau stays a number in float32
+
 
 def _shapes(scores, num_nodes, tau, iterations, normalize):
     index = scores.new_empty(scores.shape, dtype=torch.int64)
@@ -91,6 +93,8 @@ def soft_permutation(
         raise ValueError(f"soft_permutation: scores must be (B, S, N) with N >= 1, got {tuple(scores.shape)}")
     if not (tau > 0 and math.isfinite(tau)):
         raise ValueError(f"soft_permutation: tau must be finite and > 0, got {tau}")
+    if tau < SMALLEST_TAU:
+        raise ValueError(f"soft_permutation: tau must be at least {SMALLEST_TAU}, got {tau}")
     if iterations < 0:
         raise ValueError(f"soft_permutation: iterations must be >= 0, got {iterations}")
     B, _, N = scores.shape

@@ -80,7 +80,7 @@ def test_force_is_clamped_and_collisions_are_refused():
     still = np.zeros((1, 2, 3))
     _, v = module.simulate(np.ones((1, 2)), x, still, frames=(0,))
     assert np.abs(v).max() <= 100 * 0.001 * 100
-    with pytest.raises(ValueError, match="bodies must stay at distinct finite points"):
+    with pytest.raises(ValueError, match=r"bodies must stay at distinct finite points"):
         module.simulate(np.ones((1, 2)), np.zeros((1, 2, 3)), still, frames=(0,))
     with pytest.raises(ValueError, match=r"positions must be \(M, n, 3\) = \(1, 2, 3\), got \(1, 3, 3\)"):
         module.simulate(np.ones((1, 2)), np.zeros((1, 3, 3)), still)
@@ -166,5 +166,5 @@ def test_store_round_trip_and_refusals(tmp_path):
         with pytest.raises(ValueError, match=message):
             load_arrays(path, shapes, metadata)
     np.savez(tmp_path / "b.npz", x=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(ValueError, match="expected a readable .npz file"):
+    with pytest.raises(ValueError, match=r"expected a readable \.npz file"):
         load_arrays(tmp_path / "b.npz", {"x": (1,)})

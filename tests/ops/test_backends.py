@@ -26,11 +26,7 @@ every_kernel = pytest.mark.parametrize(
 )
 every_implementation = pytest.mark.parametrize(
     ("name", "device", "backend"),
-    [
-        pytest.param(name, *case.values, id=f"{name}-{case.id}")
-        for name in CALLS
-        for case in implementations(name)
-    ],
+    [pytest.param(name, *case.values, id=f"{name}-{case.id}") for name in CALLS for case in implementations(name)],
 )
 
 

@@ -16,11 +16,7 @@ ROUNDED = {**GRADIENT, **VALUE, torch.float16: 2e-3, torch.bfloat16: 1e-2}  # re
 
 
 def off_orthogonal(q):
-    return (
-        (q.double().mT @ q.double() - torch.eye(q.shape[-1], dtype=torch.float64, device=q.device))
-        .abs()
-        .max()
-    )
+    return (q.double().mT @ q.double() - torch.eye(q.shape[-1], dtype=torch.float64, device=q.device)).abs().max()
 
 
 def available(backend, d):
@@ -53,12 +49,7 @@ def test_scale_does_not_change_the_frame(device, backend, scale):
 
 
 @frames_everywhere
-def test_gradient_scales_inversely(device, backend, request):
-    if backend == "cpu":
-        reason = (
-            "the square of the columns overflows in the backward: they count as replaced, their gradient is 0"
-        )
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_gradient_scales_inversely(device, backend):
     a, w = torch.randn(4, 3, 3, device=device), torch.randn(4, 3, 3, device=device)
 
     def gradient(scale):
@@ -99,13 +90,9 @@ def test_special_changes_the_first_column_only(device, backend, d):
 def test_dependent_columns_become_the_farthest_axis(device, backend):
     zero = orthogonal_frame(torch.zeros(2, 3, 3, device=device), backend=backend)
     assert torch.equal(zero.cpu(), torch.eye(3).expand(2, 3, 3))
-    a = torch.tensor(
-        [[0.0, 0.0, 1.0], [0.0, 0.0, 0.0], [2.0, -4.0, 0.0]], device=device
-    )  # columns 2z, -4z, x
+    a = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 0.0], [2.0, -4.0, 0.0]], device=device)  # columns 2z, -4z, x
     expected = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
-    assert torch.equal(
-        orthogonal_frame(a, backend=backend).cpu(), expected
-    )  # z, the axis x, then y in the place of x
+    assert torch.equal(orthogonal_frame(a, backend=backend).cpu(), expected)  # z, the axis x, then y in the place of x
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
@@ -143,9 +130,7 @@ def test_each_column_has_its_gradient(device, backend, column):
         a = torch.randn(40, 3, 3, dtype=torch.float64, device=device, requires_grad=True)
         w = torch.randn(40, 3, dtype=torch.float64, device=device)
         found, expected = (
-            torch.autograd.grad((orthogonal_frame(a, special=special, backend=b)[..., column] * w).sum(), a)[
-                0
-            ]
+            torch.autograd.grad((orthogonal_frame(a, special=special, backend=b)[..., column] * w).sum(), a)[0]
             for b in (backend, "reference")
         )
         assert_near(found, expected, {torch.float64: 1e-9})
@@ -246,9 +231,7 @@ def test_gradient_to_one_input_only(device, backend, only, mean, shared):
     x = (v if only == "vectors" else g).requires_grad_()
     for inverse in (False, True):
         found, expected = (
-            torch.autograd.grad(act_orthogonal(v, g, inverse=inverse, mean=mean, backend=b).pow(3).sum(), x)[
-                0
-            ]
+            torch.autograd.grad(act_orthogonal(v, g, inverse=inverse, mean=mean, backend=b).pow(3).sum(), x)[0]
             for b in (backend, "reference")
         )
         assert_near(found, expected, GRADIENT)
@@ -309,20 +292,11 @@ def test_action_on_nothing(device, backend):
 
 
 @actions_everywhere
-def test_no_samples_act_by_nothing(device, backend, request):
-    """No samples: no gradient to shared vectors, and a mean that is no number."""
-    if backend == "cpu":
-        reason = "the output of the mean and the gradient of shared vectors stay uninitialised"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
-    v = torch.randn(2, 400, 3, 1, device=device, requires_grad=True)
-    g = torch.randn(2, 0, 3, 3, device=device)
-    for _ in range(3):
-        torch.full(
-            (2, 400, 3, 1), 7.0, device=device
-        )  # leaves something behind in the memory that comes next
-        assert act_orthogonal(v, g, mean=True, backend=backend).isnan().all()
-        torch.full((2, 400, 3, 1), 7.0, device=device)
-        assert (torch.autograd.grad(act_orthogonal(v, g, backend=backend).sum(), v)[0] == 0).all()
+def test_no_samples_are_refused(device, backend):
+    v, g = torch.zeros(2, 4, 3, 1, device=device), torch.zeros(2, 0, 3, 3, device=device)
+    message = "act_orthogonal: frames must have at least one sample S, got (2, 0, 3, 3)"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        act_orthogonal(v, g, backend=backend)
 
 
 @pytest.mark.parametrize("inverse", [False, True])

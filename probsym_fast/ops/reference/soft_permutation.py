@@ -18,7 +18,9 @@ def soft_permutation(
     if looks_at_values(s) and not s.isfinite().all():
         raise ValueError("soft_permutation: scores must be finite, got NaN or infinity among the valid nodes")
     if normalize:
-        s = s / torch.linalg.vector_norm(s, dim=-1, keepdim=True).clamp(min=1e-6)
+        top = s.detach().abs().amax(-1, keepdim=True)
+        scale = torch.where(top > 1e-6, top, 1)  # squares of scaled scores do not overflow
+        s = s / (torch.linalg.vector_norm(s / scale, dim=-1, keepdim=True) * scale).clamp(min=1e-6)
     key = s.detach() if valid is None else s.detach().masked_fill(~valid, -torch.inf)
     order = key.argsort(dim=-1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(
