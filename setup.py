@@ -45,12 +45,14 @@ def extension():
         return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(pattern))
 
     cuda = torch.version.cuda and CUDA_HOME and Path(CUDA_HOME, "bin", "nvcc").exists() and sources("cuda/*.cu")
+    # at::parallel_for is inlined, and serial without this; torch brings the runtime, so it is not linked again
+    openmp = ["-fopenmp"] if sys.platform == "linux" else []
     kind = CUDAExtension if cuda else CppExtension
     return kind(
         "probsym_fast._C",
         sources("*.cpp") + sources("cpu/*.cpp") + (cuda or []),
         include_dirs=[str(ROOT / "csrc")],
-        extra_compile_args={"cxx": ["-O3", "-Wno-psabi"], "nvcc": ["-O3"]},
+        extra_compile_args={"cxx": ["-O3", "-Wno-psabi", *openmp], "nvcc": ["-O3"]},
     ), Build
 
 

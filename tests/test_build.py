@@ -28,6 +28,8 @@ def python(code: str, cwd: Path, **environment: str) -> subprocess.CompletedProc
 # --- an installation whose kernels are not there, or do not load ---
 
 FIRST_USE = """
+import sys  # an editable install would find the kernels of the checkout
+sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in f"{getattr(f, '__module__', '')}{f}".lower()]
 import warnings, torch
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")

@@ -3,8 +3,13 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "isa.h"
+#include "tile.h"
 
 namespace psf::baseline {
 #include "simd.h"
@@ -30,10 +35,12 @@ namespace psf::avx2 {
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")
 #endif
+#define PSF_AVX512
 namespace psf::avx512 {
 #include "simd.h"
 #include PSF_KERNEL
 }  // namespace psf::avx512
+#undef PSF_AVX512
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

@@ -1,63 +1,136 @@
 // Products with the Laplacian kernel K[i, j] = exp(-|t_i - t_j| / tau) of one sorted vector t, in two scans of n:
 //   f_i = v_i + a_i f_{i-1},  b_i = v_i + a_{i+1} b_{i+1},  K v = f + b - v,  (sgn o K) v = b - f,
-// with a_i = exp(-(t_{i-1} - t_i) / tau), a_0 = a_n = 0. Every array holds n slots of lanes<T> samples side by side.
+// with a_i = exp(-(t_{i-1} - t_i) / tau), 0 at the ends. Every array holds the n slots of a tile's lanes side by side.
 // A slot with a_i = a_{i+1} = 0 is alone: padding is made of such slots and needs no masks.
+// A scan of a lane alone differs from the scan of its row by what enters from the lane's neighbour, times decays up to there.
 
-// The decays a (n + 1 slots) and, where asked for, the scaled gaps d_i = (t_{i-1} - t_i) / tau, 0 where a_i is.
-template <class T> inline void decays(const T* t, const int64_t* count, int64_t n, T tau, T* a, T* d) {
-  constexpr int L = lanes<T>;
-  Vec<T> valid{};
-  for (int l = 0; l < L; ++l) valid[l] = static_cast<T>(count[l]);
-  store(a, Vec<T>{});
-  store(a + n * L, Vec<T>{});
-  if (d) store(d, Vec<T>{});
-  if (d) store(d + n * L, Vec<T>{});
-  const Vec<T> by_tau = splat<T>(1) / splat<T>(tau);
-  for (int64_t i = 1; i < n; ++i) {
-    const Vec<T> gap = (load(t + (i - 1) * L) - load(t + i * L)) * by_tau;
-    Vec<T> decay = exp_nonpositive<T>(-gap);
-    decay = splat<T>(static_cast<T>(i)) < valid ? decay : Vec<T>{};  // gap may be anything in the padding
-    store(a + i * L, decay);
-    if (d) store(d + i * L, decay > T(0) ? gap : Vec<T>{});
+template <class T> struct Laplace {
+  int64_t n;
+  int segments;
+  T *a, *d;          // n + 1 slots: decays and scaled gaps (t_{i-1} - t_i) / tau, 0 where a is; a_n is the right lane's a_0
+  T *head, *tail;    // head_i = a_1 ... a_i, tail_i = a_{i+1} ... a_{n-1}: decays to the lane's first and last slot
+  Vec<T> left[3], right[3];  // decays across 1, 2 and 4 whole lanes
+
+  static int64_t arrays() { return 4; }
+
+  Laplace(const Tile<T>& tile, const T* t, T tau, T* scratch) : n(tile.slots), segments(tile.segments) {
+    constexpr int L = lanes<T>;
+    const int64_t step = (n + 1) * L;
+    a = scratch, d = a + step, head = d + step, tail = head + step;
+    Vec<T> valid{}, inner{};  // inner: the row goes on to the left of the lane
+    for (int l = 0; l < L; ++l) valid[l] = static_cast<T>(tile.count[l]);
+    for (int l = 0; l < L; ++l) inner[l] = static_cast<T>(l % segments);
+    const Vec<T> by_tau = splat<T>(1) / splat<T>(tau);
+    Vec<T> before = from_left<1>(load(t + (n - 1) * L)), product = splat<T>(1);
+    for (int64_t i = 0; i < n; ++i) {
+      const Vec<T> here = load(t + i * L), gap = (before - here) * by_tau;
+      Vec<T> decay = exponential<T>(-gap);
+      decay = splat<T>(static_cast<T>(i)) < valid ? decay : Vec<T>{};  // gap may be anything in the padding
+      if (i == 0) decay = inner > T(0) ? decay : Vec<T>{};
+      if (i > 0) product = product * decay;
+      product = product > Lanes<T>::negligible ? product : Vec<T>{};
+      store(a + i * L, decay);
+      store(d + i * L, decay > T(0) ? gap : Vec<T>{});
+      store(head + i * L, product);
+      before = here;
+    }
+    store(a + n * L, from_right<1>(load(a)));
+    store(d + n * L, from_right<1>(load(d)));
+    left[0] = load(a) * product;
+    right[0] = load(a + n * L) * product;
+    left[1] = left[0] * from_left<1>(left[0]);
+    right[1] = right[0] * from_right<1>(right[0]);
+    left[2] = left[1] * from_left<2>(left[1]);
+    right[2] = right[1] * from_right<2>(right[1]);
+    product = splat<T>(1);
+    for (int64_t i = n - 1; i >= 0; --i) {
+      store(tail + i * L, product);
+      product = product * load(a + i * L);
+      product = product > Lanes<T>::negligible ? product : Vec<T>{};
+    }
   }
+
+  // f at the last slot of the lane to the left, from each lane's own sum over tail_i v_i.
+  Vec<T> enters_left(Vec<T> sum) const {
+    if (segments > 1) sum += left[0] * from_left<1>(sum);
+    if (segments > 2) sum += left[1] * from_left<2>(sum);
+    if (segments > 4) sum += left[2] * from_left<4>(sum);
+    return from_left<1>(sum);
+  }
+  // b at the first slot of the lane to the right, from each lane's own sum over head_i v_i.
+  Vec<T> enters_right(Vec<T> sum) const {
+    if (segments > 1) sum += right[0] * from_right<1>(sum);
+    if (segments > 2) sum += right[1] * from_right<2>(sum);
+    if (segments > 4) sum += right[2] * from_right<4>(sum);
+    return from_right<1>(sum);
+  }
+};
+
+// A vector v between two passes: its values, its scan in the direction of the last pass, each lane for itself, and each
+// lane's sums over head_i v_i and tail_i v_i.
+template <class T> struct Scanned {
+  T *v, *scan;
+  Vec<T> to_first, to_last;
+};
+
+// One pass over the slots finishes the product with K of v and begins that of next(i, v_i, (K v)_i, ((sgn o K) v)_i),
+// which it leaves at `out`. up: with rising slots, after a pass with falling slots; else the other way round.
+template <bool up, class T, class Next> inline void pass(const Laplace<T>& K, Scanned<T>& x, T* out, const Next& next) {
+  constexpr int L = lanes<T>;
+  const T *a = up ? K.a : K.a + L, *to_other = up ? K.tail : K.head, *to_begin = up ? K.head : K.tail;
+  const Vec<T> from_first = load(K.a) * K.enters_left(x.to_last), from_last = load(K.a + K.n * L) * K.enters_right(x.to_first);
+  Vec<T> f = up ? K.enters_left(x.to_last) : K.enters_right(x.to_first), g{}, sum{};
+  const Vec<T> other = up ? from_last : from_first;
+  for (int64_t k = 0; k < K.n; ++k) {
+    const int64_t i = (up ? k : K.n - 1 - k) * L;
+    const Vec<T> ai = load(a + i), v = load(x.v + i), b = load(x.scan + i) + load(to_other + i) * other;
+    f = v + ai * f;
+    const Vec<T> y = next(i, v, f + b - v, up ? b - f : f - b);
+    g = y + ai * g;
+    sum += load(to_begin + i) * y;
+    store(out + i, y);
+    store(x.scan + i, g);
+  }
+  x.v = out;
+  x.to_first = up ? sum : g;
+  x.to_last = up ? g : sum;
 }
 
-// The iterations r = 1 / (K c), c = 1 / (K r) from c = 1. Each pass over n finishes one product and begins the next.
-// keep: c (before) and r of every iteration stay in `history`, 2 n slots an iteration.
-template <class T, bool keep>
-inline void sinkhorn(const T* a, int64_t n, int iterations, T* r, T* c, T* scan, T* history) {
+// Makes x ready for a first pass with rising slots.
+template <class T> inline void begin(const Laplace<T>& K, Scanned<T>& x) {
   constexpr int L = lanes<T>;
-  const Vec<T> one = splat<T>(1);
-  Vec<T> b{};
-  for (int64_t i = n - 1; i >= 0; --i) {
-    b = one + load(a + (i + 1) * L) * b;
-    store(scan + i * L, b);
-    store(c + i * L, one);
-    store(r + i * L, one);
+  Vec<T> b{}, sum{};
+  for (int64_t i = K.n - 1; i >= 0; --i) {
+    const Vec<T> v = load(x.v + i * L);
+    b = v + load(K.a + (i + 1) * L) * b;
+    sum += load(K.tail + i * L) * v;
+    store(x.scan + i * L, b);
   }
-  for (int k = 0; k < iterations; ++k) {
-    T* kept = history + k * 2 * n * L;
-    Vec<T> f{}, g{};
-    for (int64_t i = 0; i < n; ++i) {
-      const Vec<T> ai = load(a + i * L), ci = load(c + i * L);
-      f = ci + ai * f;
-      const Vec<T> ri = one / (f + load(scan + i * L) - ci);
-      g = ri + ai * g;
-      store(r + i * L, ri);
-      store(scan + i * L, g);
-      if (keep) {
-        store(kept + i * L, ci);
-        store(kept + (n + i) * L, ri);
-      }
-    }
-    Vec<T> h{}, next{};
-    for (int64_t i = n - 1; i >= 0; --i) {
-      const Vec<T> ai = load(a + (i + 1) * L), ri = load(r + i * L);
-      h = ri + ai * h;
-      const Vec<T> ci = one / (load(scan + i * L) + h - ri);
-      next = ci + ai * next;
-      store(c + i * L, ci);
-      store(scan + i * L, next);
-    }
+  x.to_first = b;
+  x.to_last = sum;
+}
+
+template <class T, bool keep> struct Invert {
+  T* sgn;
+  __attribute__((always_inline)) Vec<T> operator()(int64_t i, Vec<T>, Vec<T> product, Vec<T> signed_product) const {
+    if (keep) store(sgn + i, signed_product);
+    return reciprocal<T>(product);
+  }
+};
+
+// The iterations x_m = 1 / (K x_{m-1}) from x_0 = 1: r is x_m for odd m, c for even m. `vectors` holds x_m at m * step, and
+// (sgn o K) x_m follows x_m at m * step + step / 2; without `keep` it holds the last two x_m only, at (m % 2) * step.
+template <bool keep, class T> inline void sinkhorn(const Laplace<T>& K, int iterations, T* vectors, int64_t step, T* scan) {
+  constexpr int L = lanes<T>;
+  for (int64_t i = 0; i < K.n; ++i) {
+    store(vectors + i * L, splat<T>(1));
+    store(vectors + step + i * L, splat<T>(1));
+  }
+  Scanned<T> x{vectors, scan, {}, {}};
+  begin(K, x);
+  for (int m = 0; m < 2 * iterations; m += 2) {
+    T *even = vectors + (keep ? m * step : 0), *odd = even + step;
+    pass<true>(K, x, odd, Invert<T, keep>{even + step / 2});
+    pass<false>(K, x, keep ? odd + step : even, Invert<T, keep>{odd + step / 2});
   }
 }

@@ -18,13 +18,13 @@ Tensor permutation_entropy(const Tensor& t_in, const Tensor& log_r_in, const Ten
   AT_DISPATCH_FLOATING_TYPES(t.scalar_type(), "permutation_entropy", [&] {
     using T = scalar_t;
     T* sum = sums.mutable_data_ptr<T>();
-    for_each_group<T>(B, S, N, counts, baseline::permutation_entropy_scratch<T>(N),
-                      [&](int64_t first, int rows, const int64_t* count, T* scratch) {
-                        const int64_t at = first * N;
-                        PSF_DISPATCH(permutation_entropy_lanes<T>(t.const_data_ptr<T>() + at, log_r.const_data_ptr<T>() + at,
-                                                                  log_c.const_data_ptr<T>() + at, N, count, rows,
-                                                                  static_cast<T>(tau), scratch, sum + first));
-                      });
+    for_each_tile<T>(
+        B, S, N, counts, [](int64_t slots) { return baseline::permutation_entropy_scratch<T>(slots); },
+        [&](const Tile<T>& tile, int64_t first, T* scratch) {
+          const int64_t at = first * N;
+          PSF_DISPATCH(permutation_entropy_lanes<T>(tile, t.const_data_ptr<T>() + at, log_r.const_data_ptr<T>() + at,
+                                                    log_c.const_data_ptr<T>() + at, static_cast<T>(tau), scratch, sum + first));
+        });
     double total = 0;
     for (int64_t row = 0; row < B * S; ++row) total += double(sum[row]) / double((counts ? counts[row / S] : N) * S * B);
     *out.mutable_data_ptr<T>() = static_cast<T>(total);
@@ -42,16 +42,17 @@ std::tuple<Tensor, Tensor, Tensor> permutation_entropy_backward(const Tensor& d,
   AT_DISPATCH_FLOATING_TYPES(t.scalar_type(), "permutation_entropy_backward", [&] {
     using T = scalar_t;
     const double scale = double(*d.const_data_ptr<T>()) / double(S * B);
-    for_each_group<T>(B, S, N, counts, baseline::permutation_entropy_scratch<T>(N),
-                      [&](int64_t first, int rows, const int64_t* count, T* scratch) {
-                        const int64_t at = first * N;
-                        T weight[64 / sizeof(T)];
-                        for (int l = 0; l < rows; ++l) weight[l] = static_cast<T>(scale / double(count[l]));
-                        PSF_DISPATCH(permutation_entropy_backward_lanes<T>(
-                            weight, t.const_data_ptr<T>() + at, log_r.const_data_ptr<T>() + at, log_c.const_data_ptr<T>() + at, N,
-                            count, rows, static_cast<T>(tau), scratch, d_t.mutable_data_ptr<T>() + at,
-                            d_log_r.mutable_data_ptr<T>() + at, d_log_c.mutable_data_ptr<T>() + at));
-                      });
+    for_each_tile<T>(
+        B, S, N, counts, [](int64_t slots) { return baseline::permutation_entropy_scratch<T>(slots); },
+        [&](const Tile<T>& tile, int64_t first, T* scratch) {
+          const int64_t at = first * N;
+          T weight[Tile<T>::lanes];
+          for (int row = 0; row < tile.rows; ++row) weight[row] = static_cast<T>(scale / double(tile.nodes[row]));
+          PSF_DISPATCH(permutation_entropy_backward_lanes<T>(
+              tile, weight, t.const_data_ptr<T>() + at, log_r.const_data_ptr<T>() + at, log_c.const_data_ptr<T>() + at,
+              static_cast<T>(tau), scratch, d_t.mutable_data_ptr<T>() + at, d_log_r.mutable_data_ptr<T>() + at,
+              d_log_c.mutable_data_ptr<T>() + at));
+        });
   });
   return {d_t, d_log_r, d_log_c};
 }

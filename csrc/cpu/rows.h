@@ -1,6 +1,7 @@
 // The one loop of the kernels over samples: (B, S) rows in groups of `lanes`, groups spread over the threads.
 #pragma once
 #include "../check.h"
+#include "tile.h"
 
 #include <algorithm>
 #include <atomic>
@@ -29,6 +30,26 @@ void for_each_group(int64_t B, int64_t S, int64_t N, const int64_t* num_nodes, i
       int64_t count[L];
       for (int l = 0; l < L; ++l) count[l] = num_nodes ? num_nodes[(first + (l < rows ? l : 0)) / S] : N;
       f(first, rows, count, memory);
+    }
+  });
+}
+
+// f(tile, its first row, this thread's scratch of `scratch(slots)` numbers of type T).
+template <class T, class Scratch, class F>
+void for_each_tile(int64_t B, int64_t S, int64_t N, const int64_t* num_nodes, Scratch scratch, F f) {
+  const int segments = row_segments(N, Tile<T>::lanes), step = Tile<T>::lanes / segments;
+  const int64_t slots = (N + segments - 1) / segments;
+  const int64_t tiles = (B * S + step - 1) / step, threads = std::min<int64_t>(tiles, at::get_num_threads());
+  at::parallel_for(0, tiles, (tiles + threads - 1) / std::max<int64_t>(threads, 1), [&](int64_t begin, int64_t end) {
+    T* memory = scratch_memory<T>(scratch(slots));
+    for (int64_t i = begin; i < end; ++i) {
+      Tile<T> tile;
+      const int64_t first = i * step;
+      tile.N = N;
+      tile.segments = segments;
+      tile.rows = static_cast<int>(std::min<int64_t>(step, B * S - first));
+      for (int row = 0; row < tile.rows; ++row) tile.nodes[row] = num_nodes ? num_nodes[(first + row) / S] : N;
+      f(tile.with_slots(slots), first, memory);
     }
   });
 }

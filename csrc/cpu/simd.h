@@ -6,14 +6,14 @@ template <> struct Lanes<float> {
   typedef int32_t I __attribute__((vector_size(64)));
   typedef int32_t Int;
   static constexpr int exp_degree = 7, log_terms = 5, mantissa_bits = 23, exponent_bias = 127;
-  static constexpr float exp_min = -87.0f, sqrt_half = 0.70710678f;
+  static constexpr float exp_min = -87.0f, exp_max = 88.7f, negligible = 1e-30f, sqrt_half = 0.70710678f;
 };
 template <> struct Lanes<double> {
   typedef double V __attribute__((vector_size(64)));
   typedef int64_t I __attribute__((vector_size(64)));
   typedef int64_t Int;
   static constexpr int exp_degree = 13, log_terms = 11, mantissa_bits = 52, exponent_bias = 1023;
-  static constexpr double exp_min = -708.0, sqrt_half = 0.70710678118654752440;
+  static constexpr double exp_min = -708.0, exp_max = 709.7, negligible = 1e-200, sqrt_half = 0.70710678118654752440;
 };
 template <class T> using Vec = typename Lanes<T>::V;
 template <class T> using IntVec = typename Lanes<T>::I;
@@ -32,25 +32,30 @@ inline IntVec<float> load(const int32_t* p) { return load_as<IntVec<float>>(p); 
 inline IntVec<double> load(const int64_t* p) { return load_as<IntVec<double>>(p); }
 template <class P, class V> inline void store(P* p, V v) { std::memcpy(p, &v, sizeof v); }
 
-// exp(x) for x <= 0; exactly 0 below the smallest normal number. x = k ln 2 + y, |y| <= ln(2)/2, exp(y) by its series.
-template <class T> inline Vec<T> exp_nonpositive(Vec<T> x) {
+// 1 / x for normal x.
+template <class T> inline Vec<T> reciprocal(Vec<T> x) { return T(1) / x; }
+#if defined(PSF_AVX512)
+template <> inline Vec<float> reciprocal<float>(Vec<float> x) {  // 14 bits, then one Newton step
+  const Vec<float> y = (Vec<float>)_mm512_maskz_rcp14_ps(0xffff, (__m512)x);
+  return y + y * (1.0f - x * y);
+}
+#endif
+
+// exp(x); exactly 0 below the smallest normal number. x = k ln 2 + y, |y| <= ln(2)/2, exp(y) by its series.
+template <class T> inline Vec<T> exponential(Vec<T> x) {
   using L = Lanes<T>;
   constexpr T log2e = T(1.44269504088896340736), ln2_high = T(0.693145751953125), ln2_low = T(1.42860682030941723212e-6);
-  IntVec<T> tiny = x < L::exp_min;
+  constexpr T round = T(1.5) * T(int64_t(1) << L::mantissa_bits);  // round + x has no binary digits behind the point
+  const IntVec<T> tiny = x < L::exp_min;
   Vec<T> safe = tiny ? Vec<T>{} : x;
-  IntVec<T> k = __builtin_convertvector(safe * log2e - T(0.5), IntVec<T>);
-  Vec<T> kf = __builtin_convertvector(k, Vec<T>);
-  Vec<T> y = safe - kf * ln2_high - kf * ln2_low;
+  safe = safe > L::exp_max ? splat<T>(L::exp_max) : safe;
+  const Vec<T> kf = (safe * log2e + round) - round;
+  const IntVec<T> k = __builtin_convertvector(kf, IntVec<T>);
+  const Vec<T> y = safe - kf * ln2_high - kf * ln2_low;
   Vec<T> p = splat<T>(1);
   for (int i = L::exp_degree; i > 0; --i) p = p * (y * T(1.0 / i)) + T(1);
-  Vec<T> scale = (Vec<T>)((k + typename L::Int(L::exponent_bias)) << L::mantissa_bits);
+  const Vec<T> scale = (Vec<T>)((k + typename L::Int(L::exponent_bias)) << L::mantissa_bits);
   return tiny ? Vec<T>{} : p * scale;
-}
-
-template <class T> inline Vec<T> exp_any(Vec<T> x) {
-  const IntVec<T> positive = x > T(0);
-  const Vec<T> e = exp_nonpositive<T>(positive ? -x : x);
-  return positive ? T(1) / e : e;
 }
 
 // log(x) for normal x > 0. x = m 2^k, sqrt(1/2) <= m < sqrt(2), log m = 2 artanh((m - 1) / (m + 1)) by its series.
@@ -65,29 +70,128 @@ template <class T> inline Vec<T> log_positive(Vec<T> x) {
   m = low ? m + m : m;
   k += low;
   Vec<T> kf = __builtin_convertvector(k, Vec<T>);
-  Vec<T> s = (m - T(1)) / (m + T(1)), z = s * s, p = splat<T>(T(1) / (2 * L::log_terms + 1));
+  Vec<T> s = (m - T(1)) * reciprocal<T>(m + T(1)), z = s * s, p = splat<T>(T(1) / (2 * L::log_terms + 1));
   for (int i = L::log_terms - 1; i >= 0; --i) p = p * z + T(1.0 / (2 * i + 1));
   return kf * ln2_high + (kf * ln2_low + T(2) * s * p);
+}
+
+// Lanes moved by constant distances. exchange: lane l takes lane l ^ x. from_left: lane l takes lane l - x, 0 comes in;
+// from_right: lane l takes lane l + x.
+template <int x, class V, int... l> inline V exchange(V v, std::integer_sequence<int, l...>) {
+  return __builtin_shufflevector(v, v, (l ^ x)...);
+}
+template <int x, class V, int... l> inline V from_left(V v, std::integer_sequence<int, l...>) {
+  return __builtin_shufflevector(v, V{}, (l < x ? int(sizeof...(l)) : l - x)...);
+}
+template <int x, class V, int... l> inline V from_right(V v, std::integer_sequence<int, l...>) {
+  return __builtin_shufflevector(v, V{}, (l + x)...);
+}
+template <class V> using LaneNumbers = std::make_integer_sequence<int, 64 / int(sizeof(V{}[0]))>;
+template <int x, class V> inline V exchange(V v) { return exchange<x>(v, LaneNumbers<V>{}); }
+template <int x, class V> inline V from_left(V v) { return from_left<x>(v, LaneNumbers<V>{}); }
+template <int x, class V> inline V from_right(V v) { return from_right<x>(v, LaneNumbers<V>{}); }
+
+// Slot i of v becomes lane i of all slots. Interleaving the first with the second half does it in log2(lanes) rounds.
+template <class V, int... l> inline void interleave(const V* in, V* out, std::integer_sequence<int, l...>) {
+  constexpr int L = sizeof...(l);
+  for (int i = 0; i < L / 2; ++i) {
+    out[2 * i] = __builtin_shufflevector(in[i], in[i + L / 2], (l / 2 + (l % 2) * L)...);
+    out[2 * i + 1] = __builtin_shufflevector(in[i], in[i + L / 2], (L / 2 + l / 2 + (l % 2) * L)...);
+  }
+}
+template <class V> inline void transpose(V* v) {
+  constexpr int L = 64 / sizeof(v[0][0]);
+  V other[L];
+  for (int width = 1; width < L; width *= 4) {
+    interleave(v, other, LaneNumbers<V>{});
+    if (width * 2 < L) {
+      interleave(other, v, LaneNumbers<V>{});
+    } else {
+      for (int i = 0; i < L; ++i) v[i] = other[i];
+    }
+  }
+}
+
+// Row-major numbers side by side: lane l of out[j] is in[start[l] + j], 0 from count[l] on.
+template <class E> inline void load_lanes(const E* in, const int64_t* start, const int64_t* count, int64_t slots, E* out) {
+  constexpr int L = 64 / sizeof(E);
+  using V = decltype(load(in));
+  for (int64_t j = 0; j < slots; j += L) {
+    V v[L];
+    for (int l = 0; l < L; ++l) {
+      const int64_t left = count[l] - j;
+      if (left >= L) {
+        v[l] = load(in + start[l] + j);
+      } else {
+        v[l] = V{};
+        if (left > 0) std::memcpy(&v[l], in + start[l] + j, left * sizeof(E));
+      }
+    }
+    transpose(v);
+    for (int64_t i = 0; i < L && j + i < slots; ++i) store(out + (j + i) * L, v[i]);
+  }
+}
+// The way back; leaves what is not valid as it is.
+template <class E> inline void store_lanes(E* out, const int64_t* start, const int64_t* count, int64_t slots, const E* in) {
+  constexpr int L = 64 / sizeof(E);
+  using V = decltype(load(in));
+  for (int64_t j = 0; j < slots; j += L) {
+    V v[L];
+    for (int64_t i = 0; i < L; ++i) v[i] = j + i < slots ? load(in + (j + i) * L) : V{};
+    transpose(v);
+    for (int l = 0; l < L; ++l) {
+      const int64_t left = count[l] - j;
+      if (left >= L) {
+        store(out + start[l] + j, v[l]);
+      } else if (left > 0) {
+        std::memcpy(out + start[l] + j, &v[l], left * sizeof(E));
+      }
+    }
+  }
+}
+
+// A tile's rows, padded with zeros.
+template <class T> inline void load_tile(const Tile<T>& tile, const T* in, T* out) {
+  load_lanes(in, tile.start, tile.count, tile.slots, out);
+}
+template <class T> inline void store_tile(const Tile<T>& tile, T* out, const T* in) {
+  store_lanes(out, tile.start, tile.count, tile.slots, in);
+  for (int row = 0; row < tile.rows; ++row)
+    for (int64_t j = tile.nodes[row]; j < tile.N; ++j) out[row * tile.N + j] = T(0);
+}
+// In every lane the sum, or the largest, over the lanes of its row.
+template <class T> inline Vec<T> row_sums(const Tile<T>& tile, Vec<T> x) {
+  Vec<T> sums{};
+  for (int l = 0; l < lanes<T>; ++l)
+    for (int s = 0; s < tile.segments; ++s) sums[l] += x[l / tile.segments * tile.segments + s];
+  return sums;
+}
+template <class T> inline Vec<T> row_largest(const Tile<T>& tile, Vec<T> x) {
+  Vec<T> largest = x;
+  for (int l = 0; l < lanes<T>; ++l)
+    for (int s = 0; s < tile.segments; ++s) {
+      const T other = x[l / tile.segments * tile.segments + s];
+      largest[l] = other > largest[l] ? other : largest[l];
+    }
+  return largest;
 }
 
 // Up to `lanes` rows of a row-major (rows, N) matrix side by side: lane l of out[j] is row[l * N + j], 0 from count[l] on;
 // absent lanes repeat the first. n: the largest count.
 template <class T> inline void load_rows(const T* row, int64_t N, const int64_t* count, int rows, int64_t n, T* out) {
-  for (int l = 0; l < lanes<T>; ++l) {
-    const T* p = row + (l < rows ? l : 0) * N;
-    for (int64_t j = 0; j < count[l]; ++j) out[j * lanes<T> + l] = p[j];
-    for (int64_t j = count[l]; j < n; ++j) out[j * lanes<T> + l] = T(0);
-  }
+  int64_t start[lanes<T>];
+  for (int l = 0; l < lanes<T>; ++l) start[l] = (l < rows ? l : 0) * N;
+  load_lanes(row, start, count, n, out);
 }
 // The way back: row[l * N + j] is lane l of in[j], 0 from count[l] on.
 template <class T> inline void store_rows(T* row, int64_t N, const int64_t* count, int rows, const T* in) {
-  for (int l = 0; l < rows; ++l) {
-    for (int64_t j = 0; j < count[l]; ++j) row[l * N + j] = in[j * lanes<T> + l];
-    for (int64_t j = count[l]; j < N; ++j) row[l * N + j] = T(0);
+  int64_t start[lanes<T>], valid[lanes<T>], n = 0;
+  for (int l = 0; l < lanes<T>; ++l) {
+    start[l] = l * N;
+    valid[l] = l < rows ? count[l] : 0;
+    n = valid[l] > n ? valid[l] : n;
   }
-}
-template <class T> inline int64_t largest(const int64_t* count) {
-  int64_t n = 0;
-  for (int l = 0; l < lanes<T>; ++l) n = count[l] > n ? count[l] : n;
-  return n;
+  store_lanes(row, start, valid, n, in);
+  for (int l = 0; l < rows; ++l)
+    for (int64_t j = count[l]; j < N; ++j) row[l * N + j] = T(0);
 }

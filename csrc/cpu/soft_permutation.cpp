@@ -19,16 +19,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> soft_permutation(const Tensor
   std::atomic<bool> finite{true};
   AT_DISPATCH_FLOATING_TYPES(scores.scalar_type(), "soft_permutation", [&] {
     using T = scalar_t;
-    for_each_group<T>(B, S, N, counts, baseline::soft_permutation_scratch<T>(N),
-                      [&](int64_t first, int rows, const int64_t* count, T* scratch) {
-                        const int64_t at = first * N;
-                        bool ok = true;
-                        PSF_DISPATCH(soft_permutation_lanes<T>(
-                            scores.const_data_ptr<T>() + at, N, count, rows, static_cast<T>(tau), iterations, normalize, scratch,
-                            order.mutable_data_ptr<int64_t>() + at, rank.mutable_data_ptr<int64_t>() + at,
-                            t.mutable_data_ptr<T>() + at, log_r.mutable_data_ptr<T>() + at, log_c.mutable_data_ptr<T>() + at, &ok));
-                        if (!ok) finite = false;
-                      });
+    for_each_tile<T>(
+        B, S, N, counts, [](int64_t slots) { return baseline::soft_permutation_scratch<T>(slots); },
+        [&](const Tile<T>& tile, int64_t first, T* scratch) {
+          const int64_t at = first * N;
+          bool ok = true;
+          PSF_DISPATCH(soft_permutation_lanes<T>(
+              tile, scores.const_data_ptr<T>() + at, static_cast<T>(tau), static_cast<int>(iterations), normalize, scratch,
+              order.mutable_data_ptr<int64_t>() + at, rank.mutable_data_ptr<int64_t>() + at, t.mutable_data_ptr<T>() + at,
+              log_r.mutable_data_ptr<T>() + at, log_c.mutable_data_ptr<T>() + at, &ok));
+          if (!ok) finite = false;
+        });
   });
   TORCH_CHECK_VALUE(finite, "soft_permutation: scores must be finite, got NaN or infinity among the valid nodes");
   return {t, log_r, log_c, order, rank};
@@ -43,14 +44,16 @@ Tensor soft_permutation_backward(const Tensor& d_t_in, const Tensor& d_log_r_in,
   const int64_t* counts = num_nodes_pointer("soft_permutation", num_nodes, B, N);
   AT_DISPATCH_FLOATING_TYPES(scores.scalar_type(), "soft_permutation_backward", [&] {
     using T = scalar_t;
-    for_each_group<T>(B, S, N, counts, baseline::soft_permutation_backward_scratch<T>(N, iterations),
-                      [&](int64_t first, int rows, const int64_t* count, T* scratch) {
-                        const int64_t at = first * N;
-                        PSF_DISPATCH(soft_permutation_backward_lanes<T>(
-                            d_t.const_data_ptr<T>() + at, d_log_r.const_data_ptr<T>() + at, d_log_c.const_data_ptr<T>() + at,
-                            scores.const_data_ptr<T>() + at, order.const_data_ptr<int64_t>() + at, t.const_data_ptr<T>() + at, N,
-                            count, rows, static_cast<T>(tau), iterations, normalize, scratch, d_scores.mutable_data_ptr<T>() + at));
-                      });
+    const int steps = static_cast<int>(iterations);
+    for_each_tile<T>(
+        B, S, N, counts, [&](int64_t slots) { return baseline::soft_permutation_backward_scratch<T>(slots, steps); },
+        [&](const Tile<T>& tile, int64_t first, T* scratch) {
+          const int64_t at = first * N;
+          PSF_DISPATCH(soft_permutation_backward_lanes<T>(
+              tile, d_t.const_data_ptr<T>() + at, d_log_r.const_data_ptr<T>() + at, d_log_c.const_data_ptr<T>() + at,
+              scores.const_data_ptr<T>() + at, order.const_data_ptr<int64_t>() + at, t.const_data_ptr<T>() + at,
+              static_cast<T>(tau), steps, normalize, scratch, d_scores.mutable_data_ptr<T>() + at));
+        });
   });
   return d_scores;
 }

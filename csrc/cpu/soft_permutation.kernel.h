@@ -1,30 +1,41 @@
-// The soft permutation of up to lanes<T> samples side by side: sort, Sinkhorn scaling, and the gradient of both.
-// Row-major inputs and outputs: `rows` samples of N scores, count[lane] of them valid, n the largest count.
+// The soft permutation of a tile of samples: sort, Sinkhorn scaling, and the gradient of both.
 #include "laplace.h"
 
-// Sorts descending by key, ties by the lower index, with Batcher's merge exchange: the same comparisons in every lane.
-template <class T> inline void sort_descending(T* key, typename Lanes<T>::Int* index, int64_t n) {
+// u before v: the larger key, with equal keys the lower index.
+template <class T> struct Entry {
+  Vec<T> key;
+  IntVec<T> index;
+};
+template <class T> inline Entry<T> load_entry(const T* key, const typename Lanes<T>::Int* index) { return {load(key), load(index)}; }
+template <class T> inline void store_entry(T* key, typename Lanes<T>::Int* index, const Entry<T>& x) {
+  store(key, x.key);
+  store(index, x.index);
+}
+template <class T> inline IntVec<T> precedes(const Entry<T>& u, const Entry<T>& v) {
+  return (u.key > v.key) | ((u.key == v.key) & (u.index < v.index));
+}
+template <class T> inline Entry<T> choose(IntVec<T> mask, const Entry<T>& u, const Entry<T>& v) {
+  return {mask ? u.key : v.key, mask ? u.index : v.index};
+}
+template <int x, class T> inline Entry<T> exchange(const Entry<T>& u) { return {exchange<x>(u.key), exchange<x>(u.index)}; }
+
+// Puts the entries of slots i and i + distance in order.
+template <class T> inline void compare(T* key, typename Lanes<T>::Int* index, int64_t i, int64_t distance) {
   constexpr int L = lanes<T>;
-  int64_t top = 1;
-  while (top * 2 < n) top *= 2;
-  if (n < 2) return;
-  for (int64_t p = top; p > 0; p /= 2) {
+  const int64_t x = i * L, y = (i + distance) * L;
+  const Entry<T> u = load_entry<T>(key + x, index + x), v = load_entry<T>(key + y, index + y);
+  const IntVec<T> keep = precedes<T>(u, v);
+  store_entry<T>(key + x, index + x, choose<T>(keep, u, v));
+  store_entry<T>(key + y, index + y, choose<T>(keep, v, u));
+}
+
+// Sorts every lane's n = 2^k slots with Batcher's merge exchange: the same comparisons in every lane.
+template <class T> inline void sort_lanes(T* key, typename Lanes<T>::Int* index, int64_t n) {
+  for (int64_t p = n / 2; p > 0; p /= 2) {
     int64_t distance = p, offset = 0;
-    for (int64_t q = top;; q /= 2) {
-      for (int64_t block = offset; block + distance < n; block += 2 * p) {
-        const int64_t end = block + p < n - distance ? block + p : n - distance;
-        for (int64_t i = block; i < end; ++i) {
-          T *x = key + i * L, *y = x + distance * L;
-          auto *xi = index + i * L, *yi = xi + distance * L;
-          const auto u = load(x), v = load(y);
-          const auto ui = load(xi), vi = load(yi);
-          const IntVec<T> swap = (u < v) | ((u == v) & (ui > vi));
-          store(x, swap ? v : u);
-          store(y, swap ? u : v);
-          store(xi, swap ? vi : ui);
-          store(yi, swap ? ui : vi);
-        }
-      }
+    for (int64_t q = n / 2;; q /= 2) {
+      for (int64_t block = offset; block + distance < n; block += 2 * p)
+        for (int64_t i = block; i < block + p && i + distance < n; ++i) compare<T>(key, index, i, distance);
       if (q == p) break;
       distance = q - p;
       offset = p;
@@ -32,21 +43,62 @@ template <class T> inline void sort_descending(T* key, typename Lanes<T>::Int* i
   }
 }
 
-// sqrt(sum of squares) of each lane's valid scores, at least 1e-6; ones where scores are not normalised.
-template <class T> inline Vec<T> norms(const T* scores, int64_t n, bool normalize) {
+// In every pair of lanes l, l ^ x the earlier of the entries u and its partner goes to the lane without the bit `low`.
+template <int x, int low, class T> inline Entry<T> exchange_ordered(const Entry<T>& u, const Entry<T>& partner, IntVec<T> lane) {
+  const Entry<T> v = exchange<x, T>(partner);
+  const IntVec<T> keep = precedes<T>(u, v);
+  return choose<T>((lane & low) == 0, choose<T>(keep, u, v), choose<T>(keep, v, u));
+}
+
+template <int w, class T> inline void halve_across(T* key, typename Lanes<T>::Int* index, int64_t n, IntVec<T> lane) {
+  constexpr int L = lanes<T>;
+  for (int64_t i = 0; i < n; ++i) {
+    const Entry<T> u = load_entry<T>(key + i * L, index + i * L);
+    store_entry<T>(key + i * L, index + i * L, exchange_ordered<w, w, T>(u, u, lane));
+  }
+  if constexpr (w > 1) halve_across<w / 2, T>(key, index, n, lane);
+}
+
+// Merges sorted runs of w lanes in pairs (bitonic: the second run backwards, then halves), until they are `segments` wide.
+template <int w, class T>
+inline void merge_runs(T* key, typename Lanes<T>::Int* index, int64_t n, int segments, IntVec<T> lane) {
+  constexpr int L = lanes<T>;
+  if (w >= segments) return;
+  for (int64_t i = 0; i < (n + 1) / 2; ++i) {
+    const int64_t x = i * L, y = (n - 1 - i) * L;
+    const Entry<T> u = load_entry<T>(key + x, index + x), v = load_entry<T>(key + y, index + y);
+    store_entry<T>(key + x, index + x, exchange_ordered<2 * w - 1, w, T>(u, v, lane));
+    store_entry<T>(key + y, index + y, exchange_ordered<2 * w - 1, w, T>(v, u, lane));
+  }
+  if constexpr (w > 1) halve_across<w / 2, T>(key, index, n, lane);
+  for (int64_t distance = n / 2; distance > 0; distance /= 2)
+    for (int64_t block = 0; block < n; block += 2 * distance)
+      for (int64_t i = block; i < block + distance; ++i) compare<T>(key, index, i, distance);
+  if constexpr (w < 4 && 4 * w <= lanes<T>) merge_runs<2 * w, T>(key, index, n, segments, lane);
+}
+
+inline int64_t power_of_two(int64_t n) {
+  int64_t power = 1;
+  while (power < n) power *= 2;
+  return power;
+}
+
+// sqrt(sum of squares) of each row's valid scores, at least 1e-6; ones where scores are not normalised.
+template <class T> inline Vec<T> norms(const Tile<T>& tile, const T* scores, bool normalize) {
   if (!normalize) return splat<T>(1);
   Vec<T> top{}, sum{};
-  for (int64_t j = 0; j < n; ++j) {
+  for (int64_t j = 0; j < tile.slots; ++j) {
     const Vec<T> s = load(scores + j * lanes<T>), size = s < T(0) ? -s : s;
     top = size > top ? size : top;
   }
+  top = row_largest<T>(tile, top);
   const Vec<T> scale = top > T(1e-6) ? top : splat<T>(1);  // squares of scaled scores do not overflow
-  for (int64_t j = 0; j < n; ++j) {
+  for (int64_t j = 0; j < tile.slots; ++j) {
     const Vec<T> s = load(scores + j * lanes<T>) / scale;
     sum += s * s;
   }
-  Vec<T> norm;
-  for (int l = 0; l < lanes<T>; ++l) norm[l] = std::sqrt(sum[l]);
+  Vec<T> norm = row_sums<T>(tile, sum);
+  for (int l = 0; l < lanes<T>; ++l) norm[l] = std::sqrt(norm[l]);
   norm *= scale;
   return norm < T(1e-6) ? splat<T>(T(1e-6)) : norm;
 }
@@ -59,118 +111,133 @@ template <class T> inline bool all_finite(const T* x, int64_t n) {
   return finite;
 }
 
-template <class T> int64_t soft_permutation_scratch(int64_t n) { return 7 * (n + 1) * lanes<T>; }
+template <class T> int64_t soft_permutation_scratch(int64_t slots) { return 10 * (slots + 1) * lanes<T>; }
 
+// t and order of the tile's rows, row-major. false where a valid score is not finite.
 template <class T>
-void soft_permutation_lanes(const T* scores, int64_t N, const int64_t* count, int rows, T tau, int iterations, bool normalize,
-                            T* scratch, int64_t* order, int64_t* rank, T* t_out, T* log_r_out, T* log_c_out, bool* finite) {
+inline bool sort_rows(const Tile<T>& tile, const T* scores, bool normalize, T* key, T* t, int64_t* order, int64_t* rank) {
   constexpr int L = lanes<T>;
   using Int = typename Lanes<T>::Int;
-  const int64_t n = largest<T>(count), step = (n + 1) * L;
-  T *t = scratch, *a = t + step, *r = a + step, *c = r + step, *scan = c + step;
-  Int* index = reinterpret_cast<Int*>(scan + step);
-  load_rows(scores, N, count, rows, n, t);
-  *finite = all_finite(t, n);
-  if (!*finite) return;
+  const Tile<T> wide = tile.with_slots(power_of_two(tile.slots));
+  const int64_t n = wide.slots;
+  Int *index = reinterpret_cast<Int*>(key + n * L), *rows = index + n * L;
+  load_tile(wide, scores, key);
+  if (!all_finite(key, n)) return false;
 
-  const Vec<T> norm = norms(t, n, normalize);
-  for (int64_t j = 0; j < n; ++j) store(t + j * L, load(t + j * L) / norm);
+  IntVec<T> lane, node;
+  Vec<T> valid;
   for (int l = 0; l < L; ++l) {
-    for (int64_t j = 0; j < n; ++j) index[j * L + l] = static_cast<Int>(j);
-    for (int64_t j = count[l]; j < n; ++j) t[j * L + l] = -INFINITY;
+    lane[l] = l;
+    node[l] = static_cast<Int>(l % tile.segments * n);
+    valid[l] = static_cast<T>(wide.count[l]);
   }
-  sort_descending<T>(t, index, n);
-  for (int l = 0; l < rows; ++l) {
-    for (int64_t j = 0; j < n; ++j) {
-      const int64_t node = index[j * L + l];
-      order[l * N + j] = node;
-      rank[l * N + node] = j;
-    }
-    for (int64_t j = n; j < N; ++j) order[l * N + j] = rank[l * N + j] = j;
-  }
-
-  decays<T>(t, count, n, tau, a, nullptr);
-  sinkhorn<T, false>(a, n, iterations, r, c, scan, nullptr);
+  const Vec<T> norm = norms(wide, key, normalize);
   for (int64_t j = 0; j < n; ++j) {
+    const Vec<T> s = load(key + j * L) / norm;
+    store(key + j * L, splat<T>(static_cast<T>(j)) < valid ? s : splat<T>(-INFINITY));
+    store(index + j * L, node + static_cast<Int>(j));
+  }
+  sort_lanes<T>(key, index, n);
+  merge_runs<1, T>(key, index, n, tile.segments, lane);
+  store_tile(wide, t, key);
+  store_lanes(rows, wide.start, wide.count, n, index);
+  for (int row = 0; row < tile.rows; ++row) {
+    const int64_t at = row * tile.N;
+    for (int64_t j = 0; j < tile.nodes[row]; ++j) {
+      const int64_t u = rows[at + j];
+      order[at + j] = u;
+      rank[at + u] = j;
+    }
+    for (int64_t j = tile.nodes[row]; j < tile.N; ++j) order[at + j] = rank[at + j] = j;
+  }
+  return true;
+}
+
+template <class T>
+void soft_permutation_lanes(const Tile<T>& tile, const T* scores, T tau, int iterations, bool normalize, T* scratch,
+                            int64_t* order, int64_t* rank, T* t_out, T* log_r, T* log_c, bool* finite) {
+  constexpr int L = lanes<T>;
+  const int64_t step = (tile.slots + 1) * L;
+  *finite = sort_rows(tile, scores, normalize, scratch, t_out, order, rank);
+  if (!*finite) return;
+  T *t = scratch, *scan = t + step, *c = scan + step, *r = c + step;
+  load_tile(tile, t_out, t);
+  const Laplace<T> K(tile, t, tau, r + step);
+  sinkhorn<false>(K, iterations, c, step, scan);
+  for (int64_t j = 0; j < tile.slots; ++j) {
     store(r + j * L, log_positive<T>(load(r + j * L)));
     store(c + j * L, log_positive<T>(load(c + j * L)));
   }
-  store_rows(t_out, N, count, rows, t);
-  store_rows(log_r_out, N, count, rows, r);
-  store_rows(log_c_out, N, count, rows, c);
+  store_tile(tile, log_r, r);
+  store_tile(tile, log_c, c);
 }
 
-template <class T> int64_t soft_permutation_backward_scratch(int64_t n, int iterations) {
-  return (9 + 2 * iterations) * (n + 1) * lanes<T>;
+template <class T> int64_t soft_permutation_backward_scratch(int64_t slots, int iterations) {
+  return (13 + 4 * iterations) * (slots + 1) * lanes<T>;
 }
 
-// Adjoints of log r and log c go back through the iterations; each pass over n finishes one product and begins the next.
+// Back through x_m = 1 / (K x) with x = x_{m-1}: from w = x_m dL/dx_m to the same of x, and the gradient of K to that of t.
+template <class T, bool last> struct InvertBackward {
+  const T *x, *sgn_x, *d_log_x;  // d_log_x: what reaches log x from outside, where m is the last
+  T* dt;
+  __attribute__((always_inline)) Vec<T> operator()(int64_t i, Vec<T> w, Vec<T> Kw, Vec<T> sgn_w) const {
+    const Vec<T> xi = load(x + i);
+    store(dt + i, load(dt + i) + w * load(sgn_x + i) + xi * sgn_w);
+    return (last ? load(d_log_x + i) - xi * Kw : -xi * Kw) * xi;
+  }
+};
+
 template <class T>
-void soft_permutation_backward_lanes(const T* d_t_in, const T* d_log_r, const T* d_log_c, const T* scores, const int64_t* order,
-                                     const T* t_in, int64_t N, const int64_t* count, int rows, T tau, int iterations,
-                                     bool normalize, T* scratch, T* d_scores) {
+void soft_permutation_backward_lanes(const Tile<T>& tile, const T* d_t, const T* d_log_r, const T* d_log_c, const T* scores,
+                                     const int64_t* order, const T* t_in, T tau, int iterations, bool normalize, T* scratch,
+                                     T* d_scores) {
   constexpr int L = lanes<T>;
-  const int64_t n = largest<T>(count), step = (n + 1) * L;
-  T *t = scratch, *a = t + step, *r = a + step, *c = r + step, *scan = c + step, *rho = scan + step, *w = rho + step,
-    *dt = w + step, *history = dt + step;
-  load_rows(t_in, N, count, rows, n, t);
-  decays<T>(t, count, n, tau, a, nullptr);
-  sinkhorn<T, true>(a, n, iterations, r, c, scan, history);
+  const int64_t n = tile.slots, step = (n + 1) * L;
+  T *t = scratch, *scan = t + step, *rho = scan + step, *w = rho + step, *dt = w + step, *rest = dt + step;
+  load_tile(tile, t_in, t);
+  const Laplace<T> K(tile, t, tau, rest);
+  T* vectors = rest + Laplace<T>::arrays() * step;
+  sinkhorn<true>(K, iterations, vectors, 2 * step, scan);
 
-  load_rows(d_log_r, N, count, rows, n, rho);
-  load_rows(d_log_c, N, count, rows, n, w);
-  Vec<T> b{};
-  for (int64_t i = n - 1; i >= 0; --i) {
-    const Vec<T> wi = load(w + i * L) * load(c + i * L);
-    b = wi + load(a + (i + 1) * L) * b;
-    store(w + i * L, wi);
-    store(scan + i * L, b);
+  load_tile(tile, d_log_r, rho);
+  load_tile(tile, d_log_c, w);
+  for (int64_t i = 0; i < n; ++i) {
+    store(w + i * L, load(w + i * L) * load(vectors + 2 * iterations * 2 * step + i * L));
     store(dt + i * L, Vec<T>{});
   }
-  for (int k = iterations - 1; k >= 0; --k) {
-    const T *c0 = history + k * 2 * n * L, *rk = c0 + n * L, *ck = k + 1 < iterations ? rk + n * L : c;
-    Vec<T> f{}, g{}, fr{};
-    for (int64_t i = 0; i < n; ++i) {  // through log c = -log(K r)
-      const Vec<T> ai = load(a + i * L), wi = load(w + i * L), bi = load(scan + i * L), ri = load(rk + i * L);
-      f = wi + ai * f;
-      fr = ri + ai * fr;
-      const Vec<T> sgn_r = T(1) / load(ck + i * L) + ri - T(2) * fr;  // (sgn o K) r = K r + r - 2 f
-      const Vec<T> d_log_r = k + 1 < iterations ? Vec<T>{} : load(rho + i * L);
-      const Vec<T> next = (d_log_r - ri * (f + bi - wi)) * ri;
-      store(dt + i * L, load(dt + i * L) + wi * sgn_r + ri * (bi - f));
-      g = next + ai * g;
-      store(w + i * L, next);
-      store(scan + i * L, g);
-    }
-    Vec<T> h{}, e{}, hc{};
-    for (int64_t i = n - 1; i >= 0; --i) {  // through log r = -log(K c)
-      const Vec<T> ai = load(a + (i + 1) * L), wi = load(w + i * L), gi = load(scan + i * L), ci = load(c0 + i * L);
-      h = wi + ai * h;
-      hc = ci + ai * hc;
-      const Vec<T> sgn_c = T(2) * hc - ci - T(1) / load(rk + i * L);
-      const Vec<T> next = -ci * (gi + h - wi) * ci;
-      store(dt + i * L, load(dt + i * L) + wi * sgn_c + ci * (h - gi));
-      e = next + ai * e;
-      store(w + i * L, next);
-      store(scan + i * L, e);
+  if (iterations > 0) {
+    Scanned<T> x{w, scan, {}, {}};
+    begin(K, x);
+    for (int m = 2 * iterations - 1; m > 0; m -= 2) {
+      const T *r = vectors + m * 2 * step, *c = r - 2 * step;
+      if (m == 2 * iterations - 1) {
+        pass<true>(K, x, w, InvertBackward<T, true>{r, r + step, rho, dt});
+      } else {
+        pass<true>(K, x, w, InvertBackward<T, false>{r, r + step, nullptr, dt});
+      }
+      pass<false>(K, x, w, InvertBackward<T, false>{c, c + step, nullptr, dt});
     }
   }
 
   // t = s / norm: d_s = (d_t - t <t, d_t>) / norm, without the second term where the norm is clamped.
-  load_rows(d_t_in, N, count, rows, n, w);
-  load_rows(scores, N, count, rows, n, scan);
-  const Vec<T> norm = norms(scan, n, normalize), by_tau = splat<T>(1) / splat<T>(tau);
+  load_tile(tile, d_t, w);
+  load_tile(tile, scores, scan);
+  const Vec<T> norm = norms(tile, scan, normalize), by_tau = splat<T>(1) / splat<T>(tau);
   Vec<T> inner{};
   for (int64_t i = 0; i < n; ++i) {
     const Vec<T> d = load(w + i * L) + load(dt + i * L) * by_tau;
     inner += d * load(t + i * L);
     store(dt + i * L, d);
   }
+  inner = row_sums<T>(tile, inner);
   if (!normalize) inner = Vec<T>{};
   inner = norm > T(1e-6) ? inner : Vec<T>{};
   for (int64_t i = 0; i < n; ++i) store(dt + i * L, (load(dt + i * L) - load(t + i * L) * inner) / norm);
-  for (int l = 0; l < rows; ++l) {
-    for (int64_t j = 0; j < count[l]; ++j) d_scores[l * N + order[l * N + j]] = dt[j * L + l];
-    for (int64_t j = count[l]; j < N; ++j) d_scores[l * N + j] = T(0);
+  T* sorted = rest;  // row-major
+  store_lanes(sorted, tile.start, tile.count, n, dt);
+  for (int row = 0; row < tile.rows; ++row) {
+    const int64_t at = row * tile.N;
+    for (int64_t j = 0; j < tile.nodes[row]; ++j) d_scores[at + order[at + j]] = sorted[at + j];
+    for (int64_t j = tile.nodes[row]; j < tile.N; ++j) d_scores[at + j] = T(0);
   }
 }

@@ -1,0 +1,39 @@
+// Rows of nodes side by side in vectors of 64 bytes. A row takes `segments` neighbouring lanes: lane row * segments + s
+// holds its slots s * slots to (s + 1) * slots - 1, so that few rows fill the lanes too.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+namespace psf {
+
+template <class T> struct Tile {
+  static constexpr int lanes = 64 / sizeof(T);
+  int64_t N = 0;  // distance of the rows in memory
+  int rows = 0, segments = 1;
+  int64_t slots = 0;
+  int64_t nodes[lanes] = {};  // valid nodes of each row
+  int64_t start[lanes] = {};  // where each lane's slots begin, counted from the first row
+  int64_t count[lanes] = {};  // how many of them are valid: 0 for a lane without a row
+
+  // The same rows with another number of slots a lane.
+  Tile with_slots(int64_t n) const {
+    Tile tile = *this;
+    tile.slots = n;
+    for (int row = 0; row < rows; ++row)
+      for (int s = 0; s < segments; ++s) {
+        tile.start[row * segments + s] = row * N + s * n;
+        tile.count[row * segments + s] = std::clamp<int64_t>(nodes[row] - s * n, 0, n);
+      }
+    return tile;
+  }
+};
+
+// Lanes for each row, by N alone, so that a row's results depend neither on the batch nor on the threads. About 50 slots a
+// lane: enough of them to pay for beginning a pass, few enough for their arrays to stay in the first cache.
+inline int row_segments(int64_t N, int lanes) {
+  int segments = 1;
+  while (segments < 8 && segments < lanes && N > 56 * segments) segments *= 2;
+  return segments;
+}
+
+}  // namespace psf
