@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -12,15 +13,16 @@ from probsym_fast.groups import Batch, Group
 Penalties = dict[str, Tensor]
 
 
-class Distribution(nn.Module):
+class Distribution(nn.Module, ABC):
     """Draws S group elements a graph: forward(batch, samples, generator) -> (elements, penalties)."""
 
     def __init__(self, group: Group):
         super().__init__()
         self.group = group
 
+    @abstractmethod
     def forward(self, batch: Batch, samples: int, generator: torch.Generator | None = None) -> tuple[Any, Penalties]:
-        raise NotImplementedError
+        """The elements, batched (B, S), and penalties for the loss (scalars)."""
 
 
 class Uniform(Distribution):
