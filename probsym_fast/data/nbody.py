@@ -233,7 +233,7 @@ class NBody(torch.utils.data.Dataset):
     def constant_velocity(self) -> Tensor:
         """The simplest prediction: positions + time between the frames * velocities, (M, n, 3) float32.
 
-        Its mean squared error is about 0.108 on the test split.
+        Its mean squared error on the test split is 0.109 (0.108 on the published file).
         """
         start, end = self.frames
         return self.positions + (end - start) * STEPS_PER_FRAME * DT * self.velocities
