@@ -1,10 +1,15 @@
-// The Python module: which torch the kernels were built for. The ops register themselves (csrc/cpu/<op>.cpp).
+// The Python module. The ops register themselves (csrc/cpu/<op>.cpp).
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #include <torch/version.h>
 
+#include "autograd.h"
 #include "cpu/isa.h"
 
 PYBIND11_MODULE(_C, m) {
   m.attr("torch_version") = TORCH_VERSION;
-  m.def("instruction_set", [] { return psf::instruction_set_name(psf::instruction_set()); });
+  m.def("differentiate", &psf::differentiate, "Makes an op differentiable by its <op>_backward.");
+  m.def("instruction_sets", &psf::instruction_sets, "Those that this machine has, best first.");
+  m.def("instruction_set", [] { return psf::name(psf::instruction_set()); }, "The one that the kernels use.");
+  m.def("use_instruction_set", &psf::use_instruction_set, "Makes the kernels use another one; for tests and benchmarks.");
 }

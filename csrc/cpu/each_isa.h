@@ -1,5 +1,6 @@
 // Includes the header PSF_KERNEL once for each instruction set, inside namespace psf::baseline, psf::avx2, psf::avx512.
-// No guard: every op includes it. The header itself includes nothing; simd.h stands before it in the same namespace.
+// No guard: every op includes it. simd.h stands before the header, in the same namespace and with vectors as wide as the
+// registers of the instruction set; the header may include laplace.h, which is written for the same.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -11,10 +12,12 @@
 #include "isa.h"
 #include "tile.h"
 
+#define PSF_VECTOR_BYTES 16
 namespace psf::baseline {
 #include "simd.h"
 #include PSF_KERNEL
 }  // namespace psf::baseline
+#undef PSF_VECTOR_BYTES
 
 #if defined(__x86_64__)
 #if defined(__clang__)
@@ -23,10 +26,12 @@ namespace psf::baseline {
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 #endif
+#define PSF_VECTOR_BYTES 32
 namespace psf::avx2 {
 #include "simd.h"
 #include PSF_KERNEL
 }  // namespace psf::avx2
+#undef PSF_VECTOR_BYTES
 #if defined(__clang__)
 #pragma clang attribute pop
 #pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma"))), apply_to = function)
@@ -35,12 +40,14 @@ namespace psf::avx2 {
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")
 #endif
+#define PSF_VECTOR_BYTES 64
 #define PSF_AVX512
 namespace psf::avx512 {
 #include "simd.h"
 #include PSF_KERNEL
 }  // namespace psf::avx512
 #undef PSF_AVX512
+#undef PSF_VECTOR_BYTES
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

@@ -4,14 +4,14 @@
 // A slot with a_i = a_{i+1} = 0 is alone: padding is made of such slots and needs no masks.
 // A scan of a lane alone differs from the scan of its row by what enters from the lane's neighbour, times decays up to there.
 
+constexpr int laplace_arrays = 4;
+
 template <class T> struct Laplace {
   int64_t n;
   int segments;
   T *a, *d;          // n + 1 slots: decays and scaled gaps (t_{i-1} - t_i) / tau, 0 where a is; a_n is the right lane's a_0
   T *head, *tail;    // head_i = a_1 ... a_i, tail_i = a_{i+1} ... a_{n-1}: decays to the lane's first and last slot
   Vec<T> left[3], right[3];  // decays across 1, 2 and 4 whole lanes
-
-  static int64_t arrays() { return 4; }
 
   Laplace(const Tile<T>& tile, const T* t, T tau, T* scratch) : n(tile.slots), segments(tile.segments) {
     constexpr int L = lanes<T>;

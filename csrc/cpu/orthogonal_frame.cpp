@@ -15,7 +15,7 @@ Tensor orthogonal_frame(const Tensor& matrices_in, bool special) {
   std::atomic<bool> finite{true};
   AT_DISPATCH_FLOATING_TYPES(matrices.scalar_type(), "orthogonal_frame", [&] {
     using T = scalar_t;
-    for_each_group<T>(M, 1, d * d, nullptr, d * d * 64 / sizeof(T), [&](int64_t first, int rows, const int64_t*, T* scratch) {
+    for_each_lane<T>(M, d * d, [&](int64_t first, int rows, T* scratch) {
       bool ok = true;
       PSF_DISPATCH(orthogonal_frame_lanes<T>(matrices.const_data_ptr<T>() + first * d * d, rows, d, special, scratch,
                                              out.mutable_data_ptr<T>() + first * d * d, &ok));
@@ -32,7 +32,7 @@ Tensor orthogonal_frame_backward(const Tensor& d_frames_in, const Tensor& frames
   const int64_t M = matrices.numel() / (d * d);
   AT_DISPATCH_FLOATING_TYPES(matrices.scalar_type(), "orthogonal_frame_backward", [&] {
     using T = scalar_t;
-    for_each_group<T>(M, 1, d * d, nullptr, 3 * d * d * 64 / sizeof(T), [&](int64_t first, int rows, const int64_t*, T* scratch) {
+    for_each_lane<T>(M, 3 * d * d, [&](int64_t first, int rows, T* scratch) {
       const int64_t at = first * d * d;
       PSF_DISPATCH(orthogonal_frame_backward_lanes<T>(d_frames.const_data_ptr<T>() + at, frames.const_data_ptr<T>() + at,
                                                       matrices.const_data_ptr<T>() + at, rows, d, scratch,

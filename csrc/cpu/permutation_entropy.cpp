@@ -19,13 +19,13 @@ Tensor permutation_entropy(const Tensor& t_in, const Tensor& log_r_in, const Ten
     using T = scalar_t;
     T* sum = sums.mutable_data_ptr<T>();
     for_each_tile<T>(
-        B, S, N, counts, [](int64_t slots) { return baseline::permutation_entropy_scratch<T>(slots); },
+        B, S, N, counts, [](int64_t slots) { return baseline::permutation_entropy_scratch(slots); },
         [&](const Tile<T>& tile, int64_t first, T* scratch) {
           const int64_t at = first * N;
           PSF_DISPATCH(permutation_entropy_lanes<T>(tile, t.const_data_ptr<T>() + at, log_r.const_data_ptr<T>() + at,
                                                     log_c.const_data_ptr<T>() + at, static_cast<T>(tau), scratch, sum + first));
         });
-    double total = 0;
+    double total = B * S > 0 ? 0 : std::numeric_limits<double>::quiet_NaN();  // as the mean of nothing
     for (int64_t row = 0; row < B * S; ++row) total += double(sum[row]) / double((counts ? counts[row / S] : N) * S * B);
     *out.mutable_data_ptr<T>() = static_cast<T>(total);
   });
@@ -43,10 +43,10 @@ std::tuple<Tensor, Tensor, Tensor> permutation_entropy_backward(const Tensor& d,
     using T = scalar_t;
     const double scale = double(*d.const_data_ptr<T>()) / double(S * B);
     for_each_tile<T>(
-        B, S, N, counts, [](int64_t slots) { return baseline::permutation_entropy_scratch<T>(slots); },
+        B, S, N, counts, [](int64_t slots) { return baseline::permutation_entropy_scratch(slots); },
         [&](const Tile<T>& tile, int64_t first, T* scratch) {
           const int64_t at = first * N;
-          T weight[Tile<T>::lanes];
+          T weight[Tile<T>::most_lanes];
           for (int row = 0; row < tile.rows; ++row) weight[row] = static_cast<T>(scale / double(tile.nodes[row]));
           PSF_DISPATCH(permutation_entropy_backward_lanes<T>(
               tile, weight, t.const_data_ptr<T>() + at, log_r.const_data_ptr<T>() + at, log_c.const_data_ptr<T>() + at,

@@ -62,8 +62,8 @@ template <class T> inline void backward_scans(const Laplace<T>& K, const Weights
   }
 }
 
-template <class T> int64_t permutation_entropy_scratch(int64_t slots) {
-  return (14 + Laplace<T>::arrays()) * (slots + 1) * lanes<T>;
+inline int64_t permutation_entropy_scratch(int64_t slots) {
+  return (14 + laplace_arrays) * (slots + 1);
 }
 
 // out[row]: sum of the entropies of all valid rows and columns.

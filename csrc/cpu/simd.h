@@ -1,25 +1,29 @@
-// Vectors of 64 bytes: one sample a lane. Included by each_isa.h inside a namespace per instruction set.
+// Vectors of PSF_VECTOR_BYTES, samples side by side. Included by each_isa.h inside a namespace per instruction set.
 
 template <class T> struct Lanes;
 template <> struct Lanes<float> {
-  typedef float V __attribute__((vector_size(64)));
-  typedef int32_t I __attribute__((vector_size(64)));
+  typedef float V __attribute__((vector_size(PSF_VECTOR_BYTES)));
+  typedef int32_t I __attribute__((vector_size(PSF_VECTOR_BYTES)));
+  typedef uint32_t U __attribute__((vector_size(PSF_VECTOR_BYTES)));
   typedef int32_t Int;
   static constexpr int exp_degree = 7, log_terms = 5, mantissa_bits = 23, exponent_bias = 127;
   static constexpr float exp_min = -87.0f, exp_max = 88.7f, negligible = 1e-30f, sqrt_half = 0.70710678f;
 };
 template <> struct Lanes<double> {
-  typedef double V __attribute__((vector_size(64)));
-  typedef int64_t I __attribute__((vector_size(64)));
+  typedef double V __attribute__((vector_size(PSF_VECTOR_BYTES)));
+  typedef int64_t I __attribute__((vector_size(PSF_VECTOR_BYTES)));
+  typedef uint64_t U __attribute__((vector_size(PSF_VECTOR_BYTES)));
   typedef int64_t Int;
   static constexpr int exp_degree = 13, log_terms = 11, mantissa_bits = 52, exponent_bias = 1023;
   static constexpr double exp_min = -708.0, exp_max = 709.7, negligible = 1e-200, sqrt_half = 0.70710678118654752440;
 };
 template <class T> using Vec = typename Lanes<T>::V;
 template <class T> using IntVec = typename Lanes<T>::I;
-template <class T> constexpr int lanes = 64 / sizeof(T);
+template <class T> constexpr int lanes = PSF_VECTOR_BYTES / sizeof(T);
 
 template <class T> inline Vec<T> splat(T x) { return Vec<T>{} + x; }
+// whole + x has no binary digits behind the point: its bits less those of `whole` are x as an integer.
+template <class T> constexpr T whole = T(1.5) * T(int64_t(1) << Lanes<T>::mantissa_bits);
 
 template <class V> inline V load_as(const void* p) {
   V v;
@@ -45,12 +49,11 @@ template <> inline Vec<float> reciprocal<float>(Vec<float> x) {  // 14 bits, the
 template <class T> inline Vec<T> exponential(Vec<T> x) {
   using L = Lanes<T>;
   constexpr T log2e = T(1.44269504088896340736), ln2_high = T(0.693145751953125), ln2_low = T(1.42860682030941723212e-6);
-  constexpr T round = T(1.5) * T(int64_t(1) << L::mantissa_bits);  // round + x has no binary digits behind the point
   const IntVec<T> tiny = x < L::exp_min;
   Vec<T> safe = tiny ? Vec<T>{} : x;
   safe = safe > L::exp_max ? splat<T>(L::exp_max) : safe;
-  const Vec<T> kf = (safe * log2e + round) - round;
-  const IntVec<T> k = __builtin_convertvector(kf, IntVec<T>);
+  const Vec<T> rounded = safe * log2e + whole<T>, kf = rounded - whole<T>;
+  const IntVec<T> k = (IntVec<T>)rounded - (IntVec<T>)splat(whole<T>);
   const Vec<T> y = safe - kf * ln2_high - kf * ln2_low;
   Vec<T> p = splat<T>(1);
   for (int i = L::exp_degree; i > 0; --i) p = p * (y * T(1.0 / i)) + T(1);
@@ -64,12 +67,12 @@ template <class T> inline Vec<T> log_positive(Vec<T> x) {
   using Int = typename L::Int;
   constexpr T ln2_high = T(0.693145751953125), ln2_low = T(1.42860682030941723212e-6);
   IntVec<T> bits = (IntVec<T>)x;
-  IntVec<T> k = (bits >> L::mantissa_bits) - Int(L::exponent_bias - 1);
+  IntVec<T> k = (IntVec<T>)((typename L::U)bits >> L::mantissa_bits) - Int(L::exponent_bias - 1);
   Vec<T> m = (Vec<T>)((bits & ((Int(1) << L::mantissa_bits) - 1)) | (Int(L::exponent_bias - 1) << L::mantissa_bits));
   IntVec<T> low = m < L::sqrt_half;  // m in [1/2, 1)
   m = low ? m + m : m;
   k += low;
-  Vec<T> kf = __builtin_convertvector(k, Vec<T>);
+  const Vec<T> kf = (Vec<T>)((IntVec<T>)splat(whole<T>) + k) - whole<T>;
   Vec<T> s = (m - T(1)) * reciprocal<T>(m + T(1)), z = s * s, p = splat<T>(T(1) / (2 * L::log_terms + 1));
   for (int i = L::log_terms - 1; i >= 0; --i) p = p * z + T(1.0 / (2 * i + 1));
   return kf * ln2_high + (kf * ln2_low + T(2) * s * p);
@@ -84,9 +87,9 @@ template <int x, class V, int... l> inline V from_left(V v, std::integer_sequenc
   return __builtin_shufflevector(v, V{}, (l < x ? int(sizeof...(l)) : l - x)...);
 }
 template <int x, class V, int... l> inline V from_right(V v, std::integer_sequence<int, l...>) {
-  return __builtin_shufflevector(v, V{}, (l + x)...);
+  return __builtin_shufflevector(v, V{}, (l + x < int(sizeof...(l)) ? l + x : int(sizeof...(l)))...);
 }
-template <class V> using LaneNumbers = std::make_integer_sequence<int, 64 / int(sizeof(V{}[0]))>;
+template <class V> using LaneNumbers = std::make_integer_sequence<int, PSF_VECTOR_BYTES / int(sizeof(V{}[0]))>;
 template <int x, class V> inline V exchange(V v) { return exchange<x>(v, LaneNumbers<V>{}); }
 template <int x, class V> inline V from_left(V v) { return from_left<x>(v, LaneNumbers<V>{}); }
 template <int x, class V> inline V from_right(V v) { return from_right<x>(v, LaneNumbers<V>{}); }
@@ -100,7 +103,7 @@ template <class V, int... l> inline void interleave(const V* in, V* out, std::in
   }
 }
 template <class V> inline void transpose(V* v) {
-  constexpr int L = 64 / sizeof(v[0][0]);
+  constexpr int L = PSF_VECTOR_BYTES / sizeof(v[0][0]);
   V other[L];
   for (int width = 1; width < L; width *= 4) {
     interleave(v, other, LaneNumbers<V>{});
@@ -114,7 +117,7 @@ template <class V> inline void transpose(V* v) {
 
 // Row-major numbers side by side: lane l of out[j] is in[start[l] + j], 0 from count[l] on.
 template <class E> inline void load_lanes(const E* in, const int64_t* start, const int64_t* count, int64_t slots, E* out) {
-  constexpr int L = 64 / sizeof(E);
+  constexpr int L = PSF_VECTOR_BYTES / sizeof(E);
   using V = decltype(load(in));
   for (int64_t j = 0; j < slots; j += L) {
     V v[L];
@@ -133,7 +136,7 @@ template <class E> inline void load_lanes(const E* in, const int64_t* start, con
 }
 // The way back; leaves what is not valid as it is.
 template <class E> inline void store_lanes(E* out, const int64_t* start, const int64_t* count, int64_t slots, const E* in) {
-  constexpr int L = 64 / sizeof(E);
+  constexpr int L = PSF_VECTOR_BYTES / sizeof(E);
   using V = decltype(load(in));
   for (int64_t j = 0; j < slots; j += L) {
     V v[L];

@@ -9,6 +9,8 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+Tensor or_zeros(const OptionalTensor& x, const Tensor& like) { return x ? x->contiguous() : at::zeros_like(like); }
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> soft_permutation(const Tensor& scores_in, const OptionalTensor& num_nodes,
                                                                     double tau, int64_t iterations, bool normalize) {
   const Tensor scores = scores_in.contiguous();
@@ -20,7 +22,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> soft_permutation(const Tensor
   AT_DISPATCH_FLOATING_TYPES(scores.scalar_type(), "soft_permutation", [&] {
     using T = scalar_t;
     for_each_tile<T>(
-        B, S, N, counts, [](int64_t slots) { return baseline::soft_permutation_scratch<T>(slots); },
+        B, S, N, counts, [](int64_t slots) { return baseline::soft_permutation_scratch(slots); },
         [&](const Tile<T>& tile, int64_t first, T* scratch) {
           const int64_t at = first * N;
           bool ok = true;
@@ -35,10 +37,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> soft_permutation(const Tensor
   return {t, log_r, log_c, order, rank};
 }
 
-Tensor soft_permutation_backward(const Tensor& d_t_in, const Tensor& d_log_r_in, const Tensor& d_log_c_in, const Tensor& scores_in,
-                                 const Tensor& order, const Tensor& t, const OptionalTensor& num_nodes, double tau,
-                                 int64_t iterations, bool normalize) {
-  const Tensor d_t = d_t_in.contiguous(), d_log_r = d_log_r_in.contiguous(), d_log_c = d_log_c_in.contiguous();
+Tensor soft_permutation_backward(const OptionalTensor& d_t_in, const OptionalTensor& d_log_r_in, const OptionalTensor& d_log_c_in,
+                                 const Tensor& scores_in, const Tensor& order, const Tensor& t, const OptionalTensor& num_nodes,
+                                 double tau, int64_t iterations, bool normalize) {
+  const Tensor d_t = or_zeros(d_t_in, t), d_log_r = or_zeros(d_log_r_in, t), d_log_c = or_zeros(d_log_c_in, t);
   const Tensor scores = scores_in.contiguous(), d_scores = at::empty_like(scores);
   const int64_t B = scores.size(0), S = scores.size(1), N = scores.size(2);
   const int64_t* counts = num_nodes_pointer("soft_permutation", num_nodes, B, N);
@@ -46,7 +48,7 @@ Tensor soft_permutation_backward(const Tensor& d_t_in, const Tensor& d_log_r_in,
     using T = scalar_t;
     const int steps = static_cast<int>(iterations);
     for_each_tile<T>(
-        B, S, N, counts, [&](int64_t slots) { return baseline::soft_permutation_backward_scratch<T>(slots, steps); },
+        B, S, N, counts, [&](int64_t slots) { return baseline::soft_permutation_backward_scratch(slots, steps); },
         [&](const Tile<T>& tile, int64_t first, T* scratch) {
           const int64_t at = first * N;
           PSF_DISPATCH(soft_permutation_backward_lanes<T>(

@@ -111,7 +111,7 @@ template <class T> inline bool all_finite(const T* x, int64_t n) {
   return finite;
 }
 
-template <class T> int64_t soft_permutation_scratch(int64_t slots) { return 10 * (slots + 1) * lanes<T>; }
+inline int64_t soft_permutation_scratch(int64_t slots) { return 10 * (slots + 1); }
 
 // t and order of the tile's rows, row-major. false where a valid score is not finite.
 template <class T>
@@ -172,8 +172,8 @@ void soft_permutation_lanes(const Tile<T>& tile, const T* scores, T tau, int ite
   store_tile(tile, log_c, c);
 }
 
-template <class T> int64_t soft_permutation_backward_scratch(int64_t slots, int iterations) {
-  return (13 + 4 * iterations) * (slots + 1) * lanes<T>;
+inline int64_t soft_permutation_backward_scratch(int64_t slots, int iterations) {
+  return (13 + 4 * iterations) * (slots + 1);
 }
 
 // Back through x_m = 1 / (K x) with x = x_{m-1}: from w = x_m dL/dx_m to the same of x, and the gradient of K to that of t.
@@ -196,7 +196,7 @@ void soft_permutation_backward_lanes(const Tile<T>& tile, const T* d_t, const T*
   T *t = scratch, *scan = t + step, *rho = scan + step, *w = rho + step, *dt = w + step, *rest = dt + step;
   load_tile(tile, t_in, t);
   const Laplace<T> K(tile, t, tau, rest);
-  T* vectors = rest + Laplace<T>::arrays() * step;
+  T* vectors = rest + laplace_arrays * step;
   sinkhorn<true>(K, iterations, vectors, 2 * step, scan);
 
   load_tile(tile, d_log_r, rho);

@@ -1,4 +1,4 @@
-// Rows of nodes side by side in vectors of 64 bytes. A row takes `segments` neighbouring lanes: lane row * segments + s
+// Rows of nodes side by side in the lanes of vectors. A row takes `segments` neighbouring lanes: lane row * segments + s
 // holds its slots s * slots to (s + 1) * slots - 1, so that few rows fill the lanes too.
 #pragma once
 #include <algorithm>
@@ -7,13 +7,13 @@
 namespace psf {
 
 template <class T> struct Tile {
-  static constexpr int lanes = 64 / sizeof(T);
+  static constexpr int most_lanes = 64 / sizeof(T);
   int64_t N = 0;  // distance of the rows in memory
   int rows = 0, segments = 1;
   int64_t slots = 0;
-  int64_t nodes[lanes] = {};  // valid nodes of each row
-  int64_t start[lanes] = {};  // where each lane's slots begin, counted from the first row
-  int64_t count[lanes] = {};  // how many of them are valid: 0 for a lane without a row
+  int64_t nodes[most_lanes] = {};  // valid nodes of each row
+  int64_t start[most_lanes] = {};  // where each lane's slots begin, counted from the first row
+  int64_t count[most_lanes] = {};  // how many of them are valid: 0 for a lane without a row
 
   // The same rows with another number of slots a lane.
   Tile with_slots(int64_t n) const {

@@ -40,27 +40,15 @@ class Op:
         LIBRARY.define(name + schema)
         torch.library.register_fake(self.qualified, shapes, lib=LIBRARY)
         self.kernel = getattr(getattr(torch.ops, NAMESPACE), name).default
+        self.backward = None
         OPS[name] = self
 
-    def gradient(self, schema: str, *, shapes: Callable, save: Callable, backward: Callable) -> None:
-        """Ties the kernel `<op>_backward` to this one.
-
-        save(ctx, inputs, output) keeps what backward(ctx, kernel, *gradients) needs; the gradient has no gradient of its
-        own, and says so rather than returning a detached one.
-        """
+    def gradient(self, schema: str, *, shapes: Callable) -> None:
+        """Declares the kernel `<op>_backward`; the names in its schema say what it takes and gives (`differentiate`)."""
         name = f"{self.name}_backward"
-        qualified = f"{NAMESPACE}::{name}"
         LIBRARY.define(name + schema)
-        torch.library.register_fake(qualified, shapes, lib=LIBRARY)
-        kernel = getattr(getattr(torch.ops, NAMESPACE), name).default
-        torch.library.register_autograd(
-            self.qualified, lambda ctx, *grads: backward(ctx, kernel, *grads), setup_context=save, lib=LIBRARY
-        )
-
-        def no_second_gradient(ctx, *grads):
-            raise RuntimeError(f'{self.name}: the kernels have no second derivative; use backend="reference" for it')
-
-        torch.library.register_autograd(qualified, no_second_gradient, lib=LIBRARY)
+        torch.library.register_fake(f"{NAMESPACE}::{name}", shapes, lib=LIBRARY)
+        self.backward = getattr(getattr(torch.ops, NAMESPACE), name).default
 
     def has_kernel(self, device: str) -> bool:
         """Whether a kernel is built for this device type."""
@@ -99,11 +87,53 @@ BACKENDS: dict[tuple[str, str], tuple[str, ...]] = {}
 
 
 def fill_table() -> None:
-    """Looks up once, at import, what is built for each op and device."""
+    """At import, once: makes the ops differentiable and looks up what is built for each op and device."""
     _extension.load()
+    module = _extension.module()
     for name, op in OPS.items():
+        if op.backward is not None:
+            module.differentiate(name) if module else differentiate(op)
         for device in KERNEL_BACKENDS:
             BACKENDS[name, device] = op.backends(device)
+
+
+def differentiate(op: Op) -> None:
+    """Makes an op differentiable by its backward, as csrc/autograd.cpp does where the extension is built.
+
+    The backward's schema says how: an argument d_<result> is the gradient of that result of the op (None if none came),
+    `wanted` which of the backward's own results are asked for, any other the op's argument or result of that name; a
+    result d_<argument> is the gradient of that argument. The gradient has no gradient of its own, and says so.
+    """
+    arguments = [x.name for x in op.kernel._schema.arguments]
+    results = [x.name for x in op.kernel._schema.returns]
+    takes = [x.name for x in op.backward._schema.arguments]
+    gives = [x.name.removeprefix("d_") for x in op.backward._schema.returns]
+    given = [x for x in takes if x != "wanted" and x.removeprefix("d_") not in results or x in arguments or x in results]
+    if unknown := set(given).difference(arguments, results) | set(gives).difference(arguments):
+        raise ValueError(f"{op.name}_backward: names must be those of {op.name}, got {sorted(unknown)}")
+
+    def save(ctx, inputs, output):
+        output = output if isinstance(output, tuple) else (output,)
+        known = dict(zip(results, output, strict=True)) | dict(zip(arguments, inputs, strict=True))
+        kept = {x: known[x] for x in given if isinstance(known[x], Tensor)}
+        ctx.names, ctx.values = list(kept), {x: known[x] for x in given if x not in kept}
+        ctx.save_for_backward(*kept.values())
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(x for x in output if not x.is_floating_point()))
+
+    def backward(ctx, *gradients):
+        known = {f"d_{x}": d for x, d in zip(results, gradients, strict=True)}
+        known |= ctx.values | dict(zip(ctx.names, ctx.saved_tensors, strict=True))
+        known["wanted"] = [ctx.needs_input_grad[arguments.index(x)] for x in gives]
+        found = op.backward(*(known[x] for x in takes))
+        found = dict(zip(gives, found if isinstance(found, tuple) else (found,), strict=True))
+        return tuple(found.get(x) if needed else None for x, needed in zip(arguments, ctx.needs_input_grad, strict=True))
+
+    def no_second_gradient(ctx, *gradients):
+        raise RuntimeError(f'{op.name}: the kernels have no second derivative; use backend="reference" for it')
+
+    torch.library.register_autograd(op.qualified, backward, setup_context=save, lib=LIBRARY)
+    torch.library.register_autograd(f"{op.qualified}_backward", no_second_gradient, lib=LIBRARY)
 
 
 # --- checks shared by the ops; values are looked at on the CPU only, where that needs no synchronisation ---

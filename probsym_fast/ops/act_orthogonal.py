@@ -13,22 +13,20 @@ def _shapes(vectors, frames, inverse, mean):
     return vectors.new_empty((B, *vectors.shape[-3:]) if mean else (B, S, *vectors.shape[-3:]))
 
 
-def _save(ctx, inputs, output):
-    vectors, frames, ctx.inverse, ctx.mean = inputs
-    ctx.save_for_backward(vectors, frames)
+def _gradient_shapes(d_out, vectors, frames, inverse, mean, wanted):
+    return tuple(x.new_empty(x.shape) if w else None for x, w in zip((vectors, frames), wanted, strict=True))
 
 
 OP = Op(
     "act_orthogonal",
-    "(Tensor vectors, Tensor frames, bool inverse, bool mean) -> Tensor",
+    "(Tensor vectors, Tensor frames, bool inverse, bool mean) -> Tensor out",
     reference=reference,
     shapes=_shapes,
 )
 OP.gradient(
-    "(Tensor d_out, Tensor vectors, Tensor frames, bool inverse, bool mean) -> (Tensor, Tensor)",
-    shapes=lambda d, vectors, frames, *_: (vectors.new_empty(vectors.shape), frames.new_empty(frames.shape)),
-    save=_save,
-    backward=lambda ctx, kernel, d: (*kernel(d, *ctx.saved_tensors, ctx.inverse, ctx.mean), None, None),
+    "(Tensor d_out, Tensor vectors, Tensor frames, bool inverse, bool mean, bool[2] wanted)"
+    " -> (Tensor d_vectors, Tensor d_frames)",
+    shapes=_gradient_shapes,
 )
 
 

@@ -10,21 +10,15 @@ from probsym_fast.ops.reference.orthogonal_frame import orthogonal_frame as refe
 KERNEL_DIMENSIONS = (1, 2, 3)
 
 
-def _save(ctx, inputs, output):
-    ctx.save_for_backward(output, inputs[0])
-
-
 OP = Op(
     "orthogonal_frame",
-    "(Tensor matrices, bool special) -> Tensor",
+    "(Tensor matrices, bool special) -> Tensor frames",
     reference=reference,
     shapes=lambda matrices, special: matrices.new_empty(matrices.shape),
 )
 OP.gradient(
-    "(Tensor d_frames, Tensor frames, Tensor matrices) -> Tensor",
+    "(Tensor d_frames, Tensor frames, Tensor matrices) -> Tensor d_matrices",
     shapes=lambda d_frames, frames, matrices: matrices.new_empty(matrices.shape),
-    save=_save,
-    backward=lambda ctx, kernel, d: (kernel(d, *ctx.saved_tensors), None),
 )
 
 

@@ -9,22 +9,16 @@ from probsym_fast.ops.permutation import SoftPermutation
 from probsym_fast.ops.reference.permutation_entropy import permutation_entropy as reference
 
 
-def _save(ctx, inputs, output):
-    *tensors, ctx.tau = inputs
-    ctx.save_for_backward(*tensors)
-
-
 OP = Op(
     "permutation_entropy",
-    "(Tensor t, Tensor log_r, Tensor log_c, Tensor? num_nodes, float tau) -> Tensor",
+    "(Tensor t, Tensor log_r, Tensor log_c, Tensor? num_nodes, float tau) -> Tensor entropy",
     reference=reference,
     shapes=lambda t, *_: t.new_empty(()),
 )
 OP.gradient(
-    "(Tensor d, Tensor t, Tensor log_r, Tensor log_c, Tensor? num_nodes, float tau) -> (Tensor, Tensor, Tensor)",
-    shapes=lambda d, t, *_: (t.new_empty(t.shape), t.new_empty(t.shape), t.new_empty(t.shape)),
-    save=_save,
-    backward=lambda ctx, kernel, d: (*kernel(d, *ctx.saved_tensors, ctx.tau), None, None),
+    "(Tensor d_entropy, Tensor t, Tensor log_r, Tensor log_c, Tensor? num_nodes, float tau)"
+    " -> (Tensor d_t, Tensor d_log_r, Tensor d_log_c)",
+    shapes=lambda d_entropy, t, *_: (t.new_empty(t.shape), t.new_empty(t.shape), t.new_empty(t.shape)),
 )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from probsym_fast.ops._op import Op, check_float, check_num_nodes
@@ -20,34 +19,17 @@ def _shapes(scores, num_nodes, tau, iterations, normalize):
     return value, torch.empty_like(value), torch.empty_like(value), index, torch.empty_like(index)
 
 
-def _save(ctx, inputs, output):
-    scores, num_nodes, ctx.tau, ctx.iterations, ctx.normalize = inputs
-    t, _, _, order, rank = output
-    ctx.mark_non_differentiable(order, rank)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(scores, num_nodes, order, t)
-
-
-def _backward(ctx, kernel, d_t, d_log_r, d_log_c, d_order, d_rank):
-    scores, num_nodes, order, t = ctx.saved_tensors
-    d_t, d_log_r, d_log_c = (torch.zeros_like(t) if d is None else d for d in (d_t, d_log_r, d_log_c))
-    arguments = scores, order, t, num_nodes, ctx.tau, ctx.iterations, ctx.normalize
-    return kernel(d_t, d_log_r, d_log_c, *arguments), None, None, None, None
-
-
 OP = Op(
     "soft_permutation",
     "(Tensor scores, Tensor? num_nodes, float tau, int iterations, bool normalize)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " -> (Tensor t, Tensor log_r, Tensor log_c, Tensor order, Tensor rank)",
     reference=reference,
     shapes=_shapes,
 )
 OP.gradient(
-    "(Tensor d_t, Tensor d_log_r, Tensor d_log_c, Tensor scores, Tensor order, Tensor t, Tensor? num_nodes,"
-    " float tau, int iterations, bool normalize) -> Tensor",
+    "(Tensor? d_t, Tensor? d_log_r, Tensor? d_log_c, Tensor scores, Tensor order, Tensor t, Tensor? num_nodes,"
+    " float tau, int iterations, bool normalize) -> Tensor d_scores",
     shapes=lambda d_t, d_log_r, d_log_c, scores, *_: scores.new_empty(scores.shape),
-    save=_save,
-    backward=_backward,
 )
 
 

@@ -1,0 +1,195 @@
+// The gradient of every op, read off the names in its schemas. <op>_backward takes and gives what they say:
+//   argument d_<result>   gradient of that result of the op, None if none came
+//   argument wanted       bool[]: which of its own results are asked for
+//   any other argument    the op's argument or result of that name
+//   result d_<argument>   gradient of that argument of the op
+// ops/_op.py does the same in Python where this extension is missing, at ten times the cost of a call.
+#include "autograd.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+namespace psf {
+namespace {
+
+using at::Tensor;
+using c10::IValue;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using torch::jit::Stack;
+
+struct Source {
+  enum Kind { gradient, tensor, value, result, wanted } kind;  // tensor, value: an argument of the op
+  size_t index = 0;
+};
+
+struct Plan {
+  c10::OperatorHandle backward;
+  std::vector<Source> takes;  // where each argument of the backward comes from
+  std::vector<size_t> gives;  // the op's argument that each result of the backward belongs to
+};
+
+std::optional<size_t> find(const std::vector<c10::Argument>& names, const std::string& name) {
+  for (size_t i = 0; i < names.size(); ++i)
+    if (names[i].name() == name) return i;
+  return std::nullopt;
+}
+
+bool is_tensor(const c10::Argument& x) {
+  const c10::TypePtr type = x.type();
+  return type->isSubtypeOf(*c10::TensorType::get()) || type->isSubtypeOf(*c10::OptionalType::ofTensor());
+}
+
+c10::OperatorHandle schema(const std::string& name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(("probsym_fast::" + name).c_str(), "");
+}
+
+Plan make_plan(const std::string& name) {
+  Plan plan{schema(name + "_backward"), {}, {}};
+  const c10::FunctionSchema op = schema(name).schema();
+  for (const c10::Argument& x : plan.backward.schema().arguments()) {
+    const auto gradient_of = x.name().rfind("d_", 0) == 0 ? find(op.returns(), x.name().substr(2)) : std::nullopt;
+    const auto argument = find(op.arguments(), x.name()), result = find(op.returns(), x.name());
+    TORCH_CHECK(x.name() == "wanted" || gradient_of || argument || result, name, "_backward: no meaning for argument ", x.name());
+    plan.takes.push_back(x.name() == "wanted" ? Source{Source::wanted}
+                         : gradient_of        ? Source{Source::gradient, *gradient_of}
+                         : argument           ? Source{is_tensor(x) ? Source::tensor : Source::value, *argument}
+                                              : Source{Source::result, *result});
+  }
+  for (const c10::Argument& x : plan.backward.schema().returns()) {
+    const auto argument = x.name().rfind("d_", 0) == 0 ? find(op.arguments(), x.name().substr(2)) : std::nullopt;
+    TORCH_CHECK(argument, name, "_backward: no meaning for result ", x.name());
+    plan.gives.push_back(*argument);
+  }
+  return plan;
+}
+
+// A boxed call on its way through autograd.
+struct Call {
+  const c10::OperatorHandle& op;
+  c10::DispatchKeySet keys;
+  Stack* stack;
+  size_t arguments() const { return op.schema().arguments().size(); }
+  size_t results() const { return op.schema().returns().size(); }
+  const IValue& argument(size_t i) const { return torch::jit::peek(*stack, i, arguments()); }
+  bool has_tensor(size_t i) const { return argument(i).isTensor() && argument(i).toTensor().defined(); }
+  variable_list tensors() const {  // those given, in the order of the arguments
+    variable_list list;
+    for (size_t i = 0; i < arguments(); ++i)
+      if (has_tensor(i)) list.push_back(argument(i).toTensor());
+    return list;
+  }
+  variable_list below_autograd() const {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
+    variable_list list;
+    for (const IValue& x : torch::jit::last(*stack, results())) list.push_back(x.toTensor());
+    torch::jit::drop(*stack, results());
+    return list;
+  }
+};
+
+bool recorded(const variable_list& tensors) {
+  return at::GradMode::is_enabled() &&
+         std::any_of(tensors.begin(), tensors.end(), [](const Tensor& x) { return x.requires_grad() || x._fw_grad(0).defined(); });
+}
+
+template <class Function, class... Extra> struct Recorded : c10::OperatorKernel {
+  std::tuple<Extra...> extra;
+  explicit Recorded(Extra... extra) : extra(std::move(extra)...) {}
+  void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+    const Call call{op, keys, stack};
+    const variable_list tensors = call.tensors();
+    if (!recorded(tensors)) {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      return op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
+    }
+    const variable_list results = Function::apply(at::TensorList(tensors), &call, &std::get<0>(extra));
+    for (const Tensor& x : results) stack->emplace_back(x);
+  }
+};
+
+struct FirstGradient : torch::autograd::Function<FirstGradient> {
+  static variable_list forward(AutogradContext* ctx, at::TensorList, const Call* call, const Plan* plan) {
+    variable_list kept, integers;
+    std::vector<IValue> values;
+    std::vector<int64_t> given;  // the arguments with an edge
+    for (size_t i = 0; i < call->arguments(); ++i)
+      if (call->has_tensor(i)) given.push_back(static_cast<int64_t>(i));
+    for (const Source& source : plan->takes) {
+      if (source.kind == Source::value) values.push_back(call->argument(source.index));
+      if (source.kind == Source::tensor) kept.push_back(call->has_tensor(source.index) ? call->argument(source.index).toTensor() : Tensor());
+    }
+    const variable_list results = call->below_autograd();
+    for (const Source& source : plan->takes)
+      if (source.kind == Source::result) kept.push_back(results[source.index]);
+    for (const Tensor& x : results)
+      if (x.defined() && !x.is_floating_point()) integers.push_back(x);
+    ctx->save_for_backward(std::move(kept));
+    ctx->mark_non_differentiable(integers);
+    ctx->set_materialize_grads(false);
+    ctx->saved_data["values"] = c10::ivalue::Tuple::create(std::move(values));
+    ctx->saved_data["plan"] = reinterpret_cast<int64_t>(plan);
+    ctx->saved_data["given"] = std::move(given);
+    return results;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
+    const Plan& plan = *reinterpret_cast<const Plan*>(ctx->saved_data["plan"].toInt());
+    const auto values = ctx->saved_data["values"].toTuple();
+    const variable_list kept = ctx->get_saved_variables();
+    const std::vector<int64_t> given = ctx->saved_data["given"].toIntVector();
+    std::vector<std::optional<size_t>> edges;  // of the arguments that the backward's results belong to
+    for (const size_t argument : plan.gives) {
+      const auto at = std::find(given.begin(), given.end(), static_cast<int64_t>(argument));
+      const auto edge = static_cast<size_t>(at - given.begin());
+      edges.push_back(at != given.end() && ctx->needs_input_grad(edge) ? std::optional<size_t>(edge) : std::nullopt);
+    }
+    Stack stack;
+    size_t next_value = 0, next_tensor = 0, next_result = 0;
+    for (const Source& source : plan.takes) next_result += source.kind == Source::tensor;  // results are kept behind tensors
+    for (const Source& source : plan.takes) {
+      if (source.kind == Source::value) {
+        stack.push_back(values->elements()[next_value++]);
+      } else if (source.kind == Source::wanted) {
+        c10::List<bool> wanted;
+        for (const auto& edge : edges) wanted.push_back(edge.has_value());
+        stack.emplace_back(std::move(wanted));
+      } else {
+        const Tensor& x = source.kind == Source::gradient ? gradients[source.index]
+                          : source.kind == Source::tensor ? kept[next_tensor++]
+                                                          : kept[next_result++];
+        stack.push_back(x.defined() ? IValue(x) : IValue());
+      }
+    }
+    plan.backward.callBoxed(&stack);
+    variable_list out(given.size() + 2);  // call and plan have none
+    for (size_t i = 0; i < edges.size(); ++i)
+      if (edges[i]) out[*edges[i]] = stack[i].toTensor();
+    return out;
+  }
+};
+
+// The gradient of a gradient: an error when it is asked for, never a result that is silently detached.
+struct NoSecondGradient : torch::autograd::Function<NoSecondGradient> {
+  static variable_list forward(AutogradContext* ctx, at::TensorList, const Call* call, const std::string* name) {
+    ctx->saved_data["name"] = *name;
+    return call->below_autograd();
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list&) {
+    TORCH_CHECK(false, ctx->saved_data["name"].toStringRef(), ": the kernels have no second derivative; use backend=\"reference\" for it");
+  }
+};
+
+}  // namespace
+
+void differentiate(const std::string& name) {
+  // never destroyed: the dispatcher may be gone before it
+  static auto& library = *new torch::Library(torch::Library::IMPL, "probsym_fast", c10::DispatchKey::Autograd, __FILE__, __LINE__);
+  library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Recorded<FirstGradient, Plan>>(make_plan(name))));
+  library.impl((name + "_backward").c_str(),
+               torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Recorded<NoSecondGradient, std::string>>(name)));
+}
+
+}  // namespace psf
