@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from probsym_fast.ops._op import Op, check_float, check_num_nodes
