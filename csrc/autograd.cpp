@@ -1,6 +1,6 @@
 // The gradient of every op, read off the names in its schemas. <op>_backward takes and gives what they say:
-//   argument d_<result>   gradient of that result of the op, None if none came
-//   argument wanted       bool[]: which of its own results are asked for
+//   argument d_<result>   gradient of that result of the op; None if none came, or no call where it is not optional
+//   argument needs_<argument>  bool: whether its result d_<argument> is asked for
 //   any other argument    the op's argument or result of that name
 //   result d_<argument>   gradient of that argument of the op
 // ops/_op.py does the same in Python where this extension is missing, at ten times the cost of a call.
@@ -20,8 +20,9 @@ using torch::autograd::variable_list;
 using torch::jit::Stack;
 
 struct Source {
-  enum Kind { gradient, tensor, value, result, wanted } kind;  // tensor, value: an argument of the op
+  enum Kind { gradient, tensor, value, result, needed } kind;  // tensor, value, needed: an argument of the op
   size_t index = 0;
+  bool required = true;  // gradient: the backward cannot do without
 };
 
 struct Plan {
@@ -30,11 +31,18 @@ struct Plan {
   std::vector<size_t> gives;  // the op's argument that each result of the backward belongs to
 };
 
+// What stands behind the prefix; empty without it.
+std::string after(const std::string& prefix, const std::string& name) {
+  return name.rfind(prefix, 0) == 0 ? name.substr(prefix.size()) : "";
+}
+
 std::optional<size_t> find(const std::vector<c10::Argument>& names, const std::string& name) {
   for (size_t i = 0; i < names.size(); ++i)
     if (names[i].name() == name) return i;
   return std::nullopt;
 }
+
+bool is_optional(const c10::Argument& x) { return x.type()->kind() == c10::TypeKind::OptionalType; }
 
 bool is_tensor(const c10::Argument& x) {
   const c10::TypePtr type = x.type();
@@ -49,16 +57,16 @@ Plan make_plan(const std::string& name) {
   Plan plan{schema(name + "_backward"), {}, {}};
   const c10::FunctionSchema op = schema(name).schema();
   for (const c10::Argument& x : plan.backward.schema().arguments()) {
-    const auto gradient_of = x.name().rfind("d_", 0) == 0 ? find(op.returns(), x.name().substr(2)) : std::nullopt;
+    const auto gradient_of = find(op.returns(), after("d_", x.name())), needed = find(op.arguments(), after("needs_", x.name()));
     const auto argument = find(op.arguments(), x.name()), result = find(op.returns(), x.name());
-    TORCH_CHECK(x.name() == "wanted" || gradient_of || argument || result, name, "_backward: no meaning for argument ", x.name());
-    plan.takes.push_back(x.name() == "wanted" ? Source{Source::wanted}
-                         : gradient_of        ? Source{Source::gradient, *gradient_of}
+    TORCH_CHECK(gradient_of || needed || argument || result, name, "_backward: no meaning for argument ", x.name());
+    plan.takes.push_back(needed               ? Source{Source::needed, *needed}
+                         : gradient_of        ? Source{Source::gradient, *gradient_of, !is_optional(x)}
                          : argument           ? Source{is_tensor(x) ? Source::tensor : Source::value, *argument}
                                               : Source{Source::result, *result});
   }
   for (const c10::Argument& x : plan.backward.schema().returns()) {
-    const auto argument = x.name().rfind("d_", 0) == 0 ? find(op.arguments(), x.name().substr(2)) : std::nullopt;
+    const auto argument = find(op.arguments(), after("d_", x.name()));
     TORCH_CHECK(argument, name, "_backward: no meaning for result ", x.name());
     plan.gives.push_back(*argument);
   }
@@ -70,6 +78,7 @@ struct Call {
   const c10::OperatorHandle& op;
   c10::DispatchKeySet keys;
   Stack* stack;
+  mutable std::vector<bool> absent;  // results that the kernel left out; autograd sees the others
   size_t arguments() const { return op.schema().arguments().size(); }
   size_t results() const { return op.schema().returns().size(); }
   const IValue& argument(size_t i) const { return torch::jit::peek(*stack, i, arguments()); }
@@ -84,7 +93,10 @@ struct Call {
     at::AutoDispatchBelowADInplaceOrView guard;
     op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
     variable_list list;
-    for (const IValue& x : torch::jit::last(*stack, results())) list.push_back(x.toTensor());
+    for (const IValue& x : torch::jit::last(*stack, results())) {
+      absent.push_back(!x.isTensor() || !x.toTensor().defined());
+      if (!absent.back()) list.push_back(x.toTensor());
+    }
     torch::jit::drop(*stack, results());
     return list;
   }
@@ -99,14 +111,15 @@ template <class Function, class... Extra> struct Recorded : c10::OperatorKernel 
   std::tuple<Extra...> extra;
   explicit Recorded(Extra... extra) : extra(std::move(extra)...) {}
   void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
-    const Call call{op, keys, stack};
+    const Call call{op, keys, stack, {}};
     const variable_list tensors = call.tensors();
     if (!recorded(tensors)) {
       at::AutoDispatchBelowADInplaceOrView guard;
       return op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
     }
     const variable_list results = Function::apply(at::TensorList(tensors), &call, &std::get<0>(extra));
-    for (const Tensor& x : results) stack->emplace_back(x);
+    auto next = results.begin();
+    for (const bool absent : call.absent) stack->emplace_back(absent ? Tensor() : *next++);
   }
 };
 
@@ -140,33 +153,30 @@ struct FirstGradient : torch::autograd::Function<FirstGradient> {
     const auto values = ctx->saved_data["values"].toTuple();
     const variable_list kept = ctx->get_saved_variables();
     const std::vector<int64_t> given = ctx->saved_data["given"].toIntVector();
-    std::vector<std::optional<size_t>> edges;  // of the arguments that the backward's results belong to
-    for (const size_t argument : plan.gives) {
-      const auto at = std::find(given.begin(), given.end(), static_cast<int64_t>(argument));
-      const auto edge = static_cast<size_t>(at - given.begin());
-      edges.push_back(at != given.end() && ctx->needs_input_grad(edge) ? std::optional<size_t>(edge) : std::nullopt);
-    }
+    const auto edge = [&](size_t argument) {  // given.size() where no gradient is asked for
+      const auto at = static_cast<size_t>(std::find(given.begin(), given.end(), static_cast<int64_t>(argument)) - given.begin());
+      return at < given.size() && ctx->needs_input_grad(at) ? at : given.size();
+    };
+    variable_list out(given.size() + 2);  // call and plan have none
     Stack stack;
     size_t next_value = 0, next_tensor = 0, next_result = 0;
     for (const Source& source : plan.takes) next_result += source.kind == Source::tensor;  // results are kept behind tensors
     for (const Source& source : plan.takes) {
       if (source.kind == Source::value) {
         stack.push_back(values->elements()[next_value++]);
-      } else if (source.kind == Source::wanted) {
-        c10::List<bool> wanted;
-        for (const auto& edge : edges) wanted.push_back(edge.has_value());
-        stack.emplace_back(std::move(wanted));
+      } else if (source.kind == Source::needed) {
+        stack.emplace_back(edge(source.index) < given.size());
       } else {
         const Tensor& x = source.kind == Source::gradient ? gradients[source.index]
                           : source.kind == Source::tensor ? kept[next_tensor++]
                                                           : kept[next_result++];
+        if (source.kind == Source::gradient && source.required && !x.defined()) return out;  // nothing came: nothing goes
         stack.push_back(x.defined() ? IValue(x) : IValue());
       }
     }
     plan.backward.callBoxed(&stack);
-    variable_list out(given.size() + 2);  // call and plan have none
-    for (size_t i = 0; i < edges.size(); ++i)
-      if (edges[i]) out[*edges[i]] = stack[i].toTensor();
+    for (size_t i = 0; i < plan.gives.size(); ++i)
+      if (const size_t at = edge(plan.gives[i]); at < given.size()) out[at] = stack[i].toTensor();
     return out;
   }
 };

@@ -40,23 +40,23 @@ Tensor act_orthogonal(const Tensor& vectors_in, const Tensor& frames_in, bool in
 }
 
 std::tuple<Tensor, Tensor> act_orthogonal_backward(const Tensor& d_out_in, const Tensor& vectors_in, const Tensor& frames_in,
-                                                   bool inverse, bool mean, std::array<bool, 2> wanted) {
+                                                   bool inverse, bool mean, bool needs_vectors, bool needs_frames) {
   const Tensor d_out = d_out_in.contiguous(), vectors = vectors_in.contiguous(), frames = frames_in.contiguous();
   const Shape x(vectors, frames);
-  const Tensor d_vectors = wanted[0] ? at::empty_like(vectors) : Tensor(), d_frames = wanted[1] ? at::empty_like(frames) : Tensor();
+  const Tensor d_vectors = needs_vectors ? at::empty_like(vectors) : Tensor(), d_frames = needs_frames ? at::empty_like(frames) : Tensor();
   AT_DISPATCH_FLOATING_TYPES(vectors.scalar_type(), "act_orthogonal_backward", [&] {
     using T = scalar_t;
     const T *v = vectors.const_data_ptr<T>(), *g = frames.const_data_ptr<T>(), *dy = d_out.const_data_ptr<T>();
-    T *d_v = wanted[0] ? d_vectors.mutable_data_ptr<T>() : nullptr, *d_g = wanted[1] ? d_frames.mutable_data_ptr<T>() : nullptr;
+    T *d_v = needs_vectors ? d_vectors.mutable_data_ptr<T>() : nullptr, *d_g = needs_frames ? d_frames.mutable_data_ptr<T>() : nullptr;
     const T scale = mean ? T(1) / T(x.S) : T(1);
     at::parallel_for(0, x.B, 1 + 4096 / (1 + x.S * x.size()), [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b)
         for (int64_t s = 0; s < x.S; ++s) {
           const int64_t sample = b * x.S + s, from = (mean ? b : sample) * x.size(), to = x.vectors_at(b, s);
-          if (wanted[0])
+          if (needs_vectors)
             PSF_DISPATCH(act_vectors<T>(g + sample * x.d * x.d, dy + from, d_v + to, x.n, x.d, x.C, !inverse,
                                         !x.per_sample && s > 0, scale));
-          if (wanted[1])
+          if (needs_frames)
             PSF_DISPATCH(frame_gradient<T>(dy + from, v + to, d_g + sample * x.d * x.d, x.n, x.d, x.C, inverse, scale));
         }
     });

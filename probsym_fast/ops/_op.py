@@ -100,16 +100,19 @@ def fill_table() -> None:
 def differentiate(op: Op) -> None:
     """Makes an op differentiable by its backward, as csrc/autograd.cpp does where the extension is built.
 
-    The backward's schema says how: an argument d_<result> is the gradient of that result of the op (None if none came),
-    `wanted` which of the backward's own results are asked for, any other the op's argument or result of that name; a
-    result d_<argument> is the gradient of that argument. The gradient has no gradient of its own, and says so.
+    The backward's schema says how: an argument d_<result> is the gradient of that result of the op (None if none came, and
+    no call where it is not optional), needs_<argument> whether the result d_<argument> is asked for, any other the op's
+    argument or result of that name; a result d_<argument> is the gradient of that argument. The gradient has no gradient
+    of its own, and says so.
     """
     arguments = [x.name for x in op.kernel._schema.arguments]
     results = [x.name for x in op.kernel._schema.returns]
     takes = [x.name for x in op.backward._schema.arguments]
     gives = [x.name.removeprefix("d_") for x in op.backward._schema.returns]
-    given = [x for x in takes if x != "wanted" and x.removeprefix("d_") not in results or x in arguments or x in results]
-    if unknown := set(given).difference(arguments, results) | set(gives).difference(arguments):
+    given = [x for x in takes if x in arguments or x in results]
+    required = [x.name for x in op.backward._schema.arguments if x.name not in given and str(x.type) == "Tensor"]
+    meaning = {*given, *(f"d_{x}" for x in results), *(f"needs_{x}" for x in arguments)}
+    if unknown := set(takes) - meaning | set(gives).difference(arguments):
         raise ValueError(f"{op.name}_backward: names must be those of {op.name}, got {sorted(unknown)}")
 
     def save(ctx, inputs, output):
@@ -123,11 +126,15 @@ def differentiate(op: Op) -> None:
 
     def backward(ctx, *gradients):
         known = {f"d_{x}": d for x, d in zip(results, gradients, strict=True)}
+        if any(known[x] is None for x in required):
+            return (None,) * len(arguments)
         known |= ctx.values | dict(zip(ctx.names, ctx.saved_tensors, strict=True))
-        known["wanted"] = [ctx.needs_input_grad[arguments.index(x)] for x in gives]
+        known |= {f"needs_{x}": needed for x, needed in zip(arguments, ctx.needs_input_grad, strict=True)}
         found = op.backward(*(known[x] for x in takes))
         found = dict(zip(gives, found if isinstance(found, tuple) else (found,), strict=True))
-        return tuple(found.get(x) if needed else None for x, needed in zip(arguments, ctx.needs_input_grad, strict=True))
+        return tuple(
+            found.get(x) if needed else None for x, needed in zip(arguments, ctx.needs_input_grad, strict=True)
+        )
 
     def no_second_gradient(ctx, *gradients):
         raise RuntimeError(f'{op.name}: the kernels have no second derivative; use backend="reference" for it')

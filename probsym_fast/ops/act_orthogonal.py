@@ -13,8 +13,9 @@ def _shapes(vectors, frames, inverse, mean):
     return vectors.new_empty((B, *vectors.shape[-3:]) if mean else (B, S, *vectors.shape[-3:]))
 
 
-def _gradient_shapes(d_out, vectors, frames, inverse, mean, wanted):
-    return tuple(x.new_empty(x.shape) if w else None for x, w in zip((vectors, frames), wanted, strict=True))
+def _gradient_shapes(d_out, vectors, frames, inverse, mean, needs_vectors, needs_frames):
+    needed = zip((vectors, frames), (needs_vectors, needs_frames), strict=True)
+    return tuple(x.new_empty(x.shape) if needs else None for x, needs in needed)
 
 
 OP = Op(
@@ -24,7 +25,7 @@ OP = Op(
     shapes=_shapes,
 )
 OP.gradient(
-    "(Tensor d_out, Tensor vectors, Tensor frames, bool inverse, bool mean, bool[2] wanted)"
+    "(Tensor d_out, Tensor vectors, Tensor frames, bool inverse, bool mean, bool needs_vectors, bool needs_frames)"
     " -> (Tensor d_vectors, Tensor d_frames)",
     shapes=_gradient_shapes,
 )

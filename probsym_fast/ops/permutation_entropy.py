@@ -8,7 +8,6 @@ from probsym_fast.ops._op import Op
 from probsym_fast.ops.permutation import SoftPermutation
 from probsym_fast.ops.reference.permutation_entropy import permutation_entropy as reference
 
-
 OP = Op(
     "permutation_entropy",
     "(Tensor t, Tensor log_r, Tensor log_c, Tensor? num_nodes, float tau) -> Tensor entropy",

@@ -154,7 +154,7 @@ def test_opcheck_compile_and_second_derivative():
     for mean in (False, True):
         torch.library.opcheck(library.act_orthogonal.default, (v, a, True, mean))
         y = act_orthogonal(v, a, mean=mean).detach()
-        arguments = (torch.randn_like(y), v.detach(), a.detach(), False, mean)
+        arguments = (torch.randn_like(y), v.detach(), a.detach(), False, mean, True, True)
         torch.library.opcheck(library.act_orthogonal_backward.default, arguments)
 
     def f(a, v):

@@ -1,0 +1,63 @@
+"""Every instruction set that this machine has gives what the float64 reference gives, not only the best one."""
+
+import pytest
+import torch
+
+from probsym_fast import _extension
+from probsym_fast.ops import act_orthogonal, orthogonal_frame, permutation_entropy, soft_permutation
+
+MODULE = _extension.module()
+pytestmark = pytest.mark.skipif(MODULE is None, reason="the extension is not built")
+SETS = MODULE.instruction_sets() if MODULE else []
+
+
+@pytest.fixture(params=SETS)
+def instruction_set(request):
+    best = MODULE.instruction_set()
+    MODULE.use_instruction_set(request.param)
+    yield request.param
+    MODULE.use_instruction_set(best)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7), (2, 3, 40), (2, 3, 100), (1, 2, 444), (1, 17, 65)])
+def test_soft_permutation_and_entropy(instruction_set, shape, dtype):
+    assert MODULE.instruction_set() == instruction_set
+    torch.manual_seed(shape[-1])
+    num_nodes = torch.randint(1, shape[-1] + 1, shape[:1])
+    scores = torch.randn(shape, dtype=dtype)
+    found = []
+    for backend, kind in (("cpu", dtype), ("reference", torch.float64)):
+        x = scores.to(kind).requires_grad_()
+        p = soft_permutation(x, num_nodes, tau=0.05, backend=backend)
+        entropy = permutation_entropy(p, backend=backend)
+        (gradient,) = torch.autograd.grad(entropy + (p.log_r * p.scores).sum() + (p.log_c**2).sum(), x)
+        found.append((p.order, p.rank, p.scores, p.log_r, p.log_c, entropy, gradient))
+    single = dtype == torch.float32
+    for i, (value, expected) in enumerate(zip(*found, strict=True)):
+        if i < 2:
+            assert torch.equal(value, expected)
+        else:
+            scale = 1 + expected.abs().max().item()
+            bound = (2e-4 if i == 6 else 2e-5) if single else (1e-9 if i == 6 else 1e-11)
+            assert (value - expected).abs().max() < bound * scale, i
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("d", [2, 3])
+def test_frames_and_their_action(instruction_set, d, dtype):
+    torch.manual_seed(d)
+    matrices, vectors = torch.randn(3, 11, d, d, dtype=dtype), torch.randn(3, 5, d, 7, dtype=dtype)
+    found = []
+    for backend, kind in (("cpu", dtype), ("reference", torch.float64)):
+        a, v = matrices.to(kind).requires_grad_(), vectors.to(kind).requires_grad_()
+        out = act_orthogonal(v, orthogonal_frame(a, special=True, backend=backend), inverse=True, backend=backend)
+        found.append((out, *torch.autograd.grad(out.pow(3).sum(), (a, v))))
+    for value, expected in zip(*found, strict=True):
+        bound = (1 + expected.abs().max().item()) * (2e-4 if dtype == torch.float32 else 1e-10)
+        assert (value - expected).abs().max() < bound
+
+
+def test_an_unknown_instruction_set_is_refused():
+    with pytest.raises(ValueError, match=f"must be one of .*{SETS[-1]}.* got sse9"):
+        MODULE.use_instruction_set("sse9")
