@@ -2,9 +2,14 @@
 
 from probsym_fast.ops._op import OPS, fill_table
 from probsym_fast.ops.act_orthogonal import act_orthogonal
+from probsym_fast.ops.aggregate import aggregate
+from probsym_fast.ops.embed import embed_edges, embed_nodes
+from probsym_fast.ops.embed_matrix import embed_matrix
+from probsym_fast.ops.node_identifiers import node_identifiers
 from probsym_fast.ops.orthogonal_frame import orthogonal_frame
 from probsym_fast.ops.permutation import Permutation, SoftPermutation
 from probsym_fast.ops.permutation_entropy import permutation_entropy
+from probsym_fast.ops.readout import readout
 from probsym_fast.ops.soft_permutation import soft_permutation
 
 fill_table()
@@ -14,7 +19,13 @@ __all__ = [
     "Permutation",
     "SoftPermutation",
     "act_orthogonal",
+    "aggregate",
+    "embed_edges",
+    "embed_matrix",
+    "embed_nodes",
+    "node_identifiers",
     "orthogonal_frame",
     "permutation_entropy",
+    "readout",
     "soft_permutation",
 ]

@@ -1,0 +1,46 @@
+// embed and its gradient on the CPU: the sums of items.h.
+#include "items.h"
+
+namespace psf {
+namespace {
+
+using at::Tensor;
+using Maybe = std::optional<Tensor>;
+
+Items items_of(const Tensor& items, const Tensor& ptr, const Tensor& rank, const Tensor& order) {
+  return items.size(0) == 2 ? Items("embed_edges", "edge_index", items, ptr, rank, order) : Items("embed_nodes", "x", items, ptr, rank, order);
+}
+
+Tensor embed(const Tensor& items_in, const Tensor& values, const Tensor& ptr, const Tensor& rank, const Tensor& order, const Maybe&,
+             const Maybe&, const Maybe&, double, const Tensor& slots, int64_t grid, const Tensor& weight, const Maybe& bias) {
+  const Items items = items_of(items_in, ptr, rank, order);
+  const Axis axis(slots.contiguous(), grid, items.N);
+  const Tensor tokens = at::empty({items.B, items.S, items.k == 2 ? grid * grid : grid, weight.size(0)}, weight.options());
+  scatter(items, axis, values.contiguous(), 1, weight_rows(weight), bias ? Maybe(bias->contiguous()) : Maybe(), tokens);
+  return tokens;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> embed_backward(
+    const Tensor& d_tokens_in, const Tensor& items_in, const Tensor& values_in, const Tensor& ptr, const Tensor& rank, const Tensor& order,
+    const Maybe& t, const Maybe& log_r, const Maybe& log_c, double tau, const Tensor& slots, int64_t grid, const Tensor& weight,
+    bool needs_values, bool needs_t, bool needs_weight, bool needs_bias) {
+  Items items = items_of(items_in, ptr, rank, order);
+  const Axis axis(slots.contiguous(), grid, items.N);
+  const Tensor d_tokens = d_tokens_in.contiguous(), values = values_in.contiguous(), W = weight_rows(weight);
+  Tensor d_values, d_weight, d_bias;
+  std::array<Tensor, 3> d_soft;
+  if (needs_values) d_values = gather(items, axis, d_tokens, 1, W);
+  if (needs_t) d_soft = permutation_gradient(items, axis, values, 1, d_tokens, W, *t, *log_r, *log_c, tau);
+  if (needs_weight) d_weight = weight_like(weight_gradient(items, axis, values, 1, d_tokens, W.sizes()), weight);
+  if (needs_bias) d_bias = d_tokens.sum({0, 1, 2});
+  return {d_values, d_soft[0], d_soft[1], d_soft[2], d_weight, d_bias};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(probsym_fast, CPU, m) {
+  m.impl("embed", &embed);
+  m.impl("embed_backward", &embed_backward);
+}
+
+}  // namespace psf

@@ -1,0 +1,168 @@
+// embed_matrix and its gradient on the CPU: gathers around the library's matrix products. Tokens without a valid slot are
+// not computed.
+#include "items.h"
+
+#include "rows.h"
+#define PSF_KERNEL "embed_matrix.kernel.h"
+#include "each_isa.h"
+
+namespace psf {
+namespace {
+
+using at::Tensor;
+using Maybe = std::optional<Tensor>;
+
+constexpr int64_t tile_bytes = 32 << 20;  // of patch matrices at a time
+
+// Samples one after the other, and which tokens of each hold valid slots.
+struct Tiles {
+  int64_t B, S, N, C, D, grid, patch, width;
+  const int64_t *order, *slots;
+  Tensor order_, slots_;
+  std::vector<int64_t> nodes;                // of each graph
+  std::vector<std::vector<int32_t>> cells;   // of each graph: (cell, cell') of its tokens
+  std::vector<int64_t> first;                // row of a sample's first token, over all samples
+
+  Tiles(const Tensor& matrix, const Maybe& num_nodes, const Tensor& order_in, const Tensor& slots_in, int64_t grid, const Tensor& W)
+      : B(order_in.size(0)), S(order_in.size(1)), N(order_in.size(2)), C(W.size(1)), D(W.size(2)), grid(grid),
+        patch(slots_in.size(0) / grid), width(W.size(0) * W.size(1)), order_(order_in.contiguous()), slots_(slots_in.contiguous()) {
+    order = order_.const_data_ptr<int64_t>();
+    slots = slots_.const_data_ptr<int64_t>();
+    const int64_t* counts = num_nodes_pointer("embed_matrix", num_nodes, B, N);
+    first.push_back(0);
+    for (int64_t b = 0; b < B; ++b) {
+      nodes.push_back(counts ? counts[b] : N);
+      std::vector<int32_t> used, pairs;
+      for (int64_t cell = 0; cell < grid; ++cell)
+        for (int64_t o = 0; o < patch; ++o)
+          if (const int64_t slot = slots[cell * patch + o]; slot >= 0 && slot < nodes[b]) {
+            used.push_back(static_cast<int32_t>(cell));
+            break;
+          }
+      for (const int32_t i : used)
+        for (const int32_t j : used) pairs.insert(pairs.end(), {i, j});
+      for (int64_t s = 0; s < S; ++s) first.push_back(first.back() + static_cast<int64_t>(pairs.size() / 2));
+      cells.push_back(std::move(pairs));
+    }
+  }
+  int64_t samples() const { return B * S; }
+  int64_t rows(int64_t sample) const { return first[sample + 1] - first[sample]; }
+
+  // f(first sample, samples) of as many as fit the tile.
+  template <class F> void for_each_tile(F f) const {
+    for (int64_t begin = 0; begin < samples();) {
+      int64_t end = begin + 1;
+      while (end < samples() && (first[end + 1] - first[begin]) * width * 4 <= tile_bytes) ++end;
+      f(begin, end);
+      begin = end;
+    }
+  }
+
+  template <class T> Tensor patches(const Tensor& matrix, int64_t begin, int64_t end) const {
+    const Tensor out = at::empty({first[end] - first[begin], width}, matrix.options());
+    const T* A = matrix.const_data_ptr<T>();
+    T* y = out.mutable_data_ptr<T>();
+    at::parallel_for(begin, end, 1, [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i) {
+        const int64_t b = i / S;
+        PSF_DISPATCH(gather_patches<T>(A + b * N * N * C, order + i * N, nodes[b], N, C, slots, patch, cells[b].data(), rows(i),
+                                       y + (first[i] - first[begin]) * width));
+      }
+    });
+    return out;
+  }
+
+  // f(row of the tile's compact rows, row of all tokens) for every token of the samples.
+  template <class F> void for_each_token(int64_t begin, int64_t end, F f) const {
+    at::parallel_for(begin, end, 1, [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i)
+        for (int64_t r = 0; r < rows(i); ++r)
+          f(first[i] - first[begin] + r, i * grid * grid + cells[i / S][2 * r] * grid + cells[i / S][2 * r + 1]);
+    });
+  }
+
+  template <class T> Tensor compact(const Tensor& tokens, int64_t begin, int64_t end) const {
+    const Tensor out = at::empty({first[end] - first[begin], D}, tokens.options());
+    const T* x = tokens.const_data_ptr<T>();
+    T* y = out.mutable_data_ptr<T>();
+    for_each_token(begin, end, [&](int64_t row, int64_t token) { std::memcpy(y + row * D, x + token * D, D * sizeof(T)); });
+    return out;
+  }
+};
+
+Tensor embed_matrix(const Tensor& matrix_in, const Maybe& num_nodes, const Tensor&, const Tensor& order, const Maybe&, const Maybe&,
+                    const Maybe&, double, const Tensor& slots, int64_t grid, const Tensor& weight, const Maybe& bias_in) {
+  const Tensor matrix = matrix_in.contiguous(), W = weight_rows(weight), flat = W.flatten(0, 1);
+  const Tiles x(matrix, num_nodes, order, slots, grid, W);
+  const Tensor bias = bias_in ? bias_in->contiguous() : at::zeros({x.D}, W.options());
+  const Tensor tokens = bias.expand({x.B, x.S, grid * grid, x.D}).contiguous();
+  AT_DISPATCH_FLOATING_TYPES(W.scalar_type(), "embed_matrix", [&] {
+    using T = scalar_t;
+    x.for_each_tile([&](int64_t begin, int64_t end) {
+      const Tensor out = at::addmm(bias, x.patches<T>(matrix, begin, end), flat);
+      const T* from = out.const_data_ptr<T>();
+      T* to = tokens.mutable_data_ptr<T>();
+      x.for_each_token(begin, end, [&](int64_t row, int64_t token) { std::memcpy(to + token * x.D, from + row * x.D, x.D * sizeof(T)); });
+    });
+  });
+  return tokens;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> embed_matrix_backward(
+    const Tensor& d_tokens_in, const Tensor& matrix_in, const Maybe& num_nodes, const Tensor&, const Tensor& order, const Maybe& t_in,
+    const Maybe& log_r_in, const Maybe& log_c_in, double tau, const Tensor& slots, int64_t grid, const Tensor& weight, bool needs_matrix,
+    bool needs_t, bool needs_weight, bool needs_bias) {
+  const Tensor d_tokens = d_tokens_in.contiguous(), matrix = matrix_in.contiguous(), W = weight_rows(weight), flat = W.flatten(0, 1);
+  const Tiles x(matrix, num_nodes, order, slots, grid, W);
+  Tensor d_matrix, d_flat, d_bias;
+  std::array<Tensor, 3> d_soft, soft;
+  if (needs_matrix) d_matrix = at::zeros_like(matrix);
+  if (needs_t) {
+    soft = {t_in->contiguous(), log_r_in->contiguous(), log_c_in->contiguous()};
+    for (Tensor& d : d_soft) d = at::zeros_like(soft[0]);
+  }
+  if (needs_weight) d_flat = at::zeros_like(flat);
+  if (needs_bias) d_bias = d_tokens.sum({0, 1, 2});
+  AT_DISPATCH_FLOATING_TYPES(W.scalar_type(), "embed_matrix_backward", [&] {
+    using T = scalar_t;
+    const T* A = matrix.const_data_ptr<T>();
+    x.for_each_tile([&](int64_t begin, int64_t end) {
+      const Tensor d_out = x.compact<T>(d_tokens, begin, end);
+      if (needs_weight) d_flat.addmm_(x.patches<T>(matrix, begin, end).t(), d_out);
+      if (!needs_matrix && !needs_t) return;
+      const Tensor d_patches = at::mm(d_out, flat.t());
+      const T* d = d_patches.const_data_ptr<T>();
+      // graphs are spread over the threads, so that the sums of d_matrix over samples keep their order
+      at::parallel_for(begin / x.S, (end - 1) / x.S + 1, 1, [&](int64_t from, int64_t to) {
+        for (int64_t i = std::max(begin, from * x.S); i < std::min(end, to * x.S); ++i) {
+          const int64_t b = i / x.S, n = x.nodes[b], at = i * x.N;
+          const T* Ab = A + b * x.N * x.N * x.C;
+          const Tensor dA = at::zeros({n * n * x.C}, matrix.options());
+          T* dA_pointer = dA.mutable_data_ptr<T>();
+          PSF_DISPATCH(scatter_patches<T>(d + (x.first[i] - x.first[begin]) * x.width, n, x.C, x.slots, x.patch, x.cells[b].data(), x.rows(i),
+                                          dA_pointer));
+          if (needs_matrix) PSF_DISPATCH(add_matrix<T>(dA_pointer, x.order + at, n, x.N, x.C, d_matrix.mutable_data_ptr<T>() + b * x.N * x.N * x.C));
+          if (!needs_t) continue;
+          const Tensor left = at::empty({n, 2 * n * x.C}, matrix.options()), right = at::empty_like(left);
+          PSF_DISPATCH(gradient_factors<T>(Ab, dA_pointer, x.order + at, n, x.N, x.C, left.mutable_data_ptr<T>(), right.mutable_data_ptr<T>()));
+          const Tensor G = at::mm(left, right.t());
+          const Soft<T> p{soft[0].const_data_ptr<T>() + at, soft[1].const_data_ptr<T>() + at, soft[2].const_data_ptr<T>() + at,
+                          {d_soft[0].mutable_data_ptr<T>() + at, d_soft[1].mutable_data_ptr<T>() + at, d_soft[2].mutable_data_ptr<T>() + at},
+                          T(1) / T(tau)};
+          T* scratch = scratch_memory<T>(8 * (x.N + 64));
+          PSF_DISPATCH(reduce_matrix<T>(G.const_data_ptr<T>(), n, p, scratch));
+        }
+      });
+    });
+  });
+  return {d_matrix, d_soft[0], d_soft[1], d_soft[2], needs_weight ? weight_like(d_flat.unflatten(0, {W.size(0), W.size(1)}), weight) : Tensor(), d_bias};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(probsym_fast, CPU, m) {
+  m.impl("embed_matrix", &embed_matrix);
+  m.impl("embed_matrix_backward", &embed_matrix_backward);
+}
+
+}  // namespace psf

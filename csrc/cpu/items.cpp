@@ -1,0 +1,226 @@
+// The four sums of items.h: what is spread over the threads, and in which blocks.
+#include "items.h"
+
+#include "rows.h"
+#define PSF_KERNEL "items.kernel.h"
+#include "each_isa.h"
+
+namespace psf {
+
+using at::Tensor;
+
+namespace {
+
+constexpr int64_t block_bytes = 256;       // of a packed block of the width: many weight rows stay in the second cache
+constexpr double gemm_gain = 5;            // how much faster a product in a GEMM is than one in a dot
+constexpr int64_t gemm_bytes = 32 << 20;   // of the products kept at a time
+
+// Counting sort: where the elements with each key begin, and the elements by key, in their order.
+void sort_by(const int64_t* key, int64_t count, int64_t keys, std::vector<int64_t>& begin, std::vector<int64_t>& sorted) {
+  begin.assign(keys + 1, 0);
+  for (int64_t i = 0; i < count; ++i) ++begin[key[i] + 1];
+  for (int64_t i = 0; i < keys; ++i) begin[i + 1] += begin[i];
+  std::vector<int64_t> next(begin.begin(), begin.end() - 1);
+  sorted.resize(count);
+  for (int64_t i = 0; i < count; ++i) sorted[next[key[i]]++] = i;
+}
+
+// Whether the entries are so many that each weight row is read often: then blocks of the width are packed.
+bool is_dense(const Items& items, const Tensor& W) {
+  return items.M * items.S > 2 * W.size(0) * W.size(1);
+}
+
+}  // namespace
+
+Axis::Axis(const Tensor& slots, int64_t grid, int64_t N) : grid(grid), patch(slots.size(0) / grid) {
+  const int64_t* slot = slots.const_data_ptr<int64_t>();
+  const int64_t places = slots.size(0);
+  start.assign(N + 1, 0);
+  for (int64_t p = 0; p < places; ++p)
+    if (slot[p] >= 0) ++start[slot[p] + 1];
+  for (int64_t j = 0; j < N; ++j) start[j + 1] += start[j];
+  std::vector<int32_t> next(start.begin(), start.end() - 1);
+  cell.resize(start[N]);
+  offset.resize(start[N]);
+  for (int64_t p = 0; p < places; ++p)
+    if (slot[p] >= 0) {
+      cell[next[slot[p]]] = static_cast<int32_t>(p / patch);
+      offset[next[slot[p]]++] = static_cast<int32_t>(p % patch);
+    }
+}
+
+Items::Items(const char* op, const char* name, const Tensor& items, const Tensor& ptr, const Tensor& rank, const Tensor& order)
+    : k(items.size(0)), M(items.size(1)), B(rank.size(0)), S(rank.size(1)), N(rank.size(2)), items_(items.contiguous()),
+      ptr_(ptr.contiguous()), rank_(rank.contiguous()), order_(order.contiguous()) {
+  const int64_t* offsets = ptr_.const_data_ptr<int64_t>();
+  TORCH_CHECK_VALUE(offsets[0] == 0, op, ": ptr must begin with 0, got ", offsets[0]);
+  std::vector<int64_t> graph_of_node;
+  for (int64_t b = 0; b < B; ++b) {
+    const int64_t nodes = offsets[b + 1] - offsets[b];
+    TORCH_CHECK_VALUE(nodes >= 0 && nodes <= N, op, ": ptr must give every graph 0 to N = ", N, " nodes, got ", nodes, " for graph ", b);
+    graph_of_node.insert(graph_of_node.end(), nodes, b);
+  }
+  const int64_t* u = items_.const_data_ptr<int64_t>();
+  graph_.resize(M);
+  for (int64_t m = 0; m < M; ++m) {
+    for (int64_t axis = 0; axis < k; ++axis)
+      TORCH_CHECK_VALUE(u[axis * M + m] >= 0 && u[axis * M + m] < offsets[B], op, ": ", name, " must hold node numbers 0 to ",
+                        offsets[B] - 1, ", got ", u[axis * M + m], " in column ", m);
+    graph_[m] = graph_of_node[u[m]];
+    TORCH_CHECK_VALUE(k == 1 || graph_of_node[u[M + m]] == graph_[m], op, ": ", name, " must join nodes of one graph, got column ", m,
+                      " from graph ", graph_[m], " to graph ", graph_of_node[u[M + m]]);
+  }
+  sort_by(graph_.data(), M, B, begin_, sorted_);
+}
+
+void Items::sort_by_node() {
+  const int64_t nodes = ptr_.const_data_ptr<int64_t>()[B];
+  for (int64_t axis = 0; axis < k; ++axis)
+    sort_by(items_.const_data_ptr<int64_t>() + axis * M, M, nodes, begin_of_[axis], by_[axis]);
+}
+
+SampleView Items::sample(int64_t b, int64_t s) const {
+  const int64_t *offsets = ptr_.const_data_ptr<int64_t>(), *u = items_.const_data_ptr<int64_t>(), at = (b * S + s) * N;
+  return {rank_.const_data_ptr<int64_t>() + at, order_.const_data_ptr<int64_t>() + at, offsets[b], offsets[b + 1] - offsets[b], u,
+          k == 2 ? u + M : nullptr, sorted_.data() + begin_[b], begin_[b + 1] - begin_[b], begin_of_[0].data(), by_[0].data(),
+          begin_of_[1].data(), by_[1].data()};
+}
+
+double Items::products() const {
+  double sum = 0;
+  for (int64_t b = 0; b < B; ++b) {
+    const SampleView x = sample(b, 0);
+    sum += static_cast<double>(k * x.nodes) * static_cast<double>(x.count);
+  }
+  return sum * static_cast<double>(S);
+}
+
+Tensor weight_rows(const Tensor& weight) {
+  const Tensor last = weight.dim() == 4 ? weight.permute({2, 3, 1, 0}) : weight.permute({2, 1, 0});
+  return last.contiguous().flatten(0, -3);
+}
+
+Tensor weight_like(const Tensor& rows, const Tensor& weight) {
+  const int64_t patch = weight.size(2);
+  return weight.dim() == 4 ? rows.unflatten(0, {patch, patch}).permute({3, 2, 0, 1}) : rows.permute({2, 1, 0});
+}
+
+void scatter(const Items& items, const Axis& axis, const Tensor& values, double scale, const Tensor& W, const std::optional<Tensor>& bias,
+             const Tensor& tokens) {
+  const int64_t rows = W.size(0) * W.size(1), C = W.size(1), D = W.size(2), L = tokens.size(2), S = items.S, samples = items.B * S;
+  AT_DISPATCH_FLOATING_TYPES(W.scalar_type(), "scatter", [&] {
+    using T = scalar_t;
+    const T *a = values.const_data_ptr<T>(), *w = W.const_data_ptr<T>(), *begin = bias ? bias->const_data_ptr<T>() : nullptr;
+    T* y = tokens.mutable_data_ptr<T>();
+    constexpr int64_t block = block_bytes / sizeof(T);
+    const bool packed = is_dense(items, W) && D >= block;
+    at::parallel_for(0, samples, 1, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        T* sample = y + i * L * D;
+        if (!begin) std::memset(sample, 0, L * D * sizeof(T));
+        for (int64_t l = 0; begin && l < L; ++l) std::memcpy(sample + l * D, begin, D * sizeof(T));
+        if (!packed) PSF_DISPATCH(scatter_sample<T>(axis, items.sample(i / S, i % S), a, C, T(scale), w, D, sample));
+      }
+    });
+    if (!packed) return;
+    const int64_t blocks = D / block, rest = D - blocks * block;
+    for_each_group<T>(blocks, rows * block, [&](int64_t group, T* memory) {
+      for (int64_t row = 0; row < rows; ++row) std::memcpy(memory + row * block, w + row * D + group * block, block * sizeof(T));
+      for (int64_t i = 0; i < samples; ++i)
+        PSF_DISPATCH(scatter_block<T>(axis, items.sample(i / S, i % S), a, C, T(scale), memory, D, y + i * L * D + group * block));
+    });
+    if (rest == 0) return;
+    // the last, narrower block: rows as wide as the rest
+    const Tensor tail = W.flatten(0, 1).narrow(1, blocks * block, rest).contiguous();
+    const T* narrow = tail.const_data_ptr<T>();
+    at::parallel_for(0, samples, 1, [&](int64_t first, int64_t last) {
+      std::vector<T> sum(L * rest);
+      for (int64_t i = first; i < last; ++i) {
+        std::fill(sum.begin(), sum.end(), T(0));
+        PSF_DISPATCH(scatter_sample<T>(axis, items.sample(i / S, i % S), a, C, T(scale), narrow, rest, sum.data()));
+        for (int64_t l = 0; l < L; ++l)
+          for (int64_t d = 0; d < rest; ++d) y[(i * L + l) * D + blocks * block + d] += sum[l * rest + d];
+      }
+    });
+  });
+}
+
+Tensor gather(const Items& items, const Axis& axis, const Tensor& tokens, double scale, const Tensor& W) {
+  const int64_t C = W.size(1), D = W.size(2), L = tokens.size(2), S = items.S;
+  const Tensor values = at::empty({items.M, C}, tokens.options());
+  AT_DISPATCH_FLOATING_TYPES(W.scalar_type(), "gather", [&] {
+    using T = scalar_t;
+    const T *x = tokens.const_data_ptr<T>(), *w = W.const_data_ptr<T>();
+    T* out = values.mutable_data_ptr<T>();
+    at::parallel_for(0, items.M, 1 + 16384 / (1 + S * C * D), [&](int64_t first, int64_t last) {
+      for (int64_t item = first; item < last; ++item) {
+        const int64_t b = items.graph(item);
+        SampleView view = items.sample(b, 0);
+        view.items = &item;
+        view.count = 1;
+        PSF_DISPATCH(gather_item<T>(axis, view, S, items.N, x + b * S * L * D, L, T(scale), w, C, D, out + item * C));
+      }
+    });
+  });
+  return values;
+}
+
+Tensor weight_gradient(const Items& items, const Axis& axis, const Tensor& values, double scale, const Tensor& tokens, at::IntArrayRef shape) {
+  const Tensor dW = at::empty(shape, tokens.options());
+  const int64_t rows = shape[0] * shape[1], C = shape[1], D = shape[2], L = tokens.size(2), S = items.S, samples = items.B * S;
+  AT_DISPATCH_FLOATING_TYPES(tokens.scalar_type(), "weight_gradient", [&] {
+    using T = scalar_t;
+    const T *a = values.const_data_ptr<T>(), *x = tokens.const_data_ptr<T>();
+    T* out = dW.mutable_data_ptr<T>();
+    // every thread has its own part of the width: the order of the sums does not depend on the threads
+    constexpr int64_t line = 64 / sizeof(T), block = block_bytes / sizeof(T);
+    const bool packed = is_dense(items, dW);
+    const int64_t part = packed ? block : (D + line * at::get_num_threads() - 1) / (line * at::get_num_threads()) * line;
+    for_each_group<T>((D + part - 1) / part, packed ? rows * block : 0, [&](int64_t group, T* memory) {
+      const int64_t from = group * part, width = std::min(part, D - from), stride = packed ? width : D;
+      T* sum = packed ? memory : out + from;
+      for (int64_t row = 0; row < rows; ++row) std::memset(sum + row * stride, 0, width * sizeof(T));
+      for (int64_t i = 0; i < samples; ++i)
+        PSF_DISPATCH(weight_gradient_sample<T>(axis, items.sample(i / S, i % S), a, C, T(scale), x + i * L * D + from, D, sum, stride, width));
+      for (int64_t row = 0; packed && row < rows; ++row) std::memcpy(out + row * D + from, sum + row * width, width * sizeof(T));
+    });
+  });
+  return dW;
+}
+
+std::array<Tensor, 3> permutation_gradient(Items& items, const Axis& axis, const Tensor& values, double scale, const Tensor& tokens,
+                                           const Tensor& W, const Tensor& t_in, const Tensor& log_r_in, const Tensor& log_c_in, double tau) {
+  items.sort_by_node();
+  const Tensor t = t_in.contiguous(), log_r = log_r_in.contiguous(), log_c = log_c_in.contiguous();
+  const std::array<Tensor, 3> out{at::zeros_like(t), at::zeros_like(t), at::zeros_like(t)};
+  const int64_t C = W.size(1), D = W.size(2), L = tokens.size(2), S = items.S, N = items.N, samples = items.B * S, width = W.size(0) * C;
+  // All products of a sample at once, by a GEMM of a few samples, where so many of them are needed.
+  const bool gemm = static_cast<double>(samples) * static_cast<double>(L * width) < gemm_gain * items.products();
+  AT_DISPATCH_FLOATING_TYPES(W.scalar_type(), "permutation_gradient", [&] {
+    using T = scalar_t;
+    const T *a = values.const_data_ptr<T>(), *x = tokens.const_data_ptr<T>();
+    const int64_t tile = gemm ? std::clamp<int64_t>(gemm_bytes / (L * width * static_cast<int64_t>(sizeof(T))), 1, std::max<int64_t>(1, samples)) : samples;
+    const Tensor rows = W.flatten(0, 1), flat = tokens.flatten(0, 1);
+    const int64_t mixed = axis.patch * D, scratch = 8 * (N + 64) + (gemm ? 0 : mixed);
+    for (int64_t begin = 0; begin < samples; begin += tile) {
+      const int64_t count = std::min(tile, samples - begin);
+      const Tensor Z = gemm ? at::mm(flat.narrow(0, begin, count).flatten(0, 1), rows.t()) : Tensor();
+      const T* z = gemm ? Z.const_data_ptr<T>() : nullptr;
+      const int64_t parts = std::min<int64_t>(count, 8 * at::get_num_threads());
+      for_each_group<T>(parts, scratch, [&](int64_t part, T* memory) {
+        for (int64_t i = begin + part * count / parts; i < begin + (part + 1) * count / parts; ++i) {
+          const int64_t at = i * N;
+          const Soft<T> soft{t.const_data_ptr<T>() + at, log_r.const_data_ptr<T>() + at, log_c.const_data_ptr<T>() + at,
+                             {out[0].mutable_data_ptr<T>() + at, out[1].mutable_data_ptr<T>() + at, out[2].mutable_data_ptr<T>() + at},
+                             T(1) / T(tau)};
+          const T* sample_z = z ? z + (i - begin) * L * width : nullptr;
+          PSF_DISPATCH(permutation_gradient_sample<T>({axis, x + i * L * D, W.const_data_ptr<T>(), sample_z, C, D, width, memory + 8 * (N + 64)},
+                                                      items.sample(i / S, i % S), a, T(scale), soft, memory));
+        }
+      });
+    }
+  });
+  return out;
+}
+
+}  // namespace psf

@@ -1,0 +1,71 @@
+// Items on patches, the common ground of `embed` and `readout`. An item is a node (k = 1) or a pair of nodes (k = 2) of one
+// graph, with C values. Under a sample's permutation it stands in a slot, or pair of slots, of the N (x N) array; padding
+// gives a slot any number of places along an axis of grid * patch, and a place (pair) is in a token, at an offset in its
+// patch. So an item has entries (token, offset), and everything is a sum over the entries of all items:
+//   scatter               tokens[token] += scale value_c W[offset, c]
+//   gather                value_c        = scale sum_samples <tokens[token], W[offset, c]>
+//   weight_gradient       dW[offset, c] += scale value_c tokens[token]
+//   permutation_gradient  dL/dP of L = scale sum value_c <tokens[token], W[offset, c]>, reduced to d_t, d_log_r, d_log_c
+// tokens (B, S, L, D), W (patch^k, C, D), values (M, C).
+#pragma once
+#include "../check.h"
+
+#include <array>
+#include <vector>
+
+namespace psf {
+
+// One axis: where the slots are after padding, as (cell, offset in the patch) of every place.
+struct Axis {
+  int64_t grid, patch;
+  std::vector<int32_t> start, cell, offset;  // the places of slot j are start[j] to start[j + 1] - 1
+  Axis(const at::Tensor& slots, int64_t grid, int64_t N);
+};
+
+// The soft permutation of a sample, or null pointers.
+template <class T> struct Soft {
+  const T *t, *log_r, *log_c;
+  T* out[3];  // d_t, d_log_r, d_log_c
+  T by_tau;
+};
+
+// What one sample's kernels read.
+struct SampleView {
+  const int64_t *rank, *order;       // slot of each local node and back
+  int64_t first, nodes;              // global number of local node 0, valid nodes
+  const int64_t *u, *v;              // items by global node numbers; v null where k = 1
+  const int64_t* items;              // those of this graph
+  int64_t count;
+  const int64_t *u_begin, *u_items;  // items by their first node and by their second: u_items[u_begin[node] ...]
+  const int64_t *v_begin, *v_items;
+};
+
+class Items {
+ public:
+  int64_t k, M, B, S, N;
+  // op, name: for errors. items (k, M), ptr (B + 1,), rank and order (B, S, N), int64.
+  Items(const char* op, const char* name, const at::Tensor& items, const at::Tensor& ptr, const at::Tensor& rank, const at::Tensor& order);
+  SampleView sample(int64_t b, int64_t s) const;
+  int64_t graph(int64_t item) const { return graph_[item]; }
+  void sort_by_node();  // wanted for permutation_gradient
+  // 2 num_nodes summed over the items of all samples: the products with tokens that permutation_gradient makes without a GEMM.
+  double products() const;
+
+ private:
+  at::Tensor items_, ptr_, rank_, order_;
+  std::vector<int64_t> graph_, begin_, sorted_, begin_of_[2], by_[2];
+};
+
+at::Tensor weight_rows(const at::Tensor& weight);                        // (D, C, patch[, patch]) -> (patch^k, C, D), contiguous
+at::Tensor weight_like(const at::Tensor& rows, const at::Tensor& weight);  // the way back, a view
+
+void scatter(const Items& items, const Axis& axis, const at::Tensor& values, double scale, const at::Tensor& W,
+             const std::optional<at::Tensor>& bias, const at::Tensor& tokens);
+at::Tensor gather(const Items& items, const Axis& axis, const at::Tensor& tokens, double scale, const at::Tensor& W);
+at::Tensor weight_gradient(const Items& items, const Axis& axis, const at::Tensor& values, double scale, const at::Tensor& tokens,
+                           at::IntArrayRef shape);
+std::array<at::Tensor, 3> permutation_gradient(Items& items, const Axis& axis, const at::Tensor& values, double scale,
+                                               const at::Tensor& tokens, const at::Tensor& W, const at::Tensor& t,
+                                               const at::Tensor& log_r, const at::Tensor& log_c, double tau);
+
+}  // namespace psf

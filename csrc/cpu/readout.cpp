@@ -1,0 +1,49 @@
+// readout and its gradient on the CPU: the sums of items.h with the parts of `embed` exchanged.
+#include "items.h"
+
+namespace psf {
+namespace {
+
+using at::Tensor;
+using Maybe = std::optional<Tensor>;
+
+Items items_of(const Tensor& items, const Tensor& ptr, const Tensor& rank, const Tensor& order) {
+  return Items("readout", "at", items, ptr, rank, order);
+}
+
+Tensor readout(const Tensor& tokens, const Tensor& items_in, const Tensor& ptr, const Tensor& rank, const Tensor& order, const Maybe&,
+               const Maybe&, const Maybe&, double, const Tensor& slots, int64_t grid, const Tensor& weight, const Maybe& bias) {
+  const Items items = items_of(items_in, ptr, rank, order);
+  const Axis axis(slots.contiguous(), grid, items.N);
+  const Tensor values = gather(items, axis, tokens.contiguous(), 1.0 / static_cast<double>(items.S), weight_rows(weight));
+  return bias ? values.add_(*bias) : values;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> readout_backward(
+    const Tensor& d_values_in, const Tensor& tokens_in, const Tensor& items_in, const Tensor& ptr, const Tensor& rank, const Tensor& order,
+    const Maybe& t, const Maybe& log_r, const Maybe& log_c, double tau, const Tensor& slots, int64_t grid, const Tensor& weight,
+    bool needs_tokens, bool needs_t, bool needs_weight, bool needs_bias) {
+  Items items = items_of(items_in, ptr, rank, order);
+  const Axis axis(slots.contiguous(), grid, items.N);
+  const Tensor d_values = d_values_in.contiguous(), tokens = tokens_in.contiguous(), W = weight_rows(weight);
+  const double scale = 1.0 / static_cast<double>(items.S);
+  Tensor d_tokens, d_weight, d_bias;
+  std::array<Tensor, 3> d_soft;
+  if (needs_tokens) {
+    d_tokens = at::empty_like(tokens);
+    scatter(items, axis, d_values, scale, W, std::nullopt, d_tokens);
+  }
+  if (needs_t) d_soft = permutation_gradient(items, axis, d_values, scale, tokens, W, *t, *log_r, *log_c, tau);
+  if (needs_weight) d_weight = weight_like(weight_gradient(items, axis, d_values, scale, tokens, W.sizes()), weight);
+  if (needs_bias) d_bias = d_values.sum({0});
+  return {d_tokens, d_soft[0], d_soft[1], d_soft[2], d_weight, d_bias};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(probsym_fast, CPU, m) {
+  m.impl("readout", &readout);
+  m.impl("readout_backward", &readout_backward);
+}
+
+}  // namespace psf

@@ -1,0 +1,138 @@
+"""Slots of N nodes padded and cut into patches, and the checks that the ops on graphs share."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from probsym_fast.ops._op import check_float, looks_at_values
+from probsym_fast.ops.permutation import Permutation, SoftPermutation
+
+PAD_MODES = ("zeros", "replicate", "reflect", "circular")
+
+
+def patch_size(N: int, grid: int) -> int:
+    """Slots of a patch where N slots are cut into `grid` patches: max(1, ceil(N / grid))."""
+    return max(1, -(-N // grid))
+
+
+@lru_cache(maxsize=64)
+def slots_of_places(N: int, grid: int, pad_mode: str, centered: bool, device: torch.device) -> Tensor:
+    """(grid patch,) int64: the slot that stands in each place of the padded axis, -1 for a zero.
+
+    Padding is grid patch - N places at the end, or half of them (rounded down) in front where `centered`: "zeros",
+    "replicate" the nearest slot, "reflect" at the first and last slot, again and again, "circular" modulo N.
+    """
+    places = grid * patch_size(N, grid)
+    slot = torch.arange(places) - ((places - N) // 2 if centered else 0)
+    if pad_mode == "zeros":
+        slot = torch.where((slot >= 0) & (slot < N), slot, -1)
+    elif pad_mode == "replicate":
+        slot = slot.clamp(0, N - 1)
+    elif pad_mode == "reflect":
+        period = max(1, 2 * (N - 1))
+        slot = slot.remainder(period)
+        slot = torch.minimum(slot, period - slot) if N > 1 else torch.zeros_like(slot)
+    else:
+        slot = slot.remainder(N)
+    return slot.to(device)
+
+
+def pad_axis(x: Tensor, slots: Tensor, dim: int) -> Tensor:
+    """x with its axis `dim` of N slots padded to the places: zero where slots is -1."""
+    shape = [1] * x.ndim
+    shape[dim] = -1
+    return torch.where(slots.view(shape) >= 0, x.index_select(dim, slots.clamp(min=0)), x.new_zeros(()))
+
+
+def check_patches(op: str, weight: Tensor, bias: Tensor | None, N: int, grid: int, axes: int, bias_size: int) -> None:
+    """ValueError unless weight is (D, C, P[, P]) for `grid` patches of N slots and bias (bias_size,)."""
+    if grid < 1:
+        raise ValueError(f"{op}: grid must be at least 1, got {grid}")
+    P = patch_size(N, grid)
+    if weight.ndim != 2 + axes or tuple(weight.shape[2:]) != (P,) * axes:
+        wanted = ", ".join(["D", "C"] + [str(P)] * axes)
+        raise ValueError(
+            f"{op}: weight must be ({wanted}) with patches of ceil(N / grid) = ceil({N} / {grid}), got {tuple(weight.shape)}"
+        )
+    if bias is not None and tuple(bias.shape) != (bias_size,):
+        raise ValueError(f"{op}: bias must be ({bias_size},), got {tuple(bias.shape)}")
+
+
+def check_padding(op: str, pad_mode: str) -> None:
+    if pad_mode not in PAD_MODES:
+        raise ValueError(f"{op}: pad_mode must be one of {PAD_MODES}, got {pad_mode!r}")
+
+
+def check_ptr(op: str, ptr: Tensor, p: Permutation) -> None:
+    """TypeError or ValueError unless ptr (B + 1,) int64 are offsets of graphs that fit the permutation's (B, S, N)."""
+    if not isinstance(p, Permutation):
+        raise TypeError(f"{op}: p must be a Permutation, got {type(p).__name__}")
+    if not isinstance(ptr, Tensor) or ptr.dtype != torch.int64:
+        raise TypeError(f"{op}: ptr must be an int64 Tensor, got {ptr.dtype if isinstance(ptr, Tensor) else type(ptr).__name__}")
+    B, S, N = p.shape
+    if tuple(ptr.shape) != (B + 1,):
+        raise ValueError(f"{op}: ptr must be (B + 1,) = ({B + 1},) for a permutation of {B} graphs, got {tuple(ptr.shape)}")
+    if S < 1:
+        raise ValueError(f"{op}: p must have at least one sample, got (B, S, N) = {(B, S, N)}")
+    if ptr.device != p.order.device:
+        raise RuntimeError(f"{op}: ptr must be on {p.order.device}, got {ptr.device}")
+    if not looks_at_values(ptr):
+        return
+    nodes = ptr.diff()
+    if int(ptr[0]) != 0 or (B and (int(nodes.min()) < 0 or int(nodes.max()) > N)):
+        raise ValueError(f"{op}: ptr must rise from 0 by at most N = {N} a graph, got {ptr.tolist()[:16]}")
+    counts = torch.full_like(nodes, N) if p.num_nodes is None else p.num_nodes
+    if isinstance(p, SoftPermutation) and not torch.equal(counts, nodes):
+        bad = int((counts != nodes).nonzero()[0])
+        raise ValueError(
+            f"{op}: ptr must give graph {bad} the {int(counts[bad])} valid nodes of the permutation, got {int(nodes[bad])}"
+        )
+
+
+def check_items(op: str, name: str, items: Tensor, ptr: Tensor) -> None:
+    """ValueError unless the columns of items (k, M) are nodes of one graph each; looked at on the CPU only."""
+    if not looks_at_values(items) or not items.numel():
+        return
+    nodes = int(ptr[-1])
+    bad = ((items < 0) | (items >= nodes)).nonzero()
+    if len(bad):
+        axis, column = bad[bad[:, 1].argmin()].tolist()
+        raise ValueError(
+            f"{op}: {name} must hold node numbers 0 to {nodes - 1}, got {int(items[axis, column])} in column {column}"
+        )
+    graph = torch.searchsorted(ptr, items, right=True) - 1
+    bad = (graph[0] != graph[-1]).nonzero()
+    if len(bad):
+        column = int(bad[0])
+        raise ValueError(
+            f"{op}: {name} must join nodes of one graph, got column {column} from graph {int(graph[0, column])}"
+            f" to graph {int(graph[-1, column])}"
+        )
+
+
+def soft_parts(p: Permutation, dtype: torch.dtype) -> tuple:
+    """(rank, order, t, log_r, log_c, tau) as the schemas take them; None for a hard permutation."""
+    if isinstance(p, SoftPermutation):
+        return p.rank, p.order, p.scores.to(dtype), p.log_r.to(dtype), p.log_c.to(dtype), p.tau
+    return p.rank, p.order, None, None, None, 1.0
+
+
+def common_dtype(op: str, kernel_dtypes: tuple, **tensors: Tensor | None) -> torch.dtype:
+    """The dtype that the op computes in: that of its floating inputs, which must agree; below float32, float32.
+
+    Under autocast they need not agree: the op computes in the widest of them.
+    """
+    given = {name: x for name, x in tensors.items() if x is not None}
+    check_float(op, **given)
+    (first, x), *rest = given.items()
+    dtype = x.dtype
+    for name, y in rest:
+        if y.device != x.device:
+            raise RuntimeError(f"{op}: {name} must be on {x.device} as {first} is, got {y.device}")
+        if y.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"{op}: {name} must be {x.dtype} as {first} is, got {y.dtype}")
+        dtype = torch.promote_types(dtype, y.dtype)
+    return dtype if dtype in kernel_dtypes else torch.float32

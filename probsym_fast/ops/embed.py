@@ -1,0 +1,140 @@
+"""Permuted graphs to tokens, without the permuted graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from probsym_fast.ops._op import Op
+from probsym_fast.ops._patches import (
+    check_padding,
+    check_patches,
+    check_ptr,
+    common_dtype,
+    slots_of_places,
+    soft_parts,
+)
+from probsym_fast.ops.permutation import Permutation
+from probsym_fast.ops.reference.embed import embed as reference
+
+
+def _shapes(items, values, ptr, rank, order, t, log_r, log_c, tau, slots, grid, weight, bias):
+    return weight.new_empty(*rank.shape[:2], grid ** (weight.ndim - 2), weight.shape[0])
+
+
+def _gradient_shapes(d_tokens, items, values, ptr, rank, order, t, log_r, log_c, tau, slots, grid, weight, *needs):
+    needs_values, needs_t, needs_weight, needs_bias = needs
+    soft = [torch.empty_like(t) if needs_t else None for _ in range(3)]
+    return (
+        torch.empty_like(values) if needs_values else None,
+        *soft,
+        rows_like(weight) if needs_weight else None,
+        weight.new_empty(weight.shape[0]) if needs_bias else None,
+    )
+
+
+def rows_like(weight: Tensor) -> Tensor:
+    """An empty tensor like the weight (D, C, P[, P]), stored with D innermost, as the kernels return its gradient."""
+    axes = range(weight.ndim)
+    return weight.new_empty([*weight.shape[2:], weight.shape[1], weight.shape[0]]).permute(-1, -2, *axes[:-2])
+
+
+OP = Op(
+    "embed",
+    "(Tensor items, Tensor values, Tensor ptr, Tensor rank, Tensor order, Tensor? t, Tensor? log_r, Tensor? log_c,"
+    " float tau, Tensor slots, int grid, Tensor weight, Tensor? bias) -> Tensor tokens",
+    reference=reference,
+    shapes=_shapes,
+)
+OP.gradient(
+    "(Tensor d_tokens, Tensor items, Tensor values, Tensor ptr, Tensor rank, Tensor order, Tensor? t, Tensor? log_r,"
+    " Tensor? log_c, float tau, Tensor slots, int grid, Tensor weight, bool needs_values, bool needs_t, bool needs_weight,"
+    " bool needs_bias) -> (Tensor d_values, Tensor d_t, Tensor d_log_r, Tensor d_log_c, Tensor d_weight, Tensor d_bias)",
+    shapes=_gradient_shapes,
+)
+
+
+def embed_edges(
+    edge_index: Tensor,
+    edge_attr: Tensor,
+    ptr: Tensor,
+    p: Permutation,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    grid: int,
+    pad_mode: str = "zeros",
+    centered: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Tokens of the permuted adjacency matrix, `tokens = conv2d(pad(A'), weight, bias, stride=P)`.
+
+    A (N, N, C) is zero but for `A[u, v] = sum of edge_attr over edges (u, v)`, the action is
+    `A'[rank[u], rank[v]] = A[u, v]`, and N slots are padded to grid P with P = max(1, ceil(N / grid)).
+
+    Args:
+        edge_index: (2, E) int64, global node numbers. edge_attr: (E, C). ptr: (B + 1,) int64, offsets of the graphs.
+        p: permutations (B, S, N); a SoftPermutation gets the straight-through gradient.
+        weight: (D, C, P, P), as in Conv2d; stored with D innermost (`models.patch_weight`) it is used without a copy.
+        bias: (D,). grid: patches along an axis, grid 1: one token of the whole matrix.
+        pad_mode: "zeros", "replicate", "reflect" or "circular", also where the padding is longer than N. centered: half
+            of the padding in front (rounded down), else all of it at the end.
+        backend: "auto", "cpu" or "reference".
+
+    Returns: (B, S, grid^2, D), tokens row by row; dtype of the weight.
+
+    Gradients: edge_attr, weight, bias, p. Cost, kernel: E C D multiplications a sample for the nonzero values and one
+    write of the tokens; gradient to p: 2 E n D a sample, or a matrix product where that is less, and no N x N matrix a
+    sample is kept.
+    Raises: TypeError (dtypes), ValueError (shapes, node numbers, pad_mode), RuntimeError (devices, backend). Node numbers
+    are looked at on the CPU only.
+    Source: the input map of Kim et al. 2023 (arXiv 2306.02866).
+    """
+    op = "embed_edges"
+    if not isinstance(edge_index, Tensor) or edge_index.dtype != torch.int64:
+        raise TypeError(f"{op}: edge_index must be an int64 Tensor, got {getattr(edge_index, 'dtype', type(edge_index).__name__)}")
+    if edge_index.ndim != 2 or edge_index.shape[0] != 2:
+        raise ValueError(f"{op}: edge_index must be (2, E), got {tuple(edge_index.shape)}")
+    return _embed(op, edge_index, "edge_attr", edge_attr, ptr, p, weight, bias, grid, pad_mode, centered, backend)
+
+
+def embed_nodes(
+    x: Tensor,
+    ptr: Tensor,
+    p: Permutation,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    tokens: int,
+    pad_mode: str = "zeros",
+    centered: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Tokens of the permuted node features, `tokens = conv1d(pad(X'), weight, bias, stride=P)`, `X'[rank[u]] = x[u]`.
+
+    Args:
+        x: (nodes, C). weight: (D, C, P) with P = max(1, ceil(N / tokens)). tokens: segments of the slots.
+        Others as in `embed_edges`.
+
+    Returns: (B, S, tokens, D). Gradients: x, weight, bias, p. Raises as `embed_edges`.
+    """
+    op = "embed_nodes"
+    check_ptr(op, ptr, p)
+    nodes = torch.arange(x.shape[0], device=x.device)[None]
+    return _embed(op, nodes, "x", x, ptr, p, weight, bias, tokens, pad_mode, centered, backend)
+
+
+def _embed(op, items, name, values, ptr, p, weight, bias, grid, pad_mode, centered, backend) -> Tensor:
+    check_ptr(op, ptr, p)
+    check_padding(op, pad_mode)
+    dtype = common_dtype(op, OP.dtypes, weight=weight, **{name: values}, bias=bias)
+    N, k = p.shape[-1], items.shape[0]
+    check_patches(op, weight, bias, N, grid, k, weight.shape[0])
+    if values.ndim != 2 or values.shape != (items.shape[1], weight.shape[1]):
+        wanted = (items.shape[1] if k == 2 else "nodes", weight.shape[1])
+        raise ValueError(f"{op}: {name} must be {wanted}, got {tuple(values.shape)}")
+    slots = slots_of_places(N, grid, pad_mode, centered, ptr.device)
+    run = OP.select(backend, weight.device, dtype)
+    bias = None if bias is None else bias.to(dtype)
+    out = run(items, values.to(dtype), ptr, *soft_parts(p, dtype), slots, grid, weight.to(dtype), bias)
+    return out.to(weight.dtype)

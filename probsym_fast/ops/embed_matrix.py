@@ -1,0 +1,83 @@
+"""Permuted dense matrices to tokens, without the permuted matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from probsym_fast.ops._op import Op
+from probsym_fast.ops._patches import check_padding, check_patches, common_dtype, slots_of_places, soft_parts
+from probsym_fast.ops.embed import rows_like
+from probsym_fast.ops.permutation import Permutation
+from probsym_fast.ops.reference.embed_matrix import embed_matrix as reference
+
+
+def _shapes(matrix, num_nodes, rank, order, t, log_r, log_c, tau, slots, grid, weight, bias):
+    return weight.new_empty(*rank.shape[:2], grid * grid, weight.shape[0])
+
+
+def _gradient_shapes(d_tokens, matrix, num_nodes, rank, order, t, log_r, log_c, tau, slots, grid, weight, *needs):
+    needs_matrix, needs_t, needs_weight, needs_bias = needs
+    soft = [torch.empty_like(t) if needs_t else None for _ in range(3)]
+    return (
+        matrix.new_empty(matrix.shape) if needs_matrix else None,
+        *soft,
+        rows_like(weight) if needs_weight else None,
+        weight.new_empty(weight.shape[0]) if needs_bias else None,
+    )
+
+
+OP = Op(
+    "embed_matrix",
+    "(Tensor matrix, Tensor? num_nodes, Tensor rank, Tensor order, Tensor? t, Tensor? log_r, Tensor? log_c, float tau,"
+    " Tensor slots, int grid, Tensor weight, Tensor? bias) -> Tensor tokens",
+    reference=reference,
+    shapes=_shapes,
+)
+OP.gradient(
+    "(Tensor d_tokens, Tensor matrix, Tensor? num_nodes, Tensor rank, Tensor order, Tensor? t, Tensor? log_r,"
+    " Tensor? log_c, float tau, Tensor slots, int grid, Tensor weight, bool needs_matrix, bool needs_t, bool needs_weight,"
+    " bool needs_bias) -> (Tensor d_matrix, Tensor d_t, Tensor d_log_r, Tensor d_log_c, Tensor d_weight, Tensor d_bias)",
+    shapes=_gradient_shapes,
+)
+
+
+def embed_matrix(
+    matrix: Tensor,
+    p: Permutation,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    grid: int,
+    pad_mode: str = "zeros",
+    centered: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Tokens of permuted dense matrices: `embed_edges` where most pairs are joined.
+
+    Args:
+        matrix: (B, N, N, C); entries beyond the permutation's num_nodes count as zero.
+        Others as in `embed_edges`.
+
+    Returns: (B, S, grid^2, D), dtype of the weight.
+
+    Gradients: matrix, weight, bias, p. Cost, kernel: a matrix product over the tokens that hold valid slots,
+    (tokens, P^2 C) x (P^2 C, D); gradient to p: 4 n^3 C operations a sample more, one n x n matrix at a time.
+    Raises: as `embed_edges`.
+    """
+    op = "embed_matrix"
+    if not isinstance(p, Permutation):
+        raise TypeError(f"{op}: p must be a Permutation, got {type(p).__name__}")
+    check_padding(op, pad_mode)
+    dtype = common_dtype(op, OP.dtypes, weight=weight, matrix=matrix, bias=bias)
+    B, _, N = p.shape
+    check_patches(op, weight, bias, N, grid, 2, weight.shape[0])
+    if tuple(matrix.shape) != (B, N, N, weight.shape[1]):
+        raise ValueError(f"{op}: matrix must be (B, N, N, C) = {(B, N, N, weight.shape[1])}, got {tuple(matrix.shape)}")
+    if p.order.device != matrix.device:
+        raise RuntimeError(f"{op}: p must be on {matrix.device}, got {p.order.device}")
+    slots = slots_of_places(N, grid, pad_mode, centered, matrix.device)
+    run = OP.select(backend, weight.device, dtype)
+    bias = None if bias is None else bias.to(dtype)
+    out = run(matrix.to(dtype), p.num_nodes, *soft_parts(p, dtype), slots, grid, weight.to(dtype), bias)
+    return out.to(weight.dtype)

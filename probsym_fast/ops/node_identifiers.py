@@ -1,0 +1,54 @@
+"""Slots as node features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from probsym_fast.ops._op import Op
+from probsym_fast.ops._patches import check_ptr, common_dtype, soft_parts
+from probsym_fast.ops.permutation import Permutation
+from probsym_fast.ops.reference.node_identifiers import node_identifiers as reference
+
+
+def _gradient_shapes(d_features, ptr, rank, order, t, log_r, log_c, tau, weight, needs_t, needs_weight):
+    soft = [torch.empty_like(t) if needs_t else None for _ in range(3)]
+    return *soft, weight.new_empty(weight.shape) if needs_weight else None
+
+
+OP = Op(
+    "node_identifiers",
+    "(Tensor ptr, Tensor rank, Tensor order, Tensor? t, Tensor? log_r, Tensor? log_c, float tau, Tensor weight, int nodes)"
+    " -> Tensor features",
+    reference=reference,
+    shapes=lambda ptr, rank, order, t, log_r, log_c, tau, weight, nodes: weight.new_empty(
+        nodes, rank.shape[1], weight.shape[1]
+    ),
+)
+OP.gradient(
+    "(Tensor d_features, Tensor ptr, Tensor rank, Tensor order, Tensor? t, Tensor? log_r, Tensor? log_c, float tau,"
+    " Tensor weight, bool needs_t, bool needs_weight) -> (Tensor d_t, Tensor d_log_r, Tensor d_log_c, Tensor d_weight)",
+    shapes=_gradient_shapes,
+)
+
+
+def node_identifiers(ptr: Tensor, p: Permutation, weight: Tensor, *, nodes: int | None = None, backend: str = "auto") -> Tensor:
+    """A row of P times a weight: `features[u, s] = weight[rank_s[u]]`, the identifier of the slot that node u stands in.
+
+    Args:
+        ptr: (B + 1,) int64. p: permutations (B, S, N). weight: (N, D). nodes: ptr's last entry, where it must not be
+            read (torch.compile). backend: "auto", "cpu" or "reference".
+
+    Returns: (nodes, S, D), dtype of the weight.
+
+    Gradients: weight and p. Cost, kernel: one write; gradient to p: n^2 D multiplications a sample.
+    Raises: TypeError, ValueError, RuntimeError as `embed_edges`.
+    """
+    op = "node_identifiers"
+    check_ptr(op, ptr, p)
+    dtype = common_dtype(op, OP.dtypes, weight=weight)
+    if weight.ndim != 2 or weight.shape[0] != p.shape[-1]:
+        raise ValueError(f"{op}: weight must be (N, D) = ({p.shape[-1]}, *), got {tuple(weight.shape)}")
+    nodes = int(ptr[-1]) if nodes is None else nodes
+    run = OP.select(backend, weight.device, dtype)
+    return run(ptr, *soft_parts(p, dtype), weight.to(dtype), nodes).to(weight.dtype)

@@ -1,0 +1,37 @@
+"""What the dense references share: the permutation matrix that acts, and ragged data as dense arrays."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from probsym_fast.ops.permutation import Permutation, SoftPermutation
+
+
+def permutation_matrix(
+    rank: Tensor,
+    order: Tensor,
+    num_nodes: Tensor | None,
+    t: Tensor | None,
+    log_r: Tensor | None,
+    log_c: Tensor | None,
+    tau: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """(B, S, N, N), rows nodes, columns slots: value hard, gradient that of the soft permutation where there is one."""
+    if t is None:
+        return Permutation(order, num_nodes, rank).hard(dtype)
+    return SoftPermutation(order, num_nodes, rank, t, log_r, log_c, tau).dense().to(dtype)
+
+
+def local_nodes(items: Tensor, ptr: Tensor) -> tuple[Tensor, Tensor]:
+    """Graph (M,) and node number within the graph (k, M) of items by global node numbers."""
+    graph = torch.searchsorted(ptr, items[0], right=True) - 1
+    return graph, items - ptr[graph]
+
+
+def dense_items(items: Tensor, values: Tensor, ptr: Tensor, N: int) -> Tensor:
+    """values (M, C) of nodes or pairs, added up in (B, N[, N], C)."""
+    graph, local = local_nodes(items, ptr)
+    out = values.new_zeros(ptr.shape[0] - 1, *[N] * items.shape[0], values.shape[-1])
+    return out.index_put((graph, *local), values, accumulate=True)
