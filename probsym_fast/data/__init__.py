@@ -1,6 +1,24 @@
-"""Data sets: loaders and generators. Whatever is generated is kept under `cache_dir()`."""
+"""Data sets: loaders and generators. Whatever is generated or fetched is kept under `cache_dir()`.
+
+Nothing here imports torch_geometric before the first graph is made.
+"""
 
 from probsym_fast.data._store import cache_dir
+from probsym_fast.data.exp import exp, read_exp
+from probsym_fast.data.graph6 import read_g6, write_g6
+from probsym_fast.data.graph8c import graph8c
 from probsym_fast.data.nbody import NBody
+from probsym_fast.data.wl_pairs import wl_colors, wl_equivalent, wl_pairs
 
-__all__ = ["NBody", "cache_dir"]
+__all__ = [
+    "NBody",
+    "cache_dir",
+    "exp",
+    "graph8c",
+    "read_exp",
+    "read_g6",
+    "wl_colors",
+    "wl_equivalent",
+    "wl_pairs",
+    "write_g6",
+]

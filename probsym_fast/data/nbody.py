@@ -10,13 +10,8 @@ all charges equal the published ones, and positions agree within 1e-3 for about 
 
 import math
 import os
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +20,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from probsym_fast.data._progress import announced
 from probsym_fast.data._store import cache_dir, load_arrays, save_arrays
 
 SEED = 43
@@ -241,30 +237,12 @@ class NBody(torch.utils.data.Dataset):
 
 def _generate(total: int, frames: tuple[int, int]) -> dict[str, np.ndarray]:
     steps = total * STEPS_PER_FRAME * (max(frames) + 1)
-    with _announced(f"n-body: simulating {total} trajectories up to frame {max(frames)}", steps) as advance:
+    with announced(f"n-body: simulating {total} trajectories up to frame {max(frames)}", steps) as advance:
         charges, *start = initial_conditions(total)
         (x, target), (v, _) = (
             a.astype(np.float32).swapaxes(0, 1) for a in simulate(charges, *start, frames, advance=advance)
         )
     return {"charges": charges.astype(np.int8), "positions": x, "velocities": v, "target": target}
-
-
-@contextmanager
-def _announced(text: str, total: int) -> Iterator[Callable[[int], object]]:
-    """A line on stderr before and after; between them, on a terminal and where rich is installed, a bar."""
-    print(f"{text} ...", file=sys.stderr, flush=True)
-    start = time.perf_counter()
-    bar: Any = nullcontext()
-    advance: Callable[[int], object] = int  # no bar: does nothing
-    if sys.stderr.isatty() and find_spec("rich"):
-        from rich.console import Console
-        from rich.progress import Progress
-
-        bar = Progress(console=Console(stderr=True), transient=True)
-        advance = partial(bar.advance, bar.add_task("n-body", total=total))
-    with bar:
-        yield advance
-    print(f"{text}: done in {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
 
 
 def _checked_frames(frames: Sequence[int]) -> tuple[int, ...]:

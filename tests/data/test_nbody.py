@@ -285,7 +285,7 @@ def test_interrupted_generation_leaves_nothing(small, monkeypatch, failure):
         if len(calls) == 2:
             raise failure
 
-    monkeypatch.setattr(nbody, "_announced", lambda text, total: nullcontext(advance))
+    monkeypatch.setattr(nbody, "announced", lambda text, total: nullcontext(advance))
     with pytest.raises(failure):
         NBody("train", frames=(0, 2))
     assert len(calls) == 2

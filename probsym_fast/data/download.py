@@ -1,0 +1,47 @@
+"""Fetching a file whose checksum is known."""
+
+import hashlib
+from http.client import HTTPException
+from pathlib import Path
+from typing import BinaryIO
+from urllib.request import urlopen
+
+from probsym_fast.data._progress import announced
+from probsym_fast.data._store import write_atomically
+
+CHUNK = 1 << 16
+TIMEOUT = 30.0  # seconds without a byte
+
+
+def download(url: str, path: str | Path, sha256: str) -> Path:
+    """Fetch `url` to the file `path`, unless that is there with this SHA-256 already. Returns the path.
+
+    The bytes go to a temporary file beside `path`, which takes its name only after the checksum was found right: a
+    failure leaves `path` as it was and nothing else behind. Raises ConnectionError where the bytes cannot be had or are
+    fewer than announced, ValueError where their checksum is another.
+    """
+    path = Path(path)
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
+        return path
+    write_atomically(path, lambda file: _fetch(url, file, sha256))
+    return path
+
+
+def _fetch(url: str, file: BinaryIO, sha256: str) -> None:
+    digest, got = hashlib.sha256(), 0
+    try:
+        with urlopen(url, timeout=TIMEOUT) as answer:
+            length = answer.headers.get("Content-Length")
+            expected = int(length) if length else None
+            with announced(f"download: {url}", expected) as advance:
+                while chunk := answer.read(CHUNK):
+                    file.write(chunk)
+                    digest.update(chunk)
+                    got += len(chunk)
+                    advance(len(chunk))
+                if expected is not None and got != expected:
+                    raise ConnectionError(f"expected {expected} bytes, got {got}")
+    except (OSError, ValueError, HTTPException) as error:
+        raise ConnectionError(f"download: {url} cannot be fetched: {error}") from error
+    if (found := digest.hexdigest()) != sha256:
+        raise ValueError(f"download: expected SHA-256 {sha256} of {url}, got {found} ({got} bytes)")

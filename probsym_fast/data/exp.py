@@ -1,0 +1,162 @@
+"""EXP: 600 pairs of graphs that the 1-WL test cannot tell apart, one of each pair satisfiable.
+
+The set of Abboud, Ceylan, Grohe, Lukasiewicz, "The Surprising Power of Graph Neural Networks with Random Node
+Initialization" (IJCAI 2021, arXiv 2010.01179). Graphs 2k (label 1) and 2k + 1 (label 0) are a pair. Where the published
+file is not wanted, `wl_pairs` gives a set of the same kind.
+"""
+
+import io
+import math
+import pickle
+import pickletools
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probsym_fast.data._graphs import graph
+from probsym_fast.data._store import cache_dir
+from probsym_fast.data.download import download
+from probsym_fast.data.wl_pairs import wl_pairs
+
+URL = "https://raw.githubusercontent.com/ralphabb/GNN-RNI/master/Data/EXP/raw/GRAPHSAT.pkl"
+SHA256 = "82f25cfab85e8bf51d518271afc12f45340f8a297d68994259c5b8bb9618ef17"
+
+
+def exp(path: str | Path | None = None, url: str | None = None, root: str | Path | None = None) -> list[Any]:
+    """EXP from a file or an address; with neither, our own pairs, `wl_pairs()`.
+
+    Args:
+        path: the published GRAPHSAT.pkl.
+        url: where to fetch it, once; the authors publish it at `probsym_fast.data.exp.URL`. Its SHA-256 must be that of
+            the published file.
+        root: folder that keeps what was fetched; by default `cache_dir()/exp`.
+
+    Returns 1,200 torch_geometric `Data` with x (n, 2) float32 = [given feature, degree], edge_index (2, E) int64 and
+    y (1,) int64. Raises ValueError for a damaged file or a wrong checksum, ConnectionError where nothing is fetched.
+    """
+    if path is not None and url is not None:
+        raise ValueError(f"exp: path and url must not both be given, got {str(path)!r} and {url!r}")
+    if url is not None:
+        path = download(url, (cache_dir() / "exp" if root is None else Path(root)) / "GRAPHSAT.pkl", SHA256)
+    return wl_pairs() if path is None else read_exp(path)
+
+
+def read_exp(path: str | Path) -> list[Any]:
+    """The graphs of a published pickle, as `exp` returns them; no code of the file is run.
+
+    The pickle is a list of torch_geometric `Data`, each tensor embedded in torch's old file format. Of the globals it
+    may name four are known, and stand for functions of ours; the embedded tensors are read by torch.load with
+    weights_only. Raises ValueError with the path for anything else, and for graphs of another kind.
+    """
+    try:
+        graphs = _unpickled(Path(path).read_bytes())
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle may fail anywhere
+        raise ValueError(f"{path}: expected a pickle of graphs, got {type(error).__name__}: {error}") from error
+    if not isinstance(graphs, list) or not all(isinstance(g, _Graph) for g in graphs) or len(graphs) % 2:
+        kind = f"{type(graphs).__name__} of {len(graphs)}" if isinstance(graphs, list) else type(graphs).__name__
+        raise ValueError(f"{path}: expected a list of an even number of graphs, got {kind}")
+    try:
+        checked = [_checked(i, g) for i, g in enumerate(graphs)]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    for i in range(0, len(checked), 2):
+        labels = [checked[i].y.item(), checked[i + 1].y.item()]
+        if sum(labels) != 1:
+            raise ValueError(f"{path}: expected labels 0 and 1 of graphs {i} and {i + 1}, got {labels}")
+    return checked
+
+
+class _Box:
+    """A value that the pickle can pass on but not look into or change."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("state set where none belongs")
+
+
+class _Graph:
+    """Stands for torch_geometric's `Data`: keeps the state given."""
+
+    state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def _storage(content: bytes) -> _Box:
+    """The numbers of an embedded storage, a 1-D tensor."""
+    storage = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    if not isinstance(storage, torch.storage.TypedStorage):
+        raise pickle.UnpicklingError(f"embedded {type(storage).__name__} in place of a storage")
+    return _Box(torch.empty(0, dtype=storage.dtype).set_(storage.untyped()))
+
+
+def _tensor(storage: _Box, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *unused: Any) -> _Box:
+    """A whole storage as a contiguous tensor."""
+    values = storage.value
+    contiguous = tuple(math.prod(size[i + 1 :]) for i in range(len(size)))
+    if offset != 0 or stride != contiguous or math.prod(size) != len(values):
+        text = f"tensor of size {size}, stride {stride} and offset {offset} in {len(values)} numbers"
+        raise pickle.UnpicklingError(text)
+    return _Box(values.view(size))
+
+
+def _empty(*arguments: Any) -> None:
+    """For the hooks of a tensor, which nothing reads."""
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        known = {
+            "torch._utils._rebuild_tensor_v2": _tensor,
+            "torch.storage._load_from_bytes": _storage,
+            "collections.OrderedDict": _empty,
+        }
+        if f"{module}.{name}" == "torch_geometric.data.data.Data":
+            return _Graph
+        if function := known.get(f"{module}.{name}"):
+            return lambda *arguments: function(*arguments)  # its own: a pickle can set attributes of a function
+        raise pickle.UnpicklingError(f"the global {module}.{name}, which is not allowed")
+
+
+def _unpickled(content: bytes) -> Any:
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name.endswith("PUT") and argument > len(content):  # pickle would make room for as many
+            raise pickle.UnpicklingError(f"{opcode.name} {argument} in {len(content)} bytes")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of torch, about its old format
+        return _Unpickler(io.BytesIO(content)).load()
+
+
+def _checked(place: int, record: _Graph) -> Any:
+    """The graph of a record, or ValueError."""
+    state = record.state if isinstance(record.state, dict) else {}
+    x, edge_index, y = (_int64(place, state, name) for name in ("x", "edge_index", "y"))
+    for name, tensor, shape, wanted in (
+        ("x", x, (len(x), 1) if x.ndim else (1, 1), "(n, 1)"),
+        ("edge_index", edge_index, (2, edge_index.shape[-1] if edge_index.ndim else 0), "(2, E)"),
+        ("y", y, (1,), "(1,)"),
+    ):
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"expected {name} of graph {place} to be {wanted}, got {tuple(tensor.shape)}")
+    for name, tensor, end in (("x", x, 2), ("edge_index", edge_index, len(x)), ("y", y, 2)):
+        if (wrong := tensor[(tensor < 0) | (tensor >= end)]).numel():
+            raise ValueError(f"expected {name} of graph {place} to be in 0..{end - 1}, got {wrong[0].item()}")
+    return graph(x[:, 0], edge_index, int(y))
+
+
+def _int64(place: int, state: dict[str, Any], name: str) -> Tensor:
+    tensor = getattr(state.get(name), "value", None)
+    if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64:
+        got = tensor.dtype if isinstance(tensor, Tensor) else type(state.get(name)).__name__
+        raise ValueError(f"expected {name} of graph {place} to be an int64 tensor, got {got}")
+    return tensor
