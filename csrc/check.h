@@ -19,4 +19,24 @@ inline const int64_t* num_nodes_pointer(const char* op, const std::optional<at::
   return counts;
 }
 
+// Products inside a kernel stay in its dtype, under torch.autocast too.
+struct NoAutocast {
+  c10::impl::ExcludeDispatchKeyGuard guard{c10::autocast_dispatch_keyset};
+};
+
+// Rows (B, S, N) of slots or nodes that memory is read by: the first count(b) entries of a row must be 0 to limit(b) - 1.
+template <class Count, class Limit>
+void check_rows(const char* op, const char* name, const at::Tensor& x, Count count, Limit limit) {
+  const int64_t *row = x.const_data_ptr<int64_t>(), B = x.size(0), S = x.size(1), N = x.size(2);
+  for (int64_t b = 0; b < B; ++b) {
+    const int64_t n = count(b), end = limit(b);
+    for (int64_t s = 0; s < S; ++s, row += N) {
+      bool bad = false;
+      for (int64_t i = 0; i < n; ++i) bad |= static_cast<uint64_t>(row[i]) >= static_cast<uint64_t>(end);
+      for (int64_t i = 0; bad && i < n; ++i)
+        TORCH_CHECK_VALUE(row[i] >= 0 && row[i] < end, op, ": ", name, " must hold 0 to ", end - 1, ", got ", row[i], " for graph ", b);
+    }
+  }
+}
+
 }  // namespace psf

@@ -11,13 +11,14 @@ MEND = (
     "build the kernels for this torch with `pip install --no-build-isolation --force-reinstall --no-deps probsym_fast` "
     "(`-e .` in a checkout), which needs a C++ compiler"
 )
+NEEDED = ("torch_version", "differentiate", "instruction_set")  # what Python takes from the extension
 _module = None
 _problem: str | None = None
 _reported = False
 
 
 def load() -> None:
-    """Imports probsym_fast._C, whose kernels register themselves."""
+    """Imports probsym_fast._C, whose kernels register themselves; a build for another torch or source is not used."""
     global _module, _problem
     try:
         module = importlib.import_module("probsym_fast._C")
@@ -29,15 +30,18 @@ def load() -> None:
     except (ImportError, OSError) as error:
         _problem = f"the compiled kernels do not load under torch {torch.__version__} ({error}): {MEND}"
         return
-    _module = module
-    if module.torch_version != torch.__version__.split("+")[0]:
+    if missing := [name for name in NEEDED if not hasattr(module, name)]:
+        _problem = f"the compiled kernels are of another version of probsym_fast, without {', '.join(missing)}: {MEND}"
+    elif module.torch_version != torch.__version__.split("+")[0]:
         _problem = (
             f"the compiled kernels were built for torch {module.torch_version}, this is {torch.__version__}: {MEND}"
         )
+    else:
+        _module = module
 
 
 def module():
-    """The loaded extension, or None."""
+    """The extension in use, or None."""
     return _module
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-ERRORS = (ValueError, TypeError, FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError)
-TRAIN_EXTRA = {"lightning", "jsonargparse", "yaml", "matplotlib", "rich", "tensorboard"}
+ERRORS = (ValueError, TypeError, FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, ConnectionError)
+TRAIN_EXTRA = {"lightning", "torch_geometric", "torchmetrics", "jsonargparse", "yaml", "matplotlib", "rich", "tensorboard"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit status: 0 done, 1 refused with a message, 130 interrupted."""
+    """Runs the command; returns the exit status: 0 done, 1 refused with a message, 128 + signal stopped by one."""
     parser = argparse.ArgumentParser(prog="probsym", description="Probabilistic symmetrization, fast.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="fit | test | info | data")
     for name, text in (
@@ -41,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (error.name or "").split(".")[0] not in TRAIN_EXTRA:
             raise
         return _refuse(f'{error.name} is needed here: pip install "probsym_fast[train]"')
-    except KeyboardInterrupt as stop:
-        print(f"\nprobsym: {stop or 'interrupted'}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\nprobsym: interrupted", file=sys.stderr)
         return 130
     except ERRORS as error:
         return _refuse(str(error))
@@ -65,10 +66,23 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     from probsym_fast.tasks import training
 
     folder = training.run_folder(task.config)
-    print(f"{options.command} {options.config}: run folder {folder}", flush=True)
-    results = training.fit(task, resume=options.resume) if options.command == "fit" else training.test(task)
+    if training.is_first_process():
+        print(f"{options.command} {options.config}: run folder {folder}", flush=True)
+    try:
+        if not isinstance(task, tasks.Task):
+            results = training.compute(task)  # nothing is trained, or the experiment trains several runs itself
+        else:
+            results = training.fit(task, resume=options.resume) if options.command == "fit" else training.test(task)
+    except training.Stopped as stop:
+        if not training.is_first_process():
+            return 0
+        print(f"\nprobsym: {stop}", file=sys.stderr)
+        return stop.status
+    if results is None:
+        return 0
     _table(f"{task.config.task}: {task.config.name}", task.describe(results))
-    print(f"figures: {folder / 'results.json'}   plots: {folder / 'plots'}   logs: {folder / 'logs'}")
+    logs = f"   logs: {folder / 'logs'}" if isinstance(task, tasks.Task) else ""
+    print(f"figures: {folder / 'results.json'}   plots: {folder / 'plots'}{logs}")
     return 0
 
 
@@ -81,7 +95,7 @@ def _info(options: argparse.Namespace, rest: list[str]) -> int:
     built = f"built for torch {extension['built_for_torch']}, {extension['instruction_set']}"
     _table(
         "devices",
-        [("compiled kernels", built if extension["built"] else "not built"), *facts["devices"].items()],
+        [("compiled kernels", built if extension["built"] else "not in use"), *facts["devices"].items()],
     )
     if extension["problem"]:
         print(f"note: {extension['problem']}")
@@ -99,18 +113,44 @@ def _info(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _data(options: argparse.Namespace, rest: list[str]) -> int:
-    from probsym_fast.data import NBody, cache_dir
+    from probsym_fast.data import NBody, cache_dir, exp, graph8c
+    from probsym_fast.data.exp import URL as EXP_URL
 
     if options.action == "list":
+        if options.name or options.force:
+            raise ValueError(f"data: list must stand alone, got {options.name or '--force'!r}")
         file = next((cache_dir() / "nbody").glob("*.npz"), None)
-        where = f"cached in {file}" if file else "generated on first use, under a minute"
-        _table("data sets", [("nbody", f"14,000 trajectories of five charged particles; {where}")])
+        where = _state(file) if file else "generated on first use, under a minute"
+        file_exp = cache_dir() / "exp" / "GRAPHSAT.pkl"
+        where_exp = f"in {file_exp}" if file_exp.is_file() else "`probsym data get exp` downloads it from its authors' page"
+        rows = [
+            ("nbody", f"14,000 trajectories of five charged particles; {where}"),
+            ("graph8c", "11,117 connected graphs of 8 nodes; enumerated on first use, seconds"),
+            ("exp", f"600 pairs of graphs equal under the 1-WL test; {where_exp}"),
+            ("wl_pairs", "600 pairs of the same kind, our own; generated each time, below a second"),
+        ]
+        _table("data sets", rows)
         return 0
-    if options.name != "nbody":
-        raise ValueError(f"data: name must be one of nbody, got {options.name!r}")
-    sets = [NBody(split, force=options.force and split == "train") for split in ("train", "valid", "test")]
-    print(f"nbody: {' + '.join(str(len(s)) for s in sets)} trajectories in {sets[0].path}")
+    if options.name == "nbody":
+        sets = [NBody(split, force=options.force and split == "train") for split in ("train", "valid", "test")]
+        print(f"nbody: {' + '.join(str(len(s)) for s in sets)} trajectories in {sets[0].path}")
+    elif options.name == "graph8c":
+        print(f"graph8c: {len(graph8c(force=options.force))} graphs in {cache_dir() / 'graph8c'}")
+    elif options.name == "exp":
+        print(f"exp: {len(exp(url=EXP_URL))} graphs in {cache_dir() / 'exp'}")
+    else:
+        raise ValueError(f"data: name must be one of nbody, graph8c, exp, got {options.name!r}")
     return 0
+
+
+def _state(file: Path) -> str:
+    from probsym_fast.data._store import load_arrays
+
+    try:
+        load_arrays(file, {}, mend="run `probsym data get nbody --force`")
+    except ValueError as error:
+        return f"damaged: {error}"
+    return f"cached in {file}"
 
 
 def _table(title: str, rows: list[tuple[str, object]]) -> None:

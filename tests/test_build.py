@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import types
 import warnings
 from pathlib import Path
@@ -18,6 +19,7 @@ from probsym_fast.ops import OPS, act_orthogonal, orthogonal_frame, permutation_
 from tests.conftest import assert_near
 
 ROOT = Path(__file__).parents[1]
+TORCH = torch.__version__.split("+")[0]
 
 
 def python(code: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
@@ -90,6 +92,21 @@ EXTENSIONS = {  # the file that stands for the extension, what it holds, what is
         'raise OSError("libcudart.so.13: cannot open shared object file")',
         f"the compiled kernels do not load under torch {torch.__version__} (libcudart.so.13: cannot open",
     ),
+    "older source": (
+        "_C.py",
+        f"torch_version = {TORCH!r}",
+        "the compiled kernels are of another version of probsym_fast, without differentiate, instruction_set: ",
+    ),
+    "without a torch version": (
+        "_C.py",
+        "differentiate = instruction_set = None",
+        "the compiled kernels are of another version of probsym_fast, without torch_version: ",
+    ),
+    "another torch": (
+        "_C.py",
+        "torch_version = '1.13.1'; differentiate = instruction_set = None",
+        f"the compiled kernels were built for torch 1.13.1, this is {torch.__version__}: ",
+    ),
 }
 
 
@@ -124,14 +141,21 @@ def loader(monkeypatch):
     return load
 
 
-def test_kernels_built_for_another_torch_are_named(loader):
-    loader(types.SimpleNamespace(torch_version="1.13.1"))
+def extension(**changed: object) -> types.SimpleNamespace:
+    return types.SimpleNamespace(**{"torch_version": TORCH, "differentiate": None, "instruction_set": None} | changed)
+
+
+def test_kernels_built_for_another_torch_are_not_used(loader):
+    """Also where they have registered themselves, as those of this installation have."""
+    loader(extension(torch_version="1.13.1"))
     expected = f"the compiled kernels were built for torch 1.13.1, this is {torch.__version__}: {_extension.MEND}"
     assert _extension.problem() == expected
+    assert _extension.module() is None
+    assert all(op.backends("cpu") == ("reference",) for op in OPS.values())
 
 
 def test_kernels_built_for_this_torch_are_no_problem(loader):
-    module = types.SimpleNamespace(torch_version=torch.__version__.split("+")[0])
+    module = extension()
     loader(module)
     assert _extension.module() is module and _extension.problem() is None
     with warnings.catch_warnings():
@@ -180,10 +204,16 @@ def build(tree: Path, **environment: str) -> subprocess.CompletedProcess:
 
 
 def test_a_failing_compiler_leaves_the_package_without_kernels(tree):
+    """Without those of an older build, too; another interpreter's stay."""
+    older = tree / "probsym_fast" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    other = tree / "probsym_fast" / "_C.cpython-27.so"
+    older.touch()
+    other.touch()
     done = build(tree, CXX="false", CC="false", PROBSYM_BUILD="auto")
     assert done.returncode == 0, done.stderr
     assert "probsym_fast: the kernels did not build, ops use their reference: " in done.stderr
-    assert not list(tree.glob("probsym_fast/*.so"))
+    assert not older.exists()
+    assert other.exists()
 
 
 def test_a_failing_compiler_is_an_error_where_kernels_are_wanted(tree):

@@ -44,6 +44,7 @@ struct Tiles {
       for (int64_t s = 0; s < S; ++s) first.push_back(first.back() + static_cast<int64_t>(pairs.size() / 2));
       cells.push_back(std::move(pairs));
     }
+    check_rows("embed_matrix", "order", order_, [&](int64_t b) { return nodes[b]; }, [&](int64_t) { return N; });
   }
   int64_t samples() const { return B * S; }
   int64_t rows(int64_t sample) const { return first[sample + 1] - first[sample]; }
@@ -92,6 +93,7 @@ struct Tiles {
 
 Tensor embed_matrix(const Tensor& matrix_in, const Maybe& num_nodes, const Tensor&, const Tensor& order, const Maybe&, const Maybe&,
                     const Maybe&, double, const Tensor& slots, int64_t grid, const Tensor& weight, const Maybe& bias_in) {
+  const NoAutocast no_autocast;
   const Tensor matrix = matrix_in.contiguous(), W = weight_rows(weight), flat = W.flatten(0, 1);
   const Tiles x(matrix, num_nodes, order, slots, grid, W);
   const Tensor bias = bias_in ? bias_in->contiguous() : at::zeros({x.D}, W.options());
@@ -112,6 +114,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> embed_matrix_backward
     const Tensor& d_tokens_in, const Tensor& matrix_in, const Maybe& num_nodes, const Tensor&, const Tensor& order, const Maybe& t_in,
     const Maybe& log_r_in, const Maybe& log_c_in, double tau, const Tensor& slots, int64_t grid, const Tensor& weight, bool needs_matrix,
     bool needs_t, bool needs_weight, bool needs_bias) {
+  const NoAutocast no_autocast;
   const Tensor d_tokens = d_tokens_in.contiguous(), matrix = matrix_in.contiguous(), W = weight_rows(weight), flat = W.flatten(0, 1);
   const Tiles x(matrix, num_nodes, order, slots, grid, W);
   Tensor d_matrix, d_flat, d_bias;
@@ -149,7 +152,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> embed_matrix_backward
           const Soft<T> p{soft[0].const_data_ptr<T>() + at, soft[1].const_data_ptr<T>() + at, soft[2].const_data_ptr<T>() + at,
                           {d_soft[0].mutable_data_ptr<T>() + at, d_soft[1].mutable_data_ptr<T>() + at, d_soft[2].mutable_data_ptr<T>() + at},
                           T(1) / T(tau)};
-          T* scratch = scratch_memory<T>(8 * (x.N + 64));
+          T* scratch = scratch_memory<T>(soft_scratch(x.N));
           PSF_DISPATCH(reduce_matrix<T>(G.const_data_ptr<T>(), n, p, scratch));
         }
       });

@@ -50,7 +50,7 @@ Axis::Axis(const Tensor& slots, int64_t grid, int64_t N) : grid(grid), patch(slo
 }
 
 Items::Items(const char* op, const char* name, const Tensor& items, const Tensor& ptr, const Tensor& rank, const Tensor& order)
-    : k(items.size(0)), M(items.size(1)), B(rank.size(0)), S(rank.size(1)), N(rank.size(2)), items_(items.contiguous()),
+    : k(items.size(0)), M(items.size(1)), B(rank.size(0)), S(rank.size(1)), N(rank.size(2)), op_(op), items_(items.contiguous()),
       ptr_(ptr.contiguous()), rank_(rank.contiguous()), order_(order.contiguous()) {
   const int64_t* offsets = ptr_.const_data_ptr<int64_t>();
   TORCH_CHECK_VALUE(offsets[0] == 0, op, ": ptr must begin with 0, got ", offsets[0]);
@@ -60,6 +60,7 @@ Items::Items(const char* op, const char* name, const Tensor& items, const Tensor
     TORCH_CHECK_VALUE(nodes >= 0 && nodes <= N, op, ": ptr must give every graph 0 to N = ", N, " nodes, got ", nodes, " for graph ", b);
     graph_of_node.insert(graph_of_node.end(), nodes, b);
   }
+  check_rows(op, "rank", rank_, [&](int64_t b) { return offsets[b + 1] - offsets[b]; }, [&](int64_t) { return N; });
   const int64_t* u = items_.const_data_ptr<int64_t>();
   graph_.resize(M);
   for (int64_t m = 0; m < M; ++m) {
@@ -74,9 +75,11 @@ Items::Items(const char* op, const char* name, const Tensor& items, const Tensor
 }
 
 void Items::sort_by_node() {
-  const int64_t nodes = ptr_.const_data_ptr<int64_t>()[B];
+  const int64_t* offsets = ptr_.const_data_ptr<int64_t>();
+  const auto nodes = [&](int64_t b) { return offsets[b + 1] - offsets[b]; };
+  check_rows(op_, "order", order_, nodes, nodes);
   for (int64_t axis = 0; axis < k; ++axis)
-    sort_by(items_.const_data_ptr<int64_t>() + axis * M, M, nodes, begin_of_[axis], by_[axis]);
+    sort_by(items_.const_data_ptr<int64_t>() + axis * M, M, offsets[B], begin_of_[axis], by_[axis]);
 }
 
 SampleView Items::sample(int64_t b, int64_t s) const {
@@ -190,6 +193,7 @@ Tensor weight_gradient(const Items& items, const Axis& axis, const Tensor& value
 
 std::array<Tensor, 3> permutation_gradient(Items& items, const Axis& axis, const Tensor& values, double scale, const Tensor& tokens,
                                            const Tensor& W, const Tensor& t_in, const Tensor& log_r_in, const Tensor& log_c_in, double tau) {
+  const NoAutocast no_autocast;
   items.sort_by_node();
   const Tensor t = t_in.contiguous(), log_r = log_r_in.contiguous(), log_c = log_c_in.contiguous();
   const std::array<Tensor, 3> out{at::zeros_like(t), at::zeros_like(t), at::zeros_like(t)};
@@ -201,7 +205,7 @@ std::array<Tensor, 3> permutation_gradient(Items& items, const Axis& axis, const
     const T *a = values.const_data_ptr<T>(), *x = tokens.const_data_ptr<T>();
     const int64_t tile = gemm ? std::clamp<int64_t>(gemm_bytes / (L * width * static_cast<int64_t>(sizeof(T))), 1, std::max<int64_t>(1, samples)) : samples;
     const Tensor rows = W.flatten(0, 1), flat = tokens.flatten(0, 1);
-    const int64_t mixed = axis.patch * D, scratch = 8 * (N + 64) + (gemm ? 0 : mixed);
+    const int64_t mixed = axis.patch * D, scratch = soft_scratch(N) + (gemm ? 0 : mixed);
     for (int64_t begin = 0; begin < samples; begin += tile) {
       const int64_t count = std::min(tile, samples - begin);
       const Tensor Z = gemm ? at::mm(flat.narrow(0, begin, count).flatten(0, 1), rows.t()) : Tensor();
@@ -214,7 +218,7 @@ std::array<Tensor, 3> permutation_gradient(Items& items, const Axis& axis, const
                              {out[0].mutable_data_ptr<T>() + at, out[1].mutable_data_ptr<T>() + at, out[2].mutable_data_ptr<T>() + at},
                              T(1) / T(tau)};
           const T* sample_z = z ? z + (i - begin) * L * width : nullptr;
-          PSF_DISPATCH(permutation_gradient_sample<T>({axis, x + i * L * D, W.const_data_ptr<T>(), sample_z, C, D, width, memory + 8 * (N + 64)},
+          PSF_DISPATCH(permutation_gradient_sample<T>({axis, x + i * L * D, W.const_data_ptr<T>(), sample_z, C, D, width, memory + soft_scratch(N)},
                                                       items.sample(i / S, i % S), a, T(scale), soft, memory));
         }
       });

@@ -28,6 +28,7 @@ template <class T> struct Soft {
   T* out[3];  // d_t, d_log_r, d_log_c
   T by_tau;
 };
+inline int64_t soft_scratch(int64_t N) { return 7 * (N + 16); }  // numbers that SoftRows needs, vectors of 16 at most
 
 // What one sample's kernels read.
 struct SampleView {
@@ -47,11 +48,12 @@ class Items {
   Items(const char* op, const char* name, const at::Tensor& items, const at::Tensor& ptr, const at::Tensor& rank, const at::Tensor& order);
   SampleView sample(int64_t b, int64_t s) const;
   int64_t graph(int64_t item) const { return graph_[item]; }
-  void sort_by_node();  // wanted for permutation_gradient
+  void sort_by_node();  // wanted for permutation_gradient; checks order, as a soft permutation's is read by it
   // 2 num_nodes summed over the items of all samples: the products with tokens that permutation_gradient makes without a GEMM.
   double products() const;
 
  private:
+  const char* op_;
   at::Tensor items_, ptr_, rank_, order_;
   std::vector<int64_t> graph_, begin_, sorted_, begin_of_[2], by_[2];
 };

@@ -25,6 +25,7 @@ Tensor node_identifiers(const Tensor& ptr_in, const Tensor& rank_in, const Tenso
   const Tensor ptr = ptr_in.contiguous(), rank = rank_in.contiguous(), weight = weight_in.contiguous();
   const int64_t B = rank.size(0), S = rank.size(1), N = rank.size(2), D = weight.size(1);
   const int64_t *offsets = offsets_of(ptr, B, N), *ranks = rank.const_data_ptr<int64_t>();
+  check_rows("node_identifiers", "rank", rank, [&](int64_t b) { return offsets[b + 1] - offsets[b]; }, [&](int64_t) { return N; });
   TORCH_CHECK_VALUE(offsets[B] == nodes, "node_identifiers: ptr must end with the number of nodes ", nodes, ", got ", offsets[B]);
   const Tensor out = at::empty({nodes, S, D}, weight.options());
   AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "node_identifiers", [&] {
@@ -59,11 +60,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> node_identifiers_backward(const Tenso
       at::parallel_for(0, N, 1, [&](int64_t begin, int64_t end) {  // a slot's sum has one thread and one order
         for (int64_t b = 0; b < B; ++b)
           for (int64_t s = 0; s < S; ++s)
-            for (int64_t j = begin; j < std::min(end, offsets[b + 1] - offsets[b]); ++j)
-              PSF_DISPATCH(add_row<T>(sum + j * D, d + ((offsets[b] + orders[(b * S + s) * N + j]) * S + s) * D, D));
+            for (int64_t j = begin; j < end; ++j)
+              if (const int64_t u = orders[(b * S + s) * N + j]; u >= 0 && u < offsets[b + 1] - offsets[b])
+                PSF_DISPATCH(add_row<T>(sum + j * D, d + ((offsets[b] + u) * S + s) * D, D));
       });
     }
     if (needs_t) {
+      const auto nodes = [&](int64_t b) { return offsets[b + 1] - offsets[b]; };
+      check_rows("node_identifiers", "order", order, nodes, nodes);
       soft = {t_in->contiguous(), log_r_in->contiguous(), log_c_in->contiguous()};
       for (Tensor& x : d_soft) x = at::zeros_like(soft[0]);
       const T* w = weight.const_data_ptr<T>();
@@ -73,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> node_identifiers_backward(const Tenso
           const Soft<T> p{soft[0].const_data_ptr<T>() + at, soft[1].const_data_ptr<T>() + at, soft[2].const_data_ptr<T>() + at,
                           {d_soft[0].mutable_data_ptr<T>() + at, d_soft[1].mutable_data_ptr<T>() + at, d_soft[2].mutable_data_ptr<T>() + at},
                           T(1) / T(tau)};
-          T* scratch = scratch_memory<T>(8 * (N + 64));
+          T* scratch = scratch_memory<T>(soft_scratch(N));
           PSF_DISPATCH(identifier_gradient<T>(d + (offsets[b] * S + i % S) * D, S * D, orders + at, offsets[b + 1] - offsets[b], w, D, p, scratch));
         }
       });

@@ -8,7 +8,6 @@ template <class T> struct SoftRows {
   T by_tau;
   T *t, *log_r, *log_c, *d_t, *d_log_r, *d_log_c, *row;  // padded to whole vectors; row: G_i, to be filled and reduced
 
-  static int64_t scratch(int64_t n) { return 7 * (n + lanes<T>); }
   SoftRows(const Soft<T>& p, int64_t n, T* memory) : n(n), padded((n + lanes<T> - 1) / lanes<T> * lanes<T>), by_tau(p.by_tau) {
     T** const arrays[7] = {&t, &log_r, &log_c, &d_t, &d_log_r, &d_log_c, &row};
     for (int k = 0; k < 7; ++k) *arrays[k] = memory + k * padded;

@@ -1,6 +1,27 @@
-"""Distributions over group elements: uniform (GA), learned (PS), none."""
+"""Distributions over group elements: uniform (GA), learned (PS), a predefined frame (FA), none."""
 
-from probsym_fast.distributions.distribution import Distribution, Identity, Learned, Normal, Uniform
+from probsym_fast.distributions.distribution import (
+    Distribution,
+    Frame,
+    Identity,
+    Learned,
+    Noise,
+    Normal,
+    Uniform,
+    UniformNoise,
+)
+from probsym_fast.distributions.gin import GIN
 from probsym_fast.distributions.vector_neurons import VectorNeurons
 
-__all__ = ["Distribution", "Identity", "Learned", "Normal", "Uniform", "VectorNeurons"]
+__all__ = [
+    "GIN",
+    "Distribution",
+    "Frame",
+    "Identity",
+    "Learned",
+    "Noise",
+    "Normal",
+    "Uniform",
+    "UniformNoise",
+    "VectorNeurons",
+]

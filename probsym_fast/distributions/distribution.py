@@ -2,59 +2,117 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from probsym_fast.groups import Batch, Group
+from probsym_fast.data.laplacian import laplacian_keys
+from probsym_fast.groups import Batch, Draws, Graphs, Group, Symmetric
+from probsym_fast.ops.soft_permutation import check_relaxation
 
 Penalties = dict[str, Tensor]
+MOST_NODES = 2**20  # of a graph, for names of nodes
 
 
 class Distribution(nn.Module, ABC):
-    """Draws S group elements a graph: forward(batch, samples, generator) -> (elements, penalties)."""
+    """Draws S group elements a graph: forward(batch, samples, draws) -> (elements, penalties)."""
 
     def __init__(self, group: Group):
         super().__init__()
         self.group = group
 
     @abstractmethod
-    def forward(self, batch: Batch, samples: int, generator: torch.Generator | None = None) -> tuple[Any, Penalties]:
+    def forward(self, batch: Batch, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:
         """The elements, batched (B, S), and penalties for the loss (scalars)."""
 
 
 class Uniform(Distribution):
     """Group averaging (GA): elements from the Haar measure; translation by the centroid."""
 
-    def forward(self, batch: Batch, samples: int, generator: torch.Generator | None = None) -> tuple[Any, Penalties]:
-        return self.group.uniform(batch, samples, generator), {}
+    def forward(self, batch: Batch, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:
+        return self.group.uniform(batch, samples, draws), {}
 
 
 class Identity(Distribution):
     """No symmetrization: the neutral element, for the bare backbone."""
 
-    def forward(self, batch: Batch, samples: int, generator: torch.Generator | None = None) -> tuple[Any, Penalties]:
+    def forward(self, batch: Batch, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:
         return self.group.identity(batch, samples), {}
 
 
-class Normal:
-    """Noise N(0, scale^2), the same under rotations and permutations; scale 0 draws nothing."""
+class Frame(Distribution):
+    """Frame averaging (FA) with a predefined order: nodes by rising class `batch.frame`, ties broken at random per sample.
 
-    def __init__(self, scale: float = 1.0):
-        if not scale >= 0:
-            raise ValueError(f"Normal: scale must be >= 0, got {scale}")
-        self.scale = scale
+    Where the batch has no classes they are those of the Laplacian's eigenvectors (`data.laplacian_keys`).
+    Source: Puny et al. 2022 (arXiv 2110.03336).
+    """
+
+    def __init__(self, group: Symmetric):
+        if not isinstance(group, Symmetric):
+            raise TypeError(f"Frame: group must be Symmetric, got {group!r}")
+        super().__init__(group)
+
+    def forward(self, batch: Graphs, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:
+        classes = laplacian_keys(batch.edge_index, batch.ptr) if batch.frame is None else batch.frame
+        ties = (draws or Draws()).uniform((batch.size, samples, self.group.n), "frame", device=batch.device)
+        classes = batch.padded(classes[:, None].double(), self.group.n)  # (B, 1, n)
+        return self.group.sorted(classes + ties, batch), {}
+
+
+class Noise(ABC):
+    """Noise of a distribution's network. scale 0 draws nothing.
+
+    fixed: a seed. The same noise at every call, from the graphs' `key` (without one: their place in the batch) and the
+    places of the nodes in them alone.
+    """
+
+    def __init__(self, scale: float = 1.0, fixed: int | None = None):
+        if not (scale >= 0 and math.isfinite(scale)):
+            raise ValueError(f"{type(self).__name__}: scale must be finite and >= 0, got {scale}")
+        self.scale, self.fixed = scale, fixed
 
     def __repr__(self) -> str:
-        return f"Normal({self.scale})"
+        return f"{type(self).__name__}({self.scale})"
 
-    def __call__(self, shape: tuple[int, ...], like: Batch, generator: torch.Generator | None = None) -> Tensor:
-        dtype = like.dtype if like.dtype == torch.float64 else torch.float32
+    def __call__(self, shape: tuple[int, ...], batch: Batch, draws: Draws | None = None) -> Tensor:
+        """(rows, S, ...), rows graphs or nodes; float32 or better."""
+        dtype = batch.dtype if batch.dtype == torch.float64 else torch.float32
         if self.scale == 0:
-            return torch.zeros(shape, device=like.device, dtype=dtype)
-        return self.scale * torch.randn(shape, generator=generator, device=like.device, dtype=dtype)
+            return torch.zeros(shape, device=batch.device, dtype=dtype)
+        if self.fixed is None:
+            draws, rows = draws or Draws(), None
+        else:
+            draws, rows = Draws(seed=self.fixed, first=draws.first if draws else 0), _names(batch, shape[0])
+        return self.scale * self.draw(draws, shape, rows, batch.device).to(dtype)
+
+    @abstractmethod
+    def draw(self, draws: Draws, shape: tuple[int, ...], rows: Tensor | None, device: torch.device) -> Tensor:
+        """The noise at scale 1."""
+
+
+class Normal(Noise):
+    """N(0, scale^2): the same under rotations and permutations."""
+
+    def draw(self, draws: Draws, shape: tuple[int, ...], rows: Tensor | None, device: torch.device) -> Tensor:
+        return draws.normal(shape, "noise", rows=rows, device=device)
+
+
+class UniformNoise(Noise):
+    """U(0, scale)."""
+
+    def draw(self, draws: Draws, shape: tuple[int, ...], rows: Tensor | None, device: torch.device) -> Tensor:
+        return draws.uniform(shape, "noise", rows=rows, device=device)
+
+
+def _names(batch: Batch, rows: int) -> Tensor | None:
+    """(rows,) names of the nodes by graph and place in it, of a graph as of its first node; None: by their numbers."""
+    if not isinstance(batch, Graphs):
+        return None
+    key = torch.arange(batch.size, device=batch.device) if batch.key is None else batch.key
+    return key * MOST_NODES if rows == batch.size else key[batch.graph] * MOST_NODES + batch.local
 
 
 class Learned(Distribution):
@@ -70,13 +128,12 @@ class Learned(Distribution):
         self,
         group: Group,
         network: nn.Module,
-        noise: Normal | None = None,
+        noise: Noise | None = None,
         tau: float = 0.01,
         iterations: int = 20,
     ):
         super().__init__(group)
-        if not tau > 0:
-            raise ValueError(f"Learned: tau must be > 0, got {tau}")
+        check_relaxation("Learned", tau, iterations)
         self.network = network
         self.noise = Normal(1.0) if noise is None else noise
         self.tau, self.iterations = tau, iterations
@@ -85,14 +142,15 @@ class Learned(Distribution):
         self,
         batch: Batch,
         samples: int,
-        generator: torch.Generator | None = None,
+        draws: Draws | None = None,
         noise: Tensor | None = None,
     ) -> tuple[Any, Penalties]:
         """noise: given by hand instead of drawn, of shape `network.noise_shape(batch, samples)`."""
         shape = tuple(self.network.noise_shape(batch, samples))
+        draws = draws or Draws()
         if noise is None:
-            noise = self.noise(shape, batch, generator)
+            noise = self.noise(shape, batch, draws)
         elif tuple(noise.shape) != shape:
             raise ValueError(f"Learned: noise must be {shape}, got {tuple(noise.shape)}")
         outputs = self.network(batch, noise)
-        return self.group.project(outputs, batch, tau=self.tau, iterations=self.iterations, generator=generator)
+        return self.group.project(outputs, batch, tau=self.tau, iterations=self.iterations, draws=draws)

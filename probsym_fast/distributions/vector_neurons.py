@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from probsym_fast.groups import PointClouds
+from probsym_fast.ops._op import looks_at_values
 
 SLOPE = 0.2  # of the leaky ReLU
 NORM_EPS = 1e-6  # |p| is sqrt(<p, p> + NORM_EPS^2): smooth at zero
@@ -190,13 +191,15 @@ class _Norm(nn.Module):
 
     def forward(self, *terms: Tensor, near: Tensor | None = None) -> tuple[Tensor, Tensor]:
         mean, variance = self.running_mean, self.running_var
-        if self.training:
+        if self.training and terms[0].numel():
             weight = None if near is None else near.to(terms[0].dtype)
             mean, variance = _NormMoments.apply(weight, *terms)
             count = terms[0][0, 0].numel() if weight is None else weight.sum()
-            with torch.no_grad():
-                self.running_mean.lerp_(mean, MOMENTUM)
-                self.running_var.lerp_(variance * (count / (count - 1)), MOMENTUM)
+            with torch.no_grad():  # NaN and infinity would stay in the statistics for good
+                finite = (mean + variance).isfinite()
+                unbiased = variance * (count / (count - 1))
+                self.running_mean.lerp_(torch.where(finite, mean, self.running_mean), MOMENTUM)
+                self.running_var.lerp_(torch.where(finite, unbiased, self.running_var), MOMENTUM)
         scale = self.weight * (variance + VARIANCE_EPS).rsqrt()
         return scale, self.bias - scale * mean
 
@@ -264,7 +267,7 @@ class VectorNeurons(nn.Module):
     forward(batch, noise): noise (B, S, n, d, channels) is added to [positions - center, velocities]. Returns a dict with
     "scores" (B, S, n) and "matrices" (B, S, d, d), as asked for, in the dtype of the parameters under any autocast.
     Gradients: first order, to the parameters, the noise and the batch. Time and memory grow as B S n^2 width d.
-    Raises ValueError for shapes.
+    Raises ValueError for shapes, and for positions, velocities or noise that are not finite (looked at on the CPU only).
     """
 
     def __init__(
@@ -282,6 +285,10 @@ class VectorNeurons(nn.Module):
             raise ValueError(f"VectorNeurons: channels must be 1 or 2 (positions, velocities), got {channels}")
         if not (scores or matrices):
             raise ValueError("VectorNeurons: scores or matrices must be True, got False for both")
+        if width < (least := 2 if scores else 1):  # the frame of a score has width // 2 channels
+            raise ValueError(f"VectorNeurons: width must be at least {least}, got {width}")
+        if neighbors < 1:
+            raise ValueError(f"VectorNeurons: neighbors must be at least 1, got {neighbors}")
         self.channels, self.width, self.dim, self.dropout = channels, width, dim, dropout
         self.scores, self.matrices = scores, matrices
         self.conv1 = _EdgeConvolution(channels, width, neighbors)
@@ -310,6 +317,10 @@ class VectorNeurons(nn.Module):
         S = noise.shape[1]
         if self.training and B * S * n == 1:
             raise ValueError("VectorNeurons: training needs B S n > 1 for the batch statistics, got 1")
+        read = {"positions": batch.positions, "velocities": batch.velocities, "noise": noise}
+        for name, values in read.items() if looks_at_values(noise) else ():
+            if (name != "velocities" or self.channels == 2) and not values.isfinite().all():
+                raise ValueError(f"VectorNeurons: {name} must be finite, got NaN or infinity")
         with torch.autocast(noise.device.type, enabled=False):
             x = torch.stack([batch.positions - batch.center[:, None], batch.velocities][: self.channels], -1)
             x = (x[:, None] + noise).to(self.conv1.feature.dtype)

@@ -1,6 +1,7 @@
 """Groups: elements in compact form, composition, uniform sampling, and how they act on data."""
 
-from probsym_fast.groups._batch import Batch, PointClouds
+from probsym_fast.groups._batch import Batch, Graphs, PointClouds
+from probsym_fast.groups._draws import Draws
 from probsym_fast.groups._group import Group
 from probsym_fast.groups.euclidean import Euclidean, Motion, SpecialEuclidean, Translation
 from probsym_fast.groups.orthogonal import Orthogonal, SpecialOrthogonal
@@ -9,7 +10,9 @@ from probsym_fast.groups.symmetric import Symmetric
 
 __all__ = [
     "Batch",
+    "Draws",
     "Euclidean",
+    "Graphs",
     "Group",
     "Motion",
     "Orthogonal",

@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from probsym_fast.groups._batch import Batch
+from probsym_fast.groups._draws import Draws
 
 
 class Group(ABC):
@@ -25,7 +25,7 @@ class Group(ABC):
         """The neutral element for every graph and sample."""
 
     @abstractmethod
-    def uniform(self, batch: Batch, samples: int, generator: torch.Generator | None = None) -> Any:
+    def uniform(self, batch: Batch, samples: int, draws: Draws | None = None) -> Any:
         """Elements drawn from the Haar measure; translations, which have none, take the batch's centre."""
 
     @abstractmethod
@@ -52,7 +52,7 @@ class Group(ABC):
         *,
         tau: float = 0.01,
         iterations: int = 20,
-        generator: torch.Generator | None = None,
+        draws: Draws | None = None,
     ) -> tuple[Any, dict[str, Tensor]]:
         """Elements from the outputs of an equivariant network, and penalties (scalars) to be added to the loss.
 

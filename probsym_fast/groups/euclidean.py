@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from probsym_fast.groups._batch import Batch
+from probsym_fast.groups._draws import Draws
 from probsym_fast.groups._group import Group
 from probsym_fast.groups.orthogonal import Orthogonal, SpecialOrthogonal
 
@@ -42,8 +43,8 @@ class Translation(Group):
         frame = self.linear.identity(batch, samples) if self.linear else None
         return Motion(frame, torch.zeros(batch.size, samples, self.d, dtype=batch.dtype, device=batch.device))
 
-    def uniform(self, batch: Batch, samples: int, generator: torch.Generator | None = None) -> Motion:
-        frame = self.linear.uniform(batch, samples, generator) if self.linear else None
+    def uniform(self, batch: Batch, samples: int, draws: Draws | None = None) -> Motion:
+        frame = self.linear.uniform(batch, samples, draws) if self.linear else None
         return self._centered(frame, batch, samples)
 
     def compose(self, g: Motion, h: Motion) -> Motion:
@@ -84,7 +85,7 @@ class Translation(Group):
         *,
         tau: float = 0.01,
         iterations: int = 20,
-        generator: torch.Generator | None = None,
+        draws: Draws | None = None,
     ) -> tuple[Motion, dict[str, Tensor]]:
         if self.linear is None:
             return self._centered(None, batch, next(iter(outputs.values())).shape[1]), {}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from probsym_fast import ops
 from probsym_fast.groups._batch import Batch
+from probsym_fast.groups._draws import Draws
 from probsym_fast.groups._group import Group, sample_axis, wanted
 
 
@@ -29,12 +30,11 @@ class Orthogonal(Group):
         eye = torch.eye(self.d, dtype=_at_least_float32(batch.dtype), device=batch.device)
         return eye.expand(batch.size, samples, self.d, self.d)
 
-    def uniform(self, batch: Batch, samples: int, generator: torch.Generator | None = None) -> Tensor:
+    def uniform(self, batch: Batch, samples: int, draws: Draws | None = None) -> Tensor:
         """Gram-Schmidt of normal matrices is distributed by the Haar measure."""
         shape = (batch.size, samples, self.d, self.d)
-        dtype = _at_least_float32(batch.dtype)
-        normal = torch.randn(shape, generator=generator, device=batch.device, dtype=dtype)
-        return ops.orthogonal_frame(normal, special=self.special)
+        normal = (draws or Draws()).normal(shape, "orthogonal", device=batch.device)
+        return ops.orthogonal_frame(normal.to(_at_least_float32(batch.dtype)), special=self.special)
 
     def compose(self, g: Tensor, h: Tensor) -> Tensor:
         return g @ h
@@ -66,7 +66,7 @@ class Orthogonal(Group):
         *,
         tau: float = 0.01,
         iterations: int = 20,
-        generator: torch.Generator | None = None,
+        draws: Draws | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         matrices = wanted(outputs, "matrices", repr(self))
         if matrices.shape[-2:] != (self.d, self.d):

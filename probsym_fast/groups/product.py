@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from probsym_fast.groups._batch import Batch
+from probsym_fast.groups._draws import Draws
 from probsym_fast.groups._group import Group
 
 
@@ -27,8 +27,9 @@ class Product(Group):
     def identity(self, batch: Batch, samples: int) -> tuple:
         return tuple(f.identity(batch, samples) for f in self.factors)
 
-    def uniform(self, batch: Batch, samples: int, generator: torch.Generator | None = None) -> tuple:
-        return tuple(f.uniform(batch, samples, generator) for f in self.factors)
+    def uniform(self, batch: Batch, samples: int, draws: Draws | None = None) -> tuple:
+        draws = draws or Draws()
+        return tuple(f.uniform(batch, samples, draws.fork(k)) for k, f in enumerate(self.factors))
 
     def compose(self, g: tuple, h: tuple) -> tuple:
         return tuple(f.compose(a, b) for f, a, b in zip(self.factors, g, h, strict=True))
@@ -42,7 +43,10 @@ class Product(Group):
             x = factor.act(element, x, layout, inverse=inverse, mean=mean and k == last)
         return x
 
-    def project(self, outputs: Mapping[str, Tensor], batch: Batch, **settings: Any) -> tuple[tuple, dict[str, Tensor]]:
-        pairs = [f.project(outputs, batch, **settings) for f in self.factors]
+    def project(
+        self, outputs: Mapping[str, Tensor], batch: Batch, *, draws: Draws | None = None, **settings: Any
+    ) -> tuple[tuple, dict[str, Tensor]]:
+        draws = draws or Draws()
+        pairs = [f.project(outputs, batch, draws=draws.fork(k), **settings) for k, f in enumerate(self.factors)]
         penalties = {name: value for _, some in pairs for name, value in some.items()}
         return tuple(g for g, _ in pairs), penalties

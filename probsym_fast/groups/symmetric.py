@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from probsym_fast import ops
-from probsym_fast.groups._batch import Batch
+from probsym_fast.groups._batch import Batch, Graphs
+from probsym_fast.groups._draws import Draws
 from probsym_fast.groups._group import Group, sample_axis, wanted
 from probsym_fast.ops import Permutation, SoftPermutation
 
@@ -30,10 +31,13 @@ class Symmetric(Group):
         slots = torch.arange(self.n, device=batch.device).expand(batch.size, samples, self.n)
         return Permutation(slots, batch.num_nodes, slots)
 
-    def uniform(self, batch: Batch, samples: int, generator: torch.Generator | None = None) -> Permutation:
+    def uniform(self, batch: Batch, samples: int, draws: Draws | None = None) -> Permutation:
         """Uniform over the permutations of the valid nodes; slots beyond them stay where they are."""
         shape = (batch.size, samples, self.n)
-        key = torch.rand(shape, generator=generator, device=batch.device, dtype=torch.float64)
+        return self.sorted((draws or Draws()).uniform(shape, "permutation", device=batch.device), batch)
+
+    def sorted(self, key: Tensor, batch: Batch) -> Permutation:
+        """Sorts the valid nodes by rising key (B, S, n); ties by number."""
         if batch.num_nodes is not None:
             key = key.masked_fill(torch.arange(self.n, device=key.device) >= batch.num_nodes[:, None, None], torch.inf)
         return Permutation(key.argsort(dim=-1, stable=True), batch.num_nodes)
@@ -65,17 +69,21 @@ class Symmetric(Group):
         *,
         tau: float = 0.01,
         iterations: int = 20,
-        generator: torch.Generator | None = None,
+        draws: Draws | None = None,
     ) -> tuple[SoftPermutation, dict[str, Tensor]]:
-        """Scores with ties broken by noise U(0, 1e-6) -> soft permutation and its "entropy"; float32 or better."""
+        """Scores with ties broken by noise U(0, 1e-6) -> soft permutation (float64) and its "entropy" (float32 or better).
+
+        "scores" are (B, S, n), or of a ragged batch (nodes, S).
+        """
         scores = wanted(outputs, "scores", repr(self))
+        if scores.ndim == 2 and isinstance(batch, Graphs):
+            scores = batch.padded(scores, self.n)
         if scores.shape[-1] != self.n:
             raise ValueError(f"{self}: scores must be (B, S, {self.n}), got {tuple(scores.shape)}")
-        if scores.dtype != torch.float64:
-            scores = scores.float()
-        ties = torch.rand(scores.shape, generator=generator, device=scores.device, dtype=scores.dtype)
-        p = ops.soft_permutation(scores + TIE_NOISE * ties, batch.num_nodes, tau, iterations)
-        return p, {"entropy": ops.permutation_entropy(p)}
+        ties = (draws or Draws()).uniform(tuple(scores.shape), "ties", device=scores.device)
+        # in float32 the noise would be rounded to a few values, or away, and ties broken by the nodes' numbers
+        p = ops.soft_permutation(scores.double() + TIE_NOISE * ties, batch.num_nodes, tau, iterations)
+        return p, {"entropy": ops.permutation_entropy(p).to(torch.promote_types(scores.dtype, torch.float32))}
 
 
 def _gather(index: Tensor, x: Tensor, axis: int) -> Tensor:
@@ -88,5 +96,5 @@ def _gather(index: Tensor, x: Tensor, axis: int) -> Tensor:
 def _multiply(matrix: Tensor, x: Tensor, axis: int, inverse: bool) -> Tensor:
     """P x, or P^T x, along `axis`: the value of the gather with the straight-through gradient to P (B, S, n, n)."""
     B, S = x.shape[:2]
-    flat = x.reshape(B, S, -1, x.shape[axis], x.shape[axis + 1 :].numel())
+    flat = x.reshape(B, S, x.shape[2:axis].numel(), x.shape[axis], x.shape[axis + 1 :].numel())
     return ((matrix.mT if inverse else matrix)[:, :, None] @ flat).reshape(x.shape)

@@ -60,8 +60,9 @@ class MessagePassing(nn.Module):
                 f"MessagePassing: edges must be (..., {n}, {n}, {self.edge_features}), got {tuple(edges.shape)}"
             )
         lead = x.shape[:-2]
-        x = x.reshape(-1, lead[-1] if lead else 1, n, features)
-        edges = edges.reshape(-1, edges.shape[-4] if edges.ndim > 3 else 1, n, n, self.edge_features)
+        x = x.reshape(lead[:-1].numel(), lead[-1] if lead else 1, n, features)
+        pairs = edges.shape[:-3]
+        edges = edges.reshape(pairs[:-1].numel(), pairs[-1] if pairs else 1, n, n, self.edge_features)
         node = torch.arange(n, device=x.device)[:, None]
         other = torch.arange(n - 1, device=x.device)
         neighbor = other + (other >= node)  # (n, n - 1): all nodes but this one
@@ -69,4 +70,5 @@ class MessagePassing(nn.Module):
         h = self.embed(x)
         for layer in self.layers:
             h = layer(h, edges, neighbor)
-        return self.decoder(h).reshape(*lead, n, -1)
+        y = self.decoder(h)
+        return y.reshape(*lead, *y.shape[2:])

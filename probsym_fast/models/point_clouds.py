@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probsym_fast.groups import Group, PointClouds
+from probsym_fast.groups import Group, PointClouds, Product, Symmetric
 
 
 class NodeVectors(nn.Module):
@@ -54,7 +54,5 @@ def _coordinates(batch: PointClouds, group: Group, g: Any) -> Tensor:
 
 def _keeps(group: Group, layout: str) -> bool:
     """Whether the group leaves tensors of this layout alone."""
-    from probsym_fast.groups import Product, Symmetric
-
     factors = group.factors if isinstance(group, Product) else (group,)
     return not any(isinstance(f, Symmetric) for f in factors) or "n" not in layout

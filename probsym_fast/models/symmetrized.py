@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast.distributions import Distribution
+from probsym_fast.groups import Draws
 
 
 class Symmetrized(nn.Module):
@@ -32,7 +33,7 @@ class Symmetrized(nn.Module):
         """
         if samples < 1:
             raise ValueError(f"Symmetrized: samples must be at least 1, got {samples}")
-        g, penalties = self.distribution(batch, samples, generator)
+        g, penalties = self.distribution(batch, samples, Draws(generator))
         return self.apply_elements(batch, g), penalties
 
     def apply_elements(self, batch: Any, g: Any) -> Tensor:

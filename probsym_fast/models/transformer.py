@@ -35,7 +35,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         M, L, width = x.shape
         drop = self.dropout if self.training else 0.0
-        q, k, v = self.qkv(self.norm1(x)).view(M, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(self.norm1(x)).view(M, L, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         y = attention(q, k, v, drop)
         x = x + F.dropout(self.out(y.transpose(1, 2).reshape(M, L, width)), drop, self.training)
         y = F.dropout(F.gelu(self.up(self.norm2(x))), drop, self.training)
@@ -85,8 +85,9 @@ class Transformer(nn.Module):
         if x.ndim < 2 or x.shape[-2:] != (L, features):
             raise ValueError(f"Transformer: x must be (..., {L}, {features}), got {tuple(x.shape)}")
         lead = x.shape[:-2]
-        h = self.dropout(self.dropout(self.embed(x.reshape(-1, L, features))) + self.positions)
+        h = self.dropout(self.dropout(self.embed(x.reshape(lead.numel(), L, features))) + self.positions)
         for block in self.blocks:
             h = block(h)
         h = h if self.read is None else h[:, self.read]
-        return self.head(self.norm(h)).unflatten(0, lead)
+        y = self.head(self.norm(h))
+        return y.reshape(*lead, *y.shape[1:])

@@ -51,8 +51,8 @@ class Op:
         self.backward = getattr(getattr(torch.ops, NAMESPACE), name).default
 
     def has_kernel(self, device: str) -> bool:
-        """Whether a kernel is built for this device type."""
-        key = {"cpu": "CPU", "cuda": "CUDA"}.get(device)
+        """Whether a kernel is built for this device type, by an extension that is used."""
+        key = {"cpu": "CPU", "cuda": "CUDA"}.get(device) if _extension.module() else None
         return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(self.qualified, key)
 
     def backends(self, device: str) -> tuple[str, ...]:

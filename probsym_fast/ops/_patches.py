@@ -18,26 +18,35 @@ def patch_size(N: int, grid: int) -> int:
     return max(1, -(-N // grid))
 
 
-@lru_cache(maxsize=64)
 def slots_of_places(N: int, grid: int, pad_mode: str, centered: bool, device: torch.device) -> Tensor:
     """(grid patch,) int64: the slot that stands in each place of the padded axis, -1 for a zero.
 
     Padding is grid patch - N places at the end, or half of them (rounded down) in front where `centered`: "zeros",
     "replicate" the nearest slot, "reflect" at the first and last slot, again and again, "circular" modulo N.
     """
+    if torch.compiler.is_compiling():
+        return _slots(N, grid, pad_mode, centered, device)
+    return _kept_slots(N, grid, pad_mode, centered, device)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # kept for calls outside of it too
+def _kept_slots(N: int, grid: int, pad_mode: str, centered: bool, device: torch.device) -> Tensor:
+    return _slots(N, grid, pad_mode, centered, device)
+
+
+def _slots(N: int, grid: int, pad_mode: str, centered: bool, device: torch.device) -> Tensor:
     places = grid * patch_size(N, grid)
-    slot = torch.arange(places) - ((places - N) // 2 if centered else 0)
+    slot = torch.arange(places, device=device) - ((places - N) // 2 if centered else 0)
     if pad_mode == "zeros":
-        slot = torch.where((slot >= 0) & (slot < N), slot, -1)
-    elif pad_mode == "replicate":
-        slot = slot.clamp(0, N - 1)
-    elif pad_mode == "reflect":
+        return torch.where((slot >= 0) & (slot < N), slot, -1)
+    if pad_mode == "replicate":
+        return slot.clamp(0, N - 1)
+    if pad_mode == "reflect":
         period = max(1, 2 * (N - 1))
         slot = slot.remainder(period)
-        slot = torch.minimum(slot, period - slot) if N > 1 else torch.zeros_like(slot)
-    else:
-        slot = slot.remainder(N)
-    return slot.to(device)
+        return torch.minimum(slot, period - slot) if N > 1 else torch.zeros_like(slot)
+    return slot.remainder(N)
 
 
 def pad_axis(x: Tensor, slots: Tensor, dim: int) -> Tensor:
@@ -47,18 +56,20 @@ def pad_axis(x: Tensor, slots: Tensor, dim: int) -> Tensor:
     return torch.where(slots.view(shape) >= 0, x.index_select(dim, slots.clamp(min=0)), x.new_zeros(()))
 
 
-def check_patches(op: str, weight: Tensor, bias: Tensor | None, N: int, grid: int, axes: int, bias_size: int) -> None:
-    """ValueError unless weight is (D, C, P[, P]) for `grid` patches of N slots and bias (bias_size,)."""
+def check_patches(op: str, weight: Tensor, bias: Tensor | None, N: int, grid: int, axes: int, bias_axis: int) -> None:
+    """ValueError unless weight is (D, C, P[, P]) for `grid` patches of N slots and bias as long as its axis `bias_axis`."""
     if grid < 1:
         raise ValueError(f"{op}: grid must be at least 1, got {grid}")
+    if N < 1:
+        raise ValueError(f"{op}: p must have at least one slot, got (B, S, N) with N = {N}")
     P = patch_size(N, grid)
-    if weight.ndim != 2 + axes or tuple(weight.shape[2:]) != (P,) * axes:
+    if weight.ndim != 2 + axes or tuple(weight.shape[2:]) != (P,) * axes or 0 in weight.shape:
         wanted = ", ".join(["D", "C"] + [str(P)] * axes)
         raise ValueError(
             f"{op}: weight must be ({wanted}) with patches of ceil(N / grid) = ceil({N} / {grid}), got {tuple(weight.shape)}"
         )
-    if bias is not None and tuple(bias.shape) != (bias_size,):
-        raise ValueError(f"{op}: bias must be ({bias_size},), got {tuple(bias.shape)}")
+    if bias is not None and bias.shape != weight.shape[bias_axis : bias_axis + 1]:
+        raise ValueError(f"{op}: bias must be ({weight.shape[bias_axis]},), got {tuple(bias.shape)}")
 
 
 def check_padding(op: str, pad_mode: str) -> None:
@@ -66,19 +77,29 @@ def check_padding(op: str, pad_mode: str) -> None:
         raise ValueError(f"{op}: pad_mode must be one of {PAD_MODES}, got {pad_mode!r}")
 
 
+def check_devices(op: str, device: torch.device, **tensors: Tensor) -> None:
+    """RuntimeError unless every tensor is on `device`."""
+    for name, x in tensors.items():
+        if x.device != device:
+            raise RuntimeError(f"{op}: {name} must be on {device}, got {x.device}")
+
+
 def check_ptr(op: str, ptr: Tensor, p: Permutation) -> None:
     """TypeError or ValueError unless ptr (B + 1,) int64 are offsets of graphs that fit the permutation's (B, S, N)."""
     if not isinstance(p, Permutation):
         raise TypeError(f"{op}: p must be a Permutation, got {type(p).__name__}")
     if not isinstance(ptr, Tensor) or ptr.dtype != torch.int64:
-        raise TypeError(f"{op}: ptr must be an int64 Tensor, got {ptr.dtype if isinstance(ptr, Tensor) else type(ptr).__name__}")
+        raise TypeError(
+            f"{op}: ptr must be an int64 Tensor, got {ptr.dtype if isinstance(ptr, Tensor) else type(ptr).__name__}"
+        )
     B, S, N = p.shape
     if tuple(ptr.shape) != (B + 1,):
-        raise ValueError(f"{op}: ptr must be (B + 1,) = ({B + 1},) for a permutation of {B} graphs, got {tuple(ptr.shape)}")
+        raise ValueError(
+            f"{op}: ptr must be (B + 1,) = ({B + 1},) for a permutation of {B} graphs, got {tuple(ptr.shape)}"
+        )
     if S < 1:
         raise ValueError(f"{op}: p must have at least one sample, got (B, S, N) = {(B, S, N)}")
-    if ptr.device != p.order.device:
-        raise RuntimeError(f"{op}: ptr must be on {p.order.device}, got {ptr.device}")
+    check_devices(op, p.order.device, ptr=ptr)
     if not looks_at_values(ptr):
         return
     nodes = ptr.diff()
@@ -103,7 +124,7 @@ def check_items(op: str, name: str, items: Tensor, ptr: Tensor) -> None:
         raise ValueError(
             f"{op}: {name} must hold node numbers 0 to {nodes - 1}, got {int(items[axis, column])} in column {column}"
         )
-    graph = torch.searchsorted(ptr, items, right=True) - 1
+    graph = torch.searchsorted(ptr.contiguous(), items.contiguous(), right=True) - 1
     bad = (graph[0] != graph[-1]).nonzero()
     if len(bad):
         column = int(bad[0])

@@ -33,9 +33,13 @@ def aggregate(x: Tensor, edge_index: Tensor, *, backend: str = "auto") -> Tensor
     """
     check_float("aggregate", x=x)
     if not isinstance(edge_index, Tensor) or edge_index.dtype != torch.int64:
-        raise TypeError(f"aggregate: edge_index must be int64, got {getattr(edge_index, 'dtype', type(edge_index).__name__)}")
+        raise TypeError(
+            f"aggregate: edge_index must be int64, got {getattr(edge_index, 'dtype', type(edge_index).__name__)}"
+        )
     if edge_index.ndim != 2 or edge_index.shape[0] != 2 or x.ndim < 1:
-        raise ValueError(f"aggregate: edge_index must be (2, E) and x (nodes, ...), got {tuple(edge_index.shape)}, {tuple(x.shape)}")
+        raise ValueError(
+            f"aggregate: edge_index must be (2, E) and x (nodes, ...), got {tuple(edge_index.shape)}, {tuple(x.shape)}"
+        )
     if edge_index.device != x.device:
         raise RuntimeError(f"aggregate: edge_index must be on {x.device}, got {edge_index.device}")
     dtype = x.dtype if x.dtype in OP.dtypes else torch.float32

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from probsym_fast.ops._op import Op
+from probsym_fast.ops._op import Op, check_float, looks_at_values
 from probsym_fast.ops._patches import (
+    check_devices,
     check_padding,
     check_patches,
     check_ptr,
@@ -24,9 +25,9 @@ def _shapes(items, values, ptr, rank, order, t, log_r, log_c, tau, slots, grid, 
 
 def _gradient_shapes(d_tokens, items, values, ptr, rank, order, t, log_r, log_c, tau, slots, grid, weight, *needs):
     needs_values, needs_t, needs_weight, needs_bias = needs
-    soft = [torch.empty_like(t) if needs_t else None for _ in range(3)]
+    soft = [t.new_empty(t.shape) if needs_t else None for _ in range(3)]
     return (
-        torch.empty_like(values) if needs_values else None,
+        values.new_empty(values.shape) if needs_values else None,
         *soft,
         rows_like(weight) if needs_weight else None,
         weight.new_empty(weight.shape[0]) if needs_bias else None,
@@ -92,7 +93,9 @@ def embed_edges(
     """
     op = "embed_edges"
     if not isinstance(edge_index, Tensor) or edge_index.dtype != torch.int64:
-        raise TypeError(f"{op}: edge_index must be an int64 Tensor, got {getattr(edge_index, 'dtype', type(edge_index).__name__)}")
+        raise TypeError(
+            f"{op}: edge_index must be an int64 Tensor, got {getattr(edge_index, 'dtype', type(edge_index).__name__)}"
+        )
     if edge_index.ndim != 2 or edge_index.shape[0] != 2:
         raise ValueError(f"{op}: edge_index must be (2, E), got {tuple(edge_index.shape)}")
     return _embed(op, edge_index, "edge_attr", edge_attr, ptr, p, weight, bias, grid, pad_mode, centered, backend)
@@ -120,6 +123,9 @@ def embed_nodes(
     """
     op = "embed_nodes"
     check_ptr(op, ptr, p)
+    check_float(op, x=x)
+    if x.ndim != 2 or (looks_at_values(ptr) and x.shape[0] != int(ptr[-1])):
+        raise ValueError(f"{op}: x must be (nodes, C) with as many nodes as ptr ends with, got {tuple(x.shape)}")
     nodes = torch.arange(x.shape[0], device=x.device)[None]
     return _embed(op, nodes, "x", x, ptr, p, weight, bias, tokens, pad_mode, centered, backend)
 
@@ -129,10 +135,10 @@ def _embed(op, items, name, values, ptr, p, weight, bias, grid, pad_mode, center
     check_padding(op, pad_mode)
     dtype = common_dtype(op, OP.dtypes, weight=weight, **{name: values}, bias=bias)
     N, k = p.shape[-1], items.shape[0]
-    check_patches(op, weight, bias, N, grid, k, weight.shape[0])
-    if values.ndim != 2 or values.shape != (items.shape[1], weight.shape[1]):
-        wanted = (items.shape[1] if k == 2 else "nodes", weight.shape[1])
-        raise ValueError(f"{op}: {name} must be {wanted}, got {tuple(values.shape)}")
+    check_patches(op, weight, bias, N, grid, k, bias_axis=0)
+    check_devices(op, weight.device, ptr=ptr, edge_index=items)
+    if values.shape != (items.shape[1], weight.shape[1]):
+        raise ValueError(f"{op}: {name} must be {(items.shape[1], weight.shape[1])}, got {tuple(values.shape)}")
     slots = slots_of_places(N, grid, pad_mode, centered, ptr.device)
     run = OP.select(backend, weight.device, dtype)
     bias = None if bias is None else bias.to(dtype)

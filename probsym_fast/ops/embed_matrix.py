@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from probsym_fast.ops._op import Op
-from probsym_fast.ops._patches import check_padding, check_patches, common_dtype, slots_of_places, soft_parts
+from probsym_fast.ops._patches import (
+    check_devices,
+    check_padding,
+    check_patches,
+    common_dtype,
+    slots_of_places,
+    soft_parts,
+)
 from probsym_fast.ops.embed import rows_like
 from probsym_fast.ops.permutation import Permutation
 from probsym_fast.ops.reference.embed_matrix import embed_matrix as reference
@@ -18,7 +24,7 @@ def _shapes(matrix, num_nodes, rank, order, t, log_r, log_c, tau, slots, grid, w
 
 def _gradient_shapes(d_tokens, matrix, num_nodes, rank, order, t, log_r, log_c, tau, slots, grid, weight, *needs):
     needs_matrix, needs_t, needs_weight, needs_bias = needs
-    soft = [torch.empty_like(t) if needs_t else None for _ in range(3)]
+    soft = [t.new_empty(t.shape) if needs_t else None for _ in range(3)]
     return (
         matrix.new_empty(matrix.shape) if needs_matrix else None,
         *soft,
@@ -71,11 +77,10 @@ def embed_matrix(
     check_padding(op, pad_mode)
     dtype = common_dtype(op, OP.dtypes, weight=weight, matrix=matrix, bias=bias)
     B, _, N = p.shape
-    check_patches(op, weight, bias, N, grid, 2, weight.shape[0])
+    check_patches(op, weight, bias, N, grid, 2, bias_axis=0)
     if tuple(matrix.shape) != (B, N, N, weight.shape[1]):
         raise ValueError(f"{op}: matrix must be (B, N, N, C) = {(B, N, N, weight.shape[1])}, got {tuple(matrix.shape)}")
-    if p.order.device != matrix.device:
-        raise RuntimeError(f"{op}: p must be on {matrix.device}, got {p.order.device}")
+    check_devices(op, matrix.device, p=p.order)
     slots = slots_of_places(N, grid, pad_mode, centered, matrix.device)
     run = OP.select(backend, weight.device, dtype)
     bias = None if bias is None else bias.to(dtype)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from probsym_fast.ops._op import Op
-from probsym_fast.ops._patches import check_ptr, common_dtype, soft_parts
+from probsym_fast.ops._patches import check_devices, check_ptr, common_dtype, soft_parts
 from probsym_fast.ops.permutation import Permutation
 from probsym_fast.ops.reference.node_identifiers import node_identifiers as reference
 
 
 def _gradient_shapes(d_features, ptr, rank, order, t, log_r, log_c, tau, weight, needs_t, needs_weight):
-    soft = [torch.empty_like(t) if needs_t else None for _ in range(3)]
+    soft = [t.new_empty(t.shape) if needs_t else None for _ in range(3)]
     return *soft, weight.new_empty(weight.shape) if needs_weight else None
 
 
@@ -32,7 +31,9 @@ OP.gradient(
 )
 
 
-def node_identifiers(ptr: Tensor, p: Permutation, weight: Tensor, *, nodes: int | None = None, backend: str = "auto") -> Tensor:
+def node_identifiers(
+    ptr: Tensor, p: Permutation, weight: Tensor, *, nodes: int | None = None, backend: str = "auto"
+) -> Tensor:
     """A row of P times a weight: `features[u, s] = weight[rank_s[u]]`, the identifier of the slot that node u stands in.
 
     Args:
@@ -49,6 +50,7 @@ def node_identifiers(ptr: Tensor, p: Permutation, weight: Tensor, *, nodes: int 
     dtype = common_dtype(op, OP.dtypes, weight=weight)
     if weight.ndim != 2 or weight.shape[0] != p.shape[-1]:
         raise ValueError(f"{op}: weight must be (N, D) = ({p.shape[-1]}, *), got {tuple(weight.shape)}")
+    check_devices(op, weight.device, ptr=ptr)
     nodes = int(ptr[-1]) if nodes is None else nodes
     run = OP.select(backend, weight.device, dtype)
     return run(ptr, *soft_parts(p, dtype), weight.to(dtype), nodes).to(weight.dtype)

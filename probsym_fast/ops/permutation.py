@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,20 +14,39 @@ from probsym_fast.ops._op import check_num_nodes, looks_at_values
 class Permutation:
     """Which node stands in which slot: `y[j] = x[order[j]]`, `rank[order[j]] = j`.
 
-    order: (B, S, N) int64, identity beyond num_nodes. num_nodes: (B,) int64 or None (all N valid). rank is computed.
-    Raises ValueError where order is not a permutation (looked at on the CPU only).
+    order: (B, S, N) int64, identity beyond num_nodes. num_nodes: (B,) int64 or None (all N valid). rank: computed where it
+    is not given. checked: nothing is checked; for what was computed from permutations.
+    Raises TypeError for dtypes, ValueError for shapes and where order is not such a permutation, or rank not its inverse
+    (looked at on the CPU only).
     """
 
     order: Tensor
     num_nodes: Tensor | None = None
     rank: Tensor | None = None
+    checked: InitVar[bool] = field(default=False, kw_only=True)
 
-    def __post_init__(self):
+    def __post_init__(self, checked: bool):
+        if checked:
+            return
+        _check_index("order", self.order)
+        B, _, N = self.order.shape
+        self.num_nodes = check_num_nodes("Permutation", self.num_nodes, B, N, self.order.device)
         if self.rank is None:
-            self.rank = _inverse(self.order)
-            self.num_nodes = check_num_nodes(
-                "Permutation", self.num_nodes, self.order.shape[0], self.order.shape[-1], self.order.device
+            self.rank = _inverse(self.order, self.num_nodes)
+            return
+        _check_index("rank", self.rank)
+        if self.rank.shape != self.order.shape or self.rank.device != self.order.device:
+            raise ValueError(
+                f"Permutation: rank must be {tuple(self.order.shape)} on {self.order.device} as order is, "
+                f"got {tuple(self.rank.shape)} on {self.rank.device}"
             )
+        if looks_at_values(self.order):
+            slots = torch.arange(N, device=self.order.device)
+            inside = self.rank.clamp(0, N - 1)  # where order undoes rank, both are permutations
+            _refuse_any(
+                (inside != self.rank) | (self.order.gather(-1, inside) != slots), "rank", self.rank, "undo order"
+            )
+            _check_beyond(self.order, self.num_nodes)
 
     @property
     def shape(self) -> torch.Size:
@@ -45,7 +64,7 @@ class Permutation:
 
     def inverse(self) -> Permutation:
         """The permutation that undoes this one (hard: the inverse carries no gradient)."""
-        return Permutation(self.rank, self.num_nodes, self.order)
+        return Permutation(self.rank, self.num_nodes, self.order, checked=True)
 
 
 @dataclass(eq=False)
@@ -104,19 +123,31 @@ def valid_slots(num_nodes: Tensor, N: int) -> Tensor:
     return torch.arange(N, device=num_nodes.device) < num_nodes[:, None, None]
 
 
-def _inverse(order: Tensor) -> Tensor:
-    if not isinstance(order, Tensor) or order.dtype != torch.int64:
-        got = order.dtype if isinstance(order, Tensor) else type(order).__name__
-        raise TypeError(f"Permutation: order must be an int64 Tensor, got {got}")
-    if order.ndim != 3:
-        raise ValueError(f"Permutation: order must be (B, S, N), got {tuple(order.shape)}")
+def _check_index(name: str, index: Tensor) -> None:
+    if not isinstance(index, Tensor) or index.dtype != torch.int64:
+        got = index.dtype if isinstance(index, Tensor) else type(index).__name__
+        raise TypeError(f"Permutation: {name} must be an int64 Tensor, got {got}")
+    if index.ndim != 3:
+        raise ValueError(f"Permutation: {name} must be (B, S, N), got {tuple(index.shape)}")
+
+
+def _inverse(order: Tensor, num_nodes: Tensor | None) -> Tensor:
+    """rank; ValueError where order is not a permutation of the valid slots."""
     N = order.shape[-1]
     slots = torch.arange(N, device=order.device).expand(order.shape)
     if looks_at_values(order):
-        wrong = (order.sort(dim=-1).values != slots).any(-1).nonzero()
-        if len(wrong):
-            b, s = wrong[0].tolist()
-            raise ValueError(
-                f"Permutation: order[{b}, {s}] must hold each of 0..{N - 1} once, got {order[b, s].tolist()[:16]}"
-            )
+        _refuse_any(order.sort(dim=-1).values != slots, "order", order, f"hold each of 0..{N - 1} once")
+        _check_beyond(order, num_nodes)
     return torch.empty_like(order).scatter_(-1, order, slots)
+
+
+def _check_beyond(order: Tensor, num_nodes: Tensor | None) -> None:
+    if num_nodes is not None:
+        moved = order != torch.arange(order.shape[-1], device=order.device)
+        wrong = moved & ~valid_slots(num_nodes, order.shape[-1])
+        _refuse_any(wrong, "order", order, "leave the slots beyond num_nodes in place")
+
+
+def _refuse_any(wrong: Tensor, name: str, index: Tensor, must: str) -> None:
+    for b, s in wrong.any(-1).nonzero().tolist()[:1]:
+        raise ValueError(f"Permutation: {name}[{b}, {s}] must {must}, got {index[b, s].tolist()[:16]}")

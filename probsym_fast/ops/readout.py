@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from probsym_fast.ops._op import Op
-from probsym_fast.ops._patches import check_patches, check_ptr, common_dtype, slots_of_places, soft_parts
+from probsym_fast.ops._patches import check_devices, check_patches, check_ptr, common_dtype, slots_of_places, soft_parts
 from probsym_fast.ops.embed import rows_like
 from probsym_fast.ops.permutation import Permutation
 from probsym_fast.ops.reference.readout import readout as reference
@@ -18,7 +18,7 @@ def _shapes(tokens, items, ptr, rank, order, t, log_r, log_c, tau, slots, grid, 
 
 def _gradient_shapes(d_values, tokens, items, ptr, rank, order, t, log_r, log_c, tau, slots, grid, weight, *needs):
     needs_tokens, needs_t, needs_weight, needs_bias = needs
-    soft = [torch.empty_like(t) if needs_t else None for _ in range(3)]
+    soft = [t.new_empty(t.shape) if needs_t else None for _ in range(3)]
     return (
         tokens.new_empty(tokens.shape) if needs_tokens else None,
         *soft,
@@ -76,13 +76,16 @@ def readout(
     dtype = common_dtype("readout", OP.dtypes, tokens=tokens, weight=weight, bias=bias)
     B, S, N = p.shape
     if tokens.ndim != 4 or tokens.shape[:2] != (B, S) or tokens.shape[-1] != weight.shape[0]:
-        raise ValueError(f"readout: tokens must be (B, S, L, D) = ({B}, {S}, *, {weight.shape[0]}), got {tuple(tokens.shape)}")
+        raise ValueError(
+            f"readout: tokens must be (B, S, L, D) = ({B}, {S}, *, {weight.shape[0]}), got {tuple(tokens.shape)}"
+        )
     items, L = _items(at, ptr), tokens.shape[2]
     axes = items.shape[0]
     grid = L if axes == 1 else round(L**0.5)
     if axes == 2 and grid * grid != L:
         raise ValueError(f"readout: tokens must be a square number L of them for pairs, got {L}")
-    check_patches("readout", weight, bias, N, grid, axes, weight.shape[1])
+    check_patches("readout", weight, bias, N, grid, axes, bias_axis=1)
+    check_devices("readout", tokens.device, ptr=ptr, at=items)
     slots = slots_of_places(N, grid, "zeros", centered, ptr.device)
     run = OP.select(backend, tokens.device, dtype)
     bias = None if bias is None else bias.to(dtype)
@@ -101,4 +104,3 @@ def _items(at: str | Tensor, ptr: Tensor) -> Tensor:
         raise ValueError(f'readout: at must be "nodes", "diagonal" or node numbers (1 or 2, M), got {at!r}')
     nodes = torch.arange(int(ptr[-1]), device=ptr.device)
     return nodes[None] if at == "nodes" else torch.stack([nodes, nodes])
-

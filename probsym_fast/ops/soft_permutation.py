@@ -12,6 +12,7 @@ from probsym_fast.ops.permutation import SoftPermutation
 from probsym_fast.ops.reference.soft_permutation import soft_permutation as reference
 
 SMALLEST_TAU = 1e-30  # 1 / tau stays a number in float32
+MOST_ITERATIONS = 10_000
 
 
 def _shapes(scores, num_nodes, tau, iterations, normalize):
@@ -53,7 +54,7 @@ def soft_permutation(
         scores: (B, S, N), one score a node, S samples a graph. float16 and bfloat16 are computed in float32.
         num_nodes: (B,) int, valid nodes of each graph, 1..N; None: all N. Entries beyond are ignored.
         tau: temperature > 0, in units of the (normalised) scores.
-        iterations: Sinkhorn iterations, >= 0.
+        iterations: Sinkhorn iterations, 0..10,000.
         normalize: divide by the Euclidean norm, so that tau has one meaning for every graph.
         backend: "auto", "cpu" or "reference".
 
@@ -65,8 +66,9 @@ def soft_permutation(
     is taken with the sign of the slots' order. Cost, kernels: O(iterations N) operations and nothing kept but t and
     order; reference: O(iterations N^2) of both.
 
-    Raises: TypeError (scores or num_nodes of the wrong dtype), ValueError (shapes, tau, iterations, num_nodes beyond
-    1..N, scores that are not finite), RuntimeError (devices, absent backend). On a GPU values are not looked at.
+    Raises: TypeError (scores or num_nodes of the wrong dtype, tau or iterations no number), ValueError (shapes, tau,
+    iterations, num_nodes beyond 1..N, scores that are not finite), RuntimeError (devices, absent backend). On a GPU values
+    are not looked at.
 
     Source: SoftSort (Prillo and Eisenschlos 2020, arXiv 2006.16038) with the Sinkhorn scaling of Kim et al. 2023
     (arXiv 2306.02866); linear time as in Liao et al. 2022 (arXiv 2202.10042).
@@ -74,16 +76,25 @@ def soft_permutation(
     check_float("soft_permutation", scores=scores)
     if scores.ndim != 3 or scores.shape[-1] < 1:
         raise ValueError(f"soft_permutation: scores must be (B, S, N) with N >= 1, got {tuple(scores.shape)}")
-    if not (tau > 0 and math.isfinite(tau)):
-        raise ValueError(f"soft_permutation: tau must be finite and > 0, got {tau}")
-    if tau < SMALLEST_TAU:
-        raise ValueError(f"soft_permutation: tau must be at least {SMALLEST_TAU}, got {tau}")
-    if iterations < 0:
-        raise ValueError(f"soft_permutation: iterations must be >= 0, got {iterations}")
+    check_relaxation("soft_permutation", tau, iterations)
     B, _, N = scores.shape
     num_nodes = check_num_nodes("soft_permutation", num_nodes, B, N, scores.device)
     if scores.dtype not in OP.dtypes:
         scores = scores.float()
     run = OP.select(backend, scores.device, scores.dtype)
     t, log_r, log_c, order, rank = run(scores, num_nodes, float(tau), int(iterations), bool(normalize))
-    return SoftPermutation(order, num_nodes, rank, t, log_r, log_c, float(tau))
+    return SoftPermutation(order, num_nodes, rank, t, log_r, log_c, float(tau), checked=True)
+
+
+def check_relaxation(owner: str, tau: float, iterations: int) -> None:
+    """TypeError unless tau is a number and iterations an int, ValueError where they are out of range."""
+    if not isinstance(tau, (int, float)) or isinstance(tau, bool):
+        raise TypeError(f"{owner}: tau must be a number, got {type(tau).__name__}")
+    if not (tau > 0 and math.isfinite(tau)):
+        raise ValueError(f"{owner}: tau must be finite and > 0, got {tau}")
+    if tau < SMALLEST_TAU:
+        raise ValueError(f"{owner}: tau must be at least {SMALLEST_TAU}, got {tau}")
+    if not isinstance(iterations, int) or isinstance(iterations, bool):
+        raise TypeError(f"{owner}: iterations must be an int, got {type(iterations).__name__}")
+    if not 0 <= iterations <= MOST_ITERATIONS:
+        raise ValueError(f"{owner}: iterations must be in 0..{MOST_ITERATIONS}, got {iterations}")

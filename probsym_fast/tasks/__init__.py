@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from probsym_fast.tasks import config as configuration
+from probsym_fast.tasks.automorphism import Automorphism, AutomorphismConfig
+from probsym_fast.tasks.exp_classify import ExpClassify, ExpClassifyConfig
 from probsym_fast.tasks.nbody import NBodyConfig, NBodyTask
-from probsym_fast.tasks.task import Task
+from probsym_fast.tasks.sample_size import SampleSize, SampleSizeConfig
+from probsym_fast.tasks.separation import Separation, SeparationConfig
+from probsym_fast.tasks.task import Experiment, Task
 
-TASKS: dict[str, tuple[type, type[Task]]] = {"nbody": (NBodyConfig, NBodyTask)}
+TASKS: dict[str, tuple[type, type[Experiment]]] = {
+    "nbody": (NBodyConfig, NBodyTask),
+    "separation": (SeparationConfig, Separation),
+    "exp_classify": (ExpClassifyConfig, ExpClassify),
+    "sample_size": (SampleSizeConfig, SampleSize),
+    "automorphism": (AutomorphismConfig, Automorphism),
+}
 
 
-def load(name: str, overrides: list[str] | None = None) -> Task:
-    """The task of a configuration file (or packaged name) with command-line overrides (`["--seed", "2"]`).
+def load(name: str, overrides: list[str] | None = None) -> Experiment:
+    """The experiment of a configuration file (or packaged name) with command-line overrides (`["--seed", "2"]`).
 
+    The folder "." in a file is the one where the file lies, so that a run folder may be moved.
     Raises ValueError for unknown files, tasks, keys and values.
     """
     path = configuration.find(name)
@@ -21,7 +32,9 @@ def load(name: str, overrides: list[str] | None = None) -> Task:
         raise ValueError(f"config: task in {path} must be one of {', '.join(TASKS)}, got {task!r}")
     kind, make = TASKS[task]
     values.setdefault("name", path.stem)
+    if values.get("folder") == ".":
+        values["folder"] = str(path.parent)
     return make(configuration.parse(kind, values, overrides or []))
 
 
-__all__ = ["TASKS", "NBodyConfig", "NBodyTask", "Task", "load"]
+__all__ = ["TASKS", "Experiment", "Task", "load"]

@@ -3,15 +3,47 @@
 from __future__ import annotations
 
 import difflib
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from importlib.resources import files
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 CONFIGS = files("probsym_fast.tasks") / "configs"
+
+
+class Limit(NamedTuple):
+    """What a value must be, in words, and whether one is."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+COUNT = Limit("at least 1", lambda x: x >= 1)
+POSITIVE = Limit("finite and > 0", lambda x: 0 < x < math.inf)
+NOT_NEGATIVE = Limit("finite and >= 0", lambda x: 0 <= x < math.inf)
+SHARE = Limit("at least 0 and below 1", lambda x: 0 <= x < 1)
+
+
+def between(least: int, most: int) -> Limit:
+    return Limit(f"in {least}..{most}", lambda x: least <= x <= most)
+
+
+def one_of(*values: str) -> Limit:
+    return Limit(f"one of {', '.join(values)}", lambda x: x in values)
+
+
+def check(config: Any, limits: Mapping[str, Limit]) -> None:
+    """Raises ValueError for the first value beyond the limit of its (dotted) key; null is left to the key's type."""
+    for key, limit in limits.items():
+        value = attrgetter(key)(config)
+        if value is not None and not limit.holds(value):
+            raise ValueError(f"config: {key} must be {limit.words}, got {value!r}")
 
 
 def available() -> list[str]:
@@ -73,6 +105,14 @@ def dump(config: Any) -> str:
     return yaml.safe_dump(asdict(config), sort_keys=False)
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys and values with dotted keys."""
+    found = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
 def _check_keys(kind: type, values: dict[str, Any], prefix: str) -> None:
     for key, value in values.items():
         nested = _field(kind, prefix + key)
@@ -99,5 +139,5 @@ def _field(kind: type, dotted: str) -> type | None:
         near = difflib.get_close_matches(name, known, n=3)
         hint = f"; near it: {', '.join(near)}" if near else ""
         raise ValueError(f"config: unknown key {dotted!r}, expected one of {', '.join(known)}{hint}")
-    factory = known[name].default_factory
-    return factory if is_dataclass(factory) else None
+    found = get_type_hints(kind)[name]
+    return found if is_dataclass(found) else None

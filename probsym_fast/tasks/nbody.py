@@ -14,9 +14,11 @@ from probsym_fast.data import NBody
 from probsym_fast.distributions import Distribution, Identity, Learned, Normal, Uniform, VectorNeurons
 from probsym_fast.groups import Euclidean, Group, PointClouds, SpecialEuclidean, Symmetric, Translation
 from probsym_fast.models import MessagePassing, NodeReadout, NodeVectors, PairTokens, Symmetrized, Transformer
+from probsym_fast.tasks import config as configuration
+from probsym_fast.tasks.config import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, between
 from probsym_fast.tasks.nbody_report import describe, report
 from probsym_fast.tasks.task import EpochSampler, Task, batches
-from probsym_fast.tasks.training import Training
+from probsym_fast.tasks.training import TRAINING_LIMITS, Training
 
 BODIES, DIMENSION = 5, 3
 GROUPS = {  # translation is removed and restored in all of them
@@ -25,6 +27,25 @@ GROUPS = {  # translation is removed and restored in all of them
     "O3": lambda: Euclidean(DIMENSION),
     "SO3": lambda: SpecialEuclidean(DIMENSION),
     "S5": lambda: Symmetric(BODIES) * Translation(DIMENSION),
+}
+LIMITS = {
+    "count": between(1, 10_000),
+    "backbone.layers": COUNT,
+    "backbone.width": COUNT,
+    "backbone.heads": COUNT,
+    "backbone.feedforward": COUNT,
+    "backbone.dropout": SHARE,
+    "distribution.width": between(2, 10_000),
+    "distribution.neighbors": COUNT,
+    "distribution.dropout": SHARE,
+    "distribution.noise": NOT_NEGATIVE,
+    "distribution.tau": POSITIVE,
+    "distribution.iterations": between(0, 10_000),
+    "samples.train": COUNT,
+    "samples.valid": COUNT,
+    "samples.test": COUNT,
+    "samples.trials": COUNT,
+    **TRAINING_LIMITS,
 }
 
 
@@ -65,6 +86,11 @@ class Backbone:
     feedforward: int = 64
     dropout: float = 0.0
 
+    def size(self) -> tuple[int, int]:
+        """(width, layers), defaults filled in."""
+        width, layers = (60, 4) if self.kind == "gnn" else (64, 8)
+        return width if self.width is None else self.width, layers if self.layers is None else self.layers
+
 
 @dataclass
 class LearnedDistribution:
@@ -99,7 +125,7 @@ class NBodyConfig:
         seed: of weights, order, noise and dropout.
         count: training simulations used, of 10,000.
         data: folder of the data set; null: the cache.
-        folder: of the run; null: runs/<task>/<name>/seed<seed>.
+        folder: of the run; null: runs/<task>/<name>/seed<seed>; ".": where the file with this key lies.
         backbone: the network that is symmetrized.
         distribution: settings of the learned distribution.
         samples: group elements a graph.
@@ -126,6 +152,12 @@ class NBodyTask(Task):
     measure = "mse"
 
     def __init__(self, config: NBodyConfig):
+        configuration.check(config, LIMITS)
+        width, _ = config.backbone.size()
+        if config.backbone.kind == "transformer" and width % config.backbone.heads:
+            raise ValueError(
+                f"config: backbone.heads must divide backbone.width = {width}, got {config.backbone.heads}"
+            )
         if config.backbone.kind == "gnn" and config.symmetry not in ("O3", "SO3") and config.method != "none":
             raise ValueError(
                 f"config: the gnn is symmetric under permutations itself: symmetry must be O3 or SO3, got {config.symmetry}"
@@ -159,13 +191,14 @@ class NBodyTask(Task):
 
     def model(self) -> Symmetrized:
         backbone = self.config.backbone
+        width, layers = backbone.size()
         if backbone.kind == "gnn":
-            network = MessagePassing(2 * DIMENSION, 2, backbone.width or 60, backbone.layers or 4, DIMENSION)
+            network = MessagePassing(2 * DIMENSION, 2, width, layers, DIMENSION)
             return Symmetrized(network, NodeVectors(), NodeReadout(displacement=False), self.distribution())
         network = Transformer(
             in_features=2 * DIMENSION + 2,
-            width=backbone.width or 64,
-            layers=backbone.layers or 8,
+            width=width,
+            layers=layers,
             heads=backbone.heads,
             feedforward=backbone.feedforward,
             tokens=BODIES**2,

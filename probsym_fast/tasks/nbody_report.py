@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from probsym_fast.distributions import Identity
-from probsym_fast.groups import PointClouds, SpecialOrthogonal
+from probsym_fast.groups import Draws, PointClouds, SpecialOrthogonal
 from probsym_fast.models import Symmetrized
 from probsym_fast.tasks.plots import plot_against_samples, plot_trajectories
 from probsym_fast.tasks.task import seeded
@@ -89,7 +89,7 @@ def _error(task, model, samples: int, generator, turn=None) -> float:
     for batch in task.loader("test"):
         inputs, target = task.inputs(tuple(x.to(device) for x in batch))
         if turn is not None:
-            frames = SpecialOrthogonal(3).uniform(inputs, 1, turn)[:, 0]
+            frames = SpecialOrthogonal(3).uniform(inputs, 1, Draws(turn))[:, 0]
             inputs, target = _turned(inputs, target, frames)
         prediction, _ = model(inputs, samples, generator)
         total += (prediction - target).square().sum().item()
@@ -102,7 +102,7 @@ def _equivariance(task, model, device, clouds: int = 200) -> dict[str, float]:
     dataset = task.dataset("test")
     some = torch.arange(min(clouds, len(dataset)))
     inputs, target = task.inputs(tuple(x.to(device) for x in dataset[some]))
-    frames = SpecialOrthogonal(3).uniform(inputs, 1, seeded(task.config.seed, "turn", 1, device))[:, 0]
+    frames = SpecialOrthogonal(3).uniform(inputs, 1, Draws(seeded(task.config.seed, "turn", 1, device)))[:, 0]
     moved, _ = _turned(inputs, target, frames)
     canonical = task.config.method == "canonical" or task.config.method == "none"
     errors = {}

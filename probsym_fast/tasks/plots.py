@@ -82,3 +82,35 @@ def plot_against_samples(path: Path, errors: dict[int, float], name: str) -> Non
     axis.grid(alpha=0.3, which="both")
     axis.legend()
     save(figure, path)
+
+
+def plot_grid(path: Path, panels: list[tuple[str, str, dict[str, tuple], str, str]]) -> None:
+    """Panels (y, x, series, x scale, y scale), up to three side by side."""
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 3.8 * rows), squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis, (y, x, series, x_scale, y_scale) in zip(axes.flat, panels, strict=False):
+        for name, (at, values) in series.items():
+            axis.plot(at, values, label=name, marker="." if len(at) < 30 else None)
+        axis.set(xlabel=x, ylabel=y, xscale=x_scale, yscale=y_scale)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    save(figure, path)
+
+
+def plot_graphs(path: Path, pictures: list[tuple[str, Tensor, list[tuple[int, int]], Tensor]]) -> None:
+    """Graphs side by side, nodes coloured by value: (name, positions (n, 2), edges, values (n,)) each."""
+    figure, axes = plt.subplots(1, len(pictures), figsize=(3.6 * len(pictures), 3.6), squeeze=False)
+    for axis, (name, positions, edges, values) in zip(axes[0], pictures, strict=True):
+        for u, v in edges:
+            axis.plot(*positions[[u, v]].T.tolist(), color="0.7", zorder=1)
+        nodes = axis.scatter(
+            *positions.T.tolist(), c=values.tolist(), s=220, cmap="viridis", edgecolors="black", zorder=2
+        )
+        figure.colorbar(nodes, ax=axis, orientation="horizontal", shrink=0.8, format="%.3f").ax.tick_params(labelsize=6)
+        axis.set(title=name, aspect="equal")
+        axis.axis("off")
+    save(figure, path)

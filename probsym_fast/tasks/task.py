@@ -14,10 +14,26 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from probsym_fast.models import Symmetrized
 
 
-class Task(ABC):
-    """An experiment, made from its configuration (a dataclass with at least the keys of `training.Training`)."""
+class Experiment(ABC):
+    """One experiment, made from its configuration: a dataclass with at least task, name, seed and folder.
+
+    One whose model is trained is a `Task`; any other computes its figures in `run`.
+    """
 
     config: Any
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        """Computes the experiment's figures, writes plots into the folder, and returns the figures."""
+        raise NotImplementedError(f"{type(self).__name__} is trained, not run")
+
+    def describe(self, results: dict[str, Any]) -> list[tuple[str, str]]:
+        """The report's table: (what, figure) a row."""
+        return [(name, str(value)) for name, value in results.items()]
+
+
+class Task(Experiment):
+    """An experiment with a model that is trained; its configuration also holds `training.Training`."""
+
     measure: str  # name of the validation measure that picks the best checkpoint; lower is better
 
     @abstractmethod
@@ -40,13 +56,16 @@ class Task(ABC):
     def report(self, model: Symmetrized, folder: Path) -> dict[str, Any]:
         """Tests the model, writes plots into the folder, and returns the figures."""
 
-    def describe(self, results: dict[str, Any]) -> list[tuple[str, str]]:
-        """The report's table: (what, figure) a row."""
-        return [(name, str(value)) for name, value in results.items()]
+    def measures(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """What is logged beside the loss."""
+        return {}
 
 
 class EpochSampler(Sampler):
-    """Index tensors of whole batches, shuffled by (seed, epoch): the order of an epoch depends on nothing else."""
+    """Index tensors of whole batches, shuffled by (seed, epoch): the order of an epoch depends on nothing else.
+
+    share: (k, processes) gives process k its part of every batch; a batch is the same for any number of processes.
+    """
 
     def __init__(self, count: int, batch: int, *, shuffle: bool = False, drop_last: bool = False, seed: int = 0):
         self.count, self.batch, self.shuffle, self.drop_last, self.seed = (
@@ -57,18 +76,21 @@ class EpochSampler(Sampler):
             seed,
         )
         self.epoch = 0
+        self.share = 0, 1
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.count // self.batch if self.drop_last else -(-self.count // self.batch)
+        first, _ = self.share  # the last batch may be too small for a part for everyone
+        return self.count // self.batch if self.drop_last else -(-(self.count - first) // self.batch)
 
     def __iter__(self) -> Iterator[Tensor]:
         order = torch.arange(self.count)
         if self.shuffle:
             order = torch.randperm(self.count, generator=seeded(self.seed, "order", self.epoch))
-        yield from order[: len(self) * self.batch].split(self.batch)
+        first, step = self.share
+        yield from (batch[first::step] for batch in order[: len(self) * self.batch].split(self.batch))
 
 
 def batches(dataset: Dataset, sampler: EpochSampler) -> DataLoader:

@@ -210,5 +210,34 @@ def test_bad_input():
         VectorNeurons(channels=3)
     with pytest.raises(ValueError, match="scores or matrices must be True"):
         VectorNeurons(scores=False, matrices=False)
+    for settings, message in (({"width": 0}, "width must be at least 2, got 0"),
+                              ({"width": 1}, "width must be at least 2, got 1"),
+                              ({"width": 0, "scores": False}, "width must be at least 1, got 0"),
+                              ({"neighbors": 0}, "neighbors must be at least 1, got 0")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^VectorNeurons: {message}$"):
+            VectorNeurons(**settings)
     with pytest.raises(ValueError, match="B S n > 1"):
         net(clouds(1, 1), torch.zeros(1, 1, 1, 3, 2))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("where", ["positions", "velocities", "noise"])
+def test_bad_values_do_not_reach_the_running_statistics(where, bad):
+    net, batch = VectorNeurons(width=4), clouds(2, dtype=torch.float32)
+    tensors = {"positions": batch.positions, "velocities": batch.velocities, "noise": torch.zeros(2, 3, 5, 3, 2)}
+    tensors[where].view(-1)[7] = bad
+    before = {name: value.clone() for name, value in net.named_buffers()}
+    if bad == 1e30:  # finite, but its square is not
+        net(batch, tensors["noise"])
+    else:
+        with pytest.raises(ValueError, match=f"^VectorNeurons: {where} must be finite, got NaN or infinity$"):
+            net(batch, tensors["noise"])
+        for name, value in net.named_buffers():
+            assert torch.equal(value, before[name]), name
+    assert all(value.isfinite().all() for value in net.buffers())
+
+
+def test_velocities_that_are_not_read_may_be_anything():
+    net, batch = VectorNeurons(channels=1, width=4), clouds(2, dtype=torch.float32)
+    batch.velocities.fill_(float("nan"))
+    assert net(batch, torch.zeros(2, 3, 5, 3, 1))["scores"].isfinite().all()

@@ -8,7 +8,9 @@ import torch
 
 from probsym_fast import ops
 from probsym_fast.groups import (
+    Draws,
     Euclidean,
+    Graphs,
     Motion,
     Orthogonal,
     PointClouds,
@@ -19,6 +21,7 @@ from probsym_fast.groups import (
 )
 from probsym_fast.ops import Permutation
 from tests.conftest import assert_near
+from tests.graphs import random_graphs
 
 N, S = 5, 3
 GROUPS = [
@@ -51,15 +54,9 @@ def data(layout: str, d: int, lead: tuple[int, ...]) -> torch.Tensor:
     return torch.randn(*lead, *({"n": N, "v": d, "p": d, "c": 2}[x] for x in layout), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("group", GROUPS, ids=repr)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_axioms(group, layout):
-    d = dimension(group)
-    batch = clouds(d=d)
-    g, h, k = (group.uniform(batch, S, torch.Generator().manual_seed(i)) for i in range(3))
-    if layout.count("p") and not isinstance(group, Symmetric | Orthogonal):
-        h = group.compose(h, g)  # shifts that differ
-    x = data(layout, d, (2, S))
+def check_axioms(group, batch, elements, x, layout):
+    """elements: g, h, k; x (B, S, *layout)."""
+    g, h, k = elements
     act = lambda a, y: group.act(a, y, layout)  # noqa: E731
 
     assert_near(act(group.identity(batch, S), x), x)
@@ -69,7 +66,7 @@ def test_axioms(group, layout):
     assert_near(group.act(g, x, layout, inverse=True), act(group.inverse(g), x))
     a, b = group.compose(group.compose(g, h), k), group.compose(g, group.compose(h, k))
     assert_near(act(a, x), act(b, x))
-    shared = data(layout, d, (2,))
+    shared = x[:, 0]
     assert_near(act(g, shared), act(g, shared[:, None].expand(x.shape)))
     for inverse in (False, True):
         mean = group.act(g, x, layout, inverse=inverse, mean=True)
@@ -77,9 +74,38 @@ def test_axioms(group, layout):
 
 
 @pytest.mark.parametrize("group", GROUPS, ids=repr)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_axioms(group, layout):
+    d = dimension(group)
+    batch = clouds(d=d)
+    g, h, k = (group.uniform(batch, S, Draws(seed=i)) for i in range(3))
+    if layout.count("p") and not isinstance(group, Symmetric | Orthogonal):
+        h = group.compose(h, g)  # shifts that differ
+    check_axioms(group, batch, (g, h, k), data(layout, d, (2, S)), layout)
+
+
+@pytest.mark.parametrize("group", [Symmetric(N), Symmetric(N + 2), Symmetric(N) * Orthogonal(3)], ids=repr)
+@pytest.mark.parametrize("layout", ["n", "nc", "nnc", "cn", "c", "nv"])
+def test_axioms_on_ragged_graphs(group, layout):
+    """Padded node axes; slots beyond a graph's nodes stay where they are."""
+    batch = random_graphs([1, 2, 4, N])
+    n = getattr(group, "factors", (group,))[0].n
+    x = torch.randn(4, S, *({"n": n, "c": 2, "v": 3}[letter] for letter in layout), dtype=torch.float64)
+    elements = tuple(group.uniform(batch, S, Draws(seed=i)) for i in range(3))
+    check_axioms(group, batch, elements, x, layout)
+    g, h, _ = elements
+    for p in (g, group.compose(g, h), group.inverse(g), group.identity(batch, S)):
+        p = p[0] if isinstance(p, tuple) else p
+        assert torch.equal(p.num_nodes, batch.num_nodes)
+        assert torch.equal(p.rank.gather(-1, p.order), torch.arange(n).expand(p.shape))
+        for b, count in enumerate(batch.num_nodes.tolist()):
+            assert torch.equal(p.order[b, :, count:], torch.arange(count, n).expand(S, -1))
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=repr)
 def test_actions_that_matter_move_something(group):
     d = dimension(group)
-    g = group.uniform(clouds(d=d), S, torch.Generator().manual_seed(5))
+    g = group.uniform(clouds(d=d), S, Draws(seed=5))
     x = data("np", d, (2, S))
     assert (group.act(g, x, "np") - x).abs().max() > 0.1
     y = data("c", d, (2, S))
@@ -114,11 +140,9 @@ def test_gradients_reach_input_and_element():
 def test_uniform_permutations_of_the_valid_nodes(n, samples):
     """Every permutation of n valid nodes out of 6 slots equally often (chi-square); the padding stays."""
 
-    class Padded:
-        size, device = 24_000 // samples, torch.device("cpu")
-        num_nodes = torch.full((size,), n)
-
-    p = Symmetric(6).uniform(Padded, samples, torch.Generator().manual_seed(1))
+    size = 24_000 // samples
+    batch = Graphs(torch.zeros(size * n, 1), torch.zeros(2, 0).long(), torch.arange(size + 1) * n)
+    p = Symmetric(6).uniform(batch, samples, Draws(seed=2))
     assert torch.equal(p.order[..., n:], torch.arange(n, 6).expand(*p.shape[:2], -1))
     counts = Counter(map(tuple, p.order[..., :n].flatten(0, 1).tolist()))
     cells = {3: 6, 4: 24}[n]
@@ -144,7 +168,7 @@ def two_sample_ks(x: torch.Tensor, y: torch.Tensor) -> float:
 @pytest.mark.parametrize("group", [Orthogonal(3), SpecialOrthogonal(3), Orthogonal(2), SpecialOrthogonal(2)], ids=repr)
 def test_uniform_follows_haar_measure(group):
     d, count = group.d, 40_000
-    q = group.uniform(clouds(count, d), 1, torch.Generator().manual_seed(7))[:, 0]
+    q = group.uniform(clouds(count, d), 1, Draws(seed=7))[:, 0]
     flat = q.flatten(1)
     assert flat.mean(0).abs().max() < 5 * (1 / d / count) ** 0.5
     moments = flat.mT @ flat / count  # E Q_ij Q_kl = delta_ik delta_jl / d
@@ -165,8 +189,8 @@ def test_uniform_follows_haar_measure(group):
         assert ks(angle, lambda a: (a - a.sin()) / torch.pi) < 1.95
         for entry in flat.T:
             assert ks(entry, lambda u: (u + 1) / 2) < 2.2
-    h = group.uniform(clouds(1, d), 1, torch.Generator().manual_seed(8))[0, 0]
-    other = group.uniform(clouds(count, d), 1, torch.Generator().manual_seed(9))[:, 0]
+    h = group.uniform(clouds(1, d), 1, Draws(seed=8))[0, 0]
+    other = group.uniform(clouds(count, d), 1, Draws(seed=9))[:, 0]
     for moved in (h @ other, other @ h):  # left and right invariance
         assert two_sample_ks(moved[:, 0, 0], q[:, 0, 0]) < 1.95
 
@@ -212,3 +236,34 @@ def test_bad_input():
     with pytest.raises(ValueError, match=re.escape("matrices must be (B, S, 3, 3), got (2, 3, 2, 2)")):
         Orthogonal(3).project({"matrices": torch.zeros(2, 3, 2, 2)}, batch)
     assert isinstance(Symmetric(5).uniform(batch, 1), Permutation)
+
+
+def test_ragged_scores_are_sorted_within_their_graphs():
+    """project of scores (nodes, S): as for padded scores, and gradients come back to the nodes."""
+    batch, n = random_graphs([3, 1, 5]), 6
+    scores = torch.randn(9, S, dtype=torch.float64, requires_grad=True)
+    p, penalties = Symmetric(n).project({"scores": scores}, batch, tau=0.3, draws=Draws(seed=1))
+    q, same = Symmetric(n).project({"scores": batch.padded(scores, n)}, batch, tau=0.3, draws=Draws(seed=1))
+    assert torch.equal(p.order, q.order) and torch.equal(penalties["entropy"], same["entropy"])
+    for b, (start, count) in enumerate(zip(batch.ptr.tolist(), batch.num_nodes.tolist(), strict=False)):
+        expected = scores[start : start + count].argsort(0, descending=True).T
+        assert torch.equal(p.order[b, :, :count], expected)
+    (p.soft() * torch.randn(n, n, dtype=torch.float64)).sum().backward()
+    assert scores.grad.isfinite().all() and (scores.grad[batch.graph != 1] != 0).all()
+    with pytest.raises(ValueError, match="Graphs: a graph must have at most N = 4 nodes, got 5 in graph 2"):
+        Symmetric(4).project({"scores": scores}, batch)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_ties_are_broken_at_random(dtype, scale):
+    """Equal scores: every order equally often (chi-square), however large they are; other scores keep their order."""
+    count = 6000
+    batch = Graphs(torch.zeros(4 * count, 1), torch.zeros(2, 0).long(), torch.arange(count + 1) * 4)
+    scores = (scale * torch.tensor([1.0, 1.0, 5.0, 1.0])).to(dtype).repeat(count)[:, None]
+    p, penalties = Symmetric(5).project({"scores": scores}, batch, draws=Draws(seed=3))
+    assert penalties["entropy"].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert (p.order[..., 0] == 2).all()
+    counts = Counter(map(tuple, p.order[:, 0, 1:4].tolist()))
+    assert len(counts) == 6
+    assert sum((c - count / 6) ** 2 / (count / 6) for c in counts.values()) < 5 + 5 * 10**0.5

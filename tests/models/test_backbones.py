@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from probsym_fast.models import MessagePassing, Transformer
+from probsym_fast.distributions import Learned, Uniform, VectorNeurons
+from probsym_fast.groups import Euclidean, PointClouds, Symmetric, Translation
+from probsym_fast.models import MessagePassing, NodeReadout, NodeVectors, PairTokens, Symmetrized, Transformer
 from probsym_fast.models import transformer as module
 from tests.conftest import GRADIENT, assert_near
 
@@ -60,3 +62,42 @@ def test_message_passing_of_one_node_has_no_messages():
     x, edges = torch.randn(6, 1, 3), torch.randn(6, 1, 1, 2)
     assert torch.equal(net(x, edges), net(x, 10 * edges))
     assert net(x, edges).isfinite().all()
+
+
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3), (0,), (0, 3), (3, 0)])
+def test_any_leading_axes(lead):
+    net = Transformer(3, 8, 2, 2, 12, 7, 4, read=[0, 4]).double()
+    x = torch.randn(*lead, 7, 3, dtype=torch.float64)
+    y = net(x)
+    assert y.shape == (*lead, 2, 4)
+    assert_near(y, net(x.reshape(-1, 7, 3)).reshape(y.shape)) if y.numel() else y.sum().backward()
+    net = MessagePassing(3, 2, 5, 2, 4)
+    y = net(torch.randn(*lead, 4, 3), torch.randn(*lead, 4, 4, 2))
+    assert y.shape == (*lead, 4, 4)
+
+
+EMPTY = {  # (group, scores and matrices the network makes)
+    "S5": (Symmetric(5) * Translation(3), True, False),
+    "O3": (Euclidean(3), False, True),
+    "S5xO3": (Symmetric(5) * Euclidean(3), True, True),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("symmetry", EMPTY)
+def test_no_clouds_at_all(symmetry, learned, training, request):
+    if learned and "S5" in symmetry:
+        request.applymarker(pytest.mark.xfail(reason="groups/symmetric.py, _multiply: reshape with -1", strict=False))
+    group, scores, matrices = EMPTY[symmetry]
+    network = VectorNeurons(width=4, scores=scores, matrices=matrices)
+    distribution = Learned(group, network, tau=0.1) if learned else Uniform(group)
+    batch = PointClouds(torch.randn(0, 5, 3), torch.randn(0, 5, 3), torch.randn(0, 5, 5, 2))
+    for model in (
+        Symmetrized(Transformer(layers=1, read=range(0, 25, 6)), PairTokens(), NodeReadout(True), distribution),
+        Symmetrized(MessagePassing(), NodeVectors(), NodeReadout(False), distribution),
+    ):
+        prediction, penalties = model.train(training)(batch, 4)
+        assert prediction.shape == (0, 5, 3)
+        sum(penalties.values(), prediction.sum()).backward()
+        assert all(value.isfinite().all() for value in model.buffers())

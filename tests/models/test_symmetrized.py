@@ -9,6 +9,7 @@ from torch import nn
 from probsym_fast import Symmetrized
 from probsym_fast.distributions import Identity, Learned, Normal, Uniform, VectorNeurons
 from probsym_fast.groups import (
+    Draws,
     Euclidean,
     Motion,
     PointClouds,
@@ -87,7 +88,7 @@ def test_learned_elements_follow_the_input(symmetry):
     group, scores, matrices = SYMMETRIES[symmetry]
     learned = Learned(group, network(scores, matrices).double().eval(), tau=0.1)
     batch = clouds()
-    h = group.uniform(batch, 1, torch.Generator().manual_seed(11))
+    h = group.uniform(batch, 1, Draws(seed=11))
     noise = torch.randn(learned.network.noise_shape(batch, S), dtype=torch.float64)
     g, penalties = learned(batch, S, noise=noise)
     h_all = for_samples(group, h)
@@ -106,8 +107,8 @@ def test_model_is_equivariant_for_shared_elements(symmetry, displacement, embed)
     f = model(symmetry, embed(), displacement)
     group = f.distribution.group
     batch = clouds()
-    h = group.uniform(batch, 1, torch.Generator().manual_seed(12))
-    g = group.uniform(batch, S, torch.Generator().manual_seed(13))
+    h = group.uniform(batch, 1, Draws(seed=12))
+    g = group.uniform(batch, S, Draws(seed=13))
     hg = group.compose(for_samples(group, h), g)
     found = f.apply_elements(moved(group, h, batch), hg)
     expected = group.act(h, f.apply_elements(batch, g), "np")[:, 0]
@@ -117,7 +118,7 @@ def test_model_is_equivariant_for_shared_elements(symmetry, displacement, embed)
 def test_equivariance_error_falls_with_the_samples():
     f = model("O3", distribution=Uniform(Euclidean(3)))
     batch = clouds(20)
-    h = f.distribution.group.uniform(batch, 1, torch.Generator().manual_seed(12))
+    h = f.distribution.group.uniform(batch, 1, Draws(seed=12))
     turned = moved(f.distribution.group, h, batch)
     errors = []
     with torch.no_grad():
@@ -161,9 +162,9 @@ def test_bad_input():
         f(batch, 0)
     with pytest.raises(ValueError, match=re.escape("Learned: noise must be (3, 2, 5, 3, 2), got (1,)")):
         f.distribution(batch, 2, noise=torch.zeros(1))
-    with pytest.raises(ValueError, match="Learned: tau must be > 0, got 0"):
+    with pytest.raises(ValueError, match="Learned: tau must be finite and > 0, got 0"):
         Learned(Symmetric(5), network(True, False), tau=0)
-    with pytest.raises(ValueError, match="Normal: scale must be >= 0, got -1"):
+    with pytest.raises(ValueError, match="Normal: scale must be finite and >= 0, got -1"):
         Normal(-1)
 
 

@@ -9,15 +9,62 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import probsym_fast
 from probsym_fast import _extension
-from probsym_fast.ops import OPS, act_orthogonal, orthogonal_frame, permutation_entropy, soft_permutation
+from probsym_fast.ops import (
+    OPS,
+    act_orthogonal,
+    aggregate,
+    embed_edges,
+    embed_matrix,
+    embed_nodes,
+    node_identifiers,
+    orthogonal_frame,
+    permutation_entropy,
+    readout,
+    soft_permutation,
+)
 from probsym_fast.ops._op import BACKENDS
 from tests.conftest import GRADIENT, VALUE, assert_near, implementations, kernels_of
+
+
+def on_graphs(call):
+    """The op on x (B, S, 3, 3) as graphs of three nodes: call(x, edges, ptr, p, weight (D, C, P, P), backend)."""
+
+    def run(x, backend):
+        ptr = torch.arange(0, 3 * len(x) + 1, 3, device=x.device)
+        edges = torch.tensor([[0, 1, 1], [1, 2, 1]], device=x.device)
+        edges = (edges[:, None] + ptr[:-1, None]).flatten(1)  # (2, 3 B)
+        weight = x[0, 0, :, :, None, None].expand(3, 3, 2, 2)
+        return call(x, edges, ptr, soft_permutation(x[:, :, 0], tau=0.5), weight, backend)
+
+    return run
+
 
 CALLS = {
     "soft_permutation": lambda x, backend: soft_permutation(x[:, 0], tau=0.1, backend=backend).log_r,
     "permutation_entropy": lambda x, backend: permutation_entropy(soft_permutation(x[:, 0]), backend),
     "orthogonal_frame": lambda x, backend: orthogonal_frame(x, special=True, backend=backend),
     "act_orthogonal": lambda x, backend: act_orthogonal(x[:, :, :, None].mT, x, mean=True, backend=backend),
+    "embed": on_graphs(
+        lambda x, edges, ptr, p, weight, backend: embed_edges(
+            edges, x[:, 0].flatten(0, 1), ptr, p, weight, x[0, 0, 0], grid=2, pad_mode="circular", backend=backend
+        )
+    ),
+    "readout": on_graphs(
+        lambda x, edges, ptr, p, weight, backend: readout(
+            x[..., :1].repeat(1, 1, 2, 3)[:, :, :4], ptr, p, weight, x[0, 0, 0], at=edges, backend=backend
+        )
+    ),
+    "embed_matrix": on_graphs(
+        lambda x, edges, ptr, p, weight, backend: embed_matrix(
+            x[:, 0, :, :, None], p, weight[:, :1], x[0, 0, 0], grid=2, pad_mode="reflect", backend=backend
+        )
+    ),
+    "node_identifiers": on_graphs(
+        lambda x, edges, ptr, p, weight, backend: node_identifiers(ptr, p, x[0, 0], nodes=3 * len(x), backend=backend)
+    ),
+    "aggregate": on_graphs(
+        lambda x, edges, ptr, p, weight, backend: aggregate(x.transpose(1, 2).flatten(0, 1), edges, backend=backend)
+    ),
 }
 every_op = pytest.mark.parametrize("name", CALLS)
 every_kernel = pytest.mark.parametrize(
@@ -121,6 +168,23 @@ def test_tracing_knows_shapes_dtypes_and_strides(name, device, backend):
             assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
 
 
+@every_kernel
+def test_opcheck(name, device, backend):
+    """Schema, shapes, and tracing with symbolic sizes, of the op and of its gradient."""
+    with Calls() as record:
+        CALLS[name](matrices(device, requires_grad=True), backend).sum().backward()
+    checked = [(func, arguments) for func, arguments in record.calls if func.name().split("::")[1].startswith(name)]
+    assert len(checked) == 2
+    for func, arguments in checked:
+        leaves = [
+            a.detach().requires_grad_("backward" not in func.name() and a.is_floating_point())
+            if isinstance(a, torch.Tensor)
+            else a
+            for a in arguments
+        ]
+        torch.library.opcheck(func, tuple(leaves))
+
+
 @every_implementation
 def test_compiles_in_one_graph(name, device, backend):
     x = matrices(device)
@@ -146,11 +210,30 @@ def test_compiles_through_inductor(device):
         return permutation_entropy(p) + (p.soft() * p.hard()).sum() + x.square().sum()
 
     inputs = torch.randn(2, 3, 6, device=device), torch.randn(2, 3, 3, 3, 3, device=device)
-    num_nodes = torch.tensor([6, 4], device=device)
+    compiled_equals_eager(loss, inputs, torch.tensor([6, 4], device=device))
+
+
+def test_graphs_to_tokens_and_back_through_inductor(device):
+    def loss(scores, attr, x, matrix, w2, w1, identifiers, ptr, edges):
+        p = soft_permutation(scores * 2, ptr.diff(), tau=0.5)
+        settings = {"pad_mode": "circular", "centered": True}
+        tokens = embed_edges(edges, attr * 2, ptr, p, w2, grid=3, **settings)
+        tokens = tokens + embed_nodes(x, ptr, p, w1, w1[:, 0, 0], tokens=9) + embed_matrix(matrix, p, w2, grid=3)
+        h = node_identifiers(ptr, p, identifiers, nodes=x.shape[0]).tanh()
+        y = readout(tokens.tanh(), ptr, p, w2, at=edges, centered=True)
+        z = readout(tokens[:, :, :3].tanh(), ptr, p, w2[..., 0], at=edges[:1])
+        return aggregate(h, edges).square().sum() + y.square().sum() + z.sum()
+
+    ptr, edges = torch.tensor([0, 5, 9], device=device), torch.randint(5, (2, 7), device=device)
+    sizes = (2, 3, 5), (7, 2), (9, 2), (2, 5, 5, 2), (6, 2, 2, 2), (6, 2, 1), (5, 4)
+    compiled_equals_eager(loss, [torch.randn(size, device=device) for size in sizes], ptr, edges)
+
+
+def compiled_equals_eager(loss, inputs, *others):
     results = []
     for function in (loss, torch.compile(loss, fullgraph=True)):
         leaves = [x.clone().requires_grad_() for x in inputs]
-        value = function(*leaves, num_nodes)
+        value = function(*leaves, *others)
         results.append((value, *torch.autograd.grad(value, leaves)))
     for eager, compiled in zip(*results, strict=True):
         assert_near(compiled, eager, GRADIENT)

@@ -4,7 +4,19 @@ import pytest
 import torch
 
 from probsym_fast import _extension
-from probsym_fast.ops import act_orthogonal, orthogonal_frame, permutation_entropy, soft_permutation
+from probsym_fast.ops import (
+    act_orthogonal,
+    aggregate,
+    embed_edges,
+    embed_matrix,
+    embed_nodes,
+    node_identifiers,
+    orthogonal_frame,
+    permutation_entropy,
+    readout,
+    soft_permutation,
+)
+from tests.ops.graphs import DTYPES, batch, check, weights
 
 MODULE = _extension.module()
 pytestmark = pytest.mark.skipif(MODULE is None, reason="the extension is not built")
@@ -56,6 +68,35 @@ def test_frames_and_their_action(instruction_set, d, dtype):
     for value, expected in zip(*found, strict=True):
         bound = (1 + expected.abs().max().item()) * (2e-4 if dtype == torch.float32 else 1e-10)
         assert (value - expected).abs().max() < bound
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("D", "C", "edges"), [(1, 1, 3), (33, 3, 60), (70, 1, 60), (256, 3, 4), (256, 3, 60)])
+def test_graphs_to_tokens_and_back(instruction_set, D, C, edges, dtype):
+    assert MODULE.instruction_set() == instruction_set
+    data = batch([9, 20, 7], 20, C, S=4, edges=edges)
+    w2, w1, bias = weights(D, C, 5, 5), weights(D, C, 5), torch.randn(D).double()
+
+    def embeddings(backend, scores, attr, x, matrix, w2, w1, bias):
+        p, settings = data.soft(scores, backend), {"pad_mode": "reflect", "centered": True, "backend": backend}
+        tokens = embed_edges(data.edges, attr, data.ptr, p, w2, bias, grid=4, **settings)
+        nodes = embed_nodes(x, data.ptr, p, w1, tokens=4, **settings)
+        return torch.cat([tokens, nodes, embed_matrix(matrix, p, w2, bias, grid=4, **settings)], 2)
+
+    check("embed", embeddings, [data.scores, data.attr, data.x, data.matrix, w2, w1, bias], dtype)
+
+    def readouts(backend, scores, tokens, w2, w1):
+        p = data.soft(scores, backend)
+        pairs = readout(tokens, data.ptr, p, w2, at=data.edges, backend=backend)
+        return torch.cat([pairs, readout(tokens[:, :, :4], data.ptr, p, w1, at="nodes", backend=backend)])
+
+    check("readout", readouts, [data.scores, torch.randn(3, 4, 16, D).double(), w2, w1], dtype)
+
+    def messages(backend, scores, weight):
+        h = node_identifiers(data.ptr, data.soft(scores, backend), weight, backend=backend)
+        return aggregate(h, data.edges, backend=backend)
+
+    check("aggregate", messages, [data.scores, torch.randn(20, D).double()], dtype)
 
 
 def test_an_unknown_instruction_set_is_refused():

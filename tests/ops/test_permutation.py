@@ -96,11 +96,47 @@ ORDER = torch.arange(3).expand(2, 1, 3)
             "num_nodes must be an integer Tensor, got torch.bool",
         ),
         ((ORDER, torch.tensor([[3], [3]])), ValueError, "num_nodes must be (B,) = (2,), got (2, 1)"),
+        (
+            (torch.tensor([[[0, 1, 2]], [[0, 2, 1]]]), torch.tensor([1, 2])),
+            ValueError,
+            "order[1, 0] must leave the slots beyond num_nodes in place, got [0, 2, 1]",
+        ),
+        (
+            (torch.tensor([[[2, 0, 1]]]), torch.tensor([2]), torch.tensor([[[1, 2, 0]]])),
+            ValueError,
+            "order[0, 0] must leave the slots beyond num_nodes in place, got [2, 0, 1]",
+        ),
+        ((ORDER, torch.tensor([3, 4]), ORDER), ValueError, "num_nodes must be between 1 and N = 3, got 4 for graph 1"),
+        ((ORDER, None, ORDER.int()), TypeError, "rank must be an int64 Tensor, got torch.int32"),
+        ((ORDER, None, ORDER[0]), ValueError, "rank must be (B, S, N), got (1, 3)"),
+        ((ORDER, None, ORDER[:1]), ValueError, "rank must be (2, 1, 3) on cpu as order is, got (1, 1, 3) on cpu"),
+        (
+            (torch.tensor([[[1, 2, 0]]]), None, torch.tensor([[[1, 2, 0]]])),
+            ValueError,
+            "rank[0, 0] must undo order, got [1, 2, 0]",
+        ),
+        (
+            (torch.tensor([[[0, 0]]]), None, torch.tensor([[[0, 1]]])),
+            ValueError,
+            "rank[0, 0] must undo order, got [0, 1]",
+        ),
+        (
+            (torch.tensor([[[0, 1]]]), None, torch.tensor([[[0, 7]]])),
+            ValueError,
+            "rank[0, 0] must undo order, got [0, 7]",
+        ),
     ],
 )
 def test_errors(arguments, error, message):
     with pytest.raises(error, match=f"^{re.escape(f'Permutation: {message}')}$"):
         Permutation(*arguments)
+
+
+def test_rank_by_hand(order):
+    p = Permutation(order, None, order.argsort(-1))
+    assert torch.equal(p.rank, Permutation(order).rank)
+    wrong = Permutation(order, None, order, checked=True)
+    assert wrong.rank is order
 
 
 def test_a_long_order_is_cut_in_the_message():

@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from probsym_fast.distributions import Learned
+from probsym_fast.groups import Symmetric
 from probsym_fast.ops import SoftPermutation, permutation_entropy, soft_permutation
 from tests.conftest import GRADIENT, VALUE, assert_near, implementations, kernels_of
 
@@ -286,3 +288,24 @@ def test_one_bad_score_anywhere_is_found(place, dtype, bad):
         if case.values[0].type == "cpu":
             with pytest.raises(ValueError, match="scores must be finite, got NaN or infinity among the valid nodes"):
                 soft_permutation(scores, backend=case.values[1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"tau": "0.1"}, TypeError, "tau must be a number, got str"),
+        ({"tau": None}, TypeError, "tau must be a number, got NoneType"),
+        ({"tau": True}, TypeError, "tau must be a number, got bool"),
+        ({"tau": math.inf}, ValueError, "tau must be finite and > 0, got inf"),
+        ({"tau": math.nan}, ValueError, "tau must be finite and > 0, got nan"),
+        ({"iterations": 2.0}, TypeError, "iterations must be an int, got float"),
+        ({"iterations": True}, TypeError, "iterations must be an int, got bool"),
+        ({"iterations": -1}, ValueError, "iterations must be in 0..10000, got -1"),
+        ({"iterations": 10_001}, ValueError, "iterations must be in 0..10000, got 10001"),
+    ],
+)
+def test_bad_settings(settings, error, message):
+    with pytest.raises(error, match=f"^soft_permutation: {message}$"):
+        soft_permutation(torch.randn(1, 1, 3), **settings)
+    with pytest.raises(error, match=f"^Learned: {message}$"):
+        Learned(Symmetric(3), torch.nn.Identity(), **settings)

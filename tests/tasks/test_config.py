@@ -2,10 +2,12 @@
 
 import re
 
+import numpy as np
 import pytest
 import yaml
 
 from probsym_fast import cli, tasks
+from probsym_fast.data._store import save_arrays
 from probsym_fast.tasks import configuration
 
 
@@ -58,6 +60,53 @@ def test_bad_configurations(tmp_path, values, flags, message):
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "must"),
+    [
+        ("seed", "-1", "in 0..4294967295, got -1"),
+        ("seed", "4294967296", "in 0..4294967295, got 4294967296"),
+        ("count", "0", "in 1..10000, got 0"),
+        ("count", "10001", "in 1..10000, got 10001"),
+        ("training.epochs", "0", "at least 1, got 0"),
+        ("training.batch", "0", "at least 1, got 0"),
+        ("training.validate_every", "0", "at least 1, got 0"),
+        ("training.patience", "0", "at least 1, got 0"),
+        ("training.lr", "0", "finite and > 0, got 0.0"),
+        ("training.lr", "-.inf", "finite and > 0, got -inf"),
+        ("training.lr", ".nan", "finite and > 0, got nan"),
+        ("training.weight_decay", "-1", "finite and >= 0, got -1.0"),
+        ("training.entropy", ".nan", "finite and >= 0, got nan"),
+        ("training.precision", "bf16-true", "one of 32-true, bf16-mixed, got 'bf16-true'"),
+        ("training.precision", "7", "one of 32-true, bf16-mixed, got '7'"),
+        ("training.accelerator", "abacus", "one of auto, cpu, gpu, got 'abacus'"),
+        ("training.devices", "0", 'at least 1, or "auto", got 0'),
+        ("training.devices", "many", "at least 1, or \"auto\", got 'many'"),
+        ("samples.train", "0", "at least 1, got 0"),
+        ("samples.valid", "0", "at least 1, got 0"),
+        ("samples.test", "-3", "at least 1, got -3"),
+        ("samples.trials", "0", "at least 1, got 0"),
+        ("backbone.layers", "0", "at least 1, got 0"),
+        ("backbone.width", "0", "at least 1, got 0"),
+        ("backbone.dropout", "1", "at least 0 and below 1, got 1.0"),
+        ("distribution.width", "1", "in 2..10000, got 1"),
+        ("distribution.neighbors", "0", "at least 1, got 0"),
+        ("distribution.noise", ".inf", "finite and >= 0, got inf"),
+        ("distribution.tau", "0", "finite and > 0, got 0.0"),
+        ("distribution.iterations", "-1", "in 0..10000, got -1"),
+    ],
+)
+def test_values_out_of_range(capsys, tmp_path, key, value, must):
+    folder = tmp_path / "run"
+    error = refused(capsys, "fit", "-c", "nbody/gnn_O3_ps", f"--{key}={value}", "--folder", str(folder))
+    assert error == f"probsym: error: config: {key} must be {must}\n"
+    assert not folder.exists()
+
+
+def test_heads_must_divide_the_width(capsys):
+    error = refused(capsys, "fit", "-c", "nbody/transformer_O3_ps", "--backbone.heads", "5")
+    assert error == "probsym: error: config: backbone.heads must divide backbone.width = 64, got 5\n"
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[1, 2]", "must be readable YAML, got ValueError: expected keys and values, got list"),
@@ -92,6 +141,16 @@ def test_info_and_data_list(capsys, monkeypatch, tmp_path):
         assert word in out
     assert cli.main(["data", "list"]) == 0
     assert "generated on first use" in capsys.readouterr().out
+    file = tmp_path / "nbody" / "charged5-30-40.npz"
+    save_arrays(file, {"positions": np.ones(3)}, {})
+    assert cli.main(["data", "list"]) == 0
+    assert f"cached in {file}" in capsys.readouterr().out
+    file.write_bytes(file.read_bytes()[:100])
+    assert cli.main(["data", "list"]) == 0
+    out = capsys.readouterr().out
+    assert "damaged: " in out and "probsym data get nbody --force" in out and "cached" not in out
+    assert "data: list must stand alone, got 'extra'" in refused(capsys, "data", "list", "extra")
+    assert "data: list must stand alone, got '--force'" in refused(capsys, "data", "list", "--force")
 
 
 def test_keys_lists_the_documented_keys(capsys):

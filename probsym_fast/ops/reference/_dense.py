@@ -20,13 +20,13 @@ def permutation_matrix(
 ) -> Tensor:
     """(B, S, N, N), rows nodes, columns slots: value hard, gradient that of the soft permutation where there is one."""
     if t is None:
-        return Permutation(order, num_nodes, rank).hard(dtype)
-    return SoftPermutation(order, num_nodes, rank, t, log_r, log_c, tau).dense().to(dtype)
+        return Permutation(order, num_nodes, rank, checked=True).hard(dtype)
+    return SoftPermutation(order, num_nodes, rank, t, log_r, log_c, tau, checked=True).dense().to(dtype)
 
 
 def local_nodes(items: Tensor, ptr: Tensor) -> tuple[Tensor, Tensor]:
     """Graph (M,) and node number within the graph (k, M) of items by global node numbers."""
-    graph = torch.searchsorted(ptr, items[0], right=True) - 1
+    graph = torch.searchsorted(ptr.contiguous(), items[0].contiguous(), right=True) - 1
     return graph, items - ptr[graph]
 
 

@@ -1,0 +1,88 @@
+"""Random numbers from a counter: a number depends on (seed, stream, row, sample, place) alone, not on what was drawn before.
+
+So a sample's noise is the same whether the samples are drawn together or in chunks, on any device.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import torch
+from torch import Tensor
+
+GOLDEN = 0x9E3779B97F4A7C15  # odd, bits without pattern
+MASK = 2**64 - 1
+
+
+class Draws:
+    """The noise of one forward pass: samples `first`, `first + 1`, ... of the seed.
+
+    generator: the seed is drawn from it (None: torch's global generator). seed: given instead.
+    """
+
+    def __init__(self, generator: torch.Generator | None = None, *, seed: int | None = None, first: int = 0):
+        if seed is None:
+            device = generator.device if generator is not None else None
+            seed = int(torch.randint(2**62, (), generator=generator, device=device))
+        self.seed, self.first = seed, first
+
+    def __repr__(self) -> str:
+        return f"Draws(seed={self.seed}, first={self.first})"
+
+    def starting(self, first: int) -> Draws:
+        """The same numbers from another sample on: of a later chunk."""
+        return Draws(seed=self.seed, first=first)
+
+    def fork(self, number: int) -> Draws:
+        """Other, independent numbers."""
+        return Draws(seed=_mix_int(self.seed + GOLDEN * (number + 1)) >> 2, first=self.first)
+
+    def uniform(
+        self, shape: tuple[int, ...], stream: str, *, rows: Tensor | None = None, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """U[0, 1) of shape (rows, S, ...), float64 with 32 random bits.
+
+        stream: a name for the purpose; other names, other numbers. rows: (shape[0],) int64 that name the rows in place of
+        0, 1, ... .
+        """
+        count, samples, *rest = shape
+        start = _signed(_mix_int(self.seed ^ _mix_int(zlib.crc32(stream.encode()) * GOLDEN)))
+        row = torch.arange(count, device=device) if rows is None else rows.to(device)
+        sample = torch.arange(self.first, self.first + samples, device=device)
+        key = _mix(_mix(start + row * _signed(GOLDEN))[:, None] + sample * _signed(GOLDEN))
+        place = torch.arange(1, math.prod(rest) + 1, device=device) * _signed(GOLDEN)
+        bits = _shift(_mix(key[..., None] + place), 32)
+        return bits.double().mul_(2.0**-32).reshape(shape)
+
+    def normal(self, shape: tuple[int, ...], stream: str, **where) -> Tensor:
+        """N(0, 1) of shape (rows, S, ...), float64 (Box and Muller's pair of uniforms)."""
+        radius = self.uniform(shape, stream + "/radius", **where)
+        angle = self.uniform(shape, stream + "/angle", **where)
+        return radius.neg_().log1p_().mul_(-2).sqrt_().mul_(angle.mul_(2 * math.pi).cos_())
+
+
+def _signed(x: int) -> int:
+    """The int64 with the same bits."""
+    x &= MASK
+    return x - 2**64 if x >= 2**63 else x
+
+
+def _mix_int(x: int) -> int:
+    """Every bit of the result depends on every bit of x (the finalizer of SplitMix64, Steele et al. 2014)."""
+    x &= MASK
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & MASK
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & MASK
+    return x ^ x >> 31
+
+
+def _mix(x: Tensor) -> Tensor:
+    """`_mix_int` of int64 tensors; products wrap."""
+    x = _shift(x, 30).bitwise_xor_(x).mul_(_signed(0xBF58476D1CE4E5B9))  # in place: memory is most of the time
+    x = x.bitwise_xor_(_shift(x, 27)).mul_(_signed(0x94D049BB133111EB))
+    return x.bitwise_xor_(_shift(x, 31))
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """x >> bits without its sign."""
+    return (x >> bits).bitwise_and_(2 ** (64 - bits) - 1)

@@ -1,0 +1,131 @@
+"""Embeddings and readouts of graphs: permuted adjacency and features to vectors or node features, outputs back."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from probsym_fast import ops
+from probsym_fast.groups import Graphs, Group
+from probsym_fast.models.mlp import ACTIVATIONS
+from probsym_fast.ops import Permutation, SoftPermutation
+
+
+def patch_weight(D: int, C: int, *patch: int) -> nn.Parameter:
+    """(D, C, P[, P]) drawn as nn.Conv2d does, stored with D innermost as the ops read it."""
+    bound = 1 / math.sqrt(C * math.prod(patch))
+    weight = torch.empty(*patch, C, D).uniform_(-bound, bound)
+    axes = range(weight.ndim)
+    return nn.Parameter(weight.permute(-1, -2, *axes[:-2]))
+
+
+class FlatGraph(nn.Module):
+    """The first linear map of an MLP on a permuted graph, flattened: (B, S, width).
+
+    `W [flatten(A'), flatten(X')] + b` with A' the permuted adjacency (N, N, edge_features) and, where there are node
+    features, X' (N, node_features). The permuted graph is never made. soft: the soft permutation in place of the hard one,
+    densely (an ablation).
+    """
+
+    def __init__(self, N: int, width: int, node_features: int = 0, edge_features: int = 1, soft: bool = False):
+        super().__init__()
+        self.N, self.soft = N, soft
+        self.edges = patch_weight(width, edge_features, N, N)
+        self.nodes = patch_weight(width, node_features, N) if node_features else None
+        inputs = N * (N * edge_features + node_features)
+        self.bias = nn.Parameter(torch.empty(width).uniform_(-1, 1) / math.sqrt(inputs))
+        with torch.no_grad():  # drawn as one nn.Linear
+            self.edges.mul_(math.sqrt(N * N * edge_features / inputs))
+            if node_features:
+                self.nodes.mul_(math.sqrt(N * node_features / inputs))
+
+    def forward(self, batch: Graphs, group: Group, g: Permutation) -> tuple[Tensor]:
+        if self.soft:
+            return (self._soft(batch, g),)
+        tokens = ops.embed_edges(batch.edge_index, batch.attributes, batch.ptr, g, self.edges, self.bias, grid=1)
+        if self.nodes is not None:
+            tokens = tokens + ops.embed_nodes(batch.x, batch.ptr, g, self.nodes, tokens=1)
+        return (tokens[:, :, 0],)
+
+    def _soft(self, batch: Graphs, g: Permutation) -> Tensor:
+        if not isinstance(g, SoftPermutation):
+            raise TypeError(f"FlatGraph: soft takes SoftPermutations (a learned distribution), got {type(g).__name__}")
+        p, N = g.soft().to(self.edges.dtype), self.N
+        adjacency = p.new_zeros(batch.size, N, N, self.edges.shape[1])
+        graph, local = batch.graph, batch.local
+        u, v = batch.edge_index
+        adjacency.index_put_((graph[u], local[u], local[v]), batch.attributes.to(p.dtype), accumulate=True)
+        out = torch.einsum("bsijc,dcij->bsd", torch.einsum("bsui,buvc,bsvj->bsijc", p, adjacency, p), self.edges)
+        if self.nodes is not None:
+            x = p.new_zeros(batch.size, N, batch.x.shape[1]).index_put((graph, local), batch.x.to(p.dtype))
+            out = out + torch.einsum("bsui,buc,dci->bsd", p, x, self.nodes)
+        return out + self.bias
+
+
+class IdentifiedNodes(nn.Module):
+    """The first linear map of a GNN on node features joined with the identifiers of their slots: (nodes, S, width).
+
+    `W_x x[u] + W_id[rank[u]]`, without bias: a row of the permutation into a weight. Returned with the graphs, for
+    `GINBackbone`.
+    """
+
+    def __init__(self, N: int, width: int, node_features: int):
+        super().__init__()
+        bound = 1 / math.sqrt(N + node_features)
+        self.features = nn.Parameter(torch.empty(width, node_features).uniform_(-bound, bound))
+        self.identifiers = nn.Parameter(torch.empty(N, width).uniform_(-bound, bound))
+
+    def forward(self, batch: Graphs, group: Group, g: Permutation) -> tuple[Tensor, Graphs]:
+        h = ops.node_identifiers(batch.ptr, g, self.identifiers, nodes=batch.x.shape[0])
+        return h + (batch.x @ self.features.T)[:, None], batch
+
+
+class GINBackbone(nn.Module):
+    """GIN with one linear map a layer, then the sum over nodes and a linear map: (nodes, S, width) -> (B, S, out).
+
+    Layer: `h_u <- W ((1 + eps) h_u + sum of h_v over neighbours) + b`. The first W stands in the embedding, before the sum
+    (both are linear); its bias and eps are here. activation: "tanh", "relu" or "gelu", behind every
+    layer, and with `final` behind the output too.
+    """
+
+    def __init__(self, width: int, layers: int, out_features: int, activation: str, final: bool = False):
+        super().__init__()
+        if layers < 1:
+            raise ValueError(f"GINBackbone: layers must be at least 1, got {layers}")
+        self.eps = nn.Parameter(torch.zeros(layers))
+        self.bias = nn.Parameter(torch.empty(width).uniform_(-1, 1) / math.sqrt(width))
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers - 1))
+        self.out = nn.Linear(width, out_features)
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"GINBackbone: activation must be one of {list(ACTIVATIONS)}, got {activation!r}")
+        self.activation = ACTIVATIONS[activation]()
+        self.final = ACTIVATIONS[activation]() if final else nn.Identity()
+
+    def forward(self, h: Tensor, batch: Graphs) -> Tensor:
+        for k, eps in enumerate(self.eps):
+            h = torch.addcmul(ops.aggregate(h, batch.edge_index), h, 1 + eps)
+            h = self.activation(h + self.bias if k == 0 else self.layers[k - 1](h))
+        return self.final(self.out(batch.pooled(h)))
+
+
+class MeanReadout(nn.Module):
+    """Invariant outputs, averaged over samples: (B, S, C) -> (B, C)."""
+
+    def forward(self, outputs: Tensor, batch: Any, group: Group, g: Any) -> Tensor:
+        return outputs.mean(1)
+
+
+class SlotReadout(nn.Module):
+    """The last linear map of an MLP to a value a slot, carried back to the nodes, averaged: (B, S, D) -> (nodes, C)."""
+
+    def __init__(self, N: int, width: int, out_features: int = 1):
+        super().__init__()
+        bound = 1 / math.sqrt(width)
+        self.weight = nn.Parameter(torch.empty(N, out_features, width).uniform_(-bound, bound).permute(2, 1, 0))
+        self.bias = nn.Parameter(torch.empty(out_features).uniform_(-bound, bound))
+
+    def forward(self, outputs: Tensor, batch: Graphs, group: Group, g: Permutation) -> Tensor:
+        return ops.readout(outputs[:, :, None], batch.ptr, g, self.weight, self.bias, at="nodes")

@@ -1,0 +1,34 @@
+"""Multilayer perceptrons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
+
+
+class MLP(nn.Module):
+    """Activation and linear map in turn, behind an embedding that makes the first linear map: (..., widths[0]) ->
+    (..., widths[-1]).
+
+    widths: of the embedding and of every layer after it. activation: "tanh", "relu" or "gelu", before every linear map,
+    and with `last` behind the last one too.
+    """
+
+    def __init__(self, widths: Sequence[int], activation: str = "relu", last: bool = False):
+        super().__init__()
+        if len(widths) < 1 or min(widths) < 1:
+            raise ValueError(f"MLP: widths must be at least 1 each, got {list(widths)}")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"MLP: activation must be one of {list(ACTIVATIONS)}, got {activation!r}")
+        self.layers = nn.Sequential()
+        for size, out in pairwise(widths):
+            self.layers.extend([ACTIVATIONS[activation](), nn.Linear(size, out)])
+        if last:
+            self.layers.append(ACTIVATIONS[activation]())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)

@@ -1,0 +1,128 @@
+"""What the experiments on graphs share: data, networks, and the four ways to choose permutations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from probsym_fast.data import cache_dir, exp, graph8c, wl_pairs
+from probsym_fast.data._graphs import geometric
+from probsym_fast.data.laplacian import laplacian_keys
+from probsym_fast.distributions import GIN, Distribution, Frame, Identity, Learned, Uniform, UniformNoise
+from probsym_fast.groups import Graphs, Symmetric
+from probsym_fast.models import MLP, FlatGraph, GINBackbone, IdentifiedNodes, MeanReadout
+from probsym_fast.tasks.config import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, between
+
+PUBLISHED = {"exp": "EXP", "wl_pairs": "our own pairs (not EXP)", "graph8c": "GRAPH8c"}
+
+GRAPH_LIMITS = {
+    "width": COUNT,
+    "layers": COUNT,
+    "dropout": SHARE,
+    "noise": NOT_NEGATIVE,
+    "tau": POSITIVE,
+    "iterations": between(0, 10_000),
+}
+
+
+@dataclass
+class GraphDistribution:
+    """The learned distribution on graphs (method ps and canonical).
+
+    Args:
+        width: hidden width of the GIN.
+        layers: message passing steps of the GIN.
+        dropout: dropout of the GIN.
+        noise: scale of the uniform noise on node features (canonical: 0).
+        fixed: draw the noise once a graph, the same in every epoch (an ablation).
+        tau: temperature of the soft permutation.
+        iterations: Sinkhorn iterations.
+    """
+
+    width: int = 64
+    layers: int = 3
+    dropout: float = 0.0
+    noise: float = 1.0
+    fixed: bool = False
+    tau: float = 0.01
+    iterations: int = 20
+
+    def build(self, method: str, group: Symmetric, features: int, seed: int = 0) -> Distribution:
+        """ps, ga, fa, canonical or none."""
+        if method == "ga":
+            return Uniform(group)
+        if method == "fa":
+            return Frame(group)
+        if method == "none":
+            return Identity(group)
+        network = GIN(features, self.width, self.layers, self.dropout)
+        noise = UniformNoise(0.0 if method == "canonical" else self.noise, fixed=seed if self.fixed else None)
+        return Learned(group, network, noise, self.tau, self.iterations)
+
+
+def load_graphs(name: str, path: str | None = None) -> list[Any]:
+    """The graphs of "graph8c", "exp" or "wl_pairs" as torch_geometric Data, each with its number as `key`.
+
+    path: a .g6 file, or the published EXP pickle; without it GRAPH8c is enumerated, and EXP is taken from the cache
+    (`probsym data get exp` fetches it).
+    """
+    if name == "wl_pairs":
+        if path is not None:
+            raise ValueError(f"config: data must be null for the generated wl_pairs, got {path!r}")
+        data = wl_pairs()
+    elif name == "graph8c":
+        data = graph8c(path=path)
+    else:
+        file = Path(path) if path else cache_dir() / "exp" / "GRAPHSAT.pkl"
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"exp: {file} must be the published file GRAPHSAT.pkl, found nothing; fetch it with `probsym data get exp`,"
+                " name a copy with --data, or take our own generated pairs with --dataset wl_pairs"
+            )
+        data = exp(path=file)
+    for number, graph in enumerate(data):
+        graph.key = torch.tensor([number])
+    return data
+
+
+def add_frames(data: list[Any]) -> None:
+    """Gives every graph its `frame`, the classes of its nodes by the Laplacian's eigenvectors, computed once."""
+    ptr = torch.tensor([0] + [graph.num_nodes for graph in data]).cumsum(0)
+    edges = torch.cat([graph.edge_index + offset for graph, offset in zip(data, ptr, strict=False)], 1)
+    for graph, classes in zip(data, laplacian_keys(edges, ptr).split(ptr.diff().tolist()), strict=True):
+        graph.frame = classes
+
+
+def collate(data: list[Any]) -> Graphs:
+    """A batch of torch_geometric Data."""
+    return Graphs.from_data(geometric().data.Batch.from_data_list(data))
+
+
+def mlp(
+    N: int, widths: list[int], features: int, activation: str, last: bool, soft: bool = False
+) -> tuple[nn.Module, ...]:
+    """Backbone, embedding and readout of an MLP on the flattened permuted graph; widths from the first hidden layer on."""
+    return MLP(widths, activation, last), FlatGraph(N, widths[0], features, soft=soft), MeanReadout()
+
+
+def gin(N: int, widths: list[int], features: int, activation: str, last: bool) -> tuple[nn.Module, ...]:
+    """GIN-ID: 3 layers of width 64 on features joined with the slots' identifiers; widths: of the layers after it."""
+    backbone: nn.Module = GINBackbone(64, 3, widths[0], activation, final=last)
+    if len(widths) > 1:
+        backbone = Behind(backbone, MLP(widths))
+    return backbone, IdentifiedNodes(N, 64, features), MeanReadout()
+
+
+class Behind(nn.Module):
+    """One network behind another that takes several inputs."""
+
+    def __init__(self, first: nn.Module, then: nn.Module):
+        super().__init__()
+        self.first, self.then = first, then
+
+    def forward(self, *inputs: Any) -> Tensor:
+        return self.then(self.first(*inputs))

@@ -1,0 +1,211 @@
+"""Graph separation: how many pairs of different graphs a random network does not tell apart. Nothing is trained."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from probsym_fast.groups import Graphs, Symmetric
+from probsym_fast.models import Symmetrized
+from probsym_fast.tasks import config as configuration
+from probsym_fast.tasks.config import COUNT, NOT_NEGATIVE, between, one_of
+from probsym_fast.tasks.graphs import (
+    GRAPH_LIMITS,
+    PUBLISHED,
+    GraphDistribution,
+    add_frames,
+    collate,
+    gin,
+    load_graphs,
+    mlp,
+)
+from probsym_fast.tasks.plots import plot_grid
+from probsym_fast.tasks.task import Experiment, seeded
+
+NETWORKS = {  # data: slots, widths of the MLP, node features the MLP reads
+    "graph8c": (8, [128, 64, 10], 0),
+    "exp": (64, [2048, 4096, 2048, 10], 2),
+    "wl_pairs": (64, [2048, 4096, 2048, 10], 2),
+}
+FEATURES = 2  # of the nodes: the given one (GRAPH8c: 1) and the degree
+LIMITS = {
+    "samples": COUNT,
+    "seeds": COUNT,
+    "batch": COUNT,
+    "seed": between(0, 2**32 - 1),
+    "threshold": NOT_NEGATIVE,
+    "device": one_of("cpu", "cuda"),
+    **{f"distribution.{key}": limit for key, limit in GRAPH_LIMITS.items()},
+}
+FEW = 2_000_000  # pairs from which on they are kept as a list
+
+
+@dataclass
+class SeparationConfig:
+    """Separation of graphs at random initialisation, Kim et al. 2023, table 1; defaults are the published settings.
+
+    Args:
+        task: "separation".
+        name: names the run's folder.
+        dataset: "graph8c" all connected graphs of 8 nodes, "exp" the published pairs, "wl_pairs" our own pairs of that kind.
+        data: a .g6 file, or the published EXP pickle; null: enumerated, or from the cache.
+        backbone: "mlp" or "gin" (with node identifiers).
+        method: "ps" learned distribution, "ga" uniform, "fa" Laplacian frame, "canonical" learned, no noise, one sample.
+        samples: permutations a graph (canonical: 1).
+        seeds: random initialisations.
+        seed: the first of them.
+        threshold: L1 distance up to which two embeddings count as the same.
+        batch: graphs at a time.
+        stop: stop when no pair is left.
+        device: "cpu" or "cuda".
+        folder: of the run; null: runs/<task>/<name>/seed<seed>.
+        progress: show a progress bar.
+        distribution: settings of the learned distribution.
+    """
+
+    task: Literal["separation"] = "separation"
+    name: str = "custom"
+    dataset: Literal["graph8c", "exp", "wl_pairs"] = "graph8c"
+    data: str | None = None
+    backbone: Literal["mlp", "gin"] = "mlp"
+    method: Literal["ps", "ga", "fa", "canonical"] = "ps"
+    samples: int = 10
+    seeds: int = 100
+    seed: int = 0
+    threshold: float = 1e-3
+    batch: int = 200
+    stop: bool = True
+    device: str = "cpu"
+    folder: str | None = None
+    progress: bool = True
+    distribution: GraphDistribution = field(default_factory=GraphDistribution)
+
+
+class Separation(Experiment):
+    """Counts the pairs whose embeddings stay within the threshold for every initialisation so far.
+
+    GRAPH8c: all pairs of graphs; EXP: each graph and its partner. Batches stream: no graph's activations outlive it.
+    """
+
+    def __init__(self, config: SeparationConfig):
+        configuration.check(config, LIMITS)
+        if config.method == "canonical" and config.samples != 1:
+            raise ValueError(f"config: samples must be 1 for method canonical, got {config.samples}")
+        self.config = config
+
+    def model(self) -> Symmetrized:
+        """A random network, in eval mode."""
+        config = self.config
+        N, widths, features = NETWORKS[config.dataset]
+        if config.backbone == "mlp":  # the backbone first: a seed gives it the same weights with every method
+            network = mlp(N, widths, features, "tanh", last=True)
+        else:
+            network = gin(N, widths[-1:], FEATURES, "tanh", last=True)
+        model = Symmetrized(*network, config.distribution.build(config.method, Symmetric(N), FEATURES, config.seed))
+        return model.eval().to(config.device)
+
+    def batches(self) -> list[Graphs]:
+        data = load_graphs(self.config.dataset, self.config.data)
+        if self.config.method == "fa":
+            add_frames(data)
+        return [collate(data[i : i + self.config.batch]) for i in range(0, len(data), self.config.batch)]
+
+    @torch.no_grad()
+    def embeddings(self, batches: list[Graphs], seed: int) -> Tensor:
+        """(graphs, 10) of the network drawn from `seed`; noise by (seed, batch)."""
+        torch.manual_seed(seed)
+        model, device = self.model(), self.config.device
+        out = []
+        for k, batch in enumerate(batches):
+            batch = Graphs(*(x if x is None else x.to(device) for x in batch))
+            out.append(model(batch, self.config.samples, seeded(seed, "separation", k))[0].cpu())
+        return torch.cat(out)
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        config, batches = self.config, self.batches()
+        graphs = sum(batch.size for batch in batches)
+        pairs = (
+            AllPairs(graphs, config.threshold) if config.dataset == "graph8c" else Partners(graphs, config.threshold)
+        )
+        left, seconds = [], []
+        seeds = range(config.seed, config.seed + config.seeds)
+        for seed in track(
+            seeds, f"{config.name}: initialisations", disable=not config.progress or not sys.stderr.isatty()
+        ):
+            start = time.perf_counter()
+            left.append(pairs.update(self.embeddings(batches, seed)))
+            seconds.append(time.perf_counter() - start)
+            if config.progress and not sys.stderr.isatty() and (len(left) % 10 == 0 or left[-1] == 0):
+                print(f"initialisation {len(left)}: {left[-1]} pairs left", file=sys.stderr, flush=True)
+            if config.stop and left[-1] == 0:
+                break
+        curve = {f"{config.backbone} {config.method}": (list(range(1, len(left) + 1)), left)}
+        panel = ("pairs not told apart", "initialisations", curve, "linear", "symlog")
+        plot_grid(folder / "plots" / "pairs.png", [panel])
+        return {
+            "data": PUBLISHED[config.dataset],
+            "graphs": graphs,
+            "pairs": pairs.count,
+            "pairs_left": left[-1],
+            "initialisations": len(left),
+            "pairs_left_after": left,
+            "median_seconds": sorted(seconds)[len(seconds) // 2],
+            "peak_memory_MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        }
+
+    def describe(self, results: dict[str, Any]) -> list[tuple[str, str]]:
+        after = results["pairs_left_after"]
+        return [
+            ("data", f"{results['data']}: {results['graphs']} graphs, {results['pairs']} pairs"),
+            (
+                "pairs left",
+                f"{results['pairs_left']} after {results['initialisations']} initialisations (first: {after[0]})",
+            ),
+            ("seconds an initialisation", f"{results['median_seconds']:.2f} (median)"),
+            ("peak memory", f"{results['peak_memory_MB']} MB of the whole process"),
+        ]
+
+
+class Partners:
+    """Graphs 2 k and 2 k + 1 as pairs."""
+
+    def __init__(self, graphs: int, threshold: float):
+        self.count, self.threshold = graphs // 2, threshold
+        self.alive = torch.ones(self.count, dtype=torch.bool)
+
+    def update(self, embeddings: Tensor) -> int:
+        """How many pairs are within the threshold now and were at every call before."""
+        self.alive &= (embeddings[::2] - embeddings[1::2]).abs().sum(1) <= self.threshold
+        return int(self.alive.sum())
+
+
+class AllPairs:
+    """All pairs of graphs: a bit a pair, and a list once there are few."""
+
+    def __init__(self, graphs: int, threshold: float):
+        self.graphs, self.count, self.threshold = graphs, graphs * (graphs - 1) // 2, threshold
+        self.alive = torch.ones(graphs, graphs, dtype=torch.bool).triu_(1)
+        self.few: Tensor | None = None  # (2, pairs)
+
+    def update(self, embeddings: Tensor) -> int:
+        """How many pairs are within the threshold now and were at every call before."""
+        if self.few is not None:
+            first, second = self.few
+            near = (embeddings[first] - embeddings[second]).abs().sum(1) <= self.threshold
+            self.few = self.few[:, near]
+            return self.few.shape[1]
+        for rows in torch.arange(self.graphs).split(512):
+            self.alive[rows] &= torch.cdist(embeddings[rows], embeddings, p=1) <= self.threshold
+        left = int(torch.count_nonzero(self.alive))
+        if left <= FEW:
+            self.few = self.alive.nonzero().T.contiguous()
+            self.alive = torch.empty(0)
+        return left

@@ -1,0 +1,434 @@
+"""The learned distribution on graphs, uniform and predefined orders: against definitions, and what they do not depend on."""
+
+import re
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+
+from probsym_fast.distributions import (
+    GIN,
+    Frame,
+    Identity,
+    Learned,
+    Normal,
+    Uniform,
+    UniformNoise,
+    distribution,
+)
+from probsym_fast.groups import Draws, Euclidean, Graphs, Symmetric
+from tests.conftest import assert_near
+from tests.graphs import as_permutation, features, one_graph, random_graphs, relabelled
+
+N, S, C = 7, 3, 2
+SIZES = [3, 1, 7, 5]
+ASYMMETRIC = 10  # seed of two graphs whose nodes the frame tells apart
+
+
+def network(dtype=torch.float64, **settings) -> GIN:
+    """With statistics and affine maps as after some training."""
+    net = GIN(C, 8, **settings).to(dtype)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            nn.init.normal_(module.weight, 1, 0.2)
+            nn.init.normal_(module.bias, 0, 0.2)
+            nn.init.normal_(module.running_mean, 0, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return net
+
+
+def learned(noise=None, dtype=torch.float64, slots=N, **settings) -> Learned:
+    return Learned(Symmetric(slots), network(dtype, **settings), noise or UniformNoise()).eval()
+
+
+# --- the network ---
+
+
+def dense(net: GIN, batch: Graphs, noise: torch.Tensor) -> torch.Tensor:
+    """The definition on explicit graphs with one node more, joined to itself and both ways to every other."""
+    start, h, matrices, real = 0, [], [], []
+    for b in range(batch.size):
+        alone = one_graph(batch, b)
+        n = alone.x.shape[0]
+        A = torch.zeros(n + 1, n + 1, dtype=noise.dtype)
+        for u, v in alone.edge_index.T.tolist():
+            A[v, u] += 1
+        A[n, :] = A[:, n] = 1
+        for s in range(noise.shape[1]):
+            h.append(torch.cat([alone.x + noise[start : start + n, s], net.virtual[None]]))
+            matrices.append(A)
+            real.append([start + u for u in range(n)])
+        start += n
+    sizes = [x.shape[0] for x in h]
+    h, A = torch.cat(h), torch.block_diag(*matrices)
+    for eps, (linear1, norm1, _, linear2, norm2, _) in zip(net.eps, net.layers, strict=True):
+        h = (1 + eps) * h + A @ h
+        for linear, norm in ((linear1, norm1), (linear2, norm2)):
+            z = h @ linear.weight.T
+            if norm.training:  # over every row, virtual nodes too
+                mean, variance = z.mean(0), z.var(0, unbiased=False)
+            else:
+                mean, variance = norm.running_mean, norm.running_var
+            h = ((z - mean) / (variance + norm.eps).sqrt() * norm.weight + norm.bias).clamp(min=0)
+    values = (h @ net.score.weight.T + net.score.bias)[:, 0].split(sizes)
+    out = torch.zeros(noise.shape[:2], dtype=noise.dtype)
+    for k, (nodes, value) in enumerate(zip(real, values, strict=True)):
+        out[nodes, k % noise.shape[1]] = value[:-1]
+    return out
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_equals_the_definition_with_virtual_edges(training, layers):
+    net = network(layers=layers).train(training)
+    batch = random_graphs(SIZES)
+    doubled = torch.cat([batch.edge_index, batch.edge_index[:, :3]], 1)
+    batch = batch._replace(edge_index=doubled)  # an edge twice counts twice
+    noise = torch.rand(net.noise_shape(batch, S), dtype=torch.float64)
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    expected = dense(net, batch, noise)
+    gradients = torch.autograd.grad(expected.sin().sum(), list(net.parameters()))
+    net.load_state_dict(state)
+    found = net(batch, noise)["scores"]
+    assert_near(found, expected)
+    for (name, _), a, b in zip(
+        net.named_parameters(), torch.autograd.grad(found.sin().sum(), list(net.parameters())), gradients, strict=True
+    ):
+        assert (a - b).abs().max() < 1e-10 * b.abs().max().clamp(min=1), name
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_scores_follow_the_nodes(training):
+    """Numbered anew, with the noise moved along: the same scores."""
+    net, batch = network().train(training), random_graphs(SIZES)
+    noise = torch.rand(net.noise_shape(batch, S), dtype=torch.float64)
+    moved, new = relabelled(batch)
+    assert_near(
+        net(moved, torch.empty_like(noise).index_put((new,), noise))["scores"][new], net(batch, noise)["scores"]
+    )
+
+
+def test_a_graphs_scores_do_not_depend_on_its_batch():
+    net, batch = network().eval(), random_graphs(SIZES)
+    noise = torch.rand(net.noise_shape(batch, S), dtype=torch.float64)
+    together = net(batch, noise)["scores"].split(SIZES)
+    for b, part in enumerate(noise.split(SIZES)):
+        assert_near(net(one_graph(batch, b), part)["scores"], together[b])
+
+
+def test_training_statistics_count_no_padding():
+    """The running mean of the first layer is that of the rows there are."""
+    net, batch = GIN(C, 8).double(), random_graphs([2, 40])
+    noise = torch.rand(net.noise_shape(batch, S), dtype=torch.float64)
+    rows = []
+    net.layers[0][1].register_forward_hook(lambda module, inputs, output: rows.append(inputs[0]))
+    net(batch, noise)
+    assert rows[0].shape == ((42 + 2) * S, 8)  # nodes and virtual nodes
+    assert_near(net.layers[0][1].running_mean, 0.1 * rows[0].mean(0))
+
+
+def test_scores_of_many_nodes_stay_distinct_under_autocast():
+    u = torch.arange(443)  # a path
+    edges = torch.stack([torch.cat([u, u + 1]), torch.cat([u + 1, u])])
+    batch = Graphs(torch.ones(444, C), edges, torch.tensor([0, 444]))
+    f = learned(dtype=torch.float32, slots=444).train()
+    plain = f(batch, 1, Draws(seed=1))[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        noise = f.noise(f.network.noise_shape(batch, 1), batch, Draws(seed=1))
+        scores = f.network(batch, noise)["scores"]
+        mixed, penalties = f(batch, 1, Draws(seed=1))
+    assert scores.dtype == noise.dtype == penalties["entropy"].dtype == torch.float32
+    assert mixed.scores.dtype == torch.float64
+    assert len(scores.unique()) == 444
+    assert len(scores.bfloat16().unique()) < 300  # the test would notice
+    assert torch.equal(mixed.order, plain.order)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_features_are_computed_in_float32(dtype):
+    f = learned(dtype=torch.float32)
+    batch = random_graphs(SIZES, dtype=torch.float32)
+    g, _ = f(batch._replace(x=batch.x.to(dtype)), S, Draws(seed=1))
+    h, _ = f(batch._replace(x=batch.x.to(dtype).float()), S, Draws(seed=1))
+    assert torch.equal(g.order, h.order)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_every_parameter_is_trained(weight, layers):
+    """Also with entropy weight 0: through the permutation alone."""
+    f = learned(layers=layers, dropout=0.2).train()
+    batch = random_graphs([5, 6, 7, 7])
+    g, penalties = f(batch, S, Draws(seed=1))
+    value = (f.group.act(g, features(batch, N), "nc", inverse=True) * torch.randn(N, C, dtype=torch.float64)).sum()
+    (value + weight * penalties["entropy"]).backward()
+    for name, parameter in f.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert (parameter.grad.abs() > 1e-9).any(), name  # rounding aside
+
+
+def test_the_entropy_alone_trains():
+    f, batch = learned().train(), random_graphs([5, 6, 7, 7])
+    f(batch, S, Draws(seed=1))[1]["entropy"].backward()
+    assert all((p.grad.abs() > 1e-12).any() for p in f.parameters())
+
+
+def test_dropout_in_training_only():
+    net, batch = network(dropout=0.5), random_graphs(SIZES)
+    noise = torch.rand(net.noise_shape(batch, S), dtype=torch.float64)
+    assert not torch.equal(net(batch, noise)["scores"], net(batch, noise)["scores"])
+    net.eval()
+    assert torch.equal(net(batch, noise)["scores"], net(batch, noise)["scores"])
+
+
+def test_small_and_empty_graphs():
+    for sizes in ([1], [1, 1], [4]):
+        batch = random_graphs(sizes)._replace(edge_index=torch.zeros(2, 0).long())
+        f = learned().train()
+        g, penalties = f(batch, 2, Draws(seed=1))
+        (g.soft().sum() + penalties["entropy"]).backward()
+        assert all(p.grad.isfinite().all() for p in f.parameters())
+        assert torch.equal(g.order[..., sizes[0] :], torch.arange(sizes[0], N).expand(len(sizes), 2, -1))
+    empty = Graphs(torch.randn(2, C).double(), torch.zeros(2, 0).long(), torch.tensor([0, 2, 2]))
+    for make in (learned, lambda: Uniform(Symmetric(N))):
+        with pytest.raises(ValueError, match=f"num_nodes must be between 1 and N = {N}, got 0 for graph 1"):
+            make()(empty, 1)
+    with pytest.raises(ValueError, match="ptr must increase"):
+        Frame(Symmetric(N))(empty, 1)
+
+
+# --- samples in chunks, noise ---
+
+
+def all_distributions(dtype=torch.float64):
+    group = Symmetric(N)
+    return {
+        "learned": learned(dtype=dtype),
+        "normal": learned(Normal(0.5), dtype),
+        "fixed": learned(UniformNoise(fixed=3), dtype),
+        "uniform": Uniform(group),
+        "frame": Frame(group),
+        "identity": Identity(group),
+    }
+
+
+@pytest.mark.parametrize("name", all_distributions())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_samples_may_come_in_chunks(name, dtype):
+    f = all_distributions(dtype)[name]
+    batch, draws = random_graphs([7, 3, 7, 1, 5] * 5, dtype=dtype), Draws(seed=5)
+    with torch.no_grad():
+        whole, _ = f(batch, 10, draws)
+        chunks = [f(batch, 4, draws)[0], f(batch, 6, draws.starting(4))[0]]
+    for part in ("order", "rank"):
+        assert torch.equal(torch.cat([getattr(g, part) for g in chunks], 1), getattr(whole, part))
+    if isinstance(f, Learned):
+        for part in ("scores", "log_r", "log_c"):
+            bound = {torch.float32: 1e-4, torch.float64: 1e-10}
+            assert_near(torch.cat([getattr(g, part) for g in chunks], 1), getattr(whole, part), bound)
+
+
+@pytest.mark.parametrize("name", all_distributions())
+def test_global_generator_is_left_alone(name):
+    f, batch = all_distributions()[name], random_graphs(SIZES)
+    state = torch.get_rng_state()
+    first = f(batch, S, Draws(torch.Generator().manual_seed(1)))[0]
+    again = f(batch, S, Draws(torch.Generator().manual_seed(1)))[0]
+    assert torch.equal(first.order, again.order)
+    assert torch.equal(torch.get_rng_state(), state)
+    if name not in ("identity", "fixed", "frame"):
+        assert not torch.equal(f(batch, S, Draws(seed=2))[0].order, first.order)
+
+
+@pytest.mark.parametrize("kind", [UniformNoise, Normal])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.int64])
+def test_noise(kind, dtype):
+    batch = Graphs(torch.zeros(4000, 2).to(dtype), torch.zeros(2, 0).long(), torch.tensor([0, 1000, 4000]))
+    z = kind(0.5)((4000, 5, 2), batch, Draws(seed=1))
+    assert z.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    mean, std = (0.25, 0.5 / 12**0.5) if kind is UniformNoise else (0.0, 0.5)
+    assert abs(z.mean() - mean) < 5 * std / z.numel() ** 0.5
+    assert abs(z.std() - std) < 5 * std / z.numel() ** 0.5
+    if kind is UniformNoise:
+        assert z.min() >= 0 and z.max() <= 0.5
+    state = torch.get_rng_state()
+    assert (kind(0)((4000, 5, 2), batch) == 0).all()
+    assert torch.equal(torch.get_rng_state(), state)
+    for scale in (-1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"{kind.__name__}: scale must be finite and >= 0, got {scale}"):
+            kind(scale)
+    assert repr(kind(0.5)) == f"{kind.__name__}(0.5)"
+
+
+@pytest.mark.parametrize("kind", [UniformNoise, Normal])
+def test_fixed_noise_belongs_to_the_graph(kind):
+    sizes = [3, 1, 7, 5]
+    batch = random_graphs(sizes)._replace(key=torch.tensor([8, 0, 10**6, 3]))
+    noise = kind(fixed=4)
+    draw = lambda batch, **more: noise((batch.x.shape[0], S, C), batch, **more)  # noqa: E731
+    state = torch.get_rng_state()
+    z = draw(batch)
+    assert torch.equal(draw(batch, draws=Draws(seed=1)), z) and torch.equal(draw(batch, draws=Draws(seed=2)), z)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(z.unique()) == z.numel()
+    parts = z.split(sizes)
+    for b in range(4):  # alone, among others, or among its like: the same
+        alone = one_graph(batch, b)
+        assert torch.equal(draw(alone), parts[b])
+    single = one_graph(batch, 1)
+    two = Graphs(single.x.repeat(2, 1), single.edge_index, torch.tensor([0, 1, 2]), key=torch.tensor([5, 0]))
+    assert torch.equal(draw(two)[1:], parts[1])
+    backwards = torch.cat([one_graph(batch, b).x for b in (3, 2, 1, 0)])
+    ptr = torch.tensor([0, *sizes[::-1]]).cumsum(0)
+    other = Graphs(backwards, torch.zeros(2, 0).long(), ptr, key=batch.key.flip(0))
+    assert torch.equal(draw(other), torch.cat(parts[::-1]))
+    assert not torch.equal(kind(fixed=5)((16, S, C), batch), z)
+    assert torch.equal(draw(batch, draws=Draws(seed=1, first=1))[:, :2], z[:, 1:])  # chunks
+    per_graph = noise((4, S, C), batch)  # a network may want noise a graph
+    assert torch.equal(noise((4, S, C), batch._replace(key=batch.key.flip(0))), per_graph.flip(0))
+
+
+def test_fixed_noise_without_keys_belongs_to_the_place():
+    noise, sizes = UniformNoise(fixed=4), [3, 2, 4]
+    z = noise((9, S, C), random_graphs(sizes)).split(sizes)
+    other = noise((10, S, C), random_graphs([4, 2, 4])).split([4, 2, 4])
+    assert torch.equal(other[0][:3], z[0]) and torch.equal(other[1], z[1]) and torch.equal(other[2], z[2])
+
+
+def test_fixed_noise_gives_the_same_orders_in_every_epoch():
+    batch = random_graphs(SIZES)._replace(key=torch.arange(4))
+    f = learned(UniformNoise(fixed=1))
+    first = f(batch, S, Draws(seed=1))[0]
+    assert torch.equal(f(batch, S, Draws(seed=2))[0].order, first.order)
+    assert (first.order[2] != first.order[2, :1]).any()  # samples differ
+    alone = f(one_graph(batch, 2), S, Draws(seed=3))[0]
+    assert torch.equal(alone.order[0], first.order[2])
+
+
+@pytest.mark.parametrize("kind", [UniformNoise, Normal])
+def test_canonical_draws_nothing_but_ties(kind):
+    batch = random_graphs(SIZES)
+    f = learned(kind(0.0))
+    g, _ = f(batch, 1, Draws(seed=1))
+    h, _ = f(batch, 4, Draws(seed=2))
+    assert torch.equal(h.order, g.order.expand(-1, 4, -1))
+    scores = f.network(batch, torch.zeros(16, 1, C, dtype=torch.float64))["scores"]
+    assert torch.equal(g.order, f.group.project({"scores": scores}, batch)[0].order)
+    moved, new = relabelled(batch)
+    expected = f.group.compose(as_permutation(batch, new, 1, N), g)
+    assert torch.equal(f(moved, 1, Draws(seed=3))[0].order, expected.order)
+
+
+# --- learned, uniform, predefined ---
+
+
+def test_learned_elements_follow_the_graph():
+    """p(hg | hx) = p(g | x): with the noise moved along the elements are h g."""
+    f, batch = learned(), random_graphs(SIZES)
+    noise = torch.rand(f.network.noise_shape(batch, S), dtype=torch.float64)
+    g, penalties = f(batch, S, Draws(seed=1), noise=noise)
+    moved, new = relabelled(batch)
+    there, same = f(moved, S, Draws(seed=2), noise=torch.empty_like(noise).index_put((new,), noise))
+    expected = f.group.compose(as_permutation(batch, new, S, N), g)
+    assert torch.equal(there.order, expected.order)
+    assert_near(same["entropy"], penalties["entropy"], {torch.float64: 1e-3})  # ties are drawn anew
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 10])
+def test_uniform_orders_keep_nodes_out_of_the_padding(samples):
+    sizes = [1, 2, 3, 4, 6, 3] * 4
+    batch = random_graphs(sizes)
+    p, penalties = Uniform(Symmetric(6))(batch, samples, Draws(seed=samples))
+    assert p.shape == (24, samples, 6) and penalties == {}
+    for b, n in enumerate(sizes):
+        assert torch.equal(p.order[b, :, :n].sort().values, torch.arange(n).expand(samples, n))
+        assert torch.equal(p.order[b, :, n:], torch.arange(n, 6).expand(samples, -1))
+    with pytest.raises(ValueError, match="num_nodes must be between 1 and N = 5, got 6 for graph 4"):
+        Uniform(Symmetric(5))(batch, samples)
+
+
+@pytest.mark.parametrize("samples", [1, 5])
+def test_uniform_orders_are_uniform_in_every_graph(samples):
+    sizes = [2, 4, 3] * (7200 // samples)
+    batch = Graphs(torch.zeros(sum(sizes), 1), torch.zeros(2, 0).long(), torch.tensor([0, *sizes]).cumsum(0))
+    p, _ = Uniform(Symmetric(5))(batch, samples, Draws(seed=4))
+    for place, n in enumerate((2, 4, 3)):
+        counts = Counter(map(tuple, p.order[place::3, :, :n].flatten(0, 1).tolist()))
+        cells = {2: 2, 3: 6, 4: 24}[n]
+        expected = 7200 / cells
+        assert len(counts) == cells
+        chi2 = sum((c - expected) ** 2 / expected for c in counts.values())
+        assert chi2 < (cells - 1) + 5 * (2 * (cells - 1)) ** 0.5
+
+
+def path_and_star() -> Graphs:
+    """0 - 1 - 2 - 3 (ends alike, middles alike), a star of four leaves, one node."""
+    edges = torch.tensor([[0, 1], [1, 2], [2, 3], [4, 5], [4, 6], [4, 7], [4, 8]]).T
+    return Graphs(torch.zeros(10, 1), torch.cat([edges, edges.flip(0)], 1), torch.tensor([0, 4, 9, 10]))
+
+
+def test_frame_sorts_by_class_with_ties_at_random():
+    batch, samples = path_and_star(), 4800
+    classes = distribution.laplacian_keys(batch.edge_index, batch.ptr)
+    p, penalties = Frame(Symmetric(6))(batch, samples, Draws(seed=1))
+    assert penalties == {}
+    for b, (start, end) in enumerate(zip(batch.ptr[:-1].tolist(), batch.ptr[1:].tolist(), strict=True)):
+        mine = classes[start:end]
+        order = p.order[b, :, : end - start]
+        assert (mine[order].diff() >= 0).all()
+        counts = Counter(map(tuple, order.tolist()))
+        cells = 1
+        for size in mine.bincount().tolist():
+            cells *= torch.arange(1, size + 1).prod().item()
+        assert len(counts) == cells
+        expected = samples / cells
+        chi2 = sum((c - expected) ** 2 / expected for c in counts.values())
+        assert chi2 <= (cells - 1) + 5 * (2 * max(cells - 1, 1)) ** 0.5
+
+
+def test_frame_follows_the_graph():
+    """Numbered anew: the same set of orders, numbered anew."""
+    batch, samples = path_and_star(), 600
+    moved, new = relabelled(batch, 1)
+    f = Frame(Symmetric(6))
+    here = f.group.compose(as_permutation(batch, new, samples, 6), f(batch, samples, Draws(seed=1))[0])
+    there = f(moved, samples, Draws(seed=2))[0]
+    for b in range(3):
+        assert set(map(tuple, here.order[b].tolist())) == set(map(tuple, there.order[b].tolist()))
+    asymmetric = random_graphs([7, 6], seed=ASYMMETRIC)
+    classes = distribution.laplacian_keys(asymmetric.edge_index, asymmetric.ptr)
+    assert [len(c.unique()) for c in classes.split([7, 6])] == [7, 6]  # no ties: one order, exactly
+    moved, new = relabelled(asymmetric, 2)
+    f = Frame(Symmetric(8))
+    here = f.group.compose(as_permutation(asymmetric, new, 2, 8), f(asymmetric, 2)[0])
+    assert torch.equal(f(moved, 2)[0].order, here.order)
+
+
+def test_frame_takes_the_classes_of_the_batch(monkeypatch):
+    batch = path_and_star()
+    cached = batch._replace(frame=distribution.laplacian_keys(batch.edge_index, batch.ptr))
+    f = Frame(Symmetric(6))
+    plain = f(batch, 3, Draws(seed=1))[0]
+    monkeypatch.setattr(distribution, "laplacian_keys", None)  # not called
+    assert torch.equal(f(cached, 3, Draws(seed=1))[0].order, plain.order)
+    other = torch.tensor([3, 2, 1, 0, 0, 1, 2, 3, 4, 0])
+    p = f(batch._replace(frame=other), 3)[0]
+    assert torch.equal(p.order[:, 0], torch.tensor([[3, 2, 1, 0, 4, 5], [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]]))
+    with pytest.raises(ValueError, match="Graphs: a graph must have at most N = 4 nodes, got 5 in graph 1"):
+        Frame(Symmetric(4))(cached, 1)
+
+
+def test_bad_input():
+    batch = random_graphs(SIZES)
+    for name, settings in (("in_features", (0,)), ("width", (2, 0)), ("layers", (2, 4, 0))):
+        with pytest.raises(ValueError, match=f"GIN: {name} must be at least 1, got 0"):
+            GIN(*settings)
+    with pytest.raises(ValueError, match=re.escape("GIN: x must be (nodes, 3), got (16, 2)")):
+        GIN(3)(batch, torch.zeros(16, 1, 3))
+    with pytest.raises(TypeError, match=re.escape("Frame: group must be Symmetric, got Euclidean(3)")):
+        Frame(Euclidean(3))
+    with pytest.raises(ValueError, match=re.escape("Learned: noise must be (16, 2, 2), got (16, 2)")):
+        learned()(batch, 2, noise=torch.zeros(16, 2))
+    with pytest.raises(ValueError, match="Graphs: a graph must have at most N = 6 nodes, got 7 in graph 2"):
+        learned(slots=6)(batch, 1)
