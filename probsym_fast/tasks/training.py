@@ -182,9 +182,22 @@ class StopOnSignal(Callback):
 
 
 class Checkpoints(ModelCheckpoint):
-    """best.ckpt and last.ckpt; the best score is kept where a resumed run has moved or validates at other epochs."""
+    """best.ckpt by the monitored measure, or last.ckpt without one; a resumed run may have moved or validate at other epochs."""
 
-    state_key = "checkpoints"
+    def __init__(self, folder: Path, filename: str, every: int, monitor: str | None = None):
+        super().__init__(
+            folder,
+            filename=filename,
+            monitor=monitor,
+            enable_version_counter=False,
+            auto_insert_metric_name=False,
+            save_on_train_epoch_end=True,
+            every_n_epochs=every,
+        )
+
+    @property
+    def state_key(self) -> str:
+        return f"checkpoint {self.filename}"
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         moved = {name: self._here(path) for name, path in state.items() if name.endswith("_path")}
@@ -362,17 +375,8 @@ def _trainer(task: Task, folder: Path, stop: StopOnSignal) -> L.Trainer:
     validate_every = min(settings.validate_every, settings.epochs)
     monitor = f"valid/{task.measure}"
     callbacks: list[Callback] = [
-        Checkpoints(
-            folder / "checkpoints",
-            filename="best",
-            monitor=monitor,
-            save_top_k=1,
-            save_last=True,
-            enable_version_counter=False,
-            auto_insert_metric_name=False,
-            save_on_train_epoch_end=True,
-            every_n_epochs=validate_every,
-        ),
+        Checkpoints(folder / "checkpoints", "best", validate_every, monitor),
+        Checkpoints(folder / "checkpoints", "last", validate_every),  # behind the other: it holds its state
         stop,
     ]
     if settings.patience is not None:

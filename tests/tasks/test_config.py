@@ -112,8 +112,8 @@ def test_heads_must_divide_the_width(capsys):
         ("[1, 2]", "must be readable YAML, got ValueError: expected keys and values, got list"),
         ("a: [", "must be readable YAML, got ParserError"),
         ("\x00", "must be readable YAML, got ReaderError"),
-        ("task: unknown", "must be one of nbody, got 'unknown'"),
-        ("seed: 1", "must be one of nbody, got None"),
+        ("task: unknown", "must be one of nbody, separation, exp_classify, sample_size, automorphism, got 'unknown'"),
+        ("seed: 1", "must be one of nbody, separation, exp_classify, sample_size, automorphism, got None"),
     ],
 )
 def test_unreadable_files(tmp_path, text, message):
@@ -128,7 +128,7 @@ def test_command_line_refuses_with_one_line(capsys, tmp_path):
     assert "nbody/gnn_O3_ps" in error
     (tmp_path / "something").touch()
     assert "exists already" in refused(capsys, "fit", "-c", "nbody/gnn_O3_ps", "--folder", str(tmp_path))
-    assert "must be one of nbody, got 'mnist'" in refused(capsys, "data", "get", "mnist")
+    assert "must be one of nbody, graph8c, exp, got 'mnist'" in refused(capsys, "data", "get", "mnist")
     with pytest.raises(SystemExit, match="2"):
         cli.main(["fit"])
 

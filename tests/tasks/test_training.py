@@ -188,20 +188,25 @@ def test_a_resumed_run_may_change_how_long_and_where_but_not_what(tmp_path):
     assert (now["training"]["epochs"], now["training"]["deterministic"], now["samples"]["trials"]) == (2, False, 2)
 
 
+def best_of(state):
+    """What a checkpoint holds of the callback that keeps the best one."""
+    return next(state for state in state["callbacks"].values() if state.get("monitor") and "best_k_models" in state)
+
+
 def test_best_score_and_new_patience_hold_where_a_moved_run_is_resumed(tmp_path):
     fit(tmp_path / "old", training__epochs=1, training__patience=1)
     folder = (tmp_path / "old").rename(tmp_path / "new")
     path = folder / "checkpoints" / "last.ckpt"
     state = torch.load(path, weights_only=True)
-    state["callbacks"]["checkpoints"]["best_model_score"] = torch.tensor(1e-3)
-    best = state["callbacks"]["checkpoints"]["best_k_models"]
-    best.update({name: torch.tensor(1e-3) for name in best})
+    best = best_of(state)
+    best["best_model_score"] = best["current_score"] = torch.tensor(1e-3)
+    best["best_k_models"] = {name: torch.tensor(1e-3) for name in best["best_k_models"]}
     torch.save(state, path)
     fit(folder, training__epochs=3, training__validate_every=3, training__patience=7, resume=True)
-    callbacks = torch.load(path, weights_only=True)["callbacks"]
-    assert callbacks["checkpoints"]["best_model_score"] == torch.tensor(1e-3)
+    state = torch.load(path, weights_only=True)
+    assert best_of(state)["best_model_score"] == torch.tensor(1e-3)
     assert torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == 0
-    assert next(state for name, state in callbacks.items() if name.startswith("Patience"))["patience"] == 7
+    assert next(state for name, state in state["callbacks"].items() if name.startswith("Patience"))["patience"] == 7
 
 
 def test_a_run_folder_may_be_used_from_anywhere_and_copied(tmp_path, monkeypatch):
