@@ -86,9 +86,7 @@ EMPTY = {  # (group, scores and matrices the network makes)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("learned", [True, False])
 @pytest.mark.parametrize("symmetry", EMPTY)
-def test_no_clouds_at_all(symmetry, learned, training, request):
-    if learned and "S5" in symmetry:
-        request.applymarker(pytest.mark.xfail(reason="groups/symmetric.py, _multiply: reshape with -1", strict=False))
+def test_no_clouds_at_all(symmetry, learned, training):
     group, scores, matrices = EMPTY[symmetry]
     network = VectorNeurons(width=4, scores=scores, matrices=matrices)
     distribution = Learned(group, network, tau=0.1) if learned else Uniform(group)

@@ -254,7 +254,7 @@ def test_second_derivatives_are_refused():
         ({"tau": -1.0}, ValueError, "tau must be finite and > 0, got -1.0"),
         ({"tau": float("nan")}, ValueError, "tau must be finite and > 0, got nan"),
         ({"tau": float("inf")}, ValueError, "tau must be finite and > 0, got inf"),
-        ({"iterations": -1}, ValueError, "iterations must be >= 0, got -1"),
+        ({"iterations": -1}, ValueError, "iterations must be in 0..10000, got -1"),
         ({"num_nodes": torch.tensor([4])}, ValueError, "num_nodes must be (B,) = (2,), got (1,)"),
         ({"num_nodes": torch.tensor([4, 0])}, ValueError, "num_nodes must be between 1 and N = 4, got 0 for graph 1"),
         ({"num_nodes": torch.tensor([5, 4])}, ValueError, "num_nodes must be between 1 and N = 4, got 5 for graph 0"),
