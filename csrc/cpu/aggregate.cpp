@@ -9,12 +9,16 @@ namespace psf {
 namespace {
 
 using at::Tensor;
+using Maybe = std::optional<Tensor>;
 
-Tensor sum_over(const Tensor& x_in, const Tensor& edges_in, int64_t from_axis) {
-  const Tensor x = x_in.contiguous(), edges = edges_in.contiguous(), out = at::empty_like(x);
-  const int64_t nodes = x.size(0), E = edges.size(1), width = nodes ? x.numel() / nodes : 0;
+constexpr int64_t part = 4096;  // numbers summed at a time in the gradient of `own`, whatever the threads
+
+Tensor sum_over(const Tensor& x_in, const Tensor& edges_in, const Maybe& ptr_in, const Maybe& own_in, int64_t from_axis) {
+  const Tensor x = x_in.contiguous(), edges = edges_in.contiguous(), ptr = ptr_in ? ptr_in->contiguous() : Tensor(), out = at::empty_like(x);
+  const int64_t graphs = ptr_in ? ptr.size(0) - 1 : 0, nodes = x.size(0) - graphs, E = edges.size(1);
+  const int64_t width = x.size(0) ? x.numel() / x.size(0) : 0;
   const int64_t *from = edges.const_data_ptr<int64_t>() + from_axis * E, *to = edges.const_data_ptr<int64_t>() + (1 - from_axis) * E;
-  std::vector<int64_t> begin(nodes + 1), neighbors(E);
+  std::vector<int64_t> begin(std::max<int64_t>(0, nodes) + 1), neighbors(E), graph(std::max<int64_t>(0, nodes));
   for (int64_t e = 0; e < E; ++e) {
     TORCH_CHECK_VALUE(std::min(from[e], to[e]) >= 0 && std::max(from[e], to[e]) < nodes, "aggregate: edge_index must hold node numbers 0 to ",
                       nodes - 1, ", got ", edges.const_data_ptr<int64_t>()[e], " and ", edges.const_data_ptr<int64_t>()[E + e], " in column ", e);
@@ -23,20 +27,59 @@ Tensor sum_over(const Tensor& x_in, const Tensor& edges_in, int64_t from_axis) {
   for (int64_t i = 0; i < nodes; ++i) begin[i + 1] += begin[i];
   std::vector<int64_t> next(begin.begin(), begin.end() - 1);
   for (int64_t e = 0; e < E; ++e) neighbors[next[to[e]]++] = from[e];
+  const int64_t* offsets = ptr_in ? ptr.const_data_ptr<int64_t>() : nullptr;
+  if (offsets) TORCH_CHECK_VALUE(offsets[0] == 0 && offsets[graphs] == nodes, "aggregate: ptr must rise from 0 to the ", nodes,
+                                 " nodes, x's rows less one a graph, got ", offsets[0], " to ", offsets[graphs]);
+  for (int64_t b = 0; b < graphs; ++b) {
+    TORCH_CHECK_VALUE(offsets[b] <= offsets[b + 1] && offsets[b + 1] <= nodes, "aggregate: ptr must rise, got ", offsets[b + 1], " after ", offsets[b]);
+    std::fill(graph.begin() + offsets[b], graph.begin() + offsets[b + 1], b);
+  }
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "aggregate", [&] {
     using T = scalar_t;
     const T* rows = x.const_data_ptr<T>();
+    const T own = own_in ? own_in->item<T>() : T(0);
     T* sums = out.mutable_data_ptr<T>();
-    at::parallel_for(0, nodes, 1 + 16384 / (1 + width), [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i)
-        PSF_DISPATCH(sum_rows<T>(rows, neighbors.data() + begin[i], begin[i + 1] - begin[i], width, sums + i * width));
+    at::parallel_for(0, x.size(0), 1 + 16384 / (1 + width), [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        T* sum = sums + i * width;
+        PSF_DISPATCH(start_row<T>(rows + i * width, i < nodes ? own : own + T(1), width, sum));
+        if (i < nodes) {
+          PSF_DISPATCH(add_rows<T>(rows, neighbors.data() + begin[i], begin[i + 1] - begin[i], width, sum));
+          if (offsets) PSF_DISPATCH(add_range<T>(rows + (nodes + graph[i]) * width, 1, width, sum));
+        } else {
+          const int64_t b = i - nodes;
+          PSF_DISPATCH(add_range<T>(rows + offsets[b] * width, offsets[b + 1] - offsets[b], width, sum));
+        }
+      }
     });
   });
   return out;
 }
 
-Tensor aggregate(const Tensor& x, const Tensor& edge_index) { return sum_over(x, edge_index, 0); }
-Tensor aggregate_backward(const Tensor& d_sums, const Tensor& edge_index) { return sum_over(d_sums, edge_index, 1); }
+Tensor aggregate(const Tensor& x, const Tensor& edge_index, const Maybe& ptr, const Maybe& own) { return sum_over(x, edge_index, ptr, own, 0); }
+
+std::tuple<Tensor, Tensor> aggregate_backward(const Tensor& d_sums, const Tensor& x_in, const Tensor& edge_index, const Maybe& ptr,
+                                              const Maybe& own, bool needs_x, bool needs_own) {
+  Tensor d_x, d_own;
+  if (needs_x) d_x = sum_over(d_sums, edge_index, ptr, own, 1);
+  if (needs_own) {
+    const Tensor x = x_in.contiguous(), d = d_sums.contiguous();
+    const int64_t parts = (x.numel() + part - 1) / part;
+    AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "aggregate_backward", [&] {
+      using T = scalar_t;
+      const T *a = x.const_data_ptr<T>(), *b = d.const_data_ptr<T>();
+      std::vector<T> sums(parts);
+      at::parallel_for(0, parts, 4, [&](int64_t first, int64_t last) {
+        for (int64_t k = first; k < last; ++k)
+          PSF_DISPATCH(product<T>(a + k * part, b + k * part, std::min(part, x.numel() - k * part), &sums[k]));
+      });
+      double total = 0;
+      for (const T sum : sums) total += static_cast<double>(sum);
+      d_own = at::scalar_tensor(total, x.options());
+    });
+  }
+  return {d_x, d_own};
+}
 
 }  // namespace
 

@@ -1,7 +1,14 @@
-// sums = sum of the rows of x with the numbers given, n numbers each.
+// sums += rows of x, n numbers each: those with the numbers given, or `count` neighbouring ones.
 #include "vectors.h"
 
-template <class T> void sum_rows(const T* x, const int64_t* rows, int64_t count, int64_t n, T* sums) {
-  std::memset(sums, 0, n * sizeof(T));
+template <class T> void add_rows(const T* x, const int64_t* rows, int64_t count, int64_t n, T* sums) {
   for (int64_t k = 0; k < count; ++k) axpy(sums, T(1), x + rows[k] * n, n);
 }
+template <class T> void add_range(const T* x, int64_t count, int64_t n, T* sums) {
+  for (int64_t k = 0; k < count; ++k) axpy(sums, T(1), x + k * n, n);
+}
+template <class T> void start_row(const T* x, T own, int64_t n, T* sums) {
+  std::memset(sums, 0, n * sizeof(T));
+  if (own != T(0)) axpy(sums, own, x, n);
+}
+template <class T> void product(const T* x, const T* y, int64_t n, T* out) { *out = dot(x, y, n); }

@@ -42,18 +42,34 @@ class GIN(nn.Module):
         if batch.x.shape[1] != self.in_features:
             raise ValueError(f"GIN: x must be (nodes, {self.in_features}), got {tuple(batch.x.shape)}")
         with torch.autocast(noise.device.type, enabled=False):
-            h = batch.x.to(noise.dtype)[:, None] + noise
-            virtual = self.virtual.to(noise.dtype).expand(batch.size, noise.shape[1], -1)
+            nodes, samples, _ = noise.shape
+            virtual = self.virtual.to(noise.dtype).expand(batch.size, samples, -1)
+            h = torch.cat([batch.x.to(noise.dtype)[:, None] + noise, virtual])  # (nodes + B, S, C)
             for eps, layer in zip(self.eps, self.layers, strict=True):
-                messages = ops.aggregate(h, batch.edge_index) + virtual[batch.graph]
-                both = torch.cat([torch.addcmul(messages, h, 1 + eps), (2 + eps) * virtual + batch.pooled(h)])
-                both = self.dropout(layer(both.flatten(0, 1))).unflatten(0, both.shape[:2])
-                h, virtual = both.split([h.shape[0], batch.size])
-            return {"scores": self.score(h).squeeze(-1)}
+                h = ops.aggregate(h, batch.edge_index, own=1 + eps, ptr=batch.ptr)
+                h = self.dropout(layer(h.flatten(0, 1))).unflatten(0, (nodes + batch.size, samples))
+            return {"scores": self.score(h[:nodes].flatten(0, 1)).view(nodes, samples)}
+
+
+class BatchNormRelu(nn.BatchNorm1d):
+    """BatchNorm1d and ReLU of rows (M, C), fused in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            scale = self.weight * (self.running_var + self.eps).rsqrt()
+            return torch.addcmul(self.bias - scale * self.running_mean, x, scale).relu_()
+        if x.shape[0] < 2:
+            raise ValueError(f"BatchNormRelu: x must have at least 2 rows in training, got {tuple(x.shape)}")
+        y, mean, variance = ops.batch_norm_relu(x, self.weight, self.bias, self.eps)
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (x.shape[0] / (x.shape[0] - 1)), self.momentum)
+        return y
 
 
 def _mlp(in_features: int, width: int) -> nn.Sequential:
     def step(size: int) -> list[nn.Module]:  # BatchNorm takes a bias away again: it would have no gradient
-        return [nn.Linear(size, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+        return [nn.Linear(size, width, bias=False), BatchNormRelu(width)]
 
     return nn.Sequential(*step(in_features), *step(width))

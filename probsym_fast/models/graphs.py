@@ -106,7 +106,7 @@ class GINBackbone(nn.Module):
 
     def forward(self, h: Tensor, batch: Graphs) -> Tensor:
         for k, eps in enumerate(self.eps):
-            h = torch.addcmul(ops.aggregate(h, batch.edge_index), h, 1 + eps)
+            h = ops.aggregate(h, batch.edge_index, own=1 + eps)
             h = self.activation(h + self.bias if k == 0 else self.layers[k - 1](h))
         return self.final(self.out(batch.pooled(h)))
 

@@ -10,25 +10,36 @@ from probsym_fast.ops.reference.aggregate import aggregate as reference
 
 OP = Op(
     "aggregate",
-    "(Tensor x, Tensor edge_index) -> Tensor sums",
+    "(Tensor x, Tensor edge_index, Tensor? ptr, Tensor? own) -> Tensor sums",
     reference=reference,
-    shapes=lambda x, edge_index: x.new_empty(x.shape),
+    shapes=lambda x, edge_index, ptr, own: x.new_empty(x.shape),
 )
 OP.gradient(
-    "(Tensor d_sums, Tensor edge_index) -> Tensor d_x", shapes=lambda d_sums, edge_index: d_sums.new_empty(d_sums.shape)
+    "(Tensor d_sums, Tensor x, Tensor edge_index, Tensor? ptr, Tensor? own, bool needs_x, bool needs_own)"
+    " -> (Tensor d_x, Tensor d_own)",
+    shapes=lambda d_sums, x, edge_index, ptr, own, needs_x, needs_own: (
+        x.new_empty(x.shape) if needs_x else None,
+        x.new_empty(()) if needs_own else None,
+    ),
 )
 
 
-def aggregate(x: Tensor, edge_index: Tensor, *, backend: str = "auto") -> Tensor:
-    """`out[v] = sum of x[u] over edges (u, v)`: one adjacency for everything behind the node axis.
+def aggregate(
+    x: Tensor, edge_index: Tensor, *, own: Tensor | None = None, ptr: Tensor | None = None, backend: str = "auto"
+) -> Tensor:
+    """`out[v] = own x[v] + sum of x[u] over edges (u, v)`: one adjacency for everything behind the node axis.
+
+    With `ptr` every graph has one virtual node more, joined to itself and both ways to all nodes of its graph; no edges are
+    made for it. Virtual nodes are the last B rows.
 
     Args:
-        x: (nodes, ...), such as (nodes, S, d). edge_index: (2, E) int64, sources and targets.
+        x: (nodes, ...), such as (nodes, S, d); with ptr (nodes + B, ...). edge_index: (2, E) int64, sources and targets.
+        own: scalar tensor, the weight of a node's own row (1 + eps in GIN); None: 0. ptr: (B + 1,) int64.
         backend: "auto", "cpu" or "reference".
 
-    Returns: (nodes, ...), dtype of x (float16, bfloat16 are summed in float32).
+    Returns: the shape and dtype of x (float16, bfloat16 are summed in float32).
 
-    Gradients: x. Cost: E rows read, every row written once.
+    Gradients: x and own. Cost: E (+ 3 nodes with ptr) rows read, every row written once.
     Raises: TypeError (dtypes), ValueError (shapes, node numbers), RuntimeError (devices, backend).
     """
     check_float("aggregate", x=x)
@@ -42,5 +53,15 @@ def aggregate(x: Tensor, edge_index: Tensor, *, backend: str = "auto") -> Tensor
         )
     if edge_index.device != x.device:
         raise RuntimeError(f"aggregate: edge_index must be on {x.device}, got {edge_index.device}")
+    if ptr is not None and (ptr.dtype != torch.int64 or ptr.ndim != 1 or not 1 <= len(ptr) <= len(x) + 1):
+        raise ValueError(
+            f"aggregate: ptr must be (B + 1,) int64 with at most x's {len(x)} rows for B, got {ptr.dtype} {tuple(ptr.shape)}"
+        )
+    if own is not None and own.ndim != 0:
+        raise ValueError(f"aggregate: own must be a scalar tensor, got {tuple(own.shape)}")
+    for name, value in (("ptr", ptr), ("own", own)):
+        if value is not None and value.device != x.device:
+            raise RuntimeError(f"aggregate: {name} must be on {x.device}, got {value.device}")
     dtype = x.dtype if x.dtype in OP.dtypes else torch.float32
-    return OP.select(backend, x.device, dtype)(x.to(dtype), edge_index).to(x.dtype)
+    own = None if own is None else own.to(dtype)
+    return OP.select(backend, x.device, dtype)(x.to(dtype), edge_index, ptr, own).to(x.dtype)
