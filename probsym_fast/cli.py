@@ -7,8 +7,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ERRORS = (ValueError, TypeError, FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, ConnectionError)
-TRAIN_EXTRA = {"lightning", "torch_geometric", "torchmetrics", "jsonargparse", "yaml", "matplotlib", "rich", "tensorboard"}
+ERRORS = (
+    ValueError,
+    TypeError,
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    NotADirectoryError,
+    ConnectionError,
+)
+TRAIN_EXTRA = {
+    "lightning",
+    "torch_geometric",
+    "torchmetrics",
+    "jsonargparse",
+    "yaml",
+    "matplotlib",
+    "rich",
+    "tensorboard",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -122,7 +139,9 @@ def _data(options: argparse.Namespace, rest: list[str]) -> int:
         file = next((cache_dir() / "nbody").glob("*.npz"), None)
         where = _state(file) if file else "generated on first use, under a minute"
         file_exp = cache_dir() / "exp" / "GRAPHSAT.pkl"
-        where_exp = f"in {file_exp}" if file_exp.is_file() else "`probsym data get exp` downloads it from its authors' page"
+        where_exp = (
+            f"in {file_exp}" if file_exp.is_file() else "`probsym data get exp` downloads it from its authors' page"
+        )
         rows = [
             ("nbody", f"14,000 trajectories of five charged particles; {where}"),
             ("graph8c", "11,117 connected graphs of 8 nodes; enumerated on first use, seconds"),

@@ -4,7 +4,9 @@ import os
 
 import pytest
 
-os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # it would replay code compiled for another version of our schemas
+os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = (
+    "1"  # it would replay code compiled for another version of our schemas
+)
 
 import torch
 

@@ -5,6 +5,8 @@
 #define PSF_KERNEL "items.kernel.h"
 #include "each_isa.h"
 
+#include <numeric>
+
 namespace psf {
 
 using at::Tensor;
@@ -12,8 +14,9 @@ using at::Tensor;
 namespace {
 
 constexpr int64_t block_bytes = 256;       // of a packed block of the width: many weight rows stay in the second cache
+constexpr int64_t most_entries = 1 << 24;  // in a list, of 12 or 16 bytes
 constexpr double gemm_gain = 5;            // how much faster a product in a GEMM is than one in a dot
-constexpr int64_t gemm_bytes = 32 << 20;   // of the products kept at a time
+constexpr int64_t gemm_bytes = 4 << 20;    // of the products kept at a time: they stay in the cache
 
 // Counting sort: where the elements with each key begin, and the elements by key, in their order.
 void sort_by(const int64_t* key, int64_t count, int64_t keys, std::vector<int64_t>& begin, std::vector<int64_t>& sorted) {
@@ -25,9 +28,40 @@ void sort_by(const int64_t* key, int64_t count, int64_t keys, std::vector<int64_
   for (int64_t i = 0; i < count; ++i) sorted[next[key[i]]++] = i;
 }
 
-// Whether the entries are so many that each weight row is read often: then blocks of the width are packed.
-bool is_dense(const Items& items, const Tensor& W) {
-  return items.M * items.S > 2 * W.size(0) * W.size(1);
+// Whether the entries are so many that each weight row is read often, and few enough to list: then blocks are packed.
+bool is_dense(const Items& items, at::IntArrayRef W) {
+  const int64_t entries = items.M * items.S;
+  return entries > 2 * W[0] * W[1] && entries * W[1] < most_entries && W[2] >= 16;
+}
+
+template <class T> std::vector<Entry<T>> entries_of(const Items& items, const Axis& axis, const Tensor& values, int64_t L) {
+  std::vector<Entry<T>> entries;
+  entries.reserve(items.M * items.S);
+  for (int64_t i = 0; i < items.B * items.S; ++i)
+    PSF_DISPATCH(list_entries<T>(axis, items.sample(i / items.S, i % items.S), values.const_data_ptr<T>(), values.size(1), i * L, &entries));
+  return entries;
+}
+
+// The same terms the other way round, sorted by what is now `to`, in their order.
+template <class T> std::vector<Entry<T>> by_weight_row(const std::vector<Entry<T>>& entries, int64_t rows) {
+  std::vector<int64_t> next(rows + 1);
+  for (const Entry<T>& x : entries) ++next[x.from + 1];
+  for (int64_t row = 0; row < rows; ++row) next[row + 1] += next[row];
+  std::vector<Entry<T>> sorted(entries.size());
+  for (const Entry<T>& x : entries) sorted[next[x.from]++] = {x.from, x.to, x.value};
+  return sorted;
+}
+
+// out[to] += scale value in[from] over all entries, `in` and `out` of rows of D, in blocks of the width.
+template <class T>
+void add_products(const std::vector<Entry<T>>& entries, T scale, const T* in, int64_t rows, T* out, int64_t D) {
+  constexpr int64_t block = block_bytes / sizeof(T);
+  for_each_group<T>((D + block - 1) / block, rows * block, [&](int64_t group, T* memory) {
+    const int64_t from = group * block, width = std::min(block, D - from);
+    if (width < block) std::memset(memory, 0, rows * block * sizeof(T));
+    for (int64_t row = 0; row < rows; ++row) std::memcpy(memory + row * block, in + row * D + from, width * sizeof(T));
+    PSF_DISPATCH(add_entries<T>(entries.data(), static_cast<int64_t>(entries.size()), memory, scale, out + from, D, width));
+  });
 }
 
 }  // namespace
@@ -110,41 +144,21 @@ Tensor weight_like(const Tensor& rows, const Tensor& weight) {
 
 void scatter(const Items& items, const Axis& axis, const Tensor& values, double scale, const Tensor& W, const std::optional<Tensor>& bias,
              const Tensor& tokens) {
-  const int64_t rows = W.size(0) * W.size(1), C = W.size(1), D = W.size(2), L = tokens.size(2), S = items.S, samples = items.B * S;
+  const int64_t C = W.size(1), D = W.size(2), L = tokens.size(2), S = items.S, samples = items.B * S;
   AT_DISPATCH_FLOATING_TYPES(W.scalar_type(), "scatter", [&] {
     using T = scalar_t;
     const T *a = values.const_data_ptr<T>(), *w = W.const_data_ptr<T>(), *begin = bias ? bias->const_data_ptr<T>() : nullptr;
     T* y = tokens.mutable_data_ptr<T>();
-    constexpr int64_t block = block_bytes / sizeof(T);
-    const bool packed = is_dense(items, W) && D >= block;
+    const bool dense = is_dense(items, W.sizes());
     at::parallel_for(0, samples, 1, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         T* sample = y + i * L * D;
         if (!begin) std::memset(sample, 0, L * D * sizeof(T));
         for (int64_t l = 0; begin && l < L; ++l) std::memcpy(sample + l * D, begin, D * sizeof(T));
-        if (!packed) PSF_DISPATCH(scatter_sample<T>(axis, items.sample(i / S, i % S), a, C, T(scale), w, D, sample));
+        if (!dense) PSF_DISPATCH(scatter_sample<T>(axis, items.sample(i / S, i % S), a, C, T(scale), w, D, sample));
       }
     });
-    if (!packed) return;
-    const int64_t blocks = D / block, rest = D - blocks * block;
-    for_each_group<T>(blocks, rows * block, [&](int64_t group, T* memory) {
-      for (int64_t row = 0; row < rows; ++row) std::memcpy(memory + row * block, w + row * D + group * block, block * sizeof(T));
-      for (int64_t i = 0; i < samples; ++i)
-        PSF_DISPATCH(scatter_block<T>(axis, items.sample(i / S, i % S), a, C, T(scale), memory, D, y + i * L * D + group * block));
-    });
-    if (rest == 0) return;
-    // the last, narrower block: rows as wide as the rest
-    const Tensor tail = W.flatten(0, 1).narrow(1, blocks * block, rest).contiguous();
-    const T* narrow = tail.const_data_ptr<T>();
-    at::parallel_for(0, samples, 1, [&](int64_t first, int64_t last) {
-      std::vector<T> sum(L * rest);
-      for (int64_t i = first; i < last; ++i) {
-        std::fill(sum.begin(), sum.end(), T(0));
-        PSF_DISPATCH(scatter_sample<T>(axis, items.sample(i / S, i % S), a, C, T(scale), narrow, rest, sum.data()));
-        for (int64_t l = 0; l < L; ++l)
-          for (int64_t d = 0; d < rest; ++d) y[(i * L + l) * D + blocks * block + d] += sum[l * rest + d];
-      }
-    });
+    if (dense) add_products<T>(entries_of<T>(items, axis, values, L), T(scale), w, W.size(0) * C, y, D);
   });
 }
 
@@ -170,25 +184,33 @@ Tensor gather(const Items& items, const Axis& axis, const Tensor& tokens, double
 
 Tensor weight_gradient(const Items& items, const Axis& axis, const Tensor& values, double scale, const Tensor& tokens, at::IntArrayRef shape) {
   const Tensor dW = at::empty(shape, tokens.options());
-  const int64_t rows = shape[0] * shape[1], C = shape[1], D = shape[2], L = tokens.size(2), S = items.S, samples = items.B * S;
+  const int64_t C = shape[1], D = shape[2], L = tokens.size(2), S = items.S, samples = items.B * S;
   AT_DISPATCH_FLOATING_TYPES(tokens.scalar_type(), "weight_gradient", [&] {
     using T = scalar_t;
     const T *a = values.const_data_ptr<T>(), *x = tokens.const_data_ptr<T>();
     T* out = dW.mutable_data_ptr<T>();
+    at::parallel_for(0, shape[0] * C, 64, [&](int64_t first, int64_t last) { std::memset(out + first * D, 0, (last - first) * D * sizeof(T)); });
     // every thread has its own part of the width: the order of the sums does not depend on the threads
-    constexpr int64_t line = 64 / sizeof(T), block = block_bytes / sizeof(T);
-    const bool packed = is_dense(items, dW);
-    const int64_t part = packed ? block : (D + line * at::get_num_threads() - 1) / (line * at::get_num_threads()) * line;
-    for_each_group<T>((D + part - 1) / part, packed ? rows * block : 0, [&](int64_t group, T* memory) {
-      const int64_t from = group * part, width = std::min(part, D - from), stride = packed ? width : D;
-      T* sum = packed ? memory : out + from;
-      for (int64_t row = 0; row < rows; ++row) std::memset(sum + row * stride, 0, width * sizeof(T));
-      for (int64_t i = 0; i < samples; ++i)
-        PSF_DISPATCH(weight_gradient_sample<T>(axis, items.sample(i / S, i % S), a, C, T(scale), x + i * L * D + from, D, sum, stride, width));
-      for (int64_t row = 0; packed && row < rows; ++row) std::memcpy(out + row * D + from, sum + row * width, width * sizeof(T));
+    if (is_dense(items, shape)) {
+      return add_products<T>(by_weight_row(entries_of<T>(items, axis, values, L), shape[0] * C), T(scale), x, samples * L, out, D);
+    }
+    constexpr int64_t line = 64 / sizeof(T);
+    const int64_t part = (D + line * at::get_num_threads() - 1) / (line * at::get_num_threads()) * line;
+    at::parallel_for(0, (D + part - 1) / part, 1, [&](int64_t first, int64_t last) {
+      for (int64_t from = first * part; from < std::min(last * part, D); from += part)
+        for (int64_t i = 0; i < samples; ++i)
+          PSF_DISPATCH(weight_gradient_sample<T>(axis, items.sample(i / S, i % S), a, C, T(scale), x + i * L * D + from, D, out + from,
+                                                 std::min(part, D - from)));
     });
   });
   return dW;
+}
+
+// One more than the last place of the first `slots` slots.
+static int64_t last_place(const Axis& axis, int64_t slots) {
+  int64_t last = 0;
+  for (int32_t p = 0; p < axis.start[slots]; ++p) last = std::max<int64_t>(last, axis.offset[p] + 1);
+  return last;
 }
 
 std::array<Tensor, 3> permutation_gradient(Items& items, const Axis& axis, const Tensor& values, double scale, const Tensor& tokens,
@@ -205,20 +227,27 @@ std::array<Tensor, 3> permutation_gradient(Items& items, const Axis& axis, const
     const T *a = values.const_data_ptr<T>(), *x = tokens.const_data_ptr<T>();
     const int64_t tile = gemm ? std::clamp<int64_t>(gemm_bytes / (L * width * static_cast<int64_t>(sizeof(T))), 1, std::max<int64_t>(1, samples)) : samples;
     const Tensor rows = W.flatten(0, 1), flat = tokens.flatten(0, 1);
+    // with one token the first offset is the first slot: samples of few nodes together need no more of them
+    std::vector<int64_t> sorted(samples);
+    std::iota(sorted.begin(), sorted.end(), 0);
+    const bool one_token = gemm && axis.grid == 1;
+    if (one_token) std::stable_sort(sorted.begin(), sorted.end(), [&](int64_t i, int64_t j) { return items.nodes(i / S) < items.nodes(j / S); });
+    const Tensor picked = one_token ? flat.index_select(0, at::tensor(sorted)) : flat;
     const int64_t mixed = axis.patch * D, scratch = soft_scratch(N) + (gemm ? 0 : mixed);
     for (int64_t begin = 0; begin < samples; begin += tile) {
       const int64_t count = std::min(tile, samples - begin);
-      const Tensor Z = gemm ? at::mm(flat.narrow(0, begin, count).flatten(0, 1), rows.t()) : Tensor();
+      const int64_t wide = one_token ? last_place(axis, items.nodes(sorted[begin + count - 1] / S)) * (width / axis.patch) : width;
+      const Tensor Z = gemm ? at::mm(picked.narrow(0, begin, count).flatten(0, 1), rows.narrow(0, 0, wide).t()) : Tensor();
       const T* z = gemm ? Z.const_data_ptr<T>() : nullptr;
       const int64_t parts = std::min<int64_t>(count, 8 * at::get_num_threads());
       for_each_group<T>(parts, scratch, [&](int64_t part, T* memory) {
-        for (int64_t i = begin + part * count / parts; i < begin + (part + 1) * count / parts; ++i) {
-          const int64_t at = i * N;
+        for (int64_t m = part * count / parts; m < (part + 1) * count / parts; ++m) {
+          const int64_t i = sorted[begin + m], at = i * N;
           const Soft<T> soft{t.const_data_ptr<T>() + at, log_r.const_data_ptr<T>() + at, log_c.const_data_ptr<T>() + at,
                              {out[0].mutable_data_ptr<T>() + at, out[1].mutable_data_ptr<T>() + at, out[2].mutable_data_ptr<T>() + at},
                              T(1) / T(tau)};
-          const T* sample_z = z ? z + (i - begin) * L * width : nullptr;
-          PSF_DISPATCH(permutation_gradient_sample<T>({axis, x + i * L * D, W.const_data_ptr<T>(), sample_z, C, D, width, memory + soft_scratch(N)},
+          const T* sample_z = z ? z + m * L * wide : nullptr;
+          PSF_DISPATCH(permutation_gradient_sample<T>({axis, x + i * L * D, W.const_data_ptr<T>(), sample_z, C, D, wide, memory + soft_scratch(N)},
                                                       items.sample(i / S, i % S), a, T(scale), soft, memory));
         }
       });

@@ -30,6 +30,12 @@ template <class T> struct Soft {
 };
 inline int64_t soft_scratch(int64_t N) { return 7 * (N + 16); }  // numbers that SoftRows needs, vectors of 16 at most
 
+// One term: row `to` of the result gets value times row `from`.
+template <class T> struct Entry {
+  int32_t to, from;
+  T value;
+};
+
 // What one sample's kernels read.
 struct SampleView {
   const int64_t *rank, *order;       // slot of each local node and back
@@ -48,6 +54,7 @@ class Items {
   Items(const char* op, const char* name, const at::Tensor& items, const at::Tensor& ptr, const at::Tensor& rank, const at::Tensor& order);
   SampleView sample(int64_t b, int64_t s) const;
   int64_t graph(int64_t item) const { return graph_[item]; }
+  int64_t nodes(int64_t graph) const { return ptr_.const_data_ptr<int64_t>()[graph + 1] - ptr_.const_data_ptr<int64_t>()[graph]; }
   void sort_by_node();  // wanted for permutation_gradient; checks order, as a soft permutation's is read by it
   // 2 num_nodes summed over the items of all samples: the products with tokens that permutation_gradient makes without a GEMM.
   double products() const;

@@ -27,45 +27,46 @@ void scatter_sample(const Axis& axis, const SampleView& x, const T* values, int6
   });
 }
 
-// `block` numbers of the width, of rows `stride` apart; W is packed, (patch^k, C, block). Neighbouring entries of one token
-// are summed in registers.
-constexpr int block_vectors = 256 / PSF_VECTOR_BYTES;  // of a block of 256 bytes
+// The entries of one sample with their values, tokens counted over all samples: at `out` for every nonzero value.
 template <class T>
-void scatter_block(const Axis& axis, const SampleView& x, const T* values, int64_t C, T scale, const T* W, int64_t stride, T* tokens) {
-  constexpr int64_t block = 256 / sizeof(T);
-  Vec<T> sum[block_vectors] = {};
-  int64_t current = -1;
-  const auto flush = [&] {
-    if (current < 0) return;
-    T* y = tokens + current * stride;
-    for (int k = 0; k < block_vectors; ++k) {
-      store(y + k * lanes<T>, load(y + k * lanes<T>) + scale * sum[k]);
-      sum[k] = Vec<T>{};
-    }
-  };
-  for_each_entry(axis, x, [&](int64_t item, int64_t token, int64_t offset) {
-    if (token != current) flush();
-    current = token;
-    for (int64_t c = 0; c < C; ++c) {
-      const T a = values[item * C + c];
-      const T* row = W + (offset * C + c) * block;
-      if (a == T(1)) {
-        for (int k = 0; k < block_vectors; ++k) sum[k] += load(row + k * lanes<T>);
-      } else if (a != T(0)) {
-        for (int k = 0; k < block_vectors; ++k) sum[k] += a * load(row + k * lanes<T>);
-      }
-    }
-  });
-  flush();
-}
-
-// dW (patch^k, C, .) of rows `stride` apart, `width` numbers of each; tokens of rows D apart.
-template <class T>
-void weight_gradient_sample(const Axis& axis, const SampleView& x, const T* values, int64_t C, T scale, const T* tokens, int64_t D,
-                            T* dW, int64_t stride, int64_t width) {
+void list_entries(const Axis& axis, const SampleView& x, const T* values, int64_t C, int64_t first_token, std::vector<Entry<T>>* out) {
   for_each_entry(axis, x, [&](int64_t item, int64_t token, int64_t offset) {
     for (int64_t c = 0; c < C; ++c)
-      if (const T a = values[item * C + c]; a != T(0)) axpy(dW + (offset * C + c) * stride, scale * a, tokens + token * D, width);
+      if (const T a = values[item * C + c]; a != T(0))
+        out->push_back({static_cast<int32_t>(first_token + token), static_cast<int32_t>(offset * C + c), a});
+  });
+}
+
+// out[to] += scale value in[from], `width` numbers of each: `in` is packed, in rows of 256 bytes, those of `out` are `stride`
+// apart. Neighbouring entries to one row are summed in registers.
+constexpr int block_vectors = 256 / PSF_VECTOR_BYTES;
+template <class T>
+void add_entries(const Entry<T>* entries, int64_t count, const T* in, T scale, T* out, int64_t stride, int64_t width) {
+  constexpr int64_t block = 256 / sizeof(T);
+  Vec<T> sum[block_vectors] = {};
+  for (int64_t m = 0; m < count; ++m) {
+    const T* row = in + entries[m].from * block;
+    for (int k = 0; k < block_vectors; ++k) sum[k] += entries[m].value * load(row + k * lanes<T>);
+    if (m + 1 < count && entries[m + 1].to == entries[m].to) continue;
+    T* y = out + entries[m].to * stride;
+    for (int k = 0; k < block_vectors; ++k) {
+      if ((k + 1) * lanes<T> <= width) {
+        store(y + k * lanes<T>, load(y + k * lanes<T>) + scale * sum[k]);
+      } else {
+        for (int l = 0; k * lanes<T> + l < width; ++l) y[k * lanes<T> + l] += scale * sum[k][l];
+      }
+      sum[k] = Vec<T>{};
+    }
+  }
+}
+
+// `width` numbers of the rows of dW (patch^k, C, D) and tokens (L, D).
+template <class T>
+void weight_gradient_sample(const Axis& axis, const SampleView& x, const T* values, int64_t C, T scale, const T* tokens, int64_t D,
+                            T* dW, int64_t width) {
+  for_each_entry(axis, x, [&](int64_t item, int64_t token, int64_t offset) {
+    for (int64_t c = 0; c < C; ++c)
+      if (const T a = values[item * C + c]; a != T(0)) axpy(dW + (offset * C + c) * D, scale * a, tokens + token * D, width);
   });
 }
 

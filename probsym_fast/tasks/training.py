@@ -182,7 +182,7 @@ class StopOnSignal(Callback):
 
 
 class Checkpoints(ModelCheckpoint):
-    """best.ckpt by the monitored measure, or last.ckpt without one; a resumed run may have moved or validate at other epochs."""
+    """best.ckpt by the measure, or last.ckpt without one; a resumed run may have moved, or validate at other epochs."""
 
     def __init__(self, folder: Path, filename: str, every: int, monitor: str | None = None):
         super().__init__(

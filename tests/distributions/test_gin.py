@@ -62,7 +62,7 @@ def dense(net: GIN, batch: Graphs, noise: torch.Tensor) -> torch.Tensor:
         start += n
     sizes = [x.shape[0] for x in h]
     h, A = torch.cat(h), torch.block_diag(*matrices)
-    for eps, (linear1, norm1, _, linear2, norm2, _) in zip(net.eps, net.layers, strict=True):
+    for eps, (linear1, norm1, linear2, norm2) in zip(net.eps, net.layers, strict=True):
         h = (1 + eps) * h + A @ h
         for linear, norm in ((linear1, norm1), (linear2, norm2)):
             z = h @ linear.weight.T

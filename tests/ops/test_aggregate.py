@@ -192,3 +192,42 @@ def test_identifiers_bad_input(backend):
             settings = settings | {"backend": "auto"}
         with pytest.raises(error, match=f"^node_identifiers: {re.escape(message)}$"):
             node_identifiers(*arguments, **{"backend": backend} | settings)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sizes", [[5, 4, 1, 9], [30], [20, 0, 14]])
+def test_own_rows_and_virtual_nodes(device, sizes, dtype):
+    """Virtual nodes equal real ones that are joined to themselves and to all nodes of their graph."""
+    ptr = torch.tensor([0, *sizes], device=device).cumsum(0)
+    nodes, graphs = int(ptr[-1]), len(sizes)
+    pieces = [torch.randint(0, n, (2, 2 * n), device=device) + start for n, start in zip(sizes, ptr, strict=False) if n]
+    edges = torch.cat(pieces, 1)
+    x = torch.randn(nodes + graphs, 2, 5, device=device).double()
+    own = torch.tensor(1.3, device=device).double()
+    check("aggregate", lambda b, x, own: aggregate(x, edges, own=own, ptr=ptr, backend=b), [x, own], dtype)
+    adjacency = torch.zeros(len(x), len(x), dtype=torch.float64, device=device)
+    for u, v in edges.T.tolist():
+        adjacency[v, u] += 1
+    for b in range(graphs):
+        adjacency[nodes + b, ptr[b] : ptr[b + 1]] = adjacency[ptr[b] : ptr[b + 1], nodes + b] = 1
+        adjacency[nodes + b, nodes + b] = 1
+    found = value_and_gradients(lambda x, own: aggregate(x, edges, own=own, ptr=ptr), [x, own])
+    dense = value_and_gradients(lambda x, own: own * x + (adjacency @ x.flatten(1)).view(x.shape), [x, own])
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(found, dense, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bad_virtual_nodes(backend):
+    edges, x = torch.tensor([[0], [1]]), torch.randn(5, 2)
+    for ptr, message in (
+        ([0, 4, 5], "ptr must rise from 0 to the 3 nodes, x's rows less one a graph, got 0 to 5"),
+        ([1, 2, 3], "ptr must rise from 0 to the 3 nodes, x's rows less one a graph, got 1 to 3"),
+        ([0, 1, 0, 2], "ptr must rise, got 0 after 1"),
+        ([0] * 8, "ptr must be (B + 1,) int64 with at most x's 5 rows for B, got torch.int64 (8,)"),
+    ):
+        with pytest.raises(ValueError, match=f"^aggregate: {re.escape(message)}$"):
+            aggregate(x, edges, ptr=torch.tensor(ptr), backend=backend)
+    with pytest.raises(ValueError, match=r"aggregate: own must be a scalar tensor, got \(1,\)"):
+        aggregate(x, edges, own=torch.ones(1), backend=backend)
+    with pytest.raises(ValueError, match="must hold node numbers 0 to 2, got 0 and 3 in column 0"):
+        aggregate(x, torch.tensor([[0], [3]]), ptr=torch.tensor([0, 1, 3]), backend=backend)  # a virtual node's number
