@@ -6,13 +6,20 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 
 say() { printf '\n== %s\n' "$*"; }
-"$PYTHON" -c 'import torch, sys; sys.exit(0 if torch.cuda.is_available() else "gpu.sh: needs a visible NVIDIA GPU and a CUDA build of torch, found none")'
+"$PYTHON" - <<'PY'
+import importlib.util, sys
+if importlib.util.find_spec("torch") is None:
+    sys.exit("gpu.sh: needs torch >= 2.11 with CUDA, found no torch; name another interpreter with PYTHON=...")
+import torch
+if not torch.cuda.is_available():
+    sys.exit(f"gpu.sh: needs a visible NVIDIA GPU and a CUDA build of torch, found none (torch {torch.__version__})")
+PY
 say "machine"
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 "$PYTHON" -c 'import sys, torch; print("python", sys.version.split()[0], "torch", torch.__version__, "cuda", torch.version.cuda)'
 missing=$("$PYTHON" - <<'PY'
 import importlib.util
-wanted = ["pytest", "pytest_benchmark", "hypothesis", "lightning", "jsonargparse", "yaml", "matplotlib", "rich", "tensorboard", "ninja"]
+wanted = ["pytest", "pytest_benchmark", "hypothesis", "lightning", "jsonargparse", "yaml", "matplotlib", "rich", "tensorboard", "torch_geometric", "torchmetrics", "ninja"]
 print(*[name for name in wanted if importlib.util.find_spec(name) is None])
 PY
 )
@@ -25,10 +32,14 @@ PROBSYM_BUILD=1 "$PYTHON" setup.py build_ext --inplace
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 "$PYTHON" -c 'import probsym_fast, json; print(json.dumps(probsym_fast.info(), indent=1))'
 say "tests"
-tests=(tests/ops tests/groups tests/models)
-case " $missing " in *" lightning "* | *" jsonargparse "*) ;; *) tests+=(tests/tasks) ;; esac
+tests=(tests/ops tests/groups tests/models tests/distributions)
+complete=yes
+for name in lightning jsonargparse torch_geometric torchmetrics; do
+  case " $missing " in *" $name "*) complete=no ;; esac
+done
+[ $complete = no ] || tests+=(tests/tasks)
 "$PYTHON" -m pytest -q "${tests[@]}"
 say "benchmarks"
-"$PYTHON" -m pytest -q benchmarks/test_ops.py --device cuda --save-results
-case " $missing " in *" lightning "* | *" jsonargparse "*) ;; *) "$PYTHON" -m pytest -q benchmarks --device cuda --save-results ;; esac
+if [ $complete = yes ]; then suites=(benchmarks); else suites=(benchmarks/test_ops.py); fi
+"$PYTHON" -m pytest -q "${suites[@]}" --device cuda --save-results
 if [ -n "${OUT:-}" ]; then cp benchmarks/results/* "$OUT"/; fi
