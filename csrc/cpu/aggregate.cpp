@@ -34,6 +34,9 @@ Tensor sum_over(const Tensor& x_in, const Tensor& edges_in, const Maybe& ptr_in,
     TORCH_CHECK_VALUE(offsets[b] <= offsets[b + 1] && offsets[b + 1] <= nodes, "aggregate: ptr must rise, got ", offsets[b + 1], " after ", offsets[b]);
     std::fill(graph.begin() + offsets[b], graph.begin() + offsets[b + 1], b);
   }
+  for (int64_t e = 0; offsets && e < E; ++e)
+    TORCH_CHECK_VALUE(graph[from[e]] == graph[to[e]], "aggregate: edge_index must join nodes of one graph, got column ", e, " from graph ",
+                      graph[edges.const_data_ptr<int64_t>()[e]], " to graph ", graph[edges.const_data_ptr<int64_t>()[E + e]]);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "aggregate", [&] {
     using T = scalar_t;
     const T* rows = x.const_data_ptr<T>();

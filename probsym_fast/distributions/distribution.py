@@ -153,4 +153,6 @@ class Learned(Distribution):
         elif tuple(noise.shape) != shape:
             raise ValueError(f"Learned: noise must be {shape}, got {tuple(noise.shape)}")
         outputs = self.network(batch, noise)
+        if self.noise.fixed is not None:  # ties too
+            draws = Draws(seed=self.noise.fixed, first=draws.first)
         return self.group.project(outputs, batch, tau=self.tau, iterations=self.iterations, draws=draws)

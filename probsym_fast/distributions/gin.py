@@ -51,8 +51,15 @@ class GIN(nn.Module):
             return {"scores": self.score(h[:nodes].flatten(0, 1)).view(nodes, samples)}
 
 
-class BatchNormRelu(nn.BatchNorm1d):
-    """BatchNorm1d and ReLU of rows (M, C), fused in training."""
+class BatchNormRelu(nn.Module):
+    """BatchNorm1d and ReLU of rows (M, C): fused in training; by the running statistics in eval mode."""
+
+    def __init__(self, width: int, eps: float = 1e-5, momentum: float = 0.1):
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -62,7 +69,6 @@ class BatchNormRelu(nn.BatchNorm1d):
             raise ValueError(f"BatchNormRelu: x must have at least 2 rows in training, got {tuple(x.shape)}")
         y, mean, variance = ops.batch_norm_relu(x, self.weight, self.bias, self.eps)
         with torch.no_grad():
-            self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (x.shape[0] / (x.shape[0] - 1)), self.momentum)
         return y

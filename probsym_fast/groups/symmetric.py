@@ -80,7 +80,8 @@ class Symmetric(Group):
             scores = batch.padded(scores, self.n)
         if scores.shape[-1] != self.n:
             raise ValueError(f"{self}: scores must be (B, S, {self.n}), got {tuple(scores.shape)}")
-        ties = (draws or Draws()).uniform(tuple(scores.shape), "ties", device=scores.device)
+        names = getattr(batch, "key", None)  # ties are a graph's own too, where its noise is
+        ties = (draws or Draws()).uniform(tuple(scores.shape), "ties", rows=names, device=scores.device)
         # in float32 the noise would be rounded to a few values, or away, and ties broken by the nodes' numbers
         p = ops.soft_permutation(scores.double() + TIE_NOISE * ties, batch.num_nodes, tau, iterations)
         return p, {"entropy": ops.permutation_entropy(p).to(torch.promote_types(scores.dtype, torch.float32))}

@@ -12,6 +12,7 @@ from probsym_fast import ops
 from probsym_fast.groups import Graphs, Group
 from probsym_fast.models.mlp import ACTIVATIONS
 from probsym_fast.ops import Permutation, SoftPermutation
+from probsym_fast.ops._patches import check_items
 
 
 def patch_weight(D: int, C: int, *patch: int) -> nn.Parameter:
@@ -79,6 +80,11 @@ class IdentifiedNodes(nn.Module):
         self.identifiers = nn.Parameter(torch.empty(N, width).uniform_(-bound, bound))
 
     def forward(self, batch: Graphs, group: Group, g: Permutation) -> tuple[Tensor, Graphs]:
+        check_items("IdentifiedNodes", "edge_index", batch.edge_index, batch.ptr)
+        if batch.x.shape[1] != self.features.shape[1]:
+            raise ValueError(
+                f"IdentifiedNodes: x must be (nodes, {self.features.shape[1]}), got {tuple(batch.x.shape)}"
+            )
         h = ops.node_identifiers(batch.ptr, g, self.identifiers, nodes=batch.x.shape[0])
         return h + (batch.x @ self.features.T)[:, None], batch
 

@@ -106,7 +106,8 @@ def check_ptr(op: str, ptr: Tensor, p: Permutation) -> None:
     if int(ptr[0]) != 0 or (B and (int(nodes.min()) < 0 or int(nodes.max()) > N)):
         raise ValueError(f"{op}: ptr must rise from 0 by at most N = {N} a graph, got {ptr.tolist()[:16]}")
     counts = torch.full_like(nodes, N) if p.num_nodes is None else p.num_nodes
-    if isinstance(p, SoftPermutation) and not torch.equal(counts, nodes):
+    given = isinstance(p, SoftPermutation) or p.num_nodes is not None  # else any permutation of the N slots
+    if given and not torch.equal(counts, nodes):
         bad = int((counts != nodes).nonzero()[0])
         raise ValueError(
             f"{op}: ptr must give graph {bad} the {int(counts[bad])} valid nodes of the permutation, got {int(nodes[bad])}"

@@ -17,6 +17,7 @@ from probsym_fast.groups import Graphs, Symmetric
 from probsym_fast.models import MLP, FlatGraph, GINBackbone, IdentifiedNodes, MeanReadout
 from probsym_fast.tasks.config import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, between
 
+SIZES = {"exp": 1200, "wl_pairs": 1200, "graph8c": 11_117}
 PUBLISHED = {"exp": "EXP", "wl_pairs": "our own pairs (not EXP)", "graph8c": "GRAPH8c"}
 
 GRAPH_LIMITS = {
@@ -59,6 +60,8 @@ class GraphDistribution:
             return Frame(group)
         if method == "none":
             return Identity(group)
+        if method not in ("ps", "canonical"):
+            raise ValueError(f"config: method must be one of ps, ga, fa, canonical, none, got {method!r}")
         network = GIN(features, self.width, self.layers, self.dropout)
         noise = UniformNoise(0.0 if method == "canonical" else self.noise, fixed=seed if self.fixed else None)
         return Learned(group, network, noise, self.tau, self.iterations)
@@ -84,6 +87,8 @@ def load_graphs(name: str, path: str | None = None) -> list[Any]:
                 " name a copy with --data, or take our own generated pairs with --dataset wl_pairs"
             )
         data = exp(path=file)
+    if len(data) != SIZES[name]:
+        raise ValueError(f"config: data must hold the {SIZES[name]} graphs of {name}, got {len(data)} in {path}")
     for number, graph in enumerate(data):
         graph.key = torch.tensor([number])
     return data

@@ -93,7 +93,11 @@ class SampleSize(Experiment):
 
         classify = self.config.classify
         config = replace(
-            classify, name=f"train{samples}", folder=str(folder), samples=replace(classify.samples, train=samples)
+            classify,
+            name=f"train{samples}",
+            seed=self.config.seed,
+            folder=str(folder),
+            samples=replace(classify.samples, train=samples),
         )
         task = ExpClassify(config)
         results = (

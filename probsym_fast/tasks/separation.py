@@ -127,7 +127,10 @@ class Separation(Experiment):
         for k, batch in enumerate(batches):
             batch = Graphs(*(x if x is None else x.to(device) for x in batch))
             out.append(model(batch, self.config.samples, seeded(seed, "separation", k))[0].cpu())
-        return torch.cat(out)
+        embeddings = torch.cat(out)
+        if not embeddings.isfinite().all():
+            raise ValueError(f"separation: embeddings must be finite, got NaN or infinity at initialisation {seed}")
+        return embeddings
 
     def run(self, folder: Path) -> dict[str, Any]:
         config, batches = self.config, self.batches()

@@ -302,8 +302,8 @@ def compute(experiment: Experiment) -> dict[str, Any]:
     path, text = folder / "config.yaml", configuration.dump(_recorded(experiment.config))
     if path.is_file() and configuration.read(path) != configuration.read_text(text):
         raise FileExistsError(f"the run folder {folder} holds another configuration; name a new one with --folder")
-    _write(path, text)
     results = experiment.run(folder)
+    _write(path, text)  # behind the run: one that is refused leaves no configuration behind
     _write(folder / "results.json", json.dumps(results, indent=2) + "\n")
     return results
 

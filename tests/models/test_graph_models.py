@@ -339,3 +339,14 @@ def test_graphs_that_do_not_fit(kind, method):
     empty = Graphs(torch.randn(3, C).double(), torch.zeros(2, 0).long(), torch.tensor([0, 3, 3]))
     with pytest.raises(ValueError, match=r"num_nodes must be between 1 and N = 7, got 0 for graph 1|ptr must increase"):
         f(empty, S)
+
+
+def test_edges_between_graphs_are_refused_by_gin_with_identifiers():
+    batch = Graphs(torch.randn(5, C), torch.tensor([[0, 3], [3, 0]]), torch.tensor([0, 2, 5]))
+    p = Symmetric(N).uniform(batch, 2)
+    with pytest.raises(
+        ValueError, match="edge_index must join nodes of one graph, got column 0 from graph 0 to graph 1"
+    ):
+        IdentifiedNodes(N, 8, C)(batch, Symmetric(N), p)
+    with pytest.raises(ValueError, match=rf"x must be \(nodes, {C + 1}\), got \(5, {C}\)"):
+        IdentifiedNodes(N, 8, C + 1)(batch._replace(edge_index=batch.edge_index[:, :0]), Symmetric(N), p)

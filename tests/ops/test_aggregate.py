@@ -227,6 +227,8 @@ def test_bad_virtual_nodes(backend):
     ):
         with pytest.raises(ValueError, match=f"^aggregate: {re.escape(message)}$"):
             aggregate(x, edges, ptr=torch.tensor(ptr), backend=backend)
+    with pytest.raises(ValueError, match="must join nodes of one graph, got column 0 from graph 0 to graph 1"):
+        aggregate(x, edges, ptr=torch.tensor([0, 1, 3]), backend=backend)
     with pytest.raises(ValueError, match=r"aggregate: own must be a scalar tensor, got \(1,\)"):
         aggregate(x, edges, own=torch.ones(1), backend=backend)
     with pytest.raises(ValueError, match="must hold node numbers 0 to 2, got 0 and 3 in column 0"):

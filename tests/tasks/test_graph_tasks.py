@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from probsym_fast import cli, tasks
-from probsym_fast.data import graph8c, wl_pairs
+from probsym_fast.data import graph8c, wl_pairs, write_g6
 from probsym_fast.groups import Draws
 from probsym_fast.tasks import exp_classify, graphs, separation, training
 from probsym_fast.tasks.config import available
@@ -57,6 +57,22 @@ def test_separation_keeps_no_autograd_graph_of_any_batch(few, monkeypatch):
     task = tasks.load("graph8c/mlp_ps", ["--batch", "4"])
     assert task.embeddings(task.batches(), 0).shape == (12, 10)
     assert kept == [False] * 3
+
+
+def test_a_broken_network_separates_nothing(few, monkeypatch):
+    task = tasks.load("exp/mlp_ga")
+    model = task.model()
+    torch.nn.init.constant_(model.backbone.layers[1].weight, torch.nan)
+    monkeypatch.setattr(task, "model", lambda: model)
+    with pytest.raises(ValueError, match="embeddings must be finite, got NaN or infinity at initialisation 3"):
+        task.embeddings(task.batches(), 3)
+
+
+def test_a_short_data_file_is_refused(tmp_path):
+    path = tmp_path / "few.g6"
+    write_g6(path, [torch.ones(8, 8).triu(1).add(torch.ones(8, 8).tril(-1)).bool().numpy()] * 3)
+    with pytest.raises(ValueError, match="data must hold the 11117 graphs of graph8c, got 3"):
+        graphs.load_graphs("graph8c", str(path))
 
 
 def test_pairs_are_counted_as_by_hand():
@@ -198,7 +214,7 @@ def test_bad_values_are_refused_before_anything_is_written(name, arguments, mess
     monkeypatch.chdir(tmp_path)
     assert cli.main(["fit", "-c", name, "--folder", "run", *arguments]) == 1
     assert message in capsys.readouterr().err
-    assert not (tmp_path / "run" / "results.json").exists() and not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_configuration_does_not_overwrite_a_folder(few, tmp_path, capsys):

@@ -43,3 +43,11 @@ def _check(edge_index: Tensor, ptr: Tensor | None, nodes: int) -> None:
     if (ptr.diff() < 0).any():
         k = int((ptr.diff() < 0).nonzero()[0])
         raise ValueError(f"aggregate: ptr must rise, got {int(ptr[k + 1])} after {int(ptr[k])}")
+    graph = torch.searchsorted(ptr, edge_index, right=True) - 1
+    bad = (graph[0] != graph[1]).nonzero()
+    if len(bad):
+        column = int(bad[0])
+        b, c = graph[:, column].tolist()
+        raise ValueError(
+            f"aggregate: edge_index must join nodes of one graph, got column {column} from graph {b} to graph {c}"
+        )

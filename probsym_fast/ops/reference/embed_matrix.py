@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from probsym_fast.ops.permutation import valid_slots
@@ -13,6 +14,6 @@ def embed_matrix(matrix, num_nodes, rank, order, t, log_r, log_c, tau, slots, gr
     """matrix (B, N, N, C), weight (D, C, P, P) -> tokens (B, S, grid^2, D)."""
     if num_nodes is not None:
         valid = valid_slots(num_nodes, matrix.shape[1])[:, 0]
-        matrix = matrix * (valid[:, :, None] & valid[:, None])[..., None]
+        matrix = torch.where((valid[:, :, None] & valid[:, None])[..., None], matrix, 0)
     p = permutation_matrix(rank, order, num_nodes, t, log_r, log_c, tau, matrix.dtype)
     return tokens_of(act(p, matrix), slots, weight, bias)
