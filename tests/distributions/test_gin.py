@@ -301,7 +301,7 @@ def test_fixed_noise_gives_the_same_orders_in_every_epoch():
     f = learned(UniformNoise(fixed=1))
     first = f(batch, S, Draws(seed=1))[0]
     assert torch.equal(f(batch, S, Draws(seed=2))[0].order, first.order)
-    assert (first.order[2] != first.order[2, :1]).any()  # samples differ
+    assert (first.order != first.order[:, :1]).any()  # samples differ
     alone = f(one_graph(batch, 2), S, Draws(seed=3))[0]
     assert torch.equal(alone.order[0], first.order[2])
 
