@@ -146,7 +146,7 @@ class Separation(Experiment):
             start = time.perf_counter()
             left.append(pairs.update(self.embeddings(batches, seed)))
             seconds.append(time.perf_counter() - start)
-            if config.progress and not sys.stderr.isatty() and (len(left) % 10 == 0 or config.stop and left[-1] == 0):
+            if config.progress and not sys.stderr.isatty() and (len(left) % 10 == 0 or (config.stop and left[-1] == 0)):
                 print(f"initialisation {len(left)}: {left[-1]} pairs left", file=sys.stderr, flush=True)
             if config.stop and left[-1] == 0:
                 break
