@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from probsym_fast.data import cache_dir, exp, graph8c, wl_pairs
 from probsym_fast.data._graphs import geometric
+from probsym_fast.data._store import load_arrays, save_arrays
 from probsym_fast.data.laplacian import laplacian_keys
 from probsym_fast.distributions import GIN, Distribution, Frame, Identity, Learned, Uniform, UniformNoise
 from probsym_fast.groups import Graphs, Symmetric
@@ -95,10 +97,16 @@ def load_graphs(name: str, path: str | None = None) -> list[Any]:
 
 
 def add_frames(data: list[Any]) -> None:
-    """Gives every graph its `frame`, the classes of its nodes by the Laplacian's eigenvectors, computed once."""
+    """Gives every graph its `frame`, the classes of its nodes by the Laplacian's eigenvectors, kept in the cache by the
+    graphs' SHA-256."""
     ptr = torch.tensor([0] + [graph.num_nodes for graph in data]).cumsum(0)
     edges = torch.cat([graph.edge_index + offset for graph, offset in zip(data, ptr, strict=False)], 1)
-    for graph, classes in zip(data, laplacian_keys(edges, ptr).split(ptr.diff().tolist()), strict=True):
+    name = hashlib.sha256(ptr.numpy().tobytes() + edges.numpy().tobytes()).hexdigest()[:32]
+    path = cache_dir() / "frames" / f"{name}.npz"
+    if not path.exists():
+        save_arrays(path, {"classes": laplacian_keys(edges, ptr).numpy()}, {"graphs": len(data)})
+    arrays, _ = load_arrays(path, {"classes": (int(ptr[-1]),)}, {"graphs": len(data)})
+    for graph, classes in zip(data, torch.from_numpy(arrays["classes"]).split(ptr.diff().tolist()), strict=True):
         graph.frame = classes
 
 

@@ -68,6 +68,19 @@ def test_a_broken_network_separates_nothing(few, monkeypatch):
         task.embeddings(task.batches(), 3)
 
 
+def test_frames_are_computed_once_and_a_damaged_file_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROBSYM_CACHE", str(tmp_path))
+    first, second = wl_pairs(count=3), wl_pairs(count=3)
+    graphs.add_frames(first)
+    (file,) = (tmp_path / "frames").iterdir()
+    monkeypatch.setattr(graphs, "laplacian_keys", lambda *_: pytest.fail("computed again"))
+    graphs.add_frames(second)
+    assert all(torch.equal(a.frame, b.frame) for a, b in zip(first, second, strict=True))
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="frames"):
+        graphs.add_frames(second)
+
+
 def test_a_short_data_file_is_refused(tmp_path):
     path = tmp_path / "few.g6"
     write_g6(path, [torch.ones(8, 8).triu(1).add(torch.ones(8, 8).tril(-1)).bool().numpy()] * 3)
