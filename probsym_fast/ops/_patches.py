@@ -135,6 +135,23 @@ def check_items(op: str, name: str, items: Tensor, ptr: Tensor) -> None:
         )
 
 
+def rows_like(weight: Tensor) -> Tensor:
+    """An empty tensor like the weight (D, C, P[, P]), stored with D innermost, as the kernels return its gradient."""
+    axes = range(weight.ndim)
+    return weight.new_empty([*weight.shape[2:], weight.shape[1], weight.shape[0]]).permute(-1, -2, *axes[:-2])
+
+
+def gradient_shapes(x: Tensor, t: Tensor | None, weight: Tensor, bias: int, needs: tuple) -> tuple:
+    """What the gradients to (x, the soft permutation, weight, bias) look like, None where one is not asked for."""
+    needs_x, needs_t, needs_weight, needs_bias = needs
+    return (
+        x.new_empty(x.shape) if needs_x else None,
+        *(t.new_empty(t.shape) if needs_t else None for _ in range(3)),
+        rows_like(weight) if needs_weight else None,
+        weight.new_empty(bias) if needs_bias else None,
+    )
+
+
 def soft_parts(p: Permutation, dtype: torch.dtype) -> tuple:
     """(rank, order, t, log_r, log_c, tau) as the schemas take them; None for a hard permutation."""
     if isinstance(p, SoftPermutation):

@@ -12,6 +12,7 @@ from probsym_fast.ops._patches import (
     check_patches,
     check_ptr,
     common_dtype,
+    gradient_shapes,
     slots_of_places,
     soft_parts,
 )
@@ -24,20 +25,7 @@ def _shapes(items, values, ptr, rank, order, t, log_r, log_c, tau, slots, grid, 
 
 
 def _gradient_shapes(d_tokens, items, values, ptr, rank, order, t, log_r, log_c, tau, slots, grid, weight, *needs):
-    needs_values, needs_t, needs_weight, needs_bias = needs
-    soft = [t.new_empty(t.shape) if needs_t else None for _ in range(3)]
-    return (
-        values.new_empty(values.shape) if needs_values else None,
-        *soft,
-        rows_like(weight) if needs_weight else None,
-        weight.new_empty(weight.shape[0]) if needs_bias else None,
-    )
-
-
-def rows_like(weight: Tensor) -> Tensor:
-    """An empty tensor like the weight (D, C, P[, P]), stored with D innermost, as the kernels return its gradient."""
-    axes = range(weight.ndim)
-    return weight.new_empty([*weight.shape[2:], weight.shape[1], weight.shape[0]]).permute(-1, -2, *axes[:-2])
+    return gradient_shapes(values, t, weight, weight.shape[0], needs)
 
 
 OP = Op(

@@ -10,10 +10,10 @@ from probsym_fast.ops._patches import (
     check_padding,
     check_patches,
     common_dtype,
+    gradient_shapes,
     slots_of_places,
     soft_parts,
 )
-from probsym_fast.ops.embed import rows_like
 from probsym_fast.ops.permutation import Permutation
 from probsym_fast.ops.reference.embed_matrix import embed_matrix as reference
 
@@ -23,14 +23,7 @@ def _shapes(matrix, num_nodes, rank, order, t, log_r, log_c, tau, slots, grid, w
 
 
 def _gradient_shapes(d_tokens, matrix, num_nodes, rank, order, t, log_r, log_c, tau, slots, grid, weight, *needs):
-    needs_matrix, needs_t, needs_weight, needs_bias = needs
-    soft = [t.new_empty(t.shape) if needs_t else None for _ in range(3)]
-    return (
-        matrix.new_empty(matrix.shape) if needs_matrix else None,
-        *soft,
-        rows_like(weight) if needs_weight else None,
-        weight.new_empty(weight.shape[0]) if needs_bias else None,
-    )
+    return gradient_shapes(matrix, t, weight, weight.shape[0], needs)
 
 
 OP = Op(

@@ -6,8 +6,15 @@ import torch
 from torch import Tensor
 
 from probsym_fast.ops._op import Op
-from probsym_fast.ops._patches import check_devices, check_patches, check_ptr, common_dtype, slots_of_places, soft_parts
-from probsym_fast.ops.embed import rows_like
+from probsym_fast.ops._patches import (
+    check_devices,
+    check_patches,
+    check_ptr,
+    common_dtype,
+    gradient_shapes,
+    slots_of_places,
+    soft_parts,
+)
 from probsym_fast.ops.permutation import Permutation
 from probsym_fast.ops.reference.readout import readout as reference
 
@@ -17,14 +24,7 @@ def _shapes(tokens, items, ptr, rank, order, t, log_r, log_c, tau, slots, grid, 
 
 
 def _gradient_shapes(d_values, tokens, items, ptr, rank, order, t, log_r, log_c, tau, slots, grid, weight, *needs):
-    needs_tokens, needs_t, needs_weight, needs_bias = needs
-    soft = [t.new_empty(t.shape) if needs_t else None for _ in range(3)]
-    return (
-        tokens.new_empty(tokens.shape) if needs_tokens else None,
-        *soft,
-        rows_like(weight) if needs_weight else None,
-        weight.new_empty(weight.shape[1]) if needs_bias else None,
-    )
+    return gradient_shapes(tokens, t, weight, weight.shape[1], needs)
 
 
 OP = Op(

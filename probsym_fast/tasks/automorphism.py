@@ -14,7 +14,7 @@ from probsym_fast.groups import Graphs, Symmetric
 from probsym_fast.models import MLP, FlatGraph, SlotReadout, Symmetrized
 from probsym_fast.tasks.graphs import GraphDistribution
 from probsym_fast.tasks.plots import plot_graphs
-from probsym_fast.tasks.task import Experiment, seeded
+from probsym_fast.tasks.task import Computation, seeded
 
 SLOTS = 25
 WIDTHS = [2048, 4096, 2048]
@@ -73,7 +73,7 @@ def graphs() -> dict[str, tuple[list[tuple[int, int]], list[list[int]], Tensor]]
     }
 
 
-class Automorphism(Experiment):
+class Automorphism(Computation):
     """The largest difference within an orbit, beside the sampling error and the differences between orbits."""
 
     def __init__(self, config: AutomorphismConfig):

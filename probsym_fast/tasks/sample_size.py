@@ -15,7 +15,7 @@ from probsym_fast.models import Symmetrized
 from probsym_fast.tasks.exp_classify import ExpClassify, ExpClassifyConfig
 from probsym_fast.tasks.graphs import PUBLISHED
 from probsym_fast.tasks.plots import history, plot_grid
-from probsym_fast.tasks.task import Experiment, seeded
+from probsym_fast.tasks.task import Computation, seeded
 
 
 @dataclass
@@ -45,7 +45,7 @@ class SampleSizeConfig:
     classify: ExpClassifyConfig = field(default_factory=ExpClassifyConfig)
 
 
-class SampleSize(Experiment):
+class SampleSize(Computation):
     """Figures and plots by the number of samples, of random and of trained models."""
 
     def __init__(self, config: SampleSizeConfig):

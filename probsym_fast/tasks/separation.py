@@ -28,7 +28,7 @@ from probsym_fast.tasks.graphs import (
     mlp,
 )
 from probsym_fast.tasks.plots import plot_grid
-from probsym_fast.tasks.task import Experiment, seeded
+from probsym_fast.tasks.task import Computation, seeded
 
 NETWORKS = {  # data: slots, widths of the MLP, node features the MLP reads
     "graph8c": (8, [128, 64, 10], 0),
@@ -89,7 +89,7 @@ class SeparationConfig:
     distribution: GraphDistribution = field(default_factory=GraphDistribution)
 
 
-class Separation(Experiment):
+class Separation(Computation):
     """Counts the pairs whose embeddings stay within the threshold for every initialisation so far.
 
     GRAPH8c: all pairs of graphs; EXP: each graph and its partner. Batches stream: no graph's activations outlive it.

@@ -15,20 +15,21 @@ from probsym_fast.models import Symmetrized
 
 
 class Experiment(ABC):
-    """One experiment, made from its configuration: a dataclass with at least task, name, seed and folder.
-
-    One whose model is trained is a `Task`; any other computes its figures in `run`.
-    """
+    """One experiment, made from its configuration: a dataclass with at least task, name, seed and folder."""
 
     config: Any
-
-    def run(self, folder: Path) -> dict[str, Any]:
-        """Computes the experiment's figures, writes plots into the folder, and returns the figures."""
-        raise NotImplementedError(f"{type(self).__name__} is trained, not run")
 
     def describe(self, results: dict[str, Any]) -> list[tuple[str, str]]:
         """The report's table: (what, figure) a row."""
         return [(name, str(value)) for name, value in results.items()]
+
+
+class Computation(Experiment):
+    """An experiment that needs no checkpoint of its own."""
+
+    @abstractmethod
+    def run(self, folder: Path) -> dict[str, Any]:
+        """Computes the experiment's figures, writes plots into the folder, and returns the figures."""
 
 
 class Task(Experiment):

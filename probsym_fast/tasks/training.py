@@ -24,7 +24,7 @@ from probsym_fast.models import Symmetrized
 from probsym_fast.tasks import config as configuration
 from probsym_fast.tasks.config import COUNT, NOT_NEGATIVE, POSITIVE, Limit, between, one_of
 from probsym_fast.tasks.plots import plot_losses
-from probsym_fast.tasks.task import Experiment, Task, seeded
+from probsym_fast.tasks.task import Computation, Task, seeded
 
 
 @dataclass
@@ -293,7 +293,7 @@ def test(task: Task) -> dict[str, Any]:
     return results
 
 
-def compute(experiment: Experiment) -> dict[str, Any]:
+def compute(experiment: Computation) -> dict[str, Any]:
     """Runs an experiment without training of its own: config.yaml, plots and results.json in its folder, and the figures.
 
     Raises FileExistsError where the folder holds another configuration.

@@ -512,3 +512,11 @@ def test_the_kernel_looks_at_what_tracing_does_not():
     out = run(data.edges % 2, torch.tensor([0, 2, 6]), good.order, good.rank, True)
     with pytest.raises(ValueError, match=re.escape("embed_edges: order must hold 0 to 1")):
         out.sum().backward()
+
+
+@pytest.mark.parametrize("backend", OPS["embed"].backends("cpu"))
+def test_a_hand_made_permutation_with_other_counts_is_refused(backend):
+    order = torch.arange(8).expand(2, 1, 8)
+    p, ptr = Permutation(order, torch.tensor([8, 3])), torch.tensor([0, 3, 8])
+    with pytest.raises(ValueError, match="ptr must give graph 0 the 8 valid nodes of the permutation, got 3"):
+        embed_nodes(torch.randn(8, 2), ptr, p, torch.randn(5, 2, 4), tokens=2, backend=backend)

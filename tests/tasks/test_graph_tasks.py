@@ -174,11 +174,12 @@ def test_fixed_noise_is_the_same_every_time(few):
 
 
 def test_sample_size(few, tmp_path, capsys):
-    arguments = ["--train", "[1, 2]", "--test", "[1, 4]", "--repeats", "3", "--graphs", "4"]
+    arguments = ["--train", "[1, 2]", "--test", "[1, 4]", "--repeats", "3", "--graphs", "4", "--seed", "7"]
     arguments += [x.replace("--training", "--classify.training") for x in SMALL]
     for _ in range(2):  # the second time takes up the runs that are there
         assert cli.main(["test", "-c", "sample_size/exp_mlp", "--folder", str(tmp_path), *arguments]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
+    assert tasks.load(str(tmp_path / "train2" / "config.yaml")).config.seed == 7
     assert set(results["trained"]) == {"1", "2"} and results["gradient_norm"]["1"] > 0
     for row in (*results["random"].values(), *results["trained"].values()):
         assert all(len(row[name]) == 2 and row[name][0] > 0 for name in ("output_variance", "loss_variance"))
