@@ -12,7 +12,7 @@ from benchmarks.test_ops import kernel
 from probsym_fast import ops
 from probsym_fast.distributions import GIN
 from probsym_fast.groups import Graphs
-from probsym_fast.models import patch_weight
+from probsym_fast.models import PatchWeight
 
 WIDTH, GRID = 768, 14  # of a ViT-B/16
 
@@ -56,7 +56,7 @@ def test_peptides(device, seconds, record):
     edge_index, ptr = (x.to(device) for x in molecules([nodes]))
     attributes = one_hot(edge_index.shape[1], channels).to(device)
     patch = -(-N // GRID)
-    weight, bias = patch_weight(WIDTH, channels, patch, patch).to(device), torch.zeros(WIDTH, device=device)
+    weight, bias = PatchWeight(WIDTH, channels, patch, patch)().to(device), torch.zeros(WIDTH, device=device)
     weight = weight.detach().requires_grad_()
     scores = torch.randn(1, samples, N, device=device, requires_grad=True)
     edges = edge_index.shape[1]
@@ -82,7 +82,7 @@ def test_pattern(device, seconds, record):
     sizes, N, channels, samples = [60, 118, 176, 118], 188, 4, 2  # mean 118, as the data set has
     matrix = dense_graphs(sizes, N, channels, 0.4).to(device)
     patch = -(-N // GRID)
-    weight = patch_weight(WIDTH, channels, patch, patch).detach().to(device).requires_grad_()
+    weight = PatchWeight(WIDTH, channels, patch, patch)().detach().to(device).requires_grad_()
     bias = torch.zeros(WIDTH, device=device, requires_grad=True)
     scores = torch.randn(len(sizes), samples, N, device=device, requires_grad=True)
     used = sum(min(GRID, -(-n // patch)) ** 2 for n in sizes) * samples  # tokens with valid slots

@@ -13,6 +13,7 @@ from torch import nn
 from benchmarks.harness import compare
 from probsym_fast import tasks
 from probsym_fast.groups import Graphs
+from probsym_fast.tasks.allocator import keep_freed_memory
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Case:
 def case(name: str, device: str, dense: nn.Module | None = None, overrides: list[str] | None = None) -> Case:
     """Of a configuration. dense: the bare backbone's first layers, where they stand in the embedding (an MLP's first linear
     map on the flattened matrix)."""
+    keep_freed_memory()  # as training does, for both sides
     torch.manual_seed(0)
     task = tasks.load(name, overrides)
     config = task.config

@@ -16,7 +16,7 @@ namespace {
 constexpr int64_t block_bytes = 256;       // of a packed block of the width: many weight rows stay in the second cache
 constexpr int64_t most_entries = 1 << 24;  // in a list, of 12 or 16 bytes
 constexpr double gemm_gain = 5;            // how much faster a product in a GEMM is than one in a dot
-constexpr int64_t gemm_bytes = 4 << 20;    // of the products kept at a time: they stay in the cache
+constexpr int64_t gemm_bytes = 2 << 20;    // of the products kept at a time: they stay in the cache
 
 // Counting sort: where the elements with each key begin, and the elements by key, in their order.
 void sort_by(const int64_t* key, int64_t count, int64_t keys, std::vector<int64_t>& begin, std::vector<int64_t>& sorted) {
@@ -52,15 +52,16 @@ template <class T> std::vector<Entry<T>> by_weight_row(const std::vector<Entry<T
   return sorted;
 }
 
-// out[to] += scale value in[from] over all entries, `in` and `out` of rows of D, in blocks of the width.
+// out[to] += scale value in[from] over all entries, `in` and `out` of rows of D, in blocks of the width. fresh: out[to] = the
+// sum, of entries sorted by `to`.
 template <class T>
-void add_products(const std::vector<Entry<T>>& entries, T scale, const T* in, int64_t rows, T* out, int64_t D) {
+void add_products(const std::vector<Entry<T>>& entries, T scale, const T* in, int64_t rows, T* out, int64_t D, bool fresh) {
   constexpr int64_t block = block_bytes / sizeof(T);
   for_each_group<T>((D + block - 1) / block, rows * block, [&](int64_t group, T* memory) {
     const int64_t from = group * block, width = std::min(block, D - from);
     if (width < block) std::memset(memory, 0, rows * block * sizeof(T));
     for (int64_t row = 0; row < rows; ++row) std::memcpy(memory + row * block, in + row * D + from, width * sizeof(T));
-    PSF_DISPATCH(add_entries<T>(entries.data(), static_cast<int64_t>(entries.size()), memory, scale, out + from, D, width));
+    PSF_DISPATCH(add_entries<T>(entries.data(), static_cast<int64_t>(entries.size()), memory, scale, out + from, D, width, fresh));
   });
 }
 
@@ -132,6 +133,28 @@ double Items::products() const {
   return sum * static_cast<double>(S);
 }
 
+bool Items::symmetric(const Tensor& values) const {
+  if (k != 2) return false;
+  const int64_t C = values.size(1), *u = items_.const_data_ptr<int64_t>();
+  return AT_DISPATCH_FLOATING_TYPES(values.scalar_type(), "symmetric", [&] {
+    const scalar_t* a = values.const_data_ptr<scalar_t>();
+    std::vector<scalar_t> matrix;
+    for (int64_t b = 0; b < B; ++b) {
+      const SampleView x = sample(b, 0);
+      matrix.assign(x.nodes * x.nodes * C, scalar_t(0));
+      for (int64_t m = 0; m < x.count; ++m) {
+        const int64_t item = x.items[m], pair = (u[item] - x.first) * x.nodes + u[M + item] - x.first;
+        for (int64_t c = 0; c < C; ++c) matrix[pair * C + c] += a[item * C + c];
+      }
+      for (int64_t i = 0; i < x.nodes; ++i)
+        for (int64_t j = 0; j < i; ++j)
+          for (int64_t c = 0; c < C; ++c)
+            if (matrix[(i * x.nodes + j) * C + c] != matrix[(j * x.nodes + i) * C + c]) return false;
+    }
+    return true;
+  });
+}
+
 Tensor weight_rows(const Tensor& weight) {
   const Tensor last = weight.dim() == 4 ? weight.permute({2, 3, 1, 0}) : weight.permute({2, 1, 0});
   return last.contiguous().flatten(0, -3);
@@ -158,7 +181,7 @@ void scatter(const Items& items, const Axis& axis, const Tensor& values, double 
         if (!dense) PSF_DISPATCH(scatter_sample<T>(axis, items.sample(i / S, i % S), a, C, T(scale), w, D, sample));
       }
     });
-    if (dense) add_products<T>(entries_of<T>(items, axis, values, L), T(scale), w, W.size(0) * C, y, D);
+    if (dense) add_products<T>(entries_of<T>(items, axis, values, L), T(scale), w, W.size(0) * C, y, D, false);
   });
 }
 
@@ -189,11 +212,16 @@ Tensor weight_gradient(const Items& items, const Axis& axis, const Tensor& value
     using T = scalar_t;
     const T *a = values.const_data_ptr<T>(), *x = tokens.const_data_ptr<T>();
     T* out = dW.mutable_data_ptr<T>();
-    at::parallel_for(0, shape[0] * C, 64, [&](int64_t first, int64_t last) { std::memset(out + first * D, 0, (last - first) * D * sizeof(T)); });
     // every thread has its own part of the width: the order of the sums does not depend on the threads
     if (is_dense(items, shape)) {
-      return add_products<T>(by_weight_row(entries_of<T>(items, axis, values, L), shape[0] * C), T(scale), x, samples * L, out, D);
+      const std::vector<Entry<T>> entries = by_weight_row(entries_of<T>(items, axis, values, L), shape[0] * C);
+      std::vector<bool> used(shape[0] * C);
+      for (const Entry<T>& entry : entries) used[entry.to] = true;
+      for (int64_t row = 0; row < shape[0] * C; ++row)
+        if (!used[row]) std::memset(out + row * D, 0, D * sizeof(T));
+      return add_products<T>(entries, T(scale), x, samples * L, out, D, true);
     }
+    at::parallel_for(0, shape[0] * C, 64, [&](int64_t first, int64_t last) { std::memset(out + first * D, 0, (last - first) * D * sizeof(T)); });
     constexpr int64_t line = 64 / sizeof(T);
     const int64_t part = (D + line * at::get_num_threads() - 1) / (line * at::get_num_threads()) * line;
     at::parallel_for(0, (D + part - 1) / part, 1, [&](int64_t first, int64_t last) {
@@ -204,6 +232,22 @@ Tensor weight_gradient(const Items& items, const Axis& axis, const Tensor& value
     });
   });
   return dW;
+}
+
+// Sums of W (N, N, C, D) with its transpose, (pairs(n) C, D): row (pairs(j) + i) C + c is W[i, j, c] + W[j, i, c], i <= j < n.
+static Tensor symmetric_rows(const Tensor& W, int64_t N, int64_t n) {
+  const int64_t C = W.size(1), D = W.size(2);
+  const Tensor out = at::empty({pairs(n) * C, D}, W.options());
+  AT_DISPATCH_FLOATING_TYPES(W.scalar_type(), "symmetric_rows", [&] {
+    const scalar_t* w = W.const_data_ptr<scalar_t>();
+    scalar_t* y = out.mutable_data_ptr<scalar_t>();
+    at::parallel_for(0, n, 1, [&](int64_t first, int64_t last) {
+      for (int64_t j = first; j < last; ++j)
+        for (int64_t i = 0; i <= j; ++i)
+          PSF_DISPATCH(add_rows<scalar_t>(w + (i * N + j) * C * D, w + (j * N + i) * C * D, C * D, y + (pairs(j) + i) * C * D));
+    });
+  });
+  return out;
 }
 
 // One more than the last place of the first `slots` slots.
@@ -226,17 +270,21 @@ std::array<Tensor, 3> permutation_gradient(Items& items, const Axis& axis, const
     using T = scalar_t;
     const T *a = values.const_data_ptr<T>(), *x = tokens.const_data_ptr<T>();
     const int64_t tile = gemm ? std::clamp<int64_t>(gemm_bytes / (L * width * static_cast<int64_t>(sizeof(T))), 1, std::max<int64_t>(1, samples)) : samples;
-    const Tensor rows = W.flatten(0, 1), flat = tokens.flatten(0, 1);
+    const Tensor flat = tokens.flatten(0, 1);
     // with one token the first offset is the first slot: samples of few nodes together need no more of them
     std::vector<int64_t> sorted(samples);
     std::iota(sorted.begin(), sorted.end(), 0);
     const bool one_token = gemm && axis.grid == 1;
     if (one_token) std::stable_sort(sorted.begin(), sorted.end(), [&](int64_t i, int64_t j) { return items.nodes(i / S) < items.nodes(j / S); });
     const Tensor picked = one_token ? flat.index_select(0, at::tensor(sorted)) : flat;
+    // with one token every slot is a place: a symmetric graph's gradient needs the products with W + W^T alone, once a pair
+    const bool symmetric = one_token && samples > 0 && items.symmetric(values);
+    const Tensor rows = symmetric ? symmetric_rows(W, N, items.nodes(sorted.back() / S)) : W.flatten(0, 1);
     const int64_t mixed = axis.patch * D, scratch = soft_scratch(N) + (gemm ? 0 : mixed);
     for (int64_t begin = 0; begin < samples; begin += tile) {
       const int64_t count = std::min(tile, samples - begin);
-      const int64_t wide = one_token ? last_place(axis, items.nodes(sorted[begin + count - 1] / S)) * (width / axis.patch) : width;
+      const int64_t most = one_token ? items.nodes(sorted[begin + count - 1] / S) : 0;
+      const int64_t wide = symmetric ? pairs(most) * C : one_token ? last_place(axis, most) * (width / axis.patch) : width;
       const Tensor Z = gemm ? at::mm(picked.narrow(0, begin, count).flatten(0, 1), rows.narrow(0, 0, wide).t()) : Tensor();
       const T* z = gemm ? Z.const_data_ptr<T>() : nullptr;
       const int64_t parts = std::min<int64_t>(count, 8 * at::get_num_threads());
@@ -247,7 +295,7 @@ std::array<Tensor, 3> permutation_gradient(Items& items, const Axis& axis, const
                              {out[0].mutable_data_ptr<T>() + at, out[1].mutable_data_ptr<T>() + at, out[2].mutable_data_ptr<T>() + at},
                              T(1) / T(tau)};
           const T* sample_z = z ? z + m * L * wide : nullptr;
-          PSF_DISPATCH(permutation_gradient_sample<T>({axis, x + i * L * D, W.const_data_ptr<T>(), sample_z, C, D, wide, memory + soft_scratch(N)},
+          PSF_DISPATCH(permutation_gradient_sample<T>({axis, x + i * L * D, W.const_data_ptr<T>(), sample_z, symmetric, C, D, wide, memory + soft_scratch(N)},
                                                       items.sample(i / S, i % S), a, T(scale), soft, memory));
         }
       });

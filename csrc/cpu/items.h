@@ -30,6 +30,8 @@ template <class T> struct Soft {
 };
 inline int64_t soft_scratch(int64_t N) { return 7 * (N + 16); }  // numbers that SoftRows needs, vectors of 16 at most
 
+inline int64_t pairs(int64_t n) { return n * (n + 1) / 2; }  // of slots i <= j < n
+
 // One term: row `to` of the result gets value times row `from`.
 template <class T> struct Entry {
   int32_t to, from;
@@ -56,6 +58,8 @@ class Items {
   int64_t graph(int64_t item) const { return graph_[item]; }
   int64_t nodes(int64_t graph) const { return ptr_.const_data_ptr<int64_t>()[graph + 1] - ptr_.const_data_ptr<int64_t>()[graph]; }
   void sort_by_node();  // wanted for permutation_gradient; checks order, as a soft permutation's is read by it
+  // Whether the values of pairs (M, C) sum to a symmetric matrix in every graph.
+  bool symmetric(const at::Tensor& values) const;
   // 2 num_nodes summed over the items of all samples: the products with tokens that permutation_gradient makes without a GEMM.
   double products() const;
 

@@ -38,10 +38,10 @@ void list_entries(const Axis& axis, const SampleView& x, const T* values, int64_
 }
 
 // out[to] += scale value in[from], `width` numbers of each: `in` is packed, in rows of 256 bytes, those of `out` are `stride`
-// apart. Neighbouring entries to one row are summed in registers.
+// apart. Neighbouring entries to one row are summed in registers. fresh: the sums take the place of what was there.
 constexpr int block_vectors = 256 / PSF_VECTOR_BYTES;
 template <class T>
-void add_entries(const Entry<T>* entries, int64_t count, const T* in, T scale, T* out, int64_t stride, int64_t width) {
+void add_entries(const Entry<T>* entries, int64_t count, const T* in, T scale, T* out, int64_t stride, int64_t width, bool fresh) {
   constexpr int64_t block = 256 / sizeof(T);
   Vec<T> sum[block_vectors] = {};
   for (int64_t m = 0; m < count; ++m) {
@@ -51,9 +51,9 @@ void add_entries(const Entry<T>* entries, int64_t count, const T* in, T scale, T
     T* y = out + entries[m].to * stride;
     for (int k = 0; k < block_vectors; ++k) {
       if ((k + 1) * lanes<T> <= width) {
-        store(y + k * lanes<T>, load(y + k * lanes<T>) + scale * sum[k]);
+        store(y + k * lanes<T>, fresh ? scale * sum[k] : load(y + k * lanes<T>) + scale * sum[k]);
       } else {
-        for (int l = 0; k * lanes<T> + l < width; ++l) y[k * lanes<T> + l] += scale * sum[k][l];
+        for (int l = 0; k * lanes<T> + l < width; ++l) y[k * lanes<T> + l] = (fresh ? T(0) : y[k * lanes<T> + l]) + scale * sum[k][l];
       }
       sum[k] = Vec<T>{};
     }
@@ -82,19 +82,37 @@ void gather_item(const Axis& axis, SampleView x, int64_t S, int64_t N, const T* 
   for (int64_t c = 0; c < C; ++c) out[c] *= scale;
 }
 
+// out = a + b, all (count,).
+template <class T> void add_rows(const T* a, const T* b, int64_t count, T* out) {
+  int64_t i = 0;
+  for (; i + lanes<T> <= count; i += lanes<T>) store(out + i, load(a + i) + load(b + i));
+  for (; i < count; ++i) out[i] = a[i] + b[i];
+}
+
 // How often one sample's row i of dL/dP takes <tokens[token], W[offset, c]>, the item's other index being fixed.
 template <class T> struct Products {
   const Axis& axis;
   const T *tokens, *W, *Z;  // Z (L, patch^k, C): the products themselves, or null
-  int64_t C, D, width;  // width: patch^k C
-  T* mixed;             // (patch, D)
+  bool symmetric;           // Z (pairs of slots i <= j, C) holds those with W + W^T, of symmetric values
+  int64_t C, D, width;      // width: of Z, a token
+  T* mixed;                 // (patch, D)
 
   // row[j] += sum_c a_c <tokens, W> with the moving index j of n in front (before: true) or behind the fixed slot.
   void add(T* row, int64_t n, const T* a, T scale, bool pair, bool before, int64_t fixed) const {
     if (!pair) return add_at(row, n, a, scale, 1, 1, 0, 0);
+    if (symmetric) return add_symmetric(row, n, a, scale, fixed);
     for (int32_t p = axis.start[fixed]; p < axis.start[fixed + 1]; ++p)
       before ? add_at(row, n, a, scale, axis.grid, axis.patch, axis.cell[p], axis.offset[p])
              : add_at(row, n, a, scale, 1, 1, axis.cell[p] * axis.grid, axis.offset[p] * axis.patch);
+  }
+
+  // Both terms of the pair at once.
+  void add_symmetric(T* row, int64_t n, const T* a, T scale, int64_t fixed) const {
+    for (int64_t c = 0; c < C; ++c) {
+      const T factor = scale * a[c];
+      for (int64_t j = 0; j < fixed; ++j) row[j] += factor * Z[(pairs(fixed) + j) * C + c];
+      for (int64_t j = fixed; j < n; ++j) row[j] += factor * Z[(pairs(j) + fixed) * C + c];
+    }
   }
 
   // The entry of the moving place (cell, offset) is (cell * cells + token, offset * offsets + in_patch).
@@ -141,7 +159,7 @@ void permutation_gradient_sample(const Products<T>& products, const SampleView& 
       const int64_t item = x.u_items[m];
       products.add(row, x.nodes, values + item * C, scale, x.v, true, x.v ? x.rank[x.v[item] - x.first] : 0);
     }
-    if (x.v)
+    if (x.v && !products.symmetric)
       for (int64_t m = x.v_begin[node]; m < x.v_begin[node + 1]; ++m) {
         const int64_t item = x.v_items[m];
         products.add(row, x.nodes, values + item * C, scale, true, false, x.rank[x.u[item] - x.first]);

@@ -129,9 +129,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _unpickled(content: bytes) -> Any:
-    for opcode, argument, _ in pickletools.genops(content):
+    for opcode, argument, place in pickletools.genops(content):
         if opcode.name.endswith("PUT") and argument > len(content):  # pickle would make room for as many
             raise pickle.UnpicklingError(f"{opcode.name} {argument} in {len(content)} bytes")
+        if opcode.name == "STOP" and (rest := len(content) - place - 1):
+            raise pickle.UnpicklingError(f"{rest} trailing bytes")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of torch, about its old format
         return _Unpickler(io.BytesIO(content)).load()

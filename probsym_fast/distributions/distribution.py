@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from probsym_fast.data.laplacian import laplacian_keys
 from probsym_fast.groups import Batch, Draws, Graphs, Group, Symmetric
+from probsym_fast.ops._op import check_count
 from probsym_fast.ops.soft_permutation import check_relaxation
 
 Penalties = dict[str, Tensor]
@@ -18,28 +19,37 @@ MOST_NODES = 2**20  # of a graph, for names of nodes
 
 
 class Distribution(nn.Module, ABC):
-    """Draws S group elements a graph: forward(batch, samples, draws) -> (elements, penalties)."""
+    """Draws S group elements a graph: forward(batch, samples, draws) -> (elements, penalties). A kind is its `draw`."""
 
     def __init__(self, group: Group):
         super().__init__()
         self.group = group
 
+    def forward(self, batch: Batch, samples: int, draws: Draws | None = None, **given: Any) -> tuple[Any, Penalties]:
+        """The elements, batched (B, S), and penalties for the loss (scalars). given: what the kind's `draw` takes besides.
+
+        Raises TypeError where samples is no int, ValueError where it is below 1, and what the batch's `check` raises.
+        """
+        check_count(type(self).__name__, "samples", samples)
+        batch.check()
+        return self.draw(batch, samples, draws, **given)
+
     @abstractmethod
-    def forward(self, batch: Batch, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:
-        """The elements, batched (B, S), and penalties for the loss (scalars)."""
+    def draw(self, batch: Batch, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:
+        """`forward` of arguments that are checked."""
 
 
 class Uniform(Distribution):
     """Group averaging (GA): elements from the Haar measure; translation by the centroid."""
 
-    def forward(self, batch: Batch, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:
+    def draw(self, batch: Batch, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:
         return self.group.uniform(batch, samples, draws), {}
 
 
 class Identity(Distribution):
     """No symmetrization: the neutral element, for the bare backbone."""
 
-    def forward(self, batch: Batch, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:
+    def draw(self, batch: Batch, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:
         return self.group.identity(batch, samples), {}
 
 
@@ -55,7 +65,7 @@ class Frame(Distribution):
             raise TypeError(f"Frame: group must be Symmetric, got {group!r}")
         super().__init__(group)
 
-    def forward(self, batch: Graphs, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:
+    def draw(self, batch: Graphs, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:
         classes = laplacian_keys(batch.edge_index, batch.ptr) if batch.frame is None else batch.frame
         ties = (draws or Draws()).uniform((batch.size, samples, self.group.n), "frame", device=batch.device)
         classes = batch.padded(classes[:, None].double(), self.group.n)  # (B, 1, n)
@@ -138,7 +148,7 @@ class Learned(Distribution):
         self.noise = Normal(1.0) if noise is None else noise
         self.tau, self.iterations = tau, iterations
 
-    def forward(
+    def draw(
         self,
         batch: Batch,
         samples: int,

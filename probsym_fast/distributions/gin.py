@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from probsym_fast import ops
 from probsym_fast.groups import Graphs
+from probsym_fast.ops._op import check_dtype
 
 
 class GIN(nn.Module):
@@ -15,7 +16,8 @@ class GIN(nn.Module):
     Layer: `h_u <- MLP((1 + eps) h_u + sum of h_v over neighbours + h_virtual)` and for the virtual node, which is joined to
     itself and to every node, `h_virtual <- MLP((2 + eps) h_virtual + sum of all h_u)`, with one MLP of two linear maps,
     each with BatchNorm (over all nodes of all samples, no padding) and ReLU. The virtual node begins as a learned vector.
-    A linear map of the last layer gives a score a node. In eval mode graphs and samples do not see each other.
+    A linear map of the last layer gives a score a node. In eval mode graphs and samples do not see each other. Edges are
+    unweighted: edge_attr is not read.
 
     in_features: C of the nodes. width: hidden. layers: message passing steps >= 1. dropout: behind each layer.
     Source: the distribution of Kim et al. 2023 (arXiv 2306.02866); GIN is Xu et al. 2019 (arXiv 1810.00826).
@@ -38,13 +40,25 @@ class GIN(nn.Module):
         return batch.x.shape[0], samples, self.in_features
 
     def forward(self, batch: Graphs, noise: Tensor) -> dict[str, Tensor]:
-        """noise (nodes, S, C) -> "scores" (nodes, S); float32 or better, also under autocast."""
-        if batch.x.shape[1] != self.in_features:
+        """noise (nodes, S, C) -> "scores" (nodes, S) in the dtype of the weights, also under autocast.
+
+        Raises TypeError where x or noise would lose digits in that dtype (autocast: they may), ValueError for shapes, and as
+        `Graphs.check`.
+        """
+        batch.check()
+        nodes, C = batch.x.shape
+        if self.in_features != C:
             raise ValueError(f"GIN: x must be (nodes, {self.in_features}), got {tuple(batch.x.shape)}")
+        if noise.ndim != 3 or (nodes, C) != (noise.shape[0], noise.shape[2]):
+            raise ValueError(f"GIN: noise must be (nodes, S, C) = ({nodes}, *, {C}), got {tuple(noise.shape)}")
+        dtype = self.virtual.dtype
+        for name, value in (("x", batch.x), ("noise", noise)):
+            if torch.promote_types(value.dtype, dtype) != dtype:
+                check_dtype("GIN", dtype, **{name: value})
         with torch.autocast(noise.device.type, enabled=False):
-            nodes, samples, _ = noise.shape
-            virtual = self.virtual.to(noise.dtype).expand(batch.size, samples, -1)
-            h = torch.cat([batch.x.to(noise.dtype)[:, None] + noise, virtual])  # (nodes + B, S, C)
+            samples = noise.shape[1]
+            virtual = self.virtual.expand(batch.size, samples, -1)
+            h = torch.cat([batch.x.to(dtype)[:, None] + noise.to(dtype), virtual])  # (nodes + B, S, C)
             for eps, layer in zip(self.eps, self.layers, strict=True):
                 h = ops.aggregate(h, batch.edge_index, own=1 + eps, ptr=batch.ptr)
                 h = self.dropout(layer(h.flatten(0, 1))).unflatten(0, (nodes + batch.size, samples))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -11,13 +12,18 @@ from probsym_fast.ops._op import looks_at_values
 
 
 class Batch(Protocol):
-    """size: number of graphs B; num_nodes: (B,) valid nodes or None (all); center: (B, d) centroid or None."""
+    """size: number of graphs B; num_nodes: (B,) valid nodes or None (all); center: (B, d) centroid or None.
+
+    check: raises where the fields are not what the class says; models and distributions call it first.
+    """
 
     size: int
     num_nodes: Tensor | None
     center: Tensor | None
     dtype: torch.dtype
     device: torch.device
+
+    def check(self) -> None: ...
 
 
 class PointClouds(NamedTuple):
@@ -29,6 +35,14 @@ class PointClouds(NamedTuple):
     positions: Tensor
     velocities: Tensor
     edges: Tensor
+
+    def check(self) -> None:
+        """Raises TypeError where a field is no Tensor, ValueError for shapes, RuntimeError for devices."""
+        owner, x = "PointClouds", self.positions
+        _check_field(owner, "positions", x, "(B, n, d)", (None, None, None))
+        B, n, d = x.shape
+        _check_field(owner, "velocities", self.velocities, f"(B, n, d) = {(B, n, d)}", (B, n, d), x.device)
+        _check_field(owner, "edges", self.edges, f"(B, n, n, C) = ({B}, {n}, {n}, *)", (B, n, n, None), x.device)
 
     @property
     def size(self) -> int:
@@ -71,23 +85,48 @@ class Graphs(NamedTuple):
     def from_data(cls, batch: Any) -> Graphs:
         """From a PyTorch Geometric `Batch`, or one `Data`; key and frame are taken where the data have them.
 
-        Raises ValueError where x, edge_index or edge_attr have other shapes, or are missing.
+        Raises as `check`; ValueError where x or edge_index is missing.
         """
         x, edge_index, ptr, edge_attr, key, frame = (
             getattr(batch, name, None) for name in ("x", "edge_index", "ptr", "edge_attr", "key", "frame")
         )
-        for name, value, axes in (("x", x, "(nodes, C)"), ("edge_index", edge_index, "(2, E)")):
-            if value is None or value.ndim != 2 or (name == "edge_index" and value.shape[0] != 2):
-                got = None if value is None else tuple(value.shape)
-                raise ValueError(f"Graphs.from_data: {name} must be {axes}, got {got}")
-        if edge_attr is not None and (edge_attr.ndim != 2 or edge_attr.shape[0] != edge_index.shape[1]):
-            wanted = f"(E, Ce) = ({edge_index.shape[1]}, *)"
-            raise ValueError(f"Graphs.from_data: edge_attr must be {wanted}, got {tuple(edge_attr.shape)}")
-        if ptr is None:
-            ptr = torch.tensor([0, x.shape[0]], device=x.device)
-        if key is not None:  # of one Data it may be a number
+        if isinstance(x, Tensor) and ptr is None:
+            ptr = torch.tensor([0, *x.shape[:1]], device=x.device)
+        if isinstance(x, Tensor) and key is not None:  # of one Data it may be a number
             key = torch.as_tensor(key, device=x.device).reshape(-1)
-        return cls(x, edge_index, ptr, edge_attr, key, frame)
+        graphs = cls(x, edge_index, ptr, edge_attr, key, frame)
+        graphs.check("Graphs.from_data")
+        return graphs
+
+    def check(self, owner: str = "Graphs") -> None:
+        """Raises where a field is not as above: TypeError for dtypes, ValueError for shapes, RuntimeError for devices.
+
+        ValueError too for a ptr that does not rise from 0 to the number of nodes (looked at on the CPU only). The node
+        numbers in edge_index are left to the ops.
+        """
+        _check_field(owner, "x", self.x, "(nodes, C)", (None, None))
+        nodes, device = self.x.shape[0], self.x.device
+        _check_field(owner, "edge_index", self.edge_index, "(2, E)", (2, None), device, torch.int64)
+        _check_field(owner, "ptr", self.ptr, "(B + 1,)", (None,), device, torch.int64)
+        E, B = self.edge_index.shape[1], self.size
+        if B < 0:
+            raise ValueError(f"{owner}: ptr must be (B + 1,) with B >= 0, got (0,)")
+        if self.edge_attr is not None:
+            _check_field(owner, "edge_attr", self.edge_attr, f"(E, Ce) = ({E}, *)", (E, None), device)
+        if self.key is not None:
+            _check_field(owner, "key", self.key, f"(B,) = ({B},)", (B,), device, torch.int64)
+        if self.frame is not None:
+            _check_field(owner, "frame", self.frame, f"(nodes,) = ({nodes},)", (nodes,), device, torch.int64)
+        if not looks_at_values(self.ptr):
+            return
+        ptr = self.ptr.tolist()
+        if ptr[0] != 0:
+            raise ValueError(f"{owner}: ptr must begin with 0, got {ptr[0]}")
+        if ptr[-1] != nodes:
+            raise ValueError(f"{owner}: ptr must end with the number of nodes {nodes}, got {ptr[-1]}")
+        if ptr != sorted(ptr):
+            b, some = next((b, some) for b, some in enumerate(pairwise(ptr)) if some[1] < some[0])
+            raise ValueError(f"{owner}: ptr must not fall, got ptr[{b}] = {some[0]} and ptr[{b + 1}] = {some[1]}")
 
     @property
     def size(self) -> int:
@@ -136,3 +175,26 @@ class Graphs(NamedTuple):
     def pooled(self, values: Tensor) -> Tensor:
         """Sums over the nodes of each graph: (nodes, ...) -> (B, ...)."""
         return values.new_zeros(self.size, *values.shape[1:]).index_add(0, self.graph, values)
+
+
+def _check_field(
+    owner: str,
+    name: str,
+    x: Tensor,
+    axes: str,
+    sizes: tuple[int | None, ...],
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Raises unless x is a Tensor of these sizes (None: any; axes: the same in words), device and dtype."""
+    if x is None:
+        raise ValueError(f"{owner}: {name} must be {axes}, got None")
+    if not isinstance(x, Tensor) or dtype not in (None, x.dtype):
+        wanted = "a Tensor" if dtype is None else f"an {str(dtype).removeprefix('torch.')} Tensor"
+        raise TypeError(
+            f"{owner}: {name} must be {wanted}, got {x.dtype if isinstance(x, Tensor) else type(x).__name__}"
+        )
+    if x.ndim != len(sizes) or any(size not in (None, found) for size, found in zip(sizes, x.shape, strict=True)):
+        raise ValueError(f"{owner}: {name} must be {axes}, got {tuple(x.shape)}")
+    if device not in (None, x.device):
+        raise RuntimeError(f"{owner}: {name} must be on {device} as the nodes are, got {x.device}")

@@ -52,7 +52,7 @@ class Symmetric(Group):
         has_samples = sample_axis(x, layout)
         x = x if has_samples else x[:, None]
         x = x.expand(g.shape[0], g.shape[1], *x.shape[2:])
-        soft = isinstance(g, SoftPermutation) and torch.is_grad_enabled() and g.scores.requires_grad
+        soft = isinstance(g, SoftPermutation) and g.requires_grad
         matrix = g.dense().to(x.dtype) if soft else None
         for axis, letter in enumerate(layout, start=2):
             if letter != "n":

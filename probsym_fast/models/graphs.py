@@ -12,15 +12,24 @@ from probsym_fast import ops
 from probsym_fast.groups import Graphs, Group
 from probsym_fast.models.mlp import ACTIVATIONS
 from probsym_fast.ops import Permutation, SoftPermutation
+from probsym_fast.ops._op import check_dtype
 from probsym_fast.ops._patches import check_items
 
 
-def patch_weight(D: int, C: int, *patch: int) -> nn.Parameter:
-    """(D, C, P[, P]) drawn as nn.Conv2d does, stored with D innermost as the ops read it."""
-    bound = 1 / math.sqrt(C * math.prod(patch))
-    weight = torch.empty(*patch, C, D).uniform_(-bound, bound)
-    axes = range(weight.ndim)
-    return nn.Parameter(weight.permute(-1, -2, *axes[:-2]))
+class PatchWeight(nn.Module):
+    """The weight (D, C, P[, P]) of a map between patches and tokens, drawn as nn.Conv2d draws it.
+
+    Called, it gives the weight as a convolution's. It is stored as the ops read it, D innermost, in a contiguous parameter:
+    an optimiser copies others.
+    """
+
+    def __init__(self, D: int, C: int, *patch: int):
+        super().__init__()
+        bound = 1 / math.sqrt(C * math.prod(patch))
+        self.rows = nn.Parameter(torch.empty(*patch, C, D).uniform_(-bound, bound))
+
+    def forward(self) -> Tensor:
+        return self.rows.permute(-1, -2, *range(self.rows.ndim - 2))
 
 
 class FlatGraph(nn.Module):
@@ -29,40 +38,47 @@ class FlatGraph(nn.Module):
     `W [flatten(A'), flatten(X')] + b` with A' the permuted adjacency (N, N, edge_features) and, where there are node
     features, X' (N, node_features). The permuted graph is never made. soft: the soft permutation in place of the hard one,
     densely (an ablation).
+
+    Raises TypeError where edge_attr, or x where it is read, are not of the weights' dtype (autocast: of a floating one).
     """
 
     def __init__(self, N: int, width: int, node_features: int = 0, edge_features: int = 1, soft: bool = False):
         super().__init__()
         self.N, self.soft = N, soft
-        self.edges = patch_weight(width, edge_features, N, N)
-        self.nodes = patch_weight(width, node_features, N) if node_features else None
+        self.edges = PatchWeight(width, edge_features, N, N)
+        self.nodes = PatchWeight(width, node_features, N) if node_features else None
         inputs = N * (N * edge_features + node_features)
         self.bias = nn.Parameter(torch.empty(width).uniform_(-1, 1) / math.sqrt(inputs))
         with torch.no_grad():  # drawn as one nn.Linear
-            self.edges.mul_(math.sqrt(N * N * edge_features / inputs))
+            self.edges.rows.mul_(math.sqrt(N * N * edge_features / inputs))
             if node_features:
-                self.nodes.mul_(math.sqrt(N * node_features / inputs))
+                self.nodes.rows.mul_(math.sqrt(N * node_features / inputs))
 
     def forward(self, batch: Graphs, group: Group, g: Permutation) -> tuple[Tensor]:
-        if self.soft:
-            return (self._soft(batch, g),)
-        tokens = ops.embed_edges(batch.edge_index, batch.attributes, batch.ptr, g, self.edges, self.bias, grid=1)
+        dtype = self.bias.dtype
+        attributes = batch.attributes.to(dtype) if batch.edge_attr is None else batch.edge_attr
+        check_dtype("FlatGraph", dtype, edge_attr=attributes)
         if self.nodes is not None:
-            tokens = tokens + ops.embed_nodes(batch.x, batch.ptr, g, self.nodes, tokens=1)
+            check_dtype("FlatGraph", dtype, x=batch.x)
+        if self.soft:
+            return (self._soft(batch, attributes, g),)
+        tokens = ops.embed_edges(batch.edge_index, attributes, batch.ptr, g, self.edges(), self.bias, grid=1)
+        if self.nodes is not None:
+            tokens = tokens + ops.embed_nodes(batch.x, batch.ptr, g, self.nodes(), tokens=1)
         return (tokens[:, :, 0],)
 
-    def _soft(self, batch: Graphs, g: Permutation) -> Tensor:
+    def _soft(self, batch: Graphs, attributes: Tensor, g: Permutation) -> Tensor:
         if not isinstance(g, SoftPermutation):
             raise TypeError(f"FlatGraph: soft takes SoftPermutations (a learned distribution), got {type(g).__name__}")
-        p, N = g.soft().to(self.edges.dtype), self.N
-        adjacency = p.new_zeros(batch.size, N, N, self.edges.shape[1])
+        p, N, weight = g.soft().to(self.edges.rows.dtype), self.N, self.edges()
+        adjacency = p.new_zeros(batch.size, N, N, weight.shape[1])
         graph, local = batch.graph, batch.local
         u, v = batch.edge_index
-        adjacency.index_put_((graph[u], local[u], local[v]), batch.attributes.to(p.dtype), accumulate=True)
-        out = torch.einsum("bsijc,dcij->bsd", torch.einsum("bsui,buvc,bsvj->bsijc", p, adjacency, p), self.edges)
+        adjacency.index_put_((graph[u], local[u], local[v]), attributes.to(p.dtype), accumulate=True)
+        out = torch.einsum("bsijc,dcij->bsd", torch.einsum("bsui,buvc,bsvj->bsijc", p, adjacency, p), weight)
         if self.nodes is not None:
             x = p.new_zeros(batch.size, N, batch.x.shape[1]).index_put((graph, local), batch.x.to(p.dtype))
-            out = out + torch.einsum("bsui,buc,dci->bsd", p, x, self.nodes)
+            out = out + torch.einsum("bsui,buc,dci->bsd", p, x, self.nodes())
         return out + self.bias
 
 
@@ -70,7 +86,7 @@ class IdentifiedNodes(nn.Module):
     """The first linear map of a GNN on node features joined with the identifiers of their slots: (nodes, S, width).
 
     `W_x x[u] + W_id[rank[u]]`, without bias: a row of the permutation into a weight. Returned with the graphs, for
-    `GINBackbone`.
+    `GINBackbone`. Raises TypeError where x is not of the weights' dtype (autocast: of a floating one).
     """
 
     def __init__(self, N: int, width: int, node_features: int):
@@ -85,16 +101,17 @@ class IdentifiedNodes(nn.Module):
             raise ValueError(
                 f"IdentifiedNodes: x must be (nodes, {self.features.shape[1]}), got {tuple(batch.x.shape)}"
             )
+        check_dtype("IdentifiedNodes", self.features.dtype, x=batch.x)
         h = ops.node_identifiers(batch.ptr, g, self.identifiers, nodes=batch.x.shape[0])
-        return h + (batch.x @ self.features.T)[:, None], batch
+        return h + (batch.x.to(self.features.dtype) @ self.features.T)[:, None], batch
 
 
 class GINBackbone(nn.Module):
     """GIN with one linear map a layer, then the sum over nodes and a linear map: (nodes, S, width) -> (B, S, out).
 
     Layer: `h_u <- W ((1 + eps) h_u + sum of h_v over neighbours) + b`. The first W stands in the embedding, before the sum
-    (both are linear); its bias and eps are here. activation: "tanh", "relu" or "gelu", behind every
-    layer, and with `final` behind the output too.
+    (both are linear); its bias and eps are here. Edges are unweighted: edge_attr is not read. activation: "tanh",
+    "relu" or "gelu", behind every layer, and with `final` behind the output too.
     """
 
     def __init__(self, width: int, layers: int, out_features: int, activation: str, final: bool = False):
@@ -130,8 +147,10 @@ class SlotReadout(nn.Module):
     def __init__(self, N: int, width: int, out_features: int = 1):
         super().__init__()
         bound = 1 / math.sqrt(width)
-        self.weight = nn.Parameter(torch.empty(N, out_features, width).uniform_(-bound, bound).permute(2, 1, 0))
+        self.weight = PatchWeight(width, out_features, N)
+        with torch.no_grad():  # drawn as one nn.Linear
+            self.weight.rows.uniform_(-bound, bound)
         self.bias = nn.Parameter(torch.empty(out_features).uniform_(-bound, bound))
 
     def forward(self, outputs: Tensor, batch: Graphs, group: Group, g: Permutation) -> Tensor:
-        return ops.readout(outputs[:, :, None], batch.ptr, g, self.weight, self.bias, at="nodes")
+        return ops.readout(outputs[:, :, None], batch.ptr, g, self.weight(), self.bias, at="nodes")

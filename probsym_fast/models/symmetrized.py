@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast.distributions import Distribution
-from probsym_fast.groups import Draws
+from probsym_fast.groups import Batch, Draws
+from probsym_fast.ops._op import check_count
 
 
 class Symmetrized(nn.Module):
@@ -25,18 +26,21 @@ class Symmetrized(nn.Module):
         self.backbone, self.embed, self.readout, self.distribution = backbone, embed, readout, distribution
 
     def forward(
-        self, batch: Any, samples: int = 1, generator: torch.Generator | None = None
+        self, batch: Batch, samples: int = 1, generator: torch.Generator | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The prediction, averaged over `samples` draws a graph (noise from `generator`), and the penalties (scalars).
 
-        Raises ValueError where samples < 1.
+        Raises TypeError where samples is no int, ValueError where it is below 1, and what the batch's `check` raises.
         """
-        if samples < 1:
-            raise ValueError(f"Symmetrized: samples must be at least 1, got {samples}")
+        check_count("Symmetrized", "samples", samples)
         g, penalties = self.distribution(batch, samples, Draws(generator))
-        return self.apply_elements(batch, g), penalties
+        return self._mean(batch, g), penalties
 
-    def apply_elements(self, batch: Any, g: Any) -> Tensor:
-        """The prediction for group elements given by hand."""
+    def apply_elements(self, batch: Batch, g: Any) -> Tensor:
+        """The prediction for group elements given by hand. Raises what the batch's `check` raises."""
+        batch.check()
+        return self._mean(batch, g)
+
+    def _mean(self, batch: Batch, g: Any) -> Tensor:
         group = self.distribution.group
         return self.readout(self.backbone(*self.embed(batch, group, g)), batch, group, g)

@@ -155,6 +155,21 @@ def check_float(op: str, **tensors: Tensor) -> None:
             raise TypeError(f"{op}: {name} must be floating point, got {x.dtype}")
 
 
+def check_dtype(owner: str, dtype: torch.dtype, **tensors: Tensor) -> None:
+    """TypeError unless every tensor is of the weights' dtype; under autocast it may be of any floating one."""
+    for name, x in tensors.items():
+        if x.dtype != dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+            raise TypeError(f"{owner}: {name} must be {dtype} as the weights are, got {x.dtype}")
+
+
+def check_count(op: str, name: str, value: int) -> None:
+    """TypeError unless value is an int, ValueError where it is below 1."""
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__} {value!r}")
+    if value < 1:
+        raise ValueError(f"{op}: {name} must be at least 1, got {value}")
+
+
 def check_num_nodes(op: str, num_nodes: Tensor | None, B: int, N: int, device: torch.device) -> Tensor | None:
     """(B,) integer counts in 1..N on `device` as int64; None passes."""
     if num_nodes is None:

@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from probsym_fast.ops._op import check_float, looks_at_values
+from probsym_fast.ops._op import check_count, check_float, looks_at_values
 from probsym_fast.ops.permutation import Permutation, SoftPermutation
 
 PAD_MODES = ("zeros", "replicate", "reflect", "circular")
@@ -57,9 +57,11 @@ def pad_axis(x: Tensor, slots: Tensor, dim: int) -> Tensor:
 
 
 def check_patches(op: str, weight: Tensor, bias: Tensor | None, N: int, grid: int, axes: int, bias_axis: int) -> None:
-    """ValueError unless weight is (D, C, P[, P]) for `grid` patches of N slots and bias as long as its axis `bias_axis`."""
-    if grid < 1:
-        raise ValueError(f"{op}: grid must be at least 1, got {grid}")
+    """ValueError unless weight is (D, C, P[, P]) for `grid` patches of N slots and bias as long as its axis `bias_axis`.
+
+    TypeError where grid (of one axis: `tokens`) is no int.
+    """
+    check_count(op, "tokens" if axes == 1 else "grid", grid)
     if N < 1:
         raise ValueError(f"{op}: p must have at least one slot, got (B, S, N) with N = {N}")
     P = patch_size(N, grid)
@@ -155,7 +157,10 @@ def gradient_shapes(x: Tensor, t: Tensor | None, weight: Tensor, bias: int, need
 def soft_parts(p: Permutation, dtype: torch.dtype) -> tuple:
     """(rank, order, t, log_r, log_c, tau) as the schemas take them; None for a hard permutation."""
     if isinstance(p, SoftPermutation):
-        return p.rank, p.order, p.scores.to(dtype), p.log_r.to(dtype), p.log_c.to(dtype), p.tau
+        t = p.scores
+        if p.requires_grad and not t.requires_grad:  # the kernels give the three gradients where that to t is asked for
+            t = t + 0 * (p.log_r + p.log_c)
+        return p.rank, p.order, t.to(dtype), p.log_r.to(dtype), p.log_c.to(dtype), p.tau
     return p.rank, p.order, None, None, None, 1.0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -32,13 +34,13 @@ def batch_norm_relu(
     """`y = relu(weight (x - mean) / sqrt(variance + eps) + bias)` with the mean and variance of the batch.
 
     Args:
-        x: (M, C), M >= 1 rows. weight, bias: (C,). backend: "auto", "cpu" or "reference".
+        x: (M, C), M >= 1 rows. weight, bias: (C,). eps: finite and >= 0. backend: "auto", "cpu" or "reference".
 
     Returns: y (M, C), mean and (biased) variance (C,) without a gradient, for running statistics; dtype of x (float16 and
     bfloat16 are computed in float32).
 
     Gradients: x (through the statistics too), weight, bias. Cost: three passes over x, two in backward (torch: seven).
-    Raises: TypeError (dtypes), ValueError (shapes), RuntimeError (devices, backend).
+    Raises: TypeError (dtypes), ValueError (shapes, eps), RuntimeError (devices, backend).
     Source: Ioffe and Szegedy 2015 (arXiv 1502.03167).
     """
     check_float("batch_norm_relu", x=x, weight=weight, bias=bias)
@@ -49,6 +51,10 @@ def batch_norm_relu(
             raise ValueError(f"batch_norm_relu: {name} must be (C,) = ({x.shape[1]},), got {tuple(value.shape)}")
         if value.device != x.device:
             raise RuntimeError(f"batch_norm_relu: {name} must be on {x.device}, got {value.device}")
+    if not isinstance(eps, (int, float)) or isinstance(eps, bool):
+        raise TypeError(f"batch_norm_relu: eps must be a number, got {type(eps).__name__}")
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"batch_norm_relu: eps must be finite and >= 0, got {eps}")
     dtype = x.dtype if x.dtype in OP.dtypes else torch.float32
     run = OP.select(backend, x.device, dtype)
     y, mean, variance = run(x.to(dtype), weight.to(dtype), bias.to(dtype), float(eps))

@@ -64,7 +64,7 @@ def embed_edges(
     Args:
         edge_index: (2, E) int64, global node numbers. edge_attr: (E, C). ptr: (B + 1,) int64, offsets of the graphs.
         p: permutations (B, S, N); a SoftPermutation gets the straight-through gradient.
-        weight: (D, C, P, P), as in Conv2d; stored with D innermost (`models.patch_weight`) it is used without a copy.
+        weight: (D, C, P, P), as in Conv2d; stored with D innermost (`models.PatchWeight`) it is used without a copy.
         bias: (D,). grid: patches along an axis, grid 1: one token of the whole matrix.
         pad_mode: "zeros", "replicate", "reflect" or "circular", also where the padding is longer than N. centered: half
             of the padding in front (rounded down), else all of it at the end.

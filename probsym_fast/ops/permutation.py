@@ -80,6 +80,11 @@ class SoftPermutation(Permutation):
     log_c: Tensor = None
     tau: float = 0.01
 
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a gradient is asked for, to scores, log_r or log_c."""
+        return torch.is_grad_enabled() and any(x.requires_grad for x in (self.scores, self.log_r, self.log_c))
+
     def sorted_soft(self) -> Tensor:
         """P with its rows in sorted order: (B, S, N, N), identity beyond num_nodes. Gradients: scores, log_r, log_c."""
         return sorted_soft(self.scores, self.log_r, self.log_c, self.num_nodes, self.tau)

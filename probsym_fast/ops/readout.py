@@ -75,6 +75,8 @@ def readout(
     check_ptr("readout", ptr, p)
     dtype = common_dtype("readout", OP.dtypes, tokens=tokens, weight=weight, bias=bias)
     B, S, N = p.shape
+    if weight.ndim < 3:
+        raise ValueError(f"readout: weight must be (D, C, P) or (D, C, P, P), got {tuple(weight.shape)}")
     if tokens.ndim != 4 or tokens.shape[:2] != (B, S) or tokens.shape[-1] != weight.shape[0]:
         raise ValueError(
             f"readout: tokens must be (B, S, L, D) = ({B}, {S}, *, {weight.shape[0]}), got {tuple(tokens.shape)}"

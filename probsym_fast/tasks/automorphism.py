@@ -12,12 +12,20 @@ from torch import Tensor
 
 from probsym_fast.groups import Graphs, Symmetric
 from probsym_fast.models import MLP, FlatGraph, SlotReadout, Symmetrized
-from probsym_fast.tasks.graphs import GraphDistribution
+from probsym_fast.tasks import config as configuration
+from probsym_fast.tasks.config import COUNT, at_least, between
+from probsym_fast.tasks.graphs import GRAPH_LIMITS, GraphDistribution
 from probsym_fast.tasks.plots import plot_graphs
 from probsym_fast.tasks.task import Computation, seeded
 
 SLOTS = 25
 WIDTHS = [2048, 4096, 2048]
+LIMITS = {
+    "samples": COUNT,
+    "trials": at_least(2),
+    "seed": between(0, 2**32 - 1),
+    **{f"distribution.{key}": limit for key, limit in GRAPH_LIMITS.items()},
+}
 
 
 @dataclass
@@ -27,7 +35,7 @@ class AutomorphismConfig:
     Args:
         task: "automorphism".
         name: names the run's folder.
-        method: "ps", "ga", or "canonical" (no noise, one sample).
+        method: "ps" learned distribution, "ga" uniform, "fa" Laplacian frame, "canonical" learned, no noise, one sample.
         samples: permutations a graph (canonical: 1).
         trials: how often the average is repeated, for its sampling error; figures and pictures are those of the first.
         seed: of weights and noise.
@@ -37,7 +45,7 @@ class AutomorphismConfig:
 
     task: Literal["automorphism"] = "automorphism"
     name: str = "custom"
-    method: Literal["ps", "ga", "canonical"] = "ps"
+    method: Literal["ps", "ga", "fa", "canonical"] = "ps"
     samples: int = 100
     trials: int = 10
     seed: int = 0
@@ -77,10 +85,7 @@ class Automorphism(Computation):
     """The largest difference within an orbit, beside the sampling error and the differences between orbits."""
 
     def __init__(self, config: AutomorphismConfig):
-        if config.samples < 1 or config.trials < 2:
-            raise ValueError(
-                f"config: samples >= 1 and trials >= 2 are needed, got {config.samples} and {config.trials}"
-            )
+        configuration.check(config, LIMITS)
         if config.method == "canonical" and config.samples != 1:
             raise ValueError(f"config: samples must be 1 for method canonical, got {config.samples}")
         self.config = config

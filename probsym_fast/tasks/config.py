@@ -9,7 +9,7 @@ from dataclasses import asdict, fields, is_dataclass
 from importlib.resources import files
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -24,7 +24,11 @@ class Limit(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-COUNT = Limit("at least 1", lambda x: x >= 1)
+def at_least(least: int) -> Limit:
+    return Limit(f"at least {least}", lambda x: x >= least)
+
+
+COUNT = at_least(1)
 POSITIVE = Limit("finite and > 0", lambda x: 0 < x < math.inf)
 NOT_NEGATIVE = Limit("finite and >= 0", lambda x: 0 <= x < math.inf)
 SHARE = Limit("at least 0 and below 1", lambda x: 0 <= x < 1)
@@ -39,11 +43,24 @@ def one_of(*values: str) -> Limit:
 
 
 def check(config: Any, limits: Mapping[str, Limit]) -> None:
-    """Raises ValueError for the first value beyond the limit of its (dotted) key; null is left to the key's type."""
+    """Raises ValueError for the first value that its key's Literal does not hold or that is beyond its (dotted) key's limit.
+
+    Null is left to the key's type.
+    """
+    _check_literals(config, "")
     for key, limit in limits.items():
         value = attrgetter(key)(config)
         if value is not None and not limit.holds(value):
             raise ValueError(f"config: {key} must be {limit.words}, got {value!r}")
+
+
+def _check_literals(config: Any, prefix: str) -> None:
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if is_dataclass(value):
+            _check_literals(value, f"{prefix}{name}.")
+        elif get_origin(hint) is Literal and value not in get_args(hint):
+            raise ValueError(f"config: {prefix}{name} must be one of {', '.join(get_args(hint))}, got {value!r}")
 
 
 def available() -> list[str]:

@@ -12,10 +12,23 @@ from torch import Tensor
 
 from probsym_fast.groups import Draws, Graphs
 from probsym_fast.models import Symmetrized
+from probsym_fast.tasks import config as configuration
+from probsym_fast.tasks import exp_classify
+from probsym_fast.tasks.config import COUNT, Limit, at_least, between
 from probsym_fast.tasks.exp_classify import ExpClassify, ExpClassifyConfig
 from probsym_fast.tasks.graphs import PUBLISHED
 from probsym_fast.tasks.plots import history, plot_grid
 from probsym_fast.tasks.task import Computation, seeded
+
+NUMBERS = Limit("numbers of samples >= 1", lambda some: all(isinstance(s, int) and s >= 1 for s in some))
+LIMITS = {
+    "train": NUMBERS,
+    "test": Limit(f"at least one of {NUMBERS.words}", lambda some: len(some) > 0 and NUMBERS.holds(some)),
+    "repeats": at_least(2),
+    "graphs": COUNT,
+    "seed": between(0, 2**32 - 1),
+    **{f"classify.{key}": limit for key, limit in exp_classify.LIMITS.items()},
+}
 
 
 @dataclass
@@ -49,15 +62,7 @@ class SampleSize(Computation):
     """Figures and plots by the number of samples, of random and of trained models."""
 
     def __init__(self, config: SampleSizeConfig):
-        for name in ("train", "test"):
-            if any(s < 1 for s in getattr(config, name)):
-                raise ValueError(f"config: {name} must be numbers of samples >= 1, got {getattr(config, name)}")
-        if not config.test:
-            raise ValueError("config: test must name at least one number of samples, got none")
-        if config.repeats < 2 or config.graphs < 1:
-            raise ValueError(
-                f"config: repeats >= 2 and graphs >= 1 are needed, got {config.repeats} and {config.graphs}"
-            )
+        configuration.check(config, LIMITS)
         self.config = config
 
     def run(self, folder: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from probsym_fast.data._store import write_atomically
 from probsym_fast.models import Symmetrized
 from probsym_fast.tasks import config as configuration
+from probsym_fast.tasks.allocator import keep_freed_memory
 from probsym_fast.tasks.config import COUNT, NOT_NEGATIVE, POSITIVE, Limit, between, one_of
 from probsym_fast.tasks.plots import plot_losses
 from probsym_fast.tasks.task import Computation, Task, seeded
@@ -257,6 +258,7 @@ def fit(task: Task, *, resume: bool = False) -> dict[str, Any] | None:
             f"fit: the run folder {folder} exists already; continue it with --resume, or name another with --folder"
         )
     _check_devices(settings)
+    keep_freed_memory()
     L.seed_everything(config.seed, workers=True, verbose=False)
     module = TrainingModule(task)
     last = _last_checkpoint(folder, module) if resume else None

@@ -167,6 +167,11 @@ def test_truncated_file(file):
         refused(file(content[:length]), r"expected a pickle of graphs, got \w+: ")
 
 
+@pytest.mark.parametrize("rest", [b".", b"\n\n", pickled([graph(1), graph(0)])])
+def test_what_follows_the_pickle_is_refused(file, rest):
+    refused(file(pickled([graph(1), graph(0)]) + rest), f"UnpicklingError: {len(rest)} trailing bytes")
+
+
 def test_damaged_bytes_are_refused_or_give_graphs(file):
     content = pickled([graph(1), graph(0)])
     messages = []

@@ -426,9 +426,44 @@ def test_bad_input():
             GIN(*settings)
     with pytest.raises(ValueError, match=re.escape("GIN: x must be (nodes, 3), got (16, 2)")):
         GIN(3)(batch, torch.zeros(16, 1, 3))
+    with pytest.raises(ValueError, match=re.escape("GIN: noise must be (nodes, S, C) = (16, *, 2), got (16, 2)")):
+        GIN(2)(batch, torch.zeros(16, 2))
     with pytest.raises(TypeError, match=re.escape("Frame: group must be Symmetric, got Euclidean(3)")):
         Frame(Euclidean(3))
     with pytest.raises(ValueError, match=re.escape("Learned: noise must be (16, 2, 2), got (16, 2)")):
         learned()(batch, 2, noise=torch.zeros(16, 2))
     with pytest.raises(ValueError, match="Graphs: a graph must have at most N = 6 nodes, got 7 in graph 2"):
         learned(slots=6)(batch, 1)
+
+
+@pytest.mark.parametrize("name", all_distributions())
+def test_samples_must_be_a_count(name):
+    f, batch = all_distributions()[name], random_graphs(SIZES)
+    for samples, error, got in ((1.0, TypeError, "an int, got float 1.0"), (0, ValueError, "at least 1, got 0")):
+        with pytest.raises(error, match=f"^{type(f).__name__}: samples must be {re.escape(got)}$"):
+            f(batch, samples)
+
+
+def test_a_frame_of_another_length():
+    batch = random_graphs(SIZES)
+    with pytest.raises(ValueError, match=re.escape("Graphs: frame must be (nodes,) = (16,), got (15,)")):
+        Frame(Symmetric(N))(batch._replace(frame=torch.zeros(15).long()), S)
+
+
+def test_what_would_lose_digits_is_refused_except_under_autocast():
+    net, batch = GIN(C, 8).eval(), random_graphs(SIZES, dtype=torch.float32)
+    noise = torch.rand(net.noise_shape(batch, S))
+    for name, inputs in (("x", (batch._replace(x=batch.x.double()), noise)), ("noise", (batch, noise.double()))):
+        message = f"GIN: {name} must be torch.float32 as the weights are, got torch.float64"
+        with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+            net(*inputs)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(net(*inputs)["scores"], net(batch, noise)["scores"])
+    whole = batch._replace(x=batch.x.long().float())
+    assert torch.equal(net(batch._replace(x=batch.x.long()), noise)["scores"], net(whole, noise)["scores"])
+
+
+def test_edge_attr_is_not_read():
+    f, batch = learned(), random_graphs(SIZES, edge_features=3)
+    here, there = (f(x, S, Draws(seed=1))[0] for x in (batch, batch._replace(edge_attr=None)))
+    assert torch.equal(here.scores, there.scores)

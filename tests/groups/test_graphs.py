@@ -70,6 +70,68 @@ def test_from_data_refuses(change, message):
         Graphs.from_data(one)
 
 
+EDGES = random_graphs([3, 1, 5]).edge_index.shape[1]
+BAD_FIELDS = [
+    ({"x": torch.ones(9)}, ValueError, "x must be (nodes, C), got (9,)"),
+    ({"x": [[1.0]] * 9}, TypeError, "x must be a Tensor, got list"),
+    ({"edge_index": None}, ValueError, "edge_index must be (2, E), got None"),
+    ({"edge_index": torch.zeros(4, 2).long()}, ValueError, "edge_index must be (2, E), got (4, 2)"),
+    ({"edge_index": torch.zeros(2, 4).int()}, TypeError, "edge_index must be an int64 Tensor, got torch.int32"),
+    (
+        {"edge_index": torch.zeros(2, 4).long().to("meta")},
+        RuntimeError,
+        "edge_index must be on cpu as the nodes are, got meta",
+    ),
+    ({"ptr": [0, 3, 4, 9]}, TypeError, "ptr must be an int64 Tensor, got list"),
+    ({"ptr": torch.tensor([0.0, 3, 4, 9])}, TypeError, "ptr must be an int64 Tensor, got torch.float32"),
+    ({"ptr": torch.tensor([[0, 3, 4, 9]])}, ValueError, "ptr must be (B + 1,), got (1, 4)"),
+    ({"ptr": torch.zeros(0).long()}, ValueError, "ptr must be (B + 1,) with B >= 0, got (0,)"),
+    ({"ptr": torch.tensor([1, 3, 4, 9])}, ValueError, "ptr must begin with 0, got 1"),
+    ({"ptr": torch.tensor([0, 3, 4, 8])}, ValueError, "ptr must end with the number of nodes 9, got 8"),
+    ({"ptr": torch.tensor([0, 5, 4, 9])}, ValueError, "ptr must not fall, got ptr[1] = 5 and ptr[2] = 4"),
+    ({"edge_attr": torch.ones(EDGES)}, ValueError, f"edge_attr must be (E, Ce) = ({EDGES}, *), got ({EDGES},)"),
+    ({"edge_attr": torch.ones(1, 2)}, ValueError, f"edge_attr must be (E, Ce) = ({EDGES}, *), got (1, 2)"),
+    ({"key": torch.arange(2)}, ValueError, "key must be (B,) = (3,), got (2,)"),
+    ({"key": torch.arange(3.0)}, TypeError, "key must be an int64 Tensor, got torch.float32"),
+    ({"frame": torch.arange(8)}, ValueError, "frame must be (nodes,) = (9,), got (8,)"),
+    ({"frame": torch.arange(9).int()}, TypeError, "frame must be an int64 Tensor, got torch.int32"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD_FIELDS)
+def test_check_refuses(change, error, message):
+    good = random_graphs([3, 1, 5])._replace(key=torch.arange(3), frame=torch.arange(9))
+    good.check()
+    with pytest.raises(error, match=f"^{re.escape(f'Graphs: {message}')}$"):
+        good._replace(**change).check()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"ptr": torch.tensor([0, 3])}, ValueError, "ptr must end with the number of nodes 4, got 3"),
+        ({"key": torch.tensor([1, 2])}, ValueError, "key must be (B,) = (1,), got (2,)"),
+        ({"frame": torch.arange(4.0)}, TypeError, "frame must be an int64 Tensor, got torch.float32"),
+    ],
+)
+def test_from_data_checks_every_field(change, error, message):
+    with pytest.raises(error, match=f"^{re.escape(f'Graphs.from_data: {message}')}$"):
+        Graphs.from_data(data(4, **change))
+
+
+def test_check_compiles_and_reads_no_values():
+    batch = random_graphs([3, 1, 5])
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def total(x, edge_index, ptr):
+        graphs = Graphs(x, edge_index, ptr)
+        graphs.check()
+        return graphs.x.sum()
+
+    for ptr in (batch.ptr, batch.ptr + 1):
+        assert total(batch.x, batch.edge_index, ptr) == batch.x.sum()
+
+
 @pytest.mark.parametrize("N", [5, 8])
 def test_padded(N):
     batch = random_graphs([3, 1, 5])

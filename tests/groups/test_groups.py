@@ -267,3 +267,21 @@ def test_ties_are_broken_at_random(dtype, scale):
     counts = Counter(map(tuple, p.order[:, 0, 1:4].tolist()))
     assert len(counts) == 6
     assert sum((c - count / 6) ** 2 / (count / 6) for c in counts.values()) < 5 + 5 * 10**0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"positions": torch.ones(2, 3)}, ValueError, "positions must be (B, n, d), got (2, 3)"),
+        ({"positions": None}, ValueError, "positions must be (B, n, d), got None"),
+        ({"velocities": torch.ones(2, N, 2)}, ValueError, "velocities must be (B, n, d) = (2, 5, 3), got (2, 5, 2)"),
+        ({"velocities": [0.0]}, TypeError, "velocities must be a Tensor, got list"),
+        ({"edges": torch.ones(2, N, N)}, ValueError, "edges must be (B, n, n, C) = (2, 5, 5, *), got (2, 5, 5)"),
+        ({"edges": torch.ones(2, N, N, 1).to("meta")}, RuntimeError, "edges must be on cpu as the nodes are, got meta"),
+    ],
+)
+def test_point_clouds_of_other_shapes(change, error, message):
+    batch = clouds()
+    batch.check()
+    with pytest.raises(error, match=f"^{re.escape(f'PointClouds: {message}')}$"):
+        batch._replace(**change).check()

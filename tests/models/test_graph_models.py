@@ -15,9 +15,9 @@ from probsym_fast.models import (
     GINBackbone,
     IdentifiedNodes,
     MeanReadout,
+    PatchWeight,
     SlotReadout,
     Symmetrized,
-    patch_weight,
 )
 from probsym_fast.models.mlp import ACTIVATIONS
 from tests.conftest import GRADIENT, assert_near
@@ -72,9 +72,9 @@ def test_flat_graph_is_a_linear_map_of_the_permuted_graph(by_scores, soft, node_
     if not soft:
         tensors += [x.requires_grad_() for x in (batch.x if node_features else None, batch.edge_attr) if x is not None]
     linear = nn.Linear(N * N * (edge_features or 1) + N * node_features, WIDTH).double()
-    weights = [embed.edges.permute(0, 2, 3, 1).flatten(1)]
+    weights = [embed.edges().permute(0, 2, 3, 1).flatten(1)]
     if node_features:
-        weights.append(embed.nodes.permute(0, 2, 1).flatten(1))
+        weights.append(embed.nodes().permute(0, 2, 1).flatten(1))
     P = p.soft() if soft else p.dense().double()
     rows = [torch.einsum("bsui,buvc,bsvj->bsijc", P, adjacency(batch, N), P).flatten(2)]
     if node_features:
@@ -96,9 +96,9 @@ def test_flat_graph_permutes_by_hand():
             value = embed.bias.clone()
             for u, v in batch.edge_index.T[batch.graph[batch.edge_index[0]] == b].tolist():
                 i, j = p.rank[b, s, batch.local[u]], p.rank[b, s, batch.local[v]]
-                value = value + embed.edges[:, 0, i, j]
+                value = value + embed.edges()[:, 0, i, j]
             for u in range(int(batch.ptr[b]), int(batch.ptr[b + 1])):
-                value = value + embed.nodes[:, :, p.rank[b, s, batch.local[u]]] @ batch.x[u]
+                value = value + embed.nodes()[:, :, p.rank[b, s, batch.local[u]]] @ batch.x[u]
             assert_near(found[b, s], value)
 
 
@@ -116,7 +116,7 @@ def test_flat_graph_takes_float32_graphs_and_soft_permutations():
 
 def test_flat_graph_is_drawn_as_one_linear_map():
     embed, inputs = FlatGraph(20, 200, 3, 2), 20 * (20 * 2 + 3)
-    for weight in (embed.edges, embed.nodes):
+    for weight in (embed.edges(), embed.nodes()):
         assert weight.abs().max() <= inputs**-0.5
         assert abs(weight.std() * (3 * inputs) ** 0.5 - 1) < 0.05
     assert embed.bias.abs().max() <= inputs**-0.5 and embed.bias.std() > 0.4 * inputs**-0.5
@@ -124,10 +124,13 @@ def test_flat_graph_is_drawn_as_one_linear_map():
 
 @pytest.mark.parametrize("patch", [(3,), (3, 3)])
 def test_patch_weight_is_drawn_as_a_convolution(patch):
-    weight = patch_weight(500, 2, *patch)
+    module = PatchWeight(500, 2, *patch)
+    weight = module()
     conv = (nn.Conv1d if len(patch) == 1 else nn.Conv2d)(2, 500, 3)
-    assert weight.shape == conv.weight.shape and weight.requires_grad and weight.is_leaf
+    assert weight.shape == conv.weight.shape
     assert weight.stride(0) == 1 and weight.stride(1) == 500
+    weight.sum().backward()
+    assert module.rows.is_contiguous() and module.rows.grad.shape == module.rows.shape
     assert abs(weight.std() / conv.weight.std() - 1) < 0.05
     assert weight.abs().max() <= conv.weight.abs().max() * 1.01
 
@@ -167,7 +170,7 @@ def test_slot_readout_is_a_linear_map_carried_back(out):
     readout = SlotReadout(N, WIDTH, out).double()
     p, scores = permutations(batch)
     outputs = torch.randn(4, S, WIDTH, dtype=torch.float64, requires_grad=True)
-    weight = readout.weight.permute(2, 1, 0).flatten(0, 1)  # (N out, WIDTH)
+    weight = readout.weight().permute(2, 1, 0).flatten(0, 1)  # (N out, WIDTH)
     Z = (outputs @ weight.T).unflatten(-1, (N, out))
     expected = (p.dense() @ Z).mean(1)[batch.graph, batch.local] + readout.bias
     found = readout(outputs, batch, GROUP, p)

@@ -160,6 +160,15 @@ def test_bad_input():
     batch = clouds()
     with pytest.raises(ValueError, match="Symmetrized: samples must be at least 1, got 0"):
         f(batch, 0)
+    for samples in (2.5, "4", True, None):
+        given = re.escape(f"{type(samples).__name__} {samples!r}")
+        for reader, name in ((f, "Symmetrized"), (f.distribution, "Learned")):
+            with pytest.raises(TypeError, match=f"^{name}: samples must be an int, got {given}$"):
+                reader(batch, samples)
+    with pytest.raises(
+        ValueError, match=re.escape("PointClouds: velocities must be (B, n, d) = (3, 5, 3), got (2, 5, 3)")
+    ):
+        f(batch._replace(velocities=batch.velocities[1:]), 2)
     with pytest.raises(ValueError, match=re.escape("Learned: noise must be (3, 2, 5, 3, 2), got (1,)")):
         f.distribution(batch, 2, noise=torch.zeros(1))
     with pytest.raises(ValueError, match="Learned: tau must be finite and > 0, got 0"):

@@ -84,6 +84,12 @@ def test_bad_input(backend):
     ):
         with pytest.raises(ValueError, match=f"^batch_norm_relu: {re.escape(message)}$"):
             batch_norm_relu(*arguments, backend=backend)
+    for eps in (-1e-5, torch.nan, torch.inf):
+        with pytest.raises(ValueError, match=f"^batch_norm_relu: eps must be finite and >= 0, got {eps}$"):
+            batch_norm_relu(x, one, one, eps, backend=backend)
+    for eps in ("1e-5", True, None):
+        with pytest.raises(TypeError, match=f"^batch_norm_relu: eps must be a number, got {type(eps).__name__}$"):
+            batch_norm_relu(x, one, one, eps, backend=backend)
     with pytest.raises(TypeError, match=r"x must be floating point, got torch\.int64"):
         batch_norm_relu(x.long(), one, one, backend=backend)
     with pytest.raises(ValueError, match="at least 2 rows in training"):

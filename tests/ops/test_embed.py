@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from probsym_fast.models.graphs import patch_weight
+from probsym_fast.models.graphs import PatchWeight
 from probsym_fast.ops import OPS, Permutation, embed_edges, embed_nodes, soft_permutation
 from probsym_fast.ops._patches import PAD_MODES, pad_axis, patch_size, slots_of_places
 from tests.conftest import GRADIENT, assert_near
@@ -125,10 +125,25 @@ def graph_of(data):
 
 
 def test_many_samples_take_several_products(device):
-    """The products of all samples do not fit the tile: 32 MiB hold 227 of these."""
+    """The products of all samples do not fit the tile: 2 MiB hold 14 of these."""
     data = batch([12], 12, C=128, S=240, edges=160, device=device)
     leaves = [data.scores, data.attr, weights(2, 128, 3, 3, device=device), torch.randn(2).double().to(device)]
     check("embed", edges_call(data, 4), leaves, torch.float64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("C", [1, 3])
+@pytest.mark.parametrize("twin", ["equal", "of another value", "missing"])
+def test_one_token_of_graphs_with_edges_both_ways(device, twin, C, dtype):
+    """Where edges (u, v) and (v, u) have equal attributes the kernel makes the products with W + W^T alone."""
+    data = batch([7, 8, 5, 1], 8, C, edges=12, device=device)
+    attr, edges = data.attr[:, :C].abs() + 1, data.edges
+    back = attr * (1.0 if twin == "equal" else 2.0)
+    if twin != "missing":
+        attr, edges = torch.cat([attr, back]), torch.cat([edges, edges.flip(0)], 1)
+    data.edges = edges
+    leaves = [data.scores, attr, weights(5, C, 8, 8, device=device), torch.randn(5).double().to(device)]
+    check("embed", edges_call(data, 1), leaves, dtype)
 
 
 @pytest.mark.parametrize(("N", "grid"), [(9, 2), (7, 3), (3, 14)])
@@ -273,7 +288,7 @@ def test_the_straight_through_gradient_is_that_of_the_soft_permutation():
 def test_the_weights_layout_does_not_matter(dtype):
     torch.manual_seed(3)
     data = batch([5, 7], 7, S=4, edges=40)
-    inner = patch_weight(70, 3, 4, 4).to(dtype)
+    inner = PatchWeight(70, 3, 4, 4)().to(dtype)
     assert inner.permute(2, 3, 1, 0).is_contiguous() and not inner.is_contiguous()
     found = []
     for weight in (inner, inner.contiguous()):

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from probsym_fast.models.graphs import patch_weight
+from probsym_fast.models.graphs import PatchWeight
 from probsym_fast.ops import OPS, Permutation, embed_edges, embed_matrix, soft_permutation
 from probsym_fast.ops._patches import patch_size
 from tests.conftest import GRADIENT, assert_near
@@ -149,7 +149,7 @@ def test_gradcheck(backend, pad_mode, centered):
 
 def test_the_weights_layout_does_not_matter():
     data, leaves = make(7, 2, 70)
-    inner = patch_weight(70, 3, 4, 4).double()
+    inner = PatchWeight(70, 3, 4, 4)().double()
     found = []
     for weight in (inner, inner.contiguous()):
         found.append(value_and_gradients(lambda *x: call_of(data, 2)("auto", *x), [*leaves[:2], weight, leaves[3]]))

@@ -5,7 +5,10 @@ import re
 import pytest
 import torch
 
-from probsym_fast.ops import Permutation, SoftPermutation, soft_permutation
+from probsym_fast import ops
+from probsym_fast.groups import Symmetric
+from probsym_fast.ops import OPS, Permutation, SoftPermutation, soft_permutation
+from tests.conftest import GRADIENT, assert_near
 
 
 @pytest.fixture
@@ -142,3 +145,52 @@ def test_rank_by_hand(order):
 def test_a_long_order_is_cut_in_the_message():
     with pytest.raises(ValueError, match=r"must hold each of 0\.\.99 once, got \[(0, ){15}0\]$"):
         Permutation(torch.zeros(1, 1, 100, dtype=torch.int64))
+
+
+B, S, N, C, D = 2, 3, 6, 2, 4
+PTR = torch.tensor([0, N, 2 * N])
+EDGES = torch.tensor([[0, 1, 4, 7], [3, 2, 5, 11]])
+
+
+def readers(backend: str) -> dict:
+    """Everything that a permutation's gradient comes from, as functions of it."""
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    pairs, nodes, table, attr, x = draw(D, C, N, N), draw(D, C, N), draw(N, D), draw(4, C), draw(B * N, C)
+    matrix, tokens, points = draw(B, N, N, C), draw(B, S, 1, D), draw(B, N, C)
+    given = {"backend": backend}
+    return {
+        "embed_edges": lambda p: ops.embed_edges(EDGES, attr, PTR, p, pairs, grid=1, **given),
+        "embed_matrix": lambda p: ops.embed_matrix(matrix, p, pairs, grid=1, **given),
+        "embed_nodes": lambda p: ops.embed_nodes(x, PTR, p, nodes, tokens=1, **given),
+        "readout": lambda p: ops.readout(tokens, PTR, p, nodes, at="nodes", **given),
+        "node_identifiers": lambda p: ops.node_identifiers(PTR, p, table, **given),
+        "permutation_entropy": lambda p: ops.permutation_entropy(p, **given),
+        "act": lambda p: Symmetric(N).act(p, points, "nc"),
+    }
+
+
+@pytest.mark.parametrize("part", ["scores", "log_r", "log_c"])
+@pytest.mark.parametrize("backend", OPS["embed"].backends("cpu"))
+@pytest.mark.parametrize("name", readers("auto"))
+def test_each_part_of_a_soft_permutation_by_hand_gets_its_gradient(name, backend, part):
+    """Alone as where all three ask for one."""
+    made = soft_permutation(torch.randn(B, S, N, dtype=torch.float64), tau=0.3, iterations=5)
+
+    def gradient(*asked, backend):
+        parts = {key: getattr(made, key).clone().requires_grad_(key in asked) for key in ("scores", "log_r", "log_c")}
+        p = SoftPermutation(made.order, None, made.rank, *parts.values(), tau=made.tau)
+        assert p.requires_grad
+        return torch.autograd.grad(readers(backend)[name](p).sin().sum(), parts[part])[0]
+
+    expected = gradient("scores", "log_r", "log_c", backend="reference")
+    assert expected.abs().max() > 1e-3
+    assert_near(gradient(part, backend=backend), expected, GRADIENT)
+
+
+def test_a_soft_permutation_without_gradients():
+    made = soft_permutation(torch.randn(1, 1, 3, requires_grad=True))
+    with torch.no_grad():
+        assert not made.requires_grad
+    assert made.requires_grad
+    assert not soft_permutation(torch.randn(1, 1, 3)).requires_grad

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from probsym_fast.models.graphs import patch_weight
+from probsym_fast.models.graphs import PatchWeight
 from probsym_fast.ops import OPS, Permutation, readout
 from probsym_fast.ops._patches import patch_size
 from tests.conftest import GRADIENT, assert_near
@@ -198,7 +198,7 @@ def test_the_bias_is_no_part_of_the_permutations_gradient(backend):
 
 def test_the_weights_layout_does_not_matter():
     data, at, leaves = make(7, 2, "pairs", 70)
-    inner = patch_weight(70, 3, 4, 4).double()
+    inner = PatchWeight(70, 3, 4, 4)().double()
     found = []
     for weight in (inner, inner.contiguous()):
         found.append(value_and_gradients(lambda *x: call_of(data, at)("auto", *x), [*leaves[:2], weight, leaves[3]]))

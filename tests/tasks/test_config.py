@@ -9,6 +9,8 @@ import yaml
 from probsym_fast import cli, tasks
 from probsym_fast.data._store import save_arrays
 from probsym_fast.tasks import configuration
+from probsym_fast.tasks.exp_classify import ExpClassifyConfig
+from probsym_fast.tasks.nbody import Backbone
 
 
 def refused(capsys, *arguments: str) -> str:
@@ -128,7 +130,8 @@ def test_command_line_refuses_with_one_line(capsys, tmp_path):
     assert "nbody/gnn_O3_ps" in error
     (tmp_path / "something").touch()
     assert "exists already" in refused(capsys, "fit", "-c", "nbody/gnn_O3_ps", "--folder", str(tmp_path))
-    assert "must be one of nbody, graph8c, exp, got 'mnist'" in refused(capsys, "data", "get", "mnist")
+    names = "nbody, graph8c, exp, pattern, published_pattern, peptides-func, peptides-struct, pcqm-contact"
+    assert f"must be one of {names}, got 'mnist'" in refused(capsys, "data", "get", "mnist")
     with pytest.raises(SystemExit, match="2"):
         cli.main(["fit"])
 
@@ -164,3 +167,29 @@ def test_truncated_data_file_is_refused(capsys, tmp_path):
     (tmp_path / "charged5-30-40.npz").write_bytes(b"PK\x03\x04 half a file")
     error = refused(capsys, "fit", "-c", "nbody/gnn_O3_ps", "--data", str(tmp_path), "--folder", str(tmp_path / "run"))
     assert "charged5-30-40.npz: expected a readable .npz file" in error
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "message"),
+    [
+        ("nbody", {"symmetry": "O4"}, "symmetry must be one of S5xO3, S5xSO3, O3, SO3, S5, got 'O4'"),
+        ("nbody", {"backbone": Backbone(kind="mlp")}, "backbone.kind must be one of transformer, gnn, got 'mlp'"),
+        ("nbody", {"task": "separation"}, "task must be one of nbody, got 'separation'"),
+        ("separation", {"dataset": "EXP"}, "dataset must be one of graph8c, exp, wl_pairs, got 'EXP'"),
+        ("separation", {"method": None}, "method must be one of ps, ga, fa, canonical, got None"),
+        ("exp_classify", {"backbone": "transformer"}, "backbone must be one of mlp, gin, got 'transformer'"),
+        (
+            "sample_size",
+            {"classify": ExpClassifyConfig(method="none")},
+            "classify.method must be one of ps, ga, fa, canonical, got 'none'",
+        ),
+        ("sample_size", {"train": [2.5]}, "train must be numbers of samples >= 1, got [2.5]"),
+        ("automorphism", {"method": "none"}, "method must be one of ps, ga, fa, canonical, got 'none'"),
+        ("automorphism", {"seed": -1}, "seed must be in 0..4294967295, got -1"),
+    ],
+)
+def test_configurations_built_in_python_are_checked_too(task, settings, message):
+    kind, make = tasks.TASKS[task]
+    make(kind())
+    with pytest.raises(ValueError, match=f"^{re.escape(f'config: {message}')}$"):
+        make(kind(**settings))

@@ -113,7 +113,7 @@ def test_one_seed_gives_all_methods_the_same_backbone(few):
     for other in models[1:]:
         for (name, x), y in zip(models[0].backbone.named_parameters(), other.backbone.parameters(), strict=True):
             assert torch.equal(x, y), name
-        assert torch.equal(models[0].embed.edges, other.embed.edges)
+        assert torch.equal(models[0].embed.edges(), other.embed.edges())
 
 
 SMALL = ["--training.epochs", "2", "--training.validate_every", "1", "--training.batch", "4", "--training.warmup", "1"]
@@ -196,7 +196,7 @@ def test_entropy_of_the_mean_permutation():
     assert mean_permutation_entropy(mixed, batch) == pytest.approx(torch.tensor(2.0).log().item())
 
 
-@pytest.mark.parametrize("method", ["ps", "ga", "canonical"])
+@pytest.mark.parametrize("method", ["ps", "ga", "fa", "canonical"])
 def test_automorphism(method, tmp_path):
     assert cli.main(["test", "-c", f"automorphism/{method}", "--folder", str(tmp_path), "--trials", "3"]) == 0
     rows = json.loads((tmp_path / "results.json").read_text())["graphs"]
@@ -220,8 +220,12 @@ def test_automorphism(method, tmp_path):
         ("exp_classify/gin_ps", ["--soft", "true"], "soft takes backbone mlp and method ps, got gin and ps"),
         ("exp_classify/gin_ps", ["--training.clip", "0"], "training.clip must be finite and > 0, got 0"),
         ("exp_classify/gin_ps", ["--distribution.layers", "0"], "distribution.layers must be at least 1, got 0"),
-        ("sample_size/random", ["--test", "[]"], "test must name at least one number of samples, got none"),
-        ("automorphism/ps", ["--trials", "1"], "trials >= 2 are needed, got 100 and 1"),
+        ("sample_size/random", ["--test", "[]"], "test must be at least one of numbers of samples >= 1, got []"),
+        ("sample_size/random", ["--train", "[2, 0]"], "train must be numbers of samples >= 1, got [2, 0]"),
+        ("sample_size/random", ["--repeats", "1"], "repeats must be at least 2, got 1"),
+        ("sample_size/random", ["--classify.training.lr", "0"], "classify.training.lr must be finite and > 0, got 0"),
+        ("automorphism/ps", ["--trials", "1"], "trials must be at least 2, got 1"),
+        ("automorphism/ps", ["--distribution.tau", "0"], "distribution.tau must be finite and > 0, got 0"),
     ],
 )
 def test_bad_values_are_refused_before_anything_is_written(name, arguments, message, tmp_path, capsys, monkeypatch):
