@@ -79,7 +79,7 @@ def case(name: str, device: str, dense: nn.Module | None = None, overrides: list
 
 def move(batch: Any, device: str) -> Any:
     if isinstance(batch, Graphs):
-        return Graphs(*(x if x is None else x.to(device) for x in batch))
+        return batch.to(device)
     return tuple(move(x, device) for x in batch) if isinstance(batch, tuple) else batch.to(device)
 
 

@@ -25,6 +25,8 @@ TRAIN_EXTRA = {
     "matplotlib",
     "rich",
     "tensorboard",
+    "timm",
+    "transformers",
 }
 
 
@@ -46,10 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.add_argument("--resume", action="store_true", help="continue from the run's last checkpoint")
         command.add_argument("--keys", action="store_true", help="list the keys of the configuration, and stop")
     commands.add_parser("info", help="what is built and chosen, and which configurations there are")
-    data = commands.add_parser("data", help="list the data sets, or generate one")
+    data = commands.add_parser("data", help="list the data sets, or generate or fetch one")
     data.add_argument("action", choices=["list", "get"])
     data.add_argument("name", nargs="?", help="a data set, for get")
-    data.add_argument("--force", action="store_true", help="generate anew even if the file is there")
+    data.add_argument("--force", action="store_true", help="generate or read anew even if the file is there")
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command not in ("fit", "test"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -130,8 +132,15 @@ def _info(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _data(options: argparse.Namespace, rest: list[str]) -> int:
-    from probsym_fast.data import NBody, cache_dir, exp, graph8c
+    from probsym_fast.data import NBody, cache_dir, exp, graph8c, lrgb, pattern, published_pattern
     from probsym_fast.data.exp import URL as EXP_URL
+
+    benchmark = {
+        "peptides-func": "15,535 peptides, ten functions each (Long Range Graph Benchmark)",
+        "peptides-struct": "the same peptides, eleven properties of their shape",
+        "pcqm-contact": "529,434 molecules, pairs of atoms in contact",
+    }
+    splits = ("train", "valid", "test")
 
     if options.action == "list":
         if options.name or options.force:
@@ -147,18 +156,36 @@ def _data(options: argparse.Namespace, rest: list[str]) -> int:
             ("graph8c", "11,117 connected graphs of 8 nodes; enumerated on first use, seconds"),
             ("exp", f"600 pairs of graphs equal under the 1-WL test; {where_exp}"),
             ("wl_pairs", "600 pairs of the same kind, our own; generated each time, below a second"),
+            ("pattern", "14,000 graphs of communities with a planted pattern, our own draw; on first use, seconds"),
         ]
+        published = {"published_pattern": "the 14,000 graphs of PATTERN as published", **benchmark}
+        for name, about in published.items():
+            folder = cache_dir() / ("lrgb" if name in benchmark else "gnn_benchmark")
+            folder = folder / (name if name in benchmark else "PATTERN") / "compact"
+            there = all((folder / f"{split}.npz").is_file() for split in splits)
+            rows.append((name, f"{about}; " + (f"in {folder}" if there else f"`probsym data get {name}` downloads it")))
         _table("data sets", rows)
         return 0
     if options.name == "nbody":
-        sets = [NBody(split, force=options.force and split == "train") for split in ("train", "valid", "test")]
+        sets = [NBody(split, force=options.force and split == "train") for split in splits]
         print(f"nbody: {' + '.join(str(len(s)) for s in sets)} trajectories in {sets[0].path}")
     elif options.name == "graph8c":
         print(f"graph8c: {len(graph8c(force=options.force))} graphs in {cache_dir() / 'graph8c'}")
     elif options.name == "exp":
         print(f"exp: {len(exp(url=EXP_URL))} graphs in {cache_dir() / 'exp'}")
+    elif options.name == "pattern":
+        counts = [len(pattern(split, force=options.force)) for split in splits]
+        print(f"pattern: {' + '.join(map(str, counts))} graphs in {cache_dir() / 'pattern'}")
+    elif options.name == "published_pattern":
+        first = [options.force, False, False]  # reads all splits
+        counts = [len(published_pattern(s, download=True, force=f)) for s, f in zip(splits, first, strict=True)]
+        print(f"published_pattern: {' + '.join(map(str, counts))} graphs in {cache_dir() / 'gnn_benchmark'}")
+    elif options.name in benchmark:
+        sets = [lrgb(options.name, s, download=True, force=options.force and s == "train") for s in splits]
+        print(f"{options.name}: {' + '.join(str(len(s)) for s in sets)} graphs in {cache_dir() / 'lrgb'}")
     else:
-        raise ValueError(f"data: name must be one of nbody, graph8c, exp, got {options.name!r}")
+        names = ", ".join(["nbody", "graph8c", "exp", "pattern", "published_pattern", *benchmark])
+        raise ValueError(f"data: name must be one of {names}, got {options.name!r}")
     return 0
 
 

@@ -71,7 +71,8 @@ class Graphs(NamedTuple):
     x: (nodes, C) node features. edge_index: (2, E) int64, global node numbers, an undirected edge in both directions.
     ptr: (B + 1,) int64, where each graph's nodes begin. edge_attr: (E, Ce) or None: every edge is a 1. key: (B,) int64 that
     names the graphs (noise may be fixed to it), or None. frame: (nodes,) int64, classes of a predefined order of the nodes
-    (`distributions.Frame`), or None.
+    (`distributions.Frame`), or None. pairs: (2, M) int64, global numbers of the pairs of nodes whose output is wanted
+    (`models.PairReadout`), or None.
     """
 
     x: Tensor
@@ -80,21 +81,22 @@ class Graphs(NamedTuple):
     edge_attr: Tensor | None = None
     key: Tensor | None = None
     frame: Tensor | None = None
+    pairs: Tensor | None = None
 
     @classmethod
     def from_data(cls, batch: Any) -> Graphs:
-        """From a PyTorch Geometric `Batch`, or one `Data`; key and frame are taken where the data have them.
+        """From a PyTorch Geometric `Batch`, or one `Data`.
 
-        Raises as `check`; ValueError where x or edge_index is missing.
+        key, frame and pairs (PyG's edge_label_index) are taken where the data have them. Raises as `check`; ValueError where
+        x or edge_index is missing.
         """
-        x, edge_index, ptr, edge_attr, key, frame = (
-            getattr(batch, name, None) for name in ("x", "edge_index", "ptr", "edge_attr", "key", "frame")
-        )
+        names = ("x", "edge_index", "ptr", "edge_attr", "key", "frame", "edge_label_index")
+        x, edge_index, ptr, edge_attr, key, frame, pairs = (getattr(batch, name, None) for name in names)
         if isinstance(x, Tensor) and ptr is None:
             ptr = torch.tensor([0, *x.shape[:1]], device=x.device)
         if isinstance(x, Tensor) and key is not None:  # of one Data it may be a number
             key = torch.as_tensor(key, device=x.device).reshape(-1)
-        graphs = cls(x, edge_index, ptr, edge_attr, key, frame)
+        graphs = cls(x, edge_index, ptr, edge_attr, key, frame, pairs)
         graphs.check("Graphs.from_data")
         return graphs
 
@@ -117,6 +119,8 @@ class Graphs(NamedTuple):
             _check_field(owner, "key", self.key, f"(B,) = ({B},)", (B,), device, torch.int64)
         if self.frame is not None:
             _check_field(owner, "frame", self.frame, f"(nodes,) = ({nodes},)", (nodes,), device, torch.int64)
+        if self.pairs is not None:
+            _check_field(owner, "pairs", self.pairs, "(2, M)", (2, None), device, torch.int64)
         if not looks_at_values(self.ptr):
             return
         ptr = self.ptr.tolist()
@@ -127,6 +131,9 @@ class Graphs(NamedTuple):
         if ptr != sorted(ptr):
             b, some = next((b, some) for b, some in enumerate(pairwise(ptr)) if some[1] < some[0])
             raise ValueError(f"{owner}: ptr must not fall, got ptr[{b}] = {some[0]} and ptr[{b + 1}] = {some[1]}")
+
+    def to(self, device: torch.device | str) -> Graphs:
+        return Graphs(*(x if x is None else x.to(device) for x in self))
 
     @property
     def size(self) -> int:
@@ -171,6 +178,13 @@ class Graphs(NamedTuple):
             raise ValueError(f"Graphs: a graph must have at most N = {N} nodes, got {most} in graph {graph}")
         out = values.new_zeros(self.size, N, values.shape[1])
         return out.index_put((self.graph, self.local), values).mT
+
+    def matrix(self, values: Tensor, N: int) -> Tensor:
+        """values (E, C) as matrices (B, N, N, C): sums over the edges from row to column."""
+        graph, local = self.graph, self.local
+        u, v = self.edge_index
+        out = values.new_zeros(self.size, N, N, values.shape[1])
+        return out.index_put((graph[u], local[u], local[v]), values, accumulate=True)
 
     def pooled(self, values: Tensor) -> Tensor:
         """Sums over the nodes of each graph: (nodes, ...) -> (B, ...)."""

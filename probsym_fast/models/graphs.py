@@ -20,12 +20,13 @@ class PatchWeight(nn.Module):
     """The weight (D, C, P[, P]) of a map between patches and tokens, drawn as nn.Conv2d draws it.
 
     Called, it gives the weight as a convolution's. It is stored as the ops read it, D innermost, in a contiguous parameter:
-    an optimiser copies others.
+    an optimiser copies others. inputs: of one output, by which the weight is drawn (U(-1, 1) / sqrt(inputs)); by default
+    C P[^2].
     """
 
-    def __init__(self, D: int, C: int, *patch: int):
+    def __init__(self, D: int, C: int, *patch: int, inputs: int | None = None):
         super().__init__()
-        bound = 1 / math.sqrt(C * math.prod(patch))
+        bound = 1 / math.sqrt(inputs or C * math.prod(patch))
         self.rows = nn.Parameter(torch.empty(*patch, C, D).uniform_(-bound, bound))
 
     def forward(self) -> Tensor:
@@ -45,14 +46,10 @@ class FlatGraph(nn.Module):
     def __init__(self, N: int, width: int, node_features: int = 0, edge_features: int = 1, soft: bool = False):
         super().__init__()
         self.N, self.soft = N, soft
-        self.edges = PatchWeight(width, edge_features, N, N)
-        self.nodes = PatchWeight(width, node_features, N) if node_features else None
-        inputs = N * (N * edge_features + node_features)
+        inputs = N * (N * edge_features + node_features)  # drawn as one nn.Linear
+        self.edges = PatchWeight(width, edge_features, N, N, inputs=inputs)
+        self.nodes = PatchWeight(width, node_features, N, inputs=inputs) if node_features else None
         self.bias = nn.Parameter(torch.empty(width).uniform_(-1, 1) / math.sqrt(inputs))
-        with torch.no_grad():  # drawn as one nn.Linear
-            self.edges.rows.mul_(math.sqrt(N * N * edge_features / inputs))
-            if node_features:
-                self.nodes.rows.mul_(math.sqrt(N * node_features / inputs))
 
     def forward(self, batch: Graphs, group: Group, g: Permutation) -> tuple[Tensor]:
         dtype = self.bias.dtype
@@ -71,10 +68,8 @@ class FlatGraph(nn.Module):
         if not isinstance(g, SoftPermutation):
             raise TypeError(f"FlatGraph: soft takes SoftPermutations (a learned distribution), got {type(g).__name__}")
         p, N, weight = g.soft().to(self.edges.rows.dtype), self.N, self.edges()
-        adjacency = p.new_zeros(batch.size, N, N, weight.shape[1])
         graph, local = batch.graph, batch.local
-        u, v = batch.edge_index
-        adjacency.index_put_((graph[u], local[u], local[v]), attributes.to(p.dtype), accumulate=True)
+        adjacency = batch.matrix(attributes.to(p.dtype), N)
         out = torch.einsum("bsijc,dcij->bsd", torch.einsum("bsui,buvc,bsvj->bsijc", p, adjacency, p), weight)
         if self.nodes is not None:
             x = p.new_zeros(batch.size, N, batch.x.shape[1]).index_put((graph, local), batch.x.to(p.dtype))
@@ -147,9 +142,7 @@ class SlotReadout(nn.Module):
     def __init__(self, N: int, width: int, out_features: int = 1):
         super().__init__()
         bound = 1 / math.sqrt(width)
-        self.weight = PatchWeight(width, out_features, N)
-        with torch.no_grad():  # drawn as one nn.Linear
-            self.weight.rows.uniform_(-bound, bound)
+        self.weight = PatchWeight(width, out_features, N, inputs=width)
         self.bias = nn.Parameter(torch.empty(out_features).uniform_(-bound, bound))
 
     def forward(self, outputs: Tensor, batch: Graphs, group: Group, g: Permutation) -> Tensor:

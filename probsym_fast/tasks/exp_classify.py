@@ -144,7 +144,7 @@ class ExpClassify(Task):
         device = next(model.parameters()).device
         right, count = 0, 0
         for k, (graphs, target) in enumerate(self.loader(split)):
-            graphs, target = Graphs(*(x if x is None else x.to(device) for x in graphs)), target.to(device)
+            graphs, target = graphs.to(device), target.to(device)
             prediction, _ = model(graphs, samples, seeded(self.config.seed, f"{split} {k}", trial, device))
             right += int(((prediction > 0) == (target > 0.5)).sum())
             count += len(target)

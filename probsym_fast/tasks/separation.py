@@ -125,7 +125,7 @@ class Separation(Computation):
         model, device = self.model(), self.config.device
         out = []
         for k, batch in enumerate(batches):
-            batch = Graphs(*(x if x is None else x.to(device) for x in batch))
+            batch = batch.to(device)
             out.append(model(batch, self.config.samples, seeded(seed, "separation", k))[0].cpu())
         embeddings = torch.cat(out)
         if not embeddings.isfinite().all():

@@ -1,0 +1,140 @@
+"""Graphs as the tokens of a transformer, and its outputs back: to graphs, nodes, pairs of nodes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from probsym_fast import ops
+from probsym_fast.groups import Graphs, Group
+from probsym_fast.models.graphs import PatchWeight
+from probsym_fast.ops import Permutation
+from probsym_fast.ops._op import check_dtype
+from probsym_fast.ops._patches import patch_size
+
+DENSE = 0.07  # share of pairs joined by an edge from which matrix products are faster (AVX-512, 1 and 4 channels)
+
+
+class GraphTokens(nn.Module):
+    """A permuted graph cut into patches: tokens (B, S, grid^2, width), row by row.
+
+    `conv2d(pad(A'), W, stride=P) + b` with A' the permuted adjacency (N, N, edge_features), P = ceil(N / grid), and the
+    permuted node features either on the diagonal of A', as channels of their own, or as grid^2 one-dimensional patches that
+    are added to the tokens. Drawn as torch draws these convolutions; weights that no node can reach do not exist.
+
+    Args:
+        N: largest graph. width: D. grid: patches along an axis.
+        node_features, edge_features: channels of the graphs' x (0: it is not read) and edge_attr (1 where there is none).
+        nodes: "diagonal" (padding by zeros at the end alone) or "tokens".
+        pad_mode: "zeros", "replicate", "reflect" or "circular". centered: half of the padding in front.
+        dense: make the edges' tokens by matrix products (True), edge by edge (False), or as the batch's density says.
+
+    Raises TypeError where x or edge_attr are not of the weights' dtype (autocast: of a floating one).
+    """
+
+    def __init__(
+        self,
+        N: int,
+        width: int,
+        grid: int,
+        node_features: int,
+        edge_features: int = 1,
+        nodes: str = "tokens",
+        pad_mode: str = "zeros",
+        centered: bool = False,
+        dense: bool | None = None,
+    ):
+        super().__init__()
+        if nodes not in ("diagonal", "tokens"):
+            raise ValueError(f"GraphTokens: nodes must be diagonal or tokens, got {nodes!r}")
+        if nodes == "diagonal" and (pad_mode != "zeros" or centered):
+            got = f"{pad_mode}, centered {centered}"
+            raise ValueError(f"GraphTokens: padding must be zeros at the end for nodes on the diagonal, got {got}")
+        self.N, self.grid, self.nodes_at, self.dense = N, grid, nodes, dense
+        self.padding = {"pad_mode": pad_mode, "centered": centered}
+        self.cells = grid if nodes == "diagonal" else grid**2  # segments of the nodes
+        P = patch_size(N, grid)
+        inputs = (edge_features + (node_features if nodes == "diagonal" else 0)) * P * P
+        self.edges = PatchWeight(width, edge_features, P, P, inputs=inputs)
+        self.nodes = None
+        if node_features:
+            alone = None if nodes == "tokens" else inputs
+            self.nodes = PatchWeight(width, node_features, patch_size(N, self.cells), inputs=alone)
+        self.bias = nn.Parameter(torch.empty(width).uniform_(-1, 1) / math.sqrt(inputs))
+
+    def extra_repr(self) -> str:
+        return f"N={self.N}, grid={self.grid}, nodes={self.nodes_at}, {self.padding}"
+
+    def forward(self, batch: Graphs, group: Group, g: Permutation) -> tuple[Tensor]:
+        weight, dtype = self.edges(), self.bias.dtype
+        attributes = batch.attributes.to(dtype) if batch.edge_attr is None else batch.edge_attr
+        check_dtype("GraphTokens", dtype, edge_attr=attributes)
+        if self._is_dense(batch):
+            matrix = batch.matrix(attributes, self.N)
+            tokens = ops.embed_matrix(matrix, g, weight, self.bias, grid=self.grid, **self.padding)
+        else:
+            edges = batch.edge_index, attributes, batch.ptr
+            tokens = ops.embed_edges(*edges, g, weight, self.bias, grid=self.grid, **self.padding)
+        if self.nodes is not None:
+            check_dtype("GraphTokens", dtype, x=batch.x)
+            nodes = ops.embed_nodes(batch.x, batch.ptr, g, self.nodes(), tokens=self.cells, **self.padding)
+            step = 1 if self.nodes_at == "tokens" else self.grid + 1
+            tokens[:, :, ::step] += nodes
+        return (tokens,)
+
+    def _is_dense(self, batch: Graphs) -> bool:
+        if self.dense is not None:
+            return self.dense
+        return batch.edge_index.shape[1] > DENSE * float(batch.num_nodes.square().sum())
+
+
+class GraphReadout(nn.Module):
+    """Outputs of graphs from pooled vectors, averaged over samples: (B, S, D) -> (B, out_features), one linear map."""
+
+    def __init__(self, width: int, out_features: int):
+        super().__init__()
+        self.head = nn.Linear(width, out_features)
+
+    def forward(self, outputs: Tensor, batch: Any, group: Group, g: Any) -> Tensor:
+        return self.head(outputs.to(self.head.weight.dtype).mean(1))
+
+
+class DiagonalReadout(nn.Module):
+    """Outputs of nodes from the tokens on the diagonal, averaged over samples: (B, S, grid, D) -> (nodes, out_features).
+
+    The diagonal of a transposed convolution to an N x N map, `y[u] = mean_s W[o, o] . token[c]` with o the offset and c the
+    cell of slot rank_s[u]; nothing else of the map exists. Drawn as torch draws nn.ConvTranspose2d.
+    """
+
+    def __init__(self, N: int, width: int, grid: int, out_features: int):
+        super().__init__()
+        P = patch_size(N, grid)
+        inputs = out_features * P * P
+        self.weight = PatchWeight(width, out_features, P, inputs=inputs)
+        self.bias = nn.Parameter(torch.empty(out_features).uniform_(-1, 1) / math.sqrt(inputs))
+
+    def forward(self, outputs: Tensor, batch: Graphs, group: Group, g: Permutation) -> Tensor:
+        return ops.readout(outputs.to(self.bias.dtype), batch.ptr, g, self.weight(), self.bias, at="nodes")
+
+
+class PairReadout(nn.Module):
+    """Outputs of the pairs of nodes `batch.pairs`, averaged over samples: (B, S, grid^2, D) -> (pairs, out_features).
+
+    A transposed convolution to an N x N map, of which only these pairs are computed. Raises ValueError where the batch has
+    no pairs.
+    """
+
+    def __init__(self, N: int, width: int, grid: int, out_features: int = 1):
+        super().__init__()
+        P = patch_size(N, grid)
+        inputs = out_features * P * P
+        self.weight = PatchWeight(width, out_features, P, P, inputs=inputs)
+        self.bias = nn.Parameter(torch.empty(out_features).uniform_(-1, 1) / math.sqrt(inputs))
+
+    def forward(self, outputs: Tensor, batch: Graphs, group: Group, g: Permutation) -> Tensor:
+        if batch.pairs is None:
+            raise ValueError("PairReadout: batch.pairs must be (2, M) node numbers, got None")
+        return ops.readout(outputs.to(self.bias.dtype), batch.ptr, g, self.weight(), self.bias, at=batch.pairs)

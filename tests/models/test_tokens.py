@@ -1,0 +1,175 @@
+"""Graphs as tokens and back: against torch's convolutions of the dense permuted graph."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from probsym_fast import models, ops
+from probsym_fast.distributions import GIN, Learned
+from probsym_fast.groups import Symmetric
+from probsym_fast.models import DiagonalReadout, GraphReadout, GraphTokens, PairReadout, Symmetrized
+from probsym_fast.ops._patches import pad_axis, patch_size, slots_of_places
+from tests.conftest import assert_near
+from tests.graphs import adjacency, features, random_graphs, relabelled
+from tests.models.test_graph_models import check, trained
+
+N, S, C, CE, WIDTH = 7, 3, 2, 3, 6
+SIZES = [3, 1, 7, 5]
+GROUP = Symmetric(N)
+
+
+def soft(batch, tau=0.1):
+    scores = torch.randn(batch.size, S, N, dtype=torch.float64, requires_grad=True)
+    return ops.soft_permutation(scores, batch.num_nodes, tau), scores
+
+
+def padded(x, grid, dims, pad_mode, centered):
+    slots = slots_of_places(N, grid, pad_mode, centered, x.device)
+    for dim in dims:
+        x = pad_axis(x, slots, dim)
+    return x
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("grid", [1, 3, 9])
+@pytest.mark.parametrize(
+    ("nodes", "pad_mode", "centered"),
+    [
+        ("diagonal", "zeros", False),
+        ("tokens", "zeros", False),
+        ("tokens", "reflect", True),
+        ("tokens", "circular", True),
+    ],
+)
+@pytest.mark.parametrize("edge_features", [0, CE])
+def test_tokens_are_convolutions_of_the_permuted_graph(edge_features, nodes, pad_mode, centered, grid, dense):
+    batch = random_graphs(SIZES, C, edge_features=edge_features)
+    embed = GraphTokens(N, WIDTH, grid, C, edge_features or 1, nodes, pad_mode, centered, dense).double()
+    p, scores = soft(batch)
+    (found,) = embed(batch, GROUP, p)
+    P, patch = p.dense(), patch_size(N, grid)
+    A = torch.einsum("bsui,buvc,bsvj->bscij", P, adjacency(batch, N), P).flatten(0, 1)
+    X = torch.einsum("bsui,buc->bsci", P, features(batch, N)).flatten(0, 1)
+    weight, small = embed.edges(), embed.nodes()
+    if nodes == "diagonal":
+        A = torch.cat([A, torch.diag_embed(X)], 1)
+        weight = torch.cat([weight, torch.diag_embed(small)], 1)
+    expected = F.conv2d(padded(A, grid, (2, 3), pad_mode, centered), weight, embed.bias, stride=patch).flatten(2)
+    if nodes == "tokens":
+        cells = grid * grid
+        expected = expected + F.conv1d(padded(X, cells, (2,), pad_mode, centered), small, stride=patch_size(N, cells))
+    check(found, expected.mT.unflatten(0, (batch.size, S)), [*embed.parameters(), scores])
+
+
+def test_density_decides():
+    batch = random_graphs([7, 7])  # half of the pairs
+    embed = GraphTokens(N, WIDTH, 3, C).double()
+    assert embed._is_dense(batch) and not embed._is_dense(batch._replace(edge_index=batch.edge_index[:, :4]))
+    p, _ = soft(batch)
+    values = []
+    for dense in (None, True, False):
+        embed.dense = dense
+        values.append(embed(batch, GROUP, p)[0])
+    assert torch.equal(values[0], values[1])
+    assert_near(values[1], values[2])
+
+
+def test_drawn_as_convolutions_are():
+    tokens, conv = GraphTokens(20, 500, 4, C, CE, "diagonal"), nn.Conv2d(CE + C, 500, 5)
+    for name in ("edges", "nodes"):
+        rows = getattr(tokens, name).rows
+        assert abs(rows.std() / conv.weight.std() - 1) < 0.05 and rows.abs().max() <= conv.weight.abs().max() * 1.01
+    assert tokens.nodes.rows.shape == (5, C, 500)
+    assert abs(GraphTokens(20, 500, 2, C).nodes.rows.std() / nn.Conv1d(C, 500, 5).weight.std() - 1) < 0.05
+    back = nn.ConvTranspose2d(500, 3, 5)
+    for readout in (DiagonalReadout(20, 500, 4, 3), PairReadout(20, 500, 4, 3)):
+        assert abs(readout.weight.rows.std() / back.weight.std() - 1) < 0.1
+        assert readout.bias.abs().max() <= back.weight.abs().max() * 1.01
+
+
+@pytest.mark.parametrize("grid", [1, 3, 7, 9])
+def test_readouts_are_transposed_convolutions_carried_back(grid):
+    batch = random_graphs(SIZES, C)
+    pairs = torch.stack([batch.edge_index[0], batch.edge_index[1]])
+    p, scores = soft(batch)
+    tokens = torch.randn(batch.size, S, grid * grid, WIDTH, dtype=torch.float64, requires_grad=True)
+    square = tokens.unflatten(2, (grid, grid))
+    diagonal = square.diagonal(dim1=2, dim2=3).mT  # (B, S, grid, WIDTH)
+    P = p.dense()
+
+    def expected(weight, bias):
+        image = F.conv_transpose2d(square.flatten(0, 1).permute(0, 3, 1, 2), weight, None, stride=patch_size(N, grid))
+        image = image[:, :, :N, :N].unflatten(0, (batch.size, S))
+        return torch.einsum("bsui,bscij,bsvj->buvc", P, image, P) / S + bias
+
+    nodes = DiagonalReadout(N, WIDTH, grid, 2).double()
+    b, u = batch.graph, batch.local
+    square_weight = torch.diag_embed(nodes.weight())
+    image = F.conv_transpose2d(
+        square.flatten(0, 1).permute(0, 3, 1, 2), square_weight, None, stride=patch_size(N, grid)
+    )
+    line = image[:, :, :N, :N].diagonal(dim1=2, dim2=3).unflatten(0, (batch.size, S))  # (B, S, 2, N)
+    wanted = (torch.einsum("bsui,bsci->buc", P, line) / S + nodes.bias)[b, u]
+    check(nodes(diagonal, batch, GROUP, p), wanted, [*nodes.parameters(), tokens, scores])
+
+    readout = PairReadout(N, WIDTH, grid).double()
+    wanted = expected(readout.weight(), readout.bias)[b[pairs[0]], u[pairs[0]], u[pairs[1]]]
+    check(readout(tokens, batch._replace(pairs=pairs), GROUP, p), wanted, [*readout.parameters(), tokens, scores])
+
+
+def small_vit(read, grid=4):
+    arguments = {"depth": 2, "embed_dim": 32, "num_heads": 2, "class_token": True}
+    return models.timm_backbone("vit_tiny_patch16_224", grid=grid, read=read, **arguments)
+
+
+@pytest.mark.parametrize("read", ["pooled", "diagonal", "tokens"])
+def test_a_vision_transformer_becomes_equivariant(read):
+    """Averaged over all it could draw it is: here over many samples, relabelled together with the permutations."""
+    torch.manual_seed(0)
+    batch = random_graphs(SIZES, C)
+    batch = batch._replace(pairs=batch.edge_index)
+    readout = {
+        "pooled": GraphReadout(32, 2),
+        "diagonal": DiagonalReadout(N, 32, 4, 2),
+        "tokens": PairReadout(N, 32, 4),
+    }[read]
+    backbone, embed = small_vit(read), GraphTokens(N, 32, 4, C, nodes="diagonal")
+    model = Symmetrized(backbone, embed, readout, Learned(GROUP, GIN(C, 8), tau=0.1)).double()
+    prediction, penalties = model(batch, S, torch.Generator().manual_seed(1))
+    trained(model, prediction.square().sum() + penalties["entropy"])
+    other, new = relabelled(batch)
+    other = other._replace(pairs=other.edge_index)
+    p, _ = soft(batch)
+    order = torch.arange(N).repeat(batch.size, S, 1)
+    rank = order.clone()  # the slot of each new number: that of the node it was
+    rank[other.graph[new], :, other.local[new]] = p.rank.mT[batch.graph, batch.local]
+    q = ops.Permutation(rank.argsort(-1), batch.num_nodes)
+    found, moved = model.apply_elements(batch, p), model.apply_elements(other, q)
+    assert_near(moved[new] if read == "diagonal" else moved, found)
+
+
+def test_bad_settings_and_batches():
+    for arguments, text in (
+        ({"nodes": "edges"}, "nodes must be diagonal or tokens, got 'edges'"),
+        (
+            {"nodes": "diagonal", "pad_mode": "reflect"},
+            "padding must be zeros at the end for nodes on the diagonal, got ref",
+        ),
+        ({"nodes": "diagonal", "centered": True}, "got zeros, centered True"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(text)):
+            GraphTokens(N, WIDTH, 3, C, **arguments)
+    batch = random_graphs(SIZES, C)
+    p, _ = soft(batch)
+    with pytest.raises(TypeError, match=r"GraphTokens: x must be torch.float32 as the weights are, got torch.float64"):
+        GraphTokens(N, WIDTH, 3, C)(batch, GROUP, p)
+    with pytest.raises(ValueError, match=r"PairReadout: batch.pairs must be \(2, M\) node numbers, got None"):
+        PairReadout(N, WIDTH, 3)(torch.zeros(4, S, 9, WIDTH), batch, GROUP, p)
+
+
+def test_the_matrix_of_a_batch_is_that_of_its_edges():
+    batch = random_graphs(SIZES, C, edge_features=CE)
+    assert torch.equal(batch.matrix(batch.attributes, N), adjacency(batch, N))
