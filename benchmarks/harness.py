@@ -38,23 +38,26 @@ def synchronize(device: str) -> None:
 def interleave(variants: dict[str, Callable], device: str, seconds: float) -> dict[str, list[float]]:
     """Times of each variant, called in turn (A B C A B C ...) so that a drift of the machine meets all of them.
 
-    A turn is 50 ms of calls or one call, after a fifth as many that are not timed: the times are those of a warm function.
+    A turn is 50 ms of calls or one call, after a fifth as many that are not timed (none of more than half a second): the
+    times are those of a warm function.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
     for function in variants.values():  # warm up
         function()
         function()
-    repeats = {}
+    repeats, untimed = {}, {}
     for name, function in variants.items():
         synchronize(device)
         start = time.perf_counter()
         function()
         synchronize(device)
-        repeats[name] = max(1, min(500, int(0.05 / (time.perf_counter() - start + 1e-9))))
+        duration = time.perf_counter() - start + 1e-9
+        repeats[name] = max(1, min(500, int(0.05 / duration)))
+        untimed[name] = 1 + repeats[name] // 5 if duration < 0.5 else 0  # brings back caches and threads that others took
     stop = time.perf_counter() + seconds
     while time.perf_counter() < stop or min(map(len, times.values())) < 5:
         for name, function in variants.items():
-            for _ in range(1 + repeats[name] // 5):  # brings back caches and threads that the others took
+            for _ in range(untimed[name]):
                 function()
             synchronize(device)
             start = time.perf_counter()

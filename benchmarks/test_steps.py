@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from torch import nn
 from benchmarks.harness import compare
 from probsym_fast import tasks
 from probsym_fast.groups import Graphs
+from probsym_fast.models import VisionBackbone, timm_backbone
 from probsym_fast.tasks.allocator import keep_freed_memory
 
 
@@ -25,9 +28,15 @@ class Case:
     distribution: Callable[[], Any]
 
 
-def case(name: str, device: str, dense: nn.Module | None = None, overrides: list[str] | None = None) -> Case:
+def case(
+    name: str,
+    device: str,
+    dense: nn.Module | None = None,
+    overrides: list[str] | None = None,
+    autocast: torch.dtype | None = None,
+) -> Case:
     """Of a configuration. dense: the bare backbone's first layers, where they stand in the embedding (an MLP's first linear
-    map on the flattened matrix)."""
+    map on the flattened matrix). A bare vision transformer computes all tokens of its last block."""
     keep_freed_memory()  # as training does, for both sides
     torch.manual_seed(0)
     task = tasks.load(name, overrides)
@@ -37,13 +46,15 @@ def case(name: str, device: str, dense: nn.Module | None = None, overrides: list
     inputs, target = task.inputs(move(batch, device))
     samples = config.samples.train
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+    precision = lambda: torch.autocast(device, autocast, enabled=autocast is not None)  # noqa: E731
 
     def step():
         optimizer.zero_grad()
-        prediction, penalties = model(inputs, samples)
-        loss = task.loss(prediction, target)
-        for value in penalties.values():
-            loss = loss + config.training.entropy * value
+        with precision():
+            prediction, penalties = model(inputs, samples)
+            loss = task.loss(prediction, target)
+            for value in penalties.values():
+                loss = loss + config.training.entropy * value
         loss.backward()
         if config.training.clip:
             nn.utils.clip_grad_norm_(model.parameters(), config.training.clip)
@@ -60,16 +71,22 @@ def case(name: str, device: str, dense: nn.Module | None = None, overrides: list
         g, _ = model.distribution(inputs, samples)
         embedded = model.embed(inputs, model.distribution.group, g)
     backbone = nn.Sequential(dense, model.backbone).to(device) if dense is not None else model.backbone
+    if isinstance(backbone, VisionBackbone):
+        backbone = deepcopy(backbone)
+        backbone.all_tokens = True
     if dense is None:
         given = [torch.randn(x.shape, device=device) if isinstance(x, torch.Tensor) else x for x in embedded]
     else:
         given = [torch.randn(*embedded[0].shape[:-1], dense.in_features, device=device)]
-    wanted = torch.randn_like(backbone(*given))
+    with torch.no_grad():
+        wanted = torch.randn_like(backbone(*given))
     bare_optimizer = torch.optim.Adam(backbone.parameters(), lr=1e-4, fused=True)
 
     def bare():
         bare_optimizer.zero_grad()
-        nn.functional.mse_loss(backbone(*given), wanted).backward()
+        with precision():
+            loss = nn.functional.mse_loss(backbone(*given).float(), wanted)
+        loss.backward()
         if config.training.clip:
             nn.utils.clip_grad_norm_(backbone.parameters(), config.training.clip)
         bare_optimizer.step()
@@ -83,11 +100,35 @@ def move(batch: Any, device: str) -> Any:
     return tuple(move(x, device) for x in batch) if isinstance(batch, tuple) else batch.to(device)
 
 
+VISION = {"PATTERN": "pattern", "Peptides-func": "peptides_func", "PCQM-Contact": "pcqm_contact"}
+
+
+def vision(name: str, device: str, samples: int, autocast: torch.dtype | None = None) -> Case:
+    """ViT-B/16 with 4 sampled graphs a step in all; molecules of random features, every patch kept."""
+    dataset = "pattern" if name == "PATTERN" else f"random_{VISION[name]}"
+    changes = {
+        "dataset": dataset,
+        "backbone.pretrained": "false",
+        "backbone.patch_dropout": "[0, 0]",
+        "graphs.train": 4,
+        "training.batch": 4 // samples,
+        "samples.train": samples,
+    }
+    overrides = [f"--{key}={value}" for key, value in changes.items()]
+    return case(f"{VISION[name]}/pretrained_ps", device, overrides=overrides, autocast=autocast)
+
+
 CASES: dict[str, Callable[[str], Case]] = {
     "n-body GNN-PS": lambda device: case("nbody/gnn_O3_ps", device),
     "n-body Transformer-PS": lambda device: case("nbody/transformer_S5xO3_ps", device),
     "EXP-classify MLP-PS": lambda device: case("exp_classify/mlp_ps", device, nn.Linear(64 * 66, 2048)),
     "EXP-classify GIN-ID-PS": lambda device: case("exp_classify/gin_ps", device),
+    **{
+        f"{name} ViT-B/16-PS, S = {samples}": partial(vision, name, samples=samples)
+        for name in VISION
+        for samples in (1, 4)
+    },
+    "PATTERN ViT-B/16-PS, S = 1, bf16": partial(vision, "PATTERN", samples=1, autocast=torch.bfloat16),
 }
 PUBLIC = {  # ms of the public code's step on two cores
     "n-body GNN-PS": 600,
@@ -103,9 +144,36 @@ def test_training_step(name, device, seconds, record):
     variants = {"step": this.step, "bare backbone": this.bare, "distribution and embedding": this.distribution}
     rows = compare(f"{name}, training step", variants, device=device, reference="bare backbone", seconds=3 * seconds)
     rows[0].extra = {"tax": round(1 / rows[0].ratio, 2)}
-    if device == "cpu":
+    if device == "cpu" and name in PUBLIC:
         rows[0].extra |= {
             "public code ms": PUBLIC[name],
             "public / ours": round(PUBLIC[name] / rows[0].median / 1e3, 1),
         }
     record(rows, this.bare)
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_dead_tokens(name, device, seconds, record):
+    """The bare ViT-B/16, forward and backward, with the last block for what is read and for all tokens; 4 rows of tokens."""
+    read = {"PATTERN": "diagonal", "Peptides-func": "pooled", "PCQM-Contact": "tokens"}[name]
+    if read == "tokens":
+        pytest.skip("reads all tokens")
+    variants, x = {}, torch.randn(4, 196, 768, device=device)
+    for label, all_tokens in (("read tokens", False), ("all tokens", True)):
+        torch.manual_seed(0)
+        backbone = timm_backbone("vit_base_patch16_224", grid=14, read=read, all_tokens=all_tokens).to(device).train()
+        variants[label] = lambda backbone=backbone: backbone(x).sum().backward()
+    case = f"last block of ViT-B/16 where {read} tokens are read, forward and backward"
+    record(compare(case, variants, device=device, reference="all tokens", seconds=3 * seconds), variants["read tokens"])
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_batches(name, device, seconds, record):
+    """Loading and collating a batch of 128 graphs."""
+    dataset = "pattern" if name == "PATTERN" else f"random_{VISION[name]}"
+    task = tasks.load(f"{VISION[name]}/pretrained_ps", [f"--dataset={dataset}", "--graphs.train=512"])
+    graphs = task.dataset("train")
+    load = lambda: graphs[torch.randperm(512)[:128]]  # noqa: E731
+    record(
+        compare(f"batch of 128 graphs, {name}", {"load": load}, device="cpu", reference="load", seconds=seconds), load
+    )

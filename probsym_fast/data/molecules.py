@@ -83,6 +83,10 @@ class MolecularGraphs(Dataset):
     def __len__(self) -> int:
         return len(self.ptr) - 1
 
+    def edges(self) -> Tensor:
+        """(2, E) int64, of all graphs, by the node numbers of `ptr`."""
+        return _global(self.edge_index, self.ptr, self.edge_ptr)
+
     def __getitem__(self, index: int | slice | list[int] | Tensor) -> Any:
         if single := isinstance(index, (int, np.integer)):
             if not -len(self) <= index < len(self):

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from probsym_fast.tasks import config as configuration
 from probsym_fast.tasks.automorphism import Automorphism, AutomorphismConfig
+from probsym_fast.tasks.comparison import Comparison, ComparisonConfig
+from probsym_fast.tasks.digits import DigitsConfig, DigitsTask
 from probsym_fast.tasks.exp_classify import ExpClassify, ExpClassifyConfig
 from probsym_fast.tasks.nbody import NBodyConfig, NBodyTask
 from probsym_fast.tasks.sample_size import SampleSize, SampleSizeConfig
 from probsym_fast.tasks.separation import Separation, SeparationConfig
 from probsym_fast.tasks.task import Experiment, Task
+from probsym_fast.tasks.vision import VisionConfig, vision
 
-TASKS: dict[str, tuple[type, type[Experiment]]] = {
+TASKS: dict[str, tuple[type, Callable[[Any], Experiment]]] = {
     "nbody": (NBodyConfig, NBodyTask),
     "separation": (SeparationConfig, Separation),
     "exp_classify": (ExpClassifyConfig, ExpClassify),
     "sample_size": (SampleSizeConfig, SampleSize),
     "automorphism": (AutomorphismConfig, Automorphism),
+    "vision": (VisionConfig, vision),
+    "digits": (DigitsConfig, DigitsTask),
+    "comparison": (ComparisonConfig, lambda config: Comparison(config, load)),
 }
 
 

@@ -79,11 +79,22 @@ def find(name: str) -> Path:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; ValueError where it is none."""
+    """The mapping in a YAML file; with a key `extends`, on top of that configuration. ValueError where it is none."""
     try:
-        return read_text(path.read_text())
+        values = read_text(path.read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"config: {path} must be readable YAML, got {type(error).__name__}: {error}") from error
+    base = values.pop("extends", None)
+    return values if base is None else _merged(read(find(base)), values)
+
+
+def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """base with the values in place of its own, key by key in nested mappings."""
+    out = dict(base)
+    for key, value in values.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        out[key] = _merged(base[key], value) if both else value
+    return out
 
 
 def read_text(text: str) -> dict[str, Any]:

@@ -126,9 +126,10 @@ class ExpClassify(Task):
         return GraphLabels(self._data[SPLITS[split]])
 
     def loader(self, split: str) -> DataLoader:
-        dataset, train = self.dataset(split), split == "train"
-        size = min(self.config.training.batch, len(dataset))
-        return batches(dataset, EpochSampler(len(dataset), size, shuffle=train, drop_last=train, seed=self.config.seed))
+        dataset, train, settings = self.dataset(split), split == "train", self.config.training
+        size = min(settings.batch, len(dataset))
+        sampler = EpochSampler(len(dataset), size, shuffle=train, drop_last=train, seed=self.config.seed)
+        return batches(dataset, sampler, settings.workers)
 
     def inputs(self, batch: tuple[Graphs, Tensor]) -> tuple[Graphs, Tensor]:
         return batch

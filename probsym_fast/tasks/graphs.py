@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from probsym_fast.data import cache_dir, exp, graph8c, wl_pairs
 from probsym_fast.data._graphs import geometric
+from probsym_fast.data._progress import announced
 from probsym_fast.data._store import load_arrays, save_arrays
 from probsym_fast.data.laplacian import laplacian_keys
 from probsym_fast.distributions import GIN, Distribution, Frame, Identity, Learned, Uniform, UniformNoise
@@ -96,17 +97,23 @@ def load_graphs(name: str, path: str | None = None) -> list[Any]:
     return data
 
 
+def frames(edges: Tensor, ptr: Tensor) -> list[Tensor]:
+    """For every graph the classes (n,) of its nodes by the Laplacian's eigenvectors, kept in the cache by the graphs'
+    SHA-256. edges (2, E) global node numbers, ptr (B + 1,)."""
+    name = hashlib.sha256(ptr.numpy().tobytes() + edges.numpy().tobytes()).hexdigest()[:32]
+    path, count = cache_dir() / "frames" / f"{name}.npz", len(ptr) - 1
+    if not path.exists():
+        with announced(f"frames: eigenvectors of {count} graphs", None):
+            save_arrays(path, {"classes": laplacian_keys(edges, ptr).numpy()}, {"graphs": count})
+    arrays, _ = load_arrays(path, {"classes": (int(ptr[-1]),)}, {"graphs": count})
+    return list(torch.from_numpy(arrays["classes"]).split(ptr.diff().tolist()))
+
+
 def add_frames(data: list[Any]) -> None:
-    """Gives every graph its `frame`, the classes of its nodes by the Laplacian's eigenvectors, kept in the cache by the
-    graphs' SHA-256."""
+    """Gives every graph of the list its `frame`."""
     ptr = torch.tensor([0] + [graph.num_nodes for graph in data]).cumsum(0)
     edges = torch.cat([graph.edge_index + offset for graph, offset in zip(data, ptr, strict=False)], 1)
-    name = hashlib.sha256(ptr.numpy().tobytes() + edges.numpy().tobytes()).hexdigest()[:32]
-    path = cache_dir() / "frames" / f"{name}.npz"
-    if not path.exists():
-        save_arrays(path, {"classes": laplacian_keys(edges, ptr).numpy()}, {"graphs": len(data)})
-    arrays, _ = load_arrays(path, {"classes": (int(ptr[-1]),)}, {"graphs": len(data)})
-    for graph, classes in zip(data, torch.from_numpy(arrays["classes"]).split(ptr.diff().tolist()), strict=True):
+    for graph, classes in zip(data, frames(edges, ptr), strict=True):
         graph.frame = classes
 
 

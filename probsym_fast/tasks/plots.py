@@ -10,6 +10,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -25,14 +26,14 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def history(folder: Path) -> dict[str, dict[int, float]]:
-    """Every logged quantity by epoch, over all sessions of a resumed run (the last one counts)."""
+    """Every quantity logged by epoch (not "step/..."), over all sessions of a resumed run (the last one counts)."""
     series: dict[str, dict[int, float]] = {}
     logs = sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
     for path in logs:
         with open(path, newline="") as file:
             for row in csv.DictReader(file):
                 for name, value in row.items():
-                    if value and name not in ("epoch", "step"):
+                    if value and name not in ("epoch", "step") and not name.startswith("step/"):
                         series.setdefault(name, {})[int(row["epoch"])] = float(value)
     return series
 
@@ -81,6 +82,31 @@ def plot_against_samples(path: Path, errors: dict[int, float], name: str) -> Non
     axis.set(xlabel="samples S", ylabel=name)
     axis.grid(alpha=0.3, which="both")
     axis.legend()
+    save(figure, path)
+
+
+def plot_runs(
+    path: Path, values: dict[str, list[float]], curves: dict[str, list[dict[int, float]]], measure: str, curve: str
+) -> None:
+    """Beside each other: every run's figure, its mean and deviation, a column a configuration; validation by epoch."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    for k, (name, some) in enumerate(values.items()):
+        color, y = f"C{k}", np.asarray(some)
+        left.plot(np.full(len(y), k), y, "o", color=color, alpha=0.5)
+        left.errorbar([k + 0.15], [y.mean()], [y.std(ddof=min(1, len(y) - 1))], fmt="s", color=color, capsize=4)
+        for n, points in enumerate(curves[name]):
+            right.plot(list(points), list(points.values()), color=color, alpha=0.7, label=name if n == 0 else None)
+    left.set(
+        xticks=range(len(values)),
+        xticklabels=list(values),
+        ylabel=measure.replace("_", " "),
+        xlim=(-0.5, len(values) - 0.5),
+    )
+    right.set(xlabel="epoch", ylabel=curve.replace("_", " "))
+    right.legend(fontsize=8)
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
     save(figure, path)
 
 

@@ -36,6 +36,9 @@ class Task(Experiment):
     """An experiment with a model that is trained; its configuration also holds `training.Training`."""
 
     measure: str  # name of the validation measure that picks the best checkpoint; lower is better
+    whole_set_measures: bool = (
+        False  # whether `measures` takes the whole validation set at once, and no training batches
+    )
 
     @abstractmethod
     def model(self) -> Symmetrized:
@@ -58,8 +61,16 @@ class Task(Experiment):
         """Tests the model, writes plots into the folder, and returns the figures."""
 
     def measures(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """What is logged beside the loss."""
+        """What is logged beside the loss: means over batches or, with `whole_set_measures`, of the whole validation set."""
         return {}
+
+    def join(self, predictions: list[Tensor], targets: list[Any]) -> tuple[Tensor, Any]:
+        """Prediction (float32) and target of the whole validation set from its batches' on the CPU, for `measures`."""
+        return torch.cat(predictions), torch.cat(targets)
+
+    def count(self, target: Any) -> int:
+        """What a batch counts in means over the set: its targets, or 1 where they are no tensor."""
+        return len(target) if isinstance(target, Tensor) else 1
 
 
 class EpochSampler(Sampler):
@@ -94,9 +105,26 @@ class EpochSampler(Sampler):
         yield from (batch[first::step] for batch in order[: len(self) * self.batch].split(self.batch))
 
 
-def batches(dataset: Dataset, sampler: EpochSampler) -> DataLoader:
-    """A loader for data sets in memory that take an index tensor: one index per batch, nothing to collate."""
-    return DataLoader(dataset, sampler=sampler, batch_size=None)
+class Batches(DataLoader):
+    """A loader whose workers start with the first batch that is asked for.
+
+    A resumed trainer makes the iterator before it sets the sampler's epoch, and the workers would load another one ahead.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from super().__iter__()
+
+
+def batches(dataset: Dataset, sampler: EpochSampler, workers: int = 0) -> DataLoader:
+    """A loader for data sets in memory that take an index tensor: one index per batch, nothing to collate.
+
+    workers: processes that load ahead and live as long as the loader, into pinned memory where torch sees a GPU.
+    """
+    ahead = workers > 0
+    pin = ahead and torch.cuda.is_available()
+    return Batches(
+        dataset, sampler=sampler, batch_size=None, num_workers=workers, persistent_workers=ahead, pin_memory=pin
+    )
 
 
 def seeded(seed: int, purpose: str, step: int, device: torch.device | str = "cpu") -> torch.Generator:

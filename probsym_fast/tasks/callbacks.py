@@ -1,0 +1,126 @@
+"""What happens beside training: checkpoints, early stopping, signals, progress."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
+
+
+class Stopped(Exception):
+    """Training was ended by a signal; `status` is the exit status that says so."""
+
+    def __init__(self, number: int, folder: Path):
+        super().__init__(f"stopped; continue with --resume (run folder {folder})")
+        self.status = 128 + number
+
+
+class StopOnSignal(Callback):
+    """SIGINT and SIGTERM end training after the step at hand, where no file is half written; a second one at once."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.number: int | None = None
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():  # the trainer restores the handlers
+            before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+            def note(number: int, frame: FrameType | None) -> None:
+                self.number = number
+                signal.signal(number, before[number])
+
+            for number in before:
+                signal.signal(number, note)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.strategy.reduce_boolean_decision(self.number is not None, all=False):
+            raise Stopped(self.number or signal.SIGTERM, self.folder)
+
+
+class EndWithStep(Callback):
+    """Ends a run with so many steps, within an epoch too; it is validated and kept there.
+
+    In place of the trainer's max_steps, with which a resumed run would count its epochs otherwise.
+    """
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.global_step >= self.steps:  # resumed where nothing is left to do
+            trainer.should_stop = True
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step >= self.steps:
+            trainer.check_val_every_n_epoch = 1
+            trainer.should_stop = True  # validates where it stops
+
+
+class Checkpoints(ModelCheckpoint):
+    """best.ckpt by the measure, or last.ckpt without one; a resumed run may have moved, or validate at other epochs."""
+
+    def __init__(self, folder: Path, filename: str, monitor: str | None = None):
+        super().__init__(
+            folder,
+            filename=filename,
+            monitor=monitor,
+            enable_version_counter=False,
+            auto_insert_metric_name=False,
+            save_on_train_epoch_end=True,
+        )
+
+    @property
+    def state_key(self) -> str:
+        return f"checkpoint {self.filename}"
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if validated(trainer):
+            super().on_train_epoch_end(trainer, module)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        moved = {name: self._here(path) for name, path in state.items() if name.endswith("_path")}
+        scores = {self._here(path): score for path, score in state["best_k_models"].items()}
+        super().load_state_dict({**state, **moved, "best_k_models": scores, "dirpath": self.dirpath})
+
+    def _here(self, path: str) -> str:
+        return str(Path(self.dirpath) / Path(path).name) if path else path
+
+
+class Patience(EarlyStopping):
+    """Early stopping whose patience may change in a resumed run."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict({**state, "patience": self.patience})
+
+
+class ProgressLines(ProgressBar):
+    """A line a validation, where there is no terminal for a bar; the loop's state is Lightning's."""
+
+    enabled = True
+
+    def disable(self) -> None:
+        self.enabled = False
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not self.enabled or not validated(trainer):
+            return
+        measures = {name: value for name, value in trainer.callback_metrics.items() if name in module.shown}
+        text = "  ".join(f"{name} {value:.5f}" for name, value in sorted(measures.items()))
+        steps = module.training_settings.steps
+        if steps is None:
+            place = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        else:
+            place = f"step {trainer.global_step}/{steps}"
+        print(f"{place}  {text}", file=sys.stderr, flush=True)
+
+
+def validated(trainer: L.Trainer) -> bool:
+    """Whether the epoch that ends has been validated."""
+    return (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch == 0

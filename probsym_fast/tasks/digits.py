@@ -1,0 +1,164 @@
+"""Pretraining a vision transformer on real images that need no download: scikit-learn's handwritten digits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from probsym_fast.distributions import Identity
+from probsym_fast.groups import Symmetric
+from probsym_fast.models import GraphReadout, Symmetrized
+from probsym_fast.tasks import config as configuration
+from probsym_fast.tasks.config import COUNT
+from probsym_fast.tasks.nbody import Samples
+from probsym_fast.tasks.task import EpochSampler, Task, batches
+from probsym_fast.tasks.training import TRAINING_LIMITS, Training
+from probsym_fast.tasks.vision import Backbone
+
+SIDE, CLASSES = 8, 10  # of an image, in pixels; of digits
+SPLITS = {"test": slice(0, 297), "valid": slice(297, 597), "train": slice(597, None)}  # of 1797, in one random order
+TURN, ZOOM, SHIFT = math.pi / 12, 0.15, 1 / 4  # most a training image is turned, scaled, moved (of its half side)
+
+
+class Images(NamedTuple):
+    """B images (B, 1, side, side); a batch for `Symmetrized` without symmetry."""
+
+    pixels: Tensor
+
+    @property
+    def size(self) -> int:
+        return self.pixels.shape[0]
+
+    @property
+    def num_nodes(self) -> None:
+        return None
+
+    @property
+    def center(self) -> None:
+        return None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.pixels.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixels.device
+
+    def check(self) -> None:
+        if self.pixels.ndim != 4:
+            raise ValueError(f"Images: pixels must be (B, C, height, width), got {tuple(self.pixels.shape)}")
+
+
+class ImageTokens(nn.Module):
+    """An image cut into grid x grid patches: (B, 1, grid^2, width)."""
+
+    def __init__(self, side: int, width: int, grid: int):
+        super().__init__()
+        if side % grid:
+            raise ValueError(f"ImageTokens: grid must divide the side of {side} pixels, got {grid}")
+        self.patches = nn.Conv2d(1, width, side // grid, side // grid)
+
+    def forward(self, batch: Images, group: Any, g: Any) -> tuple[Tensor]:
+        return (self.patches(batch.pixels).flatten(2).mT[:, None],)
+
+
+class Digits(Dataset):
+    """Images in -1..1 with labels; an index tensor gives (Images, labels (B,) int64). moved: turned, scaled, shifted."""
+
+    def __init__(self, pixels: Tensor, labels: Tensor, moved: bool):
+        self.pixels, self.labels, self.moved = pixels, labels, moved
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor) -> tuple[Images, Tensor]:
+        pixels = self.pixels[index]
+        if self.moved:
+            turn, x_zoom, y_zoom, *move = torch.rand(5, len(index)) * 2 - 1
+            cos, sin = (TURN * turn).cos(), (TURN * turn).sin()
+            x_zoom, y_zoom = 1 + ZOOM * x_zoom, 1 + ZOOM * y_zoom
+            rows = [cos * x_zoom, -sin * y_zoom, SHIFT * move[0], sin * x_zoom, cos * y_zoom, SHIFT * move[1]]
+            maps = torch.stack(rows, 1).view(-1, 2, 3)
+            where = F.affine_grid(maps, list(pixels.shape), align_corners=False)
+            pixels = F.grid_sample(pixels + 1, where, align_corners=False) - 1  # -1, black, beyond the image
+        return Images(pixels), self.labels[index]
+
+
+@dataclass
+class DigitsConfig:
+    """A vision transformer on scikit-learn's digits: 1,797 images of 8 x 8 pixels; its weights start others.
+
+    Args:
+        task: "digits".
+        name: names the run's folder.
+        backbone: the vision transformer; its grid must divide 8.
+        seed: of weights, order, shifts and dropout.
+        folder: of the run; null: runs/<task>/<name>/seed<seed>.
+        training: optimiser, epochs, devices.
+    """
+
+    samples: ClassVar[Samples] = Samples(1, 1, 1, 1)  # without symmetry they would all be equal
+
+    task: Literal["digits"] = "digits"
+    name: str = "custom"
+    backbone: Backbone = field(default_factory=lambda: Backbone("vit_tiny_patch16_224", pretrained=False, grid=4))
+    seed: int = 1
+    folder: str | None = None
+    training: Training = field(default_factory=lambda: Training(epochs=40, batch=100, optimizer="adamw", entropy=0.0))
+
+
+class DigitsTask(Task):
+    """Cross-entropy; the report gives the accuracy on 297 images."""
+
+    measure = "cross_entropy"
+
+    def __init__(self, config: DigitsConfig):
+        configuration.check(config, {"backbone.grid": COUNT, **TRAINING_LIMITS})
+        if SIDE % config.backbone.grid:
+            raise ValueError(f"config: backbone.grid must divide {SIDE}, got {config.backbone.grid}")
+        self.config = config
+
+    def model(self) -> Symmetrized:
+        backbone = self.config.backbone.build("pooled")
+        embed = ImageTokens(SIDE, backbone.width, self.config.backbone.grid)
+        return Symmetrized(backbone, embed, GraphReadout(backbone.width, CLASSES), Identity(Symmetric(1)))
+
+    def dataset(self, split: str) -> Digits:
+        from sklearn.datasets import load_digits
+
+        pixels, labels = (torch.from_numpy(x) for x in load_digits(return_X_y=True))
+        pixels = pixels.float().view(-1, 1, SIDE, SIDE) / 8 - 1  # 0..16 as -1..1
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[SPLITS[split]]
+        return Digits(pixels[order], labels[order], moved=split == "train")
+
+    def loader(self, split: str) -> DataLoader:
+        dataset, train = self.dataset(split), split == "train"
+        size = min(self.config.training.batch, len(dataset))
+        return batches(dataset, EpochSampler(len(dataset), size, shuffle=train, drop_last=train, seed=self.config.seed))
+
+    def inputs(self, batch: tuple[Images, Tensor]) -> tuple[Images, Tensor]:
+        return batch
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(prediction, target)
+
+    def measures(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        return {"accuracy": (prediction.argmax(1) == target).float().mean()}
+
+    @torch.no_grad()
+    def report(self, model: Symmetrized, folder: Path) -> dict[str, Any]:
+        device, test = next(model.parameters()).device, self.dataset("test")
+        images, labels = test[torch.arange(len(test))]
+        prediction, _ = model(Images(images.pixels.to(device)))
+        return {"test_accuracy": (prediction.argmax(1).cpu() == labels).double().mean().item()}
+
+    def describe(self, results: dict[str, Any]) -> list[tuple[str, str]]:
+        return [("test accuracy", f"{results['test_accuracy']:.1%}")]

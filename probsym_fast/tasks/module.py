@@ -1,0 +1,95 @@
+"""A task's training and validation steps."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from torch import distributed
+
+from probsym_fast.tasks import optimisation
+from probsym_fast.tasks.settings import Training
+from probsym_fast.tasks.task import Task, seeded
+
+
+class TrainingModule(L.LightningModule):
+    """Loss = task's loss + entropy weight * penalty; noise and dropout of each batch from (seed, batch, process) alone."""
+
+    def __init__(self, task: Task):
+        super().__init__()
+        self.task, self.model = task, task.model()
+        self.training_settings: Training = task.config.training
+        self.shown = (f"train/{task.measure}", f"valid/{task.measure}")
+        self._validated: list[tuple[torch.Tensor, Any]] = []  # (prediction, target) of each batch, where wanted
+
+    def forward(self, inputs: Any, samples: int, generator: torch.Generator | None = None):
+        return self.model(inputs, samples, generator)
+
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        settings, seed = self.training_settings, self.task.config.seed
+        number = self.global_step * settings.accumulate + index % settings.accumulate
+        number = number * self.trainer.world_size + self.global_rank
+        torch.manual_seed(seeded(seed, "dropout", number).initial_seed())  # dropout draws from the global generator
+        inputs, target = self.task.inputs(batch)
+        generator = seeded(seed, "train", number, self.device)
+        prediction, penalties = self.model(inputs, self.task.config.samples.train, generator)
+        loss = self.task.loss(prediction, target)
+        self._log("train", loss, prediction, target, on_step=False, on_epoch=True)
+        if settings.log_every is not None:
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            self.log_dict({f"step/{self.task.measure}": loss.detach(), "step/lr": rate}, on_step=True, on_epoch=False)
+        for name, value in penalties.items():
+            count = self.task.count(target)
+            self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
+            loss = loss + settings.entropy * value
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self._validated = []
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        inputs, target = self.task.inputs(batch)
+        step = index * self.trainer.world_size + self.global_rank
+        generator = seeded(self.task.config.seed, "valid", step, self.device)
+        with torch.autocast(self.device.type, enabled=False):  # in float32 as the test
+            prediction, _ = self.model(inputs, self.task.config.samples.valid, generator)
+            self._log("valid", self.task.loss(prediction, target), prediction, target)
+        if self.task.whole_set_measures:
+            self._validated.append((prediction.float().cpu(), move_data_to_device(target, "cpu")))
+
+    def on_validation_epoch_end(self) -> None:
+        if not self.task.whole_set_measures:
+            return
+        shares = [self._validated]
+        if self.trainer.world_size > 1:
+            shares = [[] for _ in range(self.trainer.world_size)]
+            distributed.all_gather_object(shares, self._validated)
+        self._validated = []
+        # the set's order, but for the graphs within a batch: batch by batch, the processes' parts in turn
+        parts = [part for batch in zip_longest(*shares) for part in batch if part is not None]
+        predictions, targets = zip(*parts, strict=True)
+        for name, value in self.task.measures(*self.task.join(list(predictions), list(targets))).items():
+            self.log(f"valid/{name}", float(value), batch_size=1, sync_dist=True)
+
+    def _log(self, stage: str, loss: torch.Tensor, prediction: Any, target: Any, **where: bool) -> None:
+        measures = {} if self.task.whole_set_measures else self.task.measures(prediction.detach(), target)
+        for name, value in (measures | {self.task.measure: loss}).items():
+            shown = name == self.task.measure
+            count = self.task.count(target)
+            self.log(f"{stage}/{name}", value, batch_size=count, sync_dist=True, prog_bar=shown, **where)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer | dict[str, Any]:
+        settings = self.training_settings
+        optimizer = optimisation.optimizer(self.model, settings)
+        if not (settings.warmup or settings.warmup_steps or settings.decay != "none"):
+            return optimizer
+        rates = optimisation.schedule(optimizer, settings, len(self.task.loader("train")))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        if self.training_settings.clip is not None:
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training_settings.clip)
+            self.log("train/gradient_norm", norm, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)

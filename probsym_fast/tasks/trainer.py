@@ -1,0 +1,76 @@
+"""Lightning's trainer, set up as a task's configuration says."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from probsym_fast.tasks.callbacks import Checkpoints, EndWithStep, Patience, ProgressLines, StopOnSignal
+from probsym_fast.tasks.settings import Training
+from probsym_fast.tasks.task import Task
+
+
+def check_devices(settings: Training) -> None:
+    """Raises ValueError where the machine lacks the devices or cannot train on them in this precision."""
+    count = torch.cuda.device_count()
+    if settings.accelerator == "gpu" and not count:
+        raise ValueError("config: training.accelerator must be auto or cpu where torch sees no GPU, got 'gpu'")
+    if settings.accelerator != "cpu" and settings.devices != "auto" and settings.devices > count > 0:
+        raise ValueError(
+            f"config: training.devices must be at most {count}, the GPUs there are, got {settings.devices}"
+        )
+    if settings.precision == "16-mixed" and (settings.accelerator == "cpu" or not count):
+        raise ValueError("config: training.precision must be 32-true or bf16-mixed on the CPU, got '16-mixed'")
+
+
+def make_trainer(task: Task, folder: Path, stop: StopOnSignal) -> L.Trainer:
+    """The trainer of a run in this folder, which nothing is written to before it trains."""
+    settings: Training = task.config.training
+    validate_every = min(settings.validate_every, settings.epochs)
+    monitor = f"valid/{task.measure}"
+    callbacks: list[Callback] = [
+        Checkpoints(folder / "checkpoints", "best", monitor),
+        Checkpoints(folder / "checkpoints", "last"),  # behind the other: it holds its state
+        stop,
+    ]
+    if settings.steps is not None:
+        callbacks.append(EndWithStep(settings.steps))
+    if settings.patience is not None:
+        callbacks.append(Patience(monitor, patience=settings.patience))
+    if settings.progress:
+        callbacks.append(RichProgressBar() if sys.stderr.isatty() else ProgressLines())
+    for noise in (
+        ".*does not have many workers.*",
+        ".*treespec, LeafSpec.*",
+        "Checkpoint directory .* is not empty",
+        ".*is smaller than the logging interval.*",  # the epoch's means are logged anyway
+    ):
+        warnings.filterwarnings("ignore", message=noise)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    return L.Trainer(
+        max_epochs=settings.epochs,
+        accumulate_grad_batches=settings.accumulate,
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        precision=settings.precision,
+        deterministic=settings.deterministic,
+        check_val_every_n_epoch=validate_every,
+        use_distributed_sampler=False,  # EpochSampler takes its share itself
+        callbacks=callbacks,
+        logger=[
+            CSVLogger(folder, name="logs", flush_logs_every_n_steps=20),
+            TensorBoardLogger(folder, name="tensorboard"),
+        ],
+        log_every_n_steps=settings.log_every or 1,
+        num_sanity_val_steps=0,
+        enable_progress_bar=settings.progress,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )

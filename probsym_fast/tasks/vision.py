@@ -1,0 +1,348 @@
+"""Vision transformers on graphs: PATTERN, Peptides-func, Peptides-struct and PCQM-Contact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from probsym_fast.data._progress import announced
+from probsym_fast.groups import Graphs, Symmetric
+from probsym_fast.models import (
+    DiagonalReadout,
+    GraphReadout,
+    GraphTokens,
+    PairReadout,
+    Symmetrized,
+    VisionBackbone,
+    timm_backbone,
+)
+from probsym_fast.tasks import config as configuration
+from probsym_fast.tasks import measures
+from probsym_fast.tasks.config import COUNT, Limit
+from probsym_fast.tasks.graphs import GRAPH_LIMITS, GraphDistribution
+from probsym_fast.tasks.nbody import Samples
+from probsym_fast.tasks.task import EpochSampler, Task, batches, seeded
+from probsym_fast.tasks.training import TRAINING_LIMITS, Training
+from probsym_fast.tasks.vision_data import SETS, GraphSet, LabelledGraphs
+
+LIMITS = {
+    **{f"distribution.{key}": limit for key, limit in GRAPH_LIMITS.items()},
+    **{f"samples.{key}": COUNT for key in ("train", "valid", "test", "trials")},
+    **{f"graphs.{key}": COUNT for key in ("train", "valid", "test")},
+    "backbone.grid": COUNT,
+    "backbone.patch_dropout": Limit("[low, high] with 0 <= low <= high < 1", lambda x: _is_range(x)),
+    **TRAINING_LIMITS,
+}
+
+
+def _is_range(x: Any) -> bool:
+    return len(x) == 2 and 0 <= x[0] <= x[1] < 1
+
+
+@dataclass
+class Backbone:
+    """The vision transformer.
+
+    Args:
+        name: of timm's ViT or BEiT family, with the tag of its weights.
+        pretrained: start from timm's weights.
+        weights: start from these: a .safetensors file, a checkpoint, or a run's folder.
+        grid: patches along an axis of the matrix.
+        patch_dropout: [low, high] between which the share of patches left out in training is drawn.
+        checkpointing: compute the blocks again in the backward pass, for less memory.
+        arguments: of timm.create_model, such as {depth: 6, embed_dim: 192, num_heads: 3}.
+    """
+
+    name: str = "vit_base_patch16_224.augreg_in21k"
+    pretrained: bool = True
+    weights: str | None = None
+    grid: int = 14
+    patch_dropout: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    checkpointing: bool = False
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, read: str) -> VisionBackbone:
+        dropout: Any = tuple(self.patch_dropout)
+        settings = {"checkpointing": self.checkpointing, "weights": self.weights}
+        return timm_backbone(
+            self.name, self.pretrained, grid=self.grid, read=read, patch_dropout=dropout, **settings, **self.arguments
+        )
+
+
+@dataclass
+class GraphCounts:
+    """Graphs of the sets that are generated.
+
+    Args:
+        train: for training; null: 10,000 of pattern, 1,024 random molecules.
+        valid: for validation; null: 2,000 and 256.
+        test: for the test; null: 2,000 and 256.
+    """
+
+    train: int | None = None
+    valid: int | None = None
+    test: int | None = None
+
+
+def _training() -> Training:
+    return Training(
+        epochs=1000,
+        steps=25_000,
+        batch=128,
+        optimizer="adamw",
+        lr=1e-5,
+        weight_decay=0.01,
+        warmup_steps=5000,
+        decay="linear",
+        patience=100,
+        precision="bf16-mixed",
+    )
+
+
+@dataclass
+class VisionConfig:
+    """A vision transformer on graphs (Kim et al. 2023, tables 3 to 6).
+
+    Args:
+        task: "vision".
+        name: names the run's folder.
+        dataset: "pattern" (our own draw, no download), "published_pattern", "peptides_func", "peptides_struct",
+            "pcqm_contact" (`probsym data get`), or "random_..." molecules with random labels, for benchmarks.
+        data: folder of the data files; null: the cache.
+        graphs: how many graphs, of the sets that are generated.
+        backbone: the vision transformer.
+        method: "ps" learned distribution, "ga" uniform, "fa" Laplacian frame, "canonical" learned, no noise, one sample.
+        nodes: node features on the "diagonal" of the matrix or as one-dimensional patches added to the "tokens".
+        pad_mode: of the matrix to whole patches: "zeros", "replicate", "reflect" or "circular".
+        centered: half of the padding in front.
+        seed: of weights, order, noise and dropout.
+        folder: of the run; null: runs/<task>/<name>/seed<seed>.
+        distribution: settings of the learned distribution.
+        samples: group elements a graph.
+        training: optimiser, steps, devices.
+    """
+
+    task: Literal["vision"] = "vision"
+    name: str = "custom"
+    dataset: Literal[
+        "pattern",
+        "published_pattern",
+        "peptides_func",
+        "peptides_struct",
+        "pcqm_contact",
+        "random_peptides_func",
+        "random_peptides_struct",
+        "random_pcqm_contact",
+    ] = "pattern"
+    data: str | None = None
+    graphs: GraphCounts = field(default_factory=GraphCounts)
+    backbone: Backbone = field(default_factory=Backbone)
+    method: Literal["ps", "ga", "fa", "canonical"] = "ps"
+    nodes: Literal["diagonal", "tokens"] = "diagonal"
+    pad_mode: Literal["zeros", "replicate", "reflect", "circular"] = "zeros"
+    centered: bool = False
+    seed: int = 42
+    folder: str | None = None
+    distribution: GraphDistribution = field(default_factory=lambda: GraphDistribution(dropout=0.1))
+    samples: Samples = field(default_factory=lambda: Samples(train=1, valid=10, test=10, trials=1))
+    training: Training = field(default_factory=_training)
+
+
+class Predicted(NamedTuple):
+    """Of a batch, on the CPU."""
+
+    prediction: Tensor
+    target: Tensor
+    graphs: Graphs
+
+
+class VisionTask(Task):
+    """What the four experiments share; `vision` makes the one for a set."""
+
+    read: str  # of the backbone
+
+    def __init__(self, config: VisionConfig):
+        configuration.check(config, LIMITS)
+        if config.method == "canonical" and {config.samples.train, config.samples.valid, config.samples.test} != {1}:
+            raise ValueError(f"config: method canonical takes 1 sample, got {config.samples}")
+        if config.nodes == "diagonal" and (config.pad_mode != "zeros" or config.centered):
+            got = f"{config.pad_mode}, centered {config.centered}"
+            raise ValueError(f"config: nodes on the diagonal take pad_mode zeros, not centered, got {got}")
+        generated = config.dataset == "pattern" or config.dataset.startswith("random")
+        if not generated and config.graphs != GraphCounts():
+            raise ValueError(
+                f"config: graphs must be null for {config.dataset}, which is published, got {config.graphs}"
+            )
+        self.config = config
+        self._sets: dict[str, LabelledGraphs] = {}
+
+    @property
+    def set(self) -> GraphSet:
+        return SETS[self.config.dataset]
+
+    def readout(self, width: int, grid: int) -> torch.nn.Module:
+        raise NotImplementedError
+
+    def model(self) -> Symmetrized:
+        config, of = self.config, self.set
+        backbone = config.backbone.build(self.read)  # first: a seed gives it the same weights with every method
+        grid, width = config.backbone.grid, backbone.width
+        embed = GraphTokens(
+            of.N, width, grid, of.node_channels, of.edge_channels, config.nodes, config.pad_mode, config.centered
+        )
+        readout = self.readout(width, grid)
+        group = Symmetric(of.N)
+        distribution = config.distribution.build(config.method, group, of.node_channels, config.seed)
+        return Symmetrized(backbone, embed, readout, distribution)
+
+    def dataset(self, split: str) -> LabelledGraphs:
+        if split not in self._sets:
+            config = self.config
+            source = self.set.load(
+                split, getattr(config.graphs, split), config.data, config.seed if self._random() else 0
+            )
+            self._sets[split] = LabelledGraphs(source, config.method == "fa")
+        return self._sets[split]
+
+    def _random(self) -> bool:
+        return self.config.dataset.startswith("random")
+
+    def loader(self, split: str) -> DataLoader:
+        dataset, train, settings = self.dataset(split), split == "train", self.config.training
+        size = min(settings.batch, len(dataset))
+        sampler = EpochSampler(len(dataset), size, shuffle=train, drop_last=train, seed=self.config.seed)
+        return batches(dataset, sampler, workers=settings.workers)
+
+    def inputs(self, batch: tuple[Graphs, Tensor]) -> tuple[Graphs, Tensor]:
+        return batch
+
+    @torch.no_grad()
+    def predictions(self, model: Symmetrized, split: str, samples: int, trial: int) -> Iterator[Predicted]:
+        """What the model says of every batch, in float32."""
+        device, loader = next(model.parameters()).device, self.loader(split)
+        text = f"{split}: {len(self.dataset(split))} graphs, {samples} samples, trial {trial + 1}"
+        with announced(text, len(loader)) as advance:
+            for k, (graphs, target) in enumerate(loader):
+                asked = self.asked(graphs).to(device)
+                prediction, _ = model(asked, samples, seeded(self.config.seed, f"{split} {k}", trial, device))
+                yield Predicted(prediction.float().cpu(), target, graphs)
+                advance(1)
+
+    def asked(self, graphs: Graphs) -> Graphs:
+        """The graphs as the test asks for them."""
+        return graphs
+
+    def tested(self, model: Symmetrized, split: str, samples: int, trial: int) -> dict[str, float]:
+        """The measures of one pass over the split."""
+        predictions, targets, _ = zip(*self.predictions(model, split, samples, trial), strict=True)
+        return {name: float(x) for name, x in self.measures(torch.cat(predictions), torch.cat(targets)).items()}
+
+    def report(self, model: Symmetrized, folder: Path) -> dict[str, Any]:
+        config = self.config
+        samples, trials = config.samples.test, config.samples.trials
+        found = [self.tested(model, "test", samples, k) for k in range(trials)]
+        figures: dict[str, Any] = {"data": self.set.about, "samples": samples, "trials": trials}
+        for name in found[0]:
+            values = torch.tensor([each[name] for each in found], dtype=torch.float64)
+            figures |= {f"test_{name}": values.mean().item(), f"test_{name}_std": values.std(correction=0).item()}
+        return figures
+
+    def describe(self, results: dict[str, Any]) -> list[tuple[str, str]]:
+        rows = [("data", results["data"]), ("samples, trials", f"{results['samples']}, {results['trials']}")]
+        names = [key for key in results if key.startswith("test_") and not key.endswith("_std")]
+        return rows + [
+            (key.replace("_", " ", 1), f"{results[key]:.4f} +- {results[key + '_std']:.4f}") for key in names
+        ]
+
+
+class NodeClassification(VisionTask):
+    """PATTERN: class-weighted cross-entropy; the mean accuracy of the classes over batches of 128 graphs."""
+
+    measure, read = "cross_entropy", "diagonal"
+
+    def readout(self, width: int, grid: int) -> torch.nn.Module:
+        return DiagonalReadout(self.set.N, width, grid, self.set.outputs)
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return measures.weighted_cross_entropy(prediction, target)
+
+    def measures(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        return {"accuracy": measures.class_accuracy(prediction, target)}
+
+    def tested(self, model: Symmetrized, split: str, samples: int, trial: int) -> dict[str, float]:
+        predictions, targets, graphs = zip(*self.predictions(model, split, samples, trial), strict=True)
+        ptr = torch.cat([torch.zeros(1, dtype=torch.int64), *(x.num_nodes for x in graphs)]).cumsum(0)
+        return {"accuracy": measures.batched_class_accuracy(torch.cat(predictions), torch.cat(targets), ptr).item()}
+
+
+class GraphClassification(VisionTask):
+    """Peptides-func: binary cross-entropy of the labels that are there; average precision."""
+
+    measure, read, whole_set_measures = "bce", "pooled", True
+
+    def readout(self, width: int, grid: int) -> torch.nn.Module:
+        return GraphReadout(width, self.set.outputs)
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        given = ~target.isnan()
+        return F.binary_cross_entropy_with_logits(prediction[given], target[given])
+
+    def measures(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        return {"average_precision": measures.average_precision(prediction, target)}
+
+
+class GraphRegression(VisionTask):
+    """Peptides-struct: L1 loss; mean absolute error and R^2."""
+
+    measure, read, whole_set_measures = "l1", "pooled", True
+
+    def readout(self, width: int, grid: int) -> torch.nn.Module:
+        return GraphReadout(width, self.set.outputs)
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return F.l1_loss(prediction, target)
+
+    def measures(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        return {"mae": measures.mae(prediction, target), "r2": measures.r2(prediction, target)}
+
+
+class LinkPrediction(VisionTask):
+    """PCQM-Contact: binary cross-entropy of the labelled pairs; Hits@1, 3, 10 and MRR of all pairs, in the test alone."""
+
+    measure, read = "bce", "tokens"
+
+    def readout(self, width: int, grid: int) -> torch.nn.Module:
+        return PairReadout(self.set.N, width, grid, self.set.outputs)
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(prediction, target)
+
+    def asked(self, graphs: Graphs) -> Graphs:
+        return graphs._replace(pairs=measures.all_pairs(graphs.ptr))
+
+    def tested(self, model: Symmetrized, split: str, samples: int, trial: int) -> dict[str, float]:
+        found: dict[str, list[Tensor]] = {}
+        for scores, target, graphs in self.predictions(model, split, samples, trial):
+            for name, values in measures.contact_measures(scores[:, 0], graphs.ptr, graphs.pairs, target[:, 0]).items():
+                found.setdefault(name, []).append(values)
+        return {name: torch.cat(values).mean().item() for name, values in found.items()}
+
+
+KINDS = {
+    "pattern": NodeClassification,
+    "peptides_func": GraphClassification,
+    "peptides_struct": GraphRegression,
+    "pcqm_contact": LinkPrediction,
+}
+
+
+def vision(config: VisionConfig) -> VisionTask:
+    """The experiment of the configured set."""
+    return KINDS[config.dataset.removeprefix("random_").removeprefix("published_")](config)

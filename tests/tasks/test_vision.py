@@ -1,0 +1,314 @@
+"""Vision transformers on graphs, small: every set and method trains, tests, resumes and refuses; comparisons; digits."""
+
+import json
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from probsym_fast import cli, tasks
+from probsym_fast.groups import Graphs
+from probsym_fast.tasks import comparison, configuration, digits, measures, training, vision_data
+from probsym_fast.tasks.config import available
+from probsym_fast.tasks.vision import GraphClassification, GraphRegression, LinkPrediction, NodeClassification
+from probsym_fast.tasks.vision_data import SETS, LabelledGraphs
+
+TINY = [
+    "--backbone.name=vit_tiny_patch16_224",
+    "--backbone.pretrained=false",
+    "--backbone.grid=4",
+    "--backbone.arguments={depth: 2, embed_dim: 32, num_heads: 2}",
+    "--graphs={train: 8, valid: 6, test: 5}",
+    "--training.batch=4",
+    "--training.steps=null",
+    "--training.warmup_steps=0",
+    "--training.epochs=1",
+    "--training.validate_every=1",
+    "--training.precision=32-true",
+    "--training.progress=false",
+    "--samples.valid=1",
+    "--distribution.width=8",
+]
+FIGURES = {
+    "pattern": {"accuracy"},
+    "random_peptides_func": {"average_precision"},
+    "random_peptides_struct": {"mae", "r2"},
+    "random_pcqm_contact": {
+        f"{name}{ending}"
+        for name in ("hits@1", "hits@3", "hits@10", "mrr")
+        for ending in ("", "_filtered", "_filtered_noself")
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROBSYM_CACHE", str(tmp_path / "cache"))
+
+
+def tiny(dataset, method, folder, *more):
+    """The published configuration of the set, on generated graphs and with a tiny backbone."""
+    samples = 1 if method in ("canonical", "fa") else 2
+    name = f"{dataset.removeprefix('random_')}/pretrained_{method}"
+    changes = [f"--dataset={dataset}", f"--samples.test={samples}", f"--samples.train={samples}", f"--folder={folder}"]
+    return name, [*TINY, *changes, *more]
+
+
+@pytest.mark.parametrize("method", ["ps", "ga", "fa", "canonical"])
+@pytest.mark.parametrize("dataset", FIGURES)
+def test_every_set_and_method_trains_and_reports(dataset, method, tmp_path):
+    name, changes = tiny(dataset, method, tmp_path / "run")
+    assert cli.main(["fit", "-c", name, *changes]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["data"] == SETS[dataset].about
+    found = {key[5:] for key in results if key.startswith("test_") and not key.endswith("_std")}
+    assert found == FIGURES[dataset]
+    for figure in found - {"r2", "mae"}:
+        assert 0 <= results[f"test_{figure}"] <= 1
+    assert (tmp_path / "run" / "plots" / "losses.png").stat().st_size > 1000
+
+
+def test_the_published_settings():
+    """As in the table of the experiments."""
+    table = {
+        "pattern": (1, 10, 10, 1e-5, 0.01, 25_000, "zeros", False, [0, 0], "diagonal", 0.1),
+        "peptides_func": (1, 10, 100, 1e-5, 0.1, 50_000, "reflect", True, [0.5, 0.5], "tokens", 0.1),
+        "peptides_struct": (1, 10, 100, 1e-5, 0.1, 50_000, "circular", True, [0, 0.5], "tokens", 0.1),
+        "pcqm_contact": (10, 10, 10, 5e-5, 0.01, 50_000, "zeros", False, [0, 0], "tokens", 0.0),
+    }
+    kinds = (NodeClassification, GraphClassification, GraphRegression, LinkPrediction)
+    for (name, row), kind in zip(table.items(), kinds, strict=True):
+        task = tasks.load(f"{name}/pretrained_ps")
+        c, t = task.config, task.config.training
+        samples = c.samples.train, c.samples.valid, c.samples.test
+        padding = c.pad_mode, c.centered, c.backbone.patch_dropout, c.nodes, c.distribution.dropout
+        assert (*samples, t.lr, t.weight_decay, t.steps, *padding) == row, name
+        assert (t.optimizer, t.decay, t.warmup_steps, t.batch, t.precision) == (
+            "adamw",
+            "linear",
+            5000,
+            128,
+            "bf16-mixed",
+        )
+        assert (
+            c.backbone.name == "vit_base_patch16_224.augreg_in21k" and c.backbone.pretrained and c.backbone.grid == 14
+        )
+        assert (c.distribution.width, c.distribution.layers, c.distribution.tau, t.entropy) == (64, 3, 0.01, 0.1)
+        assert type(task) is kind
+    assert tasks.load("pattern/scratch_ga").config.samples.train == 10
+    assert not tasks.load("pattern/scratch_ga").config.backbone.pretrained
+    assert tasks.load("pattern/scratch_canonical").config.samples.test == 1
+
+
+def test_channels_and_sizes_of_the_sets():
+    table = {"pattern": (188, 3, 1, 2), "peptides_func": (444, 50, 8, 10), "pcqm_contact": (53, 68, 7, 1)}
+    assert {name: SETS[name][:4] for name in table} == table
+    assert SETS["peptides_struct"].outputs == 11
+
+
+def test_a_seed_gives_every_method_the_same_backbone(tmp_path):
+    weights = []
+    for method in ("ps", "ga"):
+        name, changes = tiny("pattern", method, tmp_path)
+        torch.manual_seed(3)
+        model = tasks.load(name, changes).model()
+        weights.append(torch.cat([p.flatten() for p in (*model.backbone.parameters(), *model.embed.parameters())]))
+    assert torch.equal(*weights)
+
+
+def test_no_parameter_is_without_gradient(tmp_path):
+    for dataset in FIGURES:
+        name, changes = tiny(dataset, "ps", tmp_path)
+        task = tasks.load(name, changes)
+        model = task.model().train()
+        graphs, target = task.dataset("train")[torch.arange(8)]
+        prediction, penalties = model(graphs, 2)
+        (task.loss(prediction, target) + penalties["entropy"]).backward()
+        for key, parameter in model.named_parameters():
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, f"{dataset} {key}"
+
+
+def test_losses():
+    logits, labels = torch.randn(6, 2), torch.tensor([0, 0, 0, 1, 0, 0])
+    (node, func, struct, contact) = (
+        tasks.load(f"{name}/pretrained_ps") for name in ("pattern", "peptides_func", "peptides_struct", "pcqm_contact")
+    )
+    weight = torch.tensor([1 / 6, 5 / 6])
+    torch.testing.assert_close(node.loss(logits, labels), F.cross_entropy(logits, labels, weight))
+    target = torch.tensor([[0.0, 1.0], [torch.nan, 1.0]])
+    given = [F.softplus(logits[0, 0]), F.softplus(-logits[0, 1]), F.softplus(-logits[1, 1])]
+    torch.testing.assert_close(func.loss(logits[:2], target), torch.stack(given).mean())
+    torch.testing.assert_close(struct.loss(logits, logits + 2), torch.tensor(2.0))
+    torch.testing.assert_close(contact.loss(torch.zeros(3, 1), torch.ones(3, 1)), torch.tensor(2.0).log())
+
+
+def test_the_reports_figures_are_those_of_the_whole_split(tmp_path):
+    """A batch size that does not divide the split changes nothing, and contacts are ranked among all nodes."""
+    name, changes = tiny("random_pcqm_contact", "canonical", tmp_path)
+    task = tasks.load(name, changes)
+    model = task.model().eval()
+    graphs, target = task.dataset("test")[torch.arange(5)]
+    with torch.no_grad():
+        scores, _ = model(graphs._replace(pairs=measures.all_pairs(graphs.ptr)), 1)
+    whole = measures.contact_measures(scores[:, 0], graphs.ptr, graphs.pairs, target[:, 0])
+    found = task.tested(model, "test", 1, 0)
+    for key, values in whole.items():
+        assert found[key] == pytest.approx(values.mean().item(), abs=1e-6), key
+
+
+def test_batches_are_the_graphs_asked_for(monkeypatch):
+    source = SETS["random_peptides_func"].load("train", 6, None, 1)
+    labelled = LabelledGraphs(source, by_frame=True)
+    graphs, target = labelled[torch.tensor([4, 1])]
+    assert isinstance(graphs, Graphs) and graphs.size == 2 and target.shape == (2, 10)
+    for k, number in enumerate((4, 1)):
+        alone, y = labelled[torch.tensor([number])]
+        mine = graphs.graph == k
+        assert torch.equal(graphs.x[mine], alone.x) and torch.equal(target[k : k + 1], y)
+        assert torch.equal(graphs.frame[mine], alone.frame) and len(alone.frame) == len(alone.x)
+    pairs = SETS["random_pcqm_contact"].load("train", 3, None, 1)
+    graphs, target = LabelledGraphs(pairs)[torch.arange(3)]
+    assert target.shape == (graphs.pairs.shape[1], 1) and target.unique().tolist() == [0, 1]
+    splits = [SETS["random_pcqm_contact"].load(split, 3, None, 1) for split in ("train", "valid", "test")]
+    assert len({len(s.x) for s in splits}) > 1, "other molecules in other splits"
+    assert vision_data.RANDOM["train"] == len(SETS["random_pcqm_contact"].load("train", None, None, 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (["--dataset=protein"], "dataset"),
+        (["--method=canonical"], "config: method canonical takes 1 sample"),
+        (["--pad_mode=reflect"], "config: nodes on the diagonal take pad_mode zeros, not centered, got reflect"),
+        (["--backbone.patch_dropout=[0.5, 0.2]"], r"backbone.patch_dropout must be \[low, high\] .* got \[0.5, 0.2\]"),
+        (["--backbone.grid=0"], "backbone.grid must be at least 1, got 0"),
+        (["--graphs.train=0"], "graphs.train must be at least 1, got 0"),
+        (["--dataset=published_pattern", "--graphs.train=5"], "graphs must be null for published_pattern"),
+    ],
+)
+def test_bad_configurations(changes, text):
+    with pytest.raises(ValueError, match=text):
+        tasks.load("pattern/pretrained_ps", changes)
+
+
+def test_missing_data_and_unknown_backbones_leave_nothing_behind(tmp_path, capsys):
+    run = tmp_path / "run"
+    name, changes = tiny("pattern", "ps", run)
+    assert cli.main(["fit", "-c", name, *changes, "--dataset=published_pattern", "--graphs=null"]) == 1
+    assert cli.main(["fit", "-c", name, *changes, "--backbone.name=vit_tinny_patch16_224"]) == 1
+    assert "near it: vit_tiny_patch16_224" in capsys.readouterr().err
+    assert not run.exists()
+
+
+# --- extends ---
+
+
+def test_a_configuration_extends_another(tmp_path):
+    (tmp_path / "base.yaml").write_text("a: 1\nb: {c: 2, d: 3}\n")
+    (tmp_path / "more.yaml").write_text(f"extends: {tmp_path / 'base.yaml'}\nb: {{d: 4}}\ne: 5\n")
+    assert configuration.read(tmp_path / "more.yaml") == {"a": 1, "b": {"c": 2, "d": 4}, "e": 5}
+    (tmp_path / "lost.yaml").write_text("extends: pattern/pretraned_ps\n")
+    with pytest.raises(ValueError, match=r"near it: .*pattern/pretrained_ps"):
+        configuration.read(tmp_path / "lost.yaml")
+
+
+# --- digits, and what starts from their weights ---
+
+
+DIGITS = [
+    "--backbone.arguments={depth: 2, embed_dim: 32, num_heads: 2}",
+    "--training.epochs=2",
+    "--training.progress=false",
+]
+DIGITS += ["--training.warmup=0", "--training.validate_every=1"]
+
+
+def test_digits_train_and_give_their_weights_to_graphs(tmp_path):
+    first = tmp_path / "first"
+    assert cli.main(["fit", "-c", "digits/vit_tiny", *DIGITS, f"--folder={first}"]) == 0
+    assert 0 <= json.loads((first / "results.json").read_text())["test_accuracy"] <= 1
+    trained = training.load_checkpoint(first / "checkpoints" / "best.ckpt")["state_dict"]
+    name, changes = tiny("pattern", "ps", tmp_path / "run")
+    model = tasks.load(name, [*changes, f"--backbone.weights={first}"]).model()
+    block = "blocks.1.mlp.fc1.weight"
+    assert torch.equal(model.backbone.state_dict()[block], trained[f"model.backbone.{block}"])
+
+
+def test_digits_are_real_images_moved_in_training_alone():
+    task = tasks.load("digits/vit_tiny")
+    splits = {split: task.dataset(split) for split in ("train", "valid", "test")}
+    assert sum(map(len, splits.values())) == 1797
+    pictures = torch.cat([s.pixels.flatten(1) for s in splits.values()])
+    assert pictures.unique(dim=0).shape[0] > 1700, "no image in two splits"
+    index = torch.arange(20)
+    assert torch.equal(splits["test"][index][0].pixels, splits["test"][index][0].pixels)
+    first, second = (splits["train"][index][0].pixels for _ in range(2))
+    assert not torch.equal(first, second) and first.shape == (20, 1, 8, 8)
+    assert first.min() >= -1 - 1e-6 and first.max() <= 1 + 1e-6
+    near = (first - splits["train"].pixels[:20]).square().mean()
+    assert near < (first - splits["train"].pixels[20:40]).square().mean(), "still the same digits"
+
+
+def test_a_grid_that_does_not_divide_the_images():
+    with pytest.raises(ValueError, match=r"backbone.grid must divide 8, got 3"):
+        tasks.load("digits/vit_tiny", ["--backbone.grid=3"])
+    with pytest.raises(ValueError, match="grid must divide the side of 8 pixels, got 3"):
+        digits.ImageTokens(8, 4, 3)
+
+
+# --- comparisons ---
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """A comparison of PS from digits' weights and GA, two seeds."""
+    _, changes = tiny("pattern", "ga", "unused")
+    keys = dict(change.removeprefix("--").split("=", 1) for change in changes if "folder" not in change)
+    values = {key: json.loads(value) if value in ("null", "false") else value for key, value in keys.items()}
+    runs = {
+        "A": {"config": "pattern/pretrained_ps", "backbone.weights": "@first"},
+        "B": {"config": "pattern/pretrained_ga"},
+    }
+    return comparison.ComparisonConfig(runs=runs, common=values, seeds=[1, 2], folder=str(tmp_path / "runs"))
+
+
+def test_a_comparison_trains_every_run_once(pair, tmp_path, monkeypatch, capsys):
+    pair.first = {"config": "digits/vit_tiny"} | dict(key.removeprefix("--").split("=", 1) for key in DIGITS)
+    experiment = comparison.Comparison(pair, tasks.load)
+    results = training.compute(experiment)
+    assert set(results["mean"]) == {"A", "B"} and all(len(x) == 2 for x in results["values"].values())
+    mean = torch.tensor(results["values"]["A"], dtype=torch.float64)
+    assert results["mean"]["A"] == pytest.approx(mean.mean().item()) and results["std"]["A"] == pytest.approx(
+        mean.std().item()
+    )
+    assert (tmp_path / "runs" / "plots" / "comparison.png").stat().st_size > 1000
+    recorded = configuration.read(tmp_path / "runs" / "A" / "seed2" / "config.yaml")
+    assert recorded["backbone"]["weights"] == str(tmp_path / "runs" / "first") and recorded["seed"] == 2
+    assert any("A" in row[0] for row in experiment.describe(results))
+    monkeypatch.setattr(comparison, "fit", lambda *_, **__: pytest.fail("trained again"))
+    assert training.compute(experiment) == results
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"runs": {}}, "runs must be at least one run"),
+        ({"runs": {"A": {"backbone.grid": 3}}}, "runs must be at least one run, each with a config"),
+        ({"first": {"grid": 3}}, "first must be a run with a config"),
+        ({"first": {"config": "digits/vit_tiny", "grid": 3}}, "unknown key 'grid'"),
+        ({"seeds": [1, 1]}, "seeds must be at least one seed, none twice"),
+        ({"runs": {"A": {"config": "pattern/pretrained_ps", "grid": 3}}}, "unknown key 'grid'"),
+        ({"runs": {"A": {"config": "graph8c/mlp_ps"}}, "common": {}}, "runs must be experiments that are trained"),
+    ],
+)
+def test_bad_comparisons(pair, change, text):
+    for key, value in change.items():
+        setattr(pair, key, value)
+    with pytest.raises(ValueError, match=text):
+        comparison.Comparison(pair, tasks.load)
+
+
+def test_all_configurations_load():
+    assert len(available()) > 60
+    for name in available():
+        tasks.load(name)
