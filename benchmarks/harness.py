@@ -53,7 +53,9 @@ def interleave(variants: dict[str, Callable], device: str, seconds: float) -> di
         synchronize(device)
         duration = time.perf_counter() - start + 1e-9
         repeats[name] = max(1, min(500, int(0.05 / duration)))
-        untimed[name] = 1 + repeats[name] // 5 if duration < 0.5 else 0  # brings back caches and threads that others took
+        untimed[name] = (
+            1 + repeats[name] // 5 if duration < 0.5 else 0
+        )  # brings back caches and threads that others took
     stop = time.perf_counter() + seconds
     while time.perf_counter() < stop or min(map(len, times.values())) < 5:
         for name, function in variants.items():

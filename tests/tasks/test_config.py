@@ -114,8 +114,8 @@ def test_heads_must_divide_the_width(capsys):
         ("[1, 2]", "must be readable YAML, got ValueError: expected keys and values, got list"),
         ("a: [", "must be readable YAML, got ParserError"),
         ("\x00", "must be readable YAML, got ReaderError"),
-        ("task: unknown", "must be one of nbody, separation, exp_classify, sample_size, automorphism, got 'unknown'"),
-        ("seed: 1", "must be one of nbody, separation, exp_classify, sample_size, automorphism, got None"),
+        ("task: unknown", f"must be one of {', '.join(tasks.TASKS)}, got 'unknown'"),
+        ("seed: 1", f"must be one of {', '.join(tasks.TASKS)}, got None"),
     ],
 )
 def test_unreadable_files(tmp_path, text, message):
