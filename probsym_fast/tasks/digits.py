@@ -18,7 +18,7 @@ from probsym_fast.models import GraphReadout, Symmetrized
 from probsym_fast.tasks import config as configuration
 from probsym_fast.tasks.config import COUNT
 from probsym_fast.tasks.nbody import Samples
-from probsym_fast.tasks.task import EpochSampler, Task, batches
+from probsym_fast.tasks.task import EpochSampler, Task, batches, seeded
 from probsym_fast.tasks.training import TRAINING_LIMITS, Training
 from probsym_fast.tasks.vision import Backbone
 
@@ -82,7 +82,8 @@ class Digits(Dataset):
     def __getitem__(self, index: Tensor) -> tuple[Images, Tensor]:
         pixels = self.pixels[index]
         if self.moved:
-            turn, x_zoom, y_zoom, *move = torch.rand(5, len(index)) * 2 - 1
+            order = int((index * torch.arange(1, len(index) + 1)).sum())  # of the batch, other in every epoch
+            turn, x_zoom, y_zoom, *move = torch.rand(5, len(index), generator=seeded(0, "moved", order)) * 2 - 1
             cos, sin = (TURN * turn).cos(), (TURN * turn).sin()
             x_zoom, y_zoom = 1 + ZOOM * x_zoom, 1 + ZOOM * y_zoom
             rows = [cos * x_zoom, -sin * y_zoom, SHIFT * move[0], sin * x_zoom, cos * y_zoom, SHIFT * move[1]]
