@@ -1,9 +1,11 @@
 // Includes the header PSF_KERNEL once for each instruction set, inside namespace psf::baseline, psf::avx2, psf::avx512.
 // No guard: every op includes it. simd.h stands before the header, in the same namespace and with vectors as wide as the
 // registers of the instruction set; the header may include laplace.h, which is written for the same.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <utility>
 #if defined(__x86_64__)
 #include <immintrin.h>

@@ -15,6 +15,7 @@ template <class T> struct SoftRows {
     std::memcpy(t, p.t, n * sizeof(T));
     std::memcpy(log_r, p.log_r, n * sizeof(T));
     std::memcpy(log_c, p.log_c, n * sizeof(T));
+    std::fill(log_c + n, log_c + padded, -std::numeric_limits<T>::max() / 4);  // P = 0 there, whatever t_i
   }
   T* begin_row() {
     std::memset(row, 0, padded * sizeof(T));

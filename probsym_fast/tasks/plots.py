@@ -95,7 +95,9 @@ def plot_runs(
         left.plot(np.full(len(y), k), y, "o", color=color, alpha=0.5)
         left.errorbar([k + 0.15], [y.mean()], [y.std(ddof=min(1, len(y) - 1))], fmt="s", color=color, capsize=4)
         for n, points in enumerate(curves[name]):
-            right.plot(list(points), list(points.values()), color=color, alpha=0.7, label=name if n == 0 else None)
+            epochs = [epoch + 1 for epoch in points]
+            right.plot(epochs, list(points.values()), color=color, alpha=0.7, label=name if n == 0 else None)
+    right.xaxis.get_major_locator().set_params(integer=True)
     left.set(
         xticks=range(len(values)),
         xticklabels=list(values),
