@@ -8,6 +8,7 @@ import shutil
 import zlib
 from http.client import HTTPException
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 from zipfile import BadZipFile
 
@@ -18,9 +19,9 @@ from torch import Tensor
 def fetch(dataset: type, root: Path, name: str, files: list[str]) -> None:
     """Download the raw files of `dataset(root, name)` of torch_geometric to root/name/raw, where PyG looks for them.
 
-    PyG downloads and unpacks into a temporary folder beside; the files then take their places. A failure, an interrupt
-    included, leaves the root as it was. PyG verifies no checksum: who reads the files checks their content. Raises
-    ConnectionError where they cannot be had, ValueError where what came does not hold them.
+    PyG downloads and unpacks into a temporary folder beside; the files then take their places, also those of older files.
+    A failure, an interrupt included, leaves the root as it was. PyG verifies no checksum: who reads the files checks their
+    content. Raises ConnectionError where they cannot be had, ValueError where what came does not hold them.
     """
 
     class Download(dataset):  # without PyG's processing
@@ -50,11 +51,20 @@ def fetch(dataset: type, root: Path, name: str, files: list[str]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read(path: Path, command: str) -> Any:
+def mending(name: str, own_root: bool) -> str:
+    """What makes a compact file anew: of raw files in a root of the user's own, the command knows nothing."""
+    if own_root:
+        return "delete the file (it is made of the raw files at the next use)"
+    return f"delete the file or run `probsym data get {name} --force`"
+
+
+def read(path: Path, name: str, own_root: bool) -> Any:
     """What torch.save wrote: tensors, numbers, strings and containers; no code of the file is run.
 
-    Raises FileNotFoundError that names the `command` that fetches the file, ValueError for a file of another kind.
+    Raises FileNotFoundError that names the command that fetches the set `name`, ValueError for a file of another kind with
+    what mends it (own_root: the file is in a root of the user's own, where the command fetches nothing).
     """
+    command = f"probsym data get {name}"
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} must be the published file, found nothing; fetch it with `{command}`, or give the folder of a copy"
@@ -64,8 +74,11 @@ def read(path: Path, command: str) -> Any:
     except OSError:
         raise
     except Exception as error:  # damage may show anywhere
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{path}: expected tensors in torch's file format, got {text}") from error
+        text = type(error).__name__
+        if not isinstance(error, UnpicklingError):  # which advises to run the file's code
+            text = f"{text}: {error}".splitlines()[0]
+        mend = f"delete {path} and " + ("call again with download=True" if own_root else f"run `{command} --force`")
+        raise ValueError(f"{path}: expected tensors in torch's file format, got {text}; to mend it, {mend}") from error
 
 
 def integers(what: str, value: Any, shape: tuple[int | None, ...], end: int | None = None) -> Tensor:

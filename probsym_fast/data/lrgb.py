@@ -37,7 +37,7 @@ def lrgb(
         split: "train", "valid" or "test".
         path: root folder of torch_geometric's `LRGBDataset(root, name)`, whose raw files are read; by default
             `cache_dir()/lrgb`.
-        download: let torch_geometric fetch the raw files if they are not there.
+        download: let torch_geometric fetch the raw files if they are not there; with force, in any case.
         force: read the raw files again.
 
     Returns `MolecularGraphs`: integer features in memory (Peptides 55 MB; PCQM-Contact 380 MB, and 5 bytes a labelled
@@ -57,12 +57,12 @@ def lrgb(
     folder = root / name / "compact"
     if force or not all((folder / f"{part}.npz").exists() for part in RAW):
         raw = {part: root / name / "raw" / file for part, file in RAW.items()}
-        if download and not all(file.is_file() for file in raw.values()):
+        if download and (force or not all(file.is_file() for file in raw.values())):
             geometric()
             from torch_geometric.datasets import LRGBDataset
 
             _published.fetch(LRGBDataset, root, name, list(RAW.values()))
-        for part, arrays in _read_all(name, raw).items():
+        for part, arrays in _read_all(name, raw, path is not None).items():
             save_arrays(folder / f"{part}.npz", arrays, {"set": name, "split": part})
     shapes: dict[str, tuple[int | None, ...]] = {"nodes": (None,), "edges": (None,)}
     shapes |= {"x": (None, len(NODE_FEATURES)), "edge_index": (2, None), "edge_attr": (None, len(EDGE_FEATURES))}
@@ -70,15 +70,15 @@ def lrgb(
         shapes["y"] = (None, TARGETS[name])
     else:
         shapes |= {"pairs": (None,), "edge_label_index": (2, None), "edge_label": (None,)}
-    mend = f"delete the file or run `probsym data get {name} --force`"
+    mend = _published.mending(name, path is not None)
     arrays, _ = load_arrays(folder / f"{split}.npz", shapes, {"set": name, "split": split}, mend=mend)
     return MolecularGraphs(TABLES[name], arrays)
 
 
-def _read_all(name: str, raw: dict[str, Path]) -> dict[str, dict[str, np.ndarray]]:
+def _read_all(name: str, raw: dict[str, Path], own_root: bool) -> dict[str, dict[str, np.ndarray]]:
     """All splits from their raw files, or ValueError."""
     with announced(f"{name}: reading the published files", COUNTS[name]) as advance:
-        splits = {split: _read(name, file, advance) for split, file in raw.items()}
+        splits = {split: _read(name, file, own_root, advance) for split, file in raw.items()}
     found = {split: len(arrays["nodes"]) for split, arrays in splits.items()}
     if sum(found.values()) != COUNTS[name]:
         folder = raw["train"].parent
@@ -86,9 +86,9 @@ def _read_all(name: str, raw: dict[str, Path]) -> dict[str, dict[str, np.ndarray
     return splits
 
 
-def _read(name: str, path: Path, advance: Callable[[int], object]) -> dict[str, np.ndarray]:
+def _read(name: str, path: Path, own_root: bool, advance: Callable[[int], object]) -> dict[str, np.ndarray]:
     """The graphs of a raw file: a list of tuples (x, edge_attr, edge_index, y or edge_label_index and edge_label)."""
-    records = _published.read(path, f"probsym data get {name}")
+    records = _published.read(path, name, own_root)
     wanted = 4 if name in TARGETS else 5
     if not isinstance(records, (list, tuple)) or not records:
         got = type(records).__name__ if not isinstance(records, (list, tuple)) else "an empty list"

@@ -34,7 +34,6 @@ NODES = (44, 188)  # sizes of the published graphs
 COUNTS = {"train": 10_000, "valid": 2_000, "test": 2_000}
 PER_PATTERN = {"train": 100, "valid": 20, "test": 20}  # graphs that share one of the 100 patterns, in a row
 RAW = "PATTERN_v2.pt"  # as PyG names it
-GET_PUBLISHED = "probsym data get published_pattern"
 
 
 def pattern(
@@ -56,6 +55,7 @@ def pattern(
     """
     _checked_split("pattern", split)
     count = COUNTS[split] if count is None else count
+    own = root is not None or count != COUNTS[split] or seed != 0  # a file that the command does not make
     if count < 1:
         raise ValueError(f"pattern: count must be at least 1, got {count}")
     if not 0 <= seed < 2**32:
@@ -70,7 +70,8 @@ def pattern(
                 graphs.append((adjacency, features, community == COMMUNITIES))
                 advance(1)
         save_arrays(path, _packed(graphs), about)
-    return _load(path, count, about, "delete the file or run `probsym data get pattern --force`")
+    rest = " (it is drawn anew at the next use)" if own else " or run `probsym data get pattern --force`"
+    return _load(path, count, about, f"delete the file{rest}")
 
 
 def published_pattern(
@@ -82,7 +83,7 @@ def published_pattern(
         split: "train", "valid" or "test".
         path: root folder of torch_geometric's `GNNBenchmarkDataset(root, "PATTERN")`, whose raw file is then read; by
             default `cache_dir()/gnn_benchmark`. What was read is kept there in a compact form (16 MB in all).
-        download: let torch_geometric fetch the raw file if it is not there.
+        download: let torch_geometric fetch the raw file if it is not there; with force, in any case.
         force: read the raw file again.
 
     Raises FileNotFoundError where there is no file, ConnectionError where it cannot be fetched, ValueError with the path
@@ -93,15 +94,15 @@ def published_pattern(
     root = cache_dir() / "gnn_benchmark" if path is None else Path(path)
     raw, folder = root / "PATTERN" / "raw" / RAW, root / "PATTERN" / "compact"
     if force or not (folder / f"{split}.npz").exists():
-        if download and not raw.is_file():
+        if download and (force or not raw.is_file()):
             geometric()
             from torch_geometric.datasets import GNNBenchmarkDataset
 
             _published.fetch(GNNBenchmarkDataset, root, "PATTERN", [RAW])
-        for part, arrays in _read(raw).items():
+        for part, arrays in _read(raw, path is not None).items():
             save_arrays(folder / f"{part}.npz", arrays, {"set": "PATTERN", "split": part})
     about = {"set": "PATTERN", "split": split}
-    mend = "delete the file or run `probsym data get published_pattern --force`"
+    mend = _published.mending("published_pattern", path is not None)
     return _load(folder / f"{split}.npz", COUNTS[split], about, mend)
 
 
@@ -175,9 +176,9 @@ def _load(path: Path, count: int, about: dict[str, Any], mend: str) -> list[Any]
     return graphs
 
 
-def _read(path: Path) -> dict[str, dict[str, np.ndarray]]:
+def _read(path: Path, own_root: bool) -> dict[str, dict[str, np.ndarray]]:
     """The published raw file, three lists of dictionaries, packed."""
-    parts = _published.read(path, GET_PUBLISHED)
+    parts = _published.read(path, "published_pattern", own_root)
     wanted = list(COUNTS.values())
     found = [len(part) for part in parts] if isinstance(parts, (list, tuple)) else type(parts).__name__
     if found != wanted:

@@ -14,7 +14,7 @@ from probsym_fast.models.mlp import MLP
 from probsym_fast.models.point_clouds import NodeReadout, NodeVectors, PairTokens
 from probsym_fast.models.pretrained import timm_backbone
 from probsym_fast.models.symmetrized import Symmetrized
-from probsym_fast.models.tokens import DiagonalReadout, GraphReadout, GraphTokens, PairReadout
+from probsym_fast.models.tokens import DiagonalReadout, GraphReadout, GraphTokens, NodeTokens, PairReadout
 from probsym_fast.models.transformer import Transformer
 from probsym_fast.models.vision import VisionBackbone
 
@@ -30,6 +30,7 @@ __all__ = [
     "MeanReadout",
     "MessagePassing",
     "NodeReadout",
+    "NodeTokens",
     "NodeVectors",
     "PairReadout",
     "PairTokens",

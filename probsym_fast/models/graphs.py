@@ -68,6 +68,7 @@ class FlatGraph(nn.Module):
         if not isinstance(g, SoftPermutation):
             raise TypeError(f"FlatGraph: soft takes SoftPermutations (a learned distribution), got {type(g).__name__}")
         p, N, weight = g.soft().to(self.edges.rows.dtype), self.N, self.edges()
+        check_items("FlatGraph", "edge_index", batch.edge_index, batch.ptr)
         graph, local = batch.graph, batch.local
         adjacency = batch.matrix(attributes.to(p.dtype), N)
         out = torch.einsum("bsijc,dcij->bsd", torch.einsum("bsui,buvc,bsvj->bsijc", p, adjacency, p), weight)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from probsym_fast.models.vision import VisionBackbone
 from probsym_fast.models.weights import load_weights, resample_positions, train_extra
+from probsym_fast.ops._op import check_count
 
 READS = ("pooled", "tokens", "diagonal")
 RESERVED = ("num_classes", "features_only", "patch_drop_rate")  # of timm, which have no meaning here
@@ -50,22 +52,19 @@ def timm_backbone(
         patch_dropout: share of the patch tokens left out, drawn for every row of tokens, in training only; (low, high):
             the share itself is drawn from U(low, high) a forward pass. With read "pooled" alone; not with BEiT.
         checkpointing: keep the inputs of the blocks alone for the backward pass and compute each again.
-        weights: local weights of the same architecture, see `read_weights`; positions of another grid are resampled.
+        weights: local weights of the same architecture, see `read_weights`; positions of another grid are resampled
+            (a file does not say that its tokens were a sequence: for a grid, a square number of them counts as one).
         all_tokens: compute the last block for the tokens that are not read too (the same result, for comparison).
         timm_arguments: passed to timm.create_model, such as drop_path_rate or global_pool.
 
     The time of the last block falls to that of keys and values where few tokens are read. Raises ValueError for unknown
-    and unsuitable models and for settings and weights that do not fit, ModuleNotFoundError without timm. Source: Kim et
-    al. 2023 (arXiv 2306.02866).
+    and unsuitable models, unknown tags, and for settings and weights that do not fit, TypeError for settings of another
+    type, ModuleNotFoundError without timm. Source: Kim et al. 2023 (arXiv 2306.02866).
     """
     timm = train_extra("timm_backbone", "timm")
-    low, high = patch_dropout if isinstance(patch_dropout, tuple | list) else (patch_dropout, patch_dropout)
+    low, high = _rates(patch_dropout)
     _check_settings(read, grid, tokens, (low, high), pretrained, weights, timm_arguments)
-    if name.split(".")[0] not in (known := timm.list_models()):
-        near = difflib.get_close_matches(name.split(".")[0], known, n=4, cutoff=0.5)
-        raise ValueError(
-            f"timm_backbone: name must be a model of timm, got {name!r}; near it: {', '.join(near) or '-'}"
-        )
+    _check_name(timm, name)
     try:
         with torch.device("meta"):  # the architecture, at no cost
             model = timm.create_model(name, **timm_arguments)
@@ -99,6 +98,33 @@ def timm_backbone(
     return backbone
 
 
+def _check_name(timm: ModuleType, name: str) -> None:
+    """TypeError unless name is a string, ValueError unless timm has the architecture and, where it is given, the tag."""
+    if not isinstance(name, str):
+        raise TypeError(f"timm_backbone: name must be a str, got {type(name).__name__} {name!r}")
+    architecture, kind, known = name.split(".")[0], "model", timm.list_models()
+    if architecture in known:
+        try:
+            timm.models.get_pretrained_cfg(name)
+            return
+        except RuntimeError:  # its architecture has no such tag
+            kind, known = "tag", timm.list_pretrained(f"{architecture}.*")
+    wanted = "a model of timm" if kind == "model" else f"{architecture}, alone or with a tag of timm"
+    near = difflib.get_close_matches(architecture if kind == "model" else name, known, n=4, cutoff=0.5)
+    near = near or (known[:4] if kind == "tag" else [])
+    raise ValueError(f"timm_backbone: name must be {wanted}, got {name!r}; near it: {', '.join(near) or '-'}")
+
+
+def _rates(patch_dropout: float | tuple[float, float]) -> tuple[float, float]:
+    """(low, high) of one rate or two."""
+    pair = tuple(patch_dropout) if isinstance(patch_dropout, tuple | list) else (patch_dropout, patch_dropout)
+    if not all(isinstance(rate, float | int) and not isinstance(rate, bool) for rate in pair):
+        raise TypeError(f"timm_backbone: patch_dropout must be a number or two, got {patch_dropout!r}")
+    if len(pair) != 2:
+        raise ValueError(f"timm_backbone: patch_dropout must be a number or two, got {len(pair)}: {patch_dropout!r}")
+    return pair
+
+
 def _check_settings(
     read: str,
     grid: int | None,
@@ -116,8 +142,8 @@ def _check_settings(
     if grid is not None and tokens is not None:
         refuse("grid and tokens", "given one at a time", f"{grid} and {tokens}")
     for key, value in (("grid", grid), ("tokens", tokens)):
-        if value is not None and value < 1:
-            refuse(key, "at least 1", value)
+        if value is not None:
+            check_count("timm_backbone", key, value)
     if not 0 <= rates[0] <= rates[1] < 1:
         refuse("patch_dropout", "0 <= low <= high < 1", rates)
     if rates[1] > 0 and read != "pooled":

@@ -12,8 +12,8 @@ from probsym_fast import ops
 from probsym_fast.groups import Graphs, Group
 from probsym_fast.models.graphs import PatchWeight
 from probsym_fast.ops import Permutation
-from probsym_fast.ops._op import check_dtype
-from probsym_fast.ops._patches import patch_size
+from probsym_fast.ops._op import check_count, check_dtype
+from probsym_fast.ops._patches import check_items, check_padding, check_ptr, patch_size
 
 DENSE = 0.07  # share of pairs joined by an edge from which matrix products are faster (AVX-512, 1 and 4 channels)
 
@@ -32,7 +32,8 @@ class GraphTokens(nn.Module):
         pad_mode: "zeros", "replicate", "reflect" or "circular". centered: half of the padding in front.
         dense: make the edges' tokens by matrix products (True), edge by edge (False), or as the batch's density says.
 
-    Raises TypeError where x or edge_attr are not of the weights' dtype (autocast: of a floating one).
+    Raises TypeError where x or edge_attr are not of the weights' dtype (autocast: of a floating one), ValueError for edges
+    that leave their graph and where the permutation is not of N slots.
     """
 
     def __init__(
@@ -48,6 +49,9 @@ class GraphTokens(nn.Module):
         dense: bool | None = None,
     ):
         super().__init__()
+        _check_counts("GraphTokens", N=N, width=width, grid=grid, edge_features=edge_features)
+        check_count("GraphTokens", "node_features", node_features, least=0)
+        check_padding("GraphTokens", pad_mode)
         if nodes not in ("diagonal", "tokens"):
             raise ValueError(f"GraphTokens: nodes must be diagonal or tokens, got {nodes!r}")
         if nodes == "diagonal" and (pad_mode != "zeros" or centered):
@@ -69,10 +73,13 @@ class GraphTokens(nn.Module):
         return f"N={self.N}, grid={self.grid}, nodes={self.nodes_at}, {self.padding}"
 
     def forward(self, batch: Graphs, group: Group, g: Permutation) -> tuple[Tensor]:
+        _check_slots("GraphTokens", self.N, g)
         weight, dtype = self.edges(), self.bias.dtype
         attributes = batch.attributes.to(dtype) if batch.edge_attr is None else batch.edge_attr
         check_dtype("GraphTokens", dtype, edge_attr=attributes)
         if self._is_dense(batch):
+            check_ptr("GraphTokens", batch.ptr, g)
+            check_items("GraphTokens", "edge_index", batch.edge_index, batch.ptr)
             matrix = batch.matrix(attributes, self.N)
             tokens = ops.embed_matrix(matrix, g, weight, self.bias, grid=self.grid, **self.padding)
         else:
@@ -91,32 +98,73 @@ class GraphTokens(nn.Module):
         return batch.edge_index.shape[1] > DENSE * float(batch.num_nodes.square().sum())
 
 
+class NodeTokens(nn.Module):
+    """Permuted node features cut into patches: tokens (B, S, tokens, width), in the order of the slots.
+
+    `conv1d(pad(X'), W, stride=P) + b` with X' (N, node_features) the permuted node features and P = ceil(N / tokens); any
+    number of tokens, edges are not read. Drawn as torch draws nn.Conv1d. pad_mode and centered as in `GraphTokens`.
+
+    Raises TypeError where x is not of the weights' dtype (autocast: of a floating one), ValueError where it has other
+    features or the permutation is not of N slots.
+    """
+
+    def __init__(
+        self, N: int, width: int, tokens: int, node_features: int, pad_mode: str = "zeros", centered: bool = False
+    ):
+        super().__init__()
+        _check_counts("NodeTokens", N=N, width=width, tokens=tokens, node_features=node_features)
+        check_padding("NodeTokens", pad_mode)
+        self.N, self.tokens, self.padding = N, tokens, {"pad_mode": pad_mode, "centered": centered}
+        P = patch_size(N, tokens)
+        self.nodes = PatchWeight(width, node_features, P)
+        self.bias = nn.Parameter(torch.empty(width).uniform_(-1, 1) / math.sqrt(node_features * P))
+
+    def extra_repr(self) -> str:
+        return f"N={self.N}, tokens={self.tokens}, {self.padding}"
+
+    def forward(self, batch: Graphs, group: Group, g: Permutation) -> tuple[Tensor]:
+        _check_slots("NodeTokens", self.N, g)
+        check_dtype("NodeTokens", self.bias.dtype, x=batch.x)
+        weight = self.nodes()
+        if batch.x.shape[1] != weight.shape[1]:
+            raise ValueError(f"NodeTokens: x must be (nodes, {weight.shape[1]}), got {tuple(batch.x.shape)}")
+        return (ops.embed_nodes(batch.x, batch.ptr, g, weight, self.bias, tokens=self.tokens, **self.padding),)
+
+
 class GraphReadout(nn.Module):
-    """Outputs of graphs from pooled vectors, averaged over samples: (B, S, D) -> (B, out_features), one linear map."""
+    """Outputs of graphs from pooled vectors, averaged over samples: (B, S, D) -> (B, out_features), one linear map.
+
+    Computed and returned in the weights' dtype, under autocast too.
+    """
 
     def __init__(self, width: int, out_features: int):
         super().__init__()
         self.head = nn.Linear(width, out_features)
 
     def forward(self, outputs: Tensor, batch: Any, group: Group, g: Any) -> Tensor:
-        return self.head(outputs.to(self.head.weight.dtype).mean(1))
+        with torch.autocast(outputs.device.type, enabled=False):
+            return self.head(outputs.to(self.head.weight.dtype).mean(1))
 
 
 class DiagonalReadout(nn.Module):
     """Outputs of nodes from the tokens on the diagonal, averaged over samples: (B, S, grid, D) -> (nodes, out_features).
 
     The diagonal of a transposed convolution to an N x N map, `y[u] = mean_s W[o, o] . token[c]` with o the offset and c the
-    cell of slot rank_s[u]; nothing else of the map exists. Drawn as torch draws nn.ConvTranspose2d.
+    cell of slot rank_s[u]; nothing else of the map exists. Drawn as torch draws nn.ConvTranspose2d. Raises ValueError where
+    the permutation is not of N slots.
     """
 
     def __init__(self, N: int, width: int, grid: int, out_features: int):
         super().__init__()
+        _check_counts("DiagonalReadout", N=N, width=width, grid=grid, out_features=out_features)
+        self.N = N
         P = patch_size(N, grid)
         inputs = out_features * P * P
         self.weight = PatchWeight(width, out_features, P, inputs=inputs)
         self.bias = nn.Parameter(torch.empty(out_features).uniform_(-1, 1) / math.sqrt(inputs))
 
     def forward(self, outputs: Tensor, batch: Graphs, group: Group, g: Permutation) -> Tensor:
+        _check_slots("DiagonalReadout", self.N, g)
         return ops.readout(outputs.to(self.bias.dtype), batch.ptr, g, self.weight(), self.bias, at="nodes")
 
 
@@ -124,17 +172,33 @@ class PairReadout(nn.Module):
     """Outputs of the pairs of nodes `batch.pairs`, averaged over samples: (B, S, grid^2, D) -> (pairs, out_features).
 
     A transposed convolution to an N x N map, of which only these pairs are computed. Raises ValueError where the batch has
-    no pairs.
+    no pairs and where the permutation is not of N slots.
     """
 
     def __init__(self, N: int, width: int, grid: int, out_features: int = 1):
         super().__init__()
+        _check_counts("PairReadout", N=N, width=width, grid=grid, out_features=out_features)
+        self.N = N
         P = patch_size(N, grid)
         inputs = out_features * P * P
         self.weight = PatchWeight(width, out_features, P, P, inputs=inputs)
         self.bias = nn.Parameter(torch.empty(out_features).uniform_(-1, 1) / math.sqrt(inputs))
 
     def forward(self, outputs: Tensor, batch: Graphs, group: Group, g: Permutation) -> Tensor:
+        _check_slots("PairReadout", self.N, g)
         if batch.pairs is None:
             raise ValueError("PairReadout: batch.pairs must be (2, M) node numbers, got None")
         return ops.readout(outputs.to(self.bias.dtype), batch.ptr, g, self.weight(), self.bias, at=batch.pairs)
+
+
+def _check_counts(owner: str, **counts: int) -> None:
+    for name, value in counts.items():
+        check_count(owner, name, value)
+
+
+def _check_slots(owner: str, N: int, g: Permutation) -> None:
+    """Raises unless g permutes N slots: of another number, the patches may be of the same size."""
+    if not isinstance(g, Permutation):
+        raise TypeError(f"{owner}: g must be a Permutation, got {type(g).__name__}")
+    if g.shape[-1] != N:
+        raise ValueError(f"{owner}: g must be permutations of N = {N} slots, got (B, S, N) = {tuple(g.shape)}")

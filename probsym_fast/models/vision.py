@@ -69,7 +69,8 @@ class VisionBackbone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., L, D) -> "pooled" (..., D), "tokens" (..., L, D) or "diagonal" (..., grid, D).
 
-        Raises ValueError for another shape, TypeError for integers and for a dtype wider than that of the weights.
+        Raises ValueError for another shape, TypeError for integers and for a dtype wider than that of the weights
+        (autocast, which leaves float64 as it is: for float64 alone).
         """
         self._check(x)
         lead, M = x.shape[:-2], x.shape[:-2].numel()
@@ -96,7 +97,8 @@ class VisionBackbone(nn.Module):
         if x.ndim < 2 or x.shape[-2:] != (self.tokens, self.width):
             raise ValueError(f"VisionBackbone: x must be (..., {self.tokens}, {self.width}), got {tuple(x.shape)}")
         dtype = self.blocks[0].norm1.weight.dtype
-        fits = torch.is_autocast_enabled(x.device.type) or torch.promote_types(x.dtype, dtype) == dtype
+        cast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+        fits = cast or torch.promote_types(x.dtype, dtype) == dtype
         if not x.is_floating_point() or not fits:
             raise TypeError(f"VisionBackbone: x must be {dtype}, that of the weights, got {x.dtype}")
 

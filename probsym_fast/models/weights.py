@@ -14,6 +14,7 @@ from torch import Tensor
 from probsym_fast.models.vision import VisionBackbone
 
 RUN = "model.backbone."  # where the checkpoints of `probsym fit` keep the backbone
+PARALLEL = "module."  # of DistributedDataParallel
 TABLE = "relative_position_bias_table"
 HEADS = ("patch_embed", "head", "head_dist")
 
@@ -31,8 +32,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Names in timm's style and tensors of a local file, on the CPU; no code of the file is run.
 
     path: .safetensors; a torch checkpoint, bare or under "state_dict" or "model"; a checkpoint of `probsym fit`, of which
-    the backbone's part is taken; or a run folder, for its best checkpoint. Raises FileNotFoundError, and ValueError where
-    the file is damaged or holds no tensors.
+    the backbone's part is taken; or a run folder, for its best checkpoint. What torch.compile ("_orig_mod.") and
+    DistributedDataParallel ("module.", before every name) put before the names is left out. Raises FileNotFoundError, and
+    ValueError where the file is damaged or holds no tensors.
     """
     path = Path(path)
     file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
@@ -54,6 +56,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not state:
         raise ValueError(f"timm_backbone: weights must hold tensors by name, got {file} with {type(state).__name__}")
     state = {str(name).replace("_orig_mod.", ""): value for name, value in state.items()}  # of torch.compile
+    if all(name.startswith(PARALLEL) for name in state):
+        state = {name[len(PARALLEL) :]: value for name, value in state.items()}
     if any(name.startswith(RUN) for name in state):
         state = {name[len(RUN) :]: value for name, value in state.items() if name.startswith(RUN)}
     for name, value in state.items():
@@ -67,8 +71,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 def load_weights(backbone: VisionBackbone, path: str | Path, dropped: Iterable[str]) -> None:
     """The tensors of `read_weights(path)` into the backbone, positions fitted to its tokens.
 
-    dropped: first parts of the names that timm's model has and the backbone has not, passed over in the file. Raises
-    ValueError for missing and unexpected names, and for the first tensor of another shape.
+    dropped: first parts of the names that timm's model has and the backbone has not, passed over in the file. A file does
+    not say whether its tokens were a plane: for a backbone on a grid, positions of another square number of tokens are
+    resampled as a plane, those of a sequence too; for a backbone on a sequence, all are resampled along it. Raises
+    ValueError for missing and unexpected names, and for the first tensor that is of another shape, not floating, or not
+    finite in the backbone's dtype.
     """
     passed = {*dropped, *HEADS}
     found = {name: value for name, value in read_weights(path).items() if name.split(".")[0] not in passed}
@@ -79,6 +86,8 @@ def load_weights(backbone: VisionBackbone, path: str | Path, dropped: Iterable[s
             f"{kind} {_listed(names)}" for kind, names in (("missing", missing), ("unexpected", unexpected)) if names
         )
         raise ValueError(f"timm_backbone: weights must hold the backbone's names, got {path} with {text}")
+    for name, target in wanted.items():
+        _check_values(name, found[name], target.dtype, path)
     found = {name: _fitted(name, found[name], target, backbone) for name, target in wanted.items()}
     for name, target in wanted.items():
         if found[name].shape != target.shape:
@@ -98,6 +107,15 @@ def resample_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, 
 
     prefix = positions.shape[1] - math.prod(old)
     return resample_abs_pos_embed(positions, new_size=list(new), old_size=list(old), num_prefix_tokens=prefix)
+
+
+def _check_values(name: str, value: Tensor, dtype: torch.dtype, path: str | Path) -> None:
+    if not value.is_floating_point():
+        raise ValueError(f"timm_backbone: weights must be floating, got {name} of {value.dtype} in {path}")
+    wrong = ~value.to(dtype).isfinite()
+    if wrong.any():
+        got = f"{name} with {int(wrong.sum())} of {value.numel()} NaN or infinite"
+        raise ValueError(f"timm_backbone: weights must be finite in {dtype}, got {got} in {path}")
 
 
 def _fitted(name: str, value: Tensor, target: Tensor, backbone: VisionBackbone) -> Tensor:

@@ -162,12 +162,12 @@ def check_dtype(owner: str, dtype: torch.dtype, **tensors: Tensor) -> None:
             raise TypeError(f"{owner}: {name} must be {dtype} as the weights are, got {x.dtype}")
 
 
-def check_count(op: str, name: str, value: int) -> None:
-    """TypeError unless value is an int, ValueError where it is below 1."""
+def check_count(op: str, name: str, value: int, least: int = 1) -> None:
+    """TypeError unless value is an int, ValueError where it is below `least`."""
     if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
         raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__} {value!r}")
-    if value < 1:
-        raise ValueError(f"{op}: {name} must be at least 1, got {value}")
+    if value < least:
+        raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
 
 
 def check_num_nodes(op: str, num_nodes: Tensor | None, B: int, N: int, device: torch.device) -> Tensor | None:

@@ -161,7 +161,7 @@ def contact_measures(scores: Tensor, ptr: Tensor, edge_label_index: Tensor, edge
 
     Returns for each of hits@1, hits@3, hits@10 and mrr, with the three endings ("" for raw), the mean over the positive pairs
     of each graph that has any: (such graphs,) float64, in order; the measure of the set is the mean of all its graphs. Raises
-    ValueError for other shapes, NaN, and pairs that leave their graph.
+    ValueError for other shapes, NaN, other labels, and pairs that leave their graph.
     """
     nodes = ptr.diff()
     if scores.shape != (total := int(nodes.square().sum()),):
@@ -170,6 +170,8 @@ def contact_measures(scores: Tensor, ptr: Tensor, edge_label_index: Tensor, edge
         got = f"{tuple(edge_label_index.shape)} and {tuple(edge_label.shape)}"
         raise ValueError(f"contact_measures: edge_label_index and edge_label must be (2, M) and (M,), got {got}")
     _check_no_nan("contact_measures", "scores", scores)
+    if (other := (edge_label != 0) & (edge_label != 1)).any():
+        raise ValueError(f"contact_measures: edge_label must be 0 or 1, got {edge_label[other][0].item()}")
     if edge_label_index.numel() and not 0 <= int(edge_label_index.min()) <= int(edge_label_index.max()) < int(ptr[-1]):
         got = f"{int(edge_label_index.min())} to {int(edge_label_index.max())}"
         raise ValueError(f"contact_measures: edge_label_index must be in 0..{int(ptr[-1]) - 1}, got {got}")

@@ -105,7 +105,7 @@ def test_raw_files_are_those_torch_geometric_reads(raw, name):
             torch.testing.assert_close(a[field], b[field].to(a[field].dtype), rtol=0, atol=0, equal_nan=True)
 
 
-def test_what_was_read_is_kept(raw, capsys):
+def test_what_was_read_is_kept(raw, tmp_path, monkeypatch, capsys):
     root = raw("peptides-func")
     first = lrgb("peptides-func", "train", root)[[0, 1, 2, 3]]
     assert "peptides-func: reading the published files" in capsys.readouterr().err
@@ -118,8 +118,12 @@ def test_what_was_read_is_kept(raw, capsys):
         lrgb("peptides-func", "train", root, force=True)
     file = root / "peptides-func" / "compact" / "train.npz"
     file.write_bytes(file.read_bytes()[:-30])
-    with pytest.raises(ValueError, match=re.escape(str(file)) + ".*run `probsym data get peptides-func --force`"):
+    advice = r"delete the file \(it is made of the raw files at the next use\)$"
+    with pytest.raises(ValueError, match=re.escape(str(file)) + ".*" + advice):
         lrgb("peptides-func", "train", root)
+    monkeypatch.setenv("PROBSYM_CACHE", str(root.rename(tmp_path / "lrgb").parent))
+    with pytest.raises(ValueError, match=r"train.npz: .*run `probsym data get peptides-func --force`$"):
+        lrgb("peptides-func", "train")
 
 
 def refused(root, name, message, kind=ValueError):
@@ -145,7 +149,10 @@ def test_damaged_files(raw):
     content = file.read_bytes()
     for part in (b"", content[:200], content[: len(content) // 2], b"<html>not found</html>"):
         file.write_bytes(part)
-        refused(root, "peptides-struct", r"val.pt: expected tensors in torch's file format, got \w+")
+        mend = re.escape(f"delete {file} and call again with download=True")
+        refused(
+            root, "peptides-struct", rf"val.pt: expected tensors in torch's file format, got \w+.*; to mend it, {mend}$"
+        )
 
 
 def test_code_in_a_file_is_not_run(raw, tmp_path):
@@ -155,7 +162,9 @@ def test_code_in_a_file_is_not_run(raw, tmp_path):
 
     root = raw("peptides-func")
     torch.save([Harm()], root / "peptides-func" / "raw" / "train.pt")
-    refused(root, "peptides-func", "train.pt: expected tensors in torch's file format, got UnpicklingError")
+    refused(
+        root, "peptides-func", "train.pt: expected tensors in torch's file format, got UnpicklingError; to mend it, d"
+    )
 
 
 def test_number_of_graphs(raw, monkeypatch):
@@ -225,6 +234,45 @@ def test_wrong_names():
         lrgb("peptides-func", "val")
 
 
+def packed(archive, source, files=("train.pt", "val.pt", "test.pt")):
+    """An archive of raw files as they are published; its address."""
+    with zipfile.ZipFile(archive, "w") as file:
+        for f in files:
+            file.write(source / f, f"{archive.stem}/{f}")
+    return archive.as_uri()
+
+
+def test_damaged_downloads_are_fetched_again(raw, tmp_path, monkeypatch):
+    from torch_geometric.datasets import LRGBDataset
+
+    name = "peptides-func"
+    root = raw(name)
+    archive, file = tmp_path / "peptidesfunc.zip", root / name / "raw" / "val.pt"
+    monkeypatch.setattr(LRGBDataset, "urls", {name: packed(archive, file.parent)})
+    whole = file.read_bytes()
+    for damaged in (b"\x80\x02.", whole[: len(whole) // 2]):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=re.escape(f"delete {file} and call again with download=True")) as error:
+            lrgb(name, "test", root, force=True)
+        assert "weights_only" not in str(error.value)
+        assert len(lrgb(name, "test", root, download=True, force=True)) == SIZES["test"]
+        assert file.read_bytes() == whole
+    content = archive.read_bytes()
+    archive.write_bytes(content[:-100])
+    file.write_bytes(b"as it was")
+    with pytest.raises(ValueError, match="expected a zip archive"):
+        lrgb(name, "test", root, download=True, force=True)
+    assert file.read_bytes() == b"as it was" and sorted(p.name for p in root.iterdir()) == [name]
+    monkeypatch.setenv("PROBSYM_CACHE", str(root.rename(tmp_path / "lrgb").parent))
+    file = tmp_path / "lrgb" / name / "raw" / "val.pt"
+    with pytest.raises(ValueError, match=re.escape(f"delete {file} and run `probsym data get {name} --force`") + "$"):
+        lrgb(name, "test", force=True)
+    archive.write_bytes(content)
+    file.unlink()
+    assert cli.main(["data", "get", name, "--force"]) == 0
+    assert len(lrgb(name, "test", force=True)) == SIZES["test"]
+
+
 def test_download(raw, tmp_path, monkeypatch):
     from torch_geometric.datasets import LRGBDataset
 
@@ -232,9 +280,7 @@ def test_download(raw, tmp_path, monkeypatch):
     archive, source = tmp_path / "peptidesfunc.zip", raw(name) / name / "raw"
 
     def pack(files):
-        with zipfile.ZipFile(archive, "w") as file:
-            for f in files:
-                file.write(source / f, f"peptidesfunc/{f}")
+        packed(archive, source, files)
 
     pack(RAW.values())
     monkeypatch.setattr(LRGBDataset, "urls", {name: archive.as_uri()})
@@ -266,7 +312,10 @@ def test_download(raw, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_command(raw, name, tmp_path, monkeypatch, capsys):
-    raw(name)
+    from torch_geometric.datasets import LRGBDataset
+
+    archive = tmp_path / f"{name.replace('-', '')}.zip"
+    monkeypatch.setattr(LRGBDataset, "urls", {name: packed(archive, raw(name) / name / "raw")})
     monkeypatch.setenv("PROBSYM_CACHE", str(tmp_path))
     (tmp_path / "set").rename(tmp_path / "lrgb")
     assert cli.main(["data", "list"]) == 0
@@ -277,7 +326,7 @@ def test_command(raw, name, tmp_path, monkeypatch, capsys):
         assert (
             f"{name}: 4 + 3 + 2 graphs in {tmp_path / 'lrgb'}" in out.out and "reading the published files" in out.err
         )
-    assert cli.main(["data", "get", name]) == 0
+    assert cli.main(["data", "get", name.replace("-", "_")]) == 0, "as the configurations spell it"
     assert "reading" not in capsys.readouterr().err
     assert cli.main(["data", "list"]) == 0
     assert f"in {tmp_path / 'lrgb' / name / 'compact'}" in capsys.readouterr().out

@@ -120,10 +120,39 @@ def test_file_is_kept_small_and_checked(tmp_path, monkeypatch, capsys):
         assert same(pattern("valid", 30), graphs)
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=re.escape(str(file)) + r".*run `probsym data get pattern --force`"):
+    with pytest.raises(
+        ValueError, match=re.escape(str(file)) + r".*delete the file \(it is drawn anew at the next use\)$"
+    ):
         pattern("valid", 30)
+    file.unlink()
+    assert same(pattern("valid", 30), graphs)
+    file.write_bytes(content[:-40])
     assert same(pattern("valid", 30, force=True), graphs)
     assert len(list((tmp_path / "pattern").iterdir())) == 1
+
+
+def test_the_command_is_advised_for_the_files_it_makes(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROBSYM_CACHE", str(tmp_path))
+    monkeypatch.setattr(module, "COUNTS", SMALL)
+    folder = tmp_path / "pattern"
+    for arguments, advised in (
+        ({}, True),
+        ({"count": 3}, True),
+        ({"count": 2}, False),
+        ({"seed": 1}, False),
+        ({"root": folder}, False),
+    ):
+        pattern(**arguments, force=True)
+        file = folder / f"train-{arguments.get('count', 3)}-seed{arguments.get('seed', 0)}.npz"
+        file.write_bytes(file.read_bytes()[:-40])
+        with pytest.raises(ValueError, match=re.escape(f"{file}: ")) as error:
+            pattern(**arguments)
+        assert str(error.value).endswith("or run `probsym data get pattern --force`") == advised
+        if advised:
+            assert cli.main(["data", "get", "pattern", "--force"]) == 0
+        else:
+            file.unlink()
+        assert len(pattern(**arguments)) == arguments.get("count", 3)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +222,10 @@ def test_missing_and_damaged_raw_file(raw):
     content = raw().read_bytes()
     for part in (b"", content[:100], content[: len(content) // 2], b"text"):
         raw.file.write_bytes(part)
-        refused(raw, "expected tensors in torch's file format, got ")
+        refused(
+            raw,
+            rf"expected tensors in torch's file format, got \w+.*; to mend it, delete {re.escape(str(raw.file))} and",
+        )
     raw({"train": []})
     refused(raw, r"expected lists of \[3, 2, 1\] graphs, got dict")
     raw([[record(raw.ours["train"][0])], [], []])
@@ -232,8 +264,13 @@ def test_damaged_compact_file(raw):
     published_pattern("train", raw.root)
     file = raw.root / "PATTERN" / "compact" / "train.npz"
     file.write_bytes(file.read_bytes()[:-50])
-    with pytest.raises(ValueError, match=re.escape(str(file)) + ".*run `probsym data get published_pattern --force`"):
+    content = file.read_bytes()
+    message = r"delete the file \(it is made of the raw files at the next use\)$"
+    with pytest.raises(ValueError, match=re.escape(str(file)) + ".*" + message):
         published_pattern("train", raw.root)
+    file.unlink()
+    assert same(published_pattern("train", raw.root), raw.ours["train"])
+    file.write_bytes(content)
     assert same(published_pattern("train", raw.root, force=True), raw.ours["train"])
 
 
@@ -251,8 +288,22 @@ def test_download(raw, tmp_path, monkeypatch):
     assert same(published_pattern("train", download=True), raw.ours["train"])
     assert sorted(p.name for p in root.iterdir()) == ["PATTERN"]
     assert sorted(p.name for p in (root / "PATTERN").iterdir()) == ["compact", "raw"]
+    content = archive.read_bytes()
     archive.unlink()
     assert same(published_pattern("valid", download=True), raw.ours["valid"])  # nothing is fetched twice
+    fetched = root / "PATTERN" / "raw" / "PATTERN_v2.pt"
+    fetched.write_bytes(b"\x80\x02.")
+    with pytest.raises(ConnectionError, match="PATTERN: the published files cannot be fetched"):
+        published_pattern("train", download=True, force=True)
+    assert fetched.read_bytes() == b"\x80\x02." and same(published_pattern("train"), raw.ours["train"])
+    with pytest.raises(
+        ValueError, match=rf"delete {re.escape(str(fetched))} and run `probsym data get published_pattern --force`$"
+    ):
+        published_pattern("train", force=True)
+    archive.write_bytes(content)
+    assert same(published_pattern("train", download=True, force=True), raw.ours["train"])
+    assert fetched.read_bytes() == raw.file.read_bytes()
+    archive.unlink()
     with pytest.raises(ConnectionError, match="PATTERN: the published files cannot be fetched"):
         published_pattern("train", tmp_path / "other", download=True)
     archive.write_bytes(b"half a zip")
@@ -266,10 +317,14 @@ def test_download(raw, tmp_path, monkeypatch):
 
 
 def test_commands(raw, tmp_path, monkeypatch, capsys):
+    from torch_geometric.datasets import GNNBenchmarkDataset
+
     monkeypatch.setenv("PROBSYM_CACHE", str(tmp_path))
     assert cli.main(["data", "get", "pattern"]) == 0
     assert f"pattern: 3 + 2 + 1 graphs in {tmp_path / 'pattern'}" in capsys.readouterr().out
-    raw()
+    with zipfile.ZipFile(tmp_path / "PATTERN_v2.zip", "w") as archive:
+        archive.write(raw(), "PATTERN_v2.pt")
+    monkeypatch.setattr(GNNBenchmarkDataset, "urls", {"PATTERN": (tmp_path / "PATTERN_v2.zip").as_uri()})
     raw.root.rename(tmp_path / "gnn_benchmark")
     for arguments in ([], ["--force"], []):
         assert cli.main(["data", "get", "published_pattern", *arguments]) == 0

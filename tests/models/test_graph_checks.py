@@ -60,6 +60,18 @@ def test_edge_features_of_another_dtype(dtype, soft):
         f(batch._replace(edge_attr=batch.edge_attr.to(dtype)), S)
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_edges_that_leave_their_graph(soft):
+    f = Symmetrized(MLP([8, 4]), FlatGraph(N, 8, C, soft=soft), MeanReadout(), distribution("ps"))
+    batch = random_graphs(SIZES, dtype=torch.float32)
+    g, _ = f.distribution(batch, S)
+    for column, message in (([0, -1], "must hold node numbers 0 to"), ([0, SIZES[0]], "must join nodes of one graph")):
+        edges = batch.edge_index.clone()
+        edges[:, 0] = torch.tensor(column)
+        with pytest.raises(ValueError, match=f"edge_index {message}"):
+            f.apply_elements(batch._replace(edge_index=edges), g)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", ["ps", "ga"])
 def test_autocast_takes_any_floating_dtype(kind, method):

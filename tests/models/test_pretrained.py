@@ -179,6 +179,43 @@ def test_weights_that_do_not_fit(tmp_path):
     refused(message, save(state, tmp_path / "c.pt"), BEIT)
 
 
+def test_values_that_are_no_weights(tmp_path):
+    state, path = full(VIT).state_dict(), tmp_path / "a.pt"
+    first, second = "pos_embed", "blocks.1.mlp.fc1.bias"
+    for value, got in ((state[first].int(), "int32"), (state[first].cfloat(), "complex64"), (state[first] > 0, "bool")):
+        save({**state, second: state[second].int(), first: value}, path)
+        refused(rf"weights must be floating, got {first} of torch.{got} in .*a.pt$", path)
+        refused(
+            rf"weights must be floating, got {first} of torch.{got} in .*a.pt$", path, grid=2
+        )  # not resampled first
+    for wrong in (math.nan, math.inf, 1e300):  # the last is infinite in float32
+        value = state[second].double()
+        value[3:5] = wrong
+        save({**state, second: value}, path)
+        refused(rf"weights must be finite in torch.float32, got {second} with 2 of 48 NaN or infinite in .*a.pt$", path)
+    save({**state, "head.bias": torch.full((3,), math.nan)}, path)  # not read
+    assert_same(timm_backbone(VIT, grid=3, weights=path, **SMALL), state)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "module._orig_mod.", "_orig_mod.module.", "module.model.backbone."])
+def test_weights_of_parallel_training(tmp_path, prefix):
+    state = timm_backbone(VIT, grid=3, **SMALL).state_dict()
+    parallel = {prefix + name: value for name, value in state.items()}
+    for content in (parallel, {"model": parallel}):
+        net = timm_backbone(VIT, grid=3, weights=save(content, tmp_path / "a.pt"), **SMALL)
+        assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    some = {prefix + name if name == "cls_token" else name: value for name, value in state.items()}
+    if prefix == "module.":
+        refused("with missing cls_token, unexpected module.cls_token$", save(some, tmp_path / "b.pt"))
+
+
+def test_a_square_sequence_counts_as_a_plane(tmp_path):
+    net = scatter(timm_backbone(VIT, tokens=9, **SMALL))
+    path = save(net.state_dict(), tmp_path / "a.pt")
+    plane = layers.resample_abs_pos_embed(net.pos_embed.data, new_size=[2, 2], old_size=[3, 3])
+    assert_near(timm_backbone(VIT, grid=2, weights=path, **SMALL).pos_embed, plane)
+
+
 def test_files_that_are_no_weights(tmp_path):
     refused("found no file .*none.pt", tmp_path / "none.pt", error=FileNotFoundError)
     refused(r"found no file .*best\.ckpt", tmp_path, error=FileNotFoundError)
@@ -212,7 +249,15 @@ def test_files_that_are_no_weights(tmp_path):
         ({"global_pool": ""}, "global_pool must be given for read 'pooled', got ''"),
         ({"depth": 0}, "it has no blocks"),
         ({"name": "vit_tny_patch16_224"}, "got 'vit_tny_patch16_224'; near it: vit_tiny_patch16_224"),
-        ({"name": "vit_base_patch16_224.nothing"}, "Invalid pretrained tag"),
+        (
+            {"name": f"{VIT}.nonsense"},
+            f"must be {VIT}, alone or with a tag of timm, got '{VIT}.nonsense'; near it: {VIT}.augreg_in21k, {VIT}.aug",
+        ),
+        ({"name": f"{VIT}."}, f"got '{VIT}.'; near it: {VIT}.augreg_in21k"),
+        ({"name": ""}, "name must be a model of timm, got ''; near it: -"),
+        ({"patch_dropout": (0.1, 0.2, 0.3)}, r"patch_dropout must be a number or two, got 3: \(0.1, 0.2, 0.3\)"),
+        ({"patch_dropout": []}, r"patch_dropout must be a number or two, got 0: \[\]"),
+        ({"patch_dropout": math.nan}, r"patch_dropout must be 0 <= low <= high < 1, got \(nan, nan\)"),
         ({"name": BEIT, "tokens": 8}, "tokens must be a square for beit_base_patch16_224, .* got 8"),
         ({"name": BEIT, "patch_dropout": 0.5}, "patch_dropout must be 0 for beit_base_patch16_224, a BEiT, got 0.5"),
     ],
@@ -221,6 +266,24 @@ def test_settings_that_are_refused(arguments, message):
     arguments = {"name": VIT, **SMALL, **arguments}
     with pytest.raises(ValueError, match=f"^timm_backbone: .*{message}"):
         timm_backbone(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"grid": "4"}, "grid must be an int, got str '4'"),
+        ({"grid": 2.5}, "grid must be an int, got float 2.5"),
+        ({"tokens": True}, "tokens must be an int, got bool True"),
+        ({"patch_dropout": "0.5"}, "patch_dropout must be a number or two, got '0.5'"),
+        ({"patch_dropout": (0.1, "0.5")}, r"patch_dropout must be a number or two, got \(0.1, '0.5'\)"),
+        ({"patch_dropout": None}, "patch_dropout must be a number or two, got None"),
+        ({"patch_dropout": True}, "patch_dropout must be a number or two, got True"),
+        ({"name": None}, "name must be a str, got NoneType None"),
+    ],
+)
+def test_settings_of_another_type(arguments, message):
+    with pytest.raises(TypeError, match=f"^timm_backbone: {message}$"):
+        timm_backbone(**{"name": VIT, **SMALL, **arguments})
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,16 @@ from torch.nn import functional as F
 
 from probsym_fast import models, ops
 from probsym_fast.distributions import GIN, Learned
-from probsym_fast.groups import Symmetric
-from probsym_fast.models import DiagonalReadout, GraphReadout, GraphTokens, PairReadout, Symmetrized
+from probsym_fast.groups import Draws, Symmetric
+from probsym_fast.models import (
+    DiagonalReadout,
+    GraphReadout,
+    GraphTokens,
+    MeanReadout,
+    NodeTokens,
+    PairReadout,
+    Symmetrized,
+)
 from probsym_fast.ops._patches import pad_axis, patch_size, slots_of_places
 from tests.conftest import assert_near
 from tests.graphs import adjacency, features, random_graphs, relabelled
@@ -84,6 +92,9 @@ def test_drawn_as_convolutions_are():
         assert abs(rows.std() / conv.weight.std() - 1) < 0.05 and rows.abs().max() <= conv.weight.abs().max() * 1.01
     assert tokens.nodes.rows.shape == (5, C, 500)
     assert abs(GraphTokens(20, 500, 2, C).nodes.rows.std() / nn.Conv1d(C, 500, 5).weight.std() - 1) < 0.05
+    nodes, line = NodeTokens(20, 500, 3, C), nn.Conv1d(C, 500, 7)
+    for drawn, conv in ((nodes.nodes.rows, line.weight), (nodes.bias, line.bias)):
+        assert abs(drawn.std() / conv.std() - 1) < 0.1 and drawn.abs().max() <= conv.abs().max() * 1.05
     back = nn.ConvTranspose2d(500, 3, 5)
     for readout in (DiagonalReadout(20, 500, 4, 3), PairReadout(20, 500, 4, 3)):
         assert abs(readout.weight.rows.std() / back.weight.std() - 1) < 0.1
@@ -151,7 +162,119 @@ def test_a_vision_transformer_becomes_equivariant(read):
     assert_near(moved[new] if read == "diagonal" else moved, found)
 
 
+@pytest.mark.parametrize("cells", [1, 3, 11])
+@pytest.mark.parametrize(("pad_mode", "centered"), [("zeros", False), ("reflect", True), ("circular", False)])
+def test_node_tokens_are_convolutions_of_the_permuted_features(pad_mode, centered, cells):
+    batch = random_graphs(SIZES, C)
+    embed = NodeTokens(N, WIDTH, cells, C, pad_mode, centered).double()
+    p, scores = soft(batch)
+    X = torch.einsum("bsui,buc->bsci", p.dense(), features(batch, N)).flatten(0, 1)
+    X = padded(X, cells, (2,), pad_mode, centered)
+    expected = F.conv1d(X, embed.nodes(), embed.bias, stride=patch_size(N, cells))
+    (found,) = embed(batch, GROUP, p)
+    check(found, expected.mT.unflatten(0, (batch.size, S)), [*embed.parameters(), scores])
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_a_vision_transformer_of_a_sequence_of_nodes(averaged):
+    """From drawn permutations to the prediction, 11 tokens; against a dense convolution and one sample at a time."""
+    torch.manual_seed(0)
+    batch = random_graphs([12, 5, 9], C)
+    backbone = models.timm_backbone("vit_tiny_patch16_224", tokens=11, depth=2, embed_dim=32, num_heads=2)
+    readout = MeanReadout() if averaged else GraphReadout(32, 2)
+    embed, group = NodeTokens(12, 32, 11, C), Symmetric(12)
+    model = Symmetrized(backbone, embed, readout, Learned(group, GIN(C, 8), tau=0.1)).double()
+    prediction, penalties = model(batch, S, torch.Generator().manual_seed(1))
+    trained(model, prediction.square().sum() + penalties["entropy"])
+    g, _ = model.distribution(batch, S, Draws(torch.Generator().manual_seed(1)))
+    X = torch.einsum("bsui,buc->bsci", g.hard().double(), features(batch, 12))
+    outputs = []
+    for s in range(S):
+        line = F.conv1d(F.pad(X[:, s], (0, 10)), embed.nodes(), embed.bias, stride=2)
+        outputs.append(backbone(line.mT))
+    mean = torch.stack(outputs).mean(0)
+    assert_near(prediction, mean if averaged else readout.head(mean))
+
+
+@pytest.mark.parametrize("kind", ["graphs", "nodes", "pairs"])
+def test_readouts_return_the_dtype_of_the_weights_under_autocast(kind):
+    batch = random_graphs(SIZES, C, torch.float32)
+    batch, p = batch._replace(pairs=batch.edge_index), GROUP.uniform(batch, S)
+    readout = {
+        "graphs": GraphReadout(WIDTH, 2),
+        "nodes": DiagonalReadout(N, WIDTH, 3, 2),
+        "pairs": PairReadout(N, WIDTH, 3),
+    }[kind]
+    lead = {"graphs": (4, S), "nodes": (4, S, 3), "pairs": (4, S, 9)}[kind]
+    outputs = torch.randn(*lead, WIDTH).bfloat16()
+    expected = readout(outputs, batch, GROUP, p)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = readout(outputs, batch, GROUP, p)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dense", [True, False, None])
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ([0, 3], "must join nodes of one graph, got column 2 from graph 0 to graph 1"),
+        ([-1, 0], "must hold node numbers 0 to 15, got -1 in column 2"),
+        ([1, 99], "must hold node numbers 0 to 15, got 99 in column 2"),
+    ],
+)
+def test_edges_that_leave_their_graph(column, message, dense):
+    batch = random_graphs(SIZES, C)
+    edges = batch.edge_index.clone()
+    edges[:, 2] = torch.tensor(column)
+    with pytest.raises(ValueError, match=f"edge_index {message}$"):
+        GraphTokens(N, WIDTH, 3, C, dense=dense).double()(batch._replace(edge_index=edges), GROUP, soft(batch)[0])
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_a_permutation_of_other_graphs_or_slots(dense):
+    batch = random_graphs(SIZES, C)
+    p, q = GROUP.uniform(batch, S), Symmetric(N + 1).uniform(batch, S)
+    pairs, outputs = batch._replace(pairs=batch.edge_index), torch.zeros(4, S, 16, WIDTH, dtype=torch.float64)
+    modules = {  # patches of two slots, whether of 7 or of 8
+        "GraphTokens": lambda g: GraphTokens(N, WIDTH, 4, C, dense=dense).double()(batch, GROUP, g),
+        "NodeTokens": lambda g: NodeTokens(N, WIDTH, 4, C).double()(batch, GROUP, g),
+        "DiagonalReadout": lambda g: DiagonalReadout(N, WIDTH, 4, 1).double()(outputs[:, :, :4], batch, GROUP, g),
+        "PairReadout": lambda g: PairReadout(N, WIDTH, 4).double()(outputs, pairs, GROUP, g),
+    }
+    for name, run in modules.items():
+        run(p)
+        wanted = re.escape(f"{name}: g must be permutations of N = 7 slots, got (B, S, N) = (4, {S}, 8)")
+        with pytest.raises(ValueError, match=f"^{wanted}$"):
+            run(q)
+        with pytest.raises(TypeError, match=f"^{name}: g must be a Permutation, got Tensor$"):
+            run(p.order)
+    other = random_graphs([3, 1, 5, 7], C)
+    with pytest.raises(ValueError, match="ptr must give graph 2 the 7 valid nodes of the permutation, got 5"):
+        GraphTokens(N, WIDTH, 4, C, dense=dense).double()(other, GROUP, p)
+
+
+@pytest.mark.parametrize("value", [0, -3, 2.0, True])
+def test_counts_that_are_none(value):
+    makers = {
+        GraphTokens: {"N": N, "width": WIDTH, "grid": 3, "node_features": C, "edge_features": 1},
+        NodeTokens: {"N": N, "width": WIDTH, "tokens": 3, "node_features": C},
+        DiagonalReadout: {"N": N, "width": WIDTH, "grid": 3, "out_features": 1},
+        PairReadout: {"N": N, "width": WIDTH, "grid": 3, "out_features": 1},
+    }
+    error = ValueError if isinstance(value, int) and value is not True else TypeError
+    for maker, arguments in makers.items():
+        for name in arguments:
+            if (maker, name, value) == (GraphTokens, "node_features", 0):
+                continue  # there need be none
+            wanted = "an int" if error is TypeError else "at least"
+            with pytest.raises(error, match=f"^{maker.__name__}: {name} must be {wanted}.* got .*{value}$"):
+                maker(**{**arguments, name: value})
+
+
 def test_bad_settings_and_batches():
+    for maker in (GraphTokens, NodeTokens):
+        with pytest.raises(ValueError, match=rf"^{maker.__name__}: pad_mode must be one of .*, got 'mirror'$"):
+            maker(N, WIDTH, 3, C, pad_mode="mirror")
     for arguments, text in (
         ({"nodes": "edges"}, "nodes must be diagonal or tokens, got 'edges'"),
         (
@@ -166,6 +289,10 @@ def test_bad_settings_and_batches():
     p, _ = soft(batch)
     with pytest.raises(TypeError, match=r"GraphTokens: x must be torch.float32 as the weights are, got torch.float64"):
         GraphTokens(N, WIDTH, 3, C)(batch, GROUP, p)
+    with pytest.raises(TypeError, match=r"NodeTokens: x must be torch.float32 as the weights are, got torch.float64"):
+        NodeTokens(N, WIDTH, 3, C)(batch, GROUP, p)
+    with pytest.raises(ValueError, match=r"^NodeTokens: x must be \(nodes, 3\), got \(16, 2\)$"):
+        NodeTokens(N, WIDTH, 3, 3).double()(batch, GROUP, p)
     with pytest.raises(ValueError, match=r"PairReadout: batch.pairs must be \(2, M\) node numbers, got None"):
         PairReadout(N, WIDTH, 3)(torch.zeros(4, S, 9, WIDTH), batch, GROUP, p)
 

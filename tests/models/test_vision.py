@@ -196,6 +196,16 @@ def test_autocast(key, dtype):
     assert net(x.to(dtype)).dtype == dtype
 
 
+def test_autocast_leaves_float64_as_it_is():
+    net, x = backbone("vit").eval(), tokens(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net(x).isfinite().all()
+        net.float()
+        with pytest.raises(TypeError, match=r"^VisionBackbone: x must be torch\.float32, .* got torch\.float64$"):
+            net(x)
+        assert net(x.float()).isfinite().all()
+
+
 def entered(net, x):
     """What the first block takes, (M, tokens, D)."""
     seen = []

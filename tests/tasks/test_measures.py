@@ -316,3 +316,12 @@ def test_wrong_contacts():
         contact_measures(scores, ptr, torch.tensor([[0], [sum(SIZES)]]), torch.ones(1))
     with pytest.raises(ValueError, match=r"pairs within a graph, got \(0, 8\) of graphs 0 and 2"):
         contact_measures(scores, ptr, torch.tensor([[0], [8]]), torch.ones(1))
+
+
+@pytest.mark.parametrize(("wrong", "got"), [(2, "2"), (-1, "-1"), (0.5, "0.5"), (NAN, "nan")])
+def test_wrong_contact_labels(wrong, got):
+    scores, ptr, index, label = contacts()
+    label = label.to(torch.int64 if isinstance(wrong, int) else torch.float32)
+    label[3] = wrong
+    with pytest.raises(ValueError, match=f"^contact_measures: edge_label must be 0 or 1, got {got}$"):
+        contact_measures(scores, ptr, index, label)
