@@ -45,7 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "-c", "--config", required=True, help="a YAML file, or a packaged name such as nbody/gnn_O3_ps"
         )
         if name == "fit":
-            command.add_argument("--resume", action="store_true", help="continue from the run's last checkpoint")
+            command.add_argument(
+                "--resume",
+                action="store_true",
+                help="continue from the run's last checkpoint (a comparison does so anyway)",
+            )
         command.add_argument("--keys", action="store_true", help="list the keys of the configuration, and stop")
     commands.add_parser("info", help="what is built and chosen, and which configurations there are")
     data = commands.add_parser("data", help="list the data sets, or generate or fetch one")
@@ -84,6 +88,9 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     task = tasks.load(options.config, rest)
     from probsym_fast.tasks import training
 
+    if options.command == "fit" and options.resume and isinstance(task, tasks.Computation) and not task.continues:
+        wanted = "left out where the experiment is no training of one model: run it again as it is"
+        raise ValueError(f"fit: --resume must be {wanted}, got it for the task {task.config.task!r}")
     folder = training.run_folder(task.config)
     if training.is_first_process():
         print(f"{options.command} {options.config}: run folder {folder}", flush=True)
@@ -166,6 +173,8 @@ def _data(options: argparse.Namespace, rest: list[str]) -> int:
             rows.append((name, f"{about}; " + (f"in {folder}" if there else f"`probsym data get {name}` downloads it")))
         _table("data sets", rows)
         return 0
+    if (dashed := (options.name or "").replace("_", "-")) in benchmark:  # as the configurations spell it
+        options.name = dashed
     if options.name == "nbody":
         sets = [NBody(split, force=options.force and split == "train") for split in splits]
         print(f"nbody: {' + '.join(str(len(s)) for s in sets)} trajectories in {sets[0].path}")

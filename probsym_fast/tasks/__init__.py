@@ -13,7 +13,7 @@ from probsym_fast.tasks.exp_classify import ExpClassify, ExpClassifyConfig
 from probsym_fast.tasks.nbody import NBodyConfig, NBodyTask
 from probsym_fast.tasks.sample_size import SampleSize, SampleSizeConfig
 from probsym_fast.tasks.separation import Separation, SeparationConfig
-from probsym_fast.tasks.task import Experiment, Task
+from probsym_fast.tasks.task import Computation, Experiment, Task
 from probsym_fast.tasks.vision import VisionConfig, vision
 
 TASKS: dict[str, tuple[type, Callable[[Any], Experiment]]] = {
@@ -46,4 +46,4 @@ def load(name: str, overrides: list[str] | None = None) -> Experiment:
     return make(configuration.parse(kind, values, overrides or []))
 
 
-__all__ = ["TASKS", "Experiment", "Task", "load"]
+__all__ = ["TASKS", "Computation", "Experiment", "Task", "load"]

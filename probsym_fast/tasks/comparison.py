@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,14 +14,28 @@ import torch
 from probsym_fast.tasks import config as configuration
 from probsym_fast.tasks.config import Limit
 from probsym_fast.tasks.plots import history, plot_runs
+from probsym_fast.tasks.settings import may_change
 from probsym_fast.tasks.task import Computation, Experiment, Task
-from probsym_fast.tasks.training import fit
+from probsym_fast.tasks.training import check_recorded, fit, record
 
 FIRST = "@first"  # in a run's keys: the folder of the run that is trained first
+OWN = ("seed", "folder")  # keys that the comparison gives every run
+TAKEN = ("first", "plots", "config.yaml", "results.json", ".", "..")  # in the comparison's folder
+PLACES = ("config", "data", "backbone.weights")  # keys that may hold a path
+
+
+def _is_run(keys: Any) -> bool:
+    return isinstance(keys, dict) and isinstance(keys.get("config"), str)
+
+
+def _is_folder_name(name: Any) -> bool:
+    return isinstance(name, str) and name.strip() != "" and name not in TAKEN and not {"/", "\\", "\0"} & set(name)
+
+
 LIMITS = {
-    "first": Limit("a run with a config", lambda x: "config" in x),
+    "first": Limit("a run with a config", _is_run),
     "runs": Limit(
-        "at least one run, each with a config", lambda x: len(x) > 0 and all("config" in run for run in x.values())
+        "at least one run, each with a config, the name of one", lambda x: len(x) > 0 and all(map(_is_run, x.values()))
     ),
     "seeds": Limit("at least one seed, none twice", lambda x: 0 < len(x) == len(set(x))),
 }
@@ -37,11 +51,13 @@ class ComparisonConfig:
         first: a run that is trained once before the others, which may start from its weights, given as one of `runs`; null:
             none.
         runs: name: {config: NAME, key: value, ...}; nested keys with dots; the value "@first" is the first run's folder.
-        common: keys and values of every run, such as data: FOLDER.
+            Names are those of folders; seed and folder are the comparison's own.
+        common: keys and values of every run that has not its own, such as data: FOLDER.
         seeds: every configuration is trained with each.
         measure: the figure of the runs' results that is compared; higher is better.
         seed: of the first run.
-        folder: of the runs; null: runs/<task>/<name>/seed<seed>. Runs that are done are kept, one that was stopped goes on.
+        folder: of the runs; null: runs/<task>/<name>/seed<seed>. Runs that are done are kept, one that was stopped goes on,
+            where they are the ones asked for; runs and seeds may be added.
     """
 
     task: Literal["comparison"] = "comparison"
@@ -58,45 +74,80 @@ class ComparisonConfig:
 class Comparison(Computation):
     """Mean and spread of a measure over the seeds, a configuration a row."""
 
+    continues = True
+
     def __init__(self, config: ComparisonConfig, load: Callable[[str, list[str]], Experiment]):
         configuration.check(config, LIMITS)
-        self.config, self.load = config, load
-        runs = [self._run(keys) for keys in config.runs.values()] + ([config.first] if config.first else [])
-        for keys in runs:  # all of them are read before any is trained
-            self._task(keys, config.seeds[0], Path("unused"))
+        for name in config.runs:
+            if not _is_folder_name(name):
+                raise ValueError(
+                    f"config: runs must have plain folder names other than {', '.join(TAKEN)}, got {name!r}"
+                )
+        groups = {"common": config.common} | {f"runs.{name}": keys for name, keys in config.runs.items()}
+        for where, keys in groups.items():
+            _check_keys(where, keys, config.first is not None)
+        if config.first is not None:
+            _check_keys("first", config.first, False)
+        runs = {name: _absolute(keys) for name, keys in config.runs.items()}
+        first = _absolute(config.first) if config.first else None
+        self.config = replace(config, first=first, runs=runs, common=_absolute(config.common))
+        self.load = load
+        for label, keys, seed, where in self._runs(Path("unused")):  # all of them are read before any is trained
+            figures = self._task(keys, seed, where).figures
+            if label != "first" and figures and config.measure not in figures:
+                raise ValueError(
+                    f"config: measure must be one of {', '.join(figures)} for {label}, got {config.measure!r}"
+                )
 
-    def _run(self, keys: dict[str, Any]) -> dict[str, Any]:
-        return keys | self.config.common
+    def _runs(self, folder: Path) -> Iterator[tuple[str, dict[str, Any], int, Path]]:
+        """(label, keys, seed, folder) of every run, in the order of training."""
+        config = self.config
+        if config.first:
+            yield "first", config.first, config.seed, folder / "first"
+        for seed in config.seeds:
+            for name, own in config.runs.items():
+                keys = {key: value for key, value in config.common.items() if key not in own} | own
+                yield f"{name}, seed {seed}", keys, seed, folder / name / f"seed{seed}"
 
-    def _task(self, keys: dict[str, Any], seed: int, folder: Path, first: Path | None = None) -> Task:
-        values = {**keys, "seed": seed, "folder": str(folder)}
+    def _task(self, keys: dict[str, Any], seed: int, folder: Path) -> Task:
+        first = folder.parent.parent / "first"
+        values = {key: str(first) if value == FIRST else value for key, value in keys.items()}
+        values |= {"seed": seed, "folder": str(folder)}
         name = values.pop("config")
-        values = {
-            key: str(first) if value == FIRST else value for key, value in values.items() if first or value != FIRST
-        }
-        task = self.load(
-            name, [f"--{key}={json.dumps(value) if value is None else value}" for key, value in values.items()]
-        )
+        flags = ((key, value if isinstance(value, str) else json.dumps(value)) for key, value in values.items())
+        task = self.load(name, [f"--{key}={value}" for key, value in flags])
         if not isinstance(task, Task):
             raise ValueError(f"config: runs must be experiments that are trained, got {name}")
         return task
 
+    def _check_there(self, folder: Path) -> None:
+        """ValueError where a run that is done, or was stopped, is not the one asked for."""
+        for _, keys, seed, where in self._runs(folder):
+            task, path = self._task(keys, seed, where), where / "config.yaml"
+            if (where / "results.json").is_file():
+                before = configuration.flat(configuration.read(path)) if path.is_file() else {}
+                # the first run's folder, also where all of them have moved
+                moved = [k for k, v in keys.items() if v == FIRST and Path(str(before.get(k))).name == "first"]
+                check_recorded(where, task.config, ["folder", *moved])
+            elif path.is_file():
+                check_recorded(where, task.config, may_change(task.config.training))
+
     def run(self, folder: Path) -> dict[str, Any]:
-        config, first = self.config, None
-        if config.first:
-            first = folder / "first"
-            _trained(self._task(config.first, config.seed, first), "first", first)
+        config = self.config
+        self._check_there(folder)
+        record(folder, config)
         values: dict[str, list[float]] = {name: [] for name in config.runs}
         curves: dict[str, list[dict[int, float]]] = {name: [] for name in config.runs}
-        for seed in config.seeds:
-            for name, keys in config.runs.items():
-                where = folder / name / f"seed{seed}"
-                task = self._task(self._run(keys), seed, where, first)
-                results = _trained(task, f"{name}, seed {seed}", where)
-                if config.measure not in results:
-                    raise ValueError(f"config: measure must be one of {', '.join(results)}, got {config.measure!r}")
-                values[name].append(results[config.measure])
-                curves[name].append(history(where).get(f"valid/{task.measure}", {}))
+        for label, keys, seed, where in self._runs(folder):
+            task = self._task(keys, seed, where)
+            results = _trained(task, label, where)
+            if label == "first":
+                continue
+            if config.measure not in results:
+                raise ValueError(f"config: measure must be one of {', '.join(results)}, got {config.measure!r}")
+            name = where.parent.name
+            values[name].append(results[config.measure])
+            curves[name].append(history(where).get(f"valid/{task.measure}", {}))
         plot_runs(folder / "plots" / "comparison.png", values, curves, config.measure, f"validation {task.measure}")
         spread = {name: torch.tensor(x, dtype=torch.float64) for name, x in values.items()}
         return {
@@ -115,6 +166,41 @@ class Comparison(Computation):
             each = ", ".join(f"{value:.4f}" for value in results["values"][name])
             rows.append((name, f"{mean:.4f} +- {results['std'][name]:.4f}   ({each})"))
         return rows
+
+
+def _check_keys(where: str, keys: dict[str, Any], with_first: bool) -> None:
+    """ValueError for the comparison's own keys, and for "@..." that stands for no folder."""
+    for key, value in keys.items():
+        if key in OWN:
+            raise ValueError(
+                f"config: {where} must be without {' and '.join(OWN)}, which the comparison gives, got {key}"
+            )
+        for mark in _marks(value):
+            if value != FIRST or not with_first:
+                wanted = "a value" if not with_first else f"a value or, not below other values, {FIRST}"
+                raise ValueError(f"config: {where}.{key} must be {wanted} (`first` {_given(with_first)}), got {mark!r}")
+
+
+def _given(with_first: bool) -> str:
+    return "is given" if with_first else "is not there"
+
+
+def _marks(value: Any) -> list[str]:
+    """The texts in a value that begin with @."""
+    if isinstance(value, str):
+        return [value] if value.startswith("@") else []
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [mark for part in parts for mark in _marks(part)]
+
+
+def _absolute(keys: dict[str, Any]) -> dict[str, Any]:
+    """The keys with paths that hold from any working directory."""
+
+    def fixed(key: str, value: Any) -> Any:
+        is_path = key in PLACES and isinstance(value, str) and value != FIRST
+        return str(Path(value).absolute()) if is_path and (key != "config" or Path(value).is_file()) else value
+
+    return {key: fixed(key, value) for key, value in keys.items()}
 
 
 def _trained(task: Task, name: str, folder: Path) -> dict[str, Any]:

@@ -16,11 +16,10 @@ from probsym_fast.distributions import Identity
 from probsym_fast.groups import Symmetric
 from probsym_fast.models import GraphReadout, Symmetrized
 from probsym_fast.tasks import config as configuration
-from probsym_fast.tasks.config import COUNT
 from probsym_fast.tasks.nbody import Samples
 from probsym_fast.tasks.task import EpochSampler, Task, batches, seeded
 from probsym_fast.tasks.training import TRAINING_LIMITS, Training
-from probsym_fast.tasks.vision import Backbone
+from probsym_fast.tasks.vision import BACKBONE_LIMITS, Backbone
 
 SIDE, CLASSES = 8, 10  # of an image, in pixels; of digits
 SPLITS = {"test": slice(0, 297), "valid": slice(297, 597), "train": slice(597, None)}  # of 1797, in one random order
@@ -120,15 +119,16 @@ class DigitsTask(Task):
     """Cross-entropy; the report gives the accuracy on 297 images."""
 
     measure = "cross_entropy"
+    figures = ("test_accuracy",)
 
     def __init__(self, config: DigitsConfig):
-        configuration.check(config, {"backbone.grid": COUNT, **TRAINING_LIMITS})
+        configuration.check(config, {**BACKBONE_LIMITS, **TRAINING_LIMITS})
         if SIDE % config.backbone.grid:
             raise ValueError(f"config: backbone.grid must divide {SIDE}, got {config.backbone.grid}")
         self.config = config
 
-    def model(self) -> Symmetrized:
-        backbone = self.config.backbone.build("pooled")
+    def model(self, fresh: bool = True) -> Symmetrized:
+        backbone = self.config.backbone.build("pooled", fresh)
         embed = ImageTokens(SIDE, backbone.width, self.config.backbone.grid)
         return Symmetrized(backbone, embed, GraphReadout(backbone.width, CLASSES), Identity(Symmetric(1)))
 
@@ -141,9 +141,10 @@ class DigitsTask(Task):
         return Digits(pixels[order], labels[order], moved=split == "train")
 
     def loader(self, split: str) -> DataLoader:
-        dataset, train = self.dataset(split), split == "train"
-        size = min(self.config.training.batch, len(dataset))
-        return batches(dataset, EpochSampler(len(dataset), size, shuffle=train, drop_last=train, seed=self.config.seed))
+        dataset, train, settings = self.dataset(split), split == "train", self.config.training
+        size = min(settings.batch, len(dataset))
+        sampler = EpochSampler(len(dataset), size, shuffle=train, drop_last=train, seed=self.config.seed)
+        return batches(dataset, sampler, settings.workers)
 
     def inputs(self, batch: tuple[Images, Tensor]) -> tuple[Images, Tensor]:
         return batch

@@ -98,6 +98,7 @@ class ExpClassify(Task):
     """Binary cross-entropy; the report gives the accuracy."""
 
     measure = "bce"
+    figures = ("test_accuracy", "valid_accuracy")
 
     def __init__(self, config: ExpClassifyConfig):
         configuration.check(config, LIMITS)
@@ -110,7 +111,7 @@ class ExpClassify(Task):
         self.config = config
         self._data: list[Any] | None = None
 
-    def model(self) -> Symmetrized:
+    def model(self, fresh: bool = True) -> Symmetrized:
         config = self.config
         if config.backbone == "gin":  # the backbone first: a seed gives it the same weights with every method
             network = gin(N, WIDTHS["gin"], FEATURES, "relu", last=False)

@@ -16,11 +16,14 @@ from probsym_fast.tasks.task import Task, seeded
 
 
 class TrainingModule(L.LightningModule):
-    """Loss = task's loss + entropy weight * penalty; noise and dropout of each batch from (seed, batch, process) alone."""
+    """Loss = task's loss + entropy weight * penalty; noise and dropout of each batch from (seed, batch, process) alone.
 
-    def __init__(self, task: Task):
+    fresh: False: a checkpoint overwrites the model's weights, see `Task.model`.
+    """
+
+    def __init__(self, task: Task, fresh: bool = True):
         super().__init__()
-        self.task, self.model = task, task.model()
+        self.task, self.model = task, task.model(fresh)
         self.training_settings: Training = task.config.training
         self.shown = (f"train/{task.measure}", f"valid/{task.measure}")
         self._validated: list[tuple[torch.Tensor, Any]] = []  # (prediction, target) of each batch, where wanted

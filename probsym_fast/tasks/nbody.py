@@ -189,7 +189,7 @@ class NBodyTask(Task):
         noise = Normal(0.0 if self.config.method == "canonical" else settings.noise)
         return Learned(group, network, noise, settings.tau, settings.iterations)
 
-    def model(self) -> Symmetrized:
+    def model(self, fresh: bool = True) -> Symmetrized:
         backbone = self.config.backbone
         width, layers = backbone.size()
         if backbone.kind == "gnn":

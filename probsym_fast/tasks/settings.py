@@ -16,7 +16,8 @@ class Training:
         epochs: passes over the training set; with `steps` only the most there may be.
         batch: graphs a batch, on all devices together.
         steps: end after so many steps of the optimiser, within an epoch too; null: after the epochs.
-        accumulate: batches a step; a step's gradient is their mean, and an epoch's last step may have fewer.
+        accumulate: batches a step; a step's gradient is the sum of theirs over `accumulate`, also in an epoch's last step,
+            which may have fewer (Lightning's rule).
         optimizer: "adam" (weight decay added to the gradient) or "adamw" (decoupled weight decay).
         lr: learning rate of Adam and AdamW.
         lr_pretrained: learning rate of the backbone's parameters; null: lr.
@@ -106,6 +107,7 @@ _FREE = (
 MAY_CHANGE = (  # keys that a resumed run may set anew
     "folder",
     "data",
+    "backbone.weights",
     "samples.test",
     "samples.trials",
     *(f"training.{key}" for key in _FREE),

@@ -27,6 +27,8 @@ class Experiment(ABC):
 class Computation(Experiment):
     """An experiment that needs no checkpoint of its own."""
 
+    continues: bool = False  # whether a run that was stopped goes on by itself, and keeps its folder's configuration
+
     @abstractmethod
     def run(self, folder: Path) -> dict[str, Any]:
         """Computes the experiment's figures, writes plots into the folder, and returns the figures."""
@@ -40,9 +42,14 @@ class Task(Experiment):
         False  # whether `measures` takes the whole validation set at once, and no training batches
     )
 
+    figures: tuple[str, ...] = ()  # names of the report's measures; empty: the report alone tells
+
     @abstractmethod
-    def model(self) -> Symmetrized:
-        """A new model, weights drawn from torch's global generator."""
+    def model(self, fresh: bool = True) -> Symmetrized:
+        """A new model, weights drawn from torch's global generator or read where the configuration names some.
+
+        fresh: False: a checkpoint overwrites the weights: none are read.
+        """
 
     @abstractmethod
     def loader(self, split: str) -> DataLoader:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def fit(task: Task, *, resume: bool = False) -> dict[str, Any] | None:
     config, settings = task.config, task.config.training
     folder = run_folder(config)
     if resume:
-        _same_configuration(folder, config)
+        check_recorded(folder, config, may_change(settings))
     elif is_first_process() and folder.exists() and any(folder.iterdir()):
         raise FileExistsError(
             f"fit: the run folder {folder} exists already; continue it with --resume, or name another with --folder"
@@ -56,11 +57,15 @@ def fit(task: Task, *, resume: bool = False) -> dict[str, Any] | None:
     check_devices(settings)
     keep_freed_memory()
     L.seed_everything(config.seed, workers=True, verbose=False)
-    module = TrainingModule(task)
-    last = _last_checkpoint(folder, module) if resume else None
+    last = _last_checkpoint(folder) if resume else None
+    module = TrainingModule(task, fresh=last is None)
+    if last is not None:
+        _check_checkpoint(last, module)
     if settings.compile:
         module.model.backbone.compile()  # in place: the names of the weights stay
     loaders = task.loader("train"), task.loader("valid")
+    if is_first_process():
+        task.loader("test")  # data that are missing or damaged are found before the training
     horizon(settings, len(loaders[0]))  # refuses a schedule that does not fit
     stop = StopOnSignal(folder)
     trainer = make_trainer(task, folder, stop)
@@ -70,8 +75,7 @@ def fit(task: Task, *, resume: bool = False) -> dict[str, Any] | None:
         )
     for loader in loaders:
         loader.sampler.share = trainer.global_rank, trainer.world_size
-    if is_first_process():
-        _write(folder / "config.yaml", configuration.dump(_recorded(config)))
+    record(folder, config)
     try:
         trainer.fit(module, *loaders, ckpt_path=last)
         if stop.number:
@@ -97,21 +101,23 @@ def test(task: Task) -> dict[str, Any]:
 def compute(experiment: Computation) -> dict[str, Any]:
     """Runs an experiment without training of its own: config.yaml, plots and results.json in its folder, and the figures.
 
-    Raises FileExistsError where the folder holds another configuration.
+    Raises FileExistsError where the folder holds another configuration, unless the experiment `continues`, and then looks
+    after that itself.
     """
     folder = run_folder(experiment.config)
     path, text = folder / "config.yaml", configuration.dump(_recorded(experiment.config))
-    if path.is_file() and configuration.read(path) != configuration.read_text(text):
+    other = path.is_file() and configuration.read(path) != configuration.read_text(text)
+    if other and not experiment.continues:
         raise FileExistsError(f"the run folder {folder} holds another configuration; name a new one with --folder")
     results = experiment.run(folder)
-    _write(path, text)  # behind the run: one that is refused leaves no configuration behind
+    record(folder, experiment.config)  # behind the run: one that is refused leaves no configuration behind
     _write(folder / "results.json", json.dumps(results, indent=2) + "\n")
     return results
 
 
 def best_model(task: Task) -> Symmetrized:
     """The model of the run's best checkpoint, in eval mode. Raises ValueError where it does not fit."""
-    module = TrainingModule(task)
+    module = TrainingModule(task, fresh=False)
     best = run_folder(task.config) / "checkpoints" / "best.ckpt"
     try:
         module.load_state_dict(load_checkpoint(best)["state_dict"])
@@ -137,13 +143,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def _last_checkpoint(folder: Path, module: TrainingModule) -> Path | None:
-    """last.ckpt, loaded into the module on trial; None where the run was stopped before its first checkpoint."""
+def _last_checkpoint(folder: Path) -> Path | None:
+    """last.ckpt; None where the run was stopped before its first checkpoint."""
     last = folder / "checkpoints" / "last.ckpt"
     if not last.exists() and not any(last.parent.glob("*.ckpt")):
         if is_first_process():
             print(f"resume: there is no checkpoint in {folder} yet; starting from the beginning", file=sys.stderr)
         return None
+    return last
+
+
+def _check_checkpoint(last: Path, module: TrainingModule) -> None:
+    """Loads last.ckpt into the module on trial; ValueError where it does not fit."""
     state = load_checkpoint(last)
     if missing := [name for name in CHECKPOINT if name not in state]:
         raise ValueError(f"checkpoint: {last} must hold {', '.join(CHECKPOINT)}, got none of {', '.join(missing)}")
@@ -158,23 +169,38 @@ def _last_checkpoint(folder: Path, module: TrainingModule) -> Path | None:
         raise ValueError(
             f"resume: training.epochs must be at least the {done} done, got {module.training_settings.epochs}"
         )
-    return last
+
+
+def record(folder: Path, config: Any) -> None:
+    """Writes the run's config.yaml, in the first process."""
+    if is_first_process():
+        _write(folder / "config.yaml", configuration.dump(_recorded(config)))
 
 
 def _recorded(config: Any) -> Any:
     """The configuration as a run's folder keeps it: good from any working directory, also where the folder is moved."""
-    data = getattr(config, "data", None)
-    return replace(config, folder=".", **({"data": str(Path(data).absolute())} if data else {}))
+    changes: dict[str, Any] = {"folder": "."}
+    if data := getattr(config, "data", None):
+        changes["data"] = str(Path(data).absolute())
+    backbone = getattr(config, "backbone", None)
+    if weights := getattr(backbone, "weights", None):
+        changes["backbone"] = replace(backbone, weights=str(Path(weights).absolute()))
+    return replace(config, **changes)
 
 
-def _same_configuration(folder: Path, config: Any) -> None:
-    """FileNotFoundError where there is no run, ValueError where a key differs that a resumed run may not change."""
+def check_recorded(folder: Path, config: Any, free: Collection[str]) -> None:
+    """FileNotFoundError where there is no run, ValueError where a (dotted) key differs that is not free to change."""
     path = folder / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"resume: {path} must exist, found nothing there; train first with `probsym fit`")
-    recorded = configuration.parse(type(config), configuration.read(path), [])  # keys it does not know have defaults
-    before, now = (configuration.flat(configuration.read_text(configuration.dump(c))) for c in (recorded, config))
-    for key in sorted((before | now).keys() - may_change(config.training)):
+    values = configuration.read(path)
+    if values.get("task") != config.task:
+        raise ValueError(f"resume: task must be {values.get('task')!r} as in {path}, got {config.task!r}")
+    recorded = configuration.parse(type(config), values, [])  # keys it does not know have defaults
+    before, now = (
+        configuration.flat(configuration.read_text(configuration.dump(_recorded(c)))) for c in (recorded, config)
+    )
+    for key in sorted((before | now).keys() - set(free)):
         was, given = before.get(key), now.get(key)
         if was != given:
             raise ValueError(f"resume: {key} must be {was!r} as in {path}, got {given!r}")
@@ -190,10 +216,12 @@ __all__ = [
     "Training",
     "TrainingModule",
     "best_model",
+    "check_recorded",
     "compute",
     "fit",
     "is_first_process",
     "load_checkpoint",
+    "record",
     "run_folder",
     "test",
 ]

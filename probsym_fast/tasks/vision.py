@@ -30,14 +30,19 @@ from probsym_fast.tasks.graphs import GRAPH_LIMITS, GraphDistribution
 from probsym_fast.tasks.nbody import Samples
 from probsym_fast.tasks.task import EpochSampler, Task, batches, seeded
 from probsym_fast.tasks.training import TRAINING_LIMITS, Training
-from probsym_fast.tasks.vision_data import SETS, GraphSet, LabelledGraphs
+from probsym_fast.tasks.vision_data import SETS, GraphSet, LabelledGraphs, Source
 
+OWN = ("name", "pretrained", "weights", "grid", "tokens", "read", "patch_dropout", "checkpointing", "all_tokens")
+BACKBONE_LIMITS = {
+    "backbone.grid": COUNT,
+    "backbone.patch_dropout": Limit("[low, high] with 0 <= low <= high < 1", lambda x: _is_range(x)),
+    "backbone.arguments": Limit(f"timm's, without {', '.join(OWN)}", lambda x: not any(key in x for key in OWN)),
+}
 LIMITS = {
     **{f"distribution.{key}": limit for key, limit in GRAPH_LIMITS.items()},
     **{f"samples.{key}": COUNT for key in ("train", "valid", "test", "trials")},
     **{f"graphs.{key}": COUNT for key in ("train", "valid", "test")},
-    "backbone.grid": COUNT,
-    "backbone.patch_dropout": Limit("[low, high] with 0 <= low <= high < 1", lambda x: _is_range(x)),
+    **BACKBONE_LIMITS,
     **TRAINING_LIMITS,
 }
 
@@ -68,12 +73,16 @@ class Backbone:
     checkpointing: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
 
-    def build(self, read: str) -> VisionBackbone:
-        dropout: Any = tuple(self.patch_dropout)
-        settings = {"checkpointing": self.checkpointing, "weights": self.weights}
-        return timm_backbone(
-            self.name, self.pretrained, grid=self.grid, read=read, patch_dropout=dropout, **settings, **self.arguments
-        )
+    def build(self, read: str, fresh: bool = True) -> VisionBackbone:
+        """fresh: False: the architecture alone, no weights are read."""
+        settings: dict[str, Any] = {
+            "pretrained": self.pretrained and fresh,
+            "weights": self.weights if fresh else None,
+            "grid": self.grid,
+            "patch_dropout": tuple(self.patch_dropout),
+            "checkpointing": self.checkpointing,
+        }
+        return timm_backbone(self.name, read=read, **settings, **self.arguments)
 
 
 @dataclass
@@ -180,6 +189,8 @@ class VisionTask(Task):
             raise ValueError(
                 f"config: graphs must be null for {config.dataset}, which is published, got {config.graphs}"
             )
+        if config.dataset.startswith("random") and config.data is not None:
+            raise ValueError(f"config: data must be null for {config.dataset}, which is generated, got {config.data!r}")
         self.config = config
         self._sets: dict[str, LabelledGraphs] = {}
 
@@ -190,9 +201,9 @@ class VisionTask(Task):
     def readout(self, width: int, grid: int) -> torch.nn.Module:
         raise NotImplementedError
 
-    def model(self) -> Symmetrized:
+    def model(self, fresh: bool = True) -> Symmetrized:
         config, of = self.config, self.set
-        backbone = config.backbone.build(self.read)  # first: a seed gives it the same weights with every method
+        backbone = config.backbone.build(self.read, fresh)  # first: a seed gives it the same weights with every method
         grid, width = config.backbone.grid, backbone.width
         embed = GraphTokens(
             of.N, width, grid, of.node_channels, of.edge_channels, config.nodes, config.pad_mode, config.centered
@@ -208,8 +219,12 @@ class VisionTask(Task):
             source = self.set.load(
                 split, getattr(config.graphs, split), config.data, config.seed if self._random() else 0
             )
+            self.check_labels(source)
             self._sets[split] = LabelledGraphs(source, config.method == "fa")
         return self._sets[split]
+
+    def check_labels(self, source: Source) -> None:
+        """Raises ValueError for labels that the loss does not take."""
 
     def _random(self) -> bool:
         return self.config.dataset.startswith("random")
@@ -266,6 +281,7 @@ class NodeClassification(VisionTask):
     """PATTERN: class-weighted cross-entropy; the mean accuracy of the classes over batches of 128 graphs."""
 
     measure, read = "cross_entropy", "diagonal"
+    figures = ("test_accuracy",)
 
     def readout(self, width: int, grid: int) -> torch.nn.Module:
         return DiagonalReadout(self.set.N, width, grid, self.set.outputs)
@@ -286,13 +302,16 @@ class GraphClassification(VisionTask):
     """Peptides-func: binary cross-entropy of the labels that are there; average precision."""
 
     measure, read, whole_set_measures = "bce", "pooled", True
+    figures = ("test_average_precision",)
 
     def readout(self, width: int, grid: int) -> torch.nn.Module:
         return GraphReadout(width, self.set.outputs)
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        given = ~target.isnan()
-        return F.binary_cross_entropy_with_logits(prediction[given], target[given])
+        return binary_loss(prediction, target)
+
+    def check_labels(self, source: Source) -> None:
+        check_binary(self.config.dataset, source.y)
 
     def measures(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         return {"average_precision": measures.average_precision(prediction, target)}
@@ -302,6 +321,7 @@ class GraphRegression(VisionTask):
     """Peptides-struct: L1 loss; mean absolute error and R^2."""
 
     measure, read, whole_set_measures = "l1", "pooled", True
+    figures = "test_mae", "test_r2"
 
     def readout(self, width: int, grid: int) -> torch.nn.Module:
         return GraphReadout(width, self.set.outputs)
@@ -317,12 +337,20 @@ class LinkPrediction(VisionTask):
     """PCQM-Contact: binary cross-entropy of the labelled pairs; Hits@1, 3, 10 and MRR of all pairs, in the test alone."""
 
     measure, read = "bce", "tokens"
+    figures = tuple(
+        f"test_{name}{ending}"
+        for name in (*(f"hits@{m}" for m in measures.HITS), "mrr")
+        for ending in ("", "_filtered", "_filtered_noself")
+    )
 
     def readout(self, width: int, grid: int) -> torch.nn.Module:
         return PairReadout(self.set.N, width, grid, self.set.outputs)
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(prediction, target)
+        return binary_loss(prediction, target)
+
+    def check_labels(self, source: Source) -> None:
+        check_binary(self.config.dataset, source.edge_label)
 
     def asked(self, graphs: Graphs) -> Graphs:
         return graphs._replace(pairs=measures.all_pairs(graphs.ptr))
@@ -333,6 +361,20 @@ class LinkPrediction(VisionTask):
             for name, values in measures.contact_measures(scores[:, 0], graphs.ptr, graphs.pairs, target[:, 0]).items():
                 found.setdefault(name, []).append(values)
         return {name: torch.cat(values).mean().item() for name, values in found.items()}
+
+
+def binary_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean binary cross-entropy of the labels that are not NaN; 0, with gradient 0, where there is none."""
+    given = ~labels.isnan()
+    total = F.binary_cross_entropy_with_logits(logits[given], labels[given], reduction="sum")
+    return total / max(1, int(given.sum()))
+
+
+def check_binary(name: str, labels: Tensor) -> None:
+    """Raises ValueError for the first label of the set that is neither 0, 1 nor NaN."""
+    wrong = labels[(labels != 0) & (labels != 1) & (labels == labels)]
+    if len(wrong):
+        raise ValueError(f"{name}: labels must be 0, 1 or NaN (missing), got {wrong[0].item()}")
 
 
 KINDS = {

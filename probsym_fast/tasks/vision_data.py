@@ -70,6 +70,7 @@ SETS = {
 class LabelledGraphs(Dataset):
     """Graphs with targets: an index tensor gives (Graphs, target), the target (nodes,) int64, (B, T) float or (pairs, 1).
 
+    A graph's `key` is its number, so that noise that is its own does not depend on the batch.
     by_frame: give the graphs their predefined order (`Graphs.frame`).
     """
 
@@ -87,7 +88,7 @@ class LabelledGraphs(Dataset):
     def __getitem__(self, index: Tensor) -> tuple[Graphs, Tensor]:
         if isinstance(self.source, list):
             some = [self.source[i] for i in index.tolist()]
-            return collate(some), torch.cat([graph.y for graph in some])
+            return collate(some)._replace(key=index.clone()), torch.cat([graph.y for graph in some])
         data = self.source[index]
         graphs = Graphs.from_data(data)
         if self.frames is not None:

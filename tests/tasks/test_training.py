@@ -246,6 +246,22 @@ def test_nothing_is_written_before_all_is_built(tmp_path, monkeypatch, flags, me
     assert not (tmp_path / "run").exists()
 
 
+def test_the_test_split_is_opened_before_the_training(tmp_path, monkeypatch):
+    from probsym_fast.tasks.nbody import NBodyTask
+
+    dataset = NBodyTask.dataset
+
+    def without_test(self, split):
+        if split == "test":
+            raise FileNotFoundError("no test split")
+        return dataset(self, split)
+
+    monkeypatch.setattr(NBodyTask, "dataset", without_test)
+    with pytest.raises(FileNotFoundError, match="no test split"):
+        fit(tmp_path / "run", training__epochs=1)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("count", "batch", "processes"), [(10, 4, 1), (10, 4, 2), (9, 4, 2), (9, 4, 4), (12, 4, 3)])
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_processes_share_every_batch(count, batch, processes, drop_last):

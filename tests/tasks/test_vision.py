@@ -1,6 +1,8 @@
 """Vision transformers on graphs, small: every set and method trains, tests, resumes and refuses; comparisons; digits."""
 
+import importlib
 import json
+import shutil
 
 import pytest
 import torch
@@ -65,6 +67,7 @@ def test_every_set_and_method_trains_and_reports(dataset, method, tmp_path):
     assert found == FIGURES[dataset]
     for figure in found - {"r2", "mae"}:
         assert 0 <= results[f"test_{figure}"] <= 1
+    assert set(tasks.load(name, changes).figures) == {f"test_{figure}" for figure in found}
     assert (tmp_path / "run" / "plots" / "losses.png").stat().st_size > 1000
 
 
@@ -140,6 +143,41 @@ def test_losses():
     torch.testing.assert_close(func.loss(logits[:2], target), torch.stack(given).mean())
     torch.testing.assert_close(struct.loss(logits, logits + 2), torch.tensor(2.0))
     torch.testing.assert_close(contact.loss(torch.zeros(3, 1), torch.ones(3, 1)), torch.tensor(2.0).log())
+    for task, labels in ((func, torch.full((6, 2), torch.nan)), (contact, torch.zeros(0, 1))):
+        scores = torch.randn(labels.shape, requires_grad=True)
+        loss = task.loss(scores, labels)
+        loss.backward()
+        assert loss.item() == 0 and torch.equal(scores.grad, torch.zeros_like(scores)), "no label at all"
+
+
+@pytest.mark.parametrize(("dataset", "labels"), [("peptides_func", "y"), ("pcqm_contact", "edge_label")])
+def test_labels_that_are_no_classes_are_refused(dataset, labels, tmp_path, monkeypatch, capsys):
+    name, changes = tiny(f"random_{dataset}", "ga", tmp_path / "run")
+    load = SETS[f"random_{dataset}"].load
+
+    def wrong(*arguments):
+        source = load(*arguments)
+        values = getattr(source, labels).clone().float()
+        values.view(-1)[:2] = torch.tensor([torch.nan, 3.0])
+        setattr(source, labels, values)
+        return source
+
+    monkeypatch.setitem(SETS, f"random_{dataset}", SETS[f"random_{dataset}"]._replace(load=wrong))
+    assert cli.main(["fit", "-c", name, *changes]) == 1
+    assert f"random_{dataset}: labels must be 0, 1 or NaN (missing), got 3.0" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_graphs_keep_their_own_noise_in_any_batch(tmp_path):
+    name, changes = tiny("pattern", "ps", tmp_path, "--distribution.fixed=true")
+    task = tasks.load(name, changes)
+    data, noise = task.dataset("train"), task.model().distribution.noise
+    for some in ([0, 1, 2, 3], [5, 2], [2]):
+        graphs, _ = data[torch.tensor(some)]
+        assert graphs.key.tolist() == some
+        z = noise((len(graphs.x), 1, 4), graphs)[graphs.graph == some.index(2)]
+        alone, _ = data[torch.tensor([2])]
+        assert torch.equal(z, noise((len(alone.x), 1, 4), alone))
 
 
 def test_the_reports_figures_are_those_of_the_whole_split(tmp_path):
@@ -184,6 +222,11 @@ def test_batches_are_the_graphs_asked_for(monkeypatch):
         (["--backbone.grid=0"], "backbone.grid must be at least 1, got 0"),
         (["--graphs.train=0"], "graphs.train must be at least 1, got 0"),
         (["--dataset=published_pattern", "--graphs.train=5"], "graphs must be null for published_pattern"),
+        (
+            ["--backbone.arguments={depth: 2, weights: x}"],
+            r"backbone.arguments must be timm's, without name, .*'weights'",
+        ),
+        (["--dataset=random_pcqm_contact", "--data=x"], "data must be null for random_pcqm_contact, .* got 'x'"),
     ],
 )
 def test_bad_configurations(changes, text):
@@ -234,6 +277,41 @@ def test_digits_train_and_give_their_weights_to_graphs(tmp_path):
     assert torch.equal(model.backbone.state_dict()[block], trained[f"model.backbone.{block}"])
 
 
+def test_a_finished_run_needs_its_starting_weights_no_more(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["fit", "-c", "digits/vit_tiny", *DIGITS, "--folder=first", "--training.epochs=1"]) == 0
+    start = ["--backbone.weights=first", "--folder=second", "--training.epochs=1", "--training.decay=none"]
+    assert cli.main(["fit", "-c", "digits/vit_tiny", *DIGITS, *start]) == 0
+    config = tmp_path / "second" / "config.yaml"
+    assert configuration.read(config)["backbone"]["weights"] == str(tmp_path / "first")
+    results = json.loads((tmp_path / "second" / "results.json").read_text())
+    shutil.rmtree(tmp_path / "first")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setattr("probsym_fast.models.pretrained.load_weights", lambda *_: pytest.fail("read again"))
+    assert cli.main(["test", "-c", str(config)]) == 0
+    assert json.loads((tmp_path / "second" / "results.json").read_text()) == results
+    more = ["--training.epochs=2", "--backbone.weights=null", "--training.progress=false"]
+    assert cli.main(["fit", "-c", str(config), "--resume", *more]) == 0
+    assert configuration.read(config)["training"]["epochs"] == 2
+    monkeypatch.undo()
+    assert tasks.load("digits/vit_tiny", [*DIGITS, "--training.workers=2"]).loader("valid").num_workers == 2
+
+
+def test_pretrained_weights_are_not_fetched_for_a_checkpoint(tmp_path, monkeypatch):
+    name, changes = tiny("pattern", "ps", tmp_path)
+    task = tasks.load(name, [*changes, "--backbone.pretrained=true", "--backbone.weights=null"])
+    asked = []
+    vision = importlib.import_module("probsym_fast.tasks.vision")  # `tasks.vision` is the function
+    build = vision.timm_backbone
+    monkeypatch.setattr(
+        vision, "timm_backbone", lambda *a, pretrained, **k: asked.append(pretrained) or build(*a, False, **k)
+    )
+    fresh, not_fresh = task.model(), task.model(fresh=False)
+    assert asked == [True, False]
+    assert fresh.state_dict().keys() == not_fresh.state_dict().keys()
+
+
 def test_digits_are_real_images_moved_in_training_alone():
     task = tasks.load("digits/vit_tiny")
     splits = {split: task.dataset(split) for split in ("train", "valid", "test")}
@@ -270,11 +348,12 @@ def pair(tmp_path):
         "A": {"config": "pattern/pretrained_ps", "backbone.weights": "@first"},
         "B": {"config": "pattern/pretrained_ga"},
     }
-    return comparison.ComparisonConfig(runs=runs, common=values, seeds=[1, 2], folder=str(tmp_path / "runs"))
+    first = {"config": "digits/vit_tiny"} | dict(key.removeprefix("--").split("=", 1) for key in DIGITS)
+    folder = str(tmp_path / "runs")
+    return comparison.ComparisonConfig(first=first, runs=runs, common=values, seeds=[1, 2], folder=folder)
 
 
 def test_a_comparison_trains_every_run_once(pair, tmp_path, monkeypatch, capsys):
-    pair.first = {"config": "digits/vit_tiny"} | dict(key.removeprefix("--").split("=", 1) for key in DIGITS)
     experiment = comparison.Comparison(pair, tasks.load)
     results = training.compute(experiment)
     assert set(results["mean"]) == {"A", "B"} and all(len(x) == 2 for x in results["values"].values())
@@ -296,6 +375,9 @@ def test_a_comparison_trains_every_run_once(pair, tmp_path, monkeypatch, capsys)
         ({"runs": {}}, "runs must be at least one run"),
         ({"runs": {"A": {"backbone.grid": 3}}}, "runs must be at least one run, each with a config"),
         ({"first": {"grid": 3}}, "first must be a run with a config"),
+        ({"runs": {"A": None}}, "runs must be at least one run, each with a config, .* got {'A': None}"),
+        ({"runs": {"A": {"config": None}}}, "runs must be at least one run, each with a config"),
+        ({"measure": "test_acuracy"}, "measure must be one of test_accuracy for A, seed 1, got 'test_acuracy'"),
         ({"first": {"config": "digits/vit_tiny", "grid": 3}}, "unknown key 'grid'"),
         ({"seeds": [1, 1]}, "seeds must be at least one seed, none twice"),
         ({"runs": {"A": {"config": "pattern/pretrained_ps", "grid": 3}}}, "unknown key 'grid'"),

@@ -88,7 +88,7 @@ class Tiny(Task):
     def __init__(self, config: TinyConfig):
         self.config = config
 
-    def model(self) -> Symmetrized:
+    def model(self, fresh: bool = True) -> Symmetrized:
         backbone = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Dropout(self.config.dropout))
         return Symmetrized(backbone, Add(), Mean(), Shift(self.config.noise))
 
