@@ -107,7 +107,9 @@ def test_what_is_there_is_what_is_listed(name):
 @every_op
 def test_auto_takes_the_first(name, device):
     first = OPS[name].backends(device.type)[0]
-    x = matrices(device, dtype=torch.float64 if torch.float64 in OPS[name].kernel_dtypes(device.type) else torch.float32)
+    x = matrices(
+        device, dtype=torch.float64 if torch.float64 in OPS[name].kernel_dtypes(device.type) else torch.float32
+    )
     assert_near(CALLS[name](x, "auto"), CALLS[name](x, first))
     op, expected = OPS[name], OPS[name].reference if first == "reference" else OPS[name].kernel
     assert op.select("auto", device, torch.float32) is op.select(first, device, torch.float32) is expected

@@ -18,6 +18,7 @@ from triton.compiler import ASTSource
 import probsym_fast
 from probsym_fast.ops import OPS
 from probsym_fast.ops._op import BACKENDS
+from probsym_fast.ops._patches import patch_size, slots_of_places
 from probsym_fast.ops.triton import KERNELS, _launch
 from probsym_fast.ops.triton import _lazy as through
 
@@ -78,6 +79,12 @@ def resources(binary: bytes, folder: Path) -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", line)}
 
 
+def compiled(launch: tuple, architecture: int):
+    function, (signature, constants, attributes), options = launch
+    source = ASTSource(function, signature, constants, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+
+
 class Launches:
     """Takes the place of `_launch.launch`: keeps what would be launched, once for each specialisation."""
 
@@ -88,7 +95,7 @@ class Launches:
         assert all(isinstance(x, int) and x >= 0 for x in grid(settings))
         for configuration in kernel.configurations:
             every = settings | configuration
-            options = {k: every.pop(k) for k in ("num_warps", "num_stages") if k in every}
+            options = {k: every.pop(k) for k in ("num_warps", "num_stages") if k in every} | _launch.OPTIONS
             source = specialised(kernel.function, arguments, every)
             self.kept[kernel.name, repr((source, options))] = kernel.function, source, options
 
@@ -112,8 +119,46 @@ def aggregate_case(dtype):
         through("aggregate", "backward")(x, x, edges, virtual, own, True, own is not None)
 
 
+def items_case(name, dtype):
+    """Pairs and nodes, tokens as wide as a ViT and narrow, one channel and many; one token of the whole matrix."""
+    for axes, N, grid, C, D in ((2, 188, 14, 8, 768), (1, 188, 196, 9, 768), (2, 20, 1, 1, 64)):
+        S, B, P = 2, 2, patch_size(N, grid)
+        ptr, rank = torch.arange(0, B * N + 1, N), torch.arange(N).expand(B, S, N)
+        items = torch.zeros(axes, 60, dtype=torch.int64)
+        soft = [torch.zeros(B, S, N) for _ in range(3)]
+        slots = slots_of_places(N, grid, "zeros", False, torch.device("cpu"))
+        weight = torch.zeros(*[P] * axes, C, D, dtype=dtype).movedim((-1, -2), (0, 1))
+        tokens, values = torch.zeros(B, S, grid**axes, D, dtype=dtype), torch.zeros(60, C, dtype=dtype)
+        rest = ptr, rank, rank, *soft, 0.5, slots, grid, weight
+        first, second = (items, values) if name == "embed" else (tokens, items)
+        out = tokens if name == "embed" else values
+        for bias in (torch.zeros(D if name == "embed" else C, dtype=dtype), None)[: 2 if C == 8 else 1]:
+            through(name, "forward")(first, second, *rest, bias)
+        through(name, "backward")(out, first, second, *rest, True, True, True, True)
+
+
+def act_orthogonal_case(dtype):
+    frames = torch.zeros(2, 3, 3, 3)
+    for C, mean, inverse in ((1, True, False), (16, False, True), (16, True, True)):
+        for vectors in (torch.zeros(2, 5, 3, C, dtype=dtype), torch.zeros(2, 3, 5, 3, C, dtype=dtype)):
+            out = through("act_orthogonal", "forward")(vectors, frames, inverse, mean)
+            through("act_orthogonal", "backward")(out, vectors, frames, inverse, mean, True, True)
+
+
+def orthogonal_frame_case(dtype):
+    for d in (1, 2, 3):
+        x = torch.zeros(33, d, d, dtype=dtype)
+        for special in (False, True):
+            through("orthogonal_frame", "forward")(x, special)
+        through("orthogonal_frame", "backward")(x, x, x)
+
+
 CASES = {
+    "act_orthogonal": act_orthogonal_case,
+    "orthogonal_frame": orthogonal_frame_case,
     "aggregate": aggregate_case,
+    "embed": lambda dtype: items_case("embed", dtype),
+    "readout": lambda dtype: items_case("readout", dtype),
 }
 
 
@@ -125,17 +170,30 @@ def test_every_op_has_a_case():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_compiles_without_spills(name, architecture, monkeypatch, tmp_path):
-    """Every configuration that can be chosen, for what the op launches: registers and stack are read from the cubin."""
+def test_compiles_without_spills(architecture, monkeypatch, tmp_path):
+    """Every configuration that can be chosen, for what the ops launch: registers and stack are read from the cubin.
+
+    float16 differs from bfloat16 in one type; it is compiled for one architecture.
+    """
     found = {}
-    for dtype in KERNELS[name]:
-        found |= dict(launches_of(name, dtype, monkeypatch))
+    for name in CASES:
+        for dtype in KERNELS[name]:
+            if dtype != torch.float16 or architecture == 90:
+                found |= dict(launches_of(name, dtype, monkeypatch))
     assert found
-    for (kernel, _), (function, (signature, constants, attributes), options) in found.items():
-        source = ASTSource(function, signature, constants, attributes)
-        compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
-        used = resources(compiled.asm["cubin"], tmp_path)
-        assert used["REG"] <= 65536 // (32 * options["num_warps"]), (kernel, used)
-        assert used["STACK"] == used["LOCAL"] == 0, (kernel, options, constants, used)
+    for (kernel, _), launch in found.items():
+        used = resources(compiled(launch, architecture).asm["cubin"], tmp_path)
+        assert used["REG"] <= 65536 // (32 * launch[2]["num_warps"]), (kernel, used)
+        assert used["STACK"] == used["LOCAL"] == 0, (kernel, launch[1], used)
+
+
+@pytest.mark.parametrize("name", ["embed", "readout"])
+def test_rows_move_in_16_bytes(name, monkeypatch):
+    """Token and weight rows of a width divisible by 16 are read, and tokens written, in vectors of 16 bytes."""
+    for dtype in (torch.float32, torch.bfloat16):
+        for (kernel, _), launch in launches_of(name, dtype, monkeypatch):
+            if kernel in ("scatter", "gather") and launch[1][1][launch[0].arg_names.index("BLOCK_D"),] >= 128:
+                ptx = compiled(launch, 90).asm["ptx"]
+                assert re.search(r"ld\.global\S*\.v4\.b32", ptx), (kernel, launch[1:])
+                assert kernel == "gather" or re.search(r"st\.global\S*\.v4\.b32", ptx), (kernel, launch[1:])

@@ -12,9 +12,13 @@ from collections.abc import Callable
 import torch
 
 HALF = (torch.float32, torch.bfloat16, torch.float16)
-KERNELS = {
+KERNELS = {  # op -> dtypes
     "aggregate": HALF,
-}  # op -> dtypes
+    "embed": HALF,
+    "readout": HALF,
+    "act_orthogonal": HALF,
+    "orthogonal_frame": (torch.float32,),
+}
 
 
 def register(ops: dict) -> None:

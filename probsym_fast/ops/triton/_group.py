@@ -38,11 +38,11 @@ def group(key: Tensor, keys: int) -> tuple[Tensor, Tensor]:
     Keys outside of 0 to keys - 1 are in no list. In deterministic mode a list rises; else its order is that of the atomics.
     """
     E = key.shape[0]
+    index = torch.int32 if E < 2**31 else torch.int64
     if torch.are_deterministic_algorithms_enabled():
         ordered, entry = torch.where((key >= 0) & (key < keys), key, keys).sort(stable=True)
         begin = torch.searchsorted(ordered, torch.arange(keys + 1, device=key.device, dtype=key.dtype))
-        return begin, entry
-    index = torch.int32 if E < 2**31 else torch.int64
+        return begin.to(index), entry.to(index)
     count = torch.zeros(keys + 1, dtype=index, device=key.device)
     place, entry = (torch.empty(E, dtype=index, device=key.device) for _ in range(2))
 

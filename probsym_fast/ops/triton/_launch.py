@@ -12,6 +12,10 @@ import triton
 from torch import Tensor
 from triton.runtime.cache import get_cache_manager
 
+# Of every compilation: triton's default for fusion changes; without a bound on registers ptxas aims at a rounder number of
+# them and spills a register or two to reach it.
+OPTIONS = {"enable_fp_fusion": True, "maxnreg": 128}
+
 
 class Kernel:
     """A jitted kernel with its configurations: constexpr arguments, and num_warps.
@@ -79,7 +83,7 @@ def launch(kernel: Kernel, grid: Callable, arguments: tuple, settings: dict) -> 
     """The one place that launches; an empty grid launches nothing."""
     size = grid(settings)
     if 0 not in size:
-        kernel.function[size](*arguments, **settings)
+        kernel.function[size](*arguments, **settings, **OPTIONS)
 
 
 def kernel(*configurations: dict) -> Callable:
@@ -93,5 +97,7 @@ def bucket(size: int) -> int:
 
 
 def width_block(width: int, most: int) -> int:
-    """A power of two that covers the width, of at most `most` and at least 16."""
-    return max(16, min(most, bucket(width)))
+    """A power of two from 16 to `most` that cuts the width into blocks, the largest of those that waste least."""
+    if width <= most:
+        return max(16, bucket(width))
+    return min((most, most // 2, most // 4), key=lambda block: (-(-width // block) * block, -block))

@@ -13,7 +13,7 @@ from probsym_fast.ops.triton._launch import kernel, width_block
 PART = 4096  # numbers summed by one program in the gradient of `own`
 
 
-@kernel({"BLOCK_E": 8, "num_warps": 4}, {"BLOCK_E": 2, "num_warps": 2}, {"BLOCK_E": 16, "num_warps": 8})
+@kernel({"BLOCK_E": 8, "num_warps": 4}, {"BLOCK_E": 2, "num_warps": 2})
 def _sum_rows(
     p_x,
     p_begin,
