@@ -121,12 +121,14 @@ def aggregate_case(dtype):
 
 def items_case(name, dtype):
     """Pairs and nodes, tokens as wide as a ViT and narrow, one channel and many; one token of the whole matrix."""
-    for axes, N, grid, C, D in ((2, 188, 14, 8, 768), (1, 188, 196, 9, 768), (2, 20, 1, 1, 64)):
+    sizes = ((2, 188, 14, 8, 768, "zeros"), (1, 188, 196, 9, 768, "zeros"), (2, 20, 1, 1, 64, "zeros"))
+    padded = ((2, 444, 14, 7, 768, "reflect"),)
+    for axes, N, grid, C, D, pad_mode in sizes + padded * (name == "embed"):
         S, B, P = 2, 2, patch_size(N, grid)
         ptr, rank = torch.arange(0, B * N + 1, N), torch.arange(N).expand(B, S, N)
         items = torch.zeros(axes, 60, dtype=torch.int64)
         soft = [torch.zeros(B, S, N) for _ in range(3)]
-        slots = slots_of_places(N, grid, "zeros", False, torch.device("cpu"))
+        slots = slots_of_places(N, grid, pad_mode, False, torch.device("cpu"))
         weight = torch.zeros(*[P] * axes, C, D, dtype=dtype).movedim((-1, -2), (0, 1))
         tokens, values = torch.zeros(B, S, grid**axes, D, dtype=dtype), torch.zeros(60, C, dtype=dtype)
         rest = ptr, rank, rank, *soft, 0.5, slots, grid, weight

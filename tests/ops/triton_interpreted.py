@@ -8,12 +8,15 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from probsym_fast.ops import OPS
+from probsym_fast.ops._op import BACKENDS
 from probsym_fast.ops._patches import patch_size, slots_of_places
-from probsym_fast.ops.triton import _lazy
+from probsym_fast.ops.triton import KERNELS, _lazy
 from tests.conftest import assert_near
 from tests.ops.graphs import batch, weights
+from tests.ops.test_backends import CALLS, Calls, matrices
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # rounded once to the dtype, relative to the largest entry
@@ -260,3 +263,44 @@ def test_dependent_columns_are_filled(d):
         assert (q - expected).abs().max() < 1e-5
         gradient = _lazy("orthogonal_frame", "backward")(torch.randn_like(q), q, matrices)
         assert (gradient[0] == 0).all() and gradient[[0, 1, 4]].isfinite().all()
+
+
+@pytest.fixture
+def in_place_of_cpu_kernels(monkeypatch):
+    """The launchers registered for CPU tensors as `register` does for CUDA, under the public functions."""
+    library = torch.library.Library("probsym_fast", "IMPL")
+    for name, dtypes in KERNELS.items():
+        library.impl(name, _lazy(name, "forward"), "CPU", allow_override=True)
+        library.impl(f"{name}_backward", _lazy(name, "backward"), "CPU", allow_override=True)
+        monkeypatch.setitem(OPS[name].from_python, "cpu", ("triton", dtypes))
+        monkeypatch.setitem(BACKENDS, (name, "cpu"), ("triton", "reference"))
+    yield
+    library._destroy()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the dispatcher tells of the override
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_through_the_dispatcher(name, dtype, in_place_of_cpu_kernels):
+    """Schemas, autograd with results left out, dtypes of the public functions, fake results like the real ones."""
+    x = matrices().to(dtype)
+    results = []
+    for backend, leaf in (("triton", x), ("reference", x.double())):
+        leaf = leaf.detach().requires_grad_()
+        with Calls() as record:
+            out = CALLS[name](leaf, backend)
+            combination = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(x.dtype).to(out)
+            results.append((out, *torch.autograd.grad(out, leaf, combination)))
+        if backend == "triton":
+            calls = [(f, a) for f, a in record.calls if f.name().split("::")[1].removesuffix("_backward") == name]
+            assert len(calls) == 2
+    for y, z in zip(*results, strict=True):
+        bound = 5e-2 if dtype == torch.bfloat16 else 5e-5  # of some roundings to bfloat16 on the way
+        assert (y.double() - z).abs().max() <= bound * z.abs().max().clamp(min=1)
+    for function, arguments in calls:
+        real = function(*arguments)
+        with FakeTensorMode() as mode:
+            fake = function(*(mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments))
+        for a, b in zip(real, fake, strict=True) if isinstance(real, tuple) else [(real, fake)]:
+            assert (a is None) == (b is None)
+            assert a is None or (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())

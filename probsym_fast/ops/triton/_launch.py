@@ -101,3 +101,8 @@ def width_block(width: int, most: int) -> int:
     if width <= most:
         return max(16, bucket(width))
     return min((most, most // 2, most // 4), key=lambda block: (-(-width // block) * block, -block))
+
+
+def fresh_like(x: Tensor) -> Tensor:
+    """An empty tensor of x's shape, its strides those of a fresh one whatever x's axes of length 1 have."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from probsym_fast.ops.triton._launch import bucket, kernel
+from probsym_fast.ops.triton._launch import bucket, fresh_like, kernel
 
 
 @kernel({"num_warps": 4})
@@ -96,8 +96,8 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     d_out, vectors, frames = d_out.contiguous(), vectors.contiguous(), frames.contiguous()
     B, S, n, d, C, block = _shape(vectors, frames)
-    d_vectors = torch.empty_like(vectors) if needs_vectors else None
-    d_frames = torch.empty_like(frames) if needs_frames else None
+    d_vectors = fresh_like(vectors) if needs_vectors else None
+    d_frames = fresh_like(frames) if needs_frames else None
     per_sample, scale = vectors.ndim == 5, 1 / S if mean else 1.0
 
     def grid(settings):

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from probsym_fast.ops.triton._group import group
-from probsym_fast.ops.triton._launch import kernel, width_block
+from probsym_fast.ops.triton._launch import fresh_like, kernel, width_block
 
 PART = 4096  # numbers summed by one program in the gradient of `own`
 
@@ -87,7 +87,7 @@ def _product(p_x, p_y, p_out, count, BLOCK: tl.constexpr):
 def _sum_over(x: Tensor, edges: Tensor, ptr: Tensor | None, own: Tensor | None, from_axis: int) -> Tensor:
     x, edges = x.contiguous(), edges.contiguous()
     ptr = None if ptr is None else ptr.contiguous()
-    sums = torch.empty_like(x)
+    sums = fresh_like(x)
     if not x.numel():
         return sums
     graphs = 0 if ptr is None else ptr.shape[0] - 1

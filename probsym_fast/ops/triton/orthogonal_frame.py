@@ -6,12 +6,11 @@ The formulas are those of csrc/cpu/orthogonal_frame.kernel.h.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from probsym_fast.ops.triton._launch import kernel
+from probsym_fast.ops.triton._launch import fresh_like, kernel
 
 BLOCK = 128
 
@@ -169,13 +168,13 @@ def _launch(function, *tensors: Tensor, **flags) -> None:
 
 def forward(matrices: Tensor, special: bool) -> Tensor:
     matrices = matrices.contiguous()
-    frames = torch.empty_like(matrices)
+    frames = fresh_like(matrices)
     _launch(_frames, matrices, frames, SPECIAL=special)
     return frames
 
 
 def backward(d_frames: Tensor, frames: Tensor, matrices: Tensor) -> Tensor:
     d_frames, frames, matrices = d_frames.contiguous(), frames.contiguous(), matrices.contiguous()
-    d_matrices = torch.empty_like(matrices)
+    d_matrices = fresh_like(matrices)
     _launch(_frames_backward, d_frames, frames, matrices, d_matrices)
     return d_matrices

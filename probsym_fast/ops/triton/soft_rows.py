@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from probsym_fast.ops.triton._group import group
-from probsym_fast.ops.triton._launch import bucket, kernel
+from probsym_fast.ops.triton._launch import bucket, fresh_like, kernel
 from probsym_fast.ops.triton.items import Items
 
 PRODUCTS = 2**28  # bytes of Z at a time
@@ -129,7 +129,7 @@ def permutation_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """d_t, d_log_r, d_log_c (B, S, N) of scale sum value_c <tokens[token], W[offset, c]>."""
     t, log_r, log_c, values = (y.contiguous() for y in (t, log_r, log_c, values))
-    d_soft = tuple(torch.empty_like(y) for y in (t, log_r, log_c))
+    d_soft = tuple(fresh_like(y) for y in (t, log_r, log_c))
     samples, (offsets, C, D) = x.B * x.S, W.shape
     if not samples:
         return d_soft
