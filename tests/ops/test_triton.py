@@ -19,7 +19,7 @@ import probsym_fast
 from probsym_fast.ops import OPS
 from probsym_fast.ops._op import BACKENDS
 from probsym_fast.ops._patches import patch_size, slots_of_places
-from probsym_fast.ops.triton import KERNELS, _launch
+from probsym_fast.ops.triton import KERNELS, _group, _launch
 from probsym_fast.ops.triton import _lazy as through
 
 ROOT = Path(__file__).parents[2]
@@ -199,3 +199,45 @@ def test_rows_move_in_16_bytes(name, monkeypatch):
                 ptx = compiled(launch, 90).asm["ptx"]
                 assert re.search(r"ld\.global\S*\.v4\.b32", ptx), (kernel, launch[1:])
                 assert kernel == "gather" or re.search(r"st\.global\S*\.v4\.b32", ptx), (kernel, launch[1:])
+
+
+def test_the_fastest_configuration_is_measured_once_and_kept(monkeypatch, tmp_path):
+    """Once for a bucket of sizes, also by another process; the first in deterministic mode and in a graph capture."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    capturing, measured = [False], []
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+    monkeypatch.setattr(triton.testing, "do_bench", lambda call, **settings: measured.append(call) or 4 - len(measured))
+    configurations = {"BLOCK": 1}, {"BLOCK": 2}, {"BLOCK": 3}
+
+    def choose(kernel, *sizes, device="cuda", dtype=torch.float32):
+        arguments = (torch.zeros(1, dtype=dtype),)
+        return kernel._choose(torch.device(device), None, arguments, sizes, {})
+
+    function = _group._count.function
+    kernel = _launch.Kernel(function, configurations)
+    assert choose(kernel, 100, device="cpu") == configurations[0]
+    capturing[0] = True
+    assert choose(kernel, 100) == configurations[0]
+    capturing[0] = False
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert choose(kernel, 100) == configurations[0]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not measured
+    assert [choose(kernel, size) for size in (100, 128, 65)] == [configurations[2]] * 3
+    assert choose(_launch.Kernel(function, configurations), 70) == configurations[2]  # from the cache
+    assert len(measured) == 3
+    choose(kernel, 129)
+    choose(kernel, 100, dtype=torch.bfloat16)
+    assert len(measured) == 9
+
+
+def test_a_failing_kernel_names_itself_and_the_shapes(monkeypatch):
+    def fails(*arguments):
+        raise ValueError("no such instruction")
+
+    monkeypatch.setattr(_launch, "launch", fails)
+    with pytest.raises(RuntimeError, match=r"^count: the kernel failed on cpu for \[\(3,\).*no such instruction"):
+        through("aggregate", "forward")(torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.int64), None, None)
