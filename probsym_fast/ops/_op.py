@@ -1,7 +1,7 @@
 """The one pattern of an op: schema, shape function, gradient, and one implementation a backend, chosen at the call.
 
 `reference` is plain torch and the definition; a kernel registers itself for a device under the op's schema, from C++
-(csrc/<device>/<op>.cpp). So everything imports, traces and runs with nothing compiled.
+(csrc/<device>/<op>.cpp) or from Python (ops/triton/<op>.py). So everything imports, traces and runs with nothing compiled.
 """
 
 from __future__ import annotations
@@ -12,18 +12,20 @@ import torch
 from torch import Tensor
 
 from probsym_fast import _extension
+from probsym_fast.ops import triton
 
 NAMESPACE = "probsym_fast"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 OPS: dict[str, Op] = {}
-KERNEL_BACKENDS = {"cpu": "cpu", "cuda": "cuda"}  # device type -> the name of the kernels registered for it
+KERNEL_BACKENDS = {"cpu": "cpu", "cuda": "cuda"}  # device type -> the name of the kernels registered for it from C++
+DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 
 
 class Op:
     """A fused computation with a schema, a gradient, and implementations per device.
 
     schema: arguments and results as `torch.library.define` takes them. reference: plain torch with the same arguments.
-    shapes: what the kernel returns, as empty tensors (for tracing). dtypes: those that the kernels take.
+    shapes: what the kernel returns, as empty tensors (for tracing). dtypes: those that the C++ kernels take.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Op:
         dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64),
     ):
         self.name, self.reference, self.dtypes = name, reference, tuple(dtypes)
+        self.from_python: dict[str, tuple[str, tuple[torch.dtype, ...]]] = {}  # device type -> backend, dtypes
         self.qualified = f"{NAMESPACE}::{name}"
         LIBRARY.define(name + schema)
         torch.library.register_fake(self.qualified, shapes, lib=LIBRARY)
@@ -50,15 +53,39 @@ class Op:
         torch.library.register_fake(f"{NAMESPACE}::{name}", shapes, lib=LIBRARY)
         self.backward = getattr(getattr(torch.ops, NAMESPACE), name).default
 
+    def implement(
+        self, device: str, backend: str, forward: Callable, backward: Callable, dtypes: Sequence[torch.dtype]
+    ) -> None:
+        """Registers kernels written in Python for a device type, unless C++ has its own there."""
+        if self.has_kernel(device):
+            return
+        LIBRARY.impl(self.name, forward, DISPATCH_KEYS[device])
+        LIBRARY.impl(f"{self.name}_backward", backward, DISPATCH_KEYS[device])
+        self.from_python[device] = backend, tuple(dtypes)
+
     def has_kernel(self, device: str) -> bool:
-        """Whether a kernel is built for this device type, by an extension that is used."""
-        key = {"cpu": "CPU", "cuda": "CUDA"}.get(device) if _extension.module() else None
+        """Whether there is a kernel for this device type: from Python, or built by an extension that is used."""
+        if device in self.from_python:
+            return True
+        key = DISPATCH_KEYS.get(device) if _extension.module() else None
         return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(self.qualified, key)
+
+    def kernel_dtypes(self, device: str) -> tuple[torch.dtype, ...]:
+        """The dtypes that the kernels for this device type take."""
+        return self.from_python[device][1] if device in self.from_python else self.dtypes
 
     def backends(self, device: str) -> tuple[str, ...]:
         """What can be named for this device type, fastest first."""
-        kernels = (KERNEL_BACKENDS[device],) if self.has_kernel(device) else ()
-        return (*kernels, "reference")
+        if device in self.from_python:
+            return self.from_python[device][0], "reference"
+        return (KERNEL_BACKENDS[device], "reference") if self.has_kernel(device) else ("reference",)
+
+    def compute_dtype(self, backend: str, device: torch.device, dtype: torch.dtype) -> torch.dtype:
+        """What inputs of this dtype are handed over in: as they are where the kernels take it, below float32 else float32."""
+        if dtype in (torch.float32, torch.float64):
+            return dtype
+        taken = backend != "reference" and self.has_kernel(device.type) and dtype in self.kernel_dtypes(device.type)
+        return dtype if taken else torch.float32
 
     def select(self, backend: str, device: torch.device, dtype: torch.dtype) -> Callable:
         """The implementation to call with the schema's arguments.
@@ -70,7 +97,7 @@ class Op:
             if available[0] == "reference":
                 _extension.report_once(device.type)
                 return self.reference
-            return self.kernel if dtype in self.dtypes else self.reference
+            return self.kernel if dtype in self.kernel_dtypes(device.type) else self.reference
         if backend not in available:
             raise RuntimeError(
                 f"{self.name}: backend must be one of {('auto', *available)} on {device.type}, got {backend!r}"
@@ -78,8 +105,8 @@ class Op:
             )
         if backend == "reference":
             return self.reference
-        if dtype not in self.dtypes:
-            raise TypeError(f"{self.name}: backend {backend!r} takes {self.dtypes}, got {dtype}")
+        if dtype not in self.kernel_dtypes(device.type):
+            raise TypeError(f"{self.name}: backend {backend!r} takes {self.kernel_dtypes(device.type)}, got {dtype}")
         return self.kernel
 
 
@@ -90,6 +117,7 @@ def fill_table() -> None:
     """At import, once: makes the ops differentiable and looks up what is built for each op and device."""
     _extension.load()
     module = _extension.module()
+    triton.register(OPS)
     for name, op in OPS.items():
         if op.backward is not None:
             module.differentiate(name) if module else differentiate(op)

@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from probsym_fast.ops._op import check_count, check_float, looks_at_values
+from probsym_fast.ops._op import Op, check_count, check_float, looks_at_values
 from probsym_fast.ops.permutation import Permutation, SoftPermutation
 
 PAD_MODES = ("zeros", "replicate", "reflect", "circular")
@@ -32,7 +32,15 @@ def slots_of_places(N: int, grid: int, pad_mode: str, centered: bool, device: to
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # kept for calls outside of it too
 def _kept_slots(N: int, grid: int, pad_mode: str, centered: bool, device: torch.device) -> Tensor:
-    return _slots(N, grid, pad_mode, centered, device)
+    slots = _slots(N, grid, pad_mode, centered, device)
+    on_host = _slots(N, grid, pad_mode, centered, torch.device("cpu"))
+    slots.most_places = int(on_host[on_host >= 0].bincount().max())
+    return slots
+
+
+def most_places(slots: Tensor, N: int) -> int:
+    """How many places a slot stands in at most: known of kept slots, else a bound, without looking at a GPU's values."""
+    return getattr(slots, "most_places", slots.shape[0] - N + 1)
 
 
 def _slots(N: int, grid: int, pad_mode: str, centered: bool, device: torch.device) -> Tensor:
@@ -157,6 +165,7 @@ def gradient_shapes(x: Tensor, t: Tensor | None, weight: Tensor, bias: int, need
 def soft_parts(p: Permutation, dtype: torch.dtype) -> tuple:
     """(rank, order, t, log_r, log_c, tau) as the schemas take them; None for a hard permutation."""
     if isinstance(p, SoftPermutation):
+        dtype = torch.promote_types(dtype, torch.float32)
         t = p.scores
         if p.requires_grad and not t.requires_grad:  # the kernels give the three gradients where that to t is asked for
             t = t + 0 * (p.log_r + p.log_c)
@@ -164,8 +173,9 @@ def soft_parts(p: Permutation, dtype: torch.dtype) -> tuple:
     return p.rank, p.order, None, None, None, 1.0
 
 
-def common_dtype(op: str, kernel_dtypes: tuple, **tensors: Tensor | None) -> torch.dtype:
-    """The dtype that the op computes in: that of its floating inputs, which must agree; below float32, float32.
+def common_dtype(op: str, kernels: Op, backend: str, **tensors: Tensor | None) -> torch.dtype:
+    """The dtype that the op computes in: that of its floating inputs, which must agree; below float32, float32 where the
+    kernels do not take it.
 
     Under autocast they need not agree: the op computes in the widest of them.
     """
@@ -179,4 +189,4 @@ def common_dtype(op: str, kernel_dtypes: tuple, **tensors: Tensor | None) -> tor
         if y.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"{op}: {name} must be {x.dtype} as {first} is, got {y.dtype}")
         dtype = torch.promote_types(dtype, y.dtype)
-    return dtype if dtype in kernel_dtypes else torch.float32
+    return kernels.compute_dtype(backend, x.device, dtype)

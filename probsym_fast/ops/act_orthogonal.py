@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from probsym_fast.ops._op import Op, check_float
@@ -40,7 +41,7 @@ def act_orthogonal(
         vectors: (B, n, d, C), shared by the samples, or (B, S, n, d, C).
         frames: (B, S, d, d), orthogonal (the inverse is taken to be the transpose).
         inverse: apply g^-1. mean: average over the samples.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", "cpu", "triton" or "reference".
 
     Returns: (B, S, n, d, C), with `mean` (B, n, d, C); dtype of `vectors` (float16, bfloat16 are computed in float32).
 
@@ -60,10 +61,7 @@ def act_orthogonal(
         )
     if vectors.device != frames.device:
         raise RuntimeError(f"act_orthogonal: frames must be on {vectors.device}, got {frames.device}")
-    dtype = vectors.dtype
-    if dtype not in OP.dtypes:
-        vectors = vectors.float()
-    out = OP.select(backend, vectors.device, vectors.dtype)(
-        vectors, frames.to(vectors.dtype), bool(inverse), bool(mean)
-    )
-    return out.to(dtype)
+    dtype = OP.compute_dtype(backend, vectors.device, vectors.dtype)
+    frames = frames.to(torch.promote_types(dtype, torch.float32))
+    run = OP.select(backend, vectors.device, dtype)
+    return run(vectors.to(dtype), frames, bool(inverse), bool(mean)).to(vectors.dtype)

@@ -19,7 +19,7 @@ OP.gradient(
     " -> (Tensor d_x, Tensor d_own)",
     shapes=lambda d_sums, x, edge_index, ptr, own, needs_x, needs_own: (
         x.new_empty(x.shape) if needs_x else None,
-        x.new_empty(()) if needs_own else None,
+        own.new_empty(()) if needs_own else None,
     ),
 )
 
@@ -35,7 +35,7 @@ def aggregate(
     Args:
         x: (nodes, ...), such as (nodes, S, d); with ptr (nodes + B, ...). edge_index: (2, E) int64, sources and targets.
         own: scalar tensor, the weight of a node's own row (1 + eps in GIN); None: 0. ptr: (B + 1,) int64.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", "cpu", "triton" or "reference".
 
     Returns: the shape and dtype of x (float16, bfloat16 are summed in float32).
 
@@ -66,6 +66,6 @@ def aggregate(
     for name, value in (("ptr", ptr), ("own", own)):
         if value is not None and value.device != x.device:
             raise RuntimeError(f"aggregate: {name} must be on {x.device}, got {value.device}")
-    dtype = x.dtype if x.dtype in OP.dtypes else torch.float32
-    own = None if own is None else own.to(dtype)
+    dtype = OP.compute_dtype(backend, x.device, x.dtype)
+    own = None if own is None else own.to(torch.promote_types(dtype, torch.float32))
     return OP.select(backend, x.device, dtype)(x.to(dtype), edge_index, ptr, own).to(x.dtype)

@@ -68,7 +68,7 @@ def embed_edges(
         bias: (D,). grid: patches along an axis, grid 1: one token of the whole matrix.
         pad_mode: "zeros", "replicate", "reflect" or "circular", also where the padding is longer than N. centered: half
             of the padding in front (rounded down), else all of it at the end.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", "cpu", "triton" or "reference".
 
     Returns: (B, S, grid^2, D), tokens row by row; dtype of the weight.
 
@@ -121,7 +121,7 @@ def embed_nodes(
 def _embed(op, items, name, values, ptr, p, weight, bias, grid, pad_mode, centered, backend) -> Tensor:
     check_ptr(op, ptr, p)
     check_padding(op, pad_mode)
-    dtype = common_dtype(op, OP.dtypes, weight=weight, **{name: values}, bias=bias)
+    dtype = common_dtype(op, OP, backend, weight=weight, **{name: values}, bias=bias)
     N, k = p.shape[-1], items.shape[0]
     check_patches(op, weight, bias, N, grid, k, bias_axis=0)
     check_devices(op, weight.device, ptr=ptr, edge_index=items)

@@ -68,7 +68,7 @@ def embed_matrix(
     if not isinstance(p, Permutation):
         raise TypeError(f"{op}: p must be a Permutation, got {type(p).__name__}")
     check_padding(op, pad_mode)
-    dtype = common_dtype(op, OP.dtypes, weight=weight, matrix=matrix, bias=bias)
+    dtype = common_dtype(op, OP, backend, weight=weight, matrix=matrix, bias=bias)
     B, _, N = p.shape
     check_patches(op, weight, bias, N, grid, 2, bias_axis=0)
     if tuple(matrix.shape) != (B, N, N, weight.shape[1]):

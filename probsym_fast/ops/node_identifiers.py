@@ -47,7 +47,7 @@ def node_identifiers(
     """
     op = "node_identifiers"
     check_ptr(op, ptr, p)
-    dtype = common_dtype(op, OP.dtypes, weight=weight)
+    dtype = common_dtype(op, OP, backend, weight=weight)
     if weight.ndim != 2 or weight.shape[0] != p.shape[-1]:
         raise ValueError(f"{op}: weight must be (N, D) = ({p.shape[-1]}, *), got {tuple(weight.shape)}")
     check_devices(op, weight.device, ptr=ptr)

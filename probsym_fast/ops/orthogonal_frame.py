@@ -33,7 +33,7 @@ def orthogonal_frame(matrices: Tensor, *, special: bool = False, backend: str = 
     Args:
         matrices: (..., d, d). float16 and bfloat16 are computed and returned in float32.
         special: multiply the first column by the sign of the determinant: SO(d) instead of O(d).
-        backend: "auto", "cpu" (d <= 3) or "reference".
+        backend: "auto", "cpu", "triton" (both d <= 3) or "reference".
 
     Returns: (..., d, d) with orthonormal columns.
 
@@ -44,8 +44,7 @@ def orthogonal_frame(matrices: Tensor, *, special: bool = False, backend: str = 
     check_float("orthogonal_frame", matrices=matrices)
     if matrices.ndim < 2 or matrices.shape[-1] != matrices.shape[-2] or matrices.shape[-1] < 1:
         raise ValueError(f"orthogonal_frame: matrices must be (..., d, d), got {tuple(matrices.shape)}")
-    if matrices.dtype not in OP.dtypes:
-        matrices = matrices.float()
+    matrices = matrices.to(OP.compute_dtype(backend, matrices.device, matrices.dtype))
     d = matrices.shape[-1]
     if d not in KERNEL_DIMENSIONS:
         if backend not in ("auto", "reference"):

@@ -65,7 +65,7 @@ def readout(
         at: "nodes", "diagonal" (pairs (u, u) of the N x N map), or int64 global node numbers: (1, M) nodes, (2, M) pairs
             (under torch.compile(fullgraph=True), where the number of nodes in ptr is not known).
         centered: the N slots are the middle of the map (as `embed_edges` pads), else its beginning.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", "cpu", "triton" or "reference".
 
     Returns: (nodes, C), (nodes, C) or (M, C), dtype of the tokens.
 
@@ -73,7 +73,7 @@ def readout(
     Raises: TypeError (dtypes), ValueError (shapes, node numbers, at), RuntimeError (devices, backend).
     """
     check_ptr("readout", ptr, p)
-    dtype = common_dtype("readout", OP.dtypes, tokens=tokens, weight=weight, bias=bias)
+    dtype = common_dtype("readout", OP, backend, tokens=tokens, weight=weight, bias=bias)
     B, S, N = p.shape
     if weight.ndim < 3:
         raise ValueError(f"readout: weight must be (D, C, P) or (D, C, P, P), got {tuple(weight.shape)}")

@@ -95,7 +95,8 @@ def test_what_is_there_is_what_is_listed(name):
     for device in ("cpu", "cuda"):
         listed = op.backends(device)
         assert listed[-1] == "reference"
-        assert listed == ((device, "reference") if op.has_kernel(device) else ("reference",))
+        kernels = op.from_python[device][0] if device in op.from_python else device
+        assert listed == ((kernels, "reference") if op.has_kernel(device) else ("reference",))
         assert BACKENDS[name, device] == listed
         assert probsym_fast.info()["ops"][name][device] == list(listed)
     assert not op.has_kernel("meta")
@@ -105,13 +106,19 @@ def test_what_is_there_is_what_is_listed(name):
 
 @every_op
 def test_auto_takes_the_first(name, device):
-    x = matrices(device, dtype=torch.float64)
     first = OPS[name].backends(device.type)[0]
-    assert torch.equal(CALLS[name](x, "auto"), CALLS[name](x, first))
+    x = matrices(
+        device, dtype=torch.float64 if torch.float64 in OPS[name].kernel_dtypes(device.type) else torch.float32
+    )
+    assert_near(CALLS[name](x, "auto"), CALLS[name](x, first))
     op, expected = OPS[name], OPS[name].reference if first == "reference" else OPS[name].kernel
     assert op.select("auto", device, torch.float32) is op.select(first, device, torch.float32) is expected
     assert op.select("reference", device, torch.float32) is op.reference
-    assert op.select("auto", device, torch.bfloat16) is op.reference
+    half = first != "reference" and torch.bfloat16 in op.kernel_dtypes(device.type)
+    assert op.select("auto", device, torch.bfloat16) is (op.kernel if half else op.reference)
+    assert op.compute_dtype("auto", device, torch.bfloat16) == (torch.bfloat16 if half else torch.float32)
+    assert op.compute_dtype("reference", device, torch.bfloat16) == torch.float32
+    assert op.compute_dtype("auto", device, torch.float64) == torch.float64
 
 
 class Calls(TorchDispatchMode):
@@ -151,9 +158,11 @@ def test_unknown_backend(name, wrong):
 
 @every_kernel
 def test_dtype_that_a_kernel_lacks(name, device, backend):
-    message = f"{name}: backend {backend!r} takes (torch.float32, torch.float64), got torch.bfloat16"
+    takes = OPS[name].kernel_dtypes(device.type)
+    lacking = torch.float64 if torch.bfloat16 in takes else torch.bfloat16
+    message = f"{name}: backend {backend!r} takes {takes}, got {lacking}"
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
-        OPS[name].select(backend, device, torch.bfloat16)
+        OPS[name].select(backend, device, lacking)
 
 
 @every_kernel

@@ -1,0 +1,37 @@
+"""Triton kernels for NVIDIA GPUs: <op>.py holds `forward` and `backward` with the arguments of the op's schemas.
+
+Nothing here imports triton before a kernel is called: the modules are loaded at the first call on a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+
+import torch
+
+HALF = (torch.float32, torch.bfloat16, torch.float16)
+KERNELS = {  # op -> dtypes
+    "aggregate": HALF,
+    "embed": HALF,
+    "readout": HALF,
+    "act_orthogonal": HALF,
+    "orthogonal_frame": (torch.float32,),
+}
+
+
+def register(ops: dict) -> None:
+    """Registers the kernels for CUDA tensors, where triton can be imported."""
+    if importlib.util.find_spec("triton") is None:
+        return
+    for name, dtypes in KERNELS.items():
+        ops[name].implement("cuda", "triton", _lazy(name, "forward"), _lazy(name, "backward"), dtypes)
+
+
+def _lazy(op: str, direction: str) -> Callable:
+    def call(*arguments):
+        module = importlib.import_module(f"{__name__}.{op}")
+        return getattr(module, direction)(*arguments)
+
+    return call

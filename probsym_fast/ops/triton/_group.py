@@ -1,0 +1,55 @@
+"""Lists of entries by key: a counting sort by integer atomics, a stable sort in deterministic mode."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from probsym_fast.ops.triton._launch import kernel
+
+BLOCK = 256
+
+
+@kernel({"num_warps": 4})  # one configuration alone: it adds to what is there, so it must not be measured
+def _count(p_key, p_count, p_place, E, keys, BLOCK: tl.constexpr):
+    """count[key + 1] += 1; place[e]: how many entries of e's key were counted before it."""
+    o_e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    b_key = tl.load(p_key + o_e, mask=o_e < E, other=-1)
+    m_e = (b_key >= 0) & (b_key < keys)
+    b_place = tl.atomic_add(p_count + b_key + 1, 1, mask=m_e, sem="relaxed")
+    tl.store(p_place + o_e, b_place, mask=m_e)
+
+
+@kernel({"num_warps": 4})
+def _fill(p_key, p_begin, p_place, p_entry, E, keys, BLOCK: tl.constexpr):
+    """entry[begin[key] + place] = e."""
+    o_e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    b_key = tl.load(p_key + o_e, mask=o_e < E, other=-1)
+    m_e = (b_key >= 0) & (b_key < keys)
+    b_at = tl.load(p_begin + b_key, mask=m_e, other=0) + tl.load(p_place + o_e, mask=m_e, other=0)
+    tl.store(p_entry + b_at, o_e, mask=m_e)
+
+
+def group(key: Tensor, keys: int) -> tuple[Tensor, Tensor]:
+    """key (E,) -> begin (keys + 1,), entry (E,): entry[begin[k] : begin[k + 1]] are the e with key[e] = k.
+
+    Keys outside of 0 to keys - 1 are in no list. In deterministic mode a list rises; else its order is that of the atomics.
+    """
+    E = key.shape[0]
+    index = torch.int32 if E < 2**31 else torch.int64
+    if torch.are_deterministic_algorithms_enabled():
+        ordered, entry = torch.where((key >= 0) & (key < keys), key, keys).sort(stable=True)
+        begin = torch.searchsorted(ordered, torch.arange(keys + 1, device=key.device, dtype=key.dtype))
+        return begin.to(index), entry.to(index)
+    count = torch.zeros(keys + 1, dtype=index, device=key.device)
+    place, entry = (torch.empty(E, dtype=index, device=key.device) for _ in range(2))
+
+    def grid(settings):
+        return (triton.cdiv(E, BLOCK),)
+
+    _count(grid, key, count, place, E, keys, BLOCK=BLOCK)
+    begin = count.cumsum(0, dtype=index)
+    _fill(grid, key, begin, place, entry, E, keys, BLOCK=BLOCK)
+    return begin, entry

@@ -1,0 +1,108 @@
+"""How every kernel is launched: the device, and which of a short list of configurations."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable
+
+import torch
+import triton
+from torch import Tensor
+from triton.runtime.cache import get_cache_manager
+
+# Of every compilation: triton's default for fusion changes; without a bound on registers ptxas aims at a rounder number of
+# them and spills a register or two to reach it.
+OPTIONS = {"enable_fp_fusion": True, "maxnreg": 128}
+
+
+class Kernel:
+    """A jitted kernel with its configurations: constexpr arguments, and num_warps.
+
+    The first one is taken where the choice must not vary or nothing can be measured: in deterministic mode, in a CUDA graph
+    capture, without a GPU. Else the fastest for the bucket of the sizes, measured once and kept in triton's cache.
+    """
+
+    def __init__(self, function: Callable, configurations: tuple[dict, ...]):
+        self.function, self.configurations = function, configurations
+        self.name = function.__name__.strip("_")
+        self.chosen: dict[str, dict] = {}
+
+    def __call__(self, grid: Callable[[dict], tuple], *arguments, sizes: tuple[int, ...] = (), **constants) -> None:
+        """grid: from the constexpr arguments. sizes: what the best configuration depends on.
+
+        Outputs must not be read: the kernel runs several times where configurations are measured.
+        """
+        device = next(x for x in arguments if isinstance(x, Tensor)).device
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            configuration = self._choose(device, grid, arguments, sizes, constants)
+            try:
+                launch(self, grid, arguments, constants | configuration)
+            except Exception as error:
+                shapes = [tuple(x.shape) if isinstance(x, Tensor) else x for x in arguments]
+                raise RuntimeError(f"{self.name}: the kernel failed on {device} for {shapes}: {error}") from error
+
+    def _choose(self, device, grid, arguments, sizes, constants) -> dict:
+        fixed = len(self.configurations) == 1 or device.type != "cuda" or torch.are_deterministic_algorithms_enabled()
+        if fixed:
+            return self.configurations[0]
+        dtypes = [str(x.dtype) for x in arguments if isinstance(x, Tensor)]
+        key = repr((torch.cuda.get_device_name(device), dtypes, constants, [bucket(x) for x in sizes]))
+        if key not in self.chosen:
+            if torch.cuda.is_current_stream_capturing():
+                return self.configurations[0]
+            self.chosen[key] = self._read(key) or self._measure(key, grid, arguments, constants)
+        return self.chosen[key]
+
+    def _measure(self, key, grid, arguments, constants) -> dict:
+        times = [
+            triton.testing.do_bench(
+                lambda c=c: launch(self, grid, arguments, constants | c), warmup=5, rep=20, return_mode="median"
+            )
+            for c in self.configurations
+        ]
+        best = self.configurations[times.index(min(times))]
+        self._cache(key).put(json.dumps(best), "configuration.json", binary=False)
+        return best
+
+    def _read(self, key) -> dict | None:
+        path = self._cache(key).get_file("configuration.json")
+        if path is None:
+            return None
+        with open(path) as file:
+            kept = json.load(file)
+        return kept if kept in self.configurations else None
+
+    def _cache(self, key):
+        whole = f"probsym_fast {triton.__version__} {self.function.cache_key} {key}"
+        return get_cache_manager(hashlib.sha256(whole.encode()).hexdigest())
+
+
+def launch(kernel: Kernel, grid: Callable, arguments: tuple, settings: dict) -> None:
+    """The one place that launches; an empty grid launches nothing."""
+    size = grid(settings)
+    if 0 not in size:
+        kernel.function[size](*arguments, **settings, **OPTIONS)
+
+
+def kernel(*configurations: dict) -> Callable:
+    """Decorates a function for triton.jit."""
+    return lambda function: Kernel(triton.jit(function), configurations or ({"num_warps": 4},))
+
+
+def bucket(size: int) -> int:
+    """The next power of two."""
+    return triton.next_power_of_2(max(1, size))
+
+
+def width_block(width: int, most: int) -> int:
+    """A power of two from 16 to `most` that cuts the width into blocks, the largest of those that waste least."""
+    if width <= most:
+        return max(16, bucket(width))
+    return min((most, most // 2, most // 4), key=lambda block: (-(-width // block) * block, -block))
+
+
+def fresh_like(x: Tensor) -> Tensor:
+    """An empty tensor of x's shape, its strides those of a fresh one whatever x's axes of length 1 have."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)

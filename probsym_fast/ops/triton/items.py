@@ -1,0 +1,279 @@
+"""Items on patches, the common ground of `embed` and `readout`; csrc/cpu/items.h tells the terms.
+
+An item is a node (axes = 1) or a pair of nodes (axes = 2) with C values. A sample puts it into a slot (pair), a slot stands
+in up to Q places of the padded axis, a place is in a cell at an offset. So an item has Q^axes entries (token, offset) a
+sample, those beyond its places empty, numbered e = (s M + item) Q^axes + copy.
+  scatter               tokens[token] += scale value_c W[offset, c]
+  gather                value_c        = scale sum_samples <tokens[token], W[offset, c]>
+  weight_gradient       dW[offset, c] += scale value_c tokens[token]
+tokens (B, S, L, D), W (patch^axes, C, D), values (M, C). Items that are no nodes of one graph have no entries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from probsym_fast.ops._patches import most_places
+from probsym_fast.ops.triton._group import group
+from probsym_fast.ops.triton._launch import bucket, kernel, width_block
+
+BLOCK = 128
+SPLIT = 1024  # entries of a weight row that one program sums, on average
+
+
+@triton.jit
+def graph_of(p_ptr, b_node, graphs, STEPS):
+    """How many graphs end at or before each node: its graph."""
+    b_low = b_node * 0
+    b_high = b_low + graphs
+    for _ in range(STEPS):
+        b_middle = (b_low + b_high) // 2
+        b_ends = tl.load(p_ptr + tl.minimum(b_middle + 1, graphs))
+        b_before = (b_low < b_high) & (b_ends <= b_node)
+        b_low = tl.where(b_before, b_middle + 1, b_low)
+        b_high = tl.where(b_before, b_high, b_middle)
+    return b_low
+
+
+@kernel({"num_warps": 4})
+def _places(p_slots, p_places, places, Q, BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr):
+    """places[slot, copy], rising; -1 beyond the slot's places."""
+    i_slot = tl.program_id(0).to(tl.int64)
+    o_p = tl.arange(0, BLOCK_P)
+    b_slot = tl.load(p_slots + o_p, mask=o_p < places, other=-1)
+    b_hit = (b_slot == i_slot).to(tl.int32)
+    b_copy = tl.cumsum(b_hit, 0) - 1
+    tl.store(p_places + i_slot * Q + b_copy, o_p, mask=(b_hit > 0) & (b_copy < Q))
+    o_q = tl.arange(0, BLOCK_Q)
+    tl.store(p_places + i_slot * Q + o_q, o_q * 0 - 1, mask=(o_q >= tl.sum(b_hit, 0)) & (o_q < Q))
+
+
+@kernel({"num_warps": 4})
+def _entries(
+    p_items, p_ptr, p_rank, p_places, p_token, p_offset,
+    E, M, S, N, graphs, grid, patch, Q, none, STEPS, AXES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """token[e], counted over all samples, and offset[e]; token `none` and offset -1 for an empty entry."""
+    o_e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # below 2^31: divided in 32 bits, then widened
+    m_e = o_e < E
+    b_copies = Q
+    if AXES == 2:
+        b_copies = Q * Q
+    b_copy = o_e % b_copies
+    b_item = ((o_e // b_copies) % M).to(tl.int64)
+    b_sample = ((o_e // b_copies) // M).to(tl.int64)
+    b_u = tl.load(p_items + b_item, mask=m_e, other=-1)
+    m_e = m_e & (b_u >= 0) & (b_u < tl.load(p_ptr + graphs))
+    b_u = tl.where(m_e, b_u, 0)
+    b_graph = tl.minimum(graph_of(p_ptr, b_u, graphs, STEPS), graphs - 1)
+    b_first = tl.load(p_ptr + b_graph, mask=m_e, other=0)
+    b_last = tl.load(p_ptr + b_graph + 1, mask=m_e, other=0)
+    b_sample = b_graph * S + b_sample
+    b_row = tl.load(p_rank + b_sample * N + b_u - b_first, mask=m_e, other=-1)
+    m_e = m_e & (b_row >= 0) & (b_row < N)
+    if AXES == 2:
+        b_v = tl.load(p_items + M + b_item, mask=m_e, other=-1)
+        m_e = m_e & (b_v >= b_first) & (b_v < b_last)
+        b_column = tl.load(p_rank + b_sample * N + b_v - b_first, mask=m_e, other=-1)
+        m_e = m_e & (b_column >= 0) & (b_column < N)
+        b_p = tl.load(p_places + b_row * Q + b_copy // Q, mask=m_e, other=-1)
+        b_q = tl.load(p_places + b_column * Q + b_copy % Q, mask=m_e, other=-1)
+        m_e = m_e & (b_p >= 0) & (b_q >= 0)
+        b_token = b_sample * grid * grid + (b_p // patch) * grid + b_q // patch
+        b_offset = (b_p % patch) * patch + b_q % patch
+    else:
+        b_p = tl.load(p_places + b_row * Q + b_copy, mask=m_e, other=-1)
+        m_e = m_e & (b_p >= 0)
+        b_token = b_sample * grid + b_p // patch
+        b_offset = b_p % patch
+    tl.store(p_token + o_e, tl.where(m_e, b_token, none), mask=o_e < E)
+    tl.store(p_offset + o_e, tl.where(m_e, b_offset, -1), mask=o_e < E)
+
+
+@kernel({"TILE": 1024, "num_warps": 4}, {"TILE": 512, "num_warps": 2}, {"TILE": 2048, "num_warps": 4})
+def _scatter(
+    p_begin, p_entry, p_offset, p_values, p_weight, p_bias, p_tokens, tokens, M, C, D, copies, scale,
+    TILE: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Every token once: bias + sum over its entries and channels of scale value W[offset, channel]."""
+    BLOCK_T: tl.constexpr = TILE // BLOCK_D
+    o_t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    m_t, m_d = o_t < tokens, o_d < D
+    b_begin = tl.load(p_begin + o_t, mask=m_t, other=0)
+    b_end = tl.load(p_begin + o_t + 1, mask=m_t, other=0)
+    b_sum = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
+    if p_bias is not None:
+        b_sum += tl.load(p_bias + o_d, mask=m_d, other=0).to(tl.float32)[None, :]
+    for k in range(tl.max(b_end - b_begin, 0)):
+        m_k = b_begin + k < b_end
+        b_entry = tl.load(p_entry + b_begin + k, mask=m_k, other=0)
+        b_item = ((b_entry // copies) % M).to(tl.int64)
+        b_row = tl.load(p_offset + b_entry, mask=m_k, other=0).to(tl.int64) * C
+        for c in range(C):
+            b_value = tl.load(p_values + b_item * C + c, mask=m_k, other=0).to(tl.float32)
+            m_w = (b_value != 0)[:, None] & m_d[None, :]
+            b_w = tl.load(p_weight + (b_row + c)[:, None] * D + o_d[None, :], mask=m_w, other=0).to(tl.float32)
+            b_sum += (scale * b_value)[:, None] * b_w
+    p_out = p_tokens + o_t[:, None] * D + o_d[None, :]
+    tl.store(p_out, b_sum.to(p_tokens.dtype.element_ty), mask=m_t[:, None] & m_d[None, :])
+
+
+@kernel({"num_warps": 4}, {"num_warps": 2})
+def _gather(
+    p_token, p_offset, p_tokens, p_weight, p_bias, p_values, tokens, M, S, C, D, copies, scale,
+    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One item, BLOCK_C channels: bias + scale times the sum over its entries of <tokens[token], W[offset, channel]>."""
+    i_item = tl.program_id(0).to(tl.int64)
+    o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_c = o_c < C
+    b_sum = tl.zeros((BLOCK_C, BLOCK_D), tl.float32)
+    for d in range(0, D, BLOCK_D):
+        o_d = d + tl.arange(0, BLOCK_D)
+        for k in range(S * copies):
+            b_entry = ((k // copies) * M + i_item) * copies + k % copies
+            b_token = tl.load(p_token + b_entry).to(tl.int64)
+            b_offset = tl.load(p_offset + b_entry).to(tl.int64)
+            m_d = o_d < tl.where(b_token < tokens, D, 0)
+            b_x = tl.load(p_tokens + b_token * D + o_d, mask=m_d, other=0).to(tl.float32)
+            p_w = p_weight + (b_offset * C + o_c)[:, None] * D + o_d[None, :]
+            b_sum += b_x[None, :] * tl.load(p_w, mask=m_c[:, None] & m_d[None, :], other=0).to(tl.float32)
+    b_value = scale * tl.sum(b_sum, 1)
+    if p_bias is not None:
+        b_value += tl.load(p_bias + o_c, mask=m_c, other=0).to(tl.float32)
+    tl.store(p_values + i_item * C + o_c, b_value.to(p_values.dtype.element_ty), mask=m_c)
+
+
+@kernel({"BLOCK_E": 8, "num_warps": 4}, {"BLOCK_E": 16, "num_warps": 8})
+def _weight_gradient(
+    p_begin, p_entry, p_token, p_values, p_tokens, p_out, rows, M, C, D, copies, splits, scale,
+    BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One weight row (offset, channel), one part of its entries: out[part, row] = scale sum of value tokens[token]."""
+    i_row, i_split = tl.program_id(0), tl.program_id(2)
+    o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    o_e = tl.arange(0, BLOCK_E)
+    m_d = o_d < D
+    i_offset, i_channel = i_row // C, i_row % C
+    b_first = tl.load(p_begin + i_offset)
+    b_last = tl.load(p_begin + i_offset + 1)
+    b_part = (b_last - b_first + splits - 1) // splits
+    b_first += i_split * b_part
+    b_last = tl.minimum(b_last, b_first + b_part)
+    b_sum = tl.zeros((BLOCK_E, BLOCK_D), tl.float32)
+    for k in range(b_first, b_last, BLOCK_E):
+        m_e = k + o_e < b_last
+        b_entry = tl.load(p_entry + k + o_e, mask=m_e, other=0)
+        b_item = ((b_entry // copies) % M).to(tl.int64)
+        b_value = tl.load(p_values + b_item * C + i_channel, mask=m_e, other=0).to(tl.float32)
+        b_token = tl.load(p_token + b_entry, mask=m_e, other=0).to(tl.int64)
+        m_x = (b_value != 0)[:, None] & m_d[None, :]
+        b_x = tl.load(p_tokens + b_token[:, None] * D + o_d[None, :], mask=m_x, other=0).to(tl.float32)
+        b_sum += b_value[:, None] * b_x
+    b_out = scale * tl.sum(b_sum, 0)
+    tl.store(p_out + (i_split.to(tl.int64) * rows + i_row) * D + o_d, b_out.to(p_out.dtype.element_ty), mask=m_d)
+
+
+@dataclass
+class Items:
+    """What the four sums read: all on one device, contiguous."""
+
+    items: Tensor  # (axes, M), global node numbers
+    ptr: Tensor  # (B + 1,)
+    rank: Tensor  # (B, S, N)
+    slots: Tensor  # (grid patch,)
+    grid: int
+
+    def __post_init__(self):
+        names = ("items", "ptr", "rank", "slots")
+        most = most_places(self.slots, self.rank.shape[-1])  # an attribute of the tensor, lost in a copy
+        self.items, self.ptr, self.rank, self.slots = (getattr(self, x).contiguous() for x in names)
+        self.axes, self.M = self.items.shape
+        self.B, self.S, self.N = self.rank.shape
+        self.patch = self.slots.shape[0] // self.grid
+        self.Q = most
+        self.copies = self.Q**self.axes
+        self.L = self.grid**self.axes
+        self.tokens, self.offsets = self.B * self.S * self.L, self.patch**self.axes
+        self.steps = self.B.bit_length()
+        self.places = torch.empty(self.N, self.Q, dtype=torch.int32, device=self.items.device)
+        places = self.slots.shape[0]
+        blocks = {"BLOCK_P": bucket(places), "BLOCK_Q": bucket(self.Q)}
+        _places(lambda settings: (self.N,), self.slots, self.places, places, self.Q, **blocks)
+        E = self.S * self.M * self.copies if self.B else 0
+        if max(E + BLOCK, self.tokens) >= 2**31:
+            raise ValueError(
+                f"{E} entries of {self.tokens} tokens: the kernels take up to 2^31, give them fewer samples"
+            )
+        self.token, self.offset = (torch.empty(E, dtype=torch.int32, device=self.items.device) for _ in range(2))
+        _entries(
+            lambda settings: (triton.cdiv(E, BLOCK),), self.items, self.ptr, self.rank, self.places, self.token,
+            self.offset, E, self.M, self.S, self.N, self.B, self.grid, self.patch, self.Q, self.tokens, self.steps,
+            AXES=self.axes, BLOCK=BLOCK,
+        )  # fmt: skip
+
+    def scatter(self, values: Tensor, scale: float, W: Tensor, bias: Tensor | None) -> Tensor:
+        """tokens (B, S, L, D), of W's dtype."""
+        (_, C, D), block = W.shape, width_block(W.shape[-1], 512)
+        tokens = torch.empty(self.B, self.S, self.L, D, dtype=W.dtype, device=W.device)
+        begin, entry = group(self.token, self.tokens)
+
+        def grid(settings):
+            return triton.cdiv(self.tokens, settings["TILE"] // block), triton.cdiv(D, block)
+
+        _scatter(
+            grid, begin, entry, self.offset, values.contiguous(), W, bias, tokens, self.tokens, self.M, C, D, self.copies,
+            float(scale), sizes=(self.tokens, D, C, self.S * self.M // max(1, self.tokens)), BLOCK_D=block,
+        )  # fmt: skip
+        return tokens
+
+    def gather(self, tokens: Tensor, scale: float, W: Tensor, bias: Tensor | None) -> Tensor:
+        """values (M, C), of the tokens' dtype."""
+        (_, C, D), block = W.shape, min(16, bucket(W.shape[1]))
+        values = torch.empty(self.M, C, dtype=tokens.dtype, device=tokens.device)
+
+        def grid(settings):
+            return self.M, triton.cdiv(C, block)
+
+        _gather(
+            grid, self.token, self.offset, tokens.contiguous(), W, bias, values, self.tokens, self.M, self.S, C, D,
+            self.copies, float(scale), sizes=(self.M, self.S, C, D), BLOCK_C=block,
+            BLOCK_D=width_block(D, 1024 if block == 1 else 512 if block <= 4 else 128),
+        )  # fmt: skip
+        return values
+
+    def weight_gradient(self, values: Tensor, scale: float, tokens: Tensor, W: Tensor) -> Tensor:
+        """dW like W, summed in float32 whatever its dtype."""
+        (offsets, C, D), block = W.shape, width_block(W.shape[-1], 256)
+        rows = offsets * C
+        splits = max(1, min(64, self.S * self.M // (offsets * SPLIT)))
+        dtype = W.dtype if splits == 1 else torch.float32
+        out = torch.empty(splits, rows, D, dtype=dtype, device=W.device)
+        begin, entry = group(self.offset, offsets)
+
+        def grid(settings):
+            return rows, triton.cdiv(D, block), splits
+
+        _weight_gradient(
+            grid, begin, entry, self.token, values.contiguous(), tokens.contiguous(), out, rows, self.M, C, D, self.copies,
+            splits, float(scale), sizes=(rows, D, self.S * self.M // offsets), BLOCK_D=block,
+        )  # fmt: skip
+        return (out[0] if splits == 1 else out.sum(0).to(W.dtype)).view(W.shape)
+
+
+def weight_rows(weight: Tensor) -> Tensor:
+    """(D, C, patch[, patch]) -> (patch^axes, C, D), contiguous; no copy where D is stored innermost."""
+    last = weight.permute(2, 3, 1, 0) if weight.ndim == 4 else weight.permute(2, 1, 0)
+    return last.contiguous().flatten(0, -3)
+
+
+def weight_like(rows: Tensor, weight: Tensor) -> Tensor:
+    """The way back, a view."""
+    patch = weight.shape[2]
+    return rows.unflatten(0, (patch, patch)).permute(3, 2, 0, 1) if weight.ndim == 4 else rows.permute(2, 1, 0)

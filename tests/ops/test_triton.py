@@ -1,0 +1,253 @@
+"""The Triton kernels without a GPU: values and gradients under the interpreter, and every configuration compiled."""
+# ruff: noqa: E402 - the imports stand behind the question whether triton is there
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+import probsym_fast
+from probsym_fast.ops import OPS
+from probsym_fast.ops._op import BACKENDS
+from probsym_fast.ops._patches import patch_size, slots_of_places
+from probsym_fast.ops.triton import KERNELS, _group, _launch
+from probsym_fast.ops.triton import _lazy as through
+
+ROOT = Path(__file__).parents[2]
+
+
+def release(module) -> tuple[int, int]:
+    major, minor = module.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+@pytest.mark.skipif(
+    release(triton) < (3, 7) and release(numpy) >= (2, 4),
+    reason="the interpreter of triton 3.6 makes integers of arrays of one element, which numpy refuses since 2.4",
+)
+@pytest.mark.slow
+def test_kernels_under_the_interpreter():
+    """In a process of its own: triton reads TRITON_INTERPRET when it is imported."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/ops/triton_interpreted.py"]
+    ran = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-2000:]
+
+
+# --- every configuration compiled ---
+
+ARCHITECTURES = (80, 90, 100)
+TYPES = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+
+
+def specialised(function, arguments, settings):
+    """signature, constants and attributes of a launch, as triton's own dispatch makes them."""
+    named = dict(zip(function.arg_names, arguments, strict=False)) | settings
+    signature, constants, attributes = {}, {}, {}
+    for i, name in enumerate(function.arg_names):
+        x = named[name]
+        if function.params[i].is_constexpr or x is None or (isinstance(x, int) and x == 1):
+            signature[name], constants[i,] = "constexpr", x
+            continue
+        if isinstance(x, torch.Tensor):
+            signature[name] = TYPES[x.dtype]
+            aligned = x.data_ptr() % 16 == 0
+        elif isinstance(x, float):
+            signature[name], aligned = "fp32", False
+        else:
+            signature[name] = "i32" if -(2**31) <= x < 2**31 else "i64"
+            aligned = x % 16 == 0
+        if aligned:
+            attributes[i,] = [["tt.divisibility", 16]]
+    return signature, constants, attributes
+
+
+def resources(binary: bytes, folder: Path) -> dict[str, int]:
+    """REG, STACK, LOCAL and others of a cubin, by the cuobjdump that comes with triton."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    path = folder / "kernel.cubin"
+    path.write_bytes(binary)
+    text = subprocess.run([tool, "--dump-resource-usage", path], capture_output=True, text=True, check=True).stdout
+    (line,) = (x for x in text.splitlines() if "REG:" in x)
+    return {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", line)}
+
+
+def compiled(launch: tuple, architecture: int):
+    function, (signature, constants, attributes), options = launch
+    source = ASTSource(function, signature, constants, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+
+
+class Launches:
+    """Takes the place of `_launch.launch`: keeps what would be launched, once for each specialisation."""
+
+    def __init__(self):
+        self.kept = {}
+
+    def __call__(self, kernel, grid, arguments, settings):
+        assert all(isinstance(x, int) and x >= 0 for x in grid(settings))
+        for configuration in kernel.configurations:
+            every = settings | configuration
+            options = {k: every.pop(k) for k in ("num_warps", "num_stages") if k in every} | _launch.OPTIONS
+            source = specialised(kernel.function, arguments, every)
+            self.kept[kernel.name, repr((source, options))] = kernel.function, source, options
+
+
+def launches_of(name: str, dtype: torch.dtype, monkeypatch) -> list:
+    """The launches of an op, forward and backward, for sizes as in the experiments; nothing runs."""
+    launches = Launches()
+    monkeypatch.setattr(_launch, "launch", launches)
+    CASES[name](dtype)
+    return list(launches.kept.items())
+
+
+def aggregate_case(dtype):
+    x, edges, ptr = (
+        torch.zeros(130, 10, 64, dtype=dtype),
+        torch.zeros(2, 512, dtype=torch.int64),
+        torch.arange(0, 129, 64),
+    )
+    for virtual, own in ((ptr, torch.ones(())), (None, None)):
+        through("aggregate", "forward")(x, edges, virtual, own)
+        through("aggregate", "backward")(x, x, edges, virtual, own, True, own is not None)
+
+
+def items_case(name, dtype):
+    """Pairs and nodes, tokens as wide as a ViT and narrow, one channel and many; one token of the whole matrix."""
+    sizes = ((2, 188, 14, 8, 768, "zeros"), (1, 188, 196, 9, 768, "zeros"), (2, 20, 1, 1, 64, "zeros"))
+    padded = ((2, 444, 14, 7, 768, "reflect"),)
+    for axes, N, grid, C, D, pad_mode in sizes + padded * (name == "embed"):
+        S, B, P = 2, 2, patch_size(N, grid)
+        ptr, rank = torch.arange(0, B * N + 1, N), torch.arange(N).expand(B, S, N)
+        items = torch.zeros(axes, 60, dtype=torch.int64)
+        soft = [torch.zeros(B, S, N) for _ in range(3)]
+        slots = slots_of_places(N, grid, pad_mode, False, torch.device("cpu"))
+        weight = torch.zeros(*[P] * axes, C, D, dtype=dtype).movedim((-1, -2), (0, 1))
+        tokens, values = torch.zeros(B, S, grid**axes, D, dtype=dtype), torch.zeros(60, C, dtype=dtype)
+        rest = ptr, rank, rank, *soft, 0.5, slots, grid, weight
+        first, second = (items, values) if name == "embed" else (tokens, items)
+        out = tokens if name == "embed" else values
+        for bias in (torch.zeros(D if name == "embed" else C, dtype=dtype), None)[: 2 if C == 8 else 1]:
+            through(name, "forward")(first, second, *rest, bias)
+        through(name, "backward")(out, first, second, *rest, True, True, True, True)
+
+
+def act_orthogonal_case(dtype):
+    frames = torch.zeros(2, 3, 3, 3)
+    for C, mean, inverse in ((1, True, False), (16, False, True), (16, True, True)):
+        for vectors in (torch.zeros(2, 5, 3, C, dtype=dtype), torch.zeros(2, 3, 5, 3, C, dtype=dtype)):
+            out = through("act_orthogonal", "forward")(vectors, frames, inverse, mean)
+            through("act_orthogonal", "backward")(out, vectors, frames, inverse, mean, True, True)
+
+
+def orthogonal_frame_case(dtype):
+    for d in (1, 2, 3):
+        x = torch.zeros(33, d, d, dtype=dtype)
+        for special in (False, True):
+            through("orthogonal_frame", "forward")(x, special)
+        through("orthogonal_frame", "backward")(x, x, x)
+
+
+CASES = {
+    "act_orthogonal": act_orthogonal_case,
+    "orthogonal_frame": orthogonal_frame_case,
+    "aggregate": aggregate_case,
+    "embed": lambda dtype: items_case("embed", dtype),
+    "readout": lambda dtype: items_case("readout", dtype),
+}
+
+
+def test_every_op_has_a_case():
+    assert set(CASES) == set(KERNELS)
+    for name in KERNELS:
+        assert OPS[name].backends("cuda") == BACKENDS[name, "cuda"] == ("triton", "reference")
+        assert probsym_fast.info()["ops"][name]["cuda"] == ["triton", "reference"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_compiles_without_spills(architecture, monkeypatch, tmp_path):
+    """Every configuration that can be chosen, for what the ops launch: registers and stack are read from the cubin.
+
+    float16 differs from bfloat16 in one type; it is compiled for one architecture.
+    """
+    found = {}
+    for name in CASES:
+        for dtype in KERNELS[name]:
+            if dtype != torch.float16 or architecture == 90:
+                found |= dict(launches_of(name, dtype, monkeypatch))
+    assert found
+    for (kernel, _), launch in found.items():
+        used = resources(compiled(launch, architecture).asm["cubin"], tmp_path)
+        assert used["REG"] <= 65536 // (32 * launch[2]["num_warps"]), (kernel, used)
+        assert used["STACK"] == used["LOCAL"] == 0, (kernel, launch[1], used)
+
+
+@pytest.mark.parametrize("name", ["embed", "readout"])
+def test_rows_move_in_16_bytes(name, monkeypatch):
+    """Token and weight rows of a width divisible by 16 are read, and tokens written, in vectors of 16 bytes."""
+    for dtype in (torch.float32, torch.bfloat16):
+        for (kernel, _), launch in launches_of(name, dtype, monkeypatch):
+            if kernel in ("scatter", "gather") and launch[1][1][launch[0].arg_names.index("BLOCK_D"),] >= 128:
+                ptx = compiled(launch, 90).asm["ptx"]
+                assert re.search(r"ld\.global\S*\.v4\.b32", ptx), (kernel, launch[1:])
+                assert kernel == "gather" or re.search(r"st\.global\S*\.v4\.b32", ptx), (kernel, launch[1:])
+
+
+def test_the_fastest_configuration_is_measured_once_and_kept(monkeypatch, tmp_path):
+    """Once for a bucket of sizes, also by another process; the first in deterministic mode and in a graph capture."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    capturing, measured = [False], []
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+    monkeypatch.setattr(triton.testing, "do_bench", lambda call, **settings: measured.append(call) or 4 - len(measured))
+    configurations = {"BLOCK": 1}, {"BLOCK": 2}, {"BLOCK": 3}
+
+    def choose(kernel, *sizes, device="cuda", dtype=torch.float32):
+        arguments = (torch.zeros(1, dtype=dtype),)
+        return kernel._choose(torch.device(device), None, arguments, sizes, {})
+
+    function = _group._count.function
+    kernel = _launch.Kernel(function, configurations)
+    assert choose(kernel, 100, device="cpu") == configurations[0]
+    capturing[0] = True
+    assert choose(kernel, 100) == configurations[0]
+    capturing[0] = False
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert choose(kernel, 100) == configurations[0]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not measured
+    assert [choose(kernel, size) for size in (100, 128, 65)] == [configurations[2]] * 3
+    assert choose(_launch.Kernel(function, configurations), 70) == configurations[2]  # from the cache
+    assert len(measured) == 3
+    choose(kernel, 129)
+    choose(kernel, 100, dtype=torch.bfloat16)
+    assert len(measured) == 9
+
+
+def test_a_failing_kernel_names_itself_and_the_shapes(monkeypatch):
+    def fails(*arguments):
+        raise ValueError("no such instruction")
+
+    monkeypatch.setattr(_launch, "launch", fails)
+    with pytest.raises(RuntimeError, match=r"^count: the kernel failed on cpu for \[\(3,\).*no such instruction"):
+        through("aggregate", "forward")(torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.int64), None, None)

@@ -1,0 +1,306 @@
+"""The Triton kernels on CPU tensors under triton's interpreter, against the float64 reference: run by test_triton.py in a
+process of its own, where TRITON_INTERPRET=1 stands before triton is imported."""
+
+import importlib
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+
+from probsym_fast.ops import OPS
+from probsym_fast.ops._op import BACKENDS
+from probsym_fast.ops._patches import patch_size, slots_of_places
+from probsym_fast.ops.triton import KERNELS, _lazy
+from tests.conftest import assert_near
+from tests.ops.graphs import batch, weights
+from tests.ops.test_backends import CALLS, Calls, matrices
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# rounded once to the dtype, relative to the largest entry
+BOUND = {torch.float32: 2e-5, torch.bfloat16: 8e-3, torch.float16: 2e-3}
+
+
+@pytest.fixture(autouse=True, params=["atomics", "deterministic"])
+def mode(request):
+    dtype = request.node.callspec.params.get("dtype", torch.float32)
+    if request.param == "deterministic" and dtype != torch.float32:
+        pytest.skip("the lists do not depend on the dtype")
+    torch.use_deterministic_algorithms(request.param == "deterministic")
+    yield request.param
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def garbage_in_fresh_memory(monkeypatch):
+    def poisoned(make):
+        def call(*arguments, **settings):
+            x = make(*arguments, **settings)
+            return x.fill_(float("nan") if x.is_floating_point() else -(10**9))
+
+        return call
+
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
+
+
+class Through(torch.autograd.Function):
+    """The launchers of an op as the dispatcher calls them, by the names in the op's schemas."""
+
+    @staticmethod
+    def forward(ctx, name, *arguments):
+        out = _lazy(name, "forward")(*arguments)
+        ctx.name, ctx.arguments, ctx.out = name, arguments, out
+        return out
+
+    @staticmethod
+    def backward(ctx, d_out):
+        op = OPS[ctx.name]
+        names = [x.name for x in op.kernel._schema.arguments]
+        (result,) = (x.name for x in op.kernel._schema.returns)
+        known = dict(zip(names, ctx.arguments, strict=True)) | {f"d_{result}": d_out, result: ctx.out}
+        known |= {f"needs_{x}": needed for x, needed in zip(names, ctx.needs_input_grad[1:], strict=True)}
+        found = _lazy(ctx.name, "backward")(*(known[x.name] for x in op.backward._schema.arguments))
+        found = found if isinstance(found, tuple) else (found,)
+        gives = dict(zip((x.name for x in op.backward._schema.returns), found, strict=True))
+        for x, needed in zip(names, ctx.needs_input_grad[1:], strict=True):
+            if needed:
+                given = known[x]
+                assert gives[f"d_{x}"].shape == given.shape and gives[f"d_{x}"].dtype == given.dtype
+        return None, *(gives.get(f"d_{x}") if known[f"needs_{x}"] else None for x in names)
+
+
+def check(name, arguments, leaves):
+    """Values and gradients to the arguments numbered `leaves`, against the reference in float64."""
+
+    def run(call, arguments):
+        made = [
+            x.detach().requires_grad_(i in leaves) if isinstance(x, torch.Tensor) else x
+            for i, x in enumerate(arguments)
+        ]
+        out = call(*made)
+        combination = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).to(lowest).to(out)
+        return out.detach(), *torch.autograd.grad(out, [made[i] for i in leaves], combination)
+
+    lowest = min(
+        (x.dtype for x in arguments if isinstance(x, torch.Tensor) and x.is_floating_point()), key=lambda d: d.itemsize
+    )
+    found = run(lambda *x: Through.apply(name, *x), arguments)
+    exact = [x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in arguments]
+    expected = run(OPS[name].reference, exact)
+    for x, y in zip(found, expected, strict=True):
+        if not y.numel():
+            assert x.shape == y.shape
+            continue
+        assert_near(x, y, {dtype: max(BOUND[dtype], BOUND[lowest] if x.ndim == 0 else 0) for dtype in DTYPES})
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(3, 7), (300,)])
+@pytest.mark.parametrize("virtual", [False, True])
+def test_aggregate(shape, dtype, virtual):
+    data = batch([5, 4, 1, 9, 0], 9)
+    x = torch.randn(19 + 5 * virtual, *shape).to(dtype)
+    check("aggregate", [x, data.edges, data.ptr if virtual else None, torch.tensor(1.3)], [0, 3])
+    check("aggregate", [x, data.edges, data.ptr if virtual else None, None], [0])
+
+
+@pytest.mark.parametrize("nodes", [0, 4])
+def test_aggregate_of_nothing(nodes):
+    x = torch.randn(nodes, 3)
+    check("aggregate", [x, torch.zeros(2, 0, dtype=torch.int64), None, torch.tensor(0.5)], [0, 3])
+
+
+# patches that fit, that are padded, more places than slots, one token
+GRIDS = [(6, 3, "zeros", False), (5, 2, "reflect", True), (3, 5, "circular", True), (4, 1, "zeros", False)]
+GRIDS += [(5, 7, "replicate", True)]
+
+
+def soft_arguments(data, tau=0.5):
+    p = data.soft(data.scores.float())
+    return data.ptr, p.rank, p.order, p.scores, p.log_r, p.log_c, tau
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("N", "grid", "pad_mode", "centered"), GRIDS)
+@pytest.mark.parametrize("axes", [1, 2])
+def test_embed(N, grid, pad_mode, centered, axes, dtype):
+    data, P, D = batch([max(1, N - 2), N, 1], N, C=2, S=2, edges=4), patch_size(N, grid), 20
+    items, values = (data.edges, data.attr) if axes == 2 else (torch.arange(len(data.x))[None], data.x)
+    slots = slots_of_places(N, grid, pad_mode, centered, torch.device("cpu"))
+    if pad_mode == "reflect":
+        slots = slots.clone()  # how many places a slot has is not known: a bound
+    arguments = [items, values.to(dtype), *soft_arguments(data), slots, grid, weights(D, 2, *[P] * axes).to(dtype)]
+    check("embed", [*arguments, torch.randn(D).to(dtype)], [1, 5, 6, 7, 11, 12])
+    check("embed", [*arguments, None], [11])
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_embed_of_nothing(axes):
+    """No graphs; graphs without nodes; no items; items that no graph has."""
+    slots = slots_of_places(4, 2, "zeros", False, torch.device("cpu"))
+    weight, nothing = weights(5, 2, *[2] * axes).float(), torch.zeros(axes, 0, dtype=torch.int64)
+    for B in (0, 2):
+        rank, ptr = torch.arange(4).expand(B, 3, 4), torch.zeros(B + 1, dtype=torch.int64)
+        arguments = [
+            nothing,
+            torch.zeros(0, 2),
+            ptr,
+            rank,
+            rank,
+            None,
+            None,
+            None,
+            1.0,
+            slots,
+            2,
+            weight,
+            torch.randn(5),
+        ]
+        check("embed", arguments, [1, 11, 12])
+    outside = torch.tensor([[0, 7, -1]]).expand(axes, 3).contiguous()
+    rank, ptr = torch.arange(4).expand(1, 3, 4), torch.tensor([0, 3])
+    rest = ptr, rank, rank, None, None, None, 1.0, slots, 2, weight, None
+    assert torch.equal(
+        _lazy("embed", "forward")(outside, torch.ones(3, 2), *rest),
+        _lazy("embed", "forward")(outside[:, :1], torch.ones(1, 2), *rest),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("N", "grid", "centered"), [(6, 3, False), (3, 4, True)])
+@pytest.mark.parametrize("where", ["nodes", "diagonal", "pairs"])
+def test_readout(N, grid, centered, where, dtype):
+    data = batch([max(1, N - 2), N, 1], N, C=2, S=2, edges=4)
+    nodes = torch.arange(len(data.x))
+    items = {"nodes": nodes[None], "diagonal": torch.stack([nodes, nodes]), "pairs": data.edges}[where]
+    axes, P, D, C = items.shape[0], patch_size(N, grid), 20, 18 if where == "nodes" else 3
+    slots = slots_of_places(N, grid, "zeros", centered, torch.device("cpu"))
+    tokens, weight = torch.randn(3, 2, grid**axes, D).to(dtype), weights(D, C, *[P] * axes).to(dtype)
+    arguments = [tokens, items, *soft_arguments(data), slots, grid, weight]
+    check("readout", [*arguments, torch.randn(C).to(dtype)], [0, 5, 6, 7, 11, 12])
+    check("readout", [*arguments, None], [0])
+
+
+@pytest.mark.parametrize("items", [0, 3])
+def test_readout_of_nothing(items):
+    slots = slots_of_places(4, 2, "zeros", False, torch.device("cpu"))
+    B, nodes = (0, 0) if not items else (1, 3)
+    rank, ptr = torch.arange(4).expand(B, 2, 4), torch.tensor([0] + [nodes] * B)
+    soft = [torch.randn(B, 2, 4).sort(-1, descending=True)[0] * 0.1, torch.zeros(B, 2, 4), torch.zeros(B, 2, 4)]
+    at = torch.zeros(2, 0, dtype=torch.int64)  # a graph of which nothing is read
+    arguments = [
+        torch.randn(B, 2, 4, 5),
+        at,
+        ptr,
+        rank,
+        rank,
+        *soft,
+        0.5,
+        slots,
+        2,
+        weights(5, 3, 2, 2).float(),
+        torch.randn(3),
+    ]
+    check("readout", arguments, [0, 5, 6, 7, 11, 12])
+
+
+def test_many_entries_are_split():
+    """More entries a weight row than one program sums, more samples than one matrix product holds."""
+    data = batch([4, 4], 4, C=2, S=1, edges=40)
+    slots, weight = slots_of_places(4, 1, "zeros", False, torch.device("cpu")), weights(20, 2, 4, 4).float()
+    arguments = [data.edges[:, :24], data.attr[:24].float(), *soft_arguments(data), slots, 1, weight, None]
+    items, soft_rows = (importlib.import_module(f"probsym_fast.ops.triton.{x}") for x in ("items", "soft_rows"))
+    kept = items.SPLIT, soft_rows.PRODUCTS
+    try:
+        items.SPLIT, soft_rows.PRODUCTS = 1, 4 * 16 * 2
+        check("embed", arguments, [1, 5, 6, 7, 11])
+    finally:
+        items.SPLIT, soft_rows.PRODUCTS = kept
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize(("n", "d", "C"), [(5, 3, 1), (60, 2, 9), (2, 5, 2)])
+def test_act_orthogonal(n, d, C, mean, per_sample, dtype):
+    vectors = torch.randn(2, *[3] * per_sample, n, d, C).to(dtype)
+    for inverse in (False, True) if d == 3 else (True,):
+        check("act_orthogonal", [vectors, torch.randn(2, 3, d, d), inverse, mean], [0, 1])
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 1, 3, 3), (2, 3, 0, 3, 1), (2, 3, 4, 3, 0)])
+def test_act_orthogonal_of_nothing(shape):
+    B, S, n, d, C = shape
+    for mean in (False, True):
+        check("act_orthogonal", [torch.randn(B, n, d, C), torch.randn(B, S, d, d), False, mean], [0, 1])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 1, 1), (5, 2, 2), (150, 3, 3), (2, 3, 3, 3), (0, 3, 3)])
+@pytest.mark.parametrize("special", [False, True])
+def test_orthogonal_frame(shape, special):
+    matrices = torch.randn(shape)
+    if matrices.shape[-1] > 1:  # no matrix whose columns nearly depend: there float32 has fewer digits
+        matrices = matrices + 3 * torch.eye(shape[-1]).flip(0)
+    check("orthogonal_frame", [matrices, special], [0])
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_dependent_columns_are_filled(d):
+    """As the reference fills them: zero matrices, equal columns, columns at both ends of float32."""
+    rank_one = torch.tensor([[1.0, -2.0, 0.5], [2.0, -4.0, 1.0], [-1.0, 2.0, -0.5]])
+    cases = torch.stack(
+        [torch.zeros(3, 3), rank_one, torch.eye(3) * 3e38, torch.eye(3).flip(0) * 2e-38, torch.ones(3, 3)]
+    )
+    matrices = cases[:, :d, :d].contiguous()
+    for special in (False, True):
+        q = _lazy("orthogonal_frame", "forward")(matrices, special)
+        expected = OPS["orthogonal_frame"].reference(matrices, special)
+        assert (q.mT @ q - torch.eye(d)).abs().max() < 1e-5
+        assert (q - expected).abs().max() < 1e-5
+        gradient = _lazy("orthogonal_frame", "backward")(torch.randn_like(q), q, matrices)
+        assert (gradient[0] == 0).all() and gradient[[0, 1, 4]].isfinite().all()
+
+
+@pytest.fixture
+def in_place_of_cpu_kernels(monkeypatch):
+    """The launchers registered for CPU tensors as `register` does for CUDA, under the public functions."""
+    library = torch.library.Library("probsym_fast", "IMPL")
+    for name, dtypes in KERNELS.items():
+        library.impl(name, _lazy(name, "forward"), "CPU", allow_override=True)
+        library.impl(f"{name}_backward", _lazy(name, "backward"), "CPU", allow_override=True)
+        monkeypatch.setitem(OPS[name].from_python, "cpu", ("triton", dtypes))
+        monkeypatch.setitem(BACKENDS, (name, "cpu"), ("triton", "reference"))
+    yield
+    library._destroy()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the dispatcher tells of the override
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_through_the_dispatcher(name, dtype, in_place_of_cpu_kernels):
+    """Schemas, autograd with results left out, dtypes of the public functions, fake results like the real ones."""
+    x = matrices().to(dtype)
+    results = []
+    for backend, leaf in (("triton", x), ("reference", x.double())):
+        leaf = leaf.detach().requires_grad_()
+        with Calls() as record:
+            out = CALLS[name](leaf, backend)
+            combination = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(x.dtype).to(out)
+            results.append((out, *torch.autograd.grad(out, leaf, combination)))
+        if backend == "triton":
+            calls = [(f, a) for f, a in record.calls if f.name().split("::")[1].removesuffix("_backward") == name]
+            assert len(calls) == 2
+    for y, z in zip(*results, strict=True):
+        bound = 5e-2 if dtype == torch.bfloat16 else 5e-5  # of some roundings to bfloat16 on the way
+        assert (y.double() - z).abs().max() <= bound * z.abs().max().clamp(min=1)
+    for function, arguments in calls:
+        real = function(*arguments)
+        with FakeTensorMode() as mode:
+            fake = function(*(mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments))
+        for a, b in zip(real, fake, strict=True) if isinstance(real, tuple) else [(real, fake)]:
+            assert (a is None) == (b is None)
+            assert a is None or (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
