@@ -27,8 +27,8 @@ template <class V> struct Scans {
   template <class F> PSF_STEP Scans each(F f) const { return {f(p), f(q), f(far)}; }
 };
 
-// Entropy of the row of weights K_ij v_j / m with m = (K v)_i, q = (K(v log v) - (D o K) v)_i. Its gradient reaches log v_j and
-// the K_ij through alpha = 1 / m, by -q, and through beta, by m; the 1 / m that log m and v log v give cancels.
+// Entropy of the row of weights K_ij v_j / m with m = (K v)_i, q = (K(v log v) - (D o K) v)_i. Its gradient reaches log v_j
+// and the K_ij through alpha = 1 / m, by -q, and through beta, by m; the 1 / m of log m cancels that of v log v.
 template <class V> PSF_STEP V row_entropy(V log_m, V q, V by_m) { return log_m - q * by_m; }
 template <class V> PSF_STEP V row_entropy_beta(V q, V by_m) { return -q * by_m * by_m; }
 

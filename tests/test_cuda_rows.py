@@ -236,3 +236,10 @@ def test_the_order_of_the_threads_does_not_change_a_bit(library, n):
     for other in results[1:]:
         for x, y in zip(results[0], other, strict=True):
             assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("options", [{}, {"slots": MEMORY, "threads": 64}])
+def test_a_block_takes_rows_in_turn(library, options):
+    """As it does where all rows at once would need too much memory."""
+    n = 60 if options else 300
+    Rows(library, torch.randn(2, 3, n), torch.tensor([n, n // 2]), tau=0.2, iterations=2, **options).check()

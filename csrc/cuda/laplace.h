@@ -69,8 +69,7 @@ template <class Team, class T, int K, bool with_distances> struct Laplace {
       }
     }
     prepare<true>(left, from_left, left_distance);
-    prepare<false>(right, from_right, right_distance);
-    if constexpr (Team::many) team.sync();
+    prepare<false>(right, from_right, right_distance);  // what it shares is read behind the barrier in enter()
   }
 
   PSF_STEP int k() const { return K > 0 ? K : count; }
@@ -153,7 +152,8 @@ PSF_UNROLLED
 
 // Products with the vectors x[0..R-1]. next(i, f, b): for slot i of this thread the products' K x[r] = f[r] + b[r] - x[r]
 // and (sgn o K) x[r] = b[r] - f[r]; it may change x. b is held in `room` meanwhile.
-template <int R, class Kernel, class Slots, class Next> PSF_STEP void product(Kernel& kernel, Slots* x, Slots* room, Next next) {
+template <int R, class Kernel, class Slots, class Next>
+PSF_STEP void product(Kernel& kernel, Slots* x, Slots* room, Next next) {
   const int k = kernel.k();
   typename Kernel::template Scan<R> f, b;
   PSF_UNROLLED

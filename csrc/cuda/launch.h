@@ -8,7 +8,6 @@
 
 namespace psf::cuda {
 
-// A block takes rows blockIdx.x, blockIdx.x + gridDim.x, ...
 template <class P, int K, bool many>
 __global__ void __launch_bounds__(many ? most_threads : warp_size, 1) each_row(const P p, char* workspace, const Plan plan) {
   using T = typename P::Number;
@@ -19,9 +18,10 @@ __global__ void __launch_bounds__(many ? most_threads : warp_size, 1) each_row(c
     team.shared = &shared;
   }
   char* const memory = workspace + blockIdx.x * plan.workspace_bytes;
-  T* const saved = reinterpret_cast<T*>(plan.shared_bytes > 0 ? reinterpret_cast<char*>(shared_memory) : memory + plan.arena_bytes);
+  char* const keep = plan.shared_bytes > 0 ? reinterpret_cast<char*>(shared_memory) : memory + plan.arena_bytes;
+  T* const saved = reinterpret_cast<T*>(keep);
   const Arena arena{memory, static_cast<int>(blockDim.x), static_cast<int>(threadIdx.x)};
-  for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) compute_row<K>(team, arena, saved, p, row, plan.shape.slots);
+  compute_rows<K>(team, arena, saved, p, plan.shape.slots, blockIdx.x, gridDim.x);
 }
 
 template <class P> int64_t workspace_bytes(const P& p) {

@@ -21,4 +21,15 @@ template <int K, class T> PSF_STEP void load_slots(Slots<T, K>& x, const T* row,
   for (int i = 0; i < k; ++i) x[i] = first + i < n ? row[first + i] : beyond;
 }
 
+template <int K> void compute_row() = delete;  // the name of a template; every op overloads it
+
+// The block takes rows first, first + step, ... The next row uses the memory of the last one.
+template <int K, class Team, class T, class P>
+PSF_STEP void compute_rows(Team& team, const Arena& arena, T* saved, const P& p, int slots, int64_t first, int64_t step) {
+  for (int64_t row = first; row < p.rows; row += step) {
+    compute_row<K>(team, arena, saved, p, row, slots);
+    team.sync();
+  }
+}
+
 }  // namespace psf::cuda

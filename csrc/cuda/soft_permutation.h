@@ -60,14 +60,16 @@ PSF_STEP void sort_row(Team& team, Arena arena, const SoftPermutation<T>& p, int
   }
 }
 
-template <int K, class T, class Team> PSF_STEP void store_log(const Slots<T, K>& x, T* row, int64_t first, int n, int64_t N, int k) {
+template <int K, class T>
+PSF_STEP void store_log(const Slots<T, K>& x, T* row, int64_t first, int n, int64_t N, int k) {
   PSF_UNROLLED
   for (int i = 0; i < k; ++i)
     if (first + i < N) row[first + i] = first + i < n ? logarithm(x[i]) : T(0);
 }
 
 template <class T> int64_t memory_bytes(const SoftPermutation<T>&, int64_t slots, int threads) {
-  const int64_t sorting = power_of_two(static_cast<int>(slots)) * (sizeof(T) + sizeof(int)), scaling = (3 * slots + 1) * sizeof(T);
+  const int64_t sorting = power_of_two(static_cast<int>(slots)) * (sizeof(T) + sizeof(int));
+  const int64_t scaling = (3 * slots + 1) * sizeof(T);
   return (sorting > scaling ? sorting : scaling) * threads;
 }
 template <class T> int64_t memory_bytes(const SoftPermutationBackward<T>&, int64_t slots, int threads) {
@@ -94,11 +96,12 @@ PSF_STEP void compute_row(Team& team, Arena arena, T*, const SoftPermutation<T>&
     product<1>(kernel, &c, &r, [&](int i, const T* f, const T* b) { r[i] = T(1) / (f[0] + b[0] - c[i]); });
     product<1>(kernel, &r, &c, [&](int i, const T* f, const T* b) { c[i] = T(1) / (f[0] + b[0] - r[i]); });
   }
-  store_log<K, T, Team>(r, p.log_r + at, first, n, p.N, k);
-  store_log<K, T, Team>(c, p.log_c + at, first, n, p.N, k);
+  store_log<K, T>(r, p.log_r + at, first, n, p.N, k);
+  store_log<K, T>(c, p.log_c + at, first, n, p.N, k);
 }
 
-template <int K, class T> PSF_STEP T outside(const T* d, int64_t at, int n, int64_t j) { return d && j < n ? d[at + j] : T(0); }
+// A gradient from outside, 0 where none came and in the padding.
+template <class T> PSF_STEP T outside(const T* d, int64_t at, int n, int64_t j) { return d && j < n ? d[at + j] : T(0); }
 
 // saved: room for c after all iterations but the last, each thread's slots for itself.
 template <int K, class T, class Team>
@@ -135,7 +138,7 @@ PSF_STEP void compute_row(Team& team, Arena arena, T* saved, const SoftPermutati
       });
     }
     PSF_UNROLLED
-    for (int i = 0; i < k; ++i) x[1][i] = outside<K>(p.d_log_c, at, n, first + i) * x[1][i];
+    for (int i = 0; i < k; ++i) x[1][i] = outside(p.d_log_c, at, n, first + i) * x[1][i];
     PSF_ROLLED
     for (int step = p.iterations; step > 0; --step) {
       // x: r_m and w of c_m; then w of r_m and, for the iteration before, c_{m-2}
@@ -143,7 +146,7 @@ PSF_STEP void compute_row(Team& team, Arena arena, T* saved, const SoftPermutati
         const T r = x[0][i], w = x[1][i];
         dt[i] += inverse_by_t(r, b[0] - f[0], w, b[1] - f[1]);
         T rho = inverse_by_log(r, f[1] + b[1] - w);
-        if (step == p.iterations) rho += outside<K>(p.d_log_r, at, n, first + i);
+        if (step == p.iterations) rho += outside(p.d_log_r, at, n, first + i);
         x[0][i] = rho * r;
         x[1][i] = step > 2 ? kept(step - 2, i) : T(1);
       });
@@ -166,7 +169,7 @@ PSF_STEP void compute_row(Team& team, Arena arena, T* saved, const SoftPermutati
   T inner = 0;
   PSF_UNROLLED
   for (int i = 0; i < k; ++i) {
-    dt[i] = outside<K>(p.d_t, at, n, first + i) + dt[i] * by_tau;
+    dt[i] = outside(p.d_t, at, n, first + i) + dt[i] * by_tau;
     inner += dt[i] * x[i];
   }
   inner = team.sum(inner);

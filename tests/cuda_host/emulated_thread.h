@@ -1,5 +1,6 @@
 // Threads of a block as coroutines on the host: the row kernels of csrc/cuda run unchanged, and what a GPU leaves open is
-// made worse: between barriers the threads run in random order, and memory holds NaN before it is written. Every call that
+// made worse: between barriers the threads of a warp run in random order, warps run ahead of others as far as the block's
+// barriers let them, and memory holds NaN before it is written. Every call that
 // a warp or a block makes together is compared; threads that part, or wait for ever, end the run with an error.
 #pragma once
 #include <ucontext.h>
@@ -30,6 +31,9 @@ class Block {
     std::vector<int> order(threads);
     std::iota(order.begin(), order.end(), 0);
     finished.assign(threads, false);
+    warps.resize(threads / 32);
+    std::iota(warps.begin(), warps.end(), 0);
+    std::shuffle(warps.begin(), warps.end(), random);
     for (int i = 0; i < threads; ++i) {
       stacks[i].resize(256 << 10);
       getcontext(&fibers[i]);
@@ -42,15 +46,8 @@ class Block {
     }
     while (done < threads && error.empty()) {
       std::shuffle(order.begin(), order.end(), random);
-      bool moved = false;
-      for (const int i : order) {
-        if (finished[i] || waits[i]) continue;
-        moved = true;
-        current = i;
-        swapcontext(&scheduler, &fibers[i]);
-        if (!error.empty()) break;
-      }
-      if (!moved && error.empty()) error = "threads wait for ever";
+      if (random() % 64 == 0) std::shuffle(warps.begin(), warps.end(), random);
+      if (!step(order) && error.empty()) error = "threads wait for ever";
     }
     if (!error.empty()) throw std::runtime_error(error);
   }
@@ -93,6 +90,21 @@ class Block {
     block->finished[thread] = true;
     ++block->done;
   }
+  // Runs the first warp that can go on, each thread of it once; whether there was one.
+  bool step(const std::vector<int>& order) {
+    for (const int warp : warps) {
+      bool moved = false;
+      for (const int i : order) {
+        if (i / 32 != warp || finished[i] || waits[i]) continue;
+        moved = true;
+        current = i;
+        swapcontext(&scheduler, &fibers[i]);
+        if (!error.empty()) break;
+      }
+      if (moved) return true;
+    }
+    return false;
+  }
   void fail(const char* what) {
     error = what;
     swapcontext(&fibers[current], &scheduler);
@@ -102,7 +114,7 @@ class Block {
   std::vector<ucontext_t> fibers;
   std::vector<std::vector<char>> stacks;
   std::vector<char> waits, finished;
-  std::vector<int> turn;
+  std::vector<int> turn, warps;
   std::vector<uint64_t> words[2];
   std::vector<Meeting> meetings;
   const std::function<void(int)>* body = nullptr;
