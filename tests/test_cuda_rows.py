@@ -16,7 +16,7 @@ import torch
 from probsym_fast.ops.permutation import valid_slots
 from probsym_fast.ops.reference.permutation_entropy import permutation_entropy as dense_entropy
 from probsym_fast.ops.reference.soft_permutation import soft_permutation as dense
-from tests.conftest import GRADIENT, assert_near
+from tests.conftest import GRADIENT, VALUE, assert_near
 
 ROOT = Path(__file__).parents[1]
 COMPILER = next((path for path in map(shutil.which, ("c++", "g++", "clang++")) if path), None)
@@ -85,8 +85,7 @@ class Rows:
 
     def check(self, bound=None):
         """Values and gradients are those of the definition in float64."""
-        values = {torch.float64: 1e-11, torch.float32: 3e-5} | (bound or {})
-        gradients = {torch.float64: 1e-9, torch.float32: 3e-4} | (bound or {})
+        values, gradients = (table | bound if bound else table for table in (VALUE, GRADIENT))
         exact, dtype = self.scores.double().requires_grad_(), self.scores.dtype
         t, log_r, log_c, order, rank = dense(exact, self.num_nodes, *self.settings)
         n = self.scores.shape[-1]
