@@ -1,7 +1,8 @@
-"""Builds the compiled kernels: csrc/*.cpp and csrc/cpu/*.cpp always, csrc/cuda/*.cu where nvcc and a CUDA torch are.
+"""Builds the compiled kernels: csrc/*.cpp and csrc/cpu/*.cpp always, csrc/cuda/ where nvcc and a CUDA torch are.
 
 Without a working compiler the package still installs; every op then runs on its reference (`probsym info` says so).
-Set PROBSYM_BUILD=0 to skip the kernels, PROBSYM_BUILD=1 to make a failing build an error.
+Set PROBSYM_BUILD=0 to skip the kernels, PROBSYM_BUILD=1 to make a failing build an error. TORCH_CUDA_ARCH_LIST says which
+GPUs the kernels are built for; the newest of the default's is built so that drivers of later GPUs can compile it, too.
 """
 
 import os
@@ -47,6 +48,13 @@ def extension():
         return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(pattern))
 
     cuda = torch.version.cuda and CUDA_HOME and Path(CUDA_HOME, "bin", "nvcc").exists() and sources("cuda/*.cu")
+    if cuda:
+        cuda += sources("cuda/*.cpp")
+        newest = "9.0+PTX" if tuple(map(int, torch.version.cuda.split(".")[:2])) < (12, 8) else "9.0;10.0+PTX"
+        architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", f"8.0;{newest}")
+        defined = [f'-DPSF_CUDA_ARCHITECTURES="{architectures}"']
+    else:
+        defined = []
     # at::parallel_for is inlined, and serial without this; torch brings the runtime, so it is not linked again
     openmp = ["-fopenmp"] if sys.platform == "linux" else []
     kind = CUDAExtension if cuda else CppExtension
@@ -54,7 +62,7 @@ def extension():
         "probsym_fast._C",
         sources("*.cpp") + sources("cpu/*.cpp") + (cuda or []),
         include_dirs=[str(ROOT / "csrc")],
-        extra_compile_args={"cxx": ["-O3", "-Wno-psabi", *openmp], "nvcc": ["-O3"]},
+        extra_compile_args={"cxx": ["-O3", "-Wno-psabi", *openmp, *defined], "nvcc": ["-O3"]},
     ), Build
 
 

@@ -1,10 +1,13 @@
-// The Python module. The ops register themselves (csrc/cpu/<op>.cpp).
+// The Python module. The ops register themselves (csrc/cpu/<op>.cpp, csrc/cuda/<op>.torch.cpp).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/version.h>
 
 #include "autograd.h"
 #include "cpu/isa.h"
+#if defined(PSF_CUDA_ARCHITECTURES)
+#include "cuda/architecture.h"
+#endif
 
 PYBIND11_MODULE(_C, m) {
   m.attr("torch_version") = TORCH_VERSION;
@@ -12,4 +15,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("instruction_sets", &psf::instruction_sets, "Those that this machine has, best first.");
   m.def("instruction_set", [] { return psf::name(psf::instruction_set()); }, "The one that the kernels use.");
   m.def("use_instruction_set", &psf::use_instruction_set, "Makes the kernels use another one; for tests and benchmarks.");
+#if defined(PSF_CUDA_ARCHITECTURES)
+  m.attr("cuda_architectures") = PSF_CUDA_ARCHITECTURES;
+  m.def("runs_on_gpu", &psf::cuda::runs_on, "Whether this build has code for the GPU of that index.");
+#endif
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import warnings
 
@@ -57,3 +58,32 @@ def report_once(device: str) -> None:
         return
     _reported = True
     warnings.warn(f"probsym_fast: {_problem}. Ops use their slower reference until then.", RuntimeWarning, stacklevel=4)
+
+
+def gpu_architectures() -> str | None:
+    """The architectures that the CUDA kernels are built for, as TORCH_CUDA_ARCH_LIST has them; None without such kernels."""
+    return getattr(_module, "cuda_architectures", None)
+
+
+@torch.compiler.assume_constant_result
+def runs_on_gpu(index: int) -> bool:
+    """Whether the CUDA kernels have code for the GPU of that index; warns, the first time, where they have not.
+
+    It is asked at the first use of a GPU and not at import, which leaves CUDA alone.
+    """
+    return _runs_on_gpu(index)
+
+
+@functools.cache
+def _runs_on_gpu(index: int) -> bool:
+    if gpu_architectures() is None or _module.runs_on_gpu(index):
+        return True
+    major, minor = torch.cuda.get_device_capability(index)
+    warnings.warn(
+        f"probsym_fast: the CUDA kernels were built for the architectures {gpu_architectures()}, this GPU "
+        f"({torch.cuda.get_device_name(index)}) has {major}.{minor}: set TORCH_CUDA_ARCH_LIST={major}.{minor} and {MEND}. "
+        "Ops use their slower reference until then.",
+        RuntimeWarning,
+        stacklevel=5,
+    )
+    return False

@@ -16,8 +16,8 @@ from probsym_fast.ops._op import BACKENDS, KERNEL_BACKENDS
 def info() -> dict[str, Any]:
     """Versions, what is built, and what backend="auto" chooses for each op and device.
 
-    Keys: versions, extension (built, problem, instruction_set), devices, threads, ops: {op: {device: [backends, the
-    chosen one first]}}.
+    Keys: versions, extension (built, problem, instruction_set, gpu_architectures), devices, threads, ops: {op: {device:
+    [backends, the chosen one first]}}.
     """
     module = _extension.module()
     return {
@@ -31,6 +31,7 @@ def info() -> dict[str, Any]:
         "extension": {
             "built": module is not None,
             "built_for_torch": module.torch_version if module else None,
+            "gpu_architectures": _extension.gpu_architectures(),
             "instruction_set": module.instruction_set() if module else None,
             "problem": _extension.problem(),
         },

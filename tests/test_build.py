@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 import probsym_fast
 from probsym_fast import _extension
 from probsym_fast.ops import OPS, act_orthogonal, orthogonal_frame, permutation_entropy, soft_permutation
+from probsym_fast.ops._op import BACKENDS
 from tests.conftest import assert_near
 
 ROOT = Path(__file__).parents[1]
@@ -176,6 +178,44 @@ def test_only_the_cpu_is_reported_and_only_once(loader):
     assert [w.category for w in caught] == [RuntimeWarning]
 
 
+@pytest.fixture
+def gpu(loader, monkeypatch):
+    """An extension built for other GPUs than the one that is there, which op calls see as if it were the CPU."""
+    _extension._runs_on_gpu.cache_clear()
+    asked = []
+    runs = lambda index: asked.append(index) or index == 1  # noqa: E731
+    loader(extension(cuda_architectures="8.0;9.0;10.0+PTX", runs_on_gpu=runs))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla T4")
+    yield asked
+    _extension._runs_on_gpu.cache_clear()
+
+
+def test_a_build_for_other_gpus_is_said_once_and_not_used(gpu, monkeypatch):
+    op = OPS["soft_permutation"]
+    monkeypatch.setitem(BACKENDS, (op.name, "cuda"), ("cuda", "reference"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            assert op.select("auto", torch.device("cuda", 0), torch.float32) is op.reference
+            assert op.select("auto", torch.device("cuda"), torch.float32) is op.reference
+        assert op.select("auto", torch.device("cuda", 1), torch.float32) is op.kernel
+    assert gpu == [0, 1] and [w.category for w in caught] == [RuntimeWarning]
+    expected = (
+        "probsym_fast: the CUDA kernels were built for the architectures 8.0;9.0;10.0+PTX, this GPU (Tesla T4) has 7.5: "
+        f"set TORCH_CUDA_ARCH_LIST=7.5 and {_extension.MEND}. Ops use their slower reference until then."
+    )
+    assert str(caught[0].message) == expected
+    there = "soft_permutation: backend must be one of ('auto', 'reference') on cuda, got 'cuda'"
+    with pytest.raises(RuntimeError, match=f"^{re.escape(there)}$"):
+        op.select("cuda", torch.device("cuda", 0), torch.float32)
+
+
+def test_the_question_for_the_gpu_does_not_break_a_graph(gpu):
+    function = torch.compile(lambda x: x + 1 if _extension.runs_on_gpu(1) else x, fullgraph=True, backend="eager")
+    assert function(torch.zeros(1)).item() == 1
+
+
 @pytest.mark.skipif(os.environ.get("PROBSYM_BUILD") == "0", reason="PROBSYM_BUILD=0")
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
 def test_this_installation_has_its_kernels():
@@ -222,7 +262,7 @@ def test_a_failing_compiler_is_an_error_where_kernels_are_wanted(tree):
     assert "the kernels did not build" not in done.stderr
 
 
-# Prints, for each setting, the sources that setup() is called with: None where there is no extension.
+# Prints, for each setting, the sources that setup() is called with (None where there is no extension), and the GPUs.
 DECISIONS = """
 import json, os, pathlib, runpy, sys
 import setuptools, torch
@@ -230,19 +270,27 @@ import torch.utils.cpp_extension as tools
 calls = []
 setuptools.setup = lambda **arguments: calls.append(arguments)
 
-def sources(wanted="auto", cuda="13.2", home="toolkit"):
+def sources(wanted="auto", cuda="13.2", home="toolkit", gpus=None):
     os.environ["PROBSYM_BUILD"], torch.version.cuda = wanted, cuda
     tools.CUDA_HOME = str(pathlib.Path(home).absolute()) if home else None
+    os.environ.pop("TORCH_CUDA_ARCH_LIST", None)
+    if gpus:
+        os.environ["TORCH_CUDA_ARCH_LIST"] = gpus
     runpy.run_path("setup.py")
     modules = calls[-1].get("ext_modules")
     assert ("build_ext" in calls[-1].get("cmdclass", {})) == (modules is not None)
-    return modules[0].sources if modules else None
+    if modules:
+        defined = [x for x in modules[0].extra_compile_args["cxx"] if "ARCHITECTURES" in x]
+        return modules[0].sources, defined, os.environ.get("TORCH_CUDA_ARCH_LIST")
 
 answer = {}
 answer["no cuda files"] = sources()
 pathlib.Path("csrc/cuda").mkdir()
-pathlib.Path("csrc/cuda/op.cu").touch()
+for kind in ("cu", "torch.cpp", "h"):
+    pathlib.Path(f"csrc/cuda/op.{kind}").touch()
 answer["toolkit"] = sources()
+answer["chosen"] = sources(gpus="7.5 9.0a")
+answer["older toolkit"] = sources(cuda="12.6")
 answer["no toolkit"] = sources(home=None)
 answer["no nvcc"] = sources(home="empty")
 answer["torch without cuda"] = sources(cuda=None)
@@ -263,10 +311,17 @@ def test_what_is_built_where(tree):
     (tree / "empty").mkdir()
     done = python(DECISIONS, tree)
     assert done.returncode == 0, done.stderr
-    cpu = ["csrc/module.cpp", "csrc/cpu/op.cpp"]
+    files = ["csrc/module.cpp", "csrc/cpu/op.cpp"]
+    cpu = [files, [], None]
+
+    def with_gpus(names):
+        return [[*files, "csrc/cuda/op.cu", "csrc/cuda/op.torch.cpp"], [f'-DPSF_CUDA_ARCHITECTURES="{names}"'], names]
+
     assert json.loads(done.stdout.splitlines()[-1]) == {
         "no cuda files": cpu,
-        "toolkit": [*cpu, "csrc/cuda/op.cu"],
+        "toolkit": with_gpus("8.0;9.0;10.0+PTX"),
+        "chosen": with_gpus("7.5 9.0a"),
+        "older toolkit": with_gpus("8.0;9.0+PTX"),
         "no toolkit": cpu,
         "no nvcc": cpu,
         "torch without cuda": cpu,

@@ -4,6 +4,8 @@
 // A slot with a_i = a_{i+1} = 0 is alone: padding is made of such slots and needs no masks.
 // A scan of a lane alone differs from the scan of its row by what enters from the lane's neighbour, times decays up to there.
 
+#include "../laplace_steps.h"
+
 constexpr int laplace_arrays = 4;
 
 template <class T> struct Laplace {

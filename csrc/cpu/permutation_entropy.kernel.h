@@ -3,20 +3,10 @@
 // and q = K(v l) - (D o K) v:   H_i = log m_i - q_i / m_i.
 #include "laplace.h"
 
-// The scans of two vectors p and q, and the distance-weighted scan of p, up to one slot.
-template <class T> struct Scans {
-  Vec<T> p{}, q{}, far{};
-  __attribute__((always_inline)) void step(Vec<T> a, Vec<T> d, Vec<T> next_p, Vec<T> next_q) {
-    far = a * (far + d * p);
-    p = next_p + a * p;
-    q = next_q + a * q;
-  }
-};
-
 // What enters each lane from its neighbour: the lanes' own scans, passed on over `segments` lanes.
-template <bool up, class T> inline Scans<T> entering(const Laplace<T>& K, const T* p, const T* q) {
+template <bool up, class T> inline Scans<Vec<T>> entering(const Laplace<T>& K, const T* p, const T* q) {
   constexpr int L = lanes<T>;
-  Scans<T> own, in;
+  Scans<Vec<T>> own, in;
   if (K.segments == 1) return in;
   Vec<T> distance{};
   const T *a = up ? K.a : K.a + L, *d = up ? K.d : K.d + L;
@@ -27,11 +17,9 @@ template <bool up, class T> inline Scans<T> entering(const Laplace<T>& K, const 
   }
   const Vec<T> across = up ? K.left[0] : K.right[0];
   for (int s = 1; s < K.segments; ++s) {
-    const Vec<T> far = own.far + across * (in.far + distance * in.p);
-    const Vec<T> sum_p = own.p + across * in.p, sum_q = own.q + across * in.q;
-    in.far = up ? from_left<1>(far) : from_right<1>(far);
-    in.p = up ? from_left<1>(sum_p) : from_right<1>(sum_p);
-    in.q = up ? from_left<1>(sum_q) : from_right<1>(sum_q);
+    Scans<Vec<T>> sum = own;
+    sum.add(across, distance, in);
+    in = sum.each([](Vec<T> x) { return up ? from_left<1>(x) : from_right<1>(x); });
   }
   return in;
 }
@@ -53,7 +41,7 @@ template <class T> struct Weights {
 template <class T> inline void backward_scans(const Laplace<T>& K, const Weights<T>& x, T* b) {
   constexpr int L = lanes<T>;
   const int64_t step = (K.n + 1) * L;
-  Scans<T> scan = entering<false>(K, x.v, x.vl);
+  Scans<Vec<T>> scan = entering<false>(K, x.v, x.vl);
   for (int64_t i = (K.n - 1) * L; i >= 0; i -= L) {
     scan.step(load(K.a + i + L), load(K.d + i + L), load(x.v + i), load(x.vl + i));
     store(b + i, scan.p);
@@ -79,13 +67,13 @@ void permutation_entropy_lanes(const Tile<T>& tile, const T* t_in, const T* log_
   for (const T* log_v : {log_c, log_r}) {
     x.fill(tile, log_v);
     backward_scans(K, x, b);
-    Scans<T> f = entering<true>(K, v, vl);
+    Scans<Vec<T>> f = entering<true>(K, v, vl);
     for (int64_t i = 0; i < n * L; i += L) {
       const Vec<T> vi = load(v + i), vli = load(vl + i);
       f.step(load(K.a + i), load(K.d + i), vi, vli);
       const Vec<T> m = f.p + load(b + i) - vi;
       const Vec<T> q = f.q + load(b + step + i) - vli - f.far - load(b + 2 * step + i);
-      sum += log_positive<T>(m) - q * reciprocal<T>(m);
+      sum += row_entropy(log_positive<T>(m), q, reciprocal<T>(m));
     }
   }
   sum = row_sums<T>(tile, sum);
@@ -115,13 +103,13 @@ void permutation_entropy_backward_lanes(const Tile<T>& tile, const T* weight, co
   for (int side = 0; side < 2; ++side) {
     x.fill(tile, log_vs[side]);
     backward_scans(K, x, b);
-    Scans<T> up = entering<true>(K, v, vl);
+    Scans<Vec<T>> up = entering<true>(K, v, vl);
     for (int64_t i = 0; i < n * L; i += L) {
       const Vec<T> vi = load(v + i), vli = load(vl + i);
       up.step(load(K.a + i), load(K.d + i), vi, vli);
       const Vec<T> down_p = load(b + i), down_q = load(b + step + i), down_far = load(b + 2 * step + i);
       const Vec<T> m = up.p + down_p - vi, q = up.q + down_q - vli - up.far - down_far;
-      const Vec<T> al = reciprocal<T>(m), be = -q * al * al;
+      const Vec<T> al = reciprocal<T>(m), be = row_entropy_beta(q, al);
       store(dt + i, load(dt + i) + al * ((down_q - up.q) - (down_far - up.far)) + be * (down_p - up.p));
       store(alpha + i, al);
       store(beta + i, be);
@@ -133,7 +121,7 @@ void permutation_entropy_backward_lanes(const Tile<T>& tile, const T* weight, co
       store(f + step + i, up.q);
       store(f + 2 * step + i, up.far);
     }
-    Scans<T> down = entering<false>(K, alpha, beta);
+    Scans<Vec<T>> down = entering<false>(K, alpha, beta);
     for (int64_t i = (n - 1) * L; i >= 0; i -= L) {
       const Vec<T> vi = load(v + i), li = load(l + i), al = load(alpha + i), be = load(beta + i);
       down.step(load(K.a + i + L), load(K.d + i + L), al, be);

@@ -182,8 +182,9 @@ template <class T, bool last> struct InvertBackward {
   T* dt;
   __attribute__((always_inline)) Vec<T> operator()(int64_t i, Vec<T> w, Vec<T> Kw, Vec<T> sgn_w) const {
     const Vec<T> xi = load(x + i);
-    store(dt + i, load(dt + i) + w * load(sgn_x + i) + xi * sgn_w);
-    return (last ? load(d_log_x + i) - xi * Kw : -xi * Kw) * xi;
+    store(dt + i, load(dt + i) + inverse_by_t(xi, load(sgn_x + i), w, sgn_w));
+    const Vec<T> d_log = inverse_by_log(xi, Kw);
+    return (last ? load(d_log_x + i) + d_log : d_log) * xi;
   }
 };
 

@@ -93,6 +93,8 @@ class Op:
         Raises RuntimeError where the named backend is not there for the device, TypeError where it lacks the dtype.
         """
         available = BACKENDS[self.name, device.type] if (self.name, device.type) in BACKENDS else ("reference",)
+        if "cuda" in available and not _extension.runs_on_gpu(device.index or 0):
+            available = tuple(x for x in available if x != "cuda")
         if backend == "auto":
             if available[0] == "reference":
                 _extension.report_once(device.type)

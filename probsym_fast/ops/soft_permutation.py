@@ -56,7 +56,7 @@ def soft_permutation(
         tau: temperature > 0, in units of the (normalised) scores.
         iterations: Sinkhorn iterations, 0..10,000.
         normalize: divide by the Euclidean norm, so that tau has one meaning for every graph.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", "cpu", "cuda" or "reference".
 
     Returns:
         `SoftPermutation`: order, rank (B, S, N) int64, identity beyond num_nodes; scores t, log_r, log_c (B, S, N),
