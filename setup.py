@@ -6,6 +6,8 @@ GPUs the kernels are built for; the newest of the default's is built so that dri
 """
 
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,10 +17,22 @@ WANTED = os.environ.get("PROBSYM_BUILD", "auto")
 ROOT = Path(__file__).parent
 
 
+def toolkit():
+    """The folder of nvcc's own headers and libraries: nvcc on the path may be a script elsewhere, by which torch would look."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        return None
+    told = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True).stderr
+    top = next((line.split("TOP=", 1)[1].strip() for line in told.splitlines() if "TOP=" in line), None)
+    return top and os.path.realpath(top)
+
+
 def extension():
     """The extension and its build command, or None where torch's build tools are not importable."""
     if WANTED == "0":
         return None
+    if "CUDA_HOME" not in os.environ and "CUDA_PATH" not in os.environ and (found := toolkit()):
+        os.environ["CUDA_HOME"] = found  # read by torch at import
     try:
         import torch
         from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
