@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent
 
 
 def toolkit():
-    """The folder of nvcc's own headers and libraries: nvcc on the path may be a script elsewhere, by which torch would look."""
+    """The folder of nvcc's own headers and libraries; nvcc on the path may be a script elsewhere, where torch would look."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -198,8 +199,9 @@ class VisionTask(Task):
     def set(self) -> GraphSet:
         return SETS[self.config.dataset]
 
+    @abstractmethod
     def readout(self, width: int, grid: int) -> torch.nn.Module:
-        raise NotImplementedError
+        """From the tokens that are read to the prediction."""
 
     def model(self, fresh: bool = True) -> Symmetrized:
         config, of = self.config, self.set
