@@ -52,17 +52,59 @@ template <class T> std::vector<Entry<T>> by_weight_row(const std::vector<Entry<T
   return sorted;
 }
 
-// out[to] += scale value in[from] over all entries, `in` and `out` of rows of D, in blocks of the width. fresh: out[to] = the
-// sum, of entries sorted by `to`.
-template <class T>
-void add_products(const std::vector<Entry<T>>& entries, T scale, const T* in, int64_t rows, T* out, int64_t D, bool fresh) {
+// Whether the entries fill so much of a matrix (to, from) that a GEMM is faster than adding rows.
+template <class T> bool fills(const std::vector<Entry<T>>& entries, int64_t to, int64_t from) {
+  return gemm_gain * static_cast<double>(entries.size()) > static_cast<double>(to) * static_cast<double>(from);
+}
+
+// The entries as a matrix (to, from).
+template <class T> Tensor matrix_of(const std::vector<Entry<T>>& entries, int64_t to, int64_t from, const at::TensorOptions& options) {
+  const Tensor matrix = at::zeros({to, from}, options);
+  T* sums = matrix.mutable_data_ptr<T>();
+  for (const Entry<T>& x : entries) sums[x.to * from + x.from] += x.value;
+  return matrix;
+}
+
+// (j N + i) C + c for row (i N + j) C + c.
+std::vector<int32_t> transposed_rows(int64_t N, int64_t C) {
+  std::vector<int32_t> rows(N * N * C);
+  for (int64_t row = 0; row < N * N * C; ++row) rows[row] = static_cast<int32_t>((row / C % N * N + row / C / N) * C + row % C);
+  return rows;
+}
+
+// out[to] += scale value in[from] over all entries, in blocks of the width: pack(row, first, count, memory) fetches row of `in`,
+// of `rows`; out (*, D). fresh: out[to] = the sum, of entries sorted by `to`, and out[mirror[to]] too.
+template <class T, class Pack>
+void add_products(const std::vector<Entry<T>>& entries, T scale, Pack pack, int64_t rows, T* out, int64_t D, bool fresh, const int32_t* mirror = nullptr) {
   constexpr int64_t block = block_bytes / sizeof(T);
   for_each_group<T>((D + block - 1) / block, rows * block, [&](int64_t group, T* memory) {
     const int64_t from = group * block, width = std::min(block, D - from);
     if (width < block) std::memset(memory, 0, rows * block * sizeof(T));
-    for (int64_t row = 0; row < rows; ++row) std::memcpy(memory + row * block, in + row * D + from, width * sizeof(T));
-    PSF_DISPATCH(add_entries<T>(entries.data(), static_cast<int64_t>(entries.size()), memory, scale, out + from, D, width, fresh));
+    for (int64_t row = 0; row < rows; ++row) pack(row, from, width, memory + row * block);
+    PSF_DISPATCH(add_entries<T>(entries.data(), static_cast<int64_t>(entries.size()), memory, scale, out + from, D, width, fresh, mirror));
   });
+}
+template <class T> auto copied_rows(const T* in, int64_t D) {
+  return [in, D](int64_t row, int64_t from, int64_t width, T* memory) { std::memcpy(memory, in + row * D + from, width * sizeof(T)); };
+}
+
+// tokens[to] += scale value (W[i, j] + W[j, i]) over the pairs i <= j of symmetric values, with one token; the diagonal half.
+template <class T>
+void add_symmetric_products(std::vector<Entry<T>>& entries, T scale, const T* W, int64_t N, int64_t C, T* tokens, int64_t D) {
+  std::vector<std::array<int64_t, 2>> pair(pairs(N) * C);
+  for (int64_t j = 0; j < N; ++j)
+    for (int64_t i = 0; i <= j; ++i)
+      for (int64_t c = 0; c < C; ++c) pair[(pairs(j) + i) * C + c] = {((i * N + j) * C + c) * D, ((j * N + i) * C + c) * D};
+  size_t count = 0;
+  for (const Entry<T>& x : entries) {
+    const int64_t i = x.from / C / N, j = x.from / C % N;
+    if (i <= j) entries[count++] = {x.to, static_cast<int32_t>((pairs(j) + i) * C + x.from % C), i == j ? x.value / 2 : x.value};
+  }
+  entries.resize(count);
+  const auto pack = [&](int64_t row, int64_t from, int64_t width, T* memory) {
+    PSF_DISPATCH(add_rows<T>(W + pair[row][0] + from, W + pair[row][1] + from, width, memory));
+  };
+  add_products<T>(entries, scale, pack, pairs(N) * C, tokens, D, false);
 }
 
 }  // namespace
@@ -181,7 +223,15 @@ void scatter(const Items& items, const Axis& axis, const Tensor& values, double 
         if (!dense) PSF_DISPATCH(scatter_sample<T>(axis, items.sample(i / S, i % S), a, C, T(scale), w, D, sample));
       }
     });
-    if (dense) add_products<T>(entries_of<T>(items, axis, values, L), T(scale), w, W.size(0) * C, y, D, false);
+    if (!dense) return;
+    std::vector<Entry<T>> entries = entries_of<T>(items, axis, values, L);
+    const int64_t rows = W.size(0) * C;
+    if (fills(entries, samples * L, rows))
+      tokens.view({samples * L, D}).addmm_(matrix_of<T>(entries, samples * L, rows, W.options()), W.view({rows, D}), 1, scale);
+    else if (axis.grid == 1 && items.symmetric(values))
+      add_symmetric_products<T>(entries, T(scale), w, items.N, C, y, D);
+    else
+      add_products<T>(entries, T(scale), copied_rows(w, D), rows, y, D, false);
   });
 }
 
@@ -207,6 +257,7 @@ Tensor gather(const Items& items, const Axis& axis, const Tensor& tokens, double
 
 Tensor weight_gradient(const Items& items, const Axis& axis, const Tensor& values, double scale, const Tensor& tokens, at::IntArrayRef shape) {
   const Tensor dW = at::empty(shape, tokens.options());
+  Tensor flat = dW.view({shape[0] * shape[1], shape[2]});
   const int64_t C = shape[1], D = shape[2], L = tokens.size(2), S = items.S, samples = items.B * S;
   AT_DISPATCH_FLOATING_TYPES(tokens.scalar_type(), "weight_gradient", [&] {
     using T = scalar_t;
@@ -214,12 +265,28 @@ Tensor weight_gradient(const Items& items, const Axis& axis, const Tensor& value
     T* out = dW.mutable_data_ptr<T>();
     // every thread has its own part of the width: the order of the sums does not depend on the threads
     if (is_dense(items, shape)) {
-      const std::vector<Entry<T>> entries = by_weight_row(entries_of<T>(items, axis, values, L), shape[0] * C);
-      std::vector<bool> used(shape[0] * C);
-      for (const Entry<T>& entry : entries) used[entry.to] = true;
-      for (int64_t row = 0; row < shape[0] * C; ++row)
+      const int64_t rows = shape[0] * C;
+      std::vector<Entry<T>> entries = entries_of<T>(items, axis, values, L);
+      if (fills(entries, samples * L, rows)) {
+        const Tensor matrix = matrix_of<T>(entries, samples * L, rows, tokens.options());
+        at::mm_out(flat, matrix.t(), tokens.view({samples * L, D}));
+        flat.mul_(scale);
+        return;
+      }
+      std::vector<int32_t> mirror;  // with one token the gradient of symmetric values is symmetric
+      if (axis.grid == 1 && items.symmetric(values)) {
+        mirror = transposed_rows(items.N, C);
+        entries.erase(std::remove_if(entries.begin(), entries.end(), [&](const Entry<T>& x) { return mirror[x.from] < x.from; }), entries.end());
+      }
+      entries = by_weight_row(entries, rows);
+      std::vector<bool> used(rows);
+      for (const Entry<T>& entry : entries) {
+        used[entry.to] = true;
+        if (!mirror.empty()) used[mirror[entry.to]] = true;
+      }
+      for (int64_t row = 0; row < rows; ++row)
         if (!used[row]) std::memset(out + row * D, 0, D * sizeof(T));
-      return add_products<T>(entries, T(scale), x, samples * L, out, D, true);
+      return add_products<T>(entries, T(scale), copied_rows(x, D), samples * L, out, D, true, mirror.empty() ? nullptr : mirror.data());
     }
     at::parallel_for(0, shape[0] * C, 64, [&](int64_t first, int64_t last) { std::memset(out + first * D, 0, (last - first) * D * sizeof(T)); });
     constexpr int64_t line = 64 / sizeof(T);
@@ -285,7 +352,8 @@ std::array<Tensor, 3> permutation_gradient(Items& items, const Axis& axis, const
       const int64_t count = std::min(tile, samples - begin);
       const int64_t most = one_token ? items.nodes(sorted[begin + count - 1] / S) : 0;
       const int64_t wide = symmetric ? pairs(most) * C : one_token ? last_place(axis, most) * (width / axis.patch) : width;
-      const Tensor Z = gemm ? at::mm(picked.narrow(0, begin, count).flatten(0, 1), rows.narrow(0, 0, wide).t()) : Tensor();
+      Tensor Z = gemm ? at::mm(picked.narrow(0, begin, count).flatten(0, 1), rows.narrow(0, 0, wide).t()) : Tensor();
+      if (one_token && items.k == 1) Z = Z.view({count, wide / C, C}).transpose(1, 2).contiguous();
       const T* z = gemm ? Z.const_data_ptr<T>() : nullptr;
       const int64_t parts = std::min<int64_t>(count, 8 * at::get_num_threads());
       for_each_group<T>(parts, scratch, [&](int64_t part, T* memory) {
@@ -295,7 +363,7 @@ std::array<Tensor, 3> permutation_gradient(Items& items, const Axis& axis, const
                              {out[0].mutable_data_ptr<T>() + at, out[1].mutable_data_ptr<T>() + at, out[2].mutable_data_ptr<T>() + at},
                              T(1) / T(tau)};
           const T* sample_z = z ? z + m * L * wide : nullptr;
-          PSF_DISPATCH(permutation_gradient_sample<T>({axis, x + i * L * D, W.const_data_ptr<T>(), sample_z, symmetric, C, D, wide, memory + soft_scratch(N)},
+          PSF_DISPATCH(permutation_gradient_sample<T>({axis, x + i * L * D, W.const_data_ptr<T>(), sample_z, one_token, symmetric, C, D, wide, memory + soft_scratch(N)},
                                                       items.sample(i / S, i % S), a, T(scale), soft, memory));
         }
       });

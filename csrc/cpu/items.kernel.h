@@ -38,10 +38,11 @@ void list_entries(const Axis& axis, const SampleView& x, const T* values, int64_
 }
 
 // out[to] += scale value in[from], `width` numbers of each: `in` is packed, in rows of 256 bytes, those of `out` are `stride`
-// apart. Neighbouring entries to one row are summed in registers. fresh: the sums take the place of what was there.
+// apart. Neighbouring entries to one row are summed in registers. fresh: the sums take the place of what was there. mirror:
+// where each row of `out` stands a second time.
 constexpr int block_vectors = 256 / PSF_VECTOR_BYTES;
 template <class T>
-void add_entries(const Entry<T>* entries, int64_t count, const T* in, T scale, T* out, int64_t stride, int64_t width, bool fresh) {
+void add_entries(const Entry<T>* entries, int64_t count, const T* in, T scale, T* out, int64_t stride, int64_t width, bool fresh, const int32_t* mirror) {
   constexpr int64_t block = 256 / sizeof(T);
   Vec<T> sum[block_vectors] = {};
   for (int64_t m = 0; m < count; ++m) {
@@ -57,6 +58,7 @@ void add_entries(const Entry<T>* entries, int64_t count, const T* in, T scale, T
       }
       sum[k] = Vec<T>{};
     }
+    if (mirror && mirror[entries[m].to] != entries[m].to) std::memcpy(out + mirror[entries[m].to] * stride, y, width * sizeof(T));
   }
 }
 
@@ -93,12 +95,18 @@ template <class T> void add_rows(const T* a, const T* b, int64_t count, T* out) 
 template <class T> struct Products {
   const Axis& axis;
   const T *tokens, *W, *Z;  // Z (L, patch^k, C): the products themselves, or null
+  bool one_token;           // Z (C, slots) where k = 1: every slot is a place
   bool symmetric;           // Z (pairs of slots i <= j, C) holds those with W + W^T, of symmetric values
   int64_t C, D, width;      // width: of Z, a token
   T* mixed;                 // (patch, D)
 
   // row[j] += sum_c a_c <tokens, W> with the moving index j of n in front (before: true) or behind the fixed slot.
   void add(T* row, int64_t n, const T* a, T scale, bool pair, bool before, int64_t fixed) const {
+    if (!pair && one_token) {
+      for (int64_t c = 0; c < C; ++c)
+        if (a[c] != T(0)) axpy(row, scale * a[c], Z + c * (width / C), n);
+      return;
+    }
     if (!pair) return add_at(row, n, a, scale, 1, 1, 0, 0);
     if (symmetric) return add_symmetric(row, n, a, scale, fixed);
     for (int32_t p = axis.start[fixed]; p < axis.start[fixed + 1]; ++p)

@@ -62,7 +62,7 @@ class GIN(nn.Module):
             for eps, layer in zip(self.eps, self.layers, strict=True):
                 h = ops.aggregate(h, batch.edge_index, own=1 + eps, ptr=batch.ptr)
                 h = self.dropout(layer(h.flatten(0, 1))).unflatten(0, (nodes + batch.size, samples))
-            return {"scores": self.score(h[:nodes].flatten(0, 1)).view(nodes, samples)}
+            return {"scores": self.score(h).squeeze(-1)[:nodes]}
 
 
 class BatchNormRelu(nn.Module):
