@@ -126,27 +126,32 @@ def test_distribution(device, seconds, record):
     record(rows, variants["kernel"])
 
 
-def test_batch_norm_relu(device, seconds, record):
+def test_linear_batch_norm_relu(device, seconds, record):
     """At the rows of an EXP batch: 100 graphs, 10 samples, 64 channels."""
     x = torch.randn(45_500, 64, device=device, requires_grad=True)
+    linear = torch.randn(64, 64, device=device).div_(8).requires_grad_()
     weight, bias = (f(64, device=device, requires_grad=True) for f in (torch.ones, torch.zeros))
     d_y = torch.randn_like(x)
 
-    def plain(x, weight, bias):
-        return torch.nn.functional.batch_norm(x, None, None, weight, bias, True).relu()
+    def plain(x, linear, weight, bias):
+        return torch.nn.functional.batch_norm(x @ linear.T, None, None, weight, bias, True).relu()
 
-    compiled, leaves = torch.compile(plain), (x, weight, bias)
-    fast = kernel("batch_norm_relu", device)
+    compiled, leaves, op = torch.compile(plain), (x, linear, weight, bias), ops.linear_batch_norm_relu
+    fast = kernel("linear_batch_norm_relu", device)
     variants = {
-        "kernel": lambda: torch.autograd.grad(ops.batch_norm_relu(*leaves, backend=fast)[0], leaves, d_y),
-        "reference": lambda: torch.autograd.grad(ops.batch_norm_relu(*leaves, backend="reference")[0], leaves, d_y),
+        "kernel": lambda: torch.autograd.grad(op(*leaves, backend=fast)[0], leaves, d_y),
+        "reference": lambda: torch.autograd.grad(op(*leaves, backend="reference")[0], leaves, d_y),
         "torch": lambda: torch.autograd.grad(plain(*leaves), leaves, d_y),
         "compiled": lambda: torch.autograd.grad(compiled(*leaves), leaves, d_y),
     }
     check(variants)
-    counted = {"bytes": 4 * 5 * x.numel()}  # x and y; x, d_y and d_x
+    counted = {"bytes": 4 * 7 * x.numel(), "flops": 6 * x.numel() * 64}  # x, z and y; x, z, d_y and d_x
     rows = compare(
-        "batch_norm_relu, forward and backward, (45500, 64)", variants, device=device, seconds=seconds, **counted
+        "linear_batch_norm_relu, forward and backward, (45500, 64, 64)",
+        variants,
+        device=device,
+        seconds=seconds,
+        **counted,
     )
     record(rows, variants["kernel"])
 

@@ -2,6 +2,7 @@
 // not computed.
 #include "items.h"
 
+#include "product.h"
 #include "rows.h"
 #define PSF_KERNEL "embed_matrix.kernel.h"
 #include "each_isa.h"
@@ -94,14 +95,14 @@ struct Tiles {
 Tensor embed_matrix(const Tensor& matrix_in, const Maybe& num_nodes, const Tensor&, const Tensor& order, const Maybe&, const Maybe&,
                     const Maybe&, double, const Tensor& slots, int64_t grid, const Tensor& weight, const Maybe& bias_in) {
   const NoAutocast no_autocast;
-  const Tensor matrix = matrix_in.contiguous(), W = weight_rows(weight), flat = W.flatten(0, 1);
+  const Tensor matrix = matrix_in.contiguous(), W = weight_rows(weight), flat_t = W.flatten(0, 1).t().contiguous();
   const Tiles x(matrix, num_nodes, order, slots, grid, W);
   const Tensor bias = bias_in ? bias_in->contiguous() : at::zeros({x.D}, W.options());
   const Tensor tokens = bias.expand({x.B, x.S, grid * grid, x.D}).contiguous();
   AT_DISPATCH_FLOATING_TYPES(W.scalar_type(), "embed_matrix", [&] {
     using T = scalar_t;
     x.for_each_tile([&](int64_t begin, int64_t end) {
-      const Tensor out = at::addmm(bias, x.patches<T>(matrix, begin, end), flat);
+      const Tensor out = product(x.patches<T>(matrix, begin, end), flat_t, bias);
       const T* from = out.const_data_ptr<T>();
       T* to = tokens.mutable_data_ptr<T>();
       x.for_each_token(begin, end, [&](int64_t row, int64_t token) { std::memcpy(to + token * x.D, from + row * x.D, x.D * sizeof(T)); });
@@ -133,7 +134,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> embed_matrix_backward
       const Tensor d_out = x.compact<T>(d_tokens, begin, end);
       if (needs_weight) d_flat.addmm_(x.patches<T>(matrix, begin, end).t(), d_out);
       if (!needs_matrix && !needs_t) return;
-      const Tensor d_patches = at::mm(d_out, flat.t());
+      const Tensor d_patches = product(d_out, flat);
       const T* d = d_patches.const_data_ptr<T>();
       // graphs are spread over the threads, so that the sums of d_matrix over samples keep their order
       at::parallel_for(begin / x.S, (end - 1) / x.S + 1, 1, [&](int64_t from, int64_t to) {

@@ -1,6 +1,7 @@
 // The four sums of items.h: what is spread over the threads, and in which blocks.
 #include "items.h"
 
+#include "product.h"
 #include "rows.h"
 #define PSF_KERNEL "items.kernel.h"
 #include "each_isa.h"
@@ -352,7 +353,7 @@ std::array<Tensor, 3> permutation_gradient(Items& items, const Axis& axis, const
       const int64_t count = std::min(tile, samples - begin);
       const int64_t most = one_token ? items.nodes(sorted[begin + count - 1] / S) : 0;
       const int64_t wide = symmetric ? pairs(most) * C : one_token ? last_place(axis, most) * (width / axis.patch) : width;
-      Tensor Z = gemm ? at::mm(picked.narrow(0, begin, count).flatten(0, 1), rows.narrow(0, 0, wide).t()) : Tensor();
+      Tensor Z = gemm ? product(picked.narrow(0, begin, count).flatten(0, 1), rows.narrow(0, 0, wide)) : Tensor();
       if (one_token && items.k == 1) Z = Z.view({count, wide / C, C}).transpose(1, 2).contiguous();
       const T* z = gemm ? Z.const_data_ptr<T>() : nullptr;
       const int64_t parts = std::min<int64_t>(count, 8 * at::get_num_threads());

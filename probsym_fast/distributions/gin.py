@@ -31,7 +31,10 @@ class GIN(nn.Module):
         self.in_features = in_features
         self.virtual = nn.Parameter(torch.randn(in_features))
         self.eps = nn.Parameter(torch.rand(layers))
-        self.layers = nn.ModuleList(_mlp(width if k else in_features, width) for k in range(layers))
+        self.layers = nn.ModuleList(
+            nn.Sequential(LinearBatchNormRelu(width if k else in_features, width), LinearBatchNormRelu(width, width))
+            for k in range(layers)
+        )
         self.dropout = nn.Dropout(dropout)
         self.score = nn.Linear(width, 1)
 
@@ -65,12 +68,15 @@ class GIN(nn.Module):
             return {"scores": self.score(h).squeeze(-1)[:nodes]}
 
 
-class BatchNormRelu(nn.Module):
-    """BatchNorm1d and ReLU of rows (M, C): fused in training; by the running statistics in eval mode."""
+class LinearBatchNormRelu(nn.Module):
+    """A linear map, BatchNorm1d and ReLU of rows, (M, in_features) -> (M, width): fused in training, by the running
+    statistics in eval mode. The linear map has no bias: BatchNorm would take it away again.
+    """
 
-    def __init__(self, width: int, eps: float = 1e-5, momentum: float = 0.1):
+    def __init__(self, in_features: int, width: int, eps: float = 1e-5, momentum: float = 0.1):
         super().__init__()
         self.eps, self.momentum = eps, momentum
+        self.linear = nn.Linear(in_features, width, bias=False)
         self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
         self.register_buffer("running_mean", torch.zeros(width))
         self.register_buffer("running_var", torch.ones(width))
@@ -78,18 +84,11 @@ class BatchNormRelu(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             scale = self.weight * (self.running_var + self.eps).rsqrt()
-            return torch.addcmul(self.bias - scale * self.running_mean, x, scale).relu_()
+            return torch.addcmul(self.bias - scale * self.running_mean, self.linear(x), scale).relu_()
         if x.shape[0] < 2:
-            raise ValueError(f"BatchNormRelu: x must have at least 2 rows in training, got {tuple(x.shape)}")
-        y, mean, variance = ops.batch_norm_relu(x, self.weight, self.bias, self.eps)
+            raise ValueError(f"LinearBatchNormRelu: x must have at least 2 rows in training, got {tuple(x.shape)}")
+        y, mean, variance = ops.linear_batch_norm_relu(x, self.linear.weight, self.weight, self.bias, self.eps)
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (x.shape[0] / (x.shape[0] - 1)), self.momentum)
         return y
-
-
-def _mlp(in_features: int, width: int) -> nn.Sequential:
-    def step(size: int) -> list[nn.Module]:  # BatchNorm takes a bias away again: it would have no gradient
-        return [nn.Linear(size, width, bias=False), BatchNormRelu(width)]
-
-    return nn.Sequential(*step(in_features), *step(width))

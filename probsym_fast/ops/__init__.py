@@ -3,9 +3,9 @@
 from probsym_fast.ops._op import OPS, fill_table
 from probsym_fast.ops.act_orthogonal import act_orthogonal
 from probsym_fast.ops.aggregate import aggregate
-from probsym_fast.ops.batch_norm_relu import batch_norm_relu
 from probsym_fast.ops.embed import embed_edges, embed_nodes
 from probsym_fast.ops.embed_matrix import embed_matrix
+from probsym_fast.ops.linear_batch_norm_relu import linear_batch_norm_relu
 from probsym_fast.ops.node_identifiers import node_identifiers
 from probsym_fast.ops.orthogonal_frame import orthogonal_frame
 from probsym_fast.ops.permutation import Permutation, SoftPermutation
@@ -21,10 +21,10 @@ __all__ = [
     "SoftPermutation",
     "act_orthogonal",
     "aggregate",
-    "batch_norm_relu",
     "embed_edges",
     "embed_matrix",
     "embed_nodes",
+    "linear_batch_norm_relu",
     "node_identifiers",
     "orthogonal_frame",
     "permutation_entropy",

@@ -62,10 +62,10 @@ def dense(net: GIN, batch: Graphs, noise: torch.Tensor) -> torch.Tensor:
         start += n
     sizes = [x.shape[0] for x in h]
     h, A = torch.cat(h), torch.block_diag(*matrices)
-    for eps, (linear1, norm1, linear2, norm2) in zip(net.eps, net.layers, strict=True):
+    for eps, layer in zip(net.eps, net.layers, strict=True):
         h = (1 + eps) * h + A @ h
-        for linear, norm in ((linear1, norm1), (linear2, norm2)):
-            z = h @ linear.weight.T
+        for norm in layer:
+            z = h @ norm.linear.weight.T
             if norm.training:  # over every row, virtual nodes too
                 mean, variance = z.mean(0), z.var(0, unbiased=False)
             else:
@@ -122,10 +122,11 @@ def test_training_statistics_count_no_padding():
     net, batch = GIN(C, 8).double(), random_graphs([2, 40])
     noise = torch.rand(net.noise_shape(batch, S), dtype=torch.float64)
     rows = []
-    net.layers[0][1].register_forward_hook(lambda module, inputs, output: rows.append(inputs[0]))
+    first = net.layers[0][0]
+    first.register_forward_hook(lambda module, inputs, output: rows.append(inputs[0] @ first.linear.weight.T))
     net(batch, noise)
     assert rows[0].shape == ((42 + 2) * S, 8)  # nodes and virtual nodes
-    assert_near(net.layers[0][1].running_mean, 0.1 * rows[0].mean(0))
+    assert_near(first.running_mean, 0.1 * rows[0].mean(0))
 
 
 def test_scores_of_many_nodes_stay_distinct_under_autocast():

@@ -13,10 +13,10 @@ from probsym_fast.ops import (
     OPS,
     act_orthogonal,
     aggregate,
-    batch_norm_relu,
     embed_edges,
     embed_matrix,
     embed_nodes,
+    linear_batch_norm_relu,
     node_identifiers,
     orthogonal_frame,
     permutation_entropy,
@@ -68,7 +68,9 @@ CALLS = {
             x.transpose(1, 2).flatten(0, 1), edges, own=x.mean(), backend=backend
         )
     ),
-    "batch_norm_relu": lambda x, backend: batch_norm_relu(x.flatten(0, 2), x[0, 0, 0], x[1, 0, 0], backend=backend)[0],
+    "linear_batch_norm_relu": lambda x, backend: linear_batch_norm_relu(
+        x.flatten(0, 2), x[0, 0, :2], x[0, 0, 0, :2], x[1, 0, 0, :2], backend=backend
+    )[0],
 }
 every_op = pytest.mark.parametrize("name", CALLS)
 every_kernel = pytest.mark.parametrize(

@@ -1,0 +1,92 @@
+// Rows of C channels: their moments, and what is computed from those. A vector of channels at a time.
+#include "vectors.h"
+
+// `count` numbers; the rest of the vector is 0.
+template <class T> inline Vec<T> load_some(const T* p, int64_t count) {
+  if (count >= lanes<T>) return load(p);
+  Vec<T> v{};
+  std::memcpy(&v, p, count * sizeof(T));
+  return v;
+}
+template <class T> inline void store_some(T* p, Vec<T> v, int64_t count) {
+  if (count >= lanes<T>) return store(p, v);
+  std::memcpy(p, &v, count * sizeof(T));
+}
+// Mean and sum of the squared distances from it.
+template <class T> void moments(const T* __restrict__ z, int64_t rows, int64_t C, T* __restrict__ mean, T* __restrict__ squares) {
+  for (int64_t c = 0; c < C; c += lanes<T>) {
+    const int64_t count = std::min<int64_t>(lanes<T>, C - c);
+    Vec<T> sum{}, square{};
+    for (int64_t r = 0; r < rows; ++r) sum += load_some(z + r * C + c, count);
+    const Vec<T> center = sum * (T(1) / T(rows));
+    for (int64_t r = 0; r < rows; ++r) {
+      const Vec<T> distance = load_some(z + r * C + c, count) - center;
+      square += distance * distance;
+    }
+    store_some(mean + c, center, count);
+    store_some(squares + c, square, count);
+  }
+}
+// y = max(0, scale z + shift)
+template <class T> void scale_relu(const T* __restrict__ z, const T* __restrict__ scale, const T* __restrict__ shift, int64_t rows, int64_t C, T* __restrict__ y) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < C; ++c) {
+      const T u = z[r * C + c] * scale[c] + shift[c];
+      y[r * C + c] = u > T(0) ? u : u == u ? T(0) : u;
+    }
+}
+// The gradient where the ReLU is on. (Written with vectors: of a condition compilers make a masked load, several times slower.)
+template <class T> inline Vec<T> passed(Vec<T> z, Vec<T> d_y, Vec<T> scale, Vec<T> shift) {
+  return z * scale + shift > T(0) ? d_y : Vec<T>{};
+}
+// Sums of g and g (z - mean), g the gradient behind the ReLU.
+template <class T>
+void add_gradients(const T* __restrict__ d_y, const T* __restrict__ z, const T* __restrict__ scale, const T* __restrict__ shift, const T* __restrict__ mean, int64_t rows, int64_t C, T* __restrict__ sum, T* __restrict__ product) {
+  for (int64_t c = 0; c < C; c += lanes<T>) {
+    const int64_t count = std::min<int64_t>(lanes<T>, C - c);
+    const Vec<T> a = load_some(scale + c, count), b = load_some(shift + c, count), m = load_some(mean + c, count);
+    Vec<T> s{}, p{};
+    for (int64_t r = 0; r < rows; ++r) {
+      const Vec<T> v = load_some(z + r * C + c, count), g = passed<T>(v, load_some(d_y + r * C + c, count), a, b);
+      s += g;
+      p += g * (v - m);
+    }
+    for (int64_t l = 0; l < count; ++l) sum[c + l] += s[l], product[c + l] += p[l];
+  }
+}
+// d_z = scale g - offset - slope (z - mean)
+template <class T>
+void input_gradients(const T* __restrict__ d_y, const T* __restrict__ z, const T* __restrict__ scale, const T* __restrict__ shift, const T* __restrict__ mean, const T* __restrict__ offset, const T* __restrict__ slope, int64_t rows,
+                     int64_t C, T* __restrict__ d_z) {
+  for (int64_t r = 0; r < rows; ++r, d_y += C, z += C, d_z += C)
+    for (int64_t c = 0; c < C; c += lanes<T>) {
+      const int64_t count = std::min<int64_t>(lanes<T>, C - c);
+      const Vec<T> a = load_some(scale + c, count), v = load_some(z + c, count);
+      const Vec<T> g = passed<T>(v, load_some(d_y + c, count), a, load_some(shift + c, count));
+      const Vec<T> d = a * g - load_some(offset + c, count) - load_some(slope + c, count) * (v - load_some(mean + c, count));
+      store_some(d_z + c, d, count);
+    }
+}
+// out (I, K): out[i] = sum_r a[i step_i + r step_r] b[r], b (R, K), in tiles of 4 by a few vectors, summed in registers.
+template <class T>
+void products(const T* a, int64_t step_i, int64_t step_r, const T* b, int64_t I, int64_t R, int64_t K, T* out) {
+  constexpr int vectors = PSF_VECTOR_BYTES == 64 ? 4 : 2;
+  constexpr int64_t wide = vectors * lanes<T>;
+  const int64_t tiled_i = I / 4 * 4, tiled_k = K / wide * wide;
+  for (int64_t k = 0; k < tiled_k; k += wide)
+    for (int64_t i = 0; i < tiled_i; i += 4) {
+      Vec<T> sum[4][vectors] = {};
+      for (int64_t r = 0; r < R; ++r)
+        for (int v = 0; v < vectors; ++v) {
+          const Vec<T> some = load(b + r * K + k + v * lanes<T>);
+          for (int n = 0; n < 4; ++n) sum[n][v] += a[(i + n) * step_i + r * step_r] * some;
+        }
+      for (int n = 0; n < 4; ++n)
+        for (int v = 0; v < vectors; ++v) store(out + (i + n) * K + k + v * lanes<T>, sum[n][v]);
+    }
+  for (int64_t i = 0; i < I; ++i)  // what the tiles leave
+    if (const int64_t done = i < tiled_i ? tiled_k : 0; done < K) {
+      std::memset(out + i * K + done, 0, (K - done) * sizeof(T));
+      for (int64_t r = 0; r < R; ++r) axpy(out + i * K + done, a[i * step_i + r * step_r], b + r * K + done, K - done);
+    }
+}

@@ -1,0 +1,78 @@
+"""A linear map of rows, batch normalisation and ReLU."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from probsym_fast.ops._op import Op, check_float
+from probsym_fast.ops.reference.linear_batch_norm_relu import linear_batch_norm_relu as reference
+
+
+def _shapes(x, linear, weight, bias, eps):
+    z = x.new_empty(x.shape[0], linear.shape[0])
+    return z, torch.empty_like(z), x.new_empty(linear.shape[0]), x.new_empty(linear.shape[0])
+
+
+def _gradient_shapes(d_y, x, linear, weight, bias, z, mean, variance, eps, needs_x, needs_linear):
+    return (
+        x.new_empty(x.shape) if needs_x else None,
+        linear.new_empty(linear.shape) if needs_linear else None,
+        weight.new_empty(weight.shape),
+        bias.new_empty(bias.shape),
+    )
+
+
+OP = Op(
+    "linear_batch_norm_relu",
+    "(Tensor x, Tensor linear, Tensor weight, Tensor bias, float eps)"
+    " -> (Tensor y, Tensor z, Tensor mean, Tensor variance)",
+    reference=reference,
+    shapes=_shapes,
+)
+OP.gradient(
+    "(Tensor d_y, Tensor x, Tensor linear, Tensor weight, Tensor bias, Tensor z, Tensor mean, Tensor variance, float eps,"
+    " bool needs_x, bool needs_linear) -> (Tensor d_x, Tensor d_linear, Tensor d_weight, Tensor d_bias)",
+    shapes=_gradient_shapes,
+)
+
+
+def linear_batch_norm_relu(
+    x: Tensor, linear: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`y = relu(weight (z - mean) / sqrt(variance + eps) + bias)`, `z = x linear^T`, mean and variance those of z's rows.
+
+    Args:
+        x: (M, K), M >= 1 rows. linear: (C, K), as in Linear (a bias would be taken away again). weight, bias: (C,).
+        eps: finite and >= 0. backend: "auto", "cpu" or "reference".
+
+    Returns: y (M, C), mean and (biased) variance (C,) without a gradient, for running statistics; dtype of x (float16 and
+    bfloat16 are computed in float32).
+
+    Gradients: x (through the statistics too), linear, weight, bias. Cost: x is read and z written once, then z read and y
+    written; in backward z and the gradient are read twice, x once; what lies between stays in the cache.
+    Raises: TypeError (dtypes), ValueError (shapes, eps), RuntimeError (devices, backend).
+    Source: Ioffe and Szegedy 2015 (arXiv 1502.03167).
+    """
+    op = "linear_batch_norm_relu"
+    check_float(op, x=x, linear=linear, weight=weight, bias=bias)
+    if x.ndim != 2 or x.shape[0] < 1:
+        raise ValueError(f"{op}: x must be (M, K) with M >= 1, got {tuple(x.shape)}")
+    if linear.ndim != 2 or linear.shape[1] != x.shape[1]:
+        raise ValueError(f"{op}: linear must be (C, K) = (*, {x.shape[1]}), got {tuple(linear.shape)}")
+    for name, value in (("weight", weight), ("bias", bias)):
+        if tuple(value.shape) != (linear.shape[0],):
+            raise ValueError(f"{op}: {name} must be (C,) = ({linear.shape[0]},), got {tuple(value.shape)}")
+    for name, value in (("linear", linear), ("weight", weight), ("bias", bias)):
+        if value.device != x.device:
+            raise RuntimeError(f"{op}: {name} must be on {x.device}, got {value.device}")
+    if not isinstance(eps, (int, float)) or isinstance(eps, bool):
+        raise TypeError(f"{op}: eps must be a number, got {type(eps).__name__}")
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"{op}: eps must be finite and >= 0, got {eps}")
+    dtype = x.dtype if x.dtype in OP.dtypes else torch.float32
+    run = OP.select(backend, x.device, dtype)
+    y, _, mean, variance = run(*(t.to(dtype) for t in (x, linear, weight, bias)), float(eps))
+    return y.to(x.dtype), mean.detach(), variance.detach()
