@@ -134,16 +134,28 @@ def test_many_samples_take_several_products(device):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("C", [1, 3])
 @pytest.mark.parametrize("twin", ["equal", "of another value", "missing"])
-def test_one_token_of_graphs_with_edges_both_ways(device, twin, C, dtype):
-    """Where edges (u, v) and (v, u) have equal attributes the kernel makes the products with W + W^T alone."""
-    data = batch([7, 8, 5, 1], 8, C, edges=12, device=device)
+@pytest.mark.parametrize(("edges", "D"), [(12, 5), (12, 70), (4, 70)])
+def test_one_token_of_graphs_with_edges_both_ways(device, edges, D, twin, C, dtype):
+    """Where edges (u, v) and (v, u) have equal attributes the kernel makes the products with W + W^T alone, and adds each
+    pair of weight rows once; many edges and a wide token go through a GEMM."""
+    data = batch([7, 8, 5, 1], 8, C, S=8, edges=edges, device=device)
     attr, edges = data.attr[:, :C].abs() + 1, data.edges
     back = attr * (1.0 if twin == "equal" else 2.0)
     if twin != "missing":
         attr, edges = torch.cat([attr, back]), torch.cat([edges, edges.flip(0)], 1)
     data.edges = edges
-    leaves = [data.scores, attr, weights(5, C, 8, 8, device=device), torch.randn(5).double().to(device)]
+    leaves = [data.scores, attr, weights(D, C, 8, 8, device=device), torch.randn(D).double().to(device)]
     check("embed", edges_call(data, 1), leaves, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("D", [5, 70])
+def test_one_token_of_nodes(device, D, dtype):
+    """A wide token of many features goes through a GEMM."""
+    data = batch([7, 8, 5, 1], 8, 3, S=8, device=device)
+
+    leaves = [data.scores, data.x, weights(D, 3, 8, device=device), torch.randn(D).double().to(device)]
+    check("embed", nodes_call(data, 1), leaves, dtype)
 
 
 @pytest.mark.parametrize(("N", "grid"), [(9, 2), (7, 3), (3, 14)])
