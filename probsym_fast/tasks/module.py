@@ -40,13 +40,13 @@ class TrainingModule(L.LightningModule):
         generator = seeded(seed, "train", number, self.device)
         prediction, penalties = self.model(inputs, self.task.config.samples.train, generator)
         loss = self.task.loss(prediction, target)
-        self._log("train", loss, prediction, target, on_step=False, on_epoch=True)
+        self._log("train", loss, prediction, target, on_step=False)
         if settings.log_every is not None:
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             self.log_dict({f"step/{self.task.measure}": loss.detach(), "step/lr": rate}, on_step=True, on_epoch=False)
         for name, value in penalties.items():
             count = self.task.count(target)
-            self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
+            self._mean(f"train/{name}", value, batch_size=count, on_step=False)
             loss = loss + settings.entropy * value
         return loss
 
@@ -75,14 +75,18 @@ class TrainingModule(L.LightningModule):
         parts = [part for batch in zip_longest(*shares) for part in batch if part is not None]
         predictions, targets = zip(*parts, strict=True)
         for name, value in self.task.measures(*self.task.join(list(predictions), list(targets))).items():
-            self.log(f"valid/{name}", float(value), batch_size=1, sync_dist=True)
+            self._mean(f"valid/{name}", float(value), batch_size=1)
 
     def _log(self, stage: str, loss: torch.Tensor, prediction: Any, target: Any, **where: bool) -> None:
         measures = {} if self.task.whole_set_measures else self.task.measures(prediction.detach(), target)
         for name, value in (measures | {self.task.measure: loss}).items():
             shown = name == self.task.measure
             count = self.task.count(target)
-            self.log(f"{stage}/{name}", value, batch_size=count, sync_dist=True, prog_bar=shown, **where)
+            self._mean(f"{stage}/{name}", value, batch_size=count, prog_bar=shown, **where)
+
+    def _mean(self, name: str, value: Any, **where: Any) -> None:
+        """A mean over the epoch, for `EpochRows` and the checkpoints."""
+        self.log(name, value, on_epoch=True, sync_dist=True, logger=False, **where)
 
     def configure_optimizers(self) -> torch.optim.Optimizer | dict[str, Any]:
         settings = self.training_settings
@@ -95,4 +99,4 @@ class TrainingModule(L.LightningModule):
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         if self.training_settings.clip is not None:
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training_settings.clip)
-            self.log("train/gradient_norm", norm, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+            self._mean("train/gradient_norm", norm, batch_size=1, on_step=False)

@@ -112,6 +112,10 @@ class EpochSampler(Sampler):
         yield from (batch[first::step] for batch in order[: len(self) * self.batch].split(self.batch))
 
 
+class WorkerDied(RuntimeError):
+    """A process that loads batches is gone."""
+
+
 class Batches(DataLoader):
     """A loader whose workers start with the first batch that is asked for.
 
@@ -119,7 +123,12 @@ class Batches(DataLoader):
     """
 
     def __iter__(self) -> Iterator[Any]:
-        yield from super().__iter__()
+        try:
+            yield from super().__iter__()
+        except (ConnectionError, EOFError, FileNotFoundError) as error:  # a worker died while it handed a batch over
+            if self.num_workers == 0 or str(error).startswith("Caught"):  # the data set's own
+                raise
+            raise WorkerDied(f"{type(error).__name__}: {error}") from error
 
 
 def batches(dataset: Dataset, sampler: EpochSampler, workers: int = 0) -> DataLoader:
