@@ -9,14 +9,16 @@ import lightning as L
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import distributed
+from torch.distributed.tensor import DTensor
 
 from probsym_fast.tasks import optimisation
+from probsym_fast.tasks.parallel import Layout, spread
 from probsym_fast.tasks.settings import Training
 from probsym_fast.tasks.task import Task, seeded
 
 
 class TrainingModule(L.LightningModule):
-    """Loss = task's loss + entropy weight * penalty; noise and dropout of each batch from (seed, batch, process) alone.
+    """Loss = task's loss + entropy weight * penalty; noise and dropout of each batch from (seed, batch, part of it) alone.
 
     fresh: False: a checkpoint overwrites the model's weights, see `Task.model`.
     """
@@ -26,7 +28,11 @@ class TrainingModule(L.LightningModule):
         self.task, self.model = task, task.model(fresh)
         self.training_settings: Training = task.config.training
         self.shown = (f"train/{task.measure}", f"valid/{task.measure}")
+        self.layout = Layout(1, 1, 0)
         self._validated: list[tuple[torch.Tensor, Any]] = []  # (prediction, target) of each batch, where wanted
+
+    def configure_model(self) -> None:
+        spread(self.model, self.training_settings, self.layout, self.trainer.strategy.root_device.type)
 
     def forward(self, inputs: Any, samples: int, generator: torch.Generator | None = None):
         return self.model(inputs, samples, generator)
@@ -34,7 +40,7 @@ class TrainingModule(L.LightningModule):
     def training_step(self, batch: Any, index: int) -> torch.Tensor:
         settings, seed = self.training_settings, self.task.config.seed
         number = self.global_step * settings.accumulate + index % settings.accumulate
-        number = number * self.trainer.world_size + self.global_rank
+        number = number * self.layout.data + self.layout.place
         torch.manual_seed(seeded(seed, "dropout", number).initial_seed())  # dropout draws from the global generator
         inputs, target = self.task.inputs(batch)
         generator = seeded(seed, "train", number, self.device)
@@ -55,7 +61,7 @@ class TrainingModule(L.LightningModule):
 
     def validation_step(self, batch: Any, index: int) -> None:
         inputs, target = self.task.inputs(batch)
-        step = index * self.trainer.world_size + self.global_rank
+        step = index * self.layout.data + self.layout.place
         generator = seeded(self.task.config.seed, "valid", step, self.device)
         with torch.autocast(self.device.type, enabled=False):  # in float32 as the test
             prediction, _ = self.model(inputs, self.task.config.samples.valid, generator)
@@ -70,6 +76,7 @@ class TrainingModule(L.LightningModule):
         if self.trainer.world_size > 1:
             shares = [[] for _ in range(self.trainer.world_size)]
             distributed.all_gather_object(shares, self._validated)
+            shares = shares[:: self.layout.samples]  # the others hold the same graphs
         self._validated = []
         # the set's order, but for the graphs within a batch: batch by batch, the processes' parts in turn
         parts = [part for batch in zip_longest(*shares) for part in batch if part is not None]
@@ -84,9 +91,10 @@ class TrainingModule(L.LightningModule):
             count = self.task.count(target)
             self._mean(f"{stage}/{name}", value, batch_size=count, prog_bar=shown, **where)
 
-    def _mean(self, name: str, value: Any, **where: Any) -> None:
+    def _mean(self, name: str, value: Any, batch_size: int, **where: Any) -> None:
         """A mean over the epoch, for `EpochRows` and the checkpoints."""
-        self.log(name, value, on_epoch=True, sync_dist=True, logger=False, **where)
+        whole = batch_size * self.trainer.world_size  # Lightning rounds the processes' mean size down
+        self.log(name, value, on_epoch=True, sync_dist=True, logger=False, batch_size=whole, **where)
 
     def configure_optimizers(self) -> torch.optim.Optimizer | dict[str, Any]:
         settings = self.training_settings
@@ -99,4 +107,5 @@ class TrainingModule(L.LightningModule):
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         if self.training_settings.clip is not None:
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training_settings.clip)
+            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
             self._mean("train/gradient_norm", norm, batch_size=1, on_step=False)

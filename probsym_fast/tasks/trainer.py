@@ -16,6 +16,7 @@ from probsym_fast.tasks.callbacks import EndWithStep, Patience, ProgressLines, S
 from probsym_fast.tasks.checkpoints import Checkpoints, WholeFiles
 from probsym_fast.tasks.faults import Finite
 from probsym_fast.tasks.logs import EpochRows, Rows
+from probsym_fast.tasks.parallel import strategy
 from probsym_fast.tasks.settings import Training
 from probsym_fast.tasks.task import Task
 
@@ -67,6 +68,8 @@ def make_trainer(task: Task, folder: Path, stop: StopOnSignal, steps: int = 0) -
         accumulate_grad_batches=settings.accumulate,
         accelerator=settings.accelerator,
         devices=settings.devices,
+        num_nodes=settings.nodes,
+        strategy=strategy(settings),
         precision=settings.precision,
         deterministic=settings.deterministic,
         check_val_every_n_epoch=validate_every,

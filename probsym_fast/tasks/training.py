@@ -23,6 +23,7 @@ from probsym_fast.tasks.checkpoints import last_checkpoint, load_checkpoint
 from probsym_fast.tasks.faults import Fault, faults_told
 from probsym_fast.tasks.module import TrainingModule
 from probsym_fast.tasks.optimisation import horizon
+from probsym_fast.tasks.parallel import layout
 from probsym_fast.tasks.plots import plot_losses
 from probsym_fast.tasks.settings import TRAINING_LIMITS, Training, may_change
 from probsym_fast.tasks.task import Computation, Task
@@ -72,12 +73,9 @@ def fit(task: Task, *, resume: bool = False) -> dict[str, Any] | None:
     horizon(settings, len(loaders[0]))  # refuses a schedule that does not fit
     stop = StopOnSignal(folder)
     trainer = make_trainer(task, folder, stop, steps)
-    if settings.batch % trainer.world_size:
-        raise ValueError(
-            f"config: training.batch must be a multiple of the {trainer.world_size} devices, got {settings.batch}"
-        )
+    module.layout = layout(settings, trainer.global_rank, trainer.world_size)
     for loader in loaders:
-        loader.sampler.share = trainer.global_rank, trainer.world_size
+        loader.sampler.share = module.layout.share
     with faults_told(folder):
         if is_first_process():
             remove_leftovers(folder)

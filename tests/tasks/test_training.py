@@ -283,9 +283,19 @@ def test_processes_share_every_batch(count, batch, processes, drop_last):
         return found
 
     shares = [sampler(k, processes) for k in range(processes)]
-    for i, whole in enumerate(sampler(0, 1)):
-        parts = [share[i] for share in shares if i < len(share)]
-        assert torch.equal(torch.cat(parts).sort().values, whole.sort().values)
+    assert len({len(share) for share in shares}) == 1
+    whole = sampler(0, 1)
+    if len(whole[-1]) < processes:  # no part for everyone
+        whole[-2:] = [torch.cat(whole[-2:])]
+    for parts, batch in zip(zip(*shares, strict=True), whole, strict=True):
+        assert torch.equal(torch.cat(parts).sort().values, batch.sort().values)
+
+
+def test_fewer_items_than_processes_are_refused():
+    sampler = EpochSampler(3, 4)
+    sampler.share = 0, 4
+    with pytest.raises(ValueError, match=r"EpochSampler: count must be at least the 4 processes, got 3"):
+        len(sampler)
 
 
 def test_resume_without_a_run_is_refused(tmp_path):

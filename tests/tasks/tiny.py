@@ -60,7 +60,7 @@ class Shift(nn.Module):
 
     def __init__(self, scale: float):
         super().__init__()
-        self.scale = nn.Parameter(torch.tensor(scale), requires_grad=scale > 0)
+        self.scale = nn.Parameter(torch.tensor([scale]), requires_grad=scale > 0)
 
     def forward(self, x, samples, draws):
         return self.scale * draws.normal((len(x), samples, 3), "shift").to(x), {}
