@@ -104,6 +104,8 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
             return 0
         print(f"\nprobsym: {stop}", file=sys.stderr)
         return stop.status
+    except training.Fault as fault:
+        return _refuse(str(fault))
     if results is None:
         return 0
     _table(f"{task.config.task}: {task.config.name}", task.describe(results))

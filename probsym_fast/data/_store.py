@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,6 +42,18 @@ def write_atomically(path: str | Path, writer: Callable[[BinaryIO], Any]) -> Non
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """The temporary files in the folder (not below it) whose writers were killed, or are at work."""
+    return [path for path in folder.glob(".*.tmp") if re.fullmatch(r"\..+\.[0-9a-f]{16}\.tmp", path.name)]
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files of killed writers in the folder and those right below it; nobody else may write there."""
+    places = [folder, *(path for path in folder.glob("*") if path.is_dir())]
+    for path in (path for place in places for path in unfinished(place)):
+        path.unlink(missing_ok=True)
 
 
 def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:

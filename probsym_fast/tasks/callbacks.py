@@ -1,4 +1,4 @@
-"""What happens beside training: checkpoints, early stopping, signals, progress."""
+"""What happens beside training: early stopping, signals, progress."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar
 
 
 class Stopped(Exception):
@@ -63,41 +63,15 @@ class EndWithStep(Callback):
             trainer.should_stop = True  # validates where it stops
 
 
-class Checkpoints(ModelCheckpoint):
-    """best.ckpt by the measure, or last.ckpt without one; a resumed run may have moved, or validate at other epochs."""
-
-    def __init__(self, folder: Path, filename: str, monitor: str | None = None):
-        super().__init__(
-            folder,
-            filename=filename,
-            monitor=monitor,
-            enable_version_counter=False,
-            auto_insert_metric_name=False,
-            save_on_train_epoch_end=True,
-        )
-
-    @property
-    def state_key(self) -> str:
-        return f"checkpoint {self.filename}"
-
-    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if validated(trainer):
-            super().on_train_epoch_end(trainer, module)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        moved = {name: self._here(path) for name, path in state.items() if name.endswith("_path")}
-        scores = {self._here(path): score for path, score in state["best_k_models"].items()}
-        super().load_state_dict({**state, **moved, "best_k_models": scores, "dirpath": self.dirpath})
-
-    def _here(self, path: str) -> str:
-        return str(Path(self.dirpath) / Path(path).name) if path else path
-
-
 class Patience(EarlyStopping):
     """Early stopping whose patience may change in a resumed run."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict({**state, "patience": self.patience})
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.wait_count >= self.patience:  # resumed where it had run out
+            trainer.should_stop = True
 
 
 class ProgressLines(ProgressBar):

@@ -9,14 +9,16 @@ import lightning as L
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import distributed
+from torch.distributed.tensor import DTensor
 
 from probsym_fast.tasks import optimisation
+from probsym_fast.tasks.parallel import Layout, spread
 from probsym_fast.tasks.settings import Training
 from probsym_fast.tasks.task import Task, seeded
 
 
 class TrainingModule(L.LightningModule):
-    """Loss = task's loss + entropy weight * penalty; noise and dropout of each batch from (seed, batch, process) alone.
+    """Loss = task's loss + entropy weight * penalty; noise and dropout of each batch from (seed, batch, part of it) alone.
 
     fresh: False: a checkpoint overwrites the model's weights, see `Task.model`.
     """
@@ -26,7 +28,11 @@ class TrainingModule(L.LightningModule):
         self.task, self.model = task, task.model(fresh)
         self.training_settings: Training = task.config.training
         self.shown = (f"train/{task.measure}", f"valid/{task.measure}")
+        self.layout = Layout(1, 1, 0)
         self._validated: list[tuple[torch.Tensor, Any]] = []  # (prediction, target) of each batch, where wanted
+
+    def configure_model(self) -> None:
+        spread(self.model, self.training_settings, self.layout, self.trainer.strategy.root_device.type)
 
     def forward(self, inputs: Any, samples: int, generator: torch.Generator | None = None):
         return self.model(inputs, samples, generator)
@@ -34,19 +40,19 @@ class TrainingModule(L.LightningModule):
     def training_step(self, batch: Any, index: int) -> torch.Tensor:
         settings, seed = self.training_settings, self.task.config.seed
         number = self.global_step * settings.accumulate + index % settings.accumulate
-        number = number * self.trainer.world_size + self.global_rank
+        number = number * self.layout.data + self.layout.place
         torch.manual_seed(seeded(seed, "dropout", number).initial_seed())  # dropout draws from the global generator
         inputs, target = self.task.inputs(batch)
         generator = seeded(seed, "train", number, self.device)
         prediction, penalties = self.model(inputs, self.task.config.samples.train, generator)
         loss = self.task.loss(prediction, target)
-        self._log("train", loss, prediction, target, on_step=False, on_epoch=True)
+        self._log("train", loss, prediction, target, on_step=False)
         if settings.log_every is not None:
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             self.log_dict({f"step/{self.task.measure}": loss.detach(), "step/lr": rate}, on_step=True, on_epoch=False)
         for name, value in penalties.items():
             count = self.task.count(target)
-            self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
+            self._mean(f"train/{name}", value, batch_size=count, on_step=False)
             loss = loss + settings.entropy * value
         return loss
 
@@ -55,7 +61,7 @@ class TrainingModule(L.LightningModule):
 
     def validation_step(self, batch: Any, index: int) -> None:
         inputs, target = self.task.inputs(batch)
-        step = index * self.trainer.world_size + self.global_rank
+        step = index * self.layout.data + self.layout.place
         generator = seeded(self.task.config.seed, "valid", step, self.device)
         with torch.autocast(self.device.type, enabled=False):  # in float32 as the test
             prediction, _ = self.model(inputs, self.task.config.samples.valid, generator)
@@ -70,19 +76,25 @@ class TrainingModule(L.LightningModule):
         if self.trainer.world_size > 1:
             shares = [[] for _ in range(self.trainer.world_size)]
             distributed.all_gather_object(shares, self._validated)
+            shares = shares[:: self.layout.samples]  # the others hold the same graphs
         self._validated = []
         # the set's order, but for the graphs within a batch: batch by batch, the processes' parts in turn
         parts = [part for batch in zip_longest(*shares) for part in batch if part is not None]
         predictions, targets = zip(*parts, strict=True)
         for name, value in self.task.measures(*self.task.join(list(predictions), list(targets))).items():
-            self.log(f"valid/{name}", float(value), batch_size=1, sync_dist=True)
+            self._mean(f"valid/{name}", float(value), batch_size=1)
 
     def _log(self, stage: str, loss: torch.Tensor, prediction: Any, target: Any, **where: bool) -> None:
         measures = {} if self.task.whole_set_measures else self.task.measures(prediction.detach(), target)
         for name, value in (measures | {self.task.measure: loss}).items():
             shown = name == self.task.measure
             count = self.task.count(target)
-            self.log(f"{stage}/{name}", value, batch_size=count, sync_dist=True, prog_bar=shown, **where)
+            self._mean(f"{stage}/{name}", value, batch_size=count, prog_bar=shown, **where)
+
+    def _mean(self, name: str, value: Any, batch_size: int, **where: Any) -> None:
+        """A mean over the epoch, for `EpochRows` and the checkpoints."""
+        whole = batch_size * self.trainer.world_size  # Lightning rounds the processes' mean size down
+        self.log(name, value, on_epoch=True, sync_dist=True, logger=False, batch_size=whole, **where)
 
     def configure_optimizers(self) -> torch.optim.Optimizer | dict[str, Any]:
         settings = self.training_settings
@@ -95,4 +107,5 @@ class TrainingModule(L.LightningModule):
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         if self.training_settings.clip is not None:
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training_settings.clip)
-            self.log("train/gradient_norm", norm, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+            self._mean("train/gradient_norm", norm, batch_size=1, on_step=False)

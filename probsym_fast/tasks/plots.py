@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from probsym_fast.data._store import write_atomically
 
+Row = dict[str, Any]
+
 
 def save(figure: Figure, path: Path) -> None:
     """Writes the figure whole or not at all, and closes it."""
@@ -25,16 +28,21 @@ def save(figure: Figure, path: Path) -> None:
     write_atomically(path, lambda file: file.write(buffer.getvalue()))
 
 
+def read_rows(path: Path) -> list[Row]:
+    """A log's whole rows, values as text, "" where a row has none; [] without a file."""
+    if not path.is_file():
+        return []
+    whole, _, _ = path.read_bytes().rpartition(b"\n")  # a row that was cut off has no end
+    return list(csv.DictReader(StringIO(whole.decode(), newline="")))
+
+
 def history(folder: Path) -> dict[str, dict[int, float]]:
-    """Every quantity logged by epoch (not "step/..."), over all sessions of a resumed run (the last one counts)."""
+    """Every quantity logged by epoch (not "step/...")."""
     series: dict[str, dict[int, float]] = {}
-    logs = sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
-    for path in logs:
-        with open(path, newline="") as file:
-            for row in csv.DictReader(file):
-                for name, value in row.items():
-                    if value and name not in ("epoch", "step") and not name.startswith("step/"):
-                        series.setdefault(name, {})[int(row["epoch"])] = float(value)
+    for row in read_rows(folder / "logs" / "metrics.csv"):
+        for name, value in row.items():
+            if value and name not in ("epoch", "step") and not name.startswith("step/"):
+                series.setdefault(name, {})[int(row["epoch"])] = float(value)
     return series
 
 

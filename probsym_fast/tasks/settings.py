@@ -34,7 +34,11 @@ class Training:
         workers: processes that load batches; 0: none but the training process.
         log_every: steps between logged losses and learning rates ("step/..."); null: only the means of epochs.
         accelerator: "auto", "cpu" or "gpu".
-        devices: number of devices, or "auto".
+        devices: number of devices (of every machine), or "auto"; a process each.
+        nodes: number of machines; with more than one, and wherever wished, started by torchrun.
+        strategy: how several devices share the work: "ddp" a part of every batch each, "fsdp" that, and each keeps a part of
+            the parameters (FSDP2), "samples" a part of the samples of the same batch each.
+        sample_devices: with "samples", how many devices share one batch, the others take other parts; null: all of them.
         deterministic: ask torch for deterministic algorithms.
         progress: show a progress bar.
     """
@@ -60,6 +64,9 @@ class Training:
     log_every: int | None = None
     accelerator: str = "auto"
     devices: int | str = 1
+    nodes: int = 1
+    strategy: Literal["ddp", "fsdp", "samples"] = "ddp"
+    sample_devices: int | None = None
     deterministic: bool = True
     progress: bool = True
 
@@ -68,6 +75,11 @@ class Training:
             raise ValueError(
                 "config: one of training.warmup (epochs) and training.warmup_steps must be 0,"
                 f" got {self.warmup} and {self.warmup_steps}"
+            )
+        if self.sample_devices is not None and self.strategy != "samples":
+            raise ValueError(
+                f"config: training.sample_devices must be null where training.strategy is {self.strategy},"
+                f" got {self.sample_devices}"
             )
 
 
@@ -89,6 +101,8 @@ TRAINING_LIMITS = {
     "training.precision": one_of("32-true", "bf16-mixed", "16-mixed"),
     "training.workers": at_least(0),
     "training.log_every": COUNT,
+    "training.nodes": COUNT,
+    "training.sample_devices": COUNT,
     "training.accelerator": one_of("auto", "cpu", "gpu"),
     "training.devices": Limit('at least 1, or "auto"', lambda x: x == "auto" or (not isinstance(x, str) and x >= 1)),
 }
@@ -101,6 +115,9 @@ _FREE = (
     "log_every",
     "accelerator",
     "devices",
+    "nodes",
+    "strategy",
+    "sample_devices",
     "deterministic",
     "progress",
 )

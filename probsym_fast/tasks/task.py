@@ -83,7 +83,8 @@ class Task(Experiment):
 class EpochSampler(Sampler):
     """Index tensors of whole batches, shuffled by (seed, epoch): the order of an epoch depends on nothing else.
 
-    share: (k, processes) gives process k its part of every batch; a batch is the same for any number of processes.
+    share: (k, processes) gives process k its part of every batch. A batch is the same for any number of processes, but a last
+    one with fewer than a part for each of them joins the one before: all take equally many steps, as collectives demand.
     """
 
     def __init__(self, count: int, batch: int, *, shuffle: bool = False, drop_last: bool = False, seed: int = 0):
@@ -101,15 +102,30 @@ class EpochSampler(Sampler):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        first, _ = self.share  # the last batch may be too small for a part for everyone
-        return self.count // self.batch if self.drop_last else -(-(self.count - first) // self.batch)
+        return len(self._sizes())
+
+    def _sizes(self) -> list[int]:
+        """Of all processes' batches."""
+        full, rest = divmod(self.count, self.batch)
+        sizes = [self.batch] * full + [rest] * (rest > 0 and not self.drop_last)
+        _, processes = self.share
+        if len(sizes) > 1 and sizes[-1] < processes:
+            sizes[-2:] = [sizes[-2] + sizes[-1]]
+        if sizes and sizes[-1] < processes:
+            raise ValueError(f"EpochSampler: count must be at least the {processes} processes, got {self.count}")
+        return sizes
 
     def __iter__(self) -> Iterator[Tensor]:
         order = torch.arange(self.count)
         if self.shuffle:
             order = torch.randperm(self.count, generator=seeded(self.seed, "order", self.epoch))
         first, step = self.share
-        yield from (batch[first::step] for batch in order[: len(self) * self.batch].split(self.batch))
+        sizes = self._sizes()
+        yield from (batch[first::step] for batch in order[: sum(sizes)].split(sizes))
+
+
+class WorkerDied(RuntimeError):
+    """A process that loads batches is gone."""
 
 
 class Batches(DataLoader):
@@ -119,7 +135,12 @@ class Batches(DataLoader):
     """
 
     def __iter__(self) -> Iterator[Any]:
-        yield from super().__iter__()
+        try:
+            yield from super().__iter__()
+        except (ConnectionError, EOFError, FileNotFoundError) as error:  # a worker died while it handed a batch over
+            if self.num_workers == 0 or str(error).startswith("Caught"):  # the data set's own
+                raise
+            raise WorkerDied(f"{type(error).__name__}: {error}") from error
 
 
 def batches(dataset: Dataset, sampler: EpochSampler, workers: int = 0) -> DataLoader:

@@ -10,9 +10,13 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 
-from probsym_fast.tasks.callbacks import Checkpoints, EndWithStep, Patience, ProgressLines, StopOnSignal
+from probsym_fast.tasks.callbacks import EndWithStep, Patience, ProgressLines, StopOnSignal
+from probsym_fast.tasks.checkpoints import Checkpoints, WholeFiles
+from probsym_fast.tasks.faults import Finite
+from probsym_fast.tasks.logs import EpochRows, Rows
+from probsym_fast.tasks.parallel import strategy
 from probsym_fast.tasks.settings import Training
 from probsym_fast.tasks.task import Task
 
@@ -30,8 +34,11 @@ def check_devices(settings: Training) -> None:
         raise ValueError("config: training.precision must be 32-true or bf16-mixed on the CPU, got '16-mixed'")
 
 
-def make_trainer(task: Task, folder: Path, stop: StopOnSignal) -> L.Trainer:
-    """The trainer of a run in this folder, which nothing is written to before it trains."""
+def make_trainer(task: Task, folder: Path, stop: StopOnSignal, steps: int = 0) -> L.Trainer:
+    """The trainer of a run in this folder, which nothing is written to before it trains.
+
+    steps: of the checkpoint that the run continues from.
+    """
     settings: Training = task.config.training
     validate_every = min(settings.validate_every, settings.epochs)
     monitor = f"valid/{task.measure}"
@@ -39,6 +46,8 @@ def make_trainer(task: Task, folder: Path, stop: StopOnSignal) -> L.Trainer:
         Checkpoints(folder / "checkpoints", "best", monitor),
         Checkpoints(folder / "checkpoints", "last"),  # behind the other: it holds its state
         stop,
+        Finite(),
+        EpochRows(),
     ]
     if settings.steps is not None:
         callbacks.append(EndWithStep(settings.steps))
@@ -59,15 +68,18 @@ def make_trainer(task: Task, folder: Path, stop: StopOnSignal) -> L.Trainer:
         accumulate_grad_batches=settings.accumulate,
         accelerator=settings.accelerator,
         devices=settings.devices,
+        num_nodes=settings.nodes,
+        strategy=strategy(settings),
         precision=settings.precision,
         deterministic=settings.deterministic,
         check_val_every_n_epoch=validate_every,
         use_distributed_sampler=False,  # EpochSampler takes its share itself
         callbacks=callbacks,
         logger=[
-            CSVLogger(folder, name="logs", flush_logs_every_n_steps=20),
-            TensorBoardLogger(folder, name="tensorboard"),
+            Rows(folder, steps),
+            TensorBoardLogger(folder, name="tensorboard", version="", purge_step=steps),  # later steps come again
         ],
+        plugins=[WholeFiles()],
         log_every_n_steps=settings.log_every or 1,
         num_sanity_val_steps=0,
         enable_progress_bar=settings.progress,

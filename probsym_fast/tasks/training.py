@@ -14,13 +14,16 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from probsym_fast.data._store import write_atomically
+from probsym_fast.data._store import remove_leftovers, unfinished, write_atomically
 from probsym_fast.models import Symmetrized
 from probsym_fast.tasks import config as configuration
 from probsym_fast.tasks.allocator import keep_freed_memory
 from probsym_fast.tasks.callbacks import StopOnSignal, Stopped
+from probsym_fast.tasks.checkpoints import last_checkpoint, load_checkpoint
+from probsym_fast.tasks.faults import Fault, faults_told
 from probsym_fast.tasks.module import TrainingModule
 from probsym_fast.tasks.optimisation import horizon
+from probsym_fast.tasks.parallel import layout
 from probsym_fast.tasks.plots import plot_losses
 from probsym_fast.tasks.settings import TRAINING_LIMITS, Training, may_change
 from probsym_fast.tasks.task import Computation, Task
@@ -44,23 +47,24 @@ def fit(task: Task, *, resume: bool = False) -> dict[str, Any] | None:
 
     Model, data and trainer are built before anything is written. A run without a checkpoint is resumed at its beginning.
     Raises FileExistsError where the run's folder exists (and `resume` is not asked for), FileNotFoundError where there is
-    nothing to resume, ValueError where configuration or checkpoint do not fit, Stopped after SIGINT or SIGTERM.
+    nothing to resume, ValueError where configuration or checkpoint do not fit, Stopped after SIGINT or SIGTERM, Fault where
+    the run's folder cannot be written, a loader's worker dies or the loss is no finite number. Whatever ends a run, SIGKILL
+    at any moment included, its last checkpoint is whole and `resume` gives the numbers of a run that was never ended.
     """
     config, settings = task.config, task.config.training
     folder = run_folder(config)
     if resume:
         check_recorded(folder, config, may_change(settings))
-    elif is_first_process() and folder.exists() and any(folder.iterdir()):
+    elif is_first_process() and folder.exists() and not set(folder.iterdir()) <= set(unfinished(folder)):
         raise FileExistsError(
             f"fit: the run folder {folder} exists already; continue it with --resume, or name another with --folder"
         )
     check_devices(settings)
     keep_freed_memory()
     L.seed_everything(config.seed, workers=True, verbose=False)
-    last = _last_checkpoint(folder) if resume else None
+    last = _announced(last_checkpoint(folder), folder) if resume else None
     module = TrainingModule(task, fresh=last is None)
-    if last is not None:
-        _check_checkpoint(last, module)
+    steps = 0 if last is None else _check_checkpoint(last, module)
     if settings.compile:
         module.model.backbone.compile()  # in place: the names of the weights stay
     loaders = task.loader("train"), task.loader("valid")
@@ -68,25 +72,25 @@ def fit(task: Task, *, resume: bool = False) -> dict[str, Any] | None:
         task.loader("test")  # data that are missing or damaged are found before the training
     horizon(settings, len(loaders[0]))  # refuses a schedule that does not fit
     stop = StopOnSignal(folder)
-    trainer = make_trainer(task, folder, stop)
-    if settings.batch % trainer.world_size:
-        raise ValueError(
-            f"config: training.batch must be a multiple of the {trainer.world_size} devices, got {settings.batch}"
-        )
+    trainer = make_trainer(task, folder, stop, steps)
+    module.layout = layout(settings, trainer.global_rank, trainer.world_size)
     for loader in loaders:
-        loader.sampler.share = trainer.global_rank, trainer.world_size
-    record(folder, config)
-    try:
-        trainer.fit(module, *loaders, ckpt_path=last)
-        if stop.number:
-            raise Stopped(stop.number, folder)
-    except SystemExit as error:  # Lightning's answer to a signal before the first step, or to a second one
-        terminated = trainer.received_sigterm or stop.number == signal.SIGTERM
-        raise Stopped(signal.SIGTERM if terminated else signal.SIGINT, folder) from error
-    finally:
+        loader.sampler.share = module.layout.share
+    with faults_told(folder):
         if is_first_process():
-            plot_losses(folder, task.measure)
-    return test(task) if is_first_process() else None
+            remove_leftovers(folder)
+        record(folder, config)
+        try:
+            trainer.fit(module, *loaders, ckpt_path=last)
+            if stop.number:
+                raise Stopped(stop.number, folder)
+        except SystemExit as error:  # Lightning's answer to a signal before the first step, or to a second one
+            terminated = trainer.received_sigterm or stop.number == signal.SIGTERM
+            raise Stopped(signal.SIGTERM if terminated else signal.SIGINT, folder) from error
+        finally:
+            if is_first_process():
+                plot_losses(folder, task.measure)
+        return test(task) if is_first_process() else None
 
 
 def test(task: Task) -> dict[str, Any]:
@@ -128,33 +132,17 @@ def best_model(task: Task) -> Symmetrized:
     return module.model.to(device).eval()
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's contents on the CPU. FileNotFoundError where there is none, ValueError where it is damaged."""
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint: {path} must exist, found nothing there; train first with `probsym fit`")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zipfile, pickle and torch each raise their own
-        raise ValueError(
-            f"checkpoint: {path} must be a whole checkpoint, got {type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(state, dict) or "state_dict" not in state:
-        raise ValueError(f"checkpoint: {path} must hold a state_dict, got {type(state).__name__}")
-    return state
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    """last.ckpt; None where the run was stopped before its first checkpoint."""
-    last = folder / "checkpoints" / "last.ckpt"
-    if not last.exists() and not any(last.parent.glob("*.ckpt")):
-        if is_first_process():
-            print(f"resume: there is no checkpoint in {folder} yet; starting from the beginning", file=sys.stderr)
-        return None
+def _announced(last: Path | None, folder: Path) -> Path | None:
+    """The checkpoint to continue from; says so where it is not last.ckpt."""
+    if is_first_process() and last is None:
+        print(f"resume: there is no checkpoint in {folder} yet; starting from the beginning", file=sys.stderr)
+    elif is_first_process() and last.stem != "last":
+        print(f"resume: there is no last.ckpt in {folder}; continuing from {last.name}", file=sys.stderr)
     return last
 
 
-def _check_checkpoint(last: Path, module: TrainingModule) -> None:
-    """Loads last.ckpt into the module on trial; ValueError where it does not fit."""
+def _check_checkpoint(last: Path, module: TrainingModule) -> int:
+    """Loads the checkpoint into the module on trial and returns its steps; ValueError where it does not fit."""
     state = load_checkpoint(last)
     if missing := [name for name in CHECKPOINT if name not in state]:
         raise ValueError(f"checkpoint: {last} must hold {', '.join(CHECKPOINT)}, got none of {', '.join(missing)}")
@@ -169,6 +157,7 @@ def _check_checkpoint(last: Path, module: TrainingModule) -> None:
         raise ValueError(
             f"resume: training.epochs must be at least the {done} done, got {module.training_settings.epochs}"
         )
+    return state["global_step"]
 
 
 def record(folder: Path, config: Any) -> None:
@@ -212,6 +201,7 @@ def _write(path: Path, text: str) -> None:
 
 __all__ = [
     "TRAINING_LIMITS",
+    "Fault",
     "Stopped",
     "Training",
     "TrainingModule",

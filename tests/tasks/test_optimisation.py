@@ -1,6 +1,5 @@
 """Optimisers, learning rates, steps, accumulation and precision of the training."""
 
-import csv
 import re
 
 import lightning as L
@@ -9,7 +8,7 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 
 from probsym_fast.tasks import optimisation, training
-from probsym_fast.tasks.plots import history
+from probsym_fast.tasks.plots import history, read_rows
 from probsym_fast.tasks.task import seeded
 from tests.tasks.tiny import Tiny, run, tiny
 
@@ -239,10 +238,11 @@ def float16(monkeypatch):
     """Runs train in float16 on the CPU too: torch has a scaler there, which Lightning does not take but is given."""
     make = L.Trainer
 
-    def trainer_of(precision, **rest):
+    def trainer_of(precision, plugins, **rest):
         if precision != "16-mixed":
-            return make(precision=precision, **rest)
-        return make(plugins=[MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))], **rest)
+            return make(precision=precision, plugins=plugins, **rest)
+        mixed = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
+        return make(plugins=[*plugins, mixed], **rest)
 
     monkeypatch.setattr(L, "Trainer", trainer_of)
     monkeypatch.setattr(training, "check_devices", lambda settings: None)
@@ -293,9 +293,7 @@ def test_steps_are_logged_beside_the_epochs_where_asked(tmp_path, steps):
 
 
 def rows(folder):
-    (path,) = folder.glob("logs/version_*/metrics.csv")
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+    return read_rows(folder / "logs" / "metrics.csv")
 
 
 @pytest.mark.parametrize(

@@ -106,25 +106,34 @@ def test_existing_run_folder_is_refused_and_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "not a checkpoint", "empty", "missing"])
+@pytest.mark.parametrize("damage", ["truncated", "not a checkpoint", "empty"])
 def test_damaged_checkpoints_are_refused(tmp_path, damage):
     folder = tmp_path / "run"
     fit(folder, training__epochs=1)
     before = json.loads((folder / "results.json").read_text())
-    error = FileNotFoundError if damage == "missing" else ValueError
     for name, use in (
         ("last", lambda: fit(folder, training__epochs=2, resume=True)),
         ("best", lambda: training.test(tasks.load(str(folder / "config.yaml")))),
     ):
         path = folder / "checkpoints" / f"{name}.ckpt"
         whole = path.read_bytes()
-        if damage == "missing":
-            path.unlink()
-        else:
-            path.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b""}.get(damage, b"something else" * 99))
-        with pytest.raises(error, match=rf"checkpoint: .*{name}.ckpt must"):
+        path.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b""}.get(damage, b"something else" * 99))
+        with pytest.raises(ValueError, match=rf"checkpoint: .*{name}.ckpt must"):
             use()
     assert json.loads((folder / "results.json").read_text()) == before
+
+
+def test_a_missing_best_checkpoint_is_refused_and_a_missing_last_one_told(tmp_path, capsys):
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    results = fit(whole, training__epochs=2)
+    fit(folder, training__epochs=1)
+    (folder / "checkpoints" / "last.ckpt").unlink()  # as where a run is killed between its first two checkpoints
+    assert fit(folder, training__epochs=2, resume=True) == results
+    assert f"there is no last.ckpt in {folder}; continuing from best.ckpt" in capsys.readouterr().err
+    assert history(folder) == history(whole)
+    (folder / "checkpoints" / "best.ckpt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"checkpoint: .*best.ckpt must exist"):
+        training.test(tasks.load(str(folder / "config.yaml")))
 
 
 def test_checkpoint_of_another_model_is_refused(tmp_path):
@@ -274,9 +283,19 @@ def test_processes_share_every_batch(count, batch, processes, drop_last):
         return found
 
     shares = [sampler(k, processes) for k in range(processes)]
-    for i, whole in enumerate(sampler(0, 1)):
-        parts = [share[i] for share in shares if i < len(share)]
-        assert torch.equal(torch.cat(parts).sort().values, whole.sort().values)
+    assert len({len(share) for share in shares}) == 1
+    whole = sampler(0, 1)
+    if len(whole[-1]) < processes:  # no part for everyone
+        whole[-2:] = [torch.cat(whole[-2:])]
+    for parts, batch in zip(zip(*shares, strict=True), whole, strict=True):
+        assert torch.equal(torch.cat(parts).sort().values, batch.sort().values)
+
+
+def test_fewer_items_than_processes_are_refused():
+    sampler = EpochSampler(3, 4)
+    sampler.share = 0, 4
+    with pytest.raises(ValueError, match=r"EpochSampler: count must be at least the 4 processes, got 3"):
+        len(sampler)
 
 
 def test_resume_without_a_run_is_refused(tmp_path):

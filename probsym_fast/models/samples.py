@@ -1,0 +1,91 @@
+"""The S samples of a batch spread over processes, and their mean: sample parallel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, distributed
+
+from probsym_fast.ops import Permutation, SoftPermutation
+
+if TYPE_CHECKING:  # torch may be built without
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+def narrow(g: Any, start: int, count: int) -> Any:
+    """The elements of samples start, ..., start + count - 1 of g, batched (B, S, ...), as views.
+
+    g: a Tensor, a Permutation, a tuple of elements (a product's, a Motion), or None. Raises TypeError for others.
+    """
+    if g is None:
+        return None
+    if isinstance(g, Tensor):
+        return g.narrow(1, start, count)
+    if isinstance(g, Permutation):
+        fields = ("order", "rank", *(("scores", "log_r", "log_c") if isinstance(g, SoftPermutation) else ()))
+        return replace(g, **{name: narrow(getattr(g, name), start, count) for name in fields}, checked=True)
+    if isinstance(g, tuple):
+        parts = [narrow(part, start, count) for part in g]
+        return type(g)(*parts) if hasattr(g, "_fields") else tuple(parts)
+    raise TypeError(f"narrow: g must be a Tensor, a Permutation or a tuple of them, got {type(g).__name__}")
+
+
+def share(samples: int, rank: int, processes: int) -> tuple[int, int]:
+    """(first, count): the samples of one process of several; the first samples % processes of them have one more."""
+    count, more = divmod(samples, processes)
+    return rank * count + min(rank, more), count + (rank < more)
+
+
+def mean_over_processes(mean: Callable[[Any], Tensor], g: Any, samples: int, mesh: DeviceMesh, *, own: bool) -> Tensor:
+    """`mean(g)`, the prediction averaged over the samples of g, each process of the mesh taking its `share` of them.
+
+    With k of S samples here: sum over processes of k / S mean(g[k]), added in float32 (float64), one all-reduce of the
+    prediction's size. A process without a sample (S below the processes) takes the first one with weight 0, so that every
+    process runs the same collectives. own: noise that the global generator gives (dropout) is every process's own.
+
+    Every process returns the whole prediction. Backward: the gradients of all processes' losses, one all-reduce more. So the
+    gradients of the parameters averaged over the mesh, as DistributedDataParallel does, are those of one process that
+    takes all samples, as long as the losses are equal; a penalty on g that every process computes whole is averaged too.
+
+    mesh: one-dimensional, the processes that hold the same batch and the same g. Raises ValueError where it has more
+    dimensions.
+    """
+    if mesh.ndim != 1:
+        raise ValueError(f"Symmetrized: samples_mesh must have one dimension, got {mesh.ndim}: {mesh}")
+    rank, processes = mesh.get_local_rank(), mesh.size()
+    first, count = share(samples, rank, processes)
+    with _own_noise(rank, mesh.device_type) if own and processes > 1 else nullcontext():
+        part = mean(narrow(g, first if count else 0, max(count, 1)))
+    wide = part.to(torch.promote_types(part.dtype, torch.float32))
+    return _Sum.apply(wide * (count / samples), mesh.get_group()).to(part.dtype)
+
+
+@contextmanager
+def _own_noise(rank: int, device: str) -> Iterator[None]:
+    """Other numbers from the global generators in every process; behind it they are in step again."""
+    seed = int(torch.randint(2**62, ()))  # the same in all
+    with torch.random.fork_rng([] if device == "cpu" else [torch.cuda.current_device()]):
+        torch.manual_seed(seed + rank)
+        yield
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over a group's processes; backward the same sum of the gradients.
+
+    `torch.distributed.nn` is deprecated, and the functional collectives have this gradient only from a later torch on.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: distributed.ProcessGroup) -> Tensor:
+        ctx.group = group
+        x = x.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(x, group=group)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, None]:
+        return _Sum.apply(d_y, ctx.group), None

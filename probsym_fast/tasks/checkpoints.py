@@ -1,0 +1,82 @@
+"""Checkpoints: when they are written, as whole files, and how they are read."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from probsym_fast.data._store import write_atomically
+from probsym_fast.tasks.callbacks import validated
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, lets it reach the disk, and renames it: there is the old one or the new one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        if storage_options is not None:
+            raise TypeError(f"WholeFiles: storage_options must be None, got {storage_options!r}")
+        buffer = BytesIO()  # torch reports a disk that is full behind its own buffers as an internal error
+        torch.save(checkpoint, buffer)
+        write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+
+
+class Checkpoints(ModelCheckpoint):
+    """best.ckpt by the measure, or last.ckpt without one; a resumed run may have moved, or validate at other epochs."""
+
+    def __init__(self, folder: Path, filename: str, monitor: str | None = None):
+        super().__init__(
+            folder,
+            filename=filename,
+            monitor=monitor,
+            enable_version_counter=False,
+            auto_insert_metric_name=False,
+            save_on_train_epoch_end=True,
+        )
+
+    @property
+    def state_key(self) -> str:
+        return f"checkpoint {self.filename}"
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if validated(trainer):
+            super().on_train_epoch_end(trainer, module)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        moved = {name: self._here(path) for name, path in state.items() if name.endswith("_path")}
+        scores = {self._here(path): score for path, score in state["best_k_models"].items()}
+        super().load_state_dict({**state, **moved, "best_k_models": scores, "dirpath": self.dirpath})
+
+    def _here(self, path: str) -> str:
+        return str(Path(self.dirpath) / Path(path).name) if path else path
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's contents on the CPU. FileNotFoundError where there is none, ValueError where it is damaged."""
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint: {path} must exist, found nothing there; train first with `probsym fit`")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zipfile, pickle and torch each raise their own
+        raise ValueError(
+            f"checkpoint: {path} must be a whole checkpoint, got {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(state, dict) or "state_dict" not in state:
+        raise ValueError(f"checkpoint: {path} must hold a state_dict, got {type(state).__name__}")
+    return state
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """What the run continues from: last.ckpt; best.ckpt where it is the only one; None where there is none yet.
+
+    best.ckpt, which is whole too, is written first: it is alone where the run was killed between its first two.
+    """
+    for name in ("last", "best"):
+        if (path := folder / "checkpoints" / f"{name}.ckpt").exists():
+            return path
+    return None

@@ -1,0 +1,175 @@
+"""Samples spread over processes: gloo on the CPU against one process."""
+
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import distributed, multiprocessing, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
+
+from probsym_fast import Symmetrized
+from probsym_fast.distributions import GIN, Learned, Uniform, VectorNeurons
+from probsym_fast.groups import Draws, Euclidean, Motion, PointClouds, Symmetric
+from probsym_fast.models import FlatGraph, NodeReadout, NodeVectors, SlotReadout
+from probsym_fast.models.message_passing import MessagePassing
+from probsym_fast.models.samples import _Sum, narrow, share
+from tests.graphs import random_graphs
+
+SIZES = [5, 3, 4, 5, 2, 4, 3, 5]  # nodes of eight graphs
+
+
+def graph_model(dropout: float = 0.0) -> Symmetrized:
+    """A learned distribution with BatchNorm over all samples, soft permutations, a readout at the nodes."""
+    embed = FlatGraph(N=5, width=8, node_features=2)
+    backbone = nn.Sequential(nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 8))
+    return Symmetrized(backbone, embed, SlotReadout(5, 8), Learned(Symmetric(5), GIN(2, width=6, layers=2))).double()
+
+
+def cloud_model() -> Symmetrized:
+    distribution = Learned(Symmetric(5) * Euclidean(3), VectorNeurons(width=6, scores=True, matrices=True))
+    network = MessagePassing(6, 2, 8, 2, 3)
+    return Symmetrized(network, NodeVectors(), NodeReadout(displacement=False), distribution).double()
+
+
+def uniform_model() -> Symmetrized:
+    network = MessagePassing(6, 2, 8, 2, 3)
+    return Symmetrized(network, NodeVectors(), NodeReadout(displacement=False), Uniform(Euclidean(3))).double()
+
+
+def graphs(part: slice):
+    batch = random_graphs(SIZES[part], seed=part.start)
+    return batch, torch.randn(sum(SIZES[part]), 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def clouds(part: slice):
+    def draw(*shape):
+        return torch.randn(8, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))[part]
+
+    edges = draw(5, 5, 2)
+    return PointClouds(draw(5, 3), draw(5, 3) ** 2, edges + edges.transpose(1, 2)), draw(5, 3)
+
+
+KINDS = {"graphs": (graph_model, graphs), "clouds": (cloud_model, clouds), "uniform": (uniform_model, clouds)}
+CASES = [  # kind, processes along the data, S, the batch's parts along the data
+    ("graphs", 1, 5, (0, 8)),
+    ("graphs", 1, 4, (0, 8)),
+    ("graphs", 1, 1, (0, 8)),  # fewer samples than processes
+    ("clouds", 1, 3, (0, 8)),
+    ("uniform", 1, 6, (0, 8)),
+    ("graphs", 2, 3, (0, 4, 8)),
+    ("clouds", 2, 3, (0, 5, 8)),  # uneven parts
+]
+
+
+def step(model, case, rank: int, scale: float = 1.0):
+    """Loss and penalties of one process's part of the batch, weighted by its size; backward done."""
+    kind, data, samples, parts = case
+    batch, target = KINDS[kind][1](slice(parts[rank], parts[rank + 1]))
+    torch.manual_seed(20 + rank)  # the distribution's dropout
+    prediction, penalties = model(batch, samples, torch.Generator().manual_seed(10 + rank))
+    weight = (parts[rank + 1] - parts[rank]) / parts[-1] * data
+    loss = (nn.functional.mse_loss(prediction, target) + 0.1 * sum(penalties.values(), torch.zeros(()))) * weight
+    loss.backward()
+    return prediction.detach(), loss.detach()
+
+
+def build(kind: str) -> Symmetrized:
+    torch.manual_seed(5)
+    return KINDS[kind][0]()
+
+
+def gradients(model: nn.Module) -> list[torch.Tensor]:
+    return [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+
+
+def work(rank: int, processes: int, folder: str) -> None:
+    """What one process finds in every case, saved."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=processes)
+    found = []
+    for case in CASES:
+        kind, data, *_ = case
+        mesh = init_device_mesh("cpu", (data, processes // data), mesh_dim_names=("data", "samples"))
+        model = build(kind)
+        model.samples_mesh = mesh["samples"]
+        prediction, loss = step(DistributedDataParallel(model), case, mesh["data"].get_local_rank())
+        found.append((prediction, loss, gradients(model)))
+    mesh = init_device_mesh("cpu", (processes,), mesh_dim_names=("samples",))
+    x = torch.arange(3.0, dtype=torch.float64, requires_grad=True)
+    twice = torch.autograd.gradgradcheck(partial(_Sum.apply, group=mesh.get_group()), (x,), raise_exception=False)
+    model = graph_model(dropout=0.5)
+    model.samples_mesh = mesh
+    torch.manual_seed(3)
+    seen = []
+    model.backbone[1].register_forward_hook(lambda module, inputs, output: seen.append(output == 0))
+    model(graphs(slice(0, 8))[0], processes, torch.Generator().manual_seed(0))
+    after = torch.rand(())
+    torch.save((found, twice, seen[0], after), f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_that_share_the_samples_find_what_one_does(tmp_path, processes):
+    multiprocessing.start_processes(work, (processes, str(tmp_path)), processes, start_method="spawn")
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(processes)]
+    for k, case in enumerate(CASES):
+        kind, data, *_ = case
+        model = build(kind)
+        expected = [step(model, case, rank) for rank in range(data)]
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= data
+        near = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-11)
+        for rank, (found, *_) in enumerate(ranks):
+            prediction, loss, grads = found[k]
+            near(prediction, expected[rank // (processes // data)][0], msg=f"{case} {rank}")
+            near(loss, expected[rank // (processes // data)][1])
+            near(grads, gradients(model))
+            assert any(grad.abs().max() > 1e-3 for grad in grads)
+    for _, twice, _, after in ranks:
+        assert twice
+        assert torch.equal(after, ranks[0][3])  # the generators are in step again
+    masks = [mask for _, _, mask, _ in ranks]
+    assert all(not torch.equal(a, b) for a, b in pairwise(masks))  # dropout is each process's own
+
+
+@pytest.mark.parametrize("samples", range(1, 12))
+@pytest.mark.parametrize("processes", range(1, 6))
+def test_shares_cover_the_samples(samples, processes):
+    shares = [share(samples, rank, processes) for rank in range(processes)]
+    assert [s for first, count in shares for s in range(first, first + count)] == list(range(samples))
+    counts = [count for _, count in shares]
+    assert max(counts) - min(counts) <= 1
+
+
+def test_narrowed_elements_are_those_samples():
+    batch = random_graphs(SIZES)
+    soft, _ = graph_model().distribution(batch, 6, Draws(seed=1))
+    part = narrow(soft, 2, 3)
+    assert type(part) is type(soft) and part.shape == (8, 3, 5)
+    for name in ("order", "rank", "scores", "log_r", "log_c"):
+        assert torch.equal(getattr(part, name), getattr(soft, name)[:, 2:5])
+    assert torch.equal(part.dense(), soft.dense()[:, 2:5])
+    assert part.tau == soft.tau and part.num_nodes is soft.num_nodes and part.requires_grad
+    cloud, _ = clouds(slice(0, 8))
+    permutation, motion = (Symmetric(5) * Euclidean(3)).uniform(cloud, 6, Draws(seed=1))
+    narrowed = narrow((permutation, motion), 1, 2)
+    assert torch.equal(narrowed[0].order, permutation.order[:, 1:3])
+    assert isinstance(narrowed[1], Motion)
+    assert torch.equal(narrowed[1].frame, motion.frame[:, 1:3])
+    assert narrow(Motion(None, motion.shift), 1, 2).frame is None
+    with pytest.raises(TypeError, match=r"narrow: g must be a Tensor, a Permutation or a tuple of them, got str"):
+        narrow("abc", 0, 1)
+
+
+def test_a_mesh_of_two_dimensions_is_refused():
+    class Mesh:
+        ndim = 2
+
+    model = uniform_model()
+    model.samples_mesh = Mesh()
+    with pytest.raises(ValueError, match=r"Symmetrized: samples_mesh must have one dimension, got 2"):
+        model(clouds(slice(0, 8))[0], 2)
