@@ -10,6 +10,7 @@ from probsym_fast.ops import (
     embed_edges,
     embed_matrix,
     embed_nodes,
+    linear_batch_norm_relu,
     node_identifiers,
     orthogonal_frame,
     permutation_entropy,
@@ -102,3 +103,11 @@ def test_graphs_to_tokens_and_back(instruction_set, D, C, edges, dtype):
 def test_an_unknown_instruction_set_is_refused():
     with pytest.raises(ValueError, match=f"must be one of .*{SETS[-1]}.* got sse9"):
         MODULE.use_instruction_set("sse9")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("M", "K", "C"), [(13, 5, 3), (700, 64, 70)])
+def test_linear_batch_norm_relu(instruction_set, M, K, C, dtype):
+    leaves = [torch.randn(M, K), torch.randn(C, K), torch.randn(C), torch.randn(C)]
+    call = lambda b, *leaves: linear_batch_norm_relu(*leaves, backend=b)[0]  # noqa: E731
+    check("linear_batch_norm_relu", call, [x.double() for x in leaves], dtype)
