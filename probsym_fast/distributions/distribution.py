@@ -80,7 +80,7 @@ class Noise(ABC):
     """
 
     def __init__(self, scale: float = 1.0, fixed: int | None = None):
-        if not (scale >= 0 and math.isfinite(scale)):
+        if not 0 <= scale < math.inf:
             raise ValueError(f"{type(self).__name__}: scale must be finite and >= 0, got {scale}")
         self.scale, self.fixed = scale, fixed
 

@@ -18,13 +18,17 @@ MASK = 2**64 - 1
 class Draws:
     """The noise of one forward pass: samples `first`, `first + 1`, ... of the seed.
 
-    generator: the seed is drawn from it (None: torch's global generator). seed: given instead.
+    generator: the seed is drawn from it (None: torch's global generator). seed: given instead. Where operations are recorded
+    (torch.compile, a CUDA graph) a seed that is drawn stays a tensor, so that every run of the recording draws its own.
     """
 
-    def __init__(self, generator: torch.Generator | None = None, *, seed: int | None = None, first: int = 0):
+    def __init__(self, generator: torch.Generator | None = None, *, seed: int | Tensor | None = None, first: int = 0):
         if seed is None:
-            device = generator.device if generator is not None else None
-            seed = int(torch.randint(2**62, (), generator=generator, device=device))
+            recorded = _recorded()
+            on_gpu = recorded and not torch.compiler.is_compiling()
+            device = generator.device if generator is not None else "cuda" if on_gpu else None
+            seed = torch.randint(2**62, (), generator=generator, device=device)
+            seed = seed if recorded else int(seed)
         self.seed, self.first = seed, first
 
     def __repr__(self) -> str:
@@ -36,7 +40,8 @@ class Draws:
 
     def fork(self, number: int) -> Draws:
         """Other, independent numbers."""
-        return Draws(seed=_mix_int(self.seed + GOLDEN * (number + 1)) >> 2, first=self.first)
+        seed = self.seed + (_signed(GOLDEN * (number + 1)) if isinstance(self.seed, Tensor) else GOLDEN * (number + 1))
+        return Draws(seed=_shift(_mix(seed), 2) if isinstance(seed, Tensor) else _mix_int(seed) >> 2, first=self.first)
 
     def uniform(
         self, shape: tuple[int, ...], stream: str, *, rows: Tensor | None = None, device: torch.device | str = "cpu"
@@ -47,7 +52,8 @@ class Draws:
         0, 1, ... .
         """
         count, samples, *rest = shape
-        start = _signed(_mix_int(self.seed ^ _mix_int(zlib.crc32(stream.encode()) * GOLDEN)))
+        purpose, seed = _purpose(stream), self.seed
+        start = _mix(seed.to(device) ^ purpose) if isinstance(seed, Tensor) else _signed(_mix_int(seed ^ purpose))
         row = torch.arange(count, device=device) if rows is None else rows.to(device)
         sample = torch.arange(self.first, self.first + samples, device=device)
         key = _mix(_mix(start + row * _signed(GOLDEN))[:, None] + sample * _signed(GOLDEN))
@@ -60,6 +66,16 @@ class Draws:
         radius = self.uniform(shape, stream + "/radius", **where)
         angle = self.uniform(shape, stream + "/angle", **where)
         return radius.neg_().log1p_().mul_(-2).sqrt_().mul_(angle.mul_(2 * math.pi).cos_())
+
+
+def _recorded() -> bool:
+    """Whether operations are recorded rather than run once."""
+    return torch.compiler.is_compiling() or (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
+
+
+@torch.compiler.assume_constant_result
+def _purpose(stream: str) -> int:
+    return _signed(_mix_int(zlib.crc32(stream.encode()) * GOLDEN))
 
 
 def _signed(x: int) -> int:

@@ -90,7 +90,7 @@ def check_relaxation(owner: str, tau: float, iterations: int) -> None:
     """TypeError unless tau is a number and iterations an int, ValueError where they are out of range."""
     if not isinstance(tau, (int, float)) or isinstance(tau, bool):
         raise TypeError(f"{owner}: tau must be a number, got {type(tau).__name__}")
-    if not (tau > 0 and math.isfinite(tau)):
+    if not 0 < tau < math.inf:
         raise ValueError(f"{owner}: tau must be finite and > 0, got {tau}")
     if tau < SMALLEST_TAU:
         raise ValueError(f"{owner}: tau must be at least {SMALLEST_TAU}, got {tau}")

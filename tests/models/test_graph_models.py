@@ -353,3 +353,22 @@ def test_edges_between_graphs_are_refused_by_gin_with_identifiers():
         IdentifiedNodes(N, 8, C)(batch, Symmetric(N), p)
     with pytest.raises(ValueError, match=rf"x must be \(nodes, {C + 1}\), got \(5, {C}\)"):
         IdentifiedNodes(N, 8, C + 1)(batch._replace(edge_index=batch.edge_index[:, :0]), Symmetric(N), p)
+
+
+@pytest.mark.parametrize("method", ["ps", "ga"])
+@pytest.mark.parametrize("kind", ["mlp", "gin"])
+def test_the_whole_model_is_one_graph(kind, method):
+    """torch.compile records distribution, embedding, backbone and readout without a break; every run draws its own noise."""
+    f, batch = model(kind, method, torch.float32).train(), random_graphs([5, 6, 7, 7], dtype=torch.float32)
+    recorded = torch.compile(f, backend="aot_eager", fullgraph=True)
+    found = []
+    for run in (f, recorded, recorded):
+        f.zero_grad()
+        torch.manual_seed(3)
+        again = run(batch, S)
+        (again[0].square().sum() + sum(again[1].values())).backward()
+        found.append([again[0], *(p.grad for p in f.parameters() if p.grad is not None)])
+    for value, expected in zip(found[1], found[0], strict=True):
+        assert torch.allclose(value, expected, atol=1e-5)
+    assert torch.equal(found[2][0], found[1][0])
+    assert not torch.equal(recorded(batch, S)[0], found[1][0])
