@@ -12,7 +12,7 @@ from probsym_fast.ops.reference.batch_norm_relu import batch_norm_relu as refere
 
 
 def _shapes(x, weight, bias, eps):
-    return x.new_empty(x.shape), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+    return x.new_empty(x.shape), weight.new_empty(x.shape[1]), weight.new_empty(x.shape[1])
 
 
 OP = Op(
@@ -24,7 +24,7 @@ OP = Op(
 OP.gradient(
     "(Tensor d_y, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor variance, float eps)"
     " -> (Tensor d_x, Tensor d_weight, Tensor d_bias)",
-    shapes=lambda d_y, x, *_: _shapes(x, None, None, None),
+    shapes=lambda d_y, x, weight, *_: _shapes(x, weight, None, None),
 )
 
 
@@ -34,12 +34,14 @@ def batch_norm_relu(
     """`y = relu(weight (x - mean) / sqrt(variance + eps) + bias)` with the mean and variance of the batch.
 
     Args:
-        x: (M, C), M >= 1 rows. weight, bias: (C,). eps: finite and >= 0. backend: "auto", "cpu" or "reference".
+        x: (M, C), M >= 1 rows. weight, bias: (C,). eps: finite and >= 0.
+        backend: "auto", "cpu", "triton" or "reference".
 
-    Returns: y (M, C), mean and (biased) variance (C,) without a gradient, for running statistics; dtype of x (float16 and
-    bfloat16 are computed in float32).
+    Returns: y (M, C) in the dtype of x, mean and (biased) variance (C,) without a gradient, for running statistics (float16
+    and bfloat16 are computed in float32, and have statistics of that).
 
-    Gradients: x (through the statistics too), weight, bias. Cost: three passes over x, two in backward (torch: seven).
+    Gradients: x (through the statistics too), weight, bias. Cost: three passes over x (triton: two), two in backward
+    (torch: seven).
     Raises: TypeError (dtypes), ValueError (shapes, eps), RuntimeError (devices, backend).
     Source: Ioffe and Szegedy 2015 (arXiv 1502.03167).
     """
@@ -55,7 +57,7 @@ def batch_norm_relu(
         raise TypeError(f"batch_norm_relu: eps must be a number, got {type(eps).__name__}")
     if not 0 <= eps < math.inf:
         raise ValueError(f"batch_norm_relu: eps must be finite and >= 0, got {eps}")
-    dtype = x.dtype if x.dtype in OP.dtypes else torch.float32
-    run = OP.select(backend, x.device, dtype)
-    y, mean, variance = run(x.to(dtype), weight.to(dtype), bias.to(dtype), float(eps))
+    dtype = OP.compute_dtype(backend, x.device, x.dtype)
+    weight, bias = (z.to(torch.promote_types(dtype, torch.float32)) for z in (weight, bias))
+    y, mean, variance = OP.select(backend, x.device, dtype)(x.to(dtype), weight, bias, float(eps))
     return y.to(x.dtype), mean.detach(), variance.detach()

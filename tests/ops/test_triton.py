@@ -165,10 +165,18 @@ def orthogonal_frame_case(dtype):
         through("orthogonal_frame", "backward")(x, x, x)
 
 
+def batch_norm_relu_case(dtype):
+    for M, C in ((45_500, 64), (45_511, 9), (3, 300)):
+        x, (weight, bias) = torch.zeros(M, C, dtype=dtype), torch.zeros(2, C)
+        y, mean, variance = through("batch_norm_relu", "forward")(x, weight, bias, 1e-5)
+        through("batch_norm_relu", "backward")(y, x, weight, bias, mean, variance, 1e-5)
+
+
 CASES = {
     "act_orthogonal": act_orthogonal_case,
     "orthogonal_frame": orthogonal_frame_case,
     "aggregate": aggregate_case,
+    "batch_norm_relu": batch_norm_relu_case,
     "embed": lambda dtype: items_case("embed", dtype),
     "readout": lambda dtype: items_case("readout", dtype),
 }

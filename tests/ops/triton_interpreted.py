@@ -53,15 +53,17 @@ class Through(torch.autograd.Function):
     @staticmethod
     def forward(ctx, name, *arguments):
         out = _lazy(name, "forward")(*arguments)
+        out = out if isinstance(out, tuple) else (out,)
         ctx.name, ctx.arguments, ctx.out = name, arguments, out
-        return out
+        return out[0]  # of several results the first has the gradient
 
     @staticmethod
     def backward(ctx, d_out):
         op = OPS[ctx.name]
         names = [x.name for x in op.kernel._schema.arguments]
-        (result,) = (x.name for x in op.kernel._schema.returns)
-        known = dict(zip(names, ctx.arguments, strict=True)) | {f"d_{result}": d_out, result: ctx.out}
+        results = [x.name for x in op.kernel._schema.returns]
+        known = dict(zip(names, ctx.arguments, strict=True)) | dict(zip(results, ctx.out, strict=True))
+        known[f"d_{results[0]}"] = d_out
         known |= {f"needs_{x}": needed for x, needed in zip(names, ctx.needs_input_grad[1:], strict=True)}
         found = _lazy(ctx.name, "backward")(*(known[x.name] for x in op.backward._schema.arguments))
         found = found if isinstance(found, tuple) else (found,)
@@ -82,6 +84,7 @@ def check(name, arguments, leaves):
             for i, x in enumerate(arguments)
         ]
         out = call(*made)
+        out = out[0] if isinstance(out, tuple) else out
         combination = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).to(lowest).to(out)
         return out.detach(), *torch.autograd.grad(out, [made[i] for i in leaves], combination)
 
@@ -263,6 +266,33 @@ def test_dependent_columns_are_filled(d):
         assert (q - expected).abs().max() < 1e-5
         gradient = _lazy("orthogonal_frame", "backward")(torch.randn_like(q), q, matrices)
         assert (gradient[0] == 0).all() and gradient[[0, 1, 4]].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.filterwarnings("ignore:var\\(\\)")  # of no numbers, by torch
+@pytest.mark.parametrize(("M", "C"), [(1, 3), (70, 1), (201, 20), (130, 150), (1100, 3), (4, 0)])
+def test_batch_norm_relu(M, C, dtype, monkeypatch):
+    """One row, one channel, parts that are not full, more parts than are added at a time, several blocks of channels."""
+    if M == 1100:
+        module = importlib.import_module("probsym_fast.ops.triton.batch_norm_relu")
+        monkeypatch.setattr(module, "LEAST", 16)
+    x = (torch.randn(M, C) * 3 + 10).to(dtype)
+    weight, bias = torch.randn(2, C)
+    check("batch_norm_relu", [x, weight, bias, 0.1 if M == 1 else 1e-5], [0, 1, 2])
+    _, mean, variance = _lazy("batch_norm_relu", "forward")(x, weight, bias, 1e-5)
+    assert mean.dtype == variance.dtype == torch.float32
+    assert torch.allclose(mean.double(), x.double().mean(0), rtol=1e-5)
+    assert torch.allclose(variance.double(), x.double().var(0, correction=0), rtol=1e-5)
+
+
+def test_batch_norm_of_nan_and_of_a_large_mean():
+    x = torch.randn(50, 3) + torch.tensor([0.0, 3e4, 0.0])
+    x[7, 2] = torch.nan
+    y, _, variance = _lazy("batch_norm_relu", "forward")(x, torch.ones(3), torch.zeros(3), 0.0)
+    exact = OPS["batch_norm_relu"].reference(x.double(), torch.ones(3).double(), torch.zeros(3).double(), 0.0)
+    assert y[:, 2].isnan().all() and not y[:, :2].isnan().any()
+    assert (variance[:2].double() - exact[2][:2]).abs().max() < 1e-4
+    assert (y[:, :2].double() - exact[0][:, :2]).abs().max() < 5e-3  # float32 has four digits behind 3e4
 
 
 @pytest.fixture

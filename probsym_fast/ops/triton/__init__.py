@@ -18,6 +18,7 @@ KERNELS = {  # op -> dtypes
     "readout": HALF,
     "act_orthogonal": HALF,
     "orthogonal_frame": (torch.float32,),
+    "batch_norm_relu": HALF,
 }
 
 
