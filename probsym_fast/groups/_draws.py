@@ -18,7 +18,7 @@ MASK = 2**64 - 1
 class Draws:
     """The noise of one forward pass: samples `first`, `first + 1`, ... of the seed.
 
-    generator: the seed is drawn from it (None: torch's global generator). seed: given instead.
+    generator: the seed is drawn from it (None: torch's global generator; one of a GPU is waited for). seed: given instead.
     """
 
     def __init__(self, generator: torch.Generator | None = None, *, seed: int | None = None, first: int = 0):

@@ -124,6 +124,16 @@ def check_ptr(op: str, ptr: Tensor, p: Permutation) -> None:
         )
 
 
+def count_nodes(op: str, ptr: Tensor, nodes: int | None) -> int:
+    """ptr's last entry: `nodes` where it is given, else read, which waits for a GPU. ValueError where they differ."""
+    if nodes is None:
+        return int(ptr[-1])
+    check_count(op, "nodes", nodes, least=0)
+    if looks_at_values(ptr) and int(ptr[-1]) != nodes:
+        raise ValueError(f"{op}: ptr must end with the number of nodes {nodes}, got {int(ptr[-1])}")
+    return nodes
+
+
 def check_items(op: str, name: str, items: Tensor, ptr: Tensor) -> None:
     """ValueError unless the columns of items (k, M) are nodes of one graph each; looked at on the CPU only."""
     if not looks_at_values(items) or not items.numel():
