@@ -17,6 +17,7 @@ from probsym_fast.ops._patches import (
     soft_parts,
 )
 from probsym_fast.ops.permutation import Permutation
+from probsym_fast.ops.reference.readout import check_values
 from probsym_fast.ops.reference.readout import readout as reference
 
 
@@ -33,6 +34,7 @@ OP = Op(
     "(Tensor tokens, Tensor items, Tensor ptr, Tensor rank, Tensor order, Tensor? t, Tensor? log_r, Tensor? log_c,"
     " float tau, Tensor slots, int grid, Tensor weight, Tensor? bias) -> Tensor values",
     reference=reference,
+    values=check_values,
     shapes=_shapes,
 )
 OP.gradient(

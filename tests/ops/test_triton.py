@@ -257,5 +257,7 @@ def test_a_failing_kernel_names_itself_and_the_shapes(monkeypatch):
         raise ValueError("no such instruction")
 
     monkeypatch.setattr(_launch, "launch", fails)
-    with pytest.raises(RuntimeError, match=r"^count: the kernel failed on cpu for \[\(3,\).*no such instruction"):
+    with pytest.raises(
+        RuntimeError, match=r"^aggregate: the kernel count failed on cpu for \[\(3,\).*no such instruction"
+    ):
         through("aggregate", "forward")(torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.int64), None, None)

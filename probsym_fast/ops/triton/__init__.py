@@ -22,6 +22,10 @@ KERNELS = {  # op -> dtypes
 }
 
 
+class KernelFailure(RuntimeError):
+    """Of a kernel, with its name and shapes; `_lazy` adds the op."""
+
+
 def register(ops: dict) -> None:
     """Registers the kernels for CUDA tensors, where triton can be imported."""
     if importlib.util.find_spec("triton") is None:
@@ -33,6 +37,9 @@ def register(ops: dict) -> None:
 def _lazy(op: str, direction: str) -> Callable:
     def call(*arguments):
         module = importlib.import_module(f"{__name__}.{op}")
-        return getattr(module, direction)(*arguments)
+        try:
+            return getattr(module, direction)(*arguments)
+        except KernelFailure as failure:
+            raise RuntimeError(f"{op}: {failure}") from failure
 
     return call

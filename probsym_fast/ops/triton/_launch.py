@@ -12,6 +12,9 @@ import triton
 from torch import Tensor
 from triton.runtime.cache import get_cache_manager
 
+from probsym_fast.ops._debug import debugging
+from probsym_fast.ops.triton import KernelFailure
+
 # Of every compilation: triton's default for fusion changes; without a bound on registers ptxas aims at a rounder number of
 # them and spills a register or two to reach it.
 OPTIONS = {"enable_fp_fusion": True, "maxnreg": 128}
@@ -36,12 +39,17 @@ class Kernel:
         """
         device = next(x for x in arguments if isinstance(x, Tensor)).device
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            configuration = self._choose(device, grid, arguments, sizes, constants)
             try:
+                configuration = self._choose(device, grid, arguments, sizes, constants)
                 launch(self, grid, arguments, constants | configuration)
+                if debugging() and device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+                    torch.cuda.synchronize(device)
+            except torch.OutOfMemoryError:
+                raise
             except Exception as error:
                 shapes = [tuple(x.shape) if isinstance(x, Tensor) else x for x in arguments]
-                raise RuntimeError(f"{self.name}: the kernel failed on {device} for {shapes}: {error}") from error
+                message = f"the kernel {self.name} failed on {device} for {shapes}: {error}"
+                raise KernelFailure(message) from error
 
     def _choose(self, device, grid, arguments, sizes, constants) -> dict:
         fixed = len(self.configurations) == 1 or device.type != "cuda" or torch.are_deterministic_algorithms_enabled()
