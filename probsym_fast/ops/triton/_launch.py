@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 
 import torch
 import triton
@@ -71,20 +72,42 @@ class Kernel:
             for c in self.configurations
         ]
         best = self.configurations[times.index(min(times))]
-        self._cache(key).put(json.dumps(best), "configuration.json", binary=False)
+        with not_kept():
+            self._cache(key).put(json.dumps(best), "configuration.json", binary=False)
         return best
 
     def _read(self, key) -> dict | None:
-        path = self._cache(key).get_file("configuration.json")
-        if path is None:
-            return None
-        with open(path) as file:
-            kept = json.load(file)
+        """The choice that was kept; None where there is none, or none that can be read or taken."""
+        kept = None
+        with not_kept():
+            path = self._cache(key).get_file("configuration.json")
+            if path is not None:
+                with open(path) as file:
+                    kept = json.load(file)
         return kept if kept in self.configurations else None
 
     def _cache(self, key):
         whole = f"probsym_fast {triton.__version__} {self.function.cache_key} {key}"
         return get_cache_manager(hashlib.sha256(whole.encode()).hexdigest())
+
+
+_told = False
+
+
+@contextlib.contextmanager
+def not_kept() -> Iterator[None]:
+    """Goes on without the kept choices where they cannot be read or written; says so once."""
+    global _told
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if not _told:
+            _told = True
+            warnings.warn(
+                f"probsym_fast: choices of kernels cannot be kept in triton's cache, and are measured again: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
 
 def launch(kernel: Kernel, grid: Callable, arguments: tuple, settings: dict) -> None:
