@@ -7,6 +7,7 @@ import pytest
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = (
     "1"  # it would replay code compiled for another version of our schemas
 )
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else no products in deterministic mode on a GPU
 
 import torch
 
