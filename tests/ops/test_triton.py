@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
@@ -35,18 +36,18 @@ def release(module) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-@pytest.mark.skipif(
-    release(triton) < (3, 7) and release(numpy) >= (2, 4),
-    reason="the interpreter of triton 3.6 makes integers of arrays of one element, which numpy refuses since 2.4",
-)
-@pytest.mark.slow
-def test_kernels_under_the_interpreter():
-    """In a process of its own: triton reads TRITON_INTERPRET when it is imported."""
+HALVES = "embed or readout", "not (embed or readout)"  # of about the same length
+
+
+@pytest.fixture(scope="module", autouse=True)
+def interpreted(request):
+    """triton_interpreted.py in processes of its own, since triton reads TRITON_INTERPRET when it is imported: begun before
+    the first test here where its own are selected, so that it runs beside the compilations."""
+    wanted = [x.callspec.params["half"] for x in request.session.items if "half" in getattr(x, "fixturenames", ())]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/ops/triton_interpreted.py"]
-    ran = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
-    )
-    assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-2000:]
+    settings = {"cwd": ROOT, "env": os.environ | {"TRITON_INTERPRET": "1"}, "capture_output": True, "text": True}
+    with ThreadPoolExecutor(len(HALVES)) as pool:
+        yield {half: pool.submit(subprocess.run, [*command, "-k", half], check=False, **settings) for half in wanted}
 
 
 # --- every configuration compiled ---
@@ -170,7 +171,7 @@ def orthogonal_frame_case(dtype):
 
 
 def batch_norm_relu_case(dtype):
-    for M, C in ((45_500, 64), (45_511, 9), (3, 300)):
+    for M, C in ((45_500, 64), (45_511, 9), (300, 128)):
         x, (weight, bias) = torch.zeros(M, C, dtype=dtype), torch.zeros(2, C)
         y, mean, variance = through("batch_norm_relu", "forward")(x, weight, bias, 1e-5)
         through("batch_norm_relu", "backward")(y, x, weight, bias, mean, variance, 1e-5)
@@ -206,8 +207,10 @@ def test_compiles_without_spills(architecture, monkeypatch, tmp_path):
             if dtype != torch.float16 or architecture == 90:
                 found |= dict(launches_of(name, dtype, monkeypatch))
     assert found
-    for (kernel, _), launch in found.items():
-        used = resources(compiled(launch, architecture).asm["cubin"], tmp_path)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # most of it is LLVM and ptxas, which run beside each other
+        binaries = list(pool.map(lambda launch: compiled(launch, architecture).asm["cubin"], found.values()))
+    for ((kernel, _), launch), binary in zip(found.items(), binaries, strict=True):
+        used = resources(binary, tmp_path)
         assert used["REG"] <= 65536 // (32 * launch[2]["num_warps"]), (kernel, used)
         assert used["STACK"] == used["LOCAL"] == 0, (kernel, launch[1], used)
 
@@ -350,3 +353,17 @@ def test_a_failing_kernel_names_itself_and_the_shapes(monkeypatch):
         RuntimeError, match=r"^aggregate: the kernel count failed on cpu for \[\(3,\).*no such instruction"
     ):
         through("aggregate", "forward")(torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.int64), None, None)
+
+
+# --- at last, as it has run all the while ---
+
+
+@pytest.mark.skipif(
+    release(triton) < (3, 7) and release(numpy) >= (2, 4),
+    reason="the interpreter of triton 3.6 makes integers of arrays of one element, which numpy refuses since 2.4",
+)
+@pytest.mark.slow
+@pytest.mark.parametrize("half", HALVES)
+def test_kernels_under_the_interpreter(half, interpreted):
+    ran = interpreted[half].result()
+    assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-2000:]

@@ -27,8 +27,11 @@ BOUND = {torch.float32: 2e-5, torch.bfloat16: 8e-3, torch.float16: 2e-3}
 @pytest.fixture(autouse=True, params=["atomics", "deterministic"])
 def mode(request):
     dtype = request.node.callspec.params.get("dtype", torch.float32)
-    if request.param == "deterministic" and dtype != torch.float32:
-        pytest.skip("the lists do not depend on the dtype")
+    if request.param == "deterministic":
+        if dtype != torch.float32:
+            pytest.skip("the lists do not depend on the dtype")
+        if not any(x in request.node.originalname for x in ("aggregate", "embed", "readout", "entries")):
+            pytest.skip("no lists, nothing that the mode changes")
     torch.use_deterministic_algorithms(request.param == "deterministic")
     yield request.param
     torch.use_deterministic_algorithms(False)
@@ -103,11 +106,13 @@ def check(name, arguments, leaves):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(3, 7), (300,)])
+@pytest.mark.parametrize("shape", [(3, 7), (330,)])
 @pytest.mark.parametrize("virtual", [False, True])
 def test_aggregate(shape, dtype, virtual):
-    data = batch([5, 4, 1, 9, 0], 9)
-    x = torch.randn(19 + 5 * virtual, *shape).to(dtype)
+    """More edges at a node than are read at a time, a graph of one node and one of none; several blocks of the width."""
+    data = batch([2, 3, 1, 0], 3, edges=30)
+    assert data.edges[1].bincount().max() > 8
+    x = torch.randn(6 + 4 * virtual, *shape).to(dtype)
     check("aggregate", [x, data.edges, data.ptr if virtual else None, torch.tensor(1.3)], [0, 3])
     check("aggregate", [x, data.edges, data.ptr if virtual else None, None], [0])
 
@@ -356,10 +361,8 @@ def with_bad_columns(items):
 
 
 @pytest.mark.parametrize("axes", [1, 2])
-def test_bad_numbers_reach_no_memory_of_items(axes, fences):
+def test_bad_items_reach_no_memory(axes, fences):
     """Items that are no nodes count as nothing; offsets and permutations that are none read and write nothing beyond."""
-    if torch.are_deterministic_algorithms_enabled():
-        pytest.skip("both ways to make the lists are tested with aggregate")
     data, slots = batch([3, 5], 5, C=1, S=2, edges=3), slots_of_places(5, 2, "circular", True, torch.device("cpu"))
     items = data.edges if axes == 2 else torch.arange(8)[None]
     bad, good = with_bad_columns(items), items.shape[1]
@@ -386,7 +389,7 @@ def test_bad_numbers_reach_no_memory_of_items(axes, fences):
     assert torch.equal(found[0][good:], found[0][good : good + 1].expand(len(found[0]) - good, -1))  # the bias
     for x, y in zip(found[1:-1], expected[1:-1], strict=True):
         assert_near(x, y)
-    for offsets in ([0, 10**9, 2**40], [5, 2, 9], [-(2**40), 3, 8], [2**40, 3, 2**40]):
+    for offsets in ([0, 10**9, 2**40], [-(2**40), 3, 8], [5, 2, 9]):
         embed(bad, torch.tensor(offsets), rank)
         readout(bad, torch.tensor(offsets), rank)
     wrong = rank.clone()
