@@ -19,6 +19,7 @@ def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", choices=["cpu", "cuda"], help="where the benchmarks run")
     parser.addoption("--seconds", type=float, default=4.0, help="time given to each case")
     parser.addoption("--save-results", action="store_true", help="write benchmarks/results/<machine>.json and .md")
+    parser.addoption("--part", default="", help="of the benchmarks, with results files of its own")
 
 
 def pytest_configure(config):
@@ -74,6 +75,7 @@ def pytest_terminal_summary(terminalreporter, config):
     terminalreporter.write_line(f"\n{heading}\n\n{table(ROWS)}\n")
     if config.getoption("--save-results"):
         slug = re.sub(r"[^a-z0-9]+", "-", f"{facts['device']}-{facts['threads']}-threads".lower()).strip("-")
+        slug = "-".join(filter(None, (slug, config.getoption("--part"))))
         text = json.dumps({"machine": facts, "rows": [asdict(r) for r in ROWS]}, indent=1)
         write_atomically(RESULTS / f"{slug}.json", lambda f: f.write(text.encode()))
         page = f"# {facts['device']}\n\n{heading}\n\nratio: median of the case's reference over this one, same run.\n\n"

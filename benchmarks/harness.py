@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass
@@ -108,10 +109,27 @@ def limits(device: str) -> tuple[float, float]:
     return 8 * size / min(times.pop("copy")), 2 * n**3 / min(map(min, times.values()))
 
 
+@cache
+def matrix_rate(device: str, dtype: torch.dtype) -> float:
+    """Measured here: operations a second of a large matrix product in that dtype, the peak that steps are held against."""
+    n = 2048 if device == "cpu" else 8192
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    times = interleave({"product": lambda: a @ b}, device, 1.5)
+    return 2 * n**3 / min(times["product"])
+
+
+def operations_of(function: Callable) -> int:
+    """Operations of the matrix products and attentions that one call of it makes, those of the backward pass too."""
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
 def machine(device: str) -> dict:
     """Names the device and the software."""
     name = torch.cuda.get_device_name() if device == "cuda" else processor()
     bandwidth, rate = limits(device)
+    half = {"bfloat16_TFLOP_s": round(matrix_rate(device, torch.bfloat16) / 1e12, 1)} if device == "cuda" else {}
     return {
         "device": name,
         "threads": torch.get_num_threads(),
@@ -120,6 +138,7 @@ def machine(device: str) -> dict:
         "torch": torch.__version__,
         "bandwidth_GB_s": round(bandwidth / 1e9, 1),
         "float32_GFLOP_s": round(rate / 1e9, 1),
+        **half,
     }
 
 

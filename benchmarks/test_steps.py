@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.harness import compare
+from benchmarks.harness import compare, matrix_rate, operations_of
 from probsym_fast import tasks
 from probsym_fast.groups import Graphs
 from probsym_fast.models import VisionBackbone, timm_backbone
@@ -34,9 +34,13 @@ def case(
     dense: nn.Module | None = None,
     overrides: list[str] | None = None,
     autocast: torch.dtype | None = None,
+    compiled: bool = False,
 ) -> Case:
-    """Of a configuration. dense: the bare backbone's first layers, where they stand in the embedding (an MLP's first linear
-    map on the flattened matrix). A bare vision transformer computes all tokens of its last block."""
+    """Of a configuration. A bare vision transformer computes all tokens of its last block.
+
+    dense: the bare backbone's first layers, where they stand in the embedding (an MLP's first linear map on the flattened
+    matrix). compiled: the backbone by torch.compile, on both sides.
+    """
     keep_freed_memory()  # as training does, for both sides
     torch.manual_seed(0)
     task = tasks.load(name, overrides)
@@ -80,6 +84,10 @@ def case(
         given = [torch.randn(*embedded[0].shape[:-1], dense.in_features, device=device)]
     with torch.no_grad():
         wanted = torch.randn_like(backbone(*given))
+    if compiled:
+        model.backbone.compile()
+        if backbone is not model.backbone:
+            backbone.compile()
     bare_optimizer = torch.optim.Adam(backbone.parameters(), lr=1e-4, fused=True)
 
     def bare():
@@ -103,19 +111,26 @@ def move(batch: Any, device: str) -> Any:
 VISION = {"PATTERN": "pattern", "Peptides-func": "peptides_func", "PCQM-Contact": "pcqm_contact"}
 
 
-def vision(name: str, device: str, samples: int, autocast: torch.dtype | None = None) -> Case:
-    """ViT-B/16 with 4 sampled graphs a step in all; molecules of random features, every patch kept."""
+def vision(
+    name: str,
+    device: str,
+    samples: int,
+    autocast: torch.dtype | None = None,
+    rows: int = 4,
+    compiled: bool = False,
+) -> Case:
+    """ViT-B/16 with about `rows` sampled graphs a step in all; molecules of random features, every patch kept."""
     dataset = "pattern" if name == "PATTERN" else f"random_{VISION[name]}"
     changes = {
         "dataset": dataset,
         "backbone.pretrained": "false",
         "backbone.patch_dropout": "[0, 0]",
-        "graphs.train": 4,
-        "training.batch": 4 // samples,
+        "graphs.train": rows,
+        "training.batch": rows // samples,
         "samples.train": samples,
     }
     overrides = [f"--{key}={value}" for key, value in changes.items()]
-    return case(f"{VISION[name]}/pretrained_ps", device, overrides=overrides, autocast=autocast)
+    return case(f"{VISION[name]}/pretrained_ps", device, overrides=overrides, autocast=autocast, compiled=compiled)
 
 
 CASES: dict[str, Callable[[str], Case]] = {
@@ -130,6 +145,19 @@ CASES: dict[str, Callable[[str], Case]] = {
     },
     "PATTERN ViT-B/16-PS, S = 1, bf16": partial(vision, "PATTERN", samples=1, autocast=torch.bfloat16),
 }
+ROWS = 128  # sampled graphs a step on a GPU
+GPU_CASES: dict[str, Callable[[str], Case]] = {
+    **{name: CASES[name] for name in CASES if "ViT" not in name},
+    **{
+        f"{name} ViT-B/16-PS, S = {samples}, bf16, {ROWS // samples} graphs, {'compiled' if compiled else 'eager'}": partial(
+            vision, name, samples=samples, autocast=torch.bfloat16, rows=ROWS, compiled=compiled
+        )
+        for name in VISION
+        for samples in (1, 10)
+        for compiled in (False, True)
+    },
+}
+OF = {"cpu": CASES, "cuda": GPU_CASES}
 PUBLIC = {  # ms of the public code's step on two cores
     "n-body GNN-PS": 600,
     "n-body Transformer-PS": 2260,
@@ -138,12 +166,20 @@ PUBLIC = {  # ms of the public code's step on two cores
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", CASES | GPU_CASES)
 def test_training_step(name, device, seconds, record):
-    this = CASES[name](device)
+    if name not in OF[device]:
+        pytest.skip(f"no case of {device}")
+    this = OF[device][name](device)
     variants = {"step": this.step, "bare backbone": this.bare, "distribution and embedding": this.distribution}
     rows = compare(f"{name}, training step", variants, device=device, reference="bare backbone", seconds=3 * seconds)
     rows[0].extra = {"tax": round(1 / rows[0].ratio, 2)}
+    if device == "cuda":
+        dtype = torch.bfloat16 if "bf16" in name else torch.float32
+        for row, function in zip(rows[:2], (this.step, this.bare), strict=True):
+            row.operations = operations_of(function)
+            row.share = row.operations / matrix_rate(device, dtype) / row.median
+        rows[0].extra["share of"] = f"the matrix rate in {str(dtype).removeprefix('torch.')}"
     if device == "cpu" and name in PUBLIC:
         rows[0].extra |= {
             "public code ms": PUBLIC[name],

@@ -7,6 +7,7 @@ import pytest
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = (
     "1"  # it would replay code compiled for another version of our schemas
 )
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else no products in deterministic mode on a GPU
 
 import torch
 
@@ -27,6 +28,14 @@ GRADIENT = {
 @pytest.fixture(params=DEVICES)
 def device(request) -> torch.device:
     return torch.device(request.param)
+
+
+@pytest.fixture
+def gpu() -> torch.device:
+    """For what the kernels of a GPU alone take."""
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    return torch.device("cuda")
 
 
 @pytest.fixture(autouse=True)

@@ -267,7 +267,7 @@ class VectorNeurons(nn.Module):
     forward(batch, noise): noise (B, S, n, d, channels) is added to [positions - center, velocities]. Returns a dict with
     "scores" (B, S, n) and "matrices" (B, S, d, d), as asked for, in the dtype of the parameters under any autocast.
     Gradients: first order, to the parameters, the noise and the batch. Time and memory grow as B S n^2 width d.
-    Raises ValueError for shapes, and for positions, velocities or noise that are not finite (looked at on the CPU only).
+    Raises ValueError for shapes, and for positions, velocities or noise that are not finite (on a GPU in debug mode only).
     """
 
     def __init__(

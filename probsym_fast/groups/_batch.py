@@ -103,7 +103,7 @@ class Graphs(NamedTuple):
     def check(self, owner: str = "Graphs") -> None:
         """Raises where a field is not as above: TypeError for dtypes, ValueError for shapes, RuntimeError for devices.
 
-        ValueError too for a ptr that does not rise from 0 to the number of nodes (looked at on the CPU only). The node
+        ValueError too for a ptr that does not rise from 0 to the number of nodes (on a GPU in debug mode only). The node
         numbers in edge_index are left to the ops.
         """
         _check_field(owner, "x", self.x, "(nodes, C)", (None, None))

@@ -18,8 +18,9 @@ MASK = 2**64 - 1
 class Draws:
     """The noise of one forward pass: samples `first`, `first + 1`, ... of the seed.
 
-    generator: the seed is drawn from it (None: torch's global generator). seed: given instead. Where operations are recorded
-    (torch.compile, a CUDA graph) a seed that is drawn stays a tensor, so that every run of the recording draws its own.
+    generator: the seed is drawn from it (None: torch's global generator; one of a GPU is waited for). seed: given instead.
+    Where operations are recorded (torch.compile, a CUDA graph) a seed that is drawn stays a tensor, so that every run of the
+    recording draws its own.
     """
 
     def __init__(self, generator: torch.Generator | None = None, *, seed: int | Tensor | None = None, first: int = 0):

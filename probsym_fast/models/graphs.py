@@ -147,4 +147,5 @@ class SlotReadout(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features).uniform_(-bound, bound))
 
     def forward(self, outputs: Tensor, batch: Graphs, group: Group, g: Permutation) -> Tensor:
-        return ops.readout(outputs[:, :, None], batch.ptr, g, self.weight(), self.bias, at="nodes")
+        settings = {"at": "nodes", "nodes": batch.x.shape[0]}
+        return ops.readout(outputs[:, :, None], batch.ptr, g, self.weight(), self.bias, **settings)

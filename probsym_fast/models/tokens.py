@@ -95,7 +95,8 @@ class GraphTokens(nn.Module):
     def _is_dense(self, batch: Graphs) -> bool:
         if self.dense is not None:
             return self.dense
-        return batch.edge_index.shape[1] > DENSE * float(batch.num_nodes.square().sum())
+        nodes, edges = batch.x.shape[0], batch.edge_index.shape[1]
+        return edges * batch.size > DENSE * nodes**2  # as of graphs of one size: ptr is not read, nor a GPU waited for
 
 
 class NodeTokens(nn.Module):
@@ -165,7 +166,8 @@ class DiagonalReadout(nn.Module):
 
     def forward(self, outputs: Tensor, batch: Graphs, group: Group, g: Permutation) -> Tensor:
         _check_slots("DiagonalReadout", self.N, g)
-        return ops.readout(outputs.to(self.bias.dtype), batch.ptr, g, self.weight(), self.bias, at="nodes")
+        outputs, nodes = outputs.to(self.bias.dtype), batch.x.shape[0]
+        return ops.readout(outputs, batch.ptr, g, self.weight(), self.bias, at="nodes", nodes=nodes)
 
 
 class PairReadout(nn.Module):

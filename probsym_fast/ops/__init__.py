@@ -1,5 +1,6 @@
 """Fused operations: functions on tensors, differentiable, traceable, one implementation a backend."""
 
+from probsym_fast.ops._debug import debug
 from probsym_fast.ops._op import OPS, fill_table
 from probsym_fast.ops.act_orthogonal import act_orthogonal
 from probsym_fast.ops.aggregate import aggregate
@@ -21,6 +22,7 @@ __all__ = [
     "SoftPermutation",
     "act_orthogonal",
     "aggregate",
+    "debug",
     "embed_edges",
     "embed_matrix",
     "embed_nodes",

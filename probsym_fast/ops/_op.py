@@ -13,6 +13,7 @@ from torch import Tensor
 
 from probsym_fast import _extension
 from probsym_fast.ops import triton
+from probsym_fast.ops._debug import debugging
 
 NAMESPACE = "probsym_fast"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -25,7 +26,8 @@ class Op:
     """A fused computation with a schema, a gradient, and implementations per device.
 
     schema: arguments and results as `torch.library.define` takes them. reference: plain torch with the same arguments.
-    shapes: what the kernel returns, as empty tensors (for tracing). dtypes: those that the C++ kernels take.
+    shapes: what the kernel returns, as empty tensors (for tracing). dtypes: those that the C++ kernels take. values: raises
+    for values that are refused where they are looked at; the reference calls it, kernels of the CPU look for themselves.
     """
 
     def __init__(
@@ -35,9 +37,10 @@ class Op:
         *,
         reference: Callable,
         shapes: Callable,
+        values: Callable | None = None,
         dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64),
     ):
-        self.name, self.reference, self.dtypes = name, reference, tuple(dtypes)
+        self.name, self.reference, self.values, self.dtypes = name, reference, values, tuple(dtypes)
         self.from_python: dict[str, tuple[str, tuple[torch.dtype, ...]]] = {}  # device type -> backend, dtypes
         self.qualified = f"{NAMESPACE}::{name}"
         LIBRARY.define(name + schema)
@@ -99,7 +102,7 @@ class Op:
             if available[0] == "reference":
                 _extension.report_once(device.type)
                 return self.reference
-            return self.kernel if dtype in self.kernel_dtypes(device.type) else self.reference
+            return self._checked(available[0]) if dtype in self.kernel_dtypes(device.type) else self.reference
         if backend not in available:
             raise RuntimeError(
                 f"{self.name}: backend must be one of {('auto', *available)} on {device.type}, got {backend!r}"
@@ -109,7 +112,18 @@ class Op:
             return self.reference
         if dtype not in self.kernel_dtypes(device.type):
             raise TypeError(f"{self.name}: backend {backend!r} takes {self.kernel_dtypes(device.type)}, got {dtype}")
-        return self.kernel
+        return self._checked(backend)
+
+    def _checked(self, backend: str) -> Callable:
+        """The kernel; in debug mode behind the checks that it does not make."""
+        if self.values is None or backend == "cpu" or not debugging():
+            return self.kernel
+
+        def run(*arguments):
+            self.values(*arguments)
+            return self.kernel(*arguments)
+
+        return run
 
 
 BACKENDS: dict[tuple[str, str], tuple[str, ...]] = {}
@@ -173,7 +187,7 @@ def differentiate(op: Op) -> None:
     torch.library.register_autograd(f"{op.qualified}_backward", no_second_gradient, lib=LIBRARY)
 
 
-# --- checks shared by the ops; values are looked at on the CPU only, where that needs no synchronisation ---
+# --- checks shared by the ops; values are looked at where that needs no synchronisation, or in debug mode ---
 
 
 def check_float(op: str, **tensors: Tensor) -> None:
@@ -218,5 +232,9 @@ def check_num_nodes(op: str, num_nodes: Tensor | None, B: int, N: int, device: t
 
 
 def looks_at_values(x: Tensor) -> bool:
-    """Whether checks may read the values: on the CPU and outside of tracing."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether checks may read the values: on the CPU, on a GPU in debug mode, and outside of tracing and capture."""
+    if torch.compiler.is_compiling():
+        return False
+    if x.device.type != "cuda":
+        return x.device.type == "cpu"
+    return debugging() and not torch.cuda.is_current_stream_capturing()

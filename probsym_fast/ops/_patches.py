@@ -94,10 +94,19 @@ def check_devices(op: str, device: torch.device, **tensors: Tensor) -> None:
             raise RuntimeError(f"{op}: {name} must be on {device}, got {x.device}")
 
 
-def check_ptr(op: str, ptr: Tensor, p: Permutation) -> None:
-    """TypeError or ValueError unless ptr (B + 1,) int64 are offsets of graphs that fit the permutation's (B, S, N)."""
+def check_permutation(op: str, p: Permutation) -> None:
+    """TypeError unless p is a Permutation, RuntimeError unless all of it is on one device."""
     if not isinstance(p, Permutation):
         raise TypeError(f"{op}: p must be a Permutation, got {type(p).__name__}")
+    parts = {"rank": p.rank, "num_nodes": p.num_nodes}
+    if isinstance(p, SoftPermutation):
+        parts |= {"scores": p.scores, "log_r": p.log_r, "log_c": p.log_c}
+    check_devices(op, p.order.device, **{f"p.{name}": x for name, x in parts.items() if x is not None})
+
+
+def check_ptr(op: str, ptr: Tensor, p: Permutation) -> None:
+    """Raises unless ptr (B + 1,) int64 are offsets of graphs that fit the permutation's (B, S, N), all on one device."""
+    check_permutation(op, p)
     if not isinstance(ptr, Tensor) or ptr.dtype != torch.int64:
         raise TypeError(
             f"{op}: ptr must be an int64 Tensor, got {ptr.dtype if isinstance(ptr, Tensor) else type(ptr).__name__}"
@@ -124,8 +133,18 @@ def check_ptr(op: str, ptr: Tensor, p: Permutation) -> None:
         )
 
 
+def count_nodes(op: str, ptr: Tensor, nodes: int | None) -> int:
+    """ptr's last entry: `nodes` where it is given, else read, which waits for a GPU. ValueError where they differ."""
+    if nodes is None:
+        return int(ptr[-1])
+    check_count(op, "nodes", nodes, least=0)
+    if looks_at_values(ptr) and int(ptr[-1]) != nodes:
+        raise ValueError(f"{op}: ptr must end with the number of nodes {nodes}, got {int(ptr[-1])}")
+    return nodes
+
+
 def check_items(op: str, name: str, items: Tensor, ptr: Tensor) -> None:
-    """ValueError unless the columns of items (k, M) are nodes of one graph each; looked at on the CPU only."""
+    """ValueError unless the columns of items (k, M) are nodes of one graph each; on a GPU in debug mode only."""
     if not looks_at_values(items) or not items.numel():
         return
     nodes = int(ptr[-1])

@@ -7,11 +7,13 @@ from torch import Tensor
 
 from probsym_fast.ops._op import Op, check_float
 from probsym_fast.ops.reference.aggregate import aggregate as reference
+from probsym_fast.ops.reference.aggregate import check_values
 
 OP = Op(
     "aggregate",
     "(Tensor x, Tensor edge_index, Tensor? ptr, Tensor? own) -> Tensor sums",
     reference=reference,
+    values=check_values,
     shapes=lambda x, edge_index, ptr, own: x.new_empty(x.shape),
 )
 OP.gradient(

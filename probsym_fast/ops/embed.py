@@ -17,6 +17,7 @@ from probsym_fast.ops._patches import (
     soft_parts,
 )
 from probsym_fast.ops.permutation import Permutation
+from probsym_fast.ops.reference.embed import check_values
 from probsym_fast.ops.reference.embed import embed as reference
 
 
@@ -33,6 +34,7 @@ OP = Op(
     "(Tensor items, Tensor values, Tensor ptr, Tensor rank, Tensor order, Tensor? t, Tensor? log_r, Tensor? log_c,"
     " float tau, Tensor slots, int grid, Tensor weight, Tensor? bias) -> Tensor tokens",
     reference=reference,
+    values=check_values,
     shapes=_shapes,
 )
 OP.gradient(
@@ -75,8 +77,8 @@ def embed_edges(
     Gradients: edge_attr, weight, bias, p. Cost, kernel: E C D multiplications a sample for the nonzero values and one
     write of the tokens; gradient to p: 2 E n D a sample, or a matrix product where that is less, and no N x N matrix a
     sample is kept.
-    Raises: TypeError (dtypes), ValueError (shapes, node numbers, pad_mode), RuntimeError (devices, backend). Node numbers
-    are looked at on the CPU only.
+    Raises: TypeError (dtypes), ValueError (shapes, node numbers, pad_mode), RuntimeError (devices, backend). On a GPU
+    node numbers are looked at in debug mode (`probsym_fast.debug`) alone; there, those out of range are no nodes.
     Source: the input map of Kim et al. 2023 (arXiv 2306.02866).
     """
     op = "embed_edges"

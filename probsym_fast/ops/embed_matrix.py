@@ -9,6 +9,7 @@ from probsym_fast.ops._patches import (
     check_devices,
     check_padding,
     check_patches,
+    check_permutation,
     common_dtype,
     gradient_shapes,
     slots_of_places,
@@ -65,8 +66,7 @@ def embed_matrix(
     Raises: as `embed_edges`.
     """
     op = "embed_matrix"
-    if not isinstance(p, Permutation):
-        raise TypeError(f"{op}: p must be a Permutation, got {type(p).__name__}")
+    check_permutation(op, p)
     check_padding(op, pad_mode)
     dtype = common_dtype(op, OP, backend, weight=weight, matrix=matrix, bias=bias)
     B, _, N = p.shape

@@ -13,7 +13,7 @@ from probsym_fast.ops.reference.linear_batch_norm_relu import linear_batch_norm_
 
 def _shapes(x, linear, weight, bias, eps):
     z = x.new_empty(x.shape[0], linear.shape[0])
-    return z, torch.empty_like(z), x.new_empty(linear.shape[0]), x.new_empty(linear.shape[0])
+    return z, torch.empty_like(z), *(weight.new_empty(weight.shape) for _ in range(2))
 
 
 def _gradient_shapes(d_y, x, linear, weight, bias, z, mean, variance, eps, needs_x, needs_linear):
@@ -46,10 +46,10 @@ def linear_batch_norm_relu(
 
     Args:
         x: (M, K), M >= 1 rows. linear: (C, K), as in Linear (a bias would be taken away again). weight, bias: (C,).
-        eps: finite and >= 0. backend: "auto", "cpu" or "reference".
+        eps: finite and >= 0. backend: "auto", "cpu", "triton" or "reference".
 
-    Returns: y (M, C), mean and (biased) variance (C,) without a gradient, for running statistics; dtype of x (float16 and
-    bfloat16 are computed in float32).
+    Returns: y (M, C) in the dtype of x, mean and (biased) variance (C,) without a gradient, for running statistics (float16
+    and bfloat16 are computed in float32, and have statistics of that).
 
     Gradients: x (through the statistics too), linear, weight, bias. Cost: x is read and z written once, then z read and y
     written; in backward z and the gradient are read twice, x once; what lies between stays in the cache.
@@ -72,7 +72,8 @@ def linear_batch_norm_relu(
         raise TypeError(f"{op}: eps must be a number, got {type(eps).__name__}")
     if not 0 <= eps < math.inf:
         raise ValueError(f"{op}: eps must be finite and >= 0, got {eps}")
-    dtype = x.dtype if x.dtype in OP.dtypes else torch.float32
+    dtype = OP.compute_dtype(backend, x.device, x.dtype)
+    weight, bias = (t.to(torch.promote_types(dtype, torch.float32)) for t in (weight, bias))
     run = OP.select(backend, x.device, dtype)
-    y, _, mean, variance = run(*(t.to(dtype) for t in (x, linear, weight, bias)), float(eps))
+    y, _, mean, variance = run(x.to(dtype), linear.to(dtype), weight, bias, float(eps))
     return y.to(x.dtype), mean.detach(), variance.detach()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from probsym_fast.ops._op import Op
-from probsym_fast.ops._patches import check_devices, check_ptr, common_dtype, soft_parts
+from probsym_fast.ops._patches import check_devices, check_ptr, common_dtype, count_nodes, soft_parts
 from probsym_fast.ops.permutation import Permutation
 from probsym_fast.ops.reference.node_identifiers import node_identifiers as reference
 
@@ -38,7 +38,7 @@ def node_identifiers(
 
     Args:
         ptr: (B + 1,) int64. p: permutations (B, S, N). weight: (N, D). nodes: ptr's last entry, where it must not be
-            read (torch.compile). backend: "auto", "cpu" or "reference".
+            read (torch.compile; a GPU, which would be waited for). backend: "auto", "cpu" or "reference".
 
     Returns: (nodes, S, D), dtype of the weight.
 
@@ -51,6 +51,6 @@ def node_identifiers(
     if weight.ndim != 2 or weight.shape[0] != p.shape[-1]:
         raise ValueError(f"{op}: weight must be (N, D) = ({p.shape[-1]}, *), got {tuple(weight.shape)}")
     check_devices(op, weight.device, ptr=ptr)
-    nodes = int(ptr[-1]) if nodes is None else nodes
+    nodes = count_nodes(op, ptr, nodes)
     run = OP.select(backend, weight.device, dtype)
     return run(ptr, *soft_parts(p, dtype), weight.to(dtype), nodes).to(weight.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from probsym_fast.ops._op import Op, check_float
+from probsym_fast.ops.reference.orthogonal_frame import check_values
 from probsym_fast.ops.reference.orthogonal_frame import orthogonal_frame as reference
 
 KERNEL_DIMENSIONS = (1, 2, 3)
@@ -14,6 +15,7 @@ OP = Op(
     "orthogonal_frame",
     "(Tensor matrices, bool special) -> Tensor frames",
     reference=reference,
+    values=check_values,
     shapes=lambda matrices, special: matrices.new_empty(matrices.shape),
 )
 OP.gradient(
@@ -38,7 +40,7 @@ def orthogonal_frame(matrices: Tensor, *, special: bool = False, backend: str = 
     Returns: (..., d, d) with orthonormal columns.
 
     Gradients: to matrices; a replaced column passes none, the sign of the determinant counts as constant.
-    Raises: TypeError (dtype), ValueError (shape; entries not finite, looked at on the CPU only), RuntimeError (backend).
+    Raises: TypeError (dtype), ValueError (shape; entries not finite, on a GPU in debug mode only), RuntimeError (backend).
     Source: the orthogonalisation of Kim et al. 2023 (arXiv 2306.02866).
     """
     check_float("orthogonal_frame", matrices=matrices)

@@ -17,7 +17,7 @@ class Permutation:
     order: (B, S, N) int64, identity beyond num_nodes. num_nodes: (B,) int64 or None (all N valid). rank: computed where it
     is not given. checked: nothing is checked; for what was computed from permutations.
     Raises TypeError for dtypes, ValueError for shapes and where order is not such a permutation, or rank not its inverse
-    (looked at on the CPU only).
+    (on a GPU in debug mode only).
     """
 
     order: Tensor

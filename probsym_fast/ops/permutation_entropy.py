@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from probsym_fast.ops._op import Op
+from probsym_fast.ops._patches import check_devices
 from probsym_fast.ops.permutation import SoftPermutation
 from probsym_fast.ops.reference.permutation_entropy import permutation_entropy as reference
 
@@ -35,7 +36,7 @@ def permutation_entropy(permutation: SoftPermutation, backend: str = "auto") -> 
     Returns: a scalar of the permutation's dtype, in nats per node.
 
     Gradients: to scores, log_r, log_c. Cost, kernels: O(N) a sample. Raises TypeError for a permutation without scores,
-    ValueError for shapes that differ, RuntimeError for an absent backend.
+    ValueError for shapes that differ, RuntimeError (devices, absent backend).
     Source: Kim et al. 2023 (arXiv 2306.02866), there with p clamped at 1e-12.
     """
     if not isinstance(permutation, SoftPermutation):
@@ -45,5 +46,7 @@ def permutation_entropy(permutation: SoftPermutation, backend: str = "auto") -> 
         shape = tuple(getattr(permutation, name).shape)
         if shape != tuple(t.shape):
             raise ValueError(f"permutation_entropy: {name} must be {tuple(t.shape)} as scores is, got {shape}")
+    others = {"log_r": permutation.log_r, "log_c": permutation.log_c, "num_nodes": permutation.num_nodes}
+    check_devices("permutation_entropy", t.device, **{name: x for name, x in others.items() if x is not None})
     run = OP.select(backend, t.device, t.dtype)
     return run(t, permutation.log_r, permutation.log_c, permutation.num_nodes, permutation.tau)

@@ -11,11 +11,13 @@ from probsym_fast.ops._patches import (
     check_patches,
     check_ptr,
     common_dtype,
+    count_nodes,
     gradient_shapes,
     slots_of_places,
     soft_parts,
 )
 from probsym_fast.ops.permutation import Permutation
+from probsym_fast.ops.reference.readout import check_values
 from probsym_fast.ops.reference.readout import readout as reference
 
 
@@ -32,6 +34,7 @@ OP = Op(
     "(Tensor tokens, Tensor items, Tensor ptr, Tensor rank, Tensor order, Tensor? t, Tensor? log_r, Tensor? log_c,"
     " float tau, Tensor slots, int grid, Tensor weight, Tensor? bias) -> Tensor values",
     reference=reference,
+    values=check_values,
     shapes=_shapes,
 )
 OP.gradient(
@@ -50,6 +53,7 @@ def readout(
     bias: Tensor | None = None,
     *,
     at: str | Tensor = "nodes",
+    nodes: int | None = None,
     centered: bool = False,
     backend: str = "auto",
 ) -> Tensor:
@@ -62,8 +66,8 @@ def readout(
         tokens: (B, S, L, D). ptr: (B + 1,) int64. p: permutations (B, S, N), as in `embed_edges`.
         weight: at="nodes": (D, C, P), as in ConvTranspose1d, P = max(1, ceil(N / L)); else (D, C, P, P), as in
             ConvTranspose2d, L = grid^2, P = max(1, ceil(N / grid)). bias: (C,).
-        at: "nodes", "diagonal" (pairs (u, u) of the N x N map), or int64 global node numbers: (1, M) nodes, (2, M) pairs
-            (under torch.compile(fullgraph=True), where the number of nodes in ptr is not known).
+        at: "nodes", "diagonal" (pairs (u, u) of the N x N map), or int64 global node numbers: (1, M) nodes, (2, M) pairs.
+        nodes: ptr's last entry, where it must not be read (torch.compile; a GPU, which would be waited for).
         centered: the N slots are the middle of the map (as `embed_edges` pads), else its beginning.
         backend: "auto", "cpu", "triton" or "reference".
 
@@ -81,7 +85,7 @@ def readout(
         raise ValueError(
             f"readout: tokens must be (B, S, L, D) = ({B}, {S}, *, {weight.shape[0]}), got {tuple(tokens.shape)}"
         )
-    items, L = _items(at, ptr), tokens.shape[2]
+    items, L = _items(at, ptr, nodes), tokens.shape[2]
     axes = items.shape[0]
     grid = L if axes == 1 else round(L**0.5)
     if axes == 2 and grid * grid != L:
@@ -96,7 +100,7 @@ def readout(
     return out.to(tokens.dtype)
 
 
-def _items(at: str | Tensor, ptr: Tensor) -> Tensor:
+def _items(at: str | Tensor, ptr: Tensor, nodes: int | None) -> Tensor:
     if isinstance(at, Tensor):
         if at.dtype != torch.int64:
             raise TypeError(f"readout: at must be int64 node numbers, got {at.dtype}")
@@ -105,5 +109,5 @@ def _items(at: str | Tensor, ptr: Tensor) -> Tensor:
         return at
     if at not in ("nodes", "diagonal"):
         raise ValueError(f'readout: at must be "nodes", "diagonal" or node numbers (1 or 2, M), got {at!r}')
-    nodes = torch.arange(int(ptr[-1]), device=ptr.device)
-    return nodes[None] if at == "nodes" else torch.stack([nodes, nodes])
+    everyone = torch.arange(count_nodes("readout", ptr, nodes), device=ptr.device)
+    return everyone[None] if at == "nodes" else torch.stack([everyone, everyone])

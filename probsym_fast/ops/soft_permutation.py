@@ -9,6 +9,7 @@ from torch import Tensor
 
 from probsym_fast.ops._op import Op, check_float, check_num_nodes
 from probsym_fast.ops.permutation import SoftPermutation
+from probsym_fast.ops.reference.soft_permutation import check_values
 from probsym_fast.ops.reference.soft_permutation import soft_permutation as reference
 
 SMALLEST_TAU = 1e-30  # 1 / tau stays a number in float32
@@ -26,6 +27,7 @@ OP = Op(
     "(Tensor scores, Tensor? num_nodes, float tau, int iterations, bool normalize)"
     " -> (Tensor t, Tensor log_r, Tensor log_c, Tensor order, Tensor rank)",
     reference=reference,
+    values=check_values,
     shapes=_shapes,
 )
 OP.gradient(
@@ -68,7 +70,7 @@ def soft_permutation(
 
     Raises: TypeError (scores or num_nodes of the wrong dtype, tau or iterations no number), ValueError (shapes, tau,
     iterations, num_nodes beyond 1..N, scores that are not finite), RuntimeError (devices, absent backend). On a GPU values
-    are not looked at.
+    are looked at in debug mode alone (`probsym_fast.debug`).
 
     Source: SoftSort (Prillo and Eisenschlos 2020, arXiv 2006.16038) with the Sinkhorn scaling of Kim et al. 2023
     (arXiv 2306.02866); linear time as in Liao et al. 2022 (arXiv 2202.10042).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -15,6 +16,7 @@ from tests.conftest import GRADIENT, VALUE, assert_near
 from tests.ops.test_soft_permutation import published
 
 DTYPES = [torch.float64, torch.float32]
+HALF = {torch.bfloat16: 8e-3, torch.float16: 2e-3}  # rounded once to the dtype, relative to the largest entry
 # N slots in a grid: padding none, short, longer than the data; one slot; one patch
 GRIDS = [(9, 3), (9, 2), (12, 5), (3, 14), (2, 14), (1, 1), (1, 5), (6, 1)]
 PADDINGS = list(itertools.product(PAD_MODES, (False, True)))
@@ -67,12 +69,15 @@ def weights(D: int, C: int, *patch: int, device="cpu") -> Tensor:
     return torch.randn(D, C, *patch, dtype=torch.float32).double().to(device) / 2
 
 
-def value_and_gradients(call, leaves, wanted=None) -> tuple[Tensor, ...]:
-    """call(*leaves), and the gradients of a fixed random combination of it to the leaves (or those numbered `wanted`)."""
+def value_and_gradients(call, leaves, wanted=None, rounded: torch.dtype | None = None) -> tuple[Tensor, ...]:
+    """call(*leaves), and the gradients of a fixed random combination of it to the leaves (or those numbered `wanted`).
+
+    rounded: to a dtype, the weights of the combination.
+    """
     wanted = range(len(leaves)) if wanted is None else wanted
     leaves = [x.detach().requires_grad_(i in wanted) for i, x in enumerate(leaves)]
     out = call(*leaves)
-    combination = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).to(out)
+    combination = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).to(rounded or out.dtype).to(out)
     return out.detach(), *torch.autograd.grad((out * combination).sum(), [leaves[i] for i in wanted])
 
 
@@ -91,6 +96,20 @@ def check(op: str, call, leaves, dtype):
     assert all(x.dtype == dtype for x in found)
     expected = value_and_gradients(lambda *x: call("reference", *x), [x.double() for x in leaves])
     assert_same(found, expected)
+
+
+def check_half(op: str, call, leaves, dtype, wide=()):
+    """`check` of a GPU's kernel on leaves of a half dtype, those numbered `wide` in float32: what it sums is float32."""
+    device = leaves[0].device.type
+    if dtype not in OPS[op].kernel_dtypes(device):
+        pytest.skip(f"{op} has no kernel for {dtype} on {device}")
+    leaves = [x.to(torch.float32 if i in wide else dtype) for i, x in enumerate(leaves)]
+    found = value_and_gradients(lambda *x: call(OPS[op].backends(device)[0], *x), leaves)
+    assert [x.dtype for x in found] == [dtype, *(x.dtype for x in leaves)]
+    exact = [x.double() for x in leaves]
+    expected = value_and_gradients(lambda *x: call("reference", *x), exact, rounded=dtype)
+    for x, y in zip(found, expected, strict=True):
+        assert_near(x, y, HALF | {torch.float32: GRADIENT[torch.float32]})
 
 
 def bit_equal_on_any_threads(call, leaves, products=()):

@@ -9,10 +9,12 @@ from probsym_fast.ops import OPS, Permutation, aggregate, node_identifiers
 from tests.conftest import GRADIENT, assert_near
 from tests.ops.graphs import (
     DTYPES,
+    HALF,
     assert_same,
     batch,
     bit_equal_on_any_threads,
     check,
+    check_half,
     dense_permutation,
     value_and_gradients,
     weights,
@@ -38,6 +40,19 @@ def test_aggregate_value_and_gradient(device, shape, dtype):
         value_and_gradients(lambda x: (adjacency @ x.reshape(19, -1)).view(x.shape), [x]) if x.numel() else (x, x)
     )
     assert torch.allclose(found, direct, atol=1e-12) and torch.allclose(gradient, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("shape", [(), (1,), (3, 64), (2, 70), (1, 256), (2, 3, 5)])
+@pytest.mark.parametrize("virtual", [False, True])
+def test_aggregate_of_half_precision_on_a_gpu(gpu, shape, virtual, dtype):
+    data = batch([5, 4, 1, 9], 9, edges=20, device=gpu)
+    x, ptr = torch.randn(19 + 4 * virtual, *shape, device=gpu), data.ptr if virtual else None
+
+    def call(backend, x, own):
+        return aggregate(x, data.edges, own=own, ptr=ptr, backend=backend)
+
+    check_half("aggregate", call, [x, torch.tensor(1.3, device=gpu)], dtype, wide=[1])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

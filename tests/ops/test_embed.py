@@ -12,11 +12,13 @@ from tests.conftest import GRADIENT, assert_near
 from tests.ops.graphs import (
     DTYPES,
     GRIDS,
+    HALF,
     PADDINGS,
     assert_same,
     batch,
     bit_equal_on_any_threads,
     check,
+    check_half,
     dense_graphs,
     dense_permutation,
     front_and_back,
@@ -89,6 +91,18 @@ def test_value_and_gradients(device, N, grid, pad_mode, centered, dtype):
     check("embed", edges_call(data, grid, pad_mode, centered), leaves, dtype)
     leaves = [data.scores, data.x, weights(7, 3, P, device=device), bias]
     check("embed", nodes_call(data, grid, pad_mode, centered), leaves, dtype)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize(("N", "grid"), [*GRIDS, (24, 2)])
+@pytest.mark.parametrize(("pad_mode", "centered"), PADDINGS[::3])
+@pytest.mark.parametrize(("C", "D"), [(1, 7), (3, 256), (4, 70)])
+def test_half_precision_on_a_gpu(gpu, N, grid, pad_mode, centered, C, D, dtype):
+    data, P = batch(sizes_of(N), N, C, device=gpu), patch_size(N, grid)
+    leaves = [data.scores, data.attr, weights(D, C, P, P, device=gpu), torch.randn(D).double().to(gpu)]
+    check_half("embed", edges_call(data, grid, pad_mode, centered), leaves, dtype, wide=[0])
+    leaves[1:3] = data.x, weights(D, C, P, device=gpu)
+    check_half("embed", nodes_call(data, grid, pad_mode, centered), leaves, dtype, wide=[0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

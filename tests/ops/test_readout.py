@@ -12,10 +12,12 @@ from tests.conftest import GRADIENT, assert_near
 from tests.ops.graphs import (
     DTYPES,
     GRIDS,
+    HALF,
     assert_same,
     batch,
     bit_equal_on_any_threads,
     check,
+    check_half,
     dense_permutation,
     front_and_back,
     hard_matrix,
@@ -67,6 +69,16 @@ def call_of(data, at, centered=False):
 def test_value_and_gradients(device, N, grid, centered, where, dtype):
     data, at, leaves = make(N, grid, where, device=device)
     check("readout", call_of(data, at, centered), leaves, dtype)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize(("N", "grid"), [*GRIDS, (24, 2)])
+@pytest.mark.parametrize("where", PLACES)
+@pytest.mark.parametrize(("C", "D"), [(1, 7), (3, 256), (18, 70)])
+def test_half_precision_on_a_gpu(gpu, N, grid, where, C, D, dtype):
+    data, at, leaves = make(N, grid, where, D, C, device=gpu)
+    for centered in (False, True):
+        check_half("readout", call_of(data, at, centered), leaves, dtype, wide=[0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,10 +1,14 @@
 """The Triton kernels without a GPU: values and gradients under the interpreter, and every configuration compiled."""
 # ruff: noqa: E402 - the imports stand behind the question whether triton is there
 
+import importlib
 import os
+import pkgutil
 import re
 import subprocess
 import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
@@ -18,6 +22,7 @@ from triton.compiler import ASTSource
 
 import probsym_fast
 from probsym_fast.ops import OPS
+from probsym_fast.ops import triton as triton_ops
 from probsym_fast.ops._op import BACKENDS
 from probsym_fast.ops._patches import patch_size, slots_of_places
 from probsym_fast.ops.triton import KERNELS, _group, _launch
@@ -31,18 +36,18 @@ def release(module) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-@pytest.mark.skipif(
-    release(triton) < (3, 7) and release(numpy) >= (2, 4),
-    reason="the interpreter of triton 3.6 makes integers of arrays of one element, which numpy refuses since 2.4",
-)
-@pytest.mark.slow
-def test_kernels_under_the_interpreter():
-    """In a process of its own: triton reads TRITON_INTERPRET when it is imported."""
+HALVES = "embed or readout", "not (embed or readout)"  # of about the same length
+
+
+@pytest.fixture(scope="module", autouse=True)
+def interpreted(request):
+    """triton_interpreted.py in processes of its own, since triton reads TRITON_INTERPRET when it is imported: begun before
+    the first test here where its own are selected, so that it runs beside the compilations."""
+    wanted = [x.callspec.params["half"] for x in request.session.items if "half" in getattr(x, "fixturenames", ())]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/ops/triton_interpreted.py"]
-    ran = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
-    )
-    assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-2000:]
+    settings = {"cwd": ROOT, "env": os.environ | {"TRITON_INTERPRET": "1"}, "capture_output": True, "text": True}
+    with ThreadPoolExecutor(len(HALVES)) as pool:
+        yield {half: pool.submit(subprocess.run, [*command, "-k", half], check=False, **settings) for half in wanted}
 
 
 # --- every configuration compiled ---
@@ -165,10 +170,18 @@ def orthogonal_frame_case(dtype):
         through("orthogonal_frame", "backward")(x, x, x)
 
 
+def linear_batch_norm_relu_case(dtype):
+    for M, C in ((45_500, 64), (45_511, 9), (300, 128)):
+        x, linear, (weight, bias) = torch.zeros(M, 2, dtype=dtype), torch.zeros(C, 2, dtype=dtype), torch.zeros(2, C)
+        y, z, mean, variance = through("linear_batch_norm_relu", "forward")(x, linear, weight, bias, 1e-5)
+        through("linear_batch_norm_relu", "backward")(y, x, linear, weight, bias, z, mean, variance, 1e-5, True, True)
+
+
 CASES = {
     "act_orthogonal": act_orthogonal_case,
     "orthogonal_frame": orthogonal_frame_case,
     "aggregate": aggregate_case,
+    "linear_batch_norm_relu": linear_batch_norm_relu_case,
     "embed": lambda dtype: items_case("embed", dtype),
     "readout": lambda dtype: items_case("readout", dtype),
 }
@@ -194,8 +207,10 @@ def test_compiles_without_spills(architecture, monkeypatch, tmp_path):
             if dtype != torch.float16 or architecture == 90:
                 found |= dict(launches_of(name, dtype, monkeypatch))
     assert found
-    for (kernel, _), launch in found.items():
-        used = resources(compiled(launch, architecture).asm["cubin"], tmp_path)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # most of it is LLVM and ptxas, which run beside each other
+        binaries = list(pool.map(lambda launch: compiled(launch, architecture).asm["cubin"], found.values()))
+    for ((kernel, _), launch), binary in zip(found.items(), binaries, strict=True):
+        used = resources(binary, tmp_path)
         assert used["REG"] <= 65536 // (32 * launch[2]["num_warps"]), (kernel, used)
         assert used["STACK"] == used["LOCAL"] == 0, (kernel, launch[1], used)
 
@@ -211,20 +226,30 @@ def test_rows_move_in_16_bytes(name, monkeypatch):
                 assert kernel == "gather" or re.search(r"st\.global\S*\.v4\.b32", ptx), (kernel, launch[1:])
 
 
-def test_the_fastest_configuration_is_measured_once_and_kept(monkeypatch, tmp_path):
-    """Once for a bucket of sizes, also by another process; the first in deterministic mode and in a graph capture."""
+CONFIGURATIONS = {"BLOCK": 1}, {"BLOCK": 2}, {"BLOCK": 3}
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """A timer that finds every configuration faster than the one before, an empty cache; what is measured."""
+    calls = []
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    capturing, measured = [False], []
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(triton.testing, "do_bench", lambda call, **settings: calls.append(call) or -len(calls))
+    monkeypatch.setattr(_launch, "_told", False)
+    return calls
+
+
+def choose(kernel, *sizes, device="cuda", dtype=torch.float32):
+    return kernel._choose(torch.device(device), None, (torch.zeros(1, dtype=dtype),), sizes, {})
+
+
+def test_the_fastest_configuration_is_measured_once_and_kept(measured, monkeypatch):
+    """Once for a bucket of sizes, also by another process; the first in deterministic mode and in a graph capture."""
+    capturing = [False]
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
-    monkeypatch.setattr(triton.testing, "do_bench", lambda call, **settings: measured.append(call) or 4 - len(measured))
-    configurations = {"BLOCK": 1}, {"BLOCK": 2}, {"BLOCK": 3}
-
-    def choose(kernel, *sizes, device="cuda", dtype=torch.float32):
-        arguments = (torch.zeros(1, dtype=dtype),)
-        return kernel._choose(torch.device(device), None, arguments, sizes, {})
-
-    function = _group._count.function
+    configurations, function = CONFIGURATIONS, _group._count.function
     kernel = _launch.Kernel(function, configurations)
     assert choose(kernel, 100, device="cpu") == configurations[0]
     capturing[0] = True
@@ -244,10 +269,101 @@ def test_the_fastest_configuration_is_measured_once_and_kept(monkeypatch, tmp_pa
     assert len(measured) == 9
 
 
+def test_kept_choices_that_cannot_be_used_are_measured_again(measured, tmp_path, monkeypatch):
+    """With one warning: a damaged file, and a folder that cannot be written. A choice that is none of ours is passed over."""
+    function = _group._count.function
+    choose(_launch.Kernel(function, CONFIGURATIONS), 100)
+    (path,) = tmp_path.rglob("configuration.json")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for damaged in (b"{'BLOCK'", b"", b"\xff\xfe\x00", b"[" * 40):
+            path.write_bytes(damaged)
+            measured.clear()
+            assert choose(_launch.Kernel(function, CONFIGURATIONS), 100) == CONFIGURATIONS[2]
+            assert len(measured) == 3
+    (warning,) = said
+    assert issubclass(warning.category, RuntimeWarning)
+    assert "cannot be kept in triton's cache, and are measured again" in str(warning.message)
+    assert (
+        choose(_launch.Kernel(function, CONFIGURATIONS), 100) == CONFIGURATIONS[2] and len(measured) == 3
+    )  # kept anew
+    for stranger in ('{"BLOCK": 7}', "3", "null"):
+        path.write_text(stranger)
+        measured.clear()
+        choose(_launch.Kernel(function, CONFIGURATIONS), 100)
+        assert len(measured) == 3
+    monkeypatch.setattr(_launch, "_told", False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(path / "below a file"))
+    with pytest.warns(RuntimeWarning, match="cannot be kept"):
+        assert choose(_launch.Kernel(function, CONFIGURATIONS), 100) == CONFIGURATIONS[2]
+
+
+def test_ragged_sizes_share_a_choice(measured, monkeypatch):
+    """Batches as they come, of one bucket: what the first has measured serves all; deterministic mode takes the first."""
+    taken, on_gpu = [], _launch.Kernel._choose
+    monkeypatch.setattr(
+        _launch.Kernel, "_choose", lambda kernel, device, *rest: on_gpu(kernel, torch.device("cuda"), *rest)
+    )
+    monkeypatch.setattr(_launch, "launch", lambda kernel, grid, arguments, settings: taken.append((kernel, settings)))
+
+    def step(nodes, edges):
+        x, pairs, ptr = torch.zeros(nodes, 10, 64), torch.zeros(2, edges, dtype=torch.int64), torch.tensor([0, nodes])
+        through("aggregate", "forward")(x, pairs, None, None)
+        rank, slots = torch.arange(130).expand(1, 2, 130), slots_of_places(130, 4, "zeros", False, torch.device("cpu"))
+        rest = ptr, rank, rank, *[torch.zeros(1, 2, 130)] * 3, 0.5, slots, 4, torch.zeros(64, 3, 33, 33)
+        tokens, values = torch.zeros(1, 2, 16, 64), torch.zeros(edges, 3)
+        through("embed", "forward")(pairs, values, *rest, None)
+        through("embed", "backward")(tokens, pairs, values, *rest, True, True, True, True)
+
+    sizes = ((120, 620), (128, 660), (101, 560), (110, 580))
+    step(*sizes[0])
+    several = len(measured)
+    assert several
+    for size in sizes[1:]:
+        step(*size)
+    assert len(measured) == several
+    assert any(settings.items() >= kernel.configurations[-1].items() for kernel, settings in taken)
+    step(400, 520)
+    assert len(measured) > several
+    several = len(measured)
+    taken.clear()
+    torch.use_deterministic_algorithms(True)
+    try:
+        step(1000, 9000)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert len(measured) == several
+    assert all(settings.items() >= kernel.configurations[0].items() for kernel, settings in taken)
+
+
+def test_the_lists_of_configurations_are_short():
+    modules = [
+        importlib.import_module(x.name) for x in pkgutil.iter_modules(triton_ops.__path__, "probsym_fast.ops.triton.")
+    ]
+    kernels = [x for module in modules for x in vars(module).values() if isinstance(x, _launch.Kernel)]
+    assert {len(x.configurations) for x in kernels} <= {1, 2, 3, 4} and len(kernels) > 15
+
+
 def test_a_failing_kernel_names_itself_and_the_shapes(monkeypatch):
     def fails(*arguments):
         raise ValueError("no such instruction")
 
     monkeypatch.setattr(_launch, "launch", fails)
-    with pytest.raises(RuntimeError, match=r"^count: the kernel failed on cpu for \[\(3,\).*no such instruction"):
+    with pytest.raises(
+        RuntimeError, match=r"^aggregate: the kernel count failed on cpu for \[\(3,\).*no such instruction"
+    ):
         through("aggregate", "forward")(torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.int64), None, None)
+
+
+# --- at last, as it has run all the while ---
+
+
+@pytest.mark.skipif(
+    release(triton) < (3, 7) and release(numpy) >= (2, 4),
+    reason="the interpreter of triton 3.6 makes integers of arrays of one element, which numpy refuses since 2.4",
+)
+@pytest.mark.slow
+@pytest.mark.parametrize("half", HALVES)
+def test_kernels_under_the_interpreter(half, interpreted):
+    ran = interpreted[half].result()
+    assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-2000:]

@@ -3,6 +3,7 @@ process of its own, where TRITON_INTERPRET=1 stands before triton is imported.""
 
 import importlib
 import os
+import re
 
 os.environ["TRITON_INTERPRET"] = "1"
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from probsym_fast.ops import OPS
+from probsym_fast.ops import OPS, Permutation, aggregate, debug, embed_edges, orthogonal_frame, readout
 from probsym_fast.ops._op import BACKENDS
 from probsym_fast.ops._patches import patch_size, slots_of_places
 from probsym_fast.ops.triton import KERNELS, _lazy
@@ -26,8 +27,11 @@ BOUND = {torch.float32: 2e-5, torch.bfloat16: 8e-3, torch.float16: 2e-3}
 @pytest.fixture(autouse=True, params=["atomics", "deterministic"])
 def mode(request):
     dtype = request.node.callspec.params.get("dtype", torch.float32)
-    if request.param == "deterministic" and dtype != torch.float32:
-        pytest.skip("the lists do not depend on the dtype")
+    if request.param == "deterministic":
+        if dtype != torch.float32:
+            pytest.skip("the lists do not depend on the dtype")
+        if not any(x in request.node.originalname for x in ("aggregate", "embed", "readout", "entries")):
+            pytest.skip("no lists, nothing that the mode changes")
     torch.use_deterministic_algorithms(request.param == "deterministic")
     yield request.param
     torch.use_deterministic_algorithms(False)
@@ -53,15 +57,17 @@ class Through(torch.autograd.Function):
     @staticmethod
     def forward(ctx, name, *arguments):
         out = _lazy(name, "forward")(*arguments)
+        out = out if isinstance(out, tuple) else (out,)
         ctx.name, ctx.arguments, ctx.out = name, arguments, out
-        return out
+        return out[0]  # of several results the first has the gradient
 
     @staticmethod
     def backward(ctx, d_out):
         op = OPS[ctx.name]
         names = [x.name for x in op.kernel._schema.arguments]
-        (result,) = (x.name for x in op.kernel._schema.returns)
-        known = dict(zip(names, ctx.arguments, strict=True)) | {f"d_{result}": d_out, result: ctx.out}
+        results = [x.name for x in op.kernel._schema.returns]
+        known = dict(zip(names, ctx.arguments, strict=True)) | dict(zip(results, ctx.out, strict=True))
+        known[f"d_{results[0]}"] = d_out
         known |= {f"needs_{x}": needed for x, needed in zip(names, ctx.needs_input_grad[1:], strict=True)}
         found = _lazy(ctx.name, "backward")(*(known[x.name] for x in op.backward._schema.arguments))
         found = found if isinstance(found, tuple) else (found,)
@@ -82,6 +88,7 @@ def check(name, arguments, leaves):
             for i, x in enumerate(arguments)
         ]
         out = call(*made)
+        out = out[0] if isinstance(out, tuple) else out
         combination = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).to(lowest).to(out)
         return out.detach(), *torch.autograd.grad(out, [made[i] for i in leaves], combination)
 
@@ -99,11 +106,13 @@ def check(name, arguments, leaves):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(3, 7), (300,)])
+@pytest.mark.parametrize("shape", [(3, 7), (330,)])
 @pytest.mark.parametrize("virtual", [False, True])
 def test_aggregate(shape, dtype, virtual):
-    data = batch([5, 4, 1, 9, 0], 9)
-    x = torch.randn(19 + 5 * virtual, *shape).to(dtype)
+    """More edges at a node than are read at a time, a graph of one node and one of none; several blocks of the width."""
+    data = batch([2, 3, 1, 0], 3, edges=30)
+    assert data.edges[1].bincount().max() > 8
+    x = torch.randn(6 + 4 * virtual, *shape).to(dtype)
     check("aggregate", [x, data.edges, data.ptr if virtual else None, torch.tensor(1.3)], [0, 3])
     check("aggregate", [x, data.edges, data.ptr if virtual else None, None], [0])
 
@@ -265,6 +274,146 @@ def test_dependent_columns_are_filled(d):
         assert (gradient[0] == 0).all() and gradient[[0, 1, 4]].isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.filterwarnings("ignore:var\\(\\)")  # of no numbers, by torch
+@pytest.mark.parametrize(("M", "C"), [(1, 3), (70, 1), (201, 20), (130, 150), (1100, 3), (4, 0)])
+def test_linear_batch_norm_relu(M, C, dtype, monkeypatch):
+    """One row, one channel, parts that are not full, more parts than are added at a time, several blocks of channels."""
+    if M == 1100:
+        module = importlib.import_module("probsym_fast.ops.triton.linear_batch_norm_relu")
+        monkeypatch.setattr(module, "LEAST", 16)
+    x, linear = (
+        (torch.randn(M, 4) * 3 + 1).to(dtype),
+        torch.eye(4, dtype=dtype).repeat(C // 4 + 1, 1)[:C],
+    )  # z has no rounding
+    weight, bias = torch.randn(2, C)
+    check("linear_batch_norm_relu", [x, linear, weight, bias, 0.1 if M == 1 else 1e-5], [0, 1, 2, 3])
+    _, z, mean, variance = _lazy("linear_batch_norm_relu", "forward")(x, linear, weight, bias, 1e-5)
+    assert mean.dtype == variance.dtype == torch.float32
+    assert torch.allclose(mean.double(), z.double().mean(0), rtol=1e-5)
+    assert torch.allclose(variance.double(), z.double().var(0, correction=0), rtol=1e-5)
+
+
+def test_batch_norm_of_nan_and_of_a_large_mean():
+    x, linear = torch.randn(50, 3) + torch.tensor([0.0, 3e4, 0.0]), torch.eye(3)
+    exact = OPS["linear_batch_norm_relu"].reference(
+        *(t.double() for t in (x, linear, torch.ones(3), torch.zeros(3))), 0.0
+    )
+    linear[2, 2] = torch.nan
+    y, _, _, variance = _lazy("linear_batch_norm_relu", "forward")(x, linear, torch.ones(3), torch.zeros(3), 0.0)
+    assert y[:, 2].isnan().all() and not y[:, :2].isnan().any()
+    assert (variance[:2].double() - exact[3][:2]).abs().max() < 1e-4
+    assert (y[:, :2].double() - exact[0][:, :2]).abs().max() < 5e-3  # float32 has four digits behind 3e4
+
+
+ROOM = 4096  # numbers around a tensor
+NOWHERE = [-1, -(2**40), 2**40, 10**9]
+
+
+class Fences:
+    """Tensors in the middle of memory that must be left alone: NaN, and numbers that point nowhere."""
+
+    def __init__(self):
+        self.kept = []
+
+    def __call__(self, x):
+        if not isinstance(x, torch.Tensor) or not x.ndim:
+            return x
+        value = float("nan") if x.is_floating_point() else -(10**9)
+        memory = torch.full((x.numel() + 2 * ROOM,), value, dtype=x.dtype)
+        inside = memory[ROOM : ROOM + x.numel()].view(x.shape)
+        self.kept.append((memory, x.numel()))
+        return inside.copy_(x)
+
+    def stand(self):
+        for memory, count in self.kept:
+            for side in (memory[:ROOM], memory[ROOM + count :]):
+                assert (side.isnan() if side.is_floating_point() else side == -(10**9)).all()
+
+
+@pytest.fixture
+def fences(monkeypatch):
+    """What the launchers allocate stands between fences; in the end all fences stand."""
+    fences = Fences()
+    for name in ("empty", "zeros"):
+        make = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *size, make=make, **kind: fences(make(*size, **kind)))
+    yield fences
+    fences.stand()
+
+
+def run_fenced(fences, name, arguments, result):
+    """The op and its whole gradient on fenced tensors: every result is finite, and returned."""
+    arguments = [fences(x) for x in arguments]
+    out = _lazy(name, "forward")(*arguments)
+    schema = [x.name for x in OPS[name].kernel._schema.arguments]
+    known = dict(zip(schema, arguments, strict=True)) | {f"d_{result}": fences(torch.ones_like(out))}
+    takes = [x.name for x in OPS[name].backward._schema.arguments]
+    known |= {x: True for x in takes if x.startswith("needs_")}
+    found = _lazy(name, "backward")(*(known[x] for x in takes))
+    found = [out, *(x for x in found if x is not None)]
+    assert all(x.isfinite().all() for x in found)
+    return found
+
+
+def with_bad_columns(items):
+    """The items, and behind them columns with a number that is no node, or of two graphs."""
+    bad = torch.tensor(NOWHERE)[None].expand(items.shape[0], -1).contiguous()
+    half = bad.clone()
+    half[0] = items[0, 0]
+    across = torch.tensor([[0], [4]]) if items.shape[0] == 2 else bad[:, :1]
+    return torch.cat([items, bad, *([half, half.flip(0)] if items.shape[0] == 2 else []), across], 1)
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_bad_items_reach_no_memory(axes, fences):
+    """Items that are no nodes count as nothing; offsets and permutations that are none read and write nothing beyond."""
+    data, slots = batch([3, 5], 5, C=1, S=2, edges=3), slots_of_places(5, 2, "circular", True, torch.device("cpu"))
+    items = data.edges if axes == 2 else torch.arange(8)[None]
+    bad, good = with_bad_columns(items), items.shape[1]
+    ptr, rank, order, *soft = (x.detach() if isinstance(x, torch.Tensor) else x for x in soft_arguments(data))
+    weight, values = weights(5, 1, *[3] * axes).float(), torch.randn(bad.shape[1], 1)
+    tokens = torch.randn(2, 2, 2**axes, 5)
+
+    def embed(items, ptr, rank):
+        rest = ptr, rank, order, *soft, slots, 2, weight, torch.arange(5.0)
+        return run_fenced(fences, "embed", [items, values[: items.shape[1]], *rest], "tokens")
+
+    def readout(items, ptr, rank):
+        rest = ptr, rank, order, *soft, plain, 2, weight, torch.ones(1)
+        return run_fenced(fences, "readout", [tokens, items, *rest], "values")
+
+    plain = slots_of_places(5, 2, "zeros", False, torch.device("cpu"))
+    for x, y in zip(embed(bad, ptr, rank), embed(items, ptr, rank), strict=True):
+        if x.shape == values.shape:
+            assert (x[good:] == 0).all()
+            x = x[:good]
+        assert_near(x, y)
+    found, expected = readout(bad, ptr, rank), readout(items, ptr, rank)
+    assert_near(found[0][:good], expected[0])
+    assert torch.equal(found[0][good:], found[0][good : good + 1].expand(len(found[0]) - good, -1))  # the bias
+    for x, y in zip(found[1:-1], expected[1:-1], strict=True):
+        assert_near(x, y)
+    for offsets in ([0, 10**9, 2**40], [-(2**40), 3, 8], [5, 2, 9]):
+        embed(bad, torch.tensor(offsets), rank)
+        readout(bad, torch.tensor(offsets), rank)
+    wrong = rank.clone()
+    wrong[:, :, :4] = torch.where(torch.rand(2, 2, 4) < 0.5, torch.tensor(NOWHERE), wrong[:, :, :4])
+    embed(bad, ptr, wrong)
+    readout(bad, ptr, wrong)
+
+
+def test_bad_numbers_reach_no_memory_of_aggregate(fences):
+    data, own = batch([3, 5], 5), torch.tensor(1.5)
+    edges, x = with_bad_columns(data.edges)[:, :-1], torch.randn(10, 3)
+    for ptr, rows in ((data.ptr, 10), (None, 8)):
+        found = run_fenced(fences, "aggregate", [x[:rows], edges, ptr, own], "sums")
+        for y, z in zip(found, run_fenced(fences, "aggregate", [x[:rows], data.edges, ptr, own], "sums"), strict=True):
+            assert_near(y, z)
+    for offsets in ([0, 10**9, 2**40], [-(2**40), 3, 8], [5, 2, 9], [2**40, -(2**40), 8]):
+        run_fenced(fences, "aggregate", [x, edges, torch.tensor(offsets), own], "sums")
+
+
 @pytest.fixture
 def in_place_of_cpu_kernels(monkeypatch):
     """The launchers registered for CPU tensors as `register` does for CUDA, under the public functions."""
@@ -304,3 +453,34 @@ def test_through_the_dispatcher(name, dtype, in_place_of_cpu_kernels):
         for a, b in zip(real, fake, strict=True) if isinstance(real, tuple) else [(real, fake)]:
             assert (a is None) == (b is None)
             assert a is None or (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_debug_mode_checks_what_the_kernels_do_not(in_place_of_cpu_kernels):
+    """With the messages of the reference; without it bad numbers pass."""
+    p, ptr = Permutation(torch.arange(4).expand(1, 2, 4)), torch.tensor([0, 4])
+    edges, x, nan = torch.tensor([[0, 7], [1, 2]]), torch.randn(4, 3), torch.full((2, 3, 3), torch.nan)
+    tokens, weight = torch.randn(1, 2, 4, 5), torch.randn(5, 3, 2, 2)
+    calls = {
+        "embed_edges: edge_index must hold node numbers 0 to 3, got 7 in column 1": lambda b: embed_edges(
+            edges, torch.randn(2, 3), ptr, p, weight, grid=2, backend=b
+        ),
+        "readout: at must hold node numbers 0 to 3, got 7 in column 1": lambda b: readout(
+            tokens, ptr, p, weight, at=edges, backend=b
+        ),
+        "aggregate: edge_index must hold node numbers 0 to 3, got 7 and 2 in column 1": lambda b: aggregate(
+            x, edges, backend=b
+        ),
+        "orthogonal_frame: matrices must be finite, got NaN or infinity": lambda b: orthogonal_frame(nan, backend=b),
+    }
+    for message, call in calls.items():
+        call("triton")
+        with debug():
+            for backend in ("triton", "auto", "reference"):
+                with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+                    call(backend)
+            with debug(False):
+                call("auto")
+        with Calls() as record:
+            call("triton")
+        assert record.calls  # the kernel itself again

@@ -12,8 +12,7 @@ def aggregate(x: Tensor, edge_index: Tensor, ptr: Tensor | None, own: Tensor | N
     """x (nodes [+ B], ...) -> sums of the neighbours' rows, of the same shape."""
     graphs = 0 if ptr is None else ptr.shape[0] - 1
     nodes = x.shape[0] - graphs
-    if looks_at_values(edge_index):
-        _check(edge_index, ptr, nodes)
+    check_values(x, edge_index, ptr)
     out = torch.zeros_like(x) if own is None else own * x
     out = out.index_add(0, edge_index[1], x.index_select(0, edge_index[0]))
     if ptr is None:
@@ -25,7 +24,11 @@ def aggregate(x: Tensor, edge_index: Tensor, ptr: Tensor | None, own: Tensor | N
     return out.index_add(0, target, x.index_select(0, source))
 
 
-def _check(edge_index: Tensor, ptr: Tensor | None, nodes: int) -> None:
+def check_values(x: Tensor, edge_index: Tensor, ptr: Tensor | None, *_) -> None:
+    """ValueError unless the edges join nodes of one graph each; looked at where values are."""
+    if not looks_at_values(edge_index):
+        return
+    nodes = x.shape[0] - (0 if ptr is None else ptr.shape[0] - 1)
     bad = ((edge_index < 0) | (edge_index >= nodes)).any(0).nonzero()
     if len(bad):
         column = int(bad[0])

@@ -9,9 +9,13 @@ from probsym_fast.ops._patches import check_items, pad_axis
 from probsym_fast.ops.reference._dense import dense_items, permutation_matrix
 
 
+def check_values(items: Tensor, values: Tensor, ptr: Tensor, *_) -> None:
+    check_items(*(("embed_edges", "edge_index") if len(items) == 2 else ("embed_nodes", "x")), items, ptr)
+
+
 def embed(items, values, ptr, rank, order, t, log_r, log_c, tau, slots, grid, weight, bias) -> Tensor:
     """items (k, M) nodes or pairs, values (M, C), weight (D, C, P[, P]) -> tokens (B, S, grid^k, D)."""
-    check_items(*(("embed_edges", "edge_index") if len(items) == 2 else ("embed_nodes", "x")), items, ptr)
+    check_values(items, values, ptr)
     x = dense_items(items, values, ptr, rank.shape[-1])
     p = permutation_matrix(rank, order, ptr.diff(), t, log_r, log_c, tau, x.dtype)
     return tokens_of(act(p, x), slots, weight, bias)

@@ -11,10 +11,14 @@ from probsym_fast.ops._op import looks_at_values
 DEPENDENT = {torch.float32: 1e-6, torch.float64: 1e-14}
 
 
-def orthogonal_frame(matrices: Tensor, special: bool) -> Tensor:
-    """matrices (..., d, d) -> (..., d, d); see `probsym_fast.ops.orthogonal_frame`."""
+def check_values(matrices: Tensor, *_) -> None:
     if looks_at_values(matrices) and not matrices.isfinite().all():
         raise ValueError("orthogonal_frame: matrices must be finite, got NaN or infinity")
+
+
+def orthogonal_frame(matrices: Tensor, special: bool) -> Tensor:
+    """matrices (..., d, d) -> (..., d, d); see `probsym_fast.ops.orthogonal_frame`."""
+    check_values(matrices)
     columns: list[Tensor] = []
     for k in range(matrices.shape[-1]):
         x = matrices[..., k]

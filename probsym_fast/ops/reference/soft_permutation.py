@@ -9,14 +9,21 @@ from probsym_fast.ops._op import looks_at_values
 from probsym_fast.ops.permutation import sorted_distance, sorted_soft, valid_slots
 
 
+def check_values(scores: Tensor, num_nodes: Tensor | None, *_) -> None:
+    if not looks_at_values(scores):
+        return
+    finite = scores.isfinite()
+    if not (finite if num_nodes is None else finite | ~valid_slots(num_nodes, scores.shape[-1])).all():
+        raise ValueError("soft_permutation: scores must be finite, got NaN or infinity among the valid nodes")
+
+
 def soft_permutation(
     scores: Tensor, num_nodes: Tensor | None, tau: float, iterations: int, normalize: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """scores (B, S, N) -> t, log_r, log_c, order, rank (B, S, N); see `probsym_fast.ops.soft_permutation`."""
+    check_values(scores, num_nodes)
     valid = None if num_nodes is None else valid_slots(num_nodes, scores.shape[-1])
     s = scores if valid is None else scores.masked_fill(~valid, 0)
-    if looks_at_values(s) and not s.isfinite().all():
-        raise ValueError("soft_permutation: scores must be finite, got NaN or infinity among the valid nodes")
     if normalize:
         top = s.detach().abs().amax(-1, keepdim=True)
         scale = torch.where(top > 1e-6, top, 1)  # squares of scaled scores do not overflow

@@ -18,7 +18,12 @@ KERNELS = {  # op -> dtypes
     "readout": HALF,
     "act_orthogonal": HALF,
     "orthogonal_frame": (torch.float32,),
+    "linear_batch_norm_relu": HALF,
 }
+
+
+class KernelFailure(RuntimeError):
+    """Of a kernel, with its name and shapes; `_lazy` adds the op."""
 
 
 def register(ops: dict) -> None:
@@ -32,6 +37,9 @@ def register(ops: dict) -> None:
 def _lazy(op: str, direction: str) -> Callable:
     def call(*arguments):
         module = importlib.import_module(f"{__name__}.{op}")
-        return getattr(module, direction)(*arguments)
+        try:
+            return getattr(module, direction)(*arguments)
+        except KernelFailure as failure:
+            raise RuntimeError(f"{op}: {failure}") from failure
 
     return call

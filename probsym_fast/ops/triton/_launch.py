@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 
 import torch
 import triton
 from torch import Tensor
 from triton.runtime.cache import get_cache_manager
+
+from probsym_fast.ops._debug import debugging
+from probsym_fast.ops.triton import KernelFailure
 
 # Of every compilation: triton's default for fusion changes; without a bound on registers ptxas aims at a rounder number of
 # them and spills a register or two to reach it.
@@ -36,12 +40,17 @@ class Kernel:
         """
         device = next(x for x in arguments if isinstance(x, Tensor)).device
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            configuration = self._choose(device, grid, arguments, sizes, constants)
             try:
+                configuration = self._choose(device, grid, arguments, sizes, constants)
                 launch(self, grid, arguments, constants | configuration)
+                if debugging() and device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+                    torch.cuda.synchronize(device)
+            except torch.OutOfMemoryError:
+                raise
             except Exception as error:
                 shapes = [tuple(x.shape) if isinstance(x, Tensor) else x for x in arguments]
-                raise RuntimeError(f"{self.name}: the kernel failed on {device} for {shapes}: {error}") from error
+                message = f"the kernel {self.name} failed on {device} for {shapes}: {error}"
+                raise KernelFailure(message) from error
 
     def _choose(self, device, grid, arguments, sizes, constants) -> dict:
         fixed = len(self.configurations) == 1 or device.type != "cuda" or torch.are_deterministic_algorithms_enabled()
@@ -63,20 +72,42 @@ class Kernel:
             for c in self.configurations
         ]
         best = self.configurations[times.index(min(times))]
-        self._cache(key).put(json.dumps(best), "configuration.json", binary=False)
+        with not_kept():
+            self._cache(key).put(json.dumps(best), "configuration.json", binary=False)
         return best
 
     def _read(self, key) -> dict | None:
-        path = self._cache(key).get_file("configuration.json")
-        if path is None:
-            return None
-        with open(path) as file:
-            kept = json.load(file)
+        """The choice that was kept; None where there is none, or none that can be read or taken."""
+        kept = None
+        with not_kept():
+            path = self._cache(key).get_file("configuration.json")
+            if path is not None:
+                with open(path) as file:
+                    kept = json.load(file)
         return kept if kept in self.configurations else None
 
     def _cache(self, key):
         whole = f"probsym_fast {triton.__version__} {self.function.cache_key} {key}"
         return get_cache_manager(hashlib.sha256(whole.encode()).hexdigest())
+
+
+_told = False
+
+
+@contextlib.contextmanager
+def not_kept() -> Iterator[None]:
+    """Goes on without the kept choices where they cannot be read or written; says so once."""
+    global _told
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if not _told:
+            _told = True
+            warnings.warn(
+                f"probsym_fast: choices of kernels cannot be kept in triton's cache, and are measured again: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
 
 def launch(kernel: Kernel, grid: Callable, arguments: tuple, settings: dict) -> None:

@@ -64,10 +64,10 @@ def _sum_rows(
             b_x += tl.load(p_x + (nodes + b_low) * width + o_w, mask=m_virtual, other=0).to(tl.float32)
     else:
         if p_ptr is not None:
-            b_first = tl.load(p_ptr + i_row - nodes)
-            b_last = tl.load(p_ptr + i_row - nodes + 1)
+            b_first = tl.maximum(tl.load(p_ptr + i_row - nodes), 0)
+            b_last = tl.minimum(tl.load(p_ptr + i_row - nodes + 1), nodes)
             for k in range(b_first, b_last, BLOCK_E):
-                m_e = k + o_e < tl.minimum(b_last, nodes)
+                m_e = k + o_e < b_last
                 b_sum += tl.load(
                     p_x + (k + o_e)[:, None] * width + o_w[None, :], mask=m_e[:, None] & m_w[None, :], other=0
                 ).to(tl.float32)

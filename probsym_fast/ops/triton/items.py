@@ -6,7 +6,8 @@ sample, those beyond its places empty, numbered e = (s M + item) Q^axes + copy.
   scatter               tokens[token] += scale value_c W[offset, c]
   gather                value_c        = scale sum_samples <tokens[token], W[offset, c]>
   weight_gradient       dW[offset, c] += scale value_c tokens[token]
-tokens (B, S, L, D), W (patch^axes, C, D), values (M, C). Items that are no nodes of one graph have no entries.
+tokens (B, S, L, D), W (patch^axes, C, D), values (M, C). Items that are no nodes of one graph of at
+most N nodes have no entries, so that no bad number reaches beyond the tensors.
 """
 
 from __future__ import annotations
@@ -74,11 +75,12 @@ def _entries(
     b_first = tl.load(p_ptr + b_graph, mask=m_e, other=0)
     b_last = tl.load(p_ptr + b_graph + 1, mask=m_e, other=0)
     b_sample = b_graph * S + b_sample
+    m_e = m_e & (b_u >= b_first) & (b_u - b_first < N)
     b_row = tl.load(p_rank + b_sample * N + b_u - b_first, mask=m_e, other=-1)
     m_e = m_e & (b_row >= 0) & (b_row < N)
     if AXES == 2:
         b_v = tl.load(p_items + M + b_item, mask=m_e, other=-1)
-        m_e = m_e & (b_v >= b_first) & (b_v < b_last)
+        m_e = m_e & (b_v >= b_first) & (b_v < b_last) & (b_v - b_first < N)
         b_column = tl.load(p_rank + b_sample * N + b_v - b_first, mask=m_e, other=-1)
         m_e = m_e & (b_column >= 0) & (b_column < N)
         b_p = tl.load(p_places + b_row * Q + b_copy // Q, mask=m_e, other=-1)

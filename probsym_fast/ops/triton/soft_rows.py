@@ -57,18 +57,24 @@ def _reduce_rows(
         b_item = tl.load(p_entry + k).to(tl.int64)
         for axis in tl.static_range(AXES):
             b_row = tl.load(p_rank + i_sample * N + tl.load(p_items + axis * M + b_item) - b_node)
+            b_fixed = b_row
+            if AXES == 2:
+                b_fixed = tl.load(p_rank + i_sample * N + tl.load(p_items + (1 - axis) * M + b_item) - b_node)
+            b_inside = (
+                (b_row >= 0) & (b_row < N) & (b_fixed >= 0) & (b_fixed < N)
+            )  # else it has no entry in this sample
+            b_row, b_fixed = tl.where(b_inside, b_row, 0), tl.where(b_inside, b_fixed, 0)
+            m_item = m_p & (o_p < tl.where(b_inside, places, 0))
             b_g = tl.zeros((BLOCK_P,), tl.float32)
             if AXES == 1:
                 for c in range(C):
                     b_value = tl.load(p_values + b_item * C + c).to(tl.float32)
                     p_from = p_sample + (b_cell * b_offsets + b_within) * C + c
-                    b_g += b_value * tl.load(p_from, mask=m_p, other=0).to(tl.float32)
+                    b_g += b_value * tl.load(p_from, mask=m_item, other=0).to(tl.float32)
             else:
-                b_other = tl.load(p_items + (1 - axis) * M + b_item)
-                b_fixed = tl.load(p_rank + i_sample * N + b_other - b_node)
                 for copy in range(Q):
                     b_place = tl.load(p_places + b_fixed * Q + copy)
-                    m_z = m_p & (o_p < tl.where(b_place >= 0, places, 0))
+                    m_z = m_item & (o_p < tl.where(b_place >= 0, places, 0))
                     if axis == 0:  # the moving place is the row
                         b_from = (b_cell * grid + b_place // patch) * b_offsets + b_within * patch + b_place % patch
                     else:
@@ -82,7 +88,7 @@ def _reduce_rows(
             b_r_row = tl.load(p_log_r + i_sample * N + b_row).to(tl.float32)
             b_sign = (b_slot < b_row).to(tl.float32) - (b_slot > b_row).to(tl.float32)
             b_log_p = b_r_row + b_log_c - b_sign * (b_t - b_t_row) * by_tau
-            b_q = tl.where(m_p, b_g * tl.exp(b_log_p), 0.0)
+            b_q = tl.where(m_item, b_g * tl.exp(b_log_p), 0.0)
             b_pull = b_sign * b_q * by_tau
             m_row = o_p == tl.load(p_places + b_row * Q)  # the row's sums go to the first place of its slot
             b_d_r += tl.where(m_row, tl.sum(b_q, 0), 0.0)

@@ -1,0 +1,39 @@
+"""Every op once on a GPU, forward and backward, on graphs small enough for compute-sanitizer (benchmarks/gpu.sh)."""
+
+import pytest
+import torch
+
+from probsym_fast.ops import OPS, aggregate, embed_edges, readout
+from tests.ops.graphs import HALF, batch, weights
+from tests.ops.test_backends import CALLS, matrices
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("name", CALLS)
+def test_every_op(gpu, name, deterministic):
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)  # some references are not
+    try:
+        x = matrices(gpu, requires_grad=True)
+        out = CALLS[name](x, OPS[name].backends("cuda")[0])
+        out.sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.cuda.synchronize()
+    assert out.isfinite().all() and x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+def test_ragged_graphs_with_bad_numbers(gpu, dtype):
+    """Items that are no nodes must reach no memory."""
+    data = batch([5, 3, 7], 7, device=gpu)
+    p, weight = data.soft(data.scores.float().requires_grad_()), weights(20, 3, 4, 4, device=gpu).to(dtype)
+    edges = data.edges.clone()
+    edges[0, ::4], edges[1, 1::5] = 10**9, -3
+    leaves = [x.detach().to(dtype).requires_grad_() for x in (data.attr, weight)]
+    tokens = embed_edges(edges, leaves[0], data.ptr, p, leaves[1], grid=2, pad_mode="circular")
+    values = readout(tokens, data.ptr, p, leaves[1], at=edges)
+    sums = aggregate(data.x.to(dtype), edges)
+    values.float().sum().backward()
+    torch.cuda.synchronize()
+    for x in (tokens, values, sums, *(y.grad for y in leaves)):
+        assert x.isfinite().all()

@@ -1,0 +1,175 @@
+"""Nothing on a path that runs on a GPU waits for it: tensors without values ("meta") go through every op, and through
+models as they are put together, forward and backward, and through the launchers of the Triton kernels."""
+
+import contextlib
+import importlib.util
+
+import pytest
+import torch
+from torch import nn
+
+from probsym_fast import Symmetrized, models
+from probsym_fast.distributions import GIN, Frame, Identity, Learned, Normal, Uniform, UniformNoise, VectorNeurons
+from probsym_fast.groups import Euclidean, PointClouds, Symmetric
+from probsym_fast.ops import Permutation, node_identifiers, readout
+from tests.graphs import random_graphs
+from tests.ops.test_backends import CALLS, matrices
+
+N, GRID, WIDTH = 6, 3, 8
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.sum().item(),
+        lambda x: int(x.sum()),
+        lambda x: x.tolist(),
+        lambda x: bool(x.any()),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: x.unique(),
+        lambda x: x.cpu(),
+        lambda x: torch.equal(x, x),
+        lambda x: x.repeat_interleave(x.long()),
+    ],
+)
+def test_what_waits_is_refused(wait):
+    """What the tests below rest on."""
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        wait(torch.ones(3, device="meta"))
+
+
+@pytest.fixture(autouse=True)
+def autocast_knows_meta(monkeypatch):
+    """torch.autocast refuses the device "meta"; there it is off."""
+    autocast, enabled = torch.autocast, torch.is_autocast_enabled
+
+    def off(device_type, *arguments, **settings):
+        return contextlib.nullcontext() if device_type == "meta" else autocast(device_type, *arguments, **settings)
+
+    monkeypatch.setattr(torch, "autocast", off)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device="cuda": device != "meta" and enabled(device))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_ops(name):
+    x = matrices("meta", requires_grad=True)
+    out = CALLS[name](x, "auto")
+    out.sum().backward()
+    assert out.device.type == x.grad.device.type == "meta"
+
+
+@pytest.mark.parametrize("where", ["nodes", "diagonal"])
+def test_the_number_of_nodes_is_given(where):
+    order, ptr = torch.arange(N).expand(2, 3, N), torch.tensor([0, 4, 9])
+    axes = 1 if where == "nodes" else 2
+    tokens, weight = torch.randn(2, 3, GRID**axes, WIDTH), torch.randn(WIDTH, 2, *[2] * axes)
+    expected = readout(tokens, ptr, Permutation(order), weight, at=where)
+    assert torch.equal(readout(tokens, ptr, Permutation(order), weight, at=where, nodes=9), expected)
+    with pytest.raises(ValueError, match=r"^readout: ptr must end with the number of nodes 8, got 9$"):
+        readout(tokens, ptr, Permutation(order), weight, at=where, nodes=8)
+    with pytest.raises(TypeError, match=r"^readout: nodes must be an int, got float 9\.0$"):
+        readout(tokens, ptr, Permutation(order), weight, at=where, nodes=9.0)
+    tokens, ptr, order, weight = (x.to("meta") for x in (tokens, ptr, order, weight))
+    assert readout(tokens, ptr, Permutation(order), weight, at=where, nodes=9).shape == expected.shape
+    for call in (
+        lambda: readout(tokens, ptr, Permutation(order), weight, at=where),
+        lambda: node_identifiers(ptr, Permutation(order), torch.randn(N, 4, device="meta")),
+    ):
+        with pytest.raises(RuntimeError, match="meta"):
+            call()
+
+
+class Pooled(nn.Module):
+    """Tokens to their mean."""
+
+    def forward(self, tokens):
+        return tokens.mean(-2)
+
+
+def on_graphs():
+    """name -> backbone, embedding, readout, of every kind."""
+    tokens = {
+        f"GraphTokens {nodes}, dense {dense}": models.GraphTokens(N, WIDTH, GRID, 2, 3, nodes=nodes, dense=dense)
+        for nodes in ("tokens", "diagonal")
+        for dense in (None, True, False)
+    }
+    kinds = {name: (Pooled(), embed, models.GraphReadout(WIDTH, 2)) for name, embed in tokens.items()}
+    embed = models.GraphTokens(N, WIDTH, GRID, 2, 3, pad_mode="circular", centered=True)
+    kinds["pairs"] = nn.Tanh(), embed, models.PairReadout(N, WIDTH, GRID)
+    kinds["diagonal"] = nn.Tanh(), models.NodeTokens(N, WIDTH, GRID, 2), models.DiagonalReadout(N, WIDTH, GRID, 2)
+    kinds["MLP"] = models.MLP([WIDTH, 4]), models.FlatGraph(N, WIDTH, 2, 3), models.MeanReadout()
+    kinds["soft MLP"] = models.MLP([WIDTH, 4]), models.FlatGraph(N, WIDTH, 2, 3, soft=True), models.MeanReadout()
+    kinds["slots"] = models.MLP([WIDTH, WIDTH]), models.FlatGraph(N, WIDTH, 2, 3), models.SlotReadout(N, WIDTH)
+    kinds["GIN"] = models.GINBackbone(WIDTH, 2, 2, "tanh"), models.IdentifiedNodes(N, WIDTH, 2), models.MeanReadout()
+    if importlib.util.find_spec("timm"):
+        settings = {"pretrained": False, "read": "pooled", "patch_dropout": (0.1, 0.5)}
+        kinds["ViT"] = (
+            models.timm_backbone("vit_tiny_patch16_224", grid=GRID, **settings),
+            models.GraphTokens(N, 192, GRID, 2, 3),
+            models.GraphReadout(192, 2),
+        )
+    return kinds
+
+
+def distributions():
+    group = Symmetric(N)
+    kinds = {"uniform": Uniform(group), "identity": Identity(group), "frame": Frame(group)}
+    kinds["learned"] = Learned(group, GIN(2, WIDTH), UniformNoise())
+    kinds["learned, fixed noise"] = Learned(group, GIN(2, WIDTH), UniformNoise(fixed=3))
+    return kinds
+
+
+def trained(model, batch):
+    prediction, penalties = model(batch, 2)
+    loss = prediction.square().sum() + sum(penalties.values())
+    assert loss.device.type == "meta"
+    loss.backward()
+    assert any(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", on_graphs())
+def test_models_of_graphs(kind):
+    batch = random_graphs([5, 6, 3], dtype=torch.float32, edge_features=3)
+    batch = batch._replace(pairs=batch.edge_index[:, ::2], frame=torch.zeros(14, dtype=torch.int64)).to("meta")
+    for name, distribution in distributions().items():
+        if kind == "soft MLP" and not name.startswith("learned"):
+            continue
+        model = Symmetrized(*on_graphs()[kind], distribution).to("meta")
+        trained(model.train(), batch)
+        with torch.no_grad():
+            model.eval()(batch, 2)
+
+
+@pytest.mark.parametrize("kind", ["nodes", "pairs"])
+def test_models_of_point_clouds(kind):
+    clouds = PointClouds(torch.randn(3, 5, 3), torch.randn(3, 5, 3), torch.randn(3, 5, 5, 2))
+    clouds = PointClouds(*(x.to("meta") for x in clouds))
+    group = Symmetric(5) * Euclidean(3)
+    if kind == "nodes":
+        pieces = models.MessagePassing(), models.NodeVectors(), models.NodeReadout(displacement=True)
+    else:
+        backbone = models.Transformer(layers=2, read=[6 * i for i in range(5)])
+        pieces = backbone, models.PairTokens(), models.NodeReadout(displacement=False)
+    for distribution in (Uniform(group), Identity(group), Learned(group, VectorNeurons(), Normal())):
+        trained(Symmetrized(*pieces, distribution).to("meta").train(), clouds)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton")
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_launchers_of_the_triton_kernels(deterministic, monkeypatch):
+    """With nothing launched."""
+    from probsym_fast.ops.triton import KERNELS, _launch
+    from tests.ops.test_triton import CASES
+
+    launched = []
+    monkeypatch.setattr(_launch, "launch", lambda kernel, grid, *_: launched.append(kernel.name))
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        for name in KERNELS:
+            launched.clear()
+            with torch.device("meta"):
+                CASES[name](torch.float32)
+            assert launched, name
+    finally:
+        torch.use_deterministic_algorithms(False)
