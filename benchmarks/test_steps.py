@@ -2,108 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from benchmarks.harness import compare
 from probsym_fast import tasks
-from probsym_fast.groups import Graphs
-from probsym_fast.models import VisionBackbone, timm_backbone
+from probsym_fast._steps import Steps, move, training_steps
+from probsym_fast.models import timm_backbone
 from probsym_fast.tasks.allocator import keep_freed_memory
-
-
-@dataclass
-class Case:
-    """A full step, the bare backbone's, and what stands between them."""
-
-    step: Callable[[], Any]
-    bare: Callable[[], Any]
-    distribution: Callable[[], Any]
 
 
 def case(
     name: str,
     device: str,
-    dense: nn.Module | None = None,
     overrides: list[str] | None = None,
     autocast: torch.dtype | None = None,
-) -> Case:
-    """Of a configuration. dense: the bare backbone's first layers, where they stand in the embedding (an MLP's first linear
-    map on the flattened matrix). A bare vision transformer computes all tokens of its last block."""
+) -> Steps:
+    """Of a configuration; see `training_steps`."""
     keep_freed_memory()  # as training does, for both sides
     torch.manual_seed(0)
     task = tasks.load(name, overrides)
     config = task.config
-    model = task.model().to(device).train()
-    batch = task.dataset("train")[torch.arange(config.training.batch)]
-    inputs, target = task.inputs(move(batch, device))
-    samples = config.samples.train
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
-    precision = lambda: torch.autocast(device, autocast, enabled=autocast is not None)  # noqa: E731
+    model = task.model().to(device)
+    batch, target = task.inputs(move(task.dataset("train")[torch.arange(config.training.batch)], device))
 
-    def step():
-        optimizer.zero_grad()
-        with precision():
-            prediction, penalties = model(inputs, samples)
-            loss = task.loss(prediction, target)
-            for value in penalties.values():
-                loss = loss + config.training.entropy * value
-        loss.backward()
-        if config.training.clip:
-            nn.utils.clip_grad_norm_(model.parameters(), config.training.clip)
-        optimizer.step()
+    def loss(prediction: Any, penalties: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return task.loss(prediction, target) + config.training.entropy * sum(penalties.values())
 
-    def distribution():
-        model.zero_grad()
-        g, penalties = model.distribution(inputs, samples)
-        tokens = model.embed(inputs, model.distribution.group, g)
-        sums = [x.sum() for x in tokens if isinstance(x, torch.Tensor) and x.requires_grad]
-        sum([*penalties.values(), *sums], torch.zeros((), device=device)).backward()
-
-    with torch.no_grad():
-        g, _ = model.distribution(inputs, samples)
-        embedded = model.embed(inputs, model.distribution.group, g)
-    backbone = nn.Sequential(dense, model.backbone).to(device) if dense is not None else model.backbone
-    if isinstance(backbone, VisionBackbone):
-        backbone = deepcopy(backbone)
-        backbone.all_tokens = True
-    if dense is None:
-        given = [torch.randn(x.shape, device=device) if isinstance(x, torch.Tensor) else x for x in embedded]
-    else:
-        given = [torch.randn(*embedded[0].shape[:-1], dense.in_features, device=device)]
-    with torch.no_grad():
-        wanted = torch.randn_like(backbone(*given))
-    bare_optimizer = torch.optim.Adam(backbone.parameters(), lr=1e-4, fused=True)
-
-    def bare():
-        bare_optimizer.zero_grad()
-        with precision():
-            loss = nn.functional.mse_loss(backbone(*given).float(), wanted)
-        loss.backward()
-        if config.training.clip:
-            nn.utils.clip_grad_norm_(backbone.parameters(), config.training.clip)
-        bare_optimizer.step()
-
-    return Case(step, bare, distribution)
-
-
-def move(batch: Any, device: str) -> Any:
-    if isinstance(batch, Graphs):
-        return batch.to(device)
-    return tuple(move(x, device) for x in batch) if isinstance(batch, tuple) else batch.to(device)
+    settings = {"clip": config.training.clip, "autocast": autocast}
+    return training_steps(model, batch, config.samples.train, loss, **settings)
 
 
 VISION = {"PATTERN": "pattern", "Peptides-func": "peptides_func", "PCQM-Contact": "pcqm_contact"}
 
 
-def vision(name: str, device: str, samples: int, autocast: torch.dtype | None = None) -> Case:
+def vision(name: str, device: str, samples: int, autocast: torch.dtype | None = None) -> Steps:
     """ViT-B/16 with 4 sampled graphs a step in all; molecules of random features, every patch kept."""
     dataset = "pattern" if name == "PATTERN" else f"random_{VISION[name]}"
     changes = {
@@ -118,10 +55,10 @@ def vision(name: str, device: str, samples: int, autocast: torch.dtype | None = 
     return case(f"{VISION[name]}/pretrained_ps", device, overrides=overrides, autocast=autocast)
 
 
-CASES: dict[str, Callable[[str], Case]] = {
+CASES: dict[str, Callable[[str], Steps]] = {
     "n-body GNN-PS": lambda device: case("nbody/gnn_O3_ps", device),
     "n-body Transformer-PS": lambda device: case("nbody/transformer_S5xO3_ps", device),
-    "EXP-classify MLP-PS": lambda device: case("exp_classify/mlp_ps", device, nn.Linear(64 * 66, 2048)),
+    "EXP-classify MLP-PS": lambda device: case("exp_classify/mlp_ps", device),
     "EXP-classify GIN-ID-PS": lambda device: case("exp_classify/gin_ps", device),
     **{
         f"{name} ViT-B/16-PS, S = {samples}": partial(vision, name, samples=samples)

@@ -1,6 +1,6 @@
 """Fused operations: functions on tensors, differentiable, traceable, one implementation a backend."""
 
-from probsym_fast.ops._op import OPS, fill_table
+from probsym_fast.ops._op import OPS, fill_table, using_backend
 from probsym_fast.ops.act_orthogonal import act_orthogonal
 from probsym_fast.ops.aggregate import aggregate
 from probsym_fast.ops.batch_norm_relu import batch_norm_relu
@@ -30,4 +30,5 @@ __all__ = [
     "permutation_entropy",
     "readout",
     "soft_permutation",
+    "using_backend",
 ]
