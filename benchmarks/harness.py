@@ -1,17 +1,17 @@
-"""What the benchmarks share: variants timed in turn, ratios, counted bytes and operations, the machine's limits."""
+"""What the benchmarks share: ratios of variants timed in turn, counted bytes and operations, the machine's limits."""
 
 from __future__ import annotations
 
-import platform
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+
+from probsym_fast import _timing
+from probsym_fast._timing import interleave
 
 
 @dataclass
@@ -29,46 +29,6 @@ class Row:
     operations: int = 0
     share: float = 0.0  # of the limit: the larger of bytes over bandwidth and operations over rate, over the median
     extra: dict = field(default_factory=dict)
-
-
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def interleave(variants: dict[str, Callable], device: str, seconds: float) -> dict[str, list[float]]:
-    """Times of each variant, called in turn (A B C A B C ...) so that a drift of the machine meets all of them.
-
-    A turn is 50 ms of calls or one call, after a fifth as many that are not timed (none of more than half a second): the
-    times are those of a warm function.
-    """
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for function in variants.values():  # warm up
-        function()
-        function()
-    repeats, untimed = {}, {}
-    for name, function in variants.items():
-        synchronize(device)
-        start = time.perf_counter()
-        function()
-        synchronize(device)
-        duration = time.perf_counter() - start + 1e-9
-        repeats[name] = max(1, min(500, int(0.05 / duration)))
-        untimed[name] = (
-            1 + repeats[name] // 5 if duration < 0.5 else 0
-        )  # brings back caches and threads that others took
-    stop = time.perf_counter() + seconds
-    while time.perf_counter() < stop or min(map(len, times.values())) < 5:
-        for name, function in variants.items():
-            for _ in range(untimed[name]):
-                function()
-            synchronize(device)
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                function()
-            synchronize(device)
-            times[name].append((time.perf_counter() - start) / repeats[name])
-    return times
 
 
 def compare(
@@ -126,24 +86,11 @@ def operations_of(function: Callable) -> int:
 
 
 def machine(device: str) -> dict:
-    """Names the device and the software."""
-    name = torch.cuda.get_device_name() if device == "cuda" else processor()
+    """Names the device, its limits and the software."""
     bandwidth, rate = limits(device)
     half = {"bfloat16_TFLOP_s": round(matrix_rate(device, torch.bfloat16) / 1e12, 1)} if device == "cuda" else {}
-    return {
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "date": time.strftime("%Y-%m-%d"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+    return _timing.machine(device) | {
         "bandwidth_GB_s": round(bandwidth / 1e9, 1),
         "float32_GFLOP_s": round(rate / 1e9, 1),
         **half,
     }
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

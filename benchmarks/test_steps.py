@@ -2,110 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from benchmarks.harness import compare, matrix_rate, operations_of
 from probsym_fast import tasks
-from probsym_fast.groups import Graphs
-from probsym_fast.models import VisionBackbone, timm_backbone
+from probsym_fast._steps import Steps, move, training_steps
+from probsym_fast.models import timm_backbone
 from probsym_fast.tasks.allocator import keep_freed_memory
-
-
-@dataclass
-class Case:
-    """A full step, the bare backbone's, and what stands between them."""
-
-    step: Callable[[], Any]
-    bare: Callable[[], Any]
-    distribution: Callable[[], Any]
 
 
 def case(
     name: str,
     device: str,
-    dense: nn.Module | None = None,
     overrides: list[str] | None = None,
     autocast: torch.dtype | None = None,
     compiled: bool = False,
-) -> Case:
-    """Of a configuration. A bare vision transformer computes all tokens of its last block.
-
-    dense: the bare backbone's first layers, where they stand in the embedding (an MLP's first linear map on the flattened
-    matrix). compiled: the backbone by torch.compile, on both sides.
-    """
+) -> Steps:
+    """Of a configuration; see `training_steps`."""
     keep_freed_memory()  # as training does, for both sides
     torch.manual_seed(0)
     task = tasks.load(name, overrides)
     config = task.config
-    model = task.model().to(device).train()
-    batch = task.dataset("train")[torch.arange(config.training.batch)]
-    inputs, target = task.inputs(move(batch, device))
-    samples = config.samples.train
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
-    precision = lambda: torch.autocast(device, autocast, enabled=autocast is not None)  # noqa: E731
+    model = task.model().to(device)
+    batch, target = task.inputs(move(task.dataset("train")[torch.arange(config.training.batch)], device))
 
-    def step():
-        optimizer.zero_grad()
-        with precision():
-            prediction, penalties = model(inputs, samples)
-            loss = task.loss(prediction, target)
-            for value in penalties.values():
-                loss = loss + config.training.entropy * value
-        loss.backward()
-        if config.training.clip:
-            nn.utils.clip_grad_norm_(model.parameters(), config.training.clip)
-        optimizer.step()
+    def loss(prediction: Any, penalties: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return task.loss(prediction, target) + config.training.entropy * sum(penalties.values())
 
-    def distribution():
-        model.zero_grad()
-        g, penalties = model.distribution(inputs, samples)
-        tokens = model.embed(inputs, model.distribution.group, g)
-        sums = [x.sum() for x in tokens if isinstance(x, torch.Tensor) and x.requires_grad]
-        sum([*penalties.values(), *sums], torch.zeros((), device=device)).backward()
-
-    with torch.no_grad():
-        g, _ = model.distribution(inputs, samples)
-        embedded = model.embed(inputs, model.distribution.group, g)
-    backbone = nn.Sequential(dense, model.backbone).to(device) if dense is not None else model.backbone
-    if isinstance(backbone, VisionBackbone):
-        backbone = deepcopy(backbone)
-        backbone.all_tokens = True
-    if dense is None:
-        given = [torch.randn(x.shape, device=device) if isinstance(x, torch.Tensor) else x for x in embedded]
-    else:
-        given = [torch.randn(*embedded[0].shape[:-1], dense.in_features, device=device)]
-    with torch.no_grad():
-        wanted = torch.randn_like(backbone(*given))
-    if compiled:
-        model.backbone.compile()
-        if backbone is not model.backbone:
-            backbone.compile()
-    bare_optimizer = torch.optim.Adam(backbone.parameters(), lr=1e-4, fused=True)
-
-    def bare():
-        bare_optimizer.zero_grad()
-        with precision():
-            loss = nn.functional.mse_loss(backbone(*given).float(), wanted)
-        loss.backward()
-        if config.training.clip:
-            nn.utils.clip_grad_norm_(backbone.parameters(), config.training.clip)
-        bare_optimizer.step()
-
-    return Case(step, bare, distribution)
-
-
-def move(batch: Any, device: str) -> Any:
-    if isinstance(batch, Graphs):
-        return batch.to(device)
-    return tuple(move(x, device) for x in batch) if isinstance(batch, tuple) else batch.to(device)
+    settings = {"clip": config.training.clip, "autocast": autocast, "compiled": compiled}
+    return training_steps(model, batch, config.samples.train, loss, **settings)
 
 
 VISION = {"PATTERN": "pattern", "Peptides-func": "peptides_func", "PCQM-Contact": "pcqm_contact"}
@@ -118,7 +48,7 @@ def vision(
     autocast: torch.dtype | None = None,
     rows: int = 4,
     compiled: bool = False,
-) -> Case:
+) -> Steps:
     """ViT-B/16 with about `rows` sampled graphs a step in all; molecules of random features, every patch kept."""
     dataset = "pattern" if name == "PATTERN" else f"random_{VISION[name]}"
     changes = {
@@ -133,10 +63,10 @@ def vision(
     return case(f"{VISION[name]}/pretrained_ps", device, overrides=overrides, autocast=autocast, compiled=compiled)
 
 
-CASES: dict[str, Callable[[str], Case]] = {
+CASES: dict[str, Callable[[str], Steps]] = {
     "n-body GNN-PS": lambda device: case("nbody/gnn_O3_ps", device),
     "n-body Transformer-PS": lambda device: case("nbody/transformer_S5xO3_ps", device),
-    "EXP-classify MLP-PS": lambda device: case("exp_classify/mlp_ps", device, nn.Linear(64 * 66, 2048)),
+    "EXP-classify MLP-PS": lambda device: case("exp_classify/mlp_ps", device),
     "EXP-classify GIN-ID-PS": lambda device: case("exp_classify/gin_ps", device),
     **{
         f"{name} ViT-B/16-PS, S = {samples}": partial(vision, name, samples=samples)
@@ -146,7 +76,7 @@ CASES: dict[str, Callable[[str], Case]] = {
     "PATTERN ViT-B/16-PS, S = 1, bf16": partial(vision, "PATTERN", samples=1, autocast=torch.bfloat16),
 }
 ROWS = 128  # sampled graphs a step on a GPU
-GPU_CASES: dict[str, Callable[[str], Case]] = {
+GPU_CASES: dict[str, Callable[[str], Steps]] = {
     **{name: CASES[name] for name in CASES if "ViT" not in name},
     **{
         f"{name} ViT-B/16-PS, S = {samples}, bf16, {ROWS // samples} graphs, {'compiled' if compiled else 'eager'}": partial(

@@ -1,4 +1,4 @@
-"""The command `probsym`: fit and test experiments, tell what is built, fetch data."""
+"""The command `probsym`: fit, test and profile experiments, tell what is built, fetch data."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TRAIN_EXTRA = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0 done, 1 refused with a message, 128 + signal stopped by one."""
     parser = argparse.ArgumentParser(prog="probsym", description="Probabilistic symmetrization, fast.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="fit | test | info | data")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="fit | test | profile | info | data")
     for name, text in (
         ("fit", "train a configuration, then test it"),
         ("test", "test a trained configuration"),
@@ -51,16 +51,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 help="continue from the run's last checkpoint (a comparison does so anyway)",
             )
         command.add_argument("--keys", action="store_true", help="list the keys of the configuration, and stop")
+    _add_profile(commands)
     commands.add_parser("info", help="what is built and chosen, and which configurations there are")
     data = commands.add_parser("data", help="list the data sets, or generate or fetch one")
     data.add_argument("action", choices=["list", "get"])
     data.add_argument("name", nargs="?", help="a data set, for get")
     data.add_argument("--force", action="store_true", help="generate or read anew even if the file is there")
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command not in ("fit", "test"):
+    if rest and options.command not in ("fit", "test", "profile"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        return {"fit": _run, "test": _run, "info": _info, "data": _data}[options.command](options, rest)
+        run = {"fit": _run, "test": _run, "profile": _profile, "info": _info, "data": _data}[options.command]
+        return run(options, rest)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in TRAIN_EXTRA:
             raise
@@ -70,6 +72,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except ERRORS as error:
         return _refuse(str(error))
+
+
+def _add_profile(commands: argparse._SubParsersAction) -> None:
+    text = "throughput, memory, tax and variance against the number of samples"
+    about = text.capitalize() + ". Any key of the configuration: --key value."
+    command = commands.add_parser("profile", help=text, description=about, allow_abbrev=False)
+    add = command.add_argument
+    add("-c", "--config", required=True, help="a YAML file, or a packaged name such as nbody/gnn_O3_ps")
+    add("--samples", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], metavar="S", help="numbers of samples")
+    add("--modes", nargs="+", default=["training", "inference"], help="training, inference or both")
+    add("--chunks", type=_chunk, nargs="+", default=[None], help="samples at once: numbers, auto, all")
+    add("--backends", nargs="+", default=["auto"], help="of the ops: auto, reference, or one by name")
+    add("--device", help="such as cpu or cuda:1; the GPU if there is one")
+    add("--seconds", type=float, default=1.0, help="given to each row, which takes three steps at least")
+    add("--output", type=Path, help="folder of profile.json, .png and .pdf (runs/<task>/<name>/profile)")
+    add("--trace", action="store_true", help="also trace.json, a training step for ui.perfetto.dev")
+
+
+def _chunk(text: str) -> int | str | None:
+    return None if text == "all" else text if text == "auto" else int(text)
 
 
 def _refuse(message: str) -> int:
@@ -111,6 +133,28 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     _table(f"{task.config.task}: {task.config.name}", task.describe(results))
     logs = f"   logs: {folder / 'logs'}" if isinstance(task, tasks.Task) else ""
     print(f"figures: {folder / 'results.json'}   plots: {folder / 'plots'}{logs}")
+    return 0
+
+
+def _profile(options: argparse.Namespace, rest: list[str]) -> int:
+    from probsym_fast import tasks
+    from probsym_fast.profile import profile, trace
+    from probsym_fast.tasks.plots import plot_profile  # noqa: F401  what is missing is found before the measuring
+
+    task = tasks.load(options.config, rest)
+    names = ("samples", "modes", "chunks", "backends", "device", "seconds")
+    found = profile(task, **{name: getattr(options, name) for name in names})
+    folder = options.output or Path("runs") / task.config.task / task.config.name / "profile"
+    print("  ".join(f"{key} {value}" for key, value in found.machine.items()))
+    print(f"{found.name}, batch {found.batch}\n{found.table()}")
+    found.save(folder / "profile.json")
+    for ending in ("png", "pdf"):
+        found.plot(folder / f"profile.{ending}")
+    if options.trace:
+        trace(task, path=folder / "trace.json", samples=min(options.samples), device=options.device)
+    print(f"figures: {folder / 'profile.json'}   plot: {folder / 'profile.png'}, .pdf")
+    if options.trace:
+        print(f"trace: {folder / 'trace.json'} (open it in ui.perfetto.dev)")
     return 0
 
 

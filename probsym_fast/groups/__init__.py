@@ -2,6 +2,7 @@
 
 from probsym_fast.groups._batch import Batch, Graphs, PointClouds
 from probsym_fast.groups._draws import Draws
+from probsym_fast.groups._elements import narrow
 from probsym_fast.groups._group import Group
 from probsym_fast.groups.euclidean import Euclidean, Motion, SpecialEuclidean, Translation
 from probsym_fast.groups.orthogonal import Orthogonal, SpecialOrthogonal
@@ -22,4 +23,5 @@ __all__ = [
     "SpecialOrthogonal",
     "Symmetric",
     "Translation",
+    "narrow",
 ]

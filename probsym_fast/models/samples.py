@@ -4,34 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, distributed
 
-from probsym_fast.ops import Permutation, SoftPermutation
+from probsym_fast.groups import narrow
 
 if TYPE_CHECKING:  # torch may be built without
     from torch.distributed.device_mesh import DeviceMesh
-
-
-def narrow(g: Any, start: int, count: int) -> Any:
-    """The elements of samples start, ..., start + count - 1 of g, batched (B, S, ...), as views.
-
-    g: a Tensor, a Permutation, a tuple of elements (a product's, a Motion), or None. Raises TypeError for others.
-    """
-    if g is None:
-        return None
-    if isinstance(g, Tensor):
-        return g.narrow(1, start, count)
-    if isinstance(g, Permutation):
-        fields = ("order", "rank", *(("scores", "log_r", "log_c") if isinstance(g, SoftPermutation) else ()))
-        return replace(g, **{name: narrow(getattr(g, name), start, count) for name in fields}, checked=True)
-    if isinstance(g, tuple):
-        parts = [narrow(part, start, count) for part in g]
-        return type(g)(*parts) if hasattr(g, "_fields") else tuple(parts)
-    raise TypeError(f"narrow: g must be a Tensor, a Permutation or a tuple of them, got {type(g).__name__}")
 
 
 def share(samples: int, rank: int, processes: int) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Fused operations: functions on tensors, differentiable, traceable, one implementation a backend."""
 
 from probsym_fast.ops._debug import debug
-from probsym_fast.ops._op import OPS, fill_table
+from probsym_fast.ops._op import OPS, fill_table, using_backend
 from probsym_fast.ops.act_orthogonal import act_orthogonal
 from probsym_fast.ops.aggregate import aggregate
 from probsym_fast.ops.embed import embed_edges, embed_nodes
@@ -32,4 +32,5 @@ __all__ = [
     "permutation_entropy",
     "readout",
     "soft_permutation",
+    "using_backend",
 ]

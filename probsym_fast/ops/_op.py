@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -20,6 +21,24 @@ LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 OPS: dict[str, Op] = {}
 KERNEL_BACKENDS = {"cpu": "cpu", "cuda": "cuda"}  # device type -> the name of the kernels registered for it from C++
 DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
+_instead_of_auto = "auto"
+
+
+@contextmanager
+def using_backend(name: str) -> Iterator[None]:
+    """Within it, ops that are called with backend="auto", as all modules call them, take the named backend.
+
+    name: "auto", "cpu", "cuda", "triton" or "reference". Raises ValueError for another; an op raises RuntimeError where it
+    lacks the backend. Backward passes belong to their forward passes and may lie outside.
+    """
+    global _instead_of_auto
+    if name not in (known := ("auto", "cpu", "cuda", "triton", "reference")):
+        raise ValueError(f"using_backend: name must be one of {known}, got {name!r}")
+    before, _instead_of_auto = _instead_of_auto, name
+    try:
+        yield
+    finally:
+        _instead_of_auto = before
 
 
 class Op:
@@ -87,6 +106,7 @@ class Op:
         """What inputs of this dtype are handed over in: as they are where the kernels take it, below float32 else float32."""
         if dtype in (torch.float32, torch.float64):
             return dtype
+        backend = _instead_of_auto if backend == "auto" else backend
         taken = backend != "reference" and self.has_kernel(device.type) and dtype in self.kernel_dtypes(device.type)
         return dtype if taken else torch.float32
 
@@ -95,6 +115,7 @@ class Op:
 
         Raises RuntimeError where the named backend is not there for the device, TypeError where it lacks the dtype.
         """
+        backend = _instead_of_auto if backend == "auto" else backend
         available = BACKENDS[self.name, device.type] if (self.name, device.type) in BACKENDS else ("reference",)
         if "cuda" in available and not _extension.runs_on_gpu(device.index or 0):
             available = tuple(x for x in available if x != "cuda")

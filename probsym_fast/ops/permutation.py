@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ class Permutation:
     num_nodes: Tensor | None = None
     rank: Tensor | None = None
     checked: InitVar[bool] = field(default=False, kw_only=True)
+
+    by_sample: ClassVar[tuple[str, ...]] = ("order", "rank")  # fields (B, S, N)
 
     def __post_init__(self, checked: bool):
         if checked:
@@ -66,6 +69,11 @@ class Permutation:
         """The permutation that undoes this one (hard: the inverse carries no gradient)."""
         return Permutation(self.rank, self.num_nodes, self.order, checked=True)
 
+    def narrow(self, start: int, count: int) -> Permutation:
+        """Samples start, ..., start + count - 1: (B, count, N), views with the gradients of this one."""
+        parts = {name: getattr(self, name).narrow(1, start, count) for name in self.by_sample}
+        return replace(self, **parts, checked=True)
+
 
 @dataclass(eq=False)
 class SoftPermutation(Permutation):
@@ -79,6 +87,8 @@ class SoftPermutation(Permutation):
     log_r: Tensor = None
     log_c: Tensor = None
     tau: float = 0.01
+
+    by_sample: ClassVar[tuple[str, ...]] = ("order", "rank", "scores", "log_r", "log_c")
 
     @property
     def requires_grad(self) -> bool:

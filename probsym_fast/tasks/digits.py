@@ -16,7 +16,7 @@ from probsym_fast.distributions import Identity
 from probsym_fast.groups import Symmetric
 from probsym_fast.models import GraphReadout, Symmetrized
 from probsym_fast.tasks import config as configuration
-from probsym_fast.tasks.nbody import Samples
+from probsym_fast.tasks.samples import Samples
 from probsym_fast.tasks.task import EpochSampler, Task, batches, seeded
 from probsym_fast.tasks.training import TRAINING_LIMITS, Training
 from probsym_fast.tasks.vision import BACKBONE_LIMITS, Backbone

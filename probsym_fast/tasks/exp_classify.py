@@ -14,7 +14,6 @@ from torchmetrics.functional.classification import binary_accuracy
 from probsym_fast.groups import Graphs, Symmetric
 from probsym_fast.models import Symmetrized
 from probsym_fast.tasks import config as configuration
-from probsym_fast.tasks.config import COUNT
 from probsym_fast.tasks.graphs import (
     GRAPH_LIMITS,
     PUBLISHED,
@@ -25,7 +24,7 @@ from probsym_fast.tasks.graphs import (
     load_graphs,
     mlp,
 )
-from probsym_fast.tasks.nbody import Samples
+from probsym_fast.tasks.samples import SAMPLES_LIMITS, Samples
 from probsym_fast.tasks.task import EpochSampler, Task, batches, seeded
 from probsym_fast.tasks.training import TRAINING_LIMITS, Training
 
@@ -33,7 +32,7 @@ N, FEATURES = 64, 2
 SPLITS = {"valid": slice(0, 200), "test": slice(200, 400), "train": slice(400, 1200)}
 LIMITS = {
     **{f"distribution.{key}": limit for key, limit in GRAPH_LIMITS.items()},
-    **{f"samples.{key}": COUNT for key in ("train", "valid", "test", "trials")},
+    **SAMPLES_LIMITS,
     **TRAINING_LIMITS,
 }
 WIDTHS = {"mlp": [2048, 4096, 2048, 10, 1], "gin": [10, 1]}
@@ -117,7 +116,8 @@ class ExpClassify(Task):
             network = gin(N, WIDTHS["gin"], FEATURES, "relu", last=False)
         else:
             network = mlp(N, WIDTHS["mlp"], FEATURES, "relu", last=False, soft=config.soft)
-        return Symmetrized(*network, config.distribution.build(config.method, Symmetric(N), FEATURES, config.seed))
+        distribution = config.distribution.build(config.method, Symmetric(N), FEATURES, config.seed)
+        return Symmetrized(*network, distribution, **config.samples.chunks())
 
     def dataset(self, split: str) -> GraphLabels:
         if self._data is None:

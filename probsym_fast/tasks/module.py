@@ -11,6 +11,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import distributed
 from torch.distributed.tensor import DTensor
 
+from probsym_fast.models.chunks import unchanged
 from probsym_fast.tasks import optimisation
 from probsym_fast.tasks.parallel import Layout, spread
 from probsym_fast.tasks.settings import Training
@@ -29,6 +30,7 @@ class TrainingModule(L.LightningModule):
         self.training_settings: Training = task.config.training
         self.shown = (f"train/{task.measure}", f"valid/{task.measure}")
         self.layout = Layout(1, 1, 0)
+        self._at_hand: tuple[Any, int] | None = None  # the training batch and its number
         self._validated: list[tuple[torch.Tensor, Any]] = []  # (prediction, target) of each batch, where wanted
 
     def configure_model(self) -> None:
@@ -38,14 +40,11 @@ class TrainingModule(L.LightningModule):
         return self.model(inputs, samples, generator)
 
     def training_step(self, batch: Any, index: int) -> torch.Tensor:
-        settings, seed = self.training_settings, self.task.config.seed
+        settings = self.training_settings
         number = self.global_step * settings.accumulate + index % settings.accumulate
         number = number * self.layout.data + self.layout.place
-        torch.manual_seed(seeded(seed, "dropout", number).initial_seed())  # dropout draws from the global generator
-        inputs, target = self.task.inputs(batch)
-        generator = seeded(seed, "train", number, self.device)
-        prediction, penalties = self.model(inputs, self.task.config.samples.train, generator)
-        loss = self.task.loss(prediction, target)
+        self._at_hand = batch, number
+        prediction, target, loss, penalties = self._predict(batch, number)
         self._log("train", loss, prediction, target, on_step=False)
         if settings.log_every is not None:
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -53,8 +52,46 @@ class TrainingModule(L.LightningModule):
         for name, value in penalties.items():
             count = self.task.count(target)
             self._mean(f"train/{name}", value, batch_size=count, on_step=False)
-            loss = loss + settings.entropy * value
-        return loss
+        return self._total(loss, penalties)
+
+    def _predict(self, batch: Any, number: int) -> tuple[Any, Any, torch.Tensor, dict[str, torch.Tensor]]:
+        """Prediction, target, the task's loss and the penalties of a training batch, whose noise its number gives."""
+        seed = self.task.config.seed
+        torch.manual_seed(seeded(seed, "dropout", number).initial_seed())  # dropout draws from the global generator
+        inputs, target = self.task.inputs(batch)
+        generator = seeded(seed, "train", number, self.device)
+        prediction, penalties = self.model(inputs, self.task.config.samples.train, generator)
+        return prediction, target, self.task.loss(prediction, target), penalties
+
+    def _total(self, loss: torch.Tensor, penalties: dict[str, torch.Tensor]) -> torch.Tensor:
+        return loss + self.training_settings.entropy * sum(penalties.values()) if penalties else loss
+
+    def backward(self, loss: torch.Tensor, *arguments: Any, **settings: Any) -> None:
+        """With chunks "auto" a step whose backward pass runs out of memory is computed again in smaller ones, same noise.
+
+        Not with several processes, which wait for each other's gradients, nor where the loss is scaled ("16-mixed").
+        """
+        alone = self.trainer.world_size == 1 and self.trainer.precision != "16-mixed"
+        if self.model.chunks.size != "auto" or not alone:
+            super().backward(loss, *arguments, **settings)
+            return
+        first = [loss]
+
+        def step() -> None:
+            this = first.pop() if first else self._again()
+            try:
+                super(TrainingModule, self).backward(this, *arguments, **settings)
+            except torch.OutOfMemoryError:
+                this.detach_()  # the trainer holds it, and all that its graph keeps
+                raise
+
+        self.model.retried(step, self.task.config.samples.train)
+
+    def _again(self) -> torch.Tensor:
+        """The loss of the batch at hand; statistics have counted it already."""
+        with self.trainer.precision_plugin.train_step_context(), unchanged(self.model):
+            _, _, loss, penalties = self._predict(*self._at_hand)
+        return self._total(loss, penalties) / self.training_settings.accumulate
 
     def on_validation_epoch_start(self) -> None:
         self._validated = []

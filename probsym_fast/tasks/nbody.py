@@ -17,6 +17,7 @@ from probsym_fast.models import MessagePassing, NodeReadout, NodeVectors, PairTo
 from probsym_fast.tasks import config as configuration
 from probsym_fast.tasks.config import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, between
 from probsym_fast.tasks.nbody_report import describe, report
+from probsym_fast.tasks.samples import SAMPLES_LIMITS, Samples
 from probsym_fast.tasks.task import EpochSampler, Task, batches
 from probsym_fast.tasks.training import TRAINING_LIMITS, Training
 
@@ -41,29 +42,9 @@ LIMITS = {
     "distribution.noise": NOT_NEGATIVE,
     "distribution.tau": POSITIVE,
     "distribution.iterations": between(0, 10_000),
-    "samples.train": COUNT,
-    "samples.valid": COUNT,
-    "samples.test": COUNT,
-    "samples.trials": COUNT,
+    **SAMPLES_LIMITS,
     **TRAINING_LIMITS,
 }
-
-
-@dataclass
-class Samples:
-    """Group elements a graph.
-
-    Args:
-        train: in training.
-        valid: in validation.
-        test: in the test.
-        trials: times the test is repeated with other noise.
-    """
-
-    train: int = 20
-    valid: int = 20
-    test: int = 20
-    trials: int = 5
 
 
 @dataclass
@@ -194,7 +175,8 @@ class NBodyTask(Task):
         width, layers = backbone.size()
         if backbone.kind == "gnn":
             network = MessagePassing(2 * DIMENSION, 2, width, layers, DIMENSION)
-            return Symmetrized(network, NodeVectors(), NodeReadout(displacement=False), self.distribution())
+            parts = network, NodeVectors(), NodeReadout(displacement=False)
+            return Symmetrized(*parts, self.distribution(), **self.config.samples.chunks())
         network = Transformer(
             in_features=2 * DIMENSION + 2,
             width=width,
@@ -206,7 +188,8 @@ class NBodyTask(Task):
             dropout=backbone.dropout,
             read=[i * (BODIES + 1) for i in range(BODIES)],  # the diagonal
         )
-        return Symmetrized(network, PairTokens(), NodeReadout(displacement=True), self.distribution())
+        parts = network, PairTokens(), NodeReadout(displacement=True)
+        return Symmetrized(*parts, self.distribution(), **self.config.samples.chunks())
 
     def dataset(self, split: str) -> NBody:
         return NBody(split, self.config.data, self.config.count if split == "train" else None)

@@ -1,4 +1,4 @@
-"""Plots of a run, as PNG files in its folder."""
+"""Plots of runs and profiles."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Row = dict[str, Any]
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes the figure whole or not at all, and closes it."""
+    """Writes the figure whole or not at all, as the path's ending says, and closes it."""
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
+    figure.savefig(buffer, format=path.suffix[1:], dpi=130, bbox_inches="tight")
     plt.close(figure)
     write_atomically(path, lambda file: file.write(buffer.getvalue()))
 
@@ -150,3 +150,56 @@ def plot_graphs(path: Path, pictures: list[tuple[str, Tensor, list[tuple[int, in
         axis.set(title=name, aspect="equal")
         axis.axis("off")
     save(figure, path)
+
+
+def plot_profile(path: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    """Latency, throughput, peak memory, tax and variance against S, a line a mode, backend and chunk; rows as of
+    `profile.Row`."""
+    panels = (
+        ("latency", 1e3, "step (ms)"),
+        ("throughput", 1.0, "graphs / s"),
+        ("peak", 1e-6, "peak memory (MB)"),
+        ("tax", 1.0, "step / bare backbone"),
+        ("variance", 1.0, "variance of the prediction"),
+    )
+    panels = [panel for panel in panels if any(row[panel[0]] is not None for row in rows)]
+    parts = {key: {row[key] for row in rows} for key in ("mode", "backend", "chunk")}
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        words = [row["mode"]] if len(parts["mode"]) > 1 else []
+        words += [row["backend"]] if len(parts["backend"]) > 1 else []
+        words += [f"chunk {row['chunk'] or 'all'}"] if len(parts["chunk"]) > 1 else []
+        lines.setdefault(", ".join(words) or row["mode"], []).append(row)
+    samples = sorted({row["samples"] for row in rows})
+    with plt.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42}):
+        columns = min(3, max(1, len(panels)))
+        count = -(-(len(panels) + 1) // columns)  # the legend stands in a panel of its own
+        figure, axes = plt.subplots(count, columns, figsize=(2.6 * columns, 2.2 * count), squeeze=False)
+        for axis, (key, scale, label) in zip(axes.flat, panels, strict=False):
+            for k, (line, some) in enumerate(lines.items()):
+                some = [row for row in some if row[key] is not None]
+                at, values = [row["samples"] for row in some], [row[key] * scale for row in some]
+                axis.plot(at, values, marker="osD^v<>"[k % 7], markersize=3.5, linewidth=1.2, color=f"C{k}", label=line)
+                if key == "latency":
+                    low, high = ([row[end] * scale for row in some] for end in ("low", "high"))
+                    axis.fill_between(at, low, high, color=f"C{k}", alpha=0.2, linewidth=0)
+            if key == "tax":
+                axis.axhline(1, color="0.6", linewidth=0.8, linestyle=":")
+                axis.set_ylim(bottom=0)
+            if key == "variance":
+                first = next(row for row in rows if row[key])
+                slope = [first[key] * first["samples"] / s for s in samples]
+                axis.plot(samples, slope, color="0.5", linewidth=0.8, linestyle="--", label="1 / S")
+            axis.set_xscale("log", base=2)
+            if key != "tax":
+                axis.set_yscale("log")
+            axis.set(xlabel="samples S", ylabel=label, xticks=samples, xticklabels=list(map(str, samples)))
+            axis.minorticks_off()
+            axis.grid(alpha=0.25, linewidth=0.5)
+        *_, legend = axes.flat
+        for axis in list(axes.flat)[len(panels) :]:
+            axis.axis("off")
+        found = dict(zip(*reversed(axes.flat[len(panels) - 1].get_legend_handles_labels()), strict=True))
+        legend.legend(found.values(), found.keys(), loc="center", frameon=False, title=name)
+        figure.tight_layout()
+        save(figure, path)

@@ -127,6 +127,8 @@ MAY_CHANGE = (  # keys that a resumed run may set anew
     "backbone.weights",
     "samples.test",
     "samples.trials",
+    "samples.chunk",
+    "samples.memory",
     *(f"training.{key}" for key in _FREE),
 )
 

@@ -28,7 +28,7 @@ from probsym_fast.tasks import config as configuration
 from probsym_fast.tasks import measures
 from probsym_fast.tasks.config import COUNT, Limit
 from probsym_fast.tasks.graphs import GRAPH_LIMITS, GraphDistribution
-from probsym_fast.tasks.nbody import Samples
+from probsym_fast.tasks.samples import SAMPLES_LIMITS, Samples
 from probsym_fast.tasks.task import EpochSampler, Task, batches, seeded
 from probsym_fast.tasks.training import TRAINING_LIMITS, Training
 from probsym_fast.tasks.vision_data import SETS, GraphSet, LabelledGraphs, Source
@@ -41,7 +41,7 @@ BACKBONE_LIMITS = {
 }
 LIMITS = {
     **{f"distribution.{key}": limit for key, limit in GRAPH_LIMITS.items()},
-    **{f"samples.{key}": COUNT for key in ("train", "valid", "test", "trials")},
+    **SAMPLES_LIMITS,
     **{f"graphs.{key}": COUNT for key in ("train", "valid", "test")},
     **BACKBONE_LIMITS,
     **TRAINING_LIMITS,
@@ -213,7 +213,7 @@ class VisionTask(Task):
         readout = self.readout(width, grid)
         group = Symmetric(of.N)
         distribution = config.distribution.build(config.method, group, of.node_channels, config.seed)
-        return Symmetrized(backbone, embed, readout, distribution)
+        return Symmetrized(backbone, embed, readout, distribution, **config.samples.chunks())
 
     def dataset(self, split: str) -> LabelledGraphs:
         if split not in self._sets:

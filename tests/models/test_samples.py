@@ -11,10 +11,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from probsym_fast import Symmetrized
 from probsym_fast.distributions import GIN, Learned, Uniform, VectorNeurons
-from probsym_fast.groups import Draws, Euclidean, Motion, PointClouds, Symmetric
+from probsym_fast.groups import Euclidean, PointClouds, Symmetric
 from probsym_fast.models import FlatGraph, NodeReadout, NodeVectors, SlotReadout
 from probsym_fast.models.message_passing import MessagePassing
-from probsym_fast.models.samples import _Sum, narrow, share
+from probsym_fast.models.samples import _Sum, share
 from tests.graphs import random_graphs
 
 SIZES = [5, 3, 4, 5, 2, 4, 3, 5]  # nodes of eight graphs
@@ -143,26 +143,6 @@ def test_shares_cover_the_samples(samples, processes):
     assert [s for first, count in shares for s in range(first, first + count)] == list(range(samples))
     counts = [count for _, count in shares]
     assert max(counts) - min(counts) <= 1
-
-
-def test_narrowed_elements_are_those_samples():
-    batch = random_graphs(SIZES)
-    soft, _ = graph_model().distribution(batch, 6, Draws(seed=1))
-    part = narrow(soft, 2, 3)
-    assert type(part) is type(soft) and part.shape == (8, 3, 5)
-    for name in ("order", "rank", "scores", "log_r", "log_c"):
-        assert torch.equal(getattr(part, name), getattr(soft, name)[:, 2:5])
-    assert torch.equal(part.dense(), soft.dense()[:, 2:5])
-    assert part.tau == soft.tau and part.num_nodes is soft.num_nodes and part.requires_grad
-    cloud, _ = clouds(slice(0, 8))
-    permutation, motion = (Symmetric(5) * Euclidean(3)).uniform(cloud, 6, Draws(seed=1))
-    narrowed = narrow((permutation, motion), 1, 2)
-    assert torch.equal(narrowed[0].order, permutation.order[:, 1:3])
-    assert isinstance(narrowed[1], Motion)
-    assert torch.equal(narrowed[1].frame, motion.frame[:, 1:3])
-    assert narrow(Motion(None, motion.shift), 1, 2).frame is None
-    with pytest.raises(TypeError, match=r"narrow: g must be a Tensor, a Permutation or a tuple of them, got str"):
-        narrow("abc", 0, 1)
 
 
 def test_a_mesh_of_two_dimensions_is_refused():

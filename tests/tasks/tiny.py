@@ -9,7 +9,7 @@ from torch import nn
 
 from probsym_fast.models import Symmetrized
 from probsym_fast.tasks import training
-from probsym_fast.tasks.nbody import Samples
+from probsym_fast.tasks.samples import Samples
 from probsym_fast.tasks.task import EpochSampler, Task, batches, seeded
 from probsym_fast.tasks.training import Training
 

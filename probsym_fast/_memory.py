@@ -1,0 +1,59 @@
+"""Memory: what a computation takes at its peak, and what a device has left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+def peak_memory(function: Callable[[], Any], device: torch.device | str) -> int:
+    """The most bytes of tensors that are held at once while function() runs, beyond those held before, on a CPU or GPU.
+
+    On a CPU the allocations are recorded (exact, whatever the C library keeps); on a GPU the caching allocator's peak,
+    whose record is begun anew. Raises RuntimeError for other devices.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    if device.type != "cpu":
+        raise RuntimeError(f"peak_memory: device must be a CPU or a CUDA GPU, got {device}")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would tell on stderr that there is no GPU
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        function()
+    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a GPU still has, those included that the caching allocator holds in reserve; None elsewhere."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+class RandomState:
+    """The global random numbers of the CPU and a device, as they stand; `restore` brings them back."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.cpu = torch.get_rng_state()
+        self.gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.gpu is not None:
+            torch.cuda.set_rng_state(self.gpu, self.device)

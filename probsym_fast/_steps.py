@@ -1,0 +1,140 @@
+"""Whole steps of a symmetrized model and of its bare backbone, as profiles and benchmarks time them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from probsym_fast.groups import Graphs
+from probsym_fast.models import FlatGraph, Symmetrized, VisionBackbone
+
+Loss = Callable[[Any, Mapping[str, Tensor]], Tensor]  # (prediction, penalties) -> scalar
+
+
+@dataclass
+class Steps:
+    """A full step, the bare backbone's on random inputs of the same shapes, and what stands between them."""
+
+    step: Callable[[], Any]
+    bare: Callable[[], Any]
+    distribution: Callable[[], Any]
+
+
+def training_steps(
+    model: Symmetrized,
+    batch: Any,
+    samples: int,
+    loss: Loss,
+    *,
+    clip: float | None = None,
+    autocast: torch.dtype | None = None,
+    compiled: bool = False,
+) -> Steps:
+    """Forward, loss, backward, gradients clipped to a norm, and Adam; in chunks where the model runs in chunks.
+
+    compiled: the backbone by torch.compile, on both sides.
+    """
+    device = batch.device
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device.type, autocast, enabled=autocast is not None):
+            value = loss(*model(batch, samples))
+        value.backward()
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+
+    def distribution() -> None:
+        model.zero_grad()
+        g, penalties = model.distribution(batch, samples)
+        tokens = model.embed(batch, model.distribution.group, g)
+        sums = [x.sum() for x in tokens if isinstance(x, Tensor) and x.requires_grad]
+        sum([*penalties.values(), *sums], torch.zeros((), device=device)).backward()
+
+    backbone, parts = bare_backbone(model, batch, samples)
+    with torch.no_grad():
+        wanted = {count: torch.randn_like(backbone(*given)) for given, count in parts}
+    if compiled:
+        model.backbone.compile()
+        if backbone is not model.backbone:
+            backbone.compile()
+    bare_optimizer = torch.optim.Adam(backbone.parameters(), lr=1e-4, fused=True)
+
+    def bare() -> None:
+        bare_optimizer.zero_grad()
+        for given, count in parts:
+            with torch.autocast(device.type, autocast, enabled=autocast is not None):
+                value = nn.functional.mse_loss(backbone(*given).float(), wanted[count])
+            value.backward()
+        if clip:
+            nn.utils.clip_grad_norm_(backbone.parameters(), clip)
+        bare_optimizer.step()
+
+    return Steps(step, bare, distribution)
+
+
+def inference_steps(model: Symmetrized, batch: Any, samples: int, *, autocast: torch.dtype | None = None) -> Steps:
+    """Forward passes in eval mode, without gradients."""
+    model.eval()
+    backbone, parts = bare_backbone(model, batch, samples)
+
+    def within(function: Callable[[], Any]) -> Callable[[], Any]:
+        def run() -> Any:
+            with torch.no_grad(), torch.autocast(batch.device.type, autocast, enabled=autocast is not None):
+                return function()
+
+        return run
+
+    def distribution() -> None:
+        g, _ = model.distribution(batch, samples)
+        model.embed(batch, model.distribution.group, g)
+
+    def bare() -> None:
+        for given, _ in parts:
+            backbone(*given)
+
+    return Steps(within(lambda: model(batch, samples)[0]), within(bare), within(distribution))
+
+
+def bare_backbone(model: Symmetrized, batch: Any, samples: int) -> tuple[nn.Module, list[tuple[tuple, int]]]:
+    """The backbone, and for every chunk random inputs and its number of samples; chunks of one size share them.
+
+    An MLP has its first linear map back, dense on the flattened matrix (`FlatGraph` stands for it); a vision transformer
+    computes all tokens of its last block.
+    """
+    backbone, inputs = model.backbone, {}
+    if isinstance(model.embed, FlatGraph):
+        dense = model.embed.dense_layer().to(batch.device)
+        backbone = nn.Sequential(dense, backbone)
+    if isinstance(backbone, VisionBackbone):
+        backbone = deepcopy(backbone)
+        backbone.all_tokens = True
+    size = model.chunks.now(samples)
+    counts = [min(size, samples - first) for first in range(0, samples, size)]
+    for count in set(counts):
+        if isinstance(model.embed, FlatGraph):
+            inputs[count] = (torch.randn(batch.size, count, dense.in_features, device=batch.device),)
+            continue
+        with torch.no_grad():
+            g, _ = model.distribution(batch, count)
+            embedded = model.embed(batch, model.distribution.group, g)
+        inputs[count] = tuple(torch.randn_like(x) if isinstance(x, Tensor) else x for x in embedded)
+    return backbone, [(inputs[count], count) for count in counts]
+
+
+def move(batch: Any, device: torch.device | str) -> Any:
+    """A batch, or a tuple of them and of tensors, on the device."""
+    if isinstance(batch, Graphs):
+        return batch.to(device)
+    if isinstance(batch, (tuple, list)):
+        parts = [move(x, device) for x in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
+    return batch if batch is None else batch.to(device)

@@ -1,0 +1,47 @@
+"""Batches of group elements (B, S), whatever the group: a part of their samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from probsym_fast.ops import Permutation
+
+
+def narrow(g: Any, start: int, count: int) -> Any:
+    """Samples start, ..., start + count - 1 of the elements g (B, S): (B, count), views. Gradients: as g's.
+
+    g: a tensor (B, S, ...), a `Permutation`, a tuple of these (`Motion`, of a product), None where a part has no element.
+    Raises TypeError for anything else.
+    """
+    if g is None:
+        return None
+    if isinstance(g, Tensor):
+        return g.narrow(1, start, count)
+    if isinstance(g, Permutation):
+        return g.narrow(start, count)
+    if isinstance(g, tuple):
+        parts = (narrow(part, start, count) for part in g)
+        return type(g)(*parts) if hasattr(g, "_fields") else tuple(parts)
+    raise TypeError(f"narrow: g must be a Tensor, a Permutation or a tuple of these, got {type(g).__name__}")
+
+
+def tensors(g: Any) -> Iterator[Tensor]:
+    """All tensors (B, S, ...) that the elements g are made of."""
+    if isinstance(g, Tensor):
+        yield g
+    elif isinstance(g, Permutation):
+        yield from (getattr(g, name) for name in g.by_sample)
+    elif isinstance(g, tuple):
+        for part in g:
+            yield from tensors(part)
+
+
+def samples_of(g: Any) -> int:
+    """S of the elements g. TypeError where they hold no tensor."""
+    first = next(tensors(g), None)
+    if first is None:
+        raise TypeError(f"samples_of: g must hold tensors (B, S, ...), got {type(g).__name__}")
+    return first.shape[1]

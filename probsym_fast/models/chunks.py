@@ -1,0 +1,211 @@
+"""The samples in chunks: memory that does not grow with their number."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from probsym_fast._memory import RandomState, free_memory, peak_memory
+from probsym_fast.ops._op import check_count
+
+MARGIN = 0.9  # of the memory there is: fragments and other allocations take the rest
+Run = Callable[[int, int], Tensor]  # (first sample, count) -> their mean
+
+
+class Chunks:
+    """How many samples run at once.
+
+    size: samples; None: all; "auto": all where they fit, else the largest chunk that does. What fits is measured at the first
+    step (and the first without gradients) by the peak memory of 1, 2, 4, ... samples, forward and backward. After an
+    out-of-memory error (torch.OutOfMemoryError) the size is halved, for good, and the samples run again. memory: bytes that
+    the samples at once may take with "auto"; None: what the GPU has; on a CPU then all samples run at once.
+    Raises TypeError where size or memory is no int, ValueError where it is below 1.
+    """
+
+    def __init__(self, size: int | str | None = None, memory: int | None = None):
+        if size not in (None, "auto"):
+            check_count("Chunks", "size", size)
+        if memory is not None:
+            check_count("Chunks", "memory", memory)
+            if size != "auto":
+                raise ValueError(f"Chunks: memory must be None unless size is 'auto', got {memory} and {size!r}")
+        self.size, self.memory = size, memory
+        self._fits: dict[
+            bool, tuple[int, int]
+        ] = {}  # with gradients or without -> (samples asked for, samples at once)
+
+    def __repr__(self) -> str:
+        return f"Chunks({self.size!r}, memory={self.memory})"
+
+    def now(self, samples: int) -> int:
+        """How many of so many samples run at once: with "auto" what has been found, all before anything has."""
+        size = self._found()[1] if self.size == "auto" else self.size
+        return min(size or samples, samples)
+
+    def halve(self, samples: int) -> bool:
+        """Half as many samples at once from now on, in steps as the present one; whether that is fewer. "auto" alone."""
+        size = self.now(samples)
+        if self.size != "auto" or size == 1:
+            return False
+        half = -(-size // 2)
+        self._fits[torch.is_grad_enabled()] = max(samples, self._found()[0]), half
+        warnings.warn(f"Symmetrized: out of memory with {size} samples at once; {half} from now on", stacklevel=2)
+        return True
+
+    def mean(
+        self, run: Run, samples: int, device: torch.device, modules: Sequence[nn.Module], inputs: Iterable[Tensor]
+    ):
+        """The mean over all samples: sum over chunks of count / S run(first, count), in float32 or better.
+
+        With gradients every chunk but a single one is computed again in the backward pass. modules, inputs: those that `run`
+        reads and differentiates.
+        """
+        if self.size != "auto" or samples == 1:
+            return self._mean(run, samples, self.now(samples), device, modules)
+        before = RandomState(device)
+        if samples > self._found()[0]:
+            self._measure(run, samples, device, modules, inputs)
+            before.restore()
+        while True:
+            try:
+                with unchanged(*modules, after_errors_alone=True):
+                    return self._mean(run, samples, self.now(samples), device, modules)
+            except torch.OutOfMemoryError:
+                if not self.halve(samples):
+                    raise
+            forget(device)  # behind the handler: the error holds the tensors of its frames
+            before.restore()
+
+    def _found(self) -> tuple[int, int]:
+        """(samples asked for, samples at once), 0 before the first step."""
+        return self._fits.get(torch.is_grad_enabled(), (0, 0))
+
+    def _mean(self, run: Run, samples: int, size: int, device: torch.device, modules: Sequence[nn.Module]) -> Tensor:
+        if size >= samples:
+            return run(0, samples)
+        total = None
+        for first in range(0, samples, size):
+            count = min(size, samples - first)
+            y = recomputed(run, first, count, device=device, modules=modules)
+            if total is None:
+                total = y.to(torch.promote_types(y.dtype, torch.float32)) * (count / samples)
+            else:
+                total = total.add_(y, alpha=count / samples)
+        return total.to(y.dtype)
+
+    def _measure(
+        self, run: Run, samples: int, device: torch.device, modules: Sequence[nn.Module], inputs: Iterable[Tensor]
+    ) -> None:
+        free = free_memory(device) if self.memory is None else self.memory
+        asked, size = self._found()
+        if free is None:  # nothing is known but what has been halved
+            size = size if size < asked else samples
+        else:
+            parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+            leaves = [*parameters, *(x for x in inputs if x.requires_grad)]
+            if self.memory is None and torch.is_grad_enabled():  # gradients and Adam's two moments are still to come
+                free -= 3 * sum(p.numel() * p.element_size() for p in parameters if p.grad is None)
+            size = largest(lambda count: peak_memory(lambda: probe(run, count, leaves, modules), device), samples, free)
+            forget(device)
+        self._fits[torch.is_grad_enabled()] = samples, size
+
+
+def largest(peak: Callable[[int], int], samples: int, free: int) -> int:
+    """The most samples, up to `samples` and at least 1, whose peak(count) is within MARGIN of the bytes that are free.
+
+    Measured at 1, 2, 4, ... until one is beyond or raises torch.OutOfMemoryError, with a straight line between the last two:
+    at few samples what does not grow with them hides what does.
+    """
+    room, points, most = MARGIN * free, [(0, 0), (1, peak(1))], samples
+    while points[-1][0] < samples and points[-1][1] <= room:
+        count = min(2 * points[-1][0], samples)
+        try:
+            points.append((count, peak(count)))
+        except torch.OutOfMemoryError:
+            most = count - 1
+            break
+    (before, low), (count, high) = points[-2:]
+    slope = max((high - low) / (count - before), 1)
+    return max(1, min(most, count + math.floor((room - high) / slope)))
+
+
+def probe(run: Run, count: int, leaves: list[Tensor], modules: Sequence[nn.Module]) -> None:
+    """Runs some samples, and their backward pass where gradients are on, without a trace."""
+    with unchanged(*modules):
+        y = run(0, count)
+        if y.requires_grad:
+            torch.autograd.grad(y.float().sum(), leaves, allow_unused=True)
+
+
+def recomputed(
+    function: Callable[..., Any], *arguments: Any, device: torch.device, modules: Sequence[nn.Module]
+) -> Any:
+    """function(*arguments); with gradients on it is computed again in the backward pass and keeps nothing until then.
+
+    Random numbers are the same both times, and buffers of the modules (running statistics) change once.
+    """
+    if not torch.is_grad_enabled():
+        return function(*arguments)
+    here = torch.empty(0, device=device)  # the checkpoint keeps the random state of its arguments' devices
+    return checkpoint(
+        lambda _, *some: function(*some),
+        here,
+        *arguments,
+        use_reentrant=False,
+        context_fn=lambda: (nullcontext(), unchanged(*modules)),
+    )
+
+
+@contextmanager
+def unchanged(*modules: nn.Module, after_errors_alone: bool = False) -> Iterator[None]:
+    """Behind it, the buffers of modules in training are as before."""
+    buffers = [(x, x.clone()) for m in modules if m.training for x in m.buffers()]
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        if failed or not after_errors_alone:
+            for x, before in buffers:
+                x.data.copy_(before)  # past autograd: what the backward pass has kept of x stays good
+
+
+def retried(model: nn.Module, chunks: Chunks, samples: int, step: Callable[[], Any], device: torch.device) -> Any:
+    """step(): forward, loss and backward of the model; after an out-of-memory error once more with half the chunk.
+
+    For errors in the backward pass, which the model cannot see. Gradients that were there before are added to as backward
+    does, those of a step that failed are dropped; random numbers and buffers are as before it. Raises the error where
+    `chunks` are not "auto" or are of one sample.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    held, before = [p.grad for p in parameters], RandomState(device)
+    while True:
+        for p in parameters:
+            p.grad = None
+        try:
+            with unchanged(model, after_errors_alone=True):
+                result = step()
+            for p, old in zip(parameters, held, strict=True):
+                if old is not None:
+                    p.grad = old if p.grad is None else old.add_(p.grad)
+            return result
+        except torch.OutOfMemoryError:
+            for p, old in zip(parameters, held, strict=True):
+                p.grad = old
+            if not chunks.halve(samples):
+                raise
+        forget(device)
+        before.restore()
+
+
+def forget(device: torch.device) -> None:
+    """Gives the GPU's unused memory back, which is in pieces after an error."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,159 @@
+"""Profiles: what is measured, what is written, and that nothing of the model is changed."""
+
+import json
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import probsym_fast as psf
+from probsym_fast import cli, models, tasks
+from probsym_fast._steps import bare_backbone
+from probsym_fast.distributions import GIN, Learned, Uniform, UniformNoise
+from probsym_fast.groups import Symmetric
+from probsym_fast.models.chunks import Chunks
+from probsym_fast.ops import OPS
+from probsym_fast.profile import trace
+from tests.graphs import random_graphs
+
+N = 9
+PAIRS = ["--dataset=wl_pairs", "--training.batch=4", "--distribution.width=8"]
+
+
+def model(distribution=None) -> psf.Symmetrized:
+    torch.manual_seed(0)
+    parts = models.MLP([16, 256, 3]), models.FlatGraph(N, 16, 2), models.MeanReadout()
+    return psf.Symmetrized(*parts, distribution or Learned(Symmetric(N), GIN(2, 8), UniformNoise(), tau=0.1))
+
+
+def graphs():
+    return random_graphs([3, 1, 9, 5], dtype=torch.float32)
+
+
+def test_rows_of_a_model(tmp_path):
+    f = model(Uniform(Symmetric(N)))
+    f.chunks = Chunks(3)
+    before = {name: x.clone() for name, x in f.state_dict().items()}
+    found = psf.profile(f, graphs(), samples=(1, 4, 32), chunks=(None, 2), seconds=0.01, repeats=200)
+    assert len(found.rows) == 12 and found.batch == 4
+    assert [(r.mode, r.chunk, r.samples) for r in found.rows[:4]] == [
+        ("training", None, 1),
+        ("training", None, 4),
+        ("training", None, 32),
+        ("training", 2, 1),
+    ]
+    for row in found.rows:
+        assert 0 < row.low <= row.latency <= row.high and row.peak > 0 and row.tax > 0
+        assert row.throughput == pytest.approx(4 / row.latency)
+        assert (row.variance is not None) == (row.mode == "inference")
+    some = {(r.mode, r.chunk, r.samples): r for r in found.rows}
+    assert some["training", None, 32].peak > 1.5 * some["training", 2, 32].peak
+    for chunk in (None, 2):  # the variance of a mean of independent samples
+        one, many = (some["inference", chunk, s].variance for s in (1, 32))
+        assert 32 * 0.6 < one / many < 32 / 0.6  # of 12 outputs over 200 repeats: 10 % each, less where they depend
+    assert f.chunks.size == 3 and f.training
+    for name, x in f.state_dict().items():
+        assert torch.equal(x, before[name]), name
+    assert all(p.grad is None for p in f.parameters())
+    found.save(tmp_path / "a" / "profile.json")
+    assert json.loads((tmp_path / "a" / "profile.json").read_text())["rows"][3]["chunk"] == 2
+    for ending, begins in (("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")):
+        found.plot(tmp_path / f"profile.{ending}")
+        assert (tmp_path / f"profile.{ending}").read_bytes().startswith(begins)
+    lines = found.table().splitlines()
+    assert len(lines) == 13 and "inference" in lines[-1] and re.search(r"\btax\b", lines[0])
+
+
+def test_backends_are_those_asked_for(monkeypatch):
+    called = []
+    for name in ("soft_permutation", "embed"):
+        reference = OPS[name].reference
+        monkeypatch.setattr(OPS[name], "reference", lambda *x, r=reference, n=name: called.append(n) or r(*x))
+    batch, f = graphs(), model()
+    psf.profile(f, batch, samples=[2], modes=["inference"], backends=["reference"], seconds=0.001)
+    assert set(called) == {"soft_permutation", "embed"}
+    called.clear()
+    with torch.no_grad(), psf.ops.using_backend("reference"):
+        by_reference, _ = f(batch, 2, torch.Generator().manual_seed(1))
+    assert called
+    if len(OPS["embed"].backends("cpu")) > 1:
+        called.clear()
+        with torch.no_grad():
+            torch.testing.assert_close(f(batch, 2, torch.Generator().manual_seed(1))[0], by_reference)
+        assert not called
+    with psf.ops.using_backend("triton"), pytest.raises(RuntimeError, match=r"backend must be one of .* got 'triton'"):
+        f(batch, 2)
+    with (
+        pytest.raises(ValueError, match=r"using_backend: name must be one of .* got 'fast'"),
+        psf.ops.using_backend("fast"),
+    ):
+        pass
+
+
+class Hungry(nn.Module):
+    def forward(self, x):
+        if x.shape[1] > 2:
+            raise torch.OutOfMemoryError
+        return x
+
+
+def test_rows_that_run_out_of_memory_are_empty(tmp_path):
+    f = model(Uniform(Symmetric(N)))
+    f.backbone = Hungry()
+    found = psf.profile(f, graphs(), samples=(2, 4), chunks=(None, 2), modes=("training",), seconds=0.001)
+    assert [row.latency is None for row in found.rows] == [False, True, False, False]
+    assert "out of memory" in found.table().splitlines()[2]
+    found.plot(tmp_path / "profile.png")
+
+
+def test_bare_backbone_does_what_the_model_does_without_symmetry():
+    f = model()
+    f.chunks = Chunks(3)
+    backbone, parts = bare_backbone(f, graphs(), 7)
+    assert [count for _, count in parts] == [3, 3, 1]
+    assert [x.shape for (x,), _ in parts] == [(4, count, N * N + 2 * N) for count in (3, 3, 1)]
+    assert backbone(*parts[0][0]).shape == (4, 3, 3)
+
+
+def test_trace_names_ops_and_parts(tmp_path):
+    for backend in ("auto", "reference"):
+        path = tmp_path / backend / "trace.json"
+        with psf.ops.using_backend(backend):
+            trace(model(), graphs(), path=path, samples=2)
+        names = {event.get("name") for event in json.loads(path.read_text())["traceEvents"]}
+        assert {f"Symmetrized.{part}" for part in ("distribution", "embed", "backbone", "readout")} <= names
+        for op in ("soft_permutation", "permutation_entropy", "aggregate", "embed"):
+            assert names & {f"probsym_fast::{op}", f"probsym_fast::{op} (reference)"}, op
+        assert [x.name for x in path.parent.iterdir()] == ["trace.json"]
+    assert not any("under_name" in op.reference.__qualname__ for op in OPS.values())
+
+
+def test_command(tmp_path, capsys):
+    arguments = ["profile", "-c", "exp_classify/gin_ps", "--samples", "1", "2", "--chunks", "all", "1"]
+    arguments += ["--seconds", "0.01", "--device", "cpu", "--output", str(tmp_path / "out"), "--trace", *PAIRS]
+    assert cli.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "exp_classify/gin_ps, batch 4" in out
+    assert len(re.findall(r"^ *(training|inference) ", out, re.MULTILINE)) == 8
+    assert sorted(x.name for x in (tmp_path / "out").iterdir()) == [
+        "profile.json",
+        "profile.pdf",
+        "profile.png",
+        "trace.json",
+    ]
+    assert cli.main(["profile", "-c", "exp_classify/gin_ps", "--samples", "0", *PAIRS]) == 1
+    assert "profile: samples must be at least 1, got 0" in capsys.readouterr().err
+    assert cli.main(["profile", "-c", "automorphism/ps"]) == 1
+    assert "profile: what must be a Symmetrized or a task that is trained, got Automorphism" in capsys.readouterr().err
+
+
+def test_bad_arguments():
+    f, batch = model(), graphs()
+    with pytest.raises(TypeError, match="profile: batch must be given with a model, got None"):
+        psf.profile(f)
+    with pytest.raises(ValueError, match=r"profile: modes must be of \('training', 'inference'\), got 'test'"):
+        psf.profile(f, batch, modes=["test"])
+    with pytest.raises(ValueError, match="profile: repeats must be at least 2, got 1"):
+        psf.profile(f, batch, repeats=1)
+    assert tasks.load("exp_classify/gin_ps", PAIRS).config.training.batch == 4
