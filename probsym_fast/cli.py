@@ -84,6 +84,7 @@ def _add_profile(commands: argparse._SubParsersAction) -> None:
     add("--modes", nargs="+", default=["training", "inference"], help="training, inference or both")
     add("--chunks", type=_chunk, nargs="+", default=[None], help="samples at once: numbers, auto, all")
     add("--backends", nargs="+", default=["auto"], help="of the ops: auto, reference, or one by name")
+    add("--draws", nargs="+", help="kinds of noise: independent, antithetic, stratified (the configuration's)")
     add("--device", help="such as cpu or cuda:1; the GPU if there is one")
     add("--seconds", type=float, default=1.0, help="given to each row, which takes three steps at least")
     add("--output", type=Path, help="folder of profile.json, .png and .pdf (runs/<task>/<name>/profile)")
@@ -142,7 +143,7 @@ def _profile(options: argparse.Namespace, rest: list[str]) -> int:
     from probsym_fast.tasks.plots import plot_profile  # noqa: F401  what is missing is found before the measuring
 
     task = tasks.load(options.config, rest)
-    names = ("samples", "modes", "chunks", "backends", "device", "seconds")
+    names = ("samples", "modes", "chunks", "backends", "draws", "device", "seconds")
     found = profile(task, **{name: getattr(options, name) for name in names})
     folder = options.output or Path("runs") / task.config.task / task.config.name / "profile"
     print("  ".join(f"{key} {value}" for key, value in found.machine.items()))

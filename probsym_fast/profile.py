@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from probsym_fast._steps import Loss, Steps, inference_steps, move, training_ste
 from probsym_fast._timing import interleave, machine
 from probsym_fast.data._progress import announced
 from probsym_fast.data._store import write_atomically
+from probsym_fast.groups._draws import check_kind
 from probsym_fast.models import Symmetrized
 from probsym_fast.models.chunks import Chunks
 from probsym_fast.ops import OPS, using_backend
@@ -32,7 +34,7 @@ MODES = ("training", "inference")
 
 @dataclass
 class Row:
-    """Of one number of samples S, in one mode, with one backend and chunk; None: not measured (out of memory, or no meaning).
+    """Of one number of samples S, in one mode, with one backend, chunk and kind of draws; None: not measured (out of memory, or no meaning).
 
     latency: median seconds a step (low, high: quartiles). throughput: graphs a second; sampled graphs are S times as many.
     peak: bytes of a step beyond model and batch. tax: latency over that of the bare backbone, in turn with it. variance: of
@@ -42,6 +44,7 @@ class Row:
     mode: str
     backend: str
     chunk: int | str | None
+    draws: str
     samples: int
     latency: float | None = None
     low: float | None = None
@@ -63,7 +66,7 @@ class Profile:
 
     def table(self) -> str:
         """A line a row, plain text."""
-        head = ("mode", "backend", "chunk", "S", "ms", "graphs/s", "peak MB", "tax", "variance")
+        head = ("mode", "backend", "chunk", "draws", "S", "ms", "graphs/s", "peak MB", "tax", "variance")
         lines = [head, *(cells(row) for row in self.rows)]
         widths = [max(len(line[k]) for line in lines) for k in range(len(head))]
         return "\n".join("  ".join(x.rjust(w) for x, w in zip(line, widths, strict=True)) for line in lines)
@@ -90,37 +93,40 @@ def profile(
     modes: Sequence[str] = MODES,
     chunks: Sequence[int | str | None] = (None,),
     backends: Sequence[str] = ("auto",),
+    draws: Sequence[str] | None = None,
     device: torch.device | str | None = None,
     seconds: float = 1.0,
     repeats: int = 16,
 ) -> Profile:
-    """Measures a model or task at every number of samples, in training and inference, with every backend and chunk.
+    """Measures a model or task at every number of samples, in training and inference, with every backend, chunk and kind of draws.
 
     what: a `Symmetrized` and a `batch` for it, or a task (`tasks.load(NAME)`), whose first training batch, loss, precision
     and clipping are taken. A training step of a model alone has the mean square of its prediction as loss. chunks: as in
-    `models.chunks.Chunks`; None: all samples at once. device: None: the batch's, of a task the GPU if there is one.
+    `models.chunks.Chunks`; None: all samples at once. draws: kinds, as in `groups.Draws`; None: the model's. device: None: the batch's, of a task the GPU if there is one.
     seconds: given to each row, at least three rounds. repeats: predictions that the variance is taken over.
 
     A row that runs out of memory has no figures. The model keeps its weights and buffers. Raises TypeError for other
     kinds, ValueError for values out of range, RuntimeError where a backend is absent.
     """
     check_values(samples, modes, repeats)
+    for kind in draws or ():
+        check_kind("profile", kind)
     model, batch, loss, settings, name = prepared(what, batch, device)
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    before, training, rows = model.chunks, model.training, []
-    cases = [(m, b, c, s) for m in modes for b in backends for c in chunks for s in samples]
+    before, training, rows = (model.chunks, model.draws), model.training, []
+    cases = list(product(modes, backends, chunks, draws or [model.draws], samples))
     try:
         with announced(f"profile {name}: {len(cases)} rows", len(cases)) as advance:
-            for mode, backend, chunk, count in cases:
+            for case in cases:
+                row = Row(*case)
                 model.load_state_dict(state)
-                model.chunks = Chunks(chunk)
-                row = Row(mode, backend, chunk, count)
-                with using_backend(backend):
+                model.chunks, model.draws = Chunks(row.chunk), row.draws
+                with using_backend(row.backend):
                     measure(row, model, batch, loss, settings, seconds, repeats)
                 rows.append(row)
                 advance(1)
     finally:
-        model.chunks = before
+        model.chunks, model.draws = before
         model.load_state_dict(state)
         model.train(training).zero_grad()
     return Profile(name, batch.size, machine(batch.device), rows)
@@ -247,6 +253,7 @@ def cells(row: Row) -> tuple[str, ...]:
         row.mode,
         row.backend,
         "all" if row.chunk is None else str(row.chunk),
+        row.draws,
         str(row.samples),
         number(row.latency, ".3g", 1e3) if row.latency is not None else "out of memory",
         number(row.throughput, ".4g"),

@@ -102,9 +102,22 @@ def test_rows_that_run_out_of_memory_are_empty(tmp_path):
     f = model(Uniform(Symmetric(N)))
     f.backbone = Hungry()
     found = psf.profile(f, graphs(), samples=(2, 4), chunks=(None, 2), modes=("training",), seconds=0.001)
+    assert f.draws == "independent"
     assert [row.latency is None for row in found.rows] == [False, True, False, False]
     assert "out of memory" in found.table().splitlines()[2]
     found.plot(tmp_path / "profile.png")
+
+
+def test_kinds_of_draws(tmp_path):
+    f, kinds = model(Uniform(Symmetric(N))), ("independent", "antithetic")
+    found = psf.profile(f, graphs(), samples=(2, 8), draws=kinds, modes=["inference"], seconds=0.001, repeats=400)
+    assert [(row.draws, row.samples) for row in found.rows] == [(kind, s) for kind in kinds for s in (2, 8)]
+    assert f.draws == "independent"
+    independent, antithetic = found.rows[0].variance, found.rows[2].variance
+    assert abs(antithetic / independent - 1) > 0.1  # reverse orders are not independent ones
+    found.plot(tmp_path / "profile.png")
+    with pytest.raises(ValueError, match="profile: kind must be one of"):
+        psf.profile(f, graphs(), draws=["mirrored"])
 
 
 def test_bare_backbone_does_what_the_model_does_without_symmetry():

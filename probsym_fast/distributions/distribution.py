@@ -95,7 +95,7 @@ class Noise(ABC):
         if self.fixed is None:
             draws, rows = draws or Draws(), None
         else:
-            draws, rows = Draws(seed=self.fixed, first=draws.first if draws else 0), _names(batch, shape[0])
+            draws, rows = (draws or Draws(seed=0)).seeded(self.fixed), _names(batch, shape[0])
         return self.scale * self.draw(draws, shape, rows, batch.device).to(dtype)
 
     @abstractmethod
@@ -164,5 +164,5 @@ class Learned(Distribution):
             raise ValueError(f"Learned: noise must be {shape}, got {tuple(noise.shape)}")
         outputs = self.network(batch, noise)
         if self.noise.fixed is not None:  # ties too
-            draws = Draws(seed=self.noise.fixed, first=draws.first)
+            draws = draws.seeded(self.noise.fixed)
         return self.group.project(outputs, batch, tau=self.tau, iterations=self.iterations, draws=draws)

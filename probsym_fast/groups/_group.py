@@ -61,6 +61,10 @@ class Group(ABC):
         missing.
         """
 
+    def block(self, kind: str) -> int:
+        """Samples in turn that depend on each other, by the kind of draws (`Draws`)."""
+        return 1 if kind == "independent" else 2
+
     def __mul__(self, other: Group) -> Group:
         from probsym_fast.groups.product import Product
 

@@ -47,6 +47,9 @@ class Translation(Group):
         frame = self.linear.uniform(batch, samples, draws) if self.linear else None
         return self._centered(frame, batch, samples)
 
+    def block(self, kind: str) -> int:
+        return self.linear.block(kind) if self.linear else super().block(kind)
+
     def compose(self, g: Motion, h: Motion) -> Motion:
         if g.frame is None:
             return Motion(None, g.shift + h.shift)

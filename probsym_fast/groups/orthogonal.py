@@ -31,10 +31,38 @@ class Orthogonal(Group):
         return eye.expand(batch.size, samples, self.d, self.d)
 
     def uniform(self, batch: Batch, samples: int, draws: Draws | None = None) -> Tensor:
-        """Gram-Schmidt of normal matrices is distributed by the Haar measure."""
+        """Gram-Schmidt of normal matrices is distributed by the Haar measure, and so is g D for any fixed D of the group.
+
+        D runs through `signs`: with antithetic draws 1 and one partner, with stratified ones all changes of the axes' signs.
+        """
+        draws = draws or Draws()
+        signs = self.signs(draws.kind)
         shape = (batch.size, samples, self.d, self.d)
-        normal = (draws or Draws()).normal(shape, "orthogonal", device=batch.device)
-        return ops.orthogonal_frame(normal.to(_at_least_float32(batch.dtype)), special=self.special)
+        normal = draws.normal(shape, "orthogonal", device=batch.device, block=len(signs))
+        g = ops.orthogonal_frame(normal.to(_at_least_float32(batch.dtype)), special=self.special)
+        if len(signs) == 1:
+            return g
+        place = draws.place(samples, len(signs), batch.device)
+        return g * signs.to(g)[place][:, None]  # the columns: g D
+
+    def signs(self, kind: str) -> Tensor:
+        """(m, d) diagonals of the D of m samples in turn, by the kind of draws; an even number of -1 in SO(d).
+
+        The antithetic partner is -1, and in SO(d) with odd d the turn that keeps the first axis and reverses the others.
+        """
+        d = self.d
+        if kind == "antithetic":
+            signs = torch.ones(2, d, dtype=torch.int64)
+            signs[1, 1 if self.special and d % 2 else 0 :] = -1
+        elif kind == "stratified":
+            signs = torch.cartesian_prod(*[torch.tensor([1, -1])] * d).view(-1, d)
+            signs = signs[signs.prod(1) == 1] if self.special else signs
+        else:
+            signs = torch.ones(1, d, dtype=torch.int64)
+        return signs
+
+    def block(self, kind: str) -> int:
+        return len(self.signs(kind))
 
     def compose(self, g: Tensor, h: Tensor) -> Tensor:
         return g @ h

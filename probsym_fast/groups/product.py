@@ -31,6 +31,9 @@ class Product(Group):
         draws = draws or Draws()
         return tuple(f.uniform(batch, samples, draws.fork(k)) for k, f in enumerate(self.factors))
 
+    def block(self, kind: str) -> int:
+        return max(f.block(kind) for f in self.factors)  # powers of 2
+
     def compose(self, g: tuple, h: tuple) -> tuple:
         return tuple(f.compose(a, b) for f, a, b in zip(self.factors, g, h, strict=True))
 

@@ -145,6 +145,8 @@ class MeanReadout(nn.Module):
 class SlotReadout(nn.Module):
     """The last linear map of an MLP to a value a slot, carried back to the nodes, averaged: (B, S, D) -> (nodes, C)."""
 
+    rows = "nodes"  # of the prediction
+
     def __init__(self, N: int, width: int, out_features: int = 1):
         super().__init__()
         bound = 1 / math.sqrt(width)

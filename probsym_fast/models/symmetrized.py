@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from probsym_fast.distributions import Distribution
 from probsym_fast.groups import Batch, Draws, narrow
+from probsym_fast.groups._draws import check_kind
 from probsym_fast.groups._elements import samples_of, tensors
+from probsym_fast.models.averages import Estimate, check_reduction, estimate, weights_of_rows
 from probsym_fast.models.chunks import Chunks, recomputed, retried
 from probsym_fast.models.samples import mean_over_processes
 from probsym_fast.ops._op import check_count
@@ -26,6 +28,7 @@ class Symmetrized(nn.Module):
     embed: module, embed(batch, group, g) -> tuple of tensors (B, S, ...): the inverse action and the tokens.
     readout: module, readout(outputs, batch, group, g) -> prediction: the action on the outputs and the mean over samples.
     distribution: p(g|x), which also names the group.
+    draws: kind of the noise, "independent", "antithetic" or "stratified" (`groups.Draws`).
     chunk, memory: samples that run at once, None for all, or "auto" within so many bytes: the arguments of `Chunks`.
 
     The elements are drawn for all samples at once and are the same whatever the chunk. With a chunk, prediction and
@@ -45,27 +48,66 @@ class Symmetrized(nn.Module):
         readout: nn.Module,
         distribution: Distribution,
         *,
+        draws: str = "independent",
         chunk: int | str | None = None,
         memory: int | None = None,
         samples_mesh: DeviceMesh | None = None,
     ):
         super().__init__()
         self.backbone, self.embed, self.readout, self.distribution = backbone, embed, readout, distribution
-        self.chunks, self.samples_mesh = Chunks(chunk, memory), samples_mesh
+        check_kind("Symmetrized", draws)
+        self.draws, self.chunks, self.samples_mesh = draws, Chunks(chunk, memory), samples_mesh
 
     def forward(
-        self, batch: Batch, samples: int = 1, generator: torch.Generator | None = None
+        self,
+        batch: Batch,
+        samples: int = 1,
+        generator: torch.Generator | None = None,
+        *,
+        reduce: str = "mean",
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The prediction, averaged over `samples` draws a graph (noise from `generator`), and the penalties (scalars).
 
-        Raises TypeError where samples is no int, ValueError where it is below 1, and what the batch's `check` raises.
+        reduce: "mean"; "none": every sample's own prediction, (S, ...); "max": the largest of them, entry by entry;
+        "weighted": their mean by weights (B, S), >= 0, of any sum but 0, with a gradient (weighted frames). All but "mean"
+        read out sample by sample. Raises TypeError where samples is no int, ValueError where it is below 1, for another
+        reduce and for weights that do not fit, and what the batch's `check` raises.
         """
         check_count("Symmetrized", "samples", samples)
-        g, penalties = self._draw(batch, samples, Draws(generator))
-        if self.samples_mesh is None:
+        check_reduction(reduce, weights, batch, samples)
+        if self.samples_mesh is not None and reduce != "mean":
+            raise ValueError(f"Symmetrized: reduce must be 'mean' where processes share the samples, got {reduce!r}")
+        g, penalties = self._draw(batch, samples, Draws(generator, kind=self.draws))
+        if self.samples_mesh is not None:
+            mean = lambda some: self._mean(batch, some, samples_of(some))  # noqa: E731
+            return mean_over_processes(mean, g, samples, self.samples_mesh, own=self.training), penalties
+        if reduce == "mean":
             return self._mean(batch, g, samples), penalties
-        mean = lambda some: self._mean(batch, some, samples_of(some))  # noqa: E731
-        return mean_over_processes(mean, g, samples, self.samples_mesh, own=self.training), penalties
+        each = self._each(batch, g, samples)
+        if reduce == "weighted":
+            each = (weights_of_rows(self.readout, batch, weights, each) * each).sum(0)
+        return each.amax(0) if reduce == "max" else each, penalties
+
+    def estimate(
+        self,
+        batch: Batch,
+        samples: int,
+        generator: torch.Generator | None = None,
+        *,
+        tolerance: float | None = None,
+        step: int = 8,
+    ) -> Estimate:
+        """Inference with its standard error: the mean, `step` samples at a time, until the error is small enough.
+
+        Stops where the largest standard error of all outputs is at most the tolerance (looked at after every step, which
+        waits for the GPU), or with `samples`; None: with these. Samples that depend on each other count together, so that
+        step and samples are rounded up to whole blocks of them. The noise is that of `forward`. Runs without gradients.
+
+        Raises RuntimeError in training mode, where samples see each other, ValueError for a tolerance below 0, and as
+        `forward`.
+        """
+        return estimate(self, batch, samples, Draws(generator, kind=self.draws), tolerance, step)
 
     def apply_elements(self, batch: Batch, g: Any) -> Tensor:
         """The prediction for group elements given by hand. Raises what the batch's `check` raises."""
@@ -93,3 +135,19 @@ class Symmetrized(nn.Module):
 
         modules = [self.embed, self.backbone, self.readout]
         return self.chunks.mean(run, samples, batch.device, modules, tensors(g))
+
+    def _each(self, batch: Batch, g: Any, samples: int) -> Tensor:
+        """(S, ...) every sample's prediction, chunk by chunk."""
+        group, size = self.distribution.group, self.chunks.now(samples)
+
+        def run(first: int, count: int) -> Tensor:
+            some = narrow(g, first, count)
+            outputs = self.backbone(*self.embed(batch, group, some))
+            parts = [(outputs.narrow(1, s, 1), narrow(some, s, 1)) for s in range(count)]
+            return torch.stack([self.readout(y, batch, group, one) for y, one in parts])
+
+        if size == samples:
+            return run(0, samples)
+        where = {"device": batch.device, "modules": [self.embed, self.backbone, self.readout]}
+        starts = range(0, samples, size)
+        return torch.cat([recomputed(run, first, min(size, samples - first), **where) for first in starts])

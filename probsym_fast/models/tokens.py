@@ -155,6 +155,8 @@ class DiagonalReadout(nn.Module):
     the permutation is not of N slots.
     """
 
+    rows = "nodes"  # of the prediction
+
     def __init__(self, N: int, width: int, grid: int, out_features: int):
         super().__init__()
         _check_counts("DiagonalReadout", N=N, width=width, grid=grid, out_features=out_features)
@@ -176,6 +178,8 @@ class PairReadout(nn.Module):
     A transposed convolution to an N x N map, of which only these pairs are computed. Raises ValueError where the batch has
     no pairs and where the permutation is not of N slots.
     """
+
+    rows = "pairs"  # of the prediction
 
     def __init__(self, N: int, width: int, grid: int, out_features: int = 1):
         super().__init__()

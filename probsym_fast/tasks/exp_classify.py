@@ -117,7 +117,7 @@ class ExpClassify(Task):
         else:
             network = mlp(N, WIDTHS["mlp"], FEATURES, "relu", last=False, soft=config.soft)
         distribution = config.distribution.build(config.method, Symmetric(N), FEATURES, config.seed)
-        return Symmetrized(*network, distribution, **config.samples.chunks())
+        return Symmetrized(*network, distribution, **config.samples.settings())
 
     def dataset(self, split: str) -> GraphLabels:
         if self._data is None:

@@ -176,7 +176,7 @@ class NBodyTask(Task):
         if backbone.kind == "gnn":
             network = MessagePassing(2 * DIMENSION, 2, width, layers, DIMENSION)
             parts = network, NodeVectors(), NodeReadout(displacement=False)
-            return Symmetrized(*parts, self.distribution(), **self.config.samples.chunks())
+            return Symmetrized(*parts, self.distribution(), **self.config.samples.settings())
         network = Transformer(
             in_features=2 * DIMENSION + 2,
             width=width,
@@ -189,7 +189,7 @@ class NBodyTask(Task):
             read=[i * (BODIES + 1) for i in range(BODIES)],  # the diagonal
         )
         parts = network, PairTokens(), NodeReadout(displacement=True)
-        return Symmetrized(*parts, self.distribution(), **self.config.samples.chunks())
+        return Symmetrized(*parts, self.distribution(), **self.config.samples.settings())
 
     def dataset(self, split: str) -> NBody:
         return NBody(split, self.config.data, self.config.count if split == "train" else None)

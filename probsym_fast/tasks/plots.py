@@ -153,8 +153,8 @@ def plot_graphs(path: Path, pictures: list[tuple[str, Tensor, list[tuple[int, in
 
 
 def plot_profile(path: Path, name: str, rows: list[dict[str, Any]]) -> None:
-    """Latency, throughput, peak memory, tax and variance against S, a line a mode, backend and chunk; rows as of
-    `profile.Row`."""
+    """Latency, throughput, peak memory, tax and variance against S, a line a mode, backend, chunk and kind of draws;
+    rows as of `profile.Row`."""
     panels = (
         ("latency", 1e3, "step (ms)"),
         ("throughput", 1.0, "graphs / s"),
@@ -163,12 +163,13 @@ def plot_profile(path: Path, name: str, rows: list[dict[str, Any]]) -> None:
         ("variance", 1.0, "variance of the prediction"),
     )
     panels = [panel for panel in panels if any(row[panel[0]] is not None for row in rows)]
-    parts = {key: {row[key] for row in rows} for key in ("mode", "backend", "chunk")}
+    parts = {key: {row[key] for row in rows} for key in ("mode", "backend", "chunk", "draws")}
     lines: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         words = [row["mode"]] if len(parts["mode"]) > 1 else []
         words += [row["backend"]] if len(parts["backend"]) > 1 else []
         words += [f"chunk {row['chunk'] or 'all'}"] if len(parts["chunk"]) > 1 else []
+        words += [row["draws"]] if len(parts["draws"]) > 1 else []
         lines.setdefault(", ".join(words) or row["mode"], []).append(row)
     samples = sorted({row["samples"] for row in rows})
     with plt.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42}):

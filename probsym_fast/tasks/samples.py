@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from probsym_fast.tasks.config import COUNT, POSITIVE, Limit
 
@@ -23,6 +23,7 @@ class Samples:
         valid: in validation.
         test: in the test.
         trials: times the test is repeated with other noise.
+        draws: "independent" noise, "antithetic" pairs z and -z, or "stratified" rotations too.
         chunk: how many run at once, whose memory is then all that is taken; null: all; "auto": all where they fit, else the
             most that do, found by measuring.
         memory: GB that the samples at once may take with "auto"; null: what the GPU has (on a CPU: any).
@@ -32,6 +33,7 @@ class Samples:
     valid: int = 20
     test: int = 20
     trials: int = 5
+    draws: Literal["independent", "antithetic", "stratified"] = "independent"
     chunk: int | str | None = None
     memory: float | None = None
 
@@ -39,6 +41,7 @@ class Samples:
         if self.memory is not None and self.chunk != "auto":
             raise ValueError(f"config: samples.memory must be null unless samples.chunk is auto, got {self.memory}")
 
-    def chunks(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """The arguments of `Symmetrized`."""
-        return {"chunk": self.chunk, "memory": None if self.memory is None else round(self.memory * 1e9)}
+        memory = None if self.memory is None else round(self.memory * 1e9)
+        return {"draws": self.draws, "chunk": self.chunk, "memory": memory}

@@ -213,7 +213,7 @@ class VisionTask(Task):
         readout = self.readout(width, grid)
         group = Symmetric(of.N)
         distribution = config.distribution.build(config.method, group, of.node_channels, config.seed)
-        return Symmetrized(backbone, embed, readout, distribution, **config.samples.chunks())
+        return Symmetrized(backbone, embed, readout, distribution, **config.samples.settings())
 
     def dataset(self, split: str) -> LabelledGraphs:
         if split not in self._sets:

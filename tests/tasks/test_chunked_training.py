@@ -91,6 +91,7 @@ def test_keys():
         model = tasks.load(name, ["--samples.chunk", "auto", "--samples.memory", "0.5"]).model()
         assert model.chunks.size == "auto" and model.chunks.memory == 500_000_000
         assert tasks.load(name).model().chunks.size is None
+        assert tasks.load(name, ["--samples.draws", "antithetic"]).model().draws == "antithetic"
     for flags, message in (
         (["--samples.chunk", "0"], 'config: samples.chunk must be at least 1, "auto" or null, got 0'),
         (["--samples.chunk", "all"], "config: samples.chunk must be at least 1, \"auto\" or null, got 'all'"),
