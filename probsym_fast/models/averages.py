@@ -28,13 +28,13 @@ def check_reduction(reduce: str, weights: Tensor | None, batch: Batch, samples: 
         raise ValueError(f"Symmetrized: reduce must be one of {REDUCTIONS}, got {reduce!r}")
     if (weights is None) == (reduce == "weighted"):
         wanted = f"(B, S) = {(batch.size, samples)}" if reduce == "weighted" else f"None with reduce {reduce!r}"
-        raise ValueError(f"Symmetrized: weights must be {wanted}, got {None if weights is None else tuple(weights.shape)}")
+        raise ValueError(
+            f"Symmetrized: weights must be {wanted}, got {None if weights is None else tuple(weights.shape)}"
+        )
     if weights is None:
         return
     if tuple(weights.shape) != (batch.size, samples):
-        raise ValueError(
-            f"Symmetrized: weights must be (B, S) = {(batch.size, samples)}, got {tuple(weights.shape)}"
-        )
+        raise ValueError(f"Symmetrized: weights must be (B, S) = {(batch.size, samples)}, got {tuple(weights.shape)}")
     if not weights.is_floating_point():
         raise TypeError(f"Symmetrized: weights must be floating point, got {weights.dtype}")
     if looks_at_values(weights):

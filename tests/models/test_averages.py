@@ -64,7 +64,9 @@ def test_pairs_mirror_each_other(kind):
 def test_a_sample_alone_is_distributed_as_ever(kind):
     """Moments of every place in a block, within five standard errors."""
     count, block = 40_000, 2
-    u, z = (getattr(Draws(seed=1, kind=kind), draw)((count, block, 1), "test")[..., 0] for draw in ("uniform", "normal"))
+    u, z = (
+        getattr(Draws(seed=1, kind=kind), draw)((count, block, 1), "test")[..., 0] for draw in ("uniform", "normal")
+    )
     for place in range(block):
         for power, moment in ((1, 1 / 2), (2, 1 / 3), (3, 1 / 4)):
             variance = 1 / (2 * power + 1) - moment**2
@@ -219,7 +221,9 @@ def test_reductions():
         f.chunks = Chunks()
         whole = draw(**how)
         assert_near(chunked, whole)
-        gradients = [torch.autograd.grad(y.square().sum(), list(f.parameters()), allow_unused=True) for y in (chunked, whole)]
+        gradients = [
+            torch.autograd.grad(y.square().sum(), list(f.parameters()), allow_unused=True) for y in (chunked, whole)
+        ]
         for a, b in zip(*gradients, strict=True):
             assert (a is None and b is None) or torch.allclose(a, b, atol=1e-12)
         f.chunks = Chunks(2)
@@ -233,8 +237,10 @@ def test_weights_of_nodes_and_pairs_are_their_graphs(kind):
     embed = models.FlatGraph(N, width, 2) if kind == "nodes" else models.GraphTokens(N, width, 3, 2)
     f = Symmetrized(models.MLP([width, width]), embed, readout, Frame(Symmetric(N))).double()
     weights = torch.eye(3, dtype=torch.float64)[:, [0, 1, 1, 2]] + 1e-30  # graph 0: sample 0, 1: 1 and 2, 2: 3
-    each, found = (f(batch, 4, torch.Generator().manual_seed(2), **how)[0] for how in (
-        {"reduce": "none"}, {"reduce": "weighted", "weights": weights}))
+    each, found = (
+        f(batch, 4, torch.Generator().manual_seed(2), **how)[0]
+        for how in ({"reduce": "none"}, {"reduce": "weighted", "weights": weights})
+    )
     graph = batch.graph if kind == "nodes" else torch.tensor([0, 1, 1, 2])
     expected = torch.stack([each[:, i][[[0], [1, 2], [3]][b]].mean(0) for i, b in enumerate(graph.tolist())])
     assert_near(found, expected)
@@ -246,9 +252,17 @@ def test_bad_reductions():
         (ValueError, {"reduce": "sum"}, "reduce must be one of ('mean', 'none', 'max', 'weighted'), got 'sum'"),
         (ValueError, {"reduce": "weighted"}, "weights must be (B, S) = (2, 3), got None"),
         (ValueError, {"weights": torch.ones(2, 3)}, "weights must be None with reduce 'mean', got (2, 3)"),
-        (ValueError, {"reduce": "weighted", "weights": torch.ones(3, 2)}, "weights must be (B, S) = (2, 3), got (3, 2)"),
+        (
+            ValueError,
+            {"reduce": "weighted", "weights": torch.ones(3, 2)},
+            "weights must be (B, S) = (2, 3), got (3, 2)",
+        ),
         (TypeError, {"reduce": "weighted", "weights": torch.ones(2, 3).long()}, "weights must be floating point, got"),
-        (ValueError, {"reduce": "weighted", "weights": torch.zeros(2, 3)}, "weights must be finite, >= 0 and of a sum > 0"),
+        (
+            ValueError,
+            {"reduce": "weighted", "weights": torch.zeros(2, 3)},
+            "weights must be finite, >= 0 and of a sum > 0",
+        ),
     ):
         with pytest.raises(error, match=re.escape(f"Symmetrized: {message}")):
             f(batch, 3, **how)
