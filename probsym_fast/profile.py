@@ -34,11 +34,11 @@ MODES = ("training", "inference")
 
 @dataclass
 class Row:
-    """Of one number of samples S, in one mode, with one backend, chunk and kind of draws; None: not measured (out of memory, or no meaning).
+    """Of one number of samples S, in one mode, with one backend, chunk and kind of draws.
 
     latency: median seconds a step (low, high: quartiles). throughput: graphs a second; sampled graphs are S times as many.
     peak: bytes of a step beyond model and batch. tax: latency over that of the bare backbone, in turn with it. variance: of
-    the prediction over noise, mean over its entries.
+    the prediction over noise, mean over its entries. None: not measured (out of memory, or without meaning).
     """
 
     mode: str
@@ -98,11 +98,12 @@ def profile(
     seconds: float = 1.0,
     repeats: int = 16,
 ) -> Profile:
-    """Measures a model or task at every number of samples, in training and inference, with every backend, chunk and kind of draws.
+    """Measures a model or task at every number of samples, in every mode, with every backend, chunk and kind of draws.
 
     what: a `Symmetrized` and a `batch` for it, or a task (`tasks.load(NAME)`), whose first training batch, loss, precision
     and clipping are taken. A training step of a model alone has the mean square of its prediction as loss. chunks: as in
-    `models.chunks.Chunks`; None: all samples at once. draws: kinds, as in `groups.Draws`; None: the model's. device: None: the batch's, of a task the GPU if there is one.
+    `models.chunks.Chunks`; None: all samples at once. draws: kinds as in `groups.Draws`; None: the model's. device: None:
+    the batch's, of a task the GPU if there is one.
     seconds: given to each row, at least three rounds. repeats: predictions that the variance is taken over.
 
     A row that runs out of memory has no figures. The model keeps its weights and buffers. Raises TypeError for other
