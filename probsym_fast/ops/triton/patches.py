@@ -179,7 +179,11 @@ class Patches:
         return rows, place[-1:]
 
     def _constants(self, W: Tensor) -> dict:
-        block = width_block(W.shape[-1], 512 // W.element_size())  # half of it in float32, for registers
+        D = W.shape[-1]
+        most = (
+            512 // W.element_size() // (1 if D % 16 == 0 else 2)
+        )  # registers: for rows that move number by number too
+        block = width_block(D, most)
         return {"PRECISION": precision(W.dtype), "BLOCK_X": LINE, "BLOCK_D": block}
 
     def times(self, W: Tensor, bias: Tensor | None) -> Tensor:
