@@ -180,10 +180,8 @@ class Patches:
 
     def _constants(self, W: Tensor) -> dict:
         D = W.shape[-1]
-        most = (
-            512 // W.element_size() // (1 if D % 16 == 0 else 2)
-        )  # registers: for rows that move number by number too
-        block = width_block(D, most)
+        most = 512 // W.element_size()  # what the registers hold, where rows move in 16 bytes
+        block = width_block(D, most if D % 16 == 0 else most // 2)
         return {"PRECISION": precision(W.dtype), "BLOCK_X": LINE, "BLOCK_D": block}
 
     def times(self, W: Tensor, bias: Tensor | None) -> Tensor:
