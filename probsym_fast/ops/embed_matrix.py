@@ -62,7 +62,8 @@ def embed_matrix(
     Returns: (B, S, grid^2, D), dtype of the weight.
 
     Gradients: matrix, weight, bias, p. Cost, kernel: a matrix product over the tokens that hold valid slots,
-    (tokens, P^2 C) x (P^2 C, D); gradient to p: 4 n^3 C operations a sample more, one n x n matrix at a time.
+    (tokens, P^2 C) x (P^2 C, D); gradient to p: 4 n^3 C operations a sample more, one n x n matrix at a time
+    (triton: as many as fit 256 MiB).
     Raises: as `embed_edges`.
     """
     op = "embed_matrix"

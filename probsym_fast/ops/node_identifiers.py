@@ -38,7 +38,7 @@ def node_identifiers(
 
     Args:
         ptr: (B + 1,) int64. p: permutations (B, S, N). weight: (N, D). nodes: ptr's last entry, where it must not be
-            read (torch.compile; a GPU, which would be waited for). backend: "auto", "cpu" or "reference".
+            read (torch.compile; a GPU, which would be waited for). backend: "auto", "cpu", "triton" or "reference".
 
     Returns: (nodes, S, D), dtype of the weight.
 

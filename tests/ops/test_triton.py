@@ -53,6 +53,7 @@ def interpreted(request):
 # --- every configuration compiled ---
 
 ARCHITECTURES = (80, 90, 100)
+SHARED = 99 * 1024  # bytes that a program may have on the smallest of compute capability 8 and above
 TYPES = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
@@ -108,18 +109,27 @@ class Launches:
 
     def __call__(self, kernel, grid, arguments, settings):
         assert all(isinstance(x, int) and x >= 0 for x in grid(settings))
-        for configuration in kernel.configurations:
+        for configuration in kernel.among(settings):
             every = settings | configuration
-            options = {k: every.pop(k) for k in ("num_warps", "num_stages") if k in every} | _launch.OPTIONS
+            chosen = {k: every.pop(k) for k in ("num_warps", "num_stages", "maxnreg") if k in every}
+            options = _launch.OPTIONS | chosen
             source = specialised(kernel.function, arguments, every)
             self.kept[kernel.name, repr((source, options))] = kernel.function, source, options
 
 
-def launches_of(name: str, dtype: torch.dtype, monkeypatch) -> list:
-    """The launches of an op, forward and backward, for sizes as in the experiments; nothing runs."""
-    launches = Launches()
+def launches_of(name: str, dtype: torch.dtype, monkeypatch, precisions=("ieee", "tf32")) -> list:
+    """The launches of an op, forward and backward, for sizes as in the experiments; nothing runs.
+
+    precisions: what torch lets products of float32 be in.
+    """
+    launches, matmul = Launches(), torch.backends.cuda.matmul
     monkeypatch.setattr(_launch, "launch", launches)
-    CASES[name](dtype)
+    before = matmul.fp32_precision
+    try:
+        for matmul.fp32_precision in precisions if dtype == torch.float32 else ("ieee",):
+            CASES[name](dtype)
+    finally:
+        matmul.fp32_precision = before
     return list(launches.kept.items())
 
 
@@ -154,6 +164,28 @@ def items_case(name, dtype):
         through(name, "backward")(out, first, second, *rest, True, True, True, True)
 
 
+def embed_matrix_case(dtype):
+    """As wide as a ViT and of a width that 16 does not divide, one channel and several, several samples and one."""
+    for B, S, N, grid, C, D in ((2, 2, 188, 14, 1, 768), (2, 1, 20, 3, 3, 70)):
+        P, soft = patch_size(N, grid), [torch.zeros(B, S, N) for _ in range(3)]
+        matrix, order = torch.zeros(B, N, N, C, dtype=dtype), torch.arange(N).expand(B, S, N)
+        slots = slots_of_places(N, grid, "zeros", False, torch.device("cpu"))
+        weight = torch.zeros(P, P, C, D, dtype=dtype).permute(3, 2, 0, 1)
+        rest = matrix, None, order, order, *soft, 0.5, slots, grid, weight
+        through("embed_matrix", "forward")(*rest, torch.zeros(D, dtype=dtype) if S == 2 else None)
+        tokens = torch.zeros(B, S, grid**2, D, dtype=dtype)
+        through("embed_matrix", "backward")(tokens, *rest, True, True, True, True)
+
+
+def node_identifiers_case(dtype):
+    for B, S, N, D in ((16, 10, 64, 64), (2, 1, 188, 7)):
+        ptr, rank = torch.arange(0, B * N + 1, N), torch.arange(N).expand(B, S, N)
+        soft, weight = [torch.zeros(B, S, N) for _ in range(3)], torch.zeros(N, D, dtype=dtype)
+        arguments = ptr, rank, rank, *soft, 0.5, weight
+        out = through("node_identifiers", "forward")(*arguments, B * N)
+        through("node_identifiers", "backward")(out, *arguments, True, True)
+
+
 def act_orthogonal_case(dtype):
     frames = torch.zeros(2, 3, 3, 3)
     for C, mean, inverse in ((1, True, False), (16, False, True), (16, True, True)):
@@ -183,6 +215,8 @@ CASES = {
     "aggregate": aggregate_case,
     "linear_batch_norm_relu": linear_batch_norm_relu_case,
     "embed": lambda dtype: items_case("embed", dtype),
+    "embed_matrix": embed_matrix_case,
+    "node_identifiers": node_identifiers_case,
     "readout": lambda dtype: items_case("readout", dtype),
 }
 
@@ -208,9 +242,10 @@ def test_compiles_without_spills(architecture, monkeypatch, tmp_path):
                 found |= dict(launches_of(name, dtype, monkeypatch))
     assert found
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # most of it is LLVM and ptxas, which run beside each other
-        binaries = list(pool.map(lambda launch: compiled(launch, architecture).asm["cubin"], found.values()))
-    for ((kernel, _), launch), binary in zip(found.items(), binaries, strict=True):
-        used = resources(binary, tmp_path)
+        binaries = list(pool.map(lambda launch: compiled(launch, architecture), found.values()))
+    for ((kernel, _), launch), made in zip(found.items(), binaries, strict=True):
+        used = resources(made.asm["cubin"], tmp_path)
+        assert made.metadata.shared <= SHARED, (kernel, launch[1], made.metadata.shared)
         assert used["REG"] <= 65536 // (32 * launch[2]["num_warps"]), (kernel, used)
         assert used["STACK"] == used["LOCAL"] == 0, (kernel, launch[1], used)
 
@@ -224,6 +259,21 @@ def test_rows_move_in_16_bytes(name, monkeypatch):
                 ptx = compiled(launch, 90).asm["ptx"]
                 assert re.search(r"ld\.global\S*\.v4\.b32", ptx), (kernel, launch[1:])
                 assert kernel == "gather" or re.search(r"st\.global\S*\.v4\.b32", ptx), (kernel, launch[1:])
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [("bfloat16", "ieee"), ("float32", "ieee"), ("float32", "tf32")])
+def test_products_are_on_the_tensor_cores(dtype, precision, monkeypatch):
+    """In half precision; in float32 only where torch lets its own products be in tf32. Bytes move in 16."""
+    seen = {}
+    for name in ("embed_matrix", "node_identifiers"):
+        for (kernel, _), launch in launches_of(name, getattr(torch, dtype), monkeypatch, (precision,)):
+            seen.setdefault(kernel, launch)
+    for kernel in ("multiply", "multiply_transposed", "reduce_matrix", "reduce_identifiers"):
+        ptx = compiled(seen[kernel], 90).asm["ptx"]
+        cores = re.search(r"wgmma\.mma_async|mma\.sync", ptx) is not None
+        assert cores == (dtype == "bfloat16" or precision == "tf32"), kernel
+        if (kernel, dtype) == ("multiply", "bfloat16"):
+            assert re.search(r"cp\.async\S* \[.*\], 0x10", ptx) and re.search(r"st\.global\S*\.v4\.b32", ptx)
 
 
 CONFIGURATIONS = {"BLOCK": 1}, {"BLOCK": 2}, {"BLOCK": 3}

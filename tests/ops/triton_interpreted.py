@@ -7,14 +7,17 @@ import re
 
 os.environ["TRITON_INTERPRET"] = "1"
 
+import numpy
 import pytest
 import torch
+import triton.language as tl
 from torch._subclasses import FakeTensorMode
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from probsym_fast.ops import OPS, Permutation, aggregate, debug, embed_edges, orthogonal_frame, readout
 from probsym_fast.ops._op import BACKENDS
 from probsym_fast.ops._patches import patch_size, slots_of_places
-from probsym_fast.ops.triton import KERNELS, _lazy
+from probsym_fast.ops.triton import KERNELS, _launch, _lazy
 from tests.conftest import assert_near
 from tests.ops.graphs import batch, weights
 from tests.ops.test_backends import CALLS, Calls, matrices
@@ -49,6 +52,22 @@ def garbage_in_fresh_memory(monkeypatch):
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
+
+
+@pytest.fixture(autouse=True)
+def products_of_bfloat16(monkeypatch):
+    """The interpreter keeps bfloat16 as uint16 and would multiply these: its products get them as float32."""
+    multiply = InterpreterBuilder.create_dot
+
+    def widened(x):
+        if x.dtype.scalar != tl.bfloat16:
+            return x
+        return TensorHandle((x.data.astype(numpy.uint32) << 16).view(numpy.float32), tl.float32)
+
+    def create_dot(self, a, b, *rest):
+        return multiply(self, widened(a), widened(b), *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
 
 
 class Through(torch.autograd.Function):
@@ -177,6 +196,84 @@ def test_embed_of_nothing(axes):
         _lazy("embed", "forward")(outside, torch.ones(3, 2), *rest),
         _lazy("embed", "forward")(outside[:, :1], torch.ones(1, 2), *rest),
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("N", "grid", "pad_mode", "centered"), GRIDS)
+def test_embed_matrix(N, grid, pad_mode, centered, dtype):
+    data, P, D = batch([max(1, N - 2), N, 1], N, C=2, S=2), patch_size(N, grid), 20
+    slots = slots_of_places(N, grid, pad_mode, centered, torch.device("cpu"))
+    arguments = [data.matrix.to(dtype), data.ptr.diff(), *soft_arguments(data)[1:], slots, grid]
+    arguments += [weights(D, 2, P, P).to(dtype), torch.randn(D).to(dtype)]
+    check("embed_matrix", arguments, [0, 4, 5, 6, 10, 11])
+    if pad_mode == "zeros":
+        arguments[4:7] = [None] * 3
+        check("embed_matrix", [*arguments[:-1], None], [10])
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_embed_matrix_beyond_one_block(parts, monkeypatch):
+    """Patch lines, widths and slots of several blocks; tokens in several parts, a graph's samples in several chunks."""
+    N, grid, C, D = (4, 2, 4, 5) if parts else (66, 2, 1, 258)
+    data, P = batch([N, N] if parts else [N], N, C=C, S=3 if parts else 1), patch_size(N, grid)
+    if parts:
+        gradient, patches = (
+            importlib.import_module(f"probsym_fast.ops.triton.{x}") for x in ("matrix_gradient", "patches")
+        )
+        monkeypatch.setattr(gradient, "PRODUCTS", 4 * (grid**2 * P * P * C + N * N * C) * 2)  # of two samples
+        monkeypatch.setattr(patches, "SPLIT", 5)
+    slots, weight = slots_of_places(N, grid, "zeros", False, torch.device("cpu")), weights(D, C, P, P).float() / P
+    arguments = [data.matrix.float(), None, *soft_arguments(data)[1:], slots, grid, weight, None]
+    check("embed_matrix", arguments, [0, 4, 5, 6, 10])
+
+
+@pytest.mark.parametrize(("B", "S"), [(0, 3), (2, 0)])
+def test_embed_matrix_of_nothing(B, S):
+    slots, order = slots_of_places(4, 2, "zeros", False, torch.device("cpu")), torch.arange(4).expand(B, S, 4)
+    soft = [torch.zeros(B, S, 4)] * 3
+    arguments = [torch.randn(B, 4, 4, 2), torch.ones(B, dtype=torch.int64), order, order, *soft, 0.5, slots, 2]
+    check("embed_matrix", [*arguments, weights(5, 2, 2, 2).float(), torch.randn(5)], [0, 4, 5, 6, 10, 11])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("sizes", "N", "S", "D"), [([5, 1, 3, 7], 7, 3, 20), ([66], 66, 1, 1), ([2, 3], 3, 2, 530)])
+def test_node_identifiers(sizes, N, S, D, dtype):
+    data = batch(sizes, N, S=S)
+    arguments = [*soft_arguments(data), weights(N, D).to(dtype), int(data.ptr[-1])]
+    check("node_identifiers", arguments, [3, 4, 5, 7])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("number", [1, 2])
+def test_other_configurations(number, dtype, monkeypatch, mode):
+    """Of products of matrices, where the one that is fixed is not the only one."""
+    if mode == "deterministic":
+        pytest.skip("there the first is taken")
+
+    def numbered(self, constants):
+        return self.configurations[number % len(self.configurations) :]  # of the tensor cores for float32 too
+
+    monkeypatch.setattr(_launch.Kernel, "among", numbered)
+    data, slots = batch([3, 4], 4, C=3, S=2), slots_of_places(4, 2, "zeros", False, torch.device("cpu"))
+    p = soft_arguments(data)
+    arguments = [data.matrix.to(dtype), data.ptr.diff(), *p[1:], slots, 2, weights(5, 3, 2, 2).to(dtype), None]
+    check("embed_matrix", arguments, [0, 4, 5, 6, 10])
+    check("node_identifiers", [*p, weights(4, 5).to(dtype), 7], [3, 4, 5, 7])
+
+
+def test_node_identifiers_of_many_samples(monkeypatch):
+    module = importlib.import_module("probsym_fast.ops.triton.node_identifiers")
+    monkeypatch.setattr(module, "SPLIT", 8)
+    data = batch([3, 2, 3], 3, S=7)
+    check("node_identifiers", [*soft_arguments(data), weights(3, 5).float(), 8], [3, 4, 5, 7])
+
+
+@pytest.mark.parametrize(("B", "S", "nodes"), [(0, 3, 0), (2, 2, 0), (2, 0, 4)])
+def test_node_identifiers_of_nothing(B, S, nodes):
+    """No graphs; graphs without nodes; no samples."""
+    ptr, rank = torch.tensor([0] + [nodes // 2] * (B > 0) + [nodes] * (B > 1)), torch.arange(4).expand(B, S, 4)
+    soft = [torch.zeros(B, S, 4)] * 3
+    check("node_identifiers", [ptr, rank, rank, *soft, 0.5, weights(4, 5).float(), nodes], [3, 4, 5, 7])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

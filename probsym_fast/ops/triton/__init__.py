@@ -15,7 +15,9 @@ HALF = (torch.float32, torch.bfloat16, torch.float16)
 KERNELS = {  # op -> dtypes
     "aggregate": HALF,
     "embed": HALF,
+    "embed_matrix": HALF,
     "readout": HALF,
+    "node_identifiers": HALF,
     "act_orthogonal": HALF,
     "orthogonal_frame": (torch.float32,),
     "linear_batch_norm_relu": HALF,

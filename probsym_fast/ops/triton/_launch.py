@@ -17,7 +17,7 @@ from probsym_fast.ops._debug import debugging
 from probsym_fast.ops.triton import KernelFailure
 
 # Of every compilation: triton's default for fusion changes; without a bound on registers ptxas aims at a rounder number of
-# them and spills a register or two to reach it.
+# them and spills a register or two to reach it. A configuration may have its own bound (maxnreg).
 OPTIONS = {"enable_fp_fusion": True, "maxnreg": 128}
 
 
@@ -26,10 +26,11 @@ class Kernel:
 
     The first one is taken where the choice must not vary or nothing can be measured: in deterministic mode, in a CUDA graph
     capture, without a GPU. Else the fastest for the bucket of the sizes, measured once and kept in triton's cache.
+    ieee: in place of the others where PRECISION is "ieee", which has no tensor cores and unrolls products into single ones.
     """
 
-    def __init__(self, function: Callable, configurations: tuple[dict, ...]):
-        self.function, self.configurations = function, configurations
+    def __init__(self, function: Callable, configurations: tuple[dict, ...], ieee: tuple[dict, ...] = ()):
+        self.function, self.configurations, self.ieee = function, configurations, ieee
         self.name = function.__name__.strip("_")
         self.chosen: dict[str, dict] = {}
 
@@ -52,16 +53,22 @@ class Kernel:
                 message = f"the kernel {self.name} failed on {device} for {shapes}: {error}"
                 raise KernelFailure(message) from error
 
+    def among(self, constants: dict) -> tuple[dict, ...]:
+        """The configurations for these constexpr arguments."""
+        return self.ieee if self.ieee and constants["PRECISION"] == "ieee" else self.configurations
+
     def _choose(self, device, grid, arguments, sizes, constants) -> dict:
-        fixed = len(self.configurations) == 1 or device.type != "cuda" or torch.are_deterministic_algorithms_enabled()
+        configurations = self.among(constants)
+        fixed = len(configurations) == 1 or device.type != "cuda" or torch.are_deterministic_algorithms_enabled()
         if fixed:
-            return self.configurations[0]
+            return configurations[0]
         dtypes = [str(x.dtype) for x in arguments if isinstance(x, Tensor)]
         key = repr((torch.cuda.get_device_name(device), dtypes, constants, [bucket(x) for x in sizes]))
         if key not in self.chosen:
             if torch.cuda.is_current_stream_capturing():
-                return self.configurations[0]
-            self.chosen[key] = self._read(key) or self._measure(key, grid, arguments, constants)
+                return configurations[0]
+            kept = self._read(key, configurations)
+            self.chosen[key] = kept if kept in configurations else self._measure(key, grid, arguments, constants)
         return self.chosen[key]
 
     def _measure(self, key, grid, arguments, constants) -> dict:
@@ -69,14 +76,14 @@ class Kernel:
             triton.testing.do_bench(
                 lambda c=c: launch(self, grid, arguments, constants | c), warmup=5, rep=20, return_mode="median"
             )
-            for c in self.configurations
+            for c in self.among(constants)
         ]
-        best = self.configurations[times.index(min(times))]
+        best = self.among(constants)[times.index(min(times))]
         with not_kept():
             self._cache(key).put(json.dumps(best), "configuration.json", binary=False)
         return best
 
-    def _read(self, key) -> dict | None:
+    def _read(self, key, configurations) -> dict | None:
         """The choice that was kept; None where there is none, or none that can be read or taken."""
         kept = None
         with not_kept():
@@ -84,7 +91,7 @@ class Kernel:
             if path is not None:
                 with open(path) as file:
                     kept = json.load(file)
-        return kept if kept in self.configurations else None
+        return kept if kept in configurations else None
 
     def _cache(self, key):
         whole = f"probsym_fast {triton.__version__} {self.function.cache_key} {key}"
@@ -114,12 +121,12 @@ def launch(kernel: Kernel, grid: Callable, arguments: tuple, settings: dict) -> 
     """The one place that launches; an empty grid launches nothing."""
     size = grid(settings)
     if 0 not in size:
-        kernel.function[size](*arguments, **settings, **OPTIONS)
+        kernel.function[size](*arguments, **(OPTIONS | settings))
 
 
-def kernel(*configurations: dict) -> Callable:
+def kernel(*configurations: dict, ieee: tuple[dict, ...] = ()) -> Callable:
     """Decorates a function for triton.jit."""
-    return lambda function: Kernel(triton.jit(function), configurations or ({"num_warps": 4},))
+    return lambda function: Kernel(triton.jit(function), configurations or ({"num_warps": 4},), ieee)
 
 
 def bucket(size: int) -> int:
@@ -137,3 +144,10 @@ def width_block(width: int, most: int) -> int:
 def fresh_like(x: Tensor) -> Tensor:
     """An empty tensor of x's shape, its strides those of a fresh one whatever x's axes of length 1 have."""
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def precision(dtype: torch.dtype) -> str:
+    """Of products of float32 on the tensor cores: "tf32", which holds the digits of bfloat16 and float16, where an op's
+    dtype is one of these or torch has it so (torch.backends.cuda.matmul), else "ieee".
+    """
+    return "tf32" if dtype != torch.float32 or torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"

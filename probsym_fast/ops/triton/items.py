@@ -204,10 +204,7 @@ class Items:
         self.L = self.grid**self.axes
         self.tokens, self.offsets = self.B * self.S * self.L, self.patch**self.axes
         self.steps = self.B.bit_length()
-        self.places = torch.empty(self.N, self.Q, dtype=torch.int32, device=self.items.device)
-        places = self.slots.shape[0]
-        blocks = {"BLOCK_P": bucket(places), "BLOCK_Q": bucket(self.Q)}
-        _places(lambda settings: (self.N,), self.slots, self.places, places, self.Q, **blocks)
+        self.places = places_of_slots(self.slots, self.N, self.Q)
         E = self.S * self.M * self.copies if self.B else 0
         if max(E + BLOCK, self.tokens) >= 2**31:
             raise ValueError(
@@ -267,6 +264,13 @@ class Items:
             splits, float(scale), sizes=(rows, D, self.S * self.M // offsets), BLOCK_D=block,
         )  # fmt: skip
         return (out[0] if splits == 1 else out.sum(0).to(W.dtype)).view(W.shape)
+
+
+def places_of_slots(slots: Tensor, N: int, most: int) -> Tensor:
+    """(N, most) int32: the places that a slot stands in, rising; -1 beyond."""
+    places, count = torch.empty(N, most, dtype=torch.int32, device=slots.device), slots.shape[0]
+    _places(lambda settings: (N,), slots, places, count, most, BLOCK_P=bucket(count), BLOCK_Q=bucket(most))
+    return places
 
 
 def weight_rows(weight: Tensor) -> Tensor:

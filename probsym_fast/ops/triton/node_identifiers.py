@@ -1,0 +1,147 @@
+"""node_identifiers: features[u, s] = weight[rank_s[u]], and its gradient."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from probsym_fast.ops.triton._launch import kernel, precision, width_block
+from probsym_fast.ops.triton.items import graph_of
+from probsym_fast.ops.triton.soft_tiles import SoftTiles, reduce_tile
+
+SPLIT = 512  # samples that one program sums for a row of the weight's gradient
+
+
+@kernel({"TILE": 2048, "num_warps": 4}, {"TILE": 1024, "num_warps": 4}, {"TILE": 4096, "num_warps": 8})
+def _rows_of_nodes(
+    p_ptr, p_rank, p_weight, p_out, rows, S, N, D, graphs, STEPS, TILE: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """features[u, s] for a block of rows (u, s); 0 for nodes that no graph has."""
+    BLOCK_R: tl.constexpr = TILE // BLOCK_D
+    blocks = tl.cdiv(D, BLOCK_D)
+    o_r = (tl.program_id(0) // blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    o_d = (tl.program_id(0) % blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
+    b_node = o_r // S
+    m_u = (o_r < rows) & (b_node < tl.load(p_ptr + graphs))
+    b_graph = tl.minimum(graph_of(p_ptr, b_node, graphs, STEPS), graphs - 1)
+    b_local = b_node - tl.load(p_ptr + b_graph)
+    b_slot = tl.load(p_rank + (b_graph * S + o_r % S) * N + b_local, mask=m_u, other=-1)
+    m_w = (m_u & (b_slot >= 0) & (b_slot < N))[:, None] & (o_d < D)[None, :]
+    b_w = tl.load(p_weight + b_slot[:, None] * D + o_d[None, :], mask=m_w, other=0)
+    tl.store(p_out + o_r[:, None] * D + o_d[None, :], b_w, mask=(o_r < rows)[:, None] & (o_d < D)[None, :])
+
+
+@kernel({"BLOCK_E": 8, "num_warps": 4}, {"BLOCK_E": 16, "num_warps": 8})
+def _sum_of_samples(
+    p_ptr, p_order, p_d, p_out, samples, S, N, D, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr
+):
+    """out[part, j] = the sum of d_features of the nodes in slot j over a part of the samples."""
+    i_slot, i_split = tl.program_id(0), tl.program_id(2)
+    o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    o_e = tl.arange(0, BLOCK_E)
+    b_sum = tl.zeros((BLOCK_E, BLOCK_D), tl.float32)
+    for k in range(0, tl.minimum(SPLIT, samples - i_split * SPLIT), BLOCK_E):
+        o_s = i_split * SPLIT + k + o_e
+        m_s = o_s < samples
+        b_first = tl.load(p_ptr + o_s // S, mask=m_s, other=0)
+        b_nodes = tl.load(p_ptr + o_s // S + 1, mask=m_s, other=0) - b_first
+        b_node = tl.load(p_order + o_s.to(tl.int64) * N + i_slot, mask=m_s, other=-1)
+        m_d = (m_s & (b_node >= 0) & (b_node < b_nodes))[:, None] & (o_d < D)[None, :]
+        b_row = (b_first + b_node) * S + o_s % S
+        b_sum += tl.load(p_d + b_row[:, None] * D + o_d[None, :], mask=m_d, other=0).to(tl.float32)
+    p_part = p_out + (i_split.to(tl.int64) * N + i_slot) * D
+    tl.store(p_part + o_d, tl.sum(b_sum, 0).to(p_out.dtype.element_ty), mask=o_d < D)
+
+
+@kernel(
+    {"BLOCK_J": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2, "maxnreg": 255},
+    {"BLOCK_J": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2, "maxnreg": 255},
+    ieee=({"BLOCK_J": 64, "BLOCK_K": 16, "num_warps": 8, "num_stages": 1, "maxnreg": 255},),
+)
+def _reduce_identifiers(
+    p_ptr, p_order, p_d, p_weight, p_soft, p_rows, p_columns, S, N, D, blocks, plane, by_tau,
+    PRECISION: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """G[i, j] = <d_features of the node in slot i, weight[j]>, BLOCK_I rows of a sample."""
+    i_sample, i_block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
+    i_graph = i_sample // S
+    b_first = tl.load(p_ptr + i_graph)
+    b_nodes = tl.load(p_ptr + i_graph + 1) - b_first
+    o_i = i_block * BLOCK_I + tl.arange(0, BLOCK_I)
+    b_node = tl.load(p_order + i_sample * N + o_i, mask=o_i < b_nodes, other=-1)
+    m_i = (b_node >= 0) & (b_node < b_nodes)
+    b_row = ((b_first + b_node) * S + i_sample % S) * D
+    p_part = p_columns + 2 * i_block.to(tl.int64) * plane + i_sample * N
+    b_d_t = tl.zeros((BLOCK_I,), tl.float32)
+    b_d_r = tl.zeros((BLOCK_I,), tl.float32)
+    for j in range(0, N, BLOCK_J):
+        o_j = j + tl.arange(0, BLOCK_J)
+        b_g = tl.zeros((BLOCK_I, BLOCK_J), tl.float32)
+        for k in range(0, tl.where((i_block * BLOCK_I < b_nodes) & (j < b_nodes), D, 0), BLOCK_K):
+            o_k = k + tl.arange(0, BLOCK_K)
+            m_k = o_k < D
+            b_d = tl.load(p_d + b_row[:, None] + o_k[None, :], mask=m_i[:, None] & m_k[None, :], other=0)
+            p_w = p_weight + o_j.to(tl.int64)[None, :] * D + o_k[:, None]
+            b_w = tl.load(p_w, mask=m_k[:, None] & (o_j < b_nodes)[None, :], other=0)
+            b_g = tl.dot(b_d, b_w, b_g, input_precision=PRECISION)
+        b_pull, b_q = reduce_tile(b_g, o_i, o_j, b_nodes, N, p_soft + i_sample * N, p_part, plane, by_tau)
+        b_d_t += b_pull
+        b_d_r += b_q
+    tl.store(p_rows + i_sample * N + o_i, b_d_t, mask=o_i < N)
+    tl.store(p_rows + plane + i_sample * N + o_i, b_d_r, mask=o_i < N)
+
+
+def forward(ptr, rank, order, t, log_r, log_c, tau, weight, nodes) -> Tensor:
+    ptr, rank, weight = (x.contiguous() for x in (ptr, rank, weight))
+    (B, S, N), D = rank.shape, weight.shape[1]
+    out, block = torch.empty(nodes, S, D, dtype=weight.dtype, device=weight.device), width_block(D, 512)
+    rows = nodes * S
+
+    def grid(settings):
+        return (triton.cdiv(rows, settings["TILE"] // block) * triton.cdiv(D, block),)
+
+    _rows_of_nodes(
+        grid, ptr, rank, weight, out, rows, S, N, D, B, B.bit_length(), sizes=(rows, D), BLOCK_D=block
+    )  # fmt: skip
+    return out
+
+
+def backward(
+    d_features, ptr, rank, order, t, log_r, log_c, tau, weight, needs_t, needs_weight
+) -> tuple[Tensor | None, ...]:
+    d_features, ptr, order, weight = (x.contiguous() for x in (d_features, ptr, order, weight))
+    d_soft = _permutation_gradient(d_features, ptr, order, t, log_r, log_c, tau, weight) if needs_t else (None,) * 3
+    return *d_soft, _weight_gradient(d_features, ptr, order, weight) if needs_weight else None
+
+
+def _weight_gradient(d_features: Tensor, ptr: Tensor, order: Tensor, weight: Tensor) -> Tensor:
+    (B, S, N), D = order.shape, weight.shape[1]
+    if not B * S:
+        return torch.zeros_like(weight)
+    splits, block = triton.cdiv(B * S, SPLIT), width_block(D, 256)
+    dtype = weight.dtype if splits == 1 else torch.float32
+    out = torch.empty(splits, N, D, dtype=dtype, device=weight.device)
+
+    def grid(settings):
+        return N, triton.cdiv(D, block), splits
+
+    _sum_of_samples(
+        grid, ptr, order, d_features, out, B * S, S, N, D, sizes=(B * S, N, D), BLOCK_D=block, SPLIT=SPLIT
+    )  # fmt: skip
+    return out[0] if splits == 1 else out.sum(0).to(weight.dtype)
+
+
+def _permutation_gradient(d_features, ptr, order, t, log_r, log_c, tau, weight) -> tuple[Tensor, Tensor, Tensor]:
+    (B, S, N), D = order.shape, weight.shape[1]
+    tiles = SoftTiles(t, log_r, log_c)
+
+    def grid(settings):
+        return (B * S * tiles.blocks,)
+
+    _reduce_identifiers(
+        grid, ptr, order, d_features, weight, tiles.soft, tiles.rows, tiles.columns, S, N, D, tiles.blocks, tiles.plane,
+        1.0 / tau, sizes=(B * S, N, D), PRECISION=precision(weight.dtype), BLOCK_I=tiles.block,
+    )  # fmt: skip
+    return tiles.gradients()

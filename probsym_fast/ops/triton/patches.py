@@ -1,0 +1,218 @@
+"""Permuted dense matrices cut into patches, as factors of matrix products: gathered while a product reads them.
+
+A token is a patch of A'[i, j] = A[order[i], order[j]], a row of patch^2 C numbers (o, q, c): o and q count the places in
+its cells, zero where a place has no valid slot. With x = q C + c, `rows_of_patches` gives a block of tokens times BLOCK_O of
+o times BLOCK_X of x; the nodes of a token's places are looked up once for each o and each x, not for each number.
+Tokens without a valid slot are listed last: they cost their write alone, and no gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from probsym_fast.ops.triton._launch import kernel, precision, width_block
+
+BLOCK = 256
+LINE = 16  # of the numbers x at a time; with fewer, triton 3.9 does not compile the transposed product for 10.0
+PROGRAMS, SPLIT = 1024, 512  # weight gradient: programs wanted at a time; tokens that one sums at least
+
+
+@triton.jit
+def begin_of_columns(p_columns, b_token, o_x, C, grid, patch):
+    """(tokens, BLOCK_X): where the numbers x of a patch line begin in the matrix line of a graph; -1 for a zero."""
+    b_cell = (b_token // (grid * grid) * grid + b_token % grid) * patch
+    m_x = (o_x < patch * C)[None, :]
+    b_column = tl.load(p_columns + (b_cell[:, None] + (o_x // C)[None, :]), mask=m_x, other=-1)
+    return tl.where(b_column >= 0, b_column + (o_x % C)[None, :], -1)
+
+
+@triton.jit
+def rows_of_patches(p_matrix, p_lines, b_cell, b_column, o_o, line, patch):
+    """(tokens, BLOCK_O BLOCK_X): the numbers (o, x) of the patches, whose first line of places is b_cell of all samples'."""
+    b_line = tl.load(p_lines + (b_cell[:, None] + o_o[None, :]), mask=(o_o < patch)[None, :], other=-1)
+    p_a = p_matrix + (b_line.to(tl.int64) * line)[:, :, None] + b_column[:, None, :]
+    b_a = tl.load(p_a, mask=(b_line >= 0)[:, :, None] & (b_column >= 0)[:, None, :], other=0)
+    return tl.reshape(b_a, (b_a.shape[0], b_a.shape[1] * b_a.shape[2]))
+
+
+@kernel({"num_warps": 4})
+def _find_nodes(p_order, p_slots, p_counts, p_lines, p_columns, count, S, N, C, places, BLOCK: tl.constexpr):
+    """lines[sample, place]: the matrix row of all graphs' that stands in the place; columns: where its column begins.
+
+    Both -1 where the place's slot is none or not valid.
+    """
+    o_p = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    b_sample = o_p // places
+    b_slot = tl.load(p_slots + o_p % places, mask=o_p < count, other=-1)
+    m_p = (b_slot >= 0) & (b_slot < tl.load(p_counts + b_sample // S, mask=o_p < count, other=0))
+    b_node = tl.load(p_order + b_sample * N + b_slot, mask=m_p, other=-1)
+    m_node = (b_node >= 0) & (b_node < N)
+    tl.store(p_lines + o_p, tl.where(m_node, b_sample // S * N + b_node, -1).to(tl.int32), mask=o_p < count)
+    tl.store(p_columns + o_p, tl.where(m_node, b_node * C, -1).to(tl.int32), mask=o_p < count)
+
+
+@kernel({"num_warps": 4})
+def _list_tokens(p_place, p_tokens, tokens, BLOCK: tl.constexpr):
+    """place: how many of the tokens up to each are used -> the used tokens, rising, then the others."""
+    o_t = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    m_t = o_t < tokens
+    b_place = tl.load(p_place + o_t, mask=m_t, other=0)
+    b_before = tl.load(p_place + o_t - 1, mask=m_t & (o_t > 0), other=0)
+    b_at = tl.where(b_place > b_before, b_before, tl.load(p_place + tokens - 1) + o_t - b_place)
+    tl.store(p_tokens + b_at, o_t.to(tl.int32), mask=m_t)
+
+
+@kernel(
+    {"BLOCK_M": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2, "maxnreg": 255},
+    {"BLOCK_M": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3, "maxnreg": 255},
+    {"BLOCK_M": 32, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3, "maxnreg": 255},
+    ieee=({"BLOCK_M": 32, "BLOCK_K": 16, "num_warps": 8, "num_stages": 2, "maxnreg": 255},),
+)
+def _multiply(
+    p_matrix, p_lines, p_columns, p_rows, p_used, p_weight, p_bias, p_out, tokens, N, C, D, grid, patch,
+    PRECISION: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """tokens[token] = bias + patch(token) W for a block of listed tokens and one of the width."""
+    BLOCK_O: tl.constexpr = BLOCK_K // BLOCK_X
+    blocks, width = tl.cdiv(D, BLOCK_D), patch * C
+    i_first = (tl.program_id(0) // blocks).to(tl.int64) * BLOCK_M
+    o_d = (tl.program_id(0) % blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
+    o_m, o_k = i_first + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
+    b_used = tl.load(p_used)
+    b_token = tl.load(p_rows + o_m, mask=o_m < tokens, other=0)
+    m_d = o_d < D
+    b_sum = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    b_w_at = (o_k // BLOCK_X * width + o_k % BLOCK_X)[:, None] * D + o_d[None, :]
+    b_cell = b_token // grid * patch
+    b_lines = tl.where(i_first < b_used, patch, 0)
+    for x in range(0, width, BLOCK_X):
+        b_column = begin_of_columns(p_columns, b_token, x + tl.arange(0, BLOCK_X), C, grid, patch)
+        for o in range(0, b_lines, BLOCK_O):
+            o_o = o + tl.arange(0, BLOCK_O)
+            b_a = rows_of_patches(p_matrix, p_lines, b_cell, b_column, o_o, N * C, patch)
+            m_w = ((o_k // BLOCK_X < patch - o) & (o_k % BLOCK_X < width - x))[:, None] & m_d[None, :]
+            b_w = tl.load(p_weight + (o * width + x).to(tl.int64) * D + b_w_at, mask=m_w, other=0)
+            b_sum = tl.dot(b_a, b_w, b_sum, input_precision=PRECISION)
+    if p_bias is not None:
+        b_sum += tl.load(p_bias + o_d, mask=m_d, other=0).to(tl.float32)[None, :]
+    p_token = p_out + b_token.to(tl.int64)[:, None] * D + o_d[None, :]
+    tl.store(p_token, b_sum.to(p_out.dtype.element_ty), mask=(o_m < tokens)[:, None] & m_d[None, :])
+
+
+@kernel(
+    {"BLOCK_M": 32, "BLOCK_K": 64, "num_warps": 8, "num_stages": 2, "maxnreg": 255},
+    {"BLOCK_M": 32, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3, "maxnreg": 255},
+    {"BLOCK_M": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3, "maxnreg": 255},
+    ieee=({"BLOCK_M": 16, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2, "maxnreg": 255},),
+)
+def _multiply_transposed(
+    p_matrix, p_lines, p_columns, p_rows, p_used, p_d, p_out, N, C, D, grid, patch, splits,
+    PRECISION: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """out[part, (o, x)] = the sum of patch(token)[o, x] d[token] over a part of the used tokens."""
+    BLOCK_O: tl.constexpr = BLOCK_K // BLOCK_X
+    blocks, width = tl.cdiv(D, BLOCK_D), patch * C
+    columns = tl.cdiv(width, BLOCK_X)
+    i_block, i_split = tl.program_id(0) // blocks, tl.program_id(1)
+    o_d = (tl.program_id(0) % blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
+    i_o, i_x = i_block // columns * BLOCK_O, i_block % columns * BLOCK_X
+    o_o, o_x = i_o + tl.arange(0, BLOCK_O), i_x + tl.arange(0, BLOCK_X)
+    m_d = o_d < D
+    b_used = tl.load(p_used)
+    b_part = tl.cdiv(b_used, splits)
+    b_first = i_split * b_part
+    b_last = tl.minimum(b_used, b_first + b_part)
+    b_sum = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
+    for m in range(b_first, b_last, BLOCK_M):
+        o_m = m + tl.arange(0, BLOCK_M)
+        m_m = o_m < b_last
+        b_token = tl.load(p_rows + o_m, mask=m_m, other=0)
+        b_column = begin_of_columns(p_columns, b_token, o_x, C, grid, patch)
+        b_a = rows_of_patches(p_matrix, p_lines, b_token // grid * patch, b_column, o_o, N * C, patch)
+        p_token = p_d + b_token.to(tl.int64)[:, None] * D + o_d[None, :]
+        b_d = tl.load(p_token, mask=m_m[:, None] & m_d[None, :], other=0)
+        b_sum = tl.dot(tl.trans(b_a), b_d, b_sum, input_precision=PRECISION)
+    o_k = tl.arange(0, BLOCK_K)
+    b_o, b_x = i_o + o_k // BLOCK_X, i_x + o_k % BLOCK_X
+    m_k = (b_o < patch) & (b_x < width)
+    b_row = i_split.to(tl.int64) * patch * width + b_o * width + b_x
+    p_part = p_out + b_row[:, None] * D + o_d[None, :]
+    tl.store(p_part, b_sum.to(p_out.dtype.element_ty), mask=m_k[:, None] & m_d[None, :])
+
+
+class Patches:
+    """The permuted matrices of all samples: all on one device, contiguous.
+
+    matrix (B, N, N, C), counts (B,) valid nodes, order (B, S, N), slots (grid patch,).
+    """
+
+    def __init__(self, matrix: Tensor, num_nodes: Tensor | None, order: Tensor, slots: Tensor, grid: int):
+        self.matrix, self.order, self.slots, self.grid = *(x.contiguous() for x in (matrix, order, slots)), grid
+        (self.B, self.S, self.N), self.C = order.shape, matrix.shape[-1]
+        self.patch, self.L = slots.shape[0] // grid, grid * grid
+        self.samples, self.tokens = self.B * self.S, self.B * self.S * self.L
+        places = slots.shape[0]
+        sizes = self.tokens + BLOCK, self.samples * places, self.B * self.N, self.N * self.N * self.C
+        if max(sizes) >= 2**31:
+            named = "tokens, places of all samples, nodes, entries of a graph's matrix"
+            raise ValueError(f"embed_matrix: {named} must be fewer than 2^31, got {sizes}")
+        if num_nodes is None:
+            num_nodes = torch.full((self.B,), self.N, dtype=torch.int64, device=order.device)
+        self.counts = num_nodes.contiguous()
+        rows, used = self._list()
+        lines, columns = (torch.empty(sizes[1], dtype=torch.int32, device=order.device) for _ in range(2))
+        arguments = self.order, self.slots, self.counts, lines, columns, sizes[1], self.S, self.N, self.C, places
+        _find_nodes(lambda settings: (triton.cdiv(sizes[1], BLOCK),), *arguments, BLOCK=BLOCK)
+        self.gathered = self.matrix, lines, columns, rows, used
+
+    def _list(self) -> tuple[Tensor, Tensor]:
+        """rows (tokens,): the used tokens, rising, then the others. used (1,): how many are. Both int32."""
+        least = torch.where(self.slots >= 0, self.slots, self.N).view(self.grid, self.patch).amin(1)
+        cells = least < self.counts[:, None]
+        used = (cells[:, :, None] & cells[:, None]).view(self.B, 1, self.L).expand(self.B, self.S, self.L)
+        place = used.reshape(-1).cumsum(0, dtype=torch.int32)
+        rows = torch.empty(self.tokens, dtype=torch.int32, device=place.device)
+        _list_tokens(lambda settings: (triton.cdiv(self.tokens, BLOCK),), place, rows, self.tokens, BLOCK=BLOCK)
+        return rows, place[-1:]
+
+    def _constants(self, W: Tensor) -> dict:
+        D = W.shape[-1]
+        most = 512 // W.element_size()  # what the registers hold, where rows move in 16 bytes
+        block = width_block(D, most if D % 16 == 0 else most // 2)
+        return {"PRECISION": precision(W.dtype), "BLOCK_X": LINE, "BLOCK_D": block}
+
+    def times(self, W: Tensor, bias: Tensor | None) -> Tensor:
+        """tokens (B, S, L, D), of W's dtype. W (patch^2, C, D)."""
+        D, constants = W.shape[-1], self._constants(W)
+        tokens = torch.empty(self.B, self.S, self.L, D, dtype=W.dtype, device=W.device)
+
+        def grid(settings):
+            return (triton.cdiv(self.tokens, settings["BLOCK_M"]) * triton.cdiv(D, constants["BLOCK_D"]),)
+
+        _multiply(
+            grid, *self.gathered, W, bias, tokens, self.tokens, self.N, self.C, D,
+            self.grid, self.patch, sizes=(self.tokens, self.patch * self.C, self.patch, D), **constants,
+        )  # fmt: skip
+        return tokens
+
+    def weight_gradient(self, d_tokens: Tensor, W: Tensor) -> Tensor:
+        """dW like W, summed in float32 whatever its dtype."""
+        if not self.tokens:
+            return torch.zeros_like(W)
+        (offsets, C, D), constants = W.shape, self._constants(W)
+        tiles = triton.cdiv(offsets * C, 64) * triton.cdiv(D, constants["BLOCK_D"])
+        splits = max(1, min(64, PROGRAMS // tiles, self.tokens // SPLIT))
+        out = torch.empty(splits, offsets * C, D, dtype=W.dtype if splits == 1 else torch.float32, device=W.device)
+
+        def grid(settings):
+            lines = triton.cdiv(self.patch, settings["BLOCK_K"] // LINE)
+            return lines * triton.cdiv(self.patch * C, LINE) * triton.cdiv(D, constants["BLOCK_D"]), splits
+
+        _multiply_transposed(
+            grid, *self.gathered, d_tokens, out, self.N, C, D, self.grid, self.patch,
+            splits, sizes=(self.tokens, self.patch * C, self.patch, D), **constants,
+        )  # fmt: skip
+        return (out[0] if splits == 1 else out.sum(0).to(W.dtype)).view(W.shape)
