@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 from probsym_fast.data._store import write_atomically
@@ -194,6 +195,9 @@ def plot_profile(path: Path, name: str, rows: list[dict[str, Any]]) -> None:
             axis.set_xscale("log", base=2)
             if key != "tax":
                 axis.set_yscale("log")
+            if key not in ("tax", "variance"):  # less than a decade has ticks too
+                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.yaxis.set_major_formatter("{x:g}")
             axis.set(xlabel="samples S", ylabel=label, xticks=samples, xticklabels=list(map(str, samples)))
             axis.minorticks_off()
             axis.grid(alpha=0.25, linewidth=0.5)
