@@ -67,8 +67,7 @@ class Kernel:
         if key not in self.chosen:
             if torch.cuda.is_current_stream_capturing():
                 return configurations[0]
-            kept = self._read(key, configurations)
-            self.chosen[key] = kept if kept in configurations else self._measure(key, grid, arguments, constants)
+            self.chosen[key] = self._read(key, configurations) or self._measure(key, grid, arguments, constants)
         return self.chosen[key]
 
     def _measure(self, key, grid, arguments, constants) -> dict:
