@@ -147,7 +147,7 @@ class SampleSize(Computation):
         if trained:
             accuracy = {"10 test samples": (list(trained), [row["test_accuracy"] for row in trained.values()])}
             panels.append(("test accuracy", "training samples", accuracy, "log", "linear"))
-            series = {f"{s} samples": (list(n), list(n.values())) for s, n in norms.items() if n}
+            series = {f"trained with {s}": (list(n), list(n.values())) for s, n in norms.items() if n}
             if series:
                 panels.append(("gradient norm", "epoch", series, "linear", "log"))
         plot_grid(folder / "plots" / "samples.png", panels)
