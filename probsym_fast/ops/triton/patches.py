@@ -146,7 +146,8 @@ def _multiply_transposed(
 class Patches:
     """The permuted matrices of all samples: all on one device, contiguous.
 
-    matrix (B, N, N, C), counts (B,) valid nodes, order (B, S, N), slots (grid patch,).
+    matrix (B, N, N, C), counts (B,) valid nodes (beyond N as N: values are not checked), order (B, S, N),
+    slots (grid patch,).
     """
 
     def __init__(self, matrix: Tensor, num_nodes: Tensor | None, order: Tensor, slots: Tensor, grid: int):
