@@ -595,6 +595,21 @@ def test_through_the_dispatcher(name, dtype, in_place_of_cpu_kernels):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_compute_in_their_dtype_under_autocast(name, in_place_of_cpu_kernels):
+    """Forward and backward, bit for bit, as the kernels of the CPU do."""
+    x, results = matrices(), []
+    for enabled in (False, True):
+        leaf = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = CALLS[name](leaf, "triton")
+            assert out.dtype == torch.float32
+            results.append((out, *torch.autograd.grad(out, leaf, torch.ones_like(out))))
+    for y, z in zip(*results, strict=True):
+        assert torch.equal(y, z)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_debug_mode_checks_what_the_kernels_do_not(in_place_of_cpu_kernels):
     """With the messages of the reference; without it bad numbers pass."""
     p, ptr = Permutation(torch.arange(4).expand(1, 2, 4)), torch.tensor([0, 4])
