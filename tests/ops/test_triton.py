@@ -169,7 +169,7 @@ def embed_matrix_case(dtype):
     for B, S, N, grid, C, D in ((2, 2, 188, 14, 1, 768), (2, 1, 20, 3, 3, 70)):
         P, soft = patch_size(N, grid), [torch.zeros(B, S, N) for _ in range(3)]
         matrix, order = torch.zeros(B, N, N, C, dtype=dtype), torch.arange(N).expand(B, S, N)
-        slots = slots_of_places(N, grid, "zeros", False, torch.device("cpu"))
+        slots = slots_of_places(N, grid, "zeros", False, matrix.device)
         weight = torch.zeros(P, P, C, D, dtype=dtype).permute(3, 2, 0, 1)
         rest = matrix, None, order, order, *soft, 0.5, slots, grid, weight
         through("embed_matrix", "forward")(*rest, torch.zeros(D, dtype=dtype) if S == 2 else None)
