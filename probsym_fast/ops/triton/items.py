@@ -21,7 +21,7 @@ from torch import Tensor
 
 from probsym_fast.ops._patches import most_places
 from probsym_fast.ops.triton._group import group
-from probsym_fast.ops.triton._launch import bucket, kernel, width_block
+from probsym_fast.ops.triton._launch import bucket, check_counts, kernel, width_block
 
 BLOCK = 128
 SPLIT = 1024  # entries of a weight row that one program sums, on average
@@ -204,12 +204,9 @@ class Items:
         self.L = self.grid**self.axes
         self.tokens, self.offsets = self.B * self.S * self.L, self.patch**self.axes
         self.steps = self.B.bit_length()
-        self.places = places_of_slots(self.slots, self.N, self.Q)
         E = self.S * self.M * self.copies if self.B else 0
-        if max(E + BLOCK, self.tokens) >= 2**31:
-            raise ValueError(
-                f"{E} entries of {self.tokens} tokens: the kernels take up to 2^31, give them fewer samples"
-            )
+        check_counts(entries_of_all_samples=E, tokens=self.tokens)
+        self.places = places_of_slots(self.slots, self.N, self.Q)
         self.token, self.offset = (torch.empty(E, dtype=torch.int32, device=self.items.device) for _ in range(2))
         _entries(
             lambda settings: (triton.cdiv(E, BLOCK),), self.items, self.ptr, self.rank, self.places, self.token,
