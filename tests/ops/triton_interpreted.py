@@ -594,6 +594,30 @@ def test_through_the_dispatcher(name, dtype, in_place_of_cpu_kernels):
             assert a is None or (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
 
 
+def strided(x):
+    """x among other numbers: no two of its own are neighbours."""
+    if not isinstance(x, torch.Tensor) or not x.ndim:
+        return x
+    other = float("nan") if x.is_floating_point() else -(10**9)
+    return torch.stack([x, torch.full_like(x, other)], -1)[..., 0]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", KERNELS)
+def test_any_strides(name, in_place_of_cpu_kernels):
+    """Forward and backward as the op itself calls them, once more with every tensor strided."""
+    leaf = matrices().requires_grad_()
+    with Calls() as record:
+        CALLS[name](leaf, "triton").sum().backward()
+    calls = [(f, a) for f, a in record.calls if f.name().split("::")[1].removesuffix("_backward") == name]
+    assert len(calls) == 2
+    for function, arguments in calls:
+        pair = [function(*some) for some in (arguments, [strided(x) for x in arguments])]
+        for x, y in zip(*(out if isinstance(out, tuple) else (out,) for out in pair), strict=True):
+            assert (x is None) == (y is None)
+            assert x is None or torch.equal(x, y)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels_compute_in_their_dtype_under_autocast(name, in_place_of_cpu_kernels):

@@ -219,6 +219,7 @@ class Items:
         (_, C, D), block = W.shape, width_block(W.shape[-1], 512)
         tokens = torch.empty(self.B, self.S, self.L, D, dtype=W.dtype, device=W.device)
         begin, entry = group(self.token, self.tokens)
+        bias = None if bias is None else bias.contiguous()
 
         def grid(settings):
             return triton.cdiv(self.tokens, settings["TILE"] // block), triton.cdiv(D, block)
@@ -233,6 +234,7 @@ class Items:
         """values (M, C), of the tokens' dtype."""
         (_, C, D), block = W.shape, min(16, bucket(W.shape[1]))
         values = torch.empty(self.M, C, dtype=tokens.dtype, device=tokens.device)
+        bias = None if bias is None else bias.contiguous()
 
         def grid(settings):
             return self.M, triton.cdiv(C, block)
