@@ -21,7 +21,8 @@ def case(
     device: str,
     overrides: list[str] | None = None,
     autocast: torch.dtype | None = None,
-    compiled: bool = False,
+    compiled: str | None = None,
+    mode: str | None = None,
 ) -> Steps:
     """Of a configuration; see `training_steps`."""
     keep_freed_memory()  # as training does, for both sides
@@ -34,7 +35,7 @@ def case(
     def loss(prediction: Any, penalties: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return task.loss(prediction, target) + config.training.entropy * sum(penalties.values())
 
-    settings = {"clip": config.training.clip, "autocast": autocast, "compiled": compiled}
+    settings = {"clip": config.training.clip, "autocast": autocast, "compiled": compiled, "mode": mode}
     return training_steps(model, batch, config.samples.train, loss, **settings)
 
 
@@ -47,7 +48,7 @@ def vision(
     samples: int,
     autocast: torch.dtype | None = None,
     rows: int = 4,
-    compiled: bool = False,
+    compiled: str | None = None,
 ) -> Steps:
     """ViT-B/16 with about `rows` sampled graphs a step in all; molecules of random features, every patch kept."""
     dataset = "pattern" if name == "PATTERN" else f"random_{VISION[name]}"
@@ -76,15 +77,21 @@ CASES: dict[str, Callable[[str], Steps]] = {
     "PATTERN ViT-B/16-PS, S = 1, bf16": partial(vision, "PATTERN", samples=1, autocast=torch.bfloat16),
 }
 ROWS = 128  # sampled graphs a step on a GPU
+SMALL = {"n-body Transformer-PS": "nbody/transformer_S5xO3_ps", "EXP-classify MLP-PS": "exp_classify/mlp_ps"}
 GPU_CASES: dict[str, Callable[[str], Steps]] = {
     **{name: CASES[name] for name in CASES if "ViT" not in name},
+    **{
+        f"{name}, whole model {label}": partial(case, path, compiled="model", mode=mode)
+        for name, path in SMALL.items()
+        for label, mode in (("compiled", None), ("compiled with CUDA graphs", "reduce-overhead"))
+    },
     **{
         f"{name} ViT-B/16-PS, S = {samples}, bf16, {ROWS // samples} graphs, {'compiled' if compiled else 'eager'}": partial(
             vision, name, samples=samples, autocast=torch.bfloat16, rows=ROWS, compiled=compiled
         )
         for name in VISION
         for samples in (1, 10)
-        for compiled in (False, True)
+        for compiled in (None, "backbone")
     },
 }
 OF = {"cpu": CASES, "cuda": GPU_CASES}

@@ -33,18 +33,25 @@ def training_steps(
     *,
     clip: float | None = None,
     autocast: torch.dtype | None = None,
-    compiled: bool = False,
+    compiled: str | None = None,
+    mode: str | None = None,
 ) -> Steps:
     """Forward, loss, backward, gradients clipped to a norm, and Adam; in chunks where the model runs in chunks.
 
-    compiled: the backbone by torch.compile, on both sides.
+    compiled: "backbone" by torch.compile, on both sides, or the whole "model" in one graph beside the bare backbone. mode:
+    of torch.compile, such as "reduce-overhead" (CUDA graphs).
     """
     device = batch.device
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
 
+    def begin(some: torch.optim.Optimizer) -> None:
+        if mode is not None:  # memory of the last step's graphs is free again
+            torch.compiler.cudagraph_mark_step_begin()
+        some.zero_grad()
+
     def step() -> None:
-        optimizer.zero_grad()
+        begin(optimizer)
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
             value = loss(*model(batch, samples))
         value.backward()
@@ -62,14 +69,17 @@ def training_steps(
     backbone, parts = bare_backbone(model, batch, samples)
     with torch.no_grad():
         wanted = {count: torch.randn_like(backbone(*given)) for given, count in parts}
+    if compiled == "model":
+        backbone = deepcopy(backbone)  # the model's own is recorded as a part of it
+        model.compile(mode=mode, fullgraph=True)
+    elif compiled and backbone is not model.backbone:
+        model.backbone.compile(mode=mode)
     if compiled:
-        model.backbone.compile()
-        if backbone is not model.backbone:
-            backbone.compile()
+        backbone.compile(mode=mode)
     bare_optimizer = torch.optim.Adam(backbone.parameters(), lr=1e-4, fused=True)
 
     def bare() -> None:
-        bare_optimizer.zero_grad()
+        begin(bare_optimizer)
         for given, count in parts:
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
                 value = nn.functional.mse_loss(backbone(*given).float(), wanted[count])

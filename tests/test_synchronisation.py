@@ -155,6 +155,33 @@ def test_models_of_point_clouds(kind):
         trained(Symmetrized(*pieces, distribution).to("meta").train(), clouds)
 
 
+@pytest.mark.parametrize("kind", ["MLP", "GIN", "pairs of points"])
+def test_what_is_recorded_stays_on_the_device(kind):
+    """A CUDA graph takes in nothing of the CPU, noise and its seed neither: torch.compile would go on without one."""
+    if kind == "pairs of points":
+        clouds = PointClouds(torch.randn(3, 5, 3), torch.randn(3, 5, 3), torch.randn(3, 5, 5, 2))
+        batch, group = PointClouds(*(x.to("meta") for x in clouds)), Symmetric(5) * Euclidean(3)
+        backbone = models.Transformer(layers=1, read=[6 * i for i in range(5)])
+        pieces = backbone, models.PairTokens(), models.NodeReadout(displacement=False)
+        distribution = Learned(group, VectorNeurons(), Normal())
+    else:
+        batch = random_graphs([5, 6, 3], dtype=torch.float32, edge_features=3).to("meta")
+        pieces, distribution = on_graphs()[kind], Learned(Symmetric(N), GIN(2, WIDTH), UniformNoise())
+    places = set()
+
+    def look(graph, inputs):
+        for node in graph.graph.nodes:
+            found = node.meta.get("example_value")
+            found = found if isinstance(found, (tuple, list)) else [found]
+            places.update(x.device.type for x in found if isinstance(x, torch.Tensor))
+        return graph
+
+    model = Symmetrized(*pieces, distribution).to("meta").train()
+    prediction, _ = torch.compile(model, backend=look, fullgraph=True)(batch, 2)
+    assert prediction.device.type == "meta"
+    assert places == {"meta"}
+
+
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton")
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_launchers_of_the_triton_kernels(deterministic, monkeypatch):

@@ -21,7 +21,7 @@ class Draws:
 
     generator: the seed is drawn from it (None: torch's global generator; one of a GPU is waited for). seed: given instead.
     Where operations are recorded (torch.compile, a CUDA graph) a seed that is drawn stays a tensor, so that every run of the
-    recording draws its own.
+    recording draws its own: by the generator, else on `device`, since a CUDA graph takes in nothing of the CPU.
 
     kind: "independent" samples; "antithetic": samples 2k and 2k + 1 mirror each other, z and -z, u and 1 - u, and uniform
     elements of O(d) and SO(d) g and a partner; "stratified": the same, but these elements run through the signs of the axes,
@@ -36,12 +36,15 @@ class Draws:
         seed: int | Tensor | None = None,
         first: int = 0,
         kind: str = "independent",
+        device: torch.device | str | None = None,
     ):
         check_kind("Draws", kind)
         if seed is None:
             recorded = _recorded()
-            on_gpu = recorded and not torch.compiler.is_compiling()
-            device = generator.device if generator is not None else "cuda" if on_gpu else None
+            if generator is not None or not recorded:
+                device = None if generator is None else generator.device
+            elif device is None and not torch.compiler.is_compiling():
+                device = "cuda"
             seed = torch.randint(2**62, (), generator=generator, device=device)
             seed = seed if recorded else int(seed)
         self.seed, self.first, self.kind = seed, first, kind

@@ -78,7 +78,7 @@ class Symmetrized(nn.Module):
         check_reduction(reduce, weights, batch, samples)
         if self.samples_mesh is not None and reduce != "mean":
             raise ValueError(f"Symmetrized: reduce must be 'mean' where processes share the samples, got {reduce!r}")
-        g, penalties = self._draw(batch, samples, Draws(generator, kind=self.draws))
+        g, penalties = self._draw(batch, samples, Draws(generator, kind=self.draws, device=batch.device))
         if self.samples_mesh is not None:
             mean = lambda some: self._mean(batch, some, samples_of(some))  # noqa: E731
             return mean_over_processes(mean, g, samples, self.samples_mesh, own=self.training), penalties

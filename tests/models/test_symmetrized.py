@@ -293,6 +293,25 @@ def test_backbones_refuse_other_shapes(make, inputs, message):
         make()(*(torch.zeros(shape) for shape in inputs))
 
 
+def test_the_whole_model_of_points_is_one_graph():
+    """torch.compile records it without a break, with the values and gradients of the eager model and noise of its own."""
+    group, scores, matrices = SYMMETRIES["S5xO3"]
+    network = VectorNeurons(width=8, scores=scores, matrices=matrices)
+    backbone = Transformer(width=16, layers=1, feedforward=16, read=[6 * i for i in range(N)])
+    pieces = backbone, PairTokens(), NodeReadout(displacement=True)
+    f, batch = Symmetrized(*pieces, Learned(group, network, tau=0.1)).train(), clouds(dtype=torch.float32)
+    recorded, found = torch.compile(f, backend="aot_eager", fullgraph=True), []
+    for run in (f, recorded):
+        f.zero_grad()
+        torch.manual_seed(3)
+        prediction, penalties = run(batch, S)
+        (prediction.square().sum() + sum(penalties.values())).backward()
+        found.append([prediction, *(p.grad for p in f.parameters())])
+    for value, expected in zip(found[1], found[0], strict=True):
+        assert_near(value, expected, {torch.float32: 1e-4})
+    assert not torch.equal(recorded(batch, S)[0], found[1][0])
+
+
 def test_backbones_compile_without_a_break():
     for net, inputs in (
         (Transformer(8, 16, 1, 4, 16, 4, 3), [torch.randn(2, 4, 8)]),

@@ -169,7 +169,7 @@ def embed_matrix_case(dtype):
     for B, S, N, grid, C, D in ((2, 2, 188, 14, 1, 768), (2, 1, 20, 3, 3, 70)):
         P, soft = patch_size(N, grid), [torch.zeros(B, S, N) for _ in range(3)]
         matrix, order = torch.zeros(B, N, N, C, dtype=dtype), torch.arange(N).expand(B, S, N)
-        slots = slots_of_places(N, grid, "zeros", False, torch.device("cpu"))
+        slots = slots_of_places(N, grid, "zeros", False, matrix.device)
         weight = torch.zeros(P, P, C, D, dtype=dtype).permute(3, 2, 0, 1)
         rest = matrix, None, order, order, *soft, 0.5, slots, grid, weight
         through("embed_matrix", "forward")(*rest, torch.zeros(D, dtype=dtype) if S == 2 else None)
@@ -403,6 +403,29 @@ def test_a_failing_kernel_names_itself_and_the_shapes(monkeypatch):
         RuntimeError, match=r"^aggregate: the kernel count failed on cpu for \[\(3,\).*no such instruction"
     ):
         through("aggregate", "forward")(torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.int64), None, None)
+
+
+def test_more_than_32_bits_count_is_refused_before_a_launch(monkeypatch):
+    def none(*arguments):
+        raise AssertionError("launched")
+
+    monkeypatch.setattr(_launch, "launch", none)
+    slots = slots_of_places(4, 5, "zeros", False, torch.device("meta"))
+    with torch.device("meta"):
+        order, ptr, many = torch.empty(1, 2**27, 4, dtype=torch.int64), torch.empty(2, dtype=torch.int64), [None] * 3
+        items, weight = torch.empty(2, 3, dtype=torch.int64), torch.empty(6, 1, 1, 1)
+        calls = {
+            "act_orthogonal: channels of all vectors of a graph": (
+                torch.empty(1, 2**30, 1, 2),
+                torch.empty(1, 1, 1, 1),
+            ),
+            "embed: tokens": (items, torch.empty(3, 1), ptr, order, order, *many, 1.0, slots, 5, weight, None),
+            "embed_matrix: tokens": (torch.empty(1, 4, 4, 1), None, order, order, *many, 1.0, slots, 5, weight, None),
+        }
+        for message, arguments in calls.items():
+            more = (False, False) if "act" in message else ()
+            with pytest.raises(ValueError, match=rf"^{message} must be at most 2147482624 on a GPU, got \d+$"):
+                through(message.split(":")[0], "forward")(*arguments, *more)
 
 
 # --- at last, as it has run all the while ---

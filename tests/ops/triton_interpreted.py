@@ -511,6 +511,48 @@ def test_bad_numbers_reach_no_memory_of_aggregate(fences):
         run_fenced(fences, "aggregate", [x, edges, torch.tensor(offsets), own], "sums")
 
 
+def with_bad_entries(x):
+    """A copy of x (B, S, N) with numbers of no slot and no node, some in every place but the last."""
+    most = x[..., :-1]
+    bad = torch.tensor([*NOWHERE, x.shape[-1]])[torch.randint(5, most.shape)]
+    return torch.cat([torch.where(torch.rand(most.shape) < 0.5, bad, most), x[..., -1:]], -1)
+
+
+@pytest.mark.parametrize("C", [1, 3])
+def test_bad_numbers_reach_no_memory_of_embed_matrix(C, fences):
+    """More valid nodes than slots count as all of them; permutations that are none read and write nothing beyond."""
+    data, slots = batch([3, 5], 5, C=C, S=2), slots_of_places(5, 2, "circular", True, torch.device("cpu"))
+    matrix, weight = data.matrix.float(), weights(20, C, 3, 3).float()
+    _, rank, order, *soft = (x.detach() if isinstance(x, torch.Tensor) else x for x in soft_arguments(data))
+
+    def run(counts, rank, order):
+        counts = torch.tensor(counts)
+        rest = counts, rank, order, *soft, slots, 2, weight, torch.arange(20.0)
+        return run_fenced(fences, "embed_matrix", [matrix, *rest], "tokens")
+
+    expected = run([5, 5], rank, order)
+    for counts in ([6, 300], [10**9, 2**40]):
+        for x, y in zip(run(counts, rank, order), expected, strict=True):
+            assert_near(x, y)
+    for counts in ([3, 5], [7, 2**40], [0, -(2**40)]):
+        run(counts, with_bad_entries(rank), order)
+        run(counts, rank, with_bad_entries(order))
+
+
+def test_bad_numbers_reach_no_memory_of_node_identifiers(fences):
+    data, weight = batch([3, 5], 5, S=2), weights(5, 20).float()
+    ptr, rank, order, *soft = (x.detach() if isinstance(x, torch.Tensor) else x for x in soft_arguments(data))
+
+    def run(ptr, rank, order):
+        return run_fenced(fences, "node_identifiers", [ptr, rank, order, *soft, weight, 8], "features")
+
+    for offsets in (ptr.tolist(), [0, 10**9, 2**40], [-(2**40), 3, 8], [5, 2, 9], [2**40, -(2**40), 8], [0, 7, 8]):
+        offsets = torch.tensor(offsets)
+        run(offsets, rank, order)
+        run(offsets, with_bad_entries(rank), order)
+        run(offsets, rank, with_bad_entries(order))
+
+
 @pytest.fixture
 def in_place_of_cpu_kernels(monkeypatch):
     """The launchers registered for CPU tensors as `register` does for CUDA, under the public functions."""
@@ -550,6 +592,45 @@ def test_through_the_dispatcher(name, dtype, in_place_of_cpu_kernels):
         for a, b in zip(real, fake, strict=True) if isinstance(real, tuple) else [(real, fake)]:
             assert (a is None) == (b is None)
             assert a is None or (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+
+
+def strided(x):
+    """x among other numbers: no two of its own are neighbours."""
+    if not isinstance(x, torch.Tensor) or not x.ndim:
+        return x
+    other = float("nan") if x.is_floating_point() else -(10**9)
+    return torch.stack([x, torch.full_like(x, other)], -1)[..., 0]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", KERNELS)
+def test_any_strides(name, in_place_of_cpu_kernels):
+    """Forward and backward as the op itself calls them, once more with every tensor strided."""
+    leaf = matrices().requires_grad_()
+    with Calls() as record:
+        CALLS[name](leaf, "triton").sum().backward()
+    calls = [(f, a) for f, a in record.calls if f.name().split("::")[1].removesuffix("_backward") == name]
+    assert len(calls) == 2
+    for function, arguments in calls:
+        pair = [function(*some) for some in (arguments, [strided(x) for x in arguments])]
+        for x, y in zip(*(out if isinstance(out, tuple) else (out,) for out in pair), strict=True):
+            assert (x is None) == (y is None)
+            assert x is None or torch.equal(x, y)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_compute_in_their_dtype_under_autocast(name, in_place_of_cpu_kernels):
+    """Forward and backward, bit for bit, as the kernels of the CPU do."""
+    x, results = matrices(), []
+    for enabled in (False, True):
+        leaf = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = CALLS[name](leaf, "triton")
+            assert out.dtype == torch.float32
+            results.append((out, *torch.autograd.grad(out, leaf, torch.ones_like(out))))
+    for y, z in zip(*results, strict=True):
+        assert torch.equal(y, z)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -28,6 +28,10 @@ class KernelFailure(RuntimeError):
     """Of a kernel, with its name and shapes; `_lazy` adds the op."""
 
 
+class TooLarge(ValueError):
+    """Of sizes that the kernels do not count to; `_lazy` adds the op."""
+
+
 def register(ops: dict) -> None:
     """Registers the kernels for CUDA tensors, where triton can be imported."""
     if importlib.util.find_spec("triton") is None:
@@ -43,5 +47,7 @@ def _lazy(op: str, direction: str) -> Callable:
             return getattr(module, direction)(*arguments)
         except KernelFailure as failure:
             raise RuntimeError(f"{op}: {failure}") from failure
+        except TooLarge as error:
+            raise ValueError(f"{op}: {error}") from None
 
     return call

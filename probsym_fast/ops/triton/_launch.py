@@ -14,8 +14,9 @@ from torch import Tensor
 from triton.runtime.cache import get_cache_manager
 
 from probsym_fast.ops._debug import debugging
-from probsym_fast.ops.triton import KernelFailure
+from probsym_fast.ops.triton import KernelFailure, TooLarge
 
+MOST = 2**31 - 1024  # that 32 bits count, blocks among them
 # Of every compilation: triton's default for fusion changes; without a bound on registers ptxas aims at a rounder number of
 # them and spills a register or two to reach it. A configuration may have its own bound (maxnreg).
 OPTIONS = {"enable_fp_fusion": True, "maxnreg": 128}
@@ -138,6 +139,13 @@ def width_block(width: int, most: int) -> int:
     if width <= most:
         return max(16, bucket(width))
     return min((most, most // 2, most // 4), key=lambda block: (-(-width // block) * block, -block))
+
+
+def check_counts(**counts: int) -> None:
+    """ValueError for what is counted in 32 bits, with room for a block, and is too many."""
+    for name, count in counts.items():
+        if count > MOST:
+            raise TooLarge(f"{name.replace('_', ' ')} must be at most {MOST} on a GPU, got {count}")
 
 
 def fresh_like(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from probsym_fast.ops.triton._launch import bucket, fresh_like, kernel
+from probsym_fast.ops.triton._launch import bucket, check_counts, fresh_like, kernel
 
 
 @kernel({"num_warps": 4})
@@ -19,11 +19,12 @@ def _act(
 
     PER_SAMPLE: x has an axis of samples. SUM: y has none.
     """
-    i_out = tl.program_id(0).to(tl.int64)  # a graph where SUM, else a sample
-    o_v = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # (vector, channel)
+    blocks = tl.cdiv(n * C, BLOCK)
+    i_out = (tl.program_id(0) // blocks).to(tl.int64)  # a graph where SUM, else a sample
+    o_v = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)  # (vector, channel)
     m_v = o_v < n * C
     o_m, o_c = (o_v // C).to(tl.int64), o_v % C
-    i_graph = i_out if SUM else (tl.program_id(0) // S).to(tl.int64)
+    i_graph = i_out if SUM else (tl.program_id(0) // blocks // S).to(tl.int64)
     i_first = i_out * S if SUM else i_out
     for i in range(d):
         b_y = tl.zeros((BLOCK,), tl.float32)
@@ -48,8 +49,8 @@ def _frame_gradient(
 
     PER_SAMPLE: x has an axis of samples. SUM: d_y has none.
     """
-    i_sample, i, j = tl.program_id(0).to(tl.int64), tl.program_id(1) // d, tl.program_id(1) % d
-    i_graph = (tl.program_id(0) // S).to(tl.int64)
+    i_sample, i, j = (tl.program_id(0) // (d * d)).to(tl.int64), tl.program_id(0) // d % d, tl.program_id(0) % d
+    i_graph = (tl.program_id(0) // (d * d) // S).to(tl.int64)
     i_y = i_graph if SUM else i_sample
     i_x = i_sample if PER_SAMPLE else i_graph
     b_sum = tl.zeros((BLOCK,), tl.float32)
@@ -68,6 +69,7 @@ def _shape(vectors: Tensor, frames: Tensor) -> tuple[int, ...]:
     """B, S, n, d, C, and the block of (vector, channel)."""
     B, S = frames.shape[:2]
     n, d, C = vectors.shape[-3:]
+    check_counts(channels_of_all_vectors_of_a_graph=n * C)
     return B, S, n, d, C, min(512, max(32, bucket(n * C)))
 
 
@@ -78,7 +80,7 @@ def forward(vectors: Tensor, frames: Tensor, inverse: bool, mean: bool) -> Tenso
     out = torch.empty(shape, dtype=vectors.dtype, device=vectors.device)
 
     def grid(settings):
-        return B if mean else B * S, triton.cdiv(n * C, block) if d else 0
+        return ((B if mean else B * S) * (triton.cdiv(n * C, block) if d else 0),)
 
     flags = {"TRANSPOSED": inverse, "PER_SAMPLE": vectors.ndim == 5, "SUM": mean, "BLOCK": block}
     _act(grid, frames, vectors, out, S, n, C, 1 / S if mean else 1.0, d=d, **flags)
@@ -101,10 +103,10 @@ def backward(
     per_sample, scale = vectors.ndim == 5, 1 / S if mean else 1.0
 
     def grid(settings):
-        return B * S if per_sample else B, triton.cdiv(n * C, block) if d else 0
+        return ((B * S if per_sample else B) * (triton.cdiv(n * C, block) if d else 0),)
 
     def entries(settings):
-        return B * S, d * d
+        return (B * S * d * d,)
 
     if needs_vectors:
         flags = {"TRANSPOSED": not inverse, "PER_SAMPLE": not mean, "SUM": not per_sample, "BLOCK": block}

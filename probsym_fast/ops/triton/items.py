@@ -21,7 +21,7 @@ from torch import Tensor
 
 from probsym_fast.ops._patches import most_places
 from probsym_fast.ops.triton._group import group
-from probsym_fast.ops.triton._launch import bucket, kernel, width_block
+from probsym_fast.ops.triton._launch import bucket, check_counts, kernel, width_block
 
 BLOCK = 128
 SPLIT = 1024  # entries of a weight row that one program sums, on average
@@ -204,12 +204,9 @@ class Items:
         self.L = self.grid**self.axes
         self.tokens, self.offsets = self.B * self.S * self.L, self.patch**self.axes
         self.steps = self.B.bit_length()
-        self.places = places_of_slots(self.slots, self.N, self.Q)
         E = self.S * self.M * self.copies if self.B else 0
-        if max(E + BLOCK, self.tokens) >= 2**31:
-            raise ValueError(
-                f"{E} entries of {self.tokens} tokens: the kernels take up to 2^31, give them fewer samples"
-            )
+        check_counts(entries_of_all_samples=E, tokens=self.tokens)
+        self.places = places_of_slots(self.slots, self.N, self.Q)
         self.token, self.offset = (torch.empty(E, dtype=torch.int32, device=self.items.device) for _ in range(2))
         _entries(
             lambda settings: (triton.cdiv(E, BLOCK),), self.items, self.ptr, self.rank, self.places, self.token,
@@ -222,6 +219,7 @@ class Items:
         (_, C, D), block = W.shape, width_block(W.shape[-1], 512)
         tokens = torch.empty(self.B, self.S, self.L, D, dtype=W.dtype, device=W.device)
         begin, entry = group(self.token, self.tokens)
+        bias = None if bias is None else bias.contiguous()
 
         def grid(settings):
             return triton.cdiv(self.tokens, settings["TILE"] // block), triton.cdiv(D, block)
@@ -236,6 +234,7 @@ class Items:
         """values (M, C), of the tokens' dtype."""
         (_, C, D), block = W.shape, min(16, bucket(W.shape[1]))
         values = torch.empty(self.M, C, dtype=tokens.dtype, device=tokens.device)
+        bias = None if bias is None else bias.contiguous()
 
         def grid(settings):
             return self.M, triton.cdiv(C, block)

@@ -192,7 +192,8 @@ def _shape(z: Tensor) -> tuple[int, int, int, int, int]:
 def forward(
     x: Tensor, linear: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    z, weight, bias = x @ linear.T, weight.contiguous(), bias.contiguous()
+    with torch.autocast(x.device.type, enabled=False):
+        z, weight, bias = x @ linear.T, weight.contiguous(), bias.contiguous()
     M, C, rows, parts, block = _shape(z)
     y, (mean, variance) = fresh_like(z), (fresh_like(weight) for _ in range(2))
     kept = torch.empty(parts, 2, C, dtype=torch.float32, device=z.device)
@@ -226,4 +227,5 @@ def backward(
         return triton.cdiv(M, settings["TILE"] // block), blocks
 
     _row_gradients(tiles, *read, d_weight, d_bias, d_z, M, C, eps, sizes=(M, C), BLOCK_C=block)
-    return d_z @ linear if needs_x else None, d_z.T @ x if needs_linear else None, d_weight, d_bias
+    with torch.autocast(x.device.type, enabled=False):
+        return d_z @ linear if needs_x else None, d_z.T @ x if needs_linear else None, d_weight, d_bias

@@ -27,7 +27,7 @@ def _gather_slots(p_z, p_places, p_counts, p_out, first, S, N, C, grid, patch, Q
     i_row = tl.program_id(0) % N
     o_x = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     b_slot, b_c = o_x // C, o_x % C
-    b_nodes = tl.load(p_counts + (first + i_z) // S)
+    b_nodes = tl.minimum(tl.load(p_counts + (first + i_z) // S), N)
     m_x = b_slot < tl.where(i_row < b_nodes, b_nodes, 0)
     b_sum = tl.zeros((BLOCK,), tl.float32)
     for copy in range(Q * Q):
@@ -46,7 +46,7 @@ def _add_samples(p_d, p_rank, p_counts, p_out, first, last, S, N, C, BLOCK: tl.c
     i_u = tl.program_id(0) % N
     o_x = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     b_v, b_c = o_x // C, o_x % C
-    b_nodes = tl.load(p_counts + i_graph)
+    b_nodes = tl.minimum(tl.load(p_counts + i_graph), N)
     b_valid = tl.where(i_u < b_nodes, b_nodes, 0)
     m_x = b_v < b_valid
     p_line = p_out + (i_graph * N + i_u) * N * C + o_x
@@ -71,7 +71,7 @@ def _reduce_matrix(
     """G[i, j] = sum over k, c of A'[i, k, c] dA'[j, k, c] + A'[k, i, c] dA'[k, j, c], BLOCK_I rows of a sample."""
     i_z, i_block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
     i_sample = first + i_z
-    b_nodes = tl.load(p_counts + i_sample // S)
+    b_nodes = tl.minimum(tl.load(p_counts + i_sample // S), N)
     o_i = i_block * BLOCK_I + tl.arange(0, BLOCK_I)
     b_u = tl.load(p_order + i_sample * N + o_i, mask=o_i < b_nodes, other=-1).to(tl.int32)
     m_i = (b_u >= 0) & (b_u < N)

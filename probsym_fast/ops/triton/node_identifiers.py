@@ -11,7 +11,14 @@ from probsym_fast.ops.triton._launch import kernel, precision, width_block
 from probsym_fast.ops.triton.items import graph_of
 from probsym_fast.ops.triton.soft_tiles import SoftTiles, reduce_tile
 
-SPLIT = 512  # samples that one program sums for a row of the weight's gradient
+SPLIT, PARTS = 512, 1024  # weight gradient: samples that one program sums, of at most so many parts
+
+
+@triton.jit
+def within(b_begin, b_end, nodes, N):
+    """A graph's first node and how many it has, at most N and all of them nodes, whatever ptr holds."""
+    b_first = tl.maximum(b_begin, 0)
+    return b_first, tl.minimum(tl.minimum(b_end, nodes) - b_first, N)
 
 
 @kernel({"TILE": 2048, "num_warps": 4}, {"TILE": 1024, "num_warps": 4}, {"TILE": 4096, "num_warps": 8})
@@ -24,9 +31,10 @@ def _rows_of_nodes(
     o_r = (tl.program_id(0) // blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     o_d = (tl.program_id(0) % blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
     b_node = o_r // S
-    m_u = (o_r < rows) & (b_node < tl.load(p_ptr + graphs))
     b_graph = tl.minimum(graph_of(p_ptr, b_node, graphs, STEPS), graphs - 1)
-    b_local = b_node - tl.load(p_ptr + b_graph)
+    m_u = (o_r < rows) & (b_node < tl.load(p_ptr + graphs)) & (b_graph >= 0)
+    b_local = b_node - tl.load(p_ptr + b_graph, mask=m_u, other=0)
+    m_u = m_u & (b_local >= 0) & (b_local < N)
     b_slot = tl.load(p_rank + (b_graph * S + o_r % S) * N + b_local, mask=m_u, other=-1)
     m_w = (m_u & (b_slot >= 0) & (b_slot < N))[:, None] & (o_d < D)[None, :]
     b_w = tl.load(p_weight + b_slot[:, None] * D + o_d[None, :], mask=m_w, other=0)
@@ -35,18 +43,18 @@ def _rows_of_nodes(
 
 @kernel({"BLOCK_E": 8, "num_warps": 4}, {"BLOCK_E": 16, "num_warps": 8})
 def _sum_of_samples(
-    p_ptr, p_order, p_d, p_out, samples, S, N, D, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr
+    p_ptr, p_order, p_d, p_out, nodes, samples, part, S, N, D, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr
 ):
     """out[part, j] = the sum of d_features of the nodes in slot j over a part of the samples."""
     i_slot, i_split = tl.program_id(0), tl.program_id(2)
     o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     o_e = tl.arange(0, BLOCK_E)
     b_sum = tl.zeros((BLOCK_E, BLOCK_D), tl.float32)
-    for k in range(0, tl.minimum(SPLIT, samples - i_split * SPLIT), BLOCK_E):
-        o_s = i_split * SPLIT + k + o_e
-        m_s = o_s < samples
-        b_first = tl.load(p_ptr + o_s // S, mask=m_s, other=0)
-        b_nodes = tl.load(p_ptr + o_s // S + 1, mask=m_s, other=0) - b_first
+    for k in range(0, part, BLOCK_E):
+        o_s = i_split * part + k + o_e
+        m_s = (k + o_e < part) & (o_s < samples)
+        b_begin = tl.load(p_ptr + o_s // S, mask=m_s, other=0)
+        b_first, b_nodes = within(b_begin, tl.load(p_ptr + o_s // S + 1, mask=m_s, other=0), nodes, N)
         b_node = tl.load(p_order + o_s.to(tl.int64) * N + i_slot, mask=m_s, other=-1)
         m_d = (m_s & (b_node >= 0) & (b_node < b_nodes))[:, None] & (o_d < D)[None, :]
         b_row = (b_first + b_node) * S + o_s % S
@@ -61,14 +69,13 @@ def _sum_of_samples(
     ieee=({"BLOCK_J": 64, "BLOCK_K": 16, "num_warps": 8, "num_stages": 1, "maxnreg": 255},),
 )
 def _reduce_identifiers(
-    p_ptr, p_order, p_d, p_weight, p_soft, p_rows, p_columns, S, N, D, blocks, plane, by_tau,
+    p_ptr, p_order, p_d, p_weight, p_soft, p_rows, p_columns, nodes, S, N, D, blocks, plane, by_tau,
     PRECISION: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """G[i, j] = <d_features of the node in slot i, weight[j]>, BLOCK_I rows of a sample."""
     i_sample, i_block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
     i_graph = i_sample // S
-    b_first = tl.load(p_ptr + i_graph)
-    b_nodes = tl.load(p_ptr + i_graph + 1) - b_first
+    b_first, b_nodes = within(tl.load(p_ptr + i_graph), tl.load(p_ptr + i_graph + 1), nodes, N)
     o_i = i_block * BLOCK_I + tl.arange(0, BLOCK_I)
     b_node = tl.load(p_order + i_sample * N + o_i, mask=o_i < b_nodes, other=-1)
     m_i = (b_node >= 0) & (b_node < b_nodes)
@@ -120,7 +127,9 @@ def _weight_gradient(d_features: Tensor, ptr: Tensor, order: Tensor, weight: Ten
     (B, S, N), D = order.shape, weight.shape[1]
     if not B * S:
         return torch.zeros_like(weight)
-    splits, block = triton.cdiv(B * S, SPLIT), width_block(D, 256)
+    samples, nodes, block = B * S, d_features.shape[0], width_block(D, 256)
+    splits = min(PARTS, triton.cdiv(samples, SPLIT))
+    part = triton.cdiv(samples, splits)
     dtype = weight.dtype if splits == 1 else torch.float32
     out = torch.empty(splits, N, D, dtype=dtype, device=weight.device)
 
@@ -128,7 +137,7 @@ def _weight_gradient(d_features: Tensor, ptr: Tensor, order: Tensor, weight: Ten
         return N, triton.cdiv(D, block), splits
 
     _sum_of_samples(
-        grid, ptr, order, d_features, out, B * S, S, N, D, sizes=(B * S, N, D), BLOCK_D=block, SPLIT=SPLIT
+        grid, ptr, order, d_features, out, nodes, samples, part, S, N, D, sizes=(samples, N, D), BLOCK_D=block
     )  # fmt: skip
     return out[0] if splits == 1 else out.sum(0).to(weight.dtype)
 
@@ -141,7 +150,7 @@ def _permutation_gradient(d_features, ptr, order, t, log_r, log_c, tau, weight) 
         return (B * S * tiles.blocks,)
 
     _reduce_identifiers(
-        grid, ptr, order, d_features, weight, tiles.soft, tiles.rows, tiles.columns, S, N, D, tiles.blocks, tiles.plane,
-        1.0 / tau, sizes=(B * S, N, D), PRECISION=precision(weight.dtype), BLOCK_I=tiles.block,
+        grid, ptr, order, d_features, weight, tiles.soft, tiles.rows, tiles.columns, d_features.shape[0], S, N, D,
+        tiles.blocks, tiles.plane, 1.0 / tau, sizes=(B * S, N, D), PRECISION=precision(weight.dtype), BLOCK_I=tiles.block,
     )  # fmt: skip
     return tiles.gradients()

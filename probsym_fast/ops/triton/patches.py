@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from probsym_fast.ops.triton._launch import kernel, precision, width_block
+from probsym_fast.ops.triton._launch import check_counts, kernel, precision, width_block
 
 BLOCK = 256
 LINE = 16  # of the numbers x at a time; with fewer, triton 3.9 does not compile the transposed product for 10.0
@@ -146,7 +146,8 @@ def _multiply_transposed(
 class Patches:
     """The permuted matrices of all samples: all on one device, contiguous.
 
-    matrix (B, N, N, C), counts (B,) valid nodes, order (B, S, N), slots (grid patch,).
+    matrix (B, N, N, C), counts (B,) valid nodes (beyond N as N: values are not checked), order (B, S, N),
+    slots (grid patch,).
     """
 
     def __init__(self, matrix: Tensor, num_nodes: Tensor | None, order: Tensor, slots: Tensor, grid: int):
@@ -155,17 +156,20 @@ class Patches:
         self.patch, self.L = slots.shape[0] // grid, grid * grid
         self.samples, self.tokens = self.B * self.S, self.B * self.S * self.L
         places = slots.shape[0]
-        sizes = self.tokens + BLOCK, self.samples * places, self.B * self.N, self.N * self.N * self.C
-        if max(sizes) >= 2**31:
-            named = "tokens, places of all samples, nodes, entries of a graph's matrix"
-            raise ValueError(f"embed_matrix: {named} must be fewer than 2^31, got {sizes}")
+        total = self.samples * places
+        check_counts(
+            tokens=self.tokens,
+            places_of_all_samples=total,
+            nodes=self.B * self.N,
+            numbers_of_a_matrix=self.N**2 * self.C,
+        )
         if num_nodes is None:
             num_nodes = torch.full((self.B,), self.N, dtype=torch.int64, device=order.device)
         self.counts = num_nodes.contiguous()
         rows, used = self._list()
-        lines, columns = (torch.empty(sizes[1], dtype=torch.int32, device=order.device) for _ in range(2))
-        arguments = self.order, self.slots, self.counts, lines, columns, sizes[1], self.S, self.N, self.C, places
-        _find_nodes(lambda settings: (triton.cdiv(sizes[1], BLOCK),), *arguments, BLOCK=BLOCK)
+        lines, columns = (torch.empty(total, dtype=torch.int32, device=order.device) for _ in range(2))
+        arguments = self.order, self.slots, self.counts, lines, columns, total, self.S, self.N, self.C, places
+        _find_nodes(lambda settings: (triton.cdiv(total, BLOCK),), *arguments, BLOCK=BLOCK)
         self.gathered = self.matrix, lines, columns, rows, used
 
     def _list(self) -> tuple[Tensor, Tensor]:
@@ -186,6 +190,7 @@ class Patches:
 
     def times(self, W: Tensor, bias: Tensor | None) -> Tensor:
         """tokens (B, S, L, D), of W's dtype. W (patch^2, C, D)."""
+        check_counts(weights=W.numel())
         D, constants = W.shape[-1], self._constants(W)
         tokens = torch.empty(self.B, self.S, self.L, D, dtype=W.dtype, device=W.device)
 

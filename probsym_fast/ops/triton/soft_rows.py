@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from probsym_fast.ops.triton._group import group
-from probsym_fast.ops.triton._launch import bucket, fresh_like, kernel
+from probsym_fast.ops.triton._launch import bucket, check_counts, fresh_like, kernel
 from probsym_fast.ops.triton.items import Items
 
 PRODUCTS = 2**28  # bytes of Z at a time
@@ -136,12 +136,13 @@ def permutation_gradient(
     """d_t, d_log_r, d_log_c (B, S, N) of scale sum value_c <tokens[token], W[offset, c]>."""
     t, log_r, log_c, values = (y.contiguous() for y in (t, log_r, log_c, values))
     d_soft = tuple(fresh_like(y) for y in (t, log_r, log_c))
-    samples, (offsets, C, D) = x.B * x.S, W.shape
+    samples, (offsets, C, D), places = x.B * x.S, W.shape, x.slots.shape[0]
+    check_counts(**{"places" if x.axes == 1 else "pairs_of_places": places**x.axes})
     if not samples:
         return d_soft
     key = x.token.view(x.S, x.M, x.copies)[0, :, 0] // (x.S * x.L)  # the graph of each item; B where it has none
     begin, entry = group(key.contiguous(), x.B)
-    width, places = offsets * C, x.slots.shape[0]
+    width = offsets * C
     chunk = max(1, min(samples, PRODUCTS // (4 * x.L * width)))
     splits = max(1, min(16, PROGRAMS // chunk, x.M // x.B))
     parts = torch.empty(splits, samples, 3, places, dtype=torch.float32, device=t.device)

@@ -23,7 +23,7 @@ def reduce_tile(b_g, o_i, o_j, b_nodes, N, p_soft, p_columns, plane, by_tau):
     b_t_i = tl.load(p_soft + o_i, mask=m_i, other=0)
     b_r_i = tl.load(p_soft + plane + o_i, mask=m_i, other=0)
     b_t_j = tl.load(p_soft + o_j, mask=m_j, other=0)
-    b_c_j = tl.load(p_soft + 2 * plane + o_j, mask=m_j, other=0)
+    b_c_j = tl.load(p_soft + plane + plane + o_j, mask=m_j, other=0)
     b_sign = (o_j[None, :] < o_i[:, None]).to(tl.float32) - (o_j[None, :] > o_i[:, None]).to(tl.float32)
     b_log_p = b_r_i[:, None] + b_c_j[None, :] - b_sign * (b_t_j[None, :] - b_t_i[:, None]) * by_tau
     b_q = tl.where(m_i[:, None] & m_j[None, :], b_g * tl.exp(b_log_p), 0.0)
