@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,7 +19,10 @@ Loss = Callable[[Any, Mapping[str, Tensor]], Tensor]  # (prediction, penalties) 
 
 @dataclass
 class Steps:
-    """A full step, the bare backbone's on random inputs of the same shapes, and what stands between them."""
+    """A full step, the bare backbone's on random inputs of the same shapes, and what stands between them.
+
+    The bare step runs in the chunks that the model has when it is first called: behind a full step "auto" has found its own.
+    """
 
     step: Callable[[], Any]
     bare: Callable[[], Any]
@@ -35,7 +39,7 @@ def training_steps(
     autocast: torch.dtype | None = None,
     compiled: bool = False,
 ) -> Steps:
-    """Forward, loss, backward, gradients clipped to a norm, and Adam; in chunks where the model runs in chunks.
+    """Forward, loss, backward, gradients clipped to a norm, and Adam; in chunks, and tried again, as the model runs.
 
     compiled: the backbone by torch.compile, on both sides.
     """
@@ -43,11 +47,17 @@ def training_steps(
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
 
-    def step() -> None:
-        optimizer.zero_grad()
+    def gradients() -> None:
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
             value = loss(*model(batch, samples))
         value.backward()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        if model.chunks.size == "auto":
+            model.retried(gradients, samples)
+        else:
+            gradients()
         if clip:
             nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
@@ -59,16 +69,20 @@ def training_steps(
         sums = [x.sum() for x in tokens if isinstance(x, Tensor) and x.requires_grad]
         sum([*penalties.values(), *sums], torch.zeros((), device=device)).backward()
 
-    backbone, parts = bare_backbone(model, batch, samples)
-    with torch.no_grad():
-        wanted = {count: torch.randn_like(backbone(*given)) for given, count in parts}
     if compiled:
         model.backbone.compile()
-        if backbone is not model.backbone:
+
+    @cache
+    def made() -> tuple[nn.Module, list[tuple[tuple, int]], dict[int, Tensor], torch.optim.Optimizer]:
+        backbone, parts = bare_backbone(model, batch, samples)
+        with torch.no_grad():
+            wanted = {count: torch.randn_like(backbone(*given)) for given, count in parts}
+        if compiled and backbone is not model.backbone:
             backbone.compile()
-    bare_optimizer = torch.optim.Adam(backbone.parameters(), lr=1e-4, fused=True)
+        return backbone, parts, wanted, torch.optim.Adam(backbone.parameters(), lr=1e-4, fused=True)
 
     def bare() -> None:
+        backbone, parts, wanted, bare_optimizer = made()
         bare_optimizer.zero_grad()
         for given, count in parts:
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
@@ -84,7 +98,7 @@ def training_steps(
 def inference_steps(model: Symmetrized, batch: Any, samples: int, *, autocast: torch.dtype | None = None) -> Steps:
     """Forward passes in eval mode, without gradients."""
     model.eval()
-    backbone, parts = bare_backbone(model, batch, samples)
+    made = cache(lambda: bare_backbone(model, batch, samples))
 
     def within(function: Callable[[], Any]) -> Callable[[], Any]:
         def run() -> Any:
@@ -98,6 +112,7 @@ def inference_steps(model: Symmetrized, batch: Any, samples: int, *, autocast: t
         model.embed(batch, model.distribution.group, g)
 
     def bare() -> None:
+        backbone, parts = made()
         for given, _ in parts:
             backbone(*given)
 
