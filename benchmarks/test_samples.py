@@ -123,7 +123,7 @@ def processes(name: str, threads: int, meeting: str) -> Iterator[dict[str, Calla
             running[-1].start()
             there.close()  # so that a process that dies ends the wait for it
             pipes.append(here)
-        found = [pipe.recv() for pipe in pipes][0]
+        found, *_ = [pipe.recv() for pipe in pipes]  # all are ready
 
         def together(way: str) -> None:
             for pipe in pipes:
