@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,7 +19,10 @@ Loss = Callable[[Any, Mapping[str, Tensor]], Tensor]  # (prediction, penalties) 
 
 @dataclass
 class Steps:
-    """A full step, the bare backbone's on random inputs of the same shapes, and what stands between them."""
+    """A full step, the bare backbone's on random inputs of the same shapes, and what stands between them.
+
+    The bare step runs in the chunks that the model has when it is first called: behind a full step "auto" has found its own.
+    """
 
     step: Callable[[], Any]
     bare: Callable[[], Any]
@@ -36,7 +40,7 @@ def training_steps(
     compiled: str | None = None,
     mode: str | None = None,
 ) -> Steps:
-    """Forward, loss, backward, gradients clipped to a norm, and Adam; in chunks where the model runs in chunks.
+    """Forward, loss, backward, gradients clipped to a norm, and Adam; in chunks, and tried again, as the model runs.
 
     compiled: "backbone" by torch.compile, on both sides, or the whole "model" in one graph beside the bare backbone. mode:
     of torch.compile, such as "reduce-overhead" (CUDA graphs).
@@ -50,11 +54,17 @@ def training_steps(
             torch.compiler.cudagraph_mark_step_begin()
         some.zero_grad()
 
-    def step() -> None:
-        begin(optimizer)
+    def gradients() -> None:
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
             value = loss(*model(batch, samples))
         value.backward()
+
+    def step() -> None:
+        begin(optimizer)
+        if model.chunks.size == "auto":
+            model.retried(gradients, samples)
+        else:
+            gradients()
         if clip:
             nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
@@ -66,19 +76,24 @@ def training_steps(
         sums = [x.sum() for x in tokens if isinstance(x, Tensor) and x.requires_grad]
         sum([*penalties.values(), *sums], torch.zeros((), device=device)).backward()
 
-    backbone, parts = bare_backbone(model, batch, samples)
-    with torch.no_grad():
-        wanted = {count: torch.randn_like(backbone(*given)) for given, count in parts}
     if compiled == "model":
-        backbone = deepcopy(backbone)  # the model's own is recorded as a part of it
         model.compile(mode=mode, fullgraph=True)
-    elif compiled and backbone is not model.backbone:
+    elif compiled:
         model.backbone.compile(mode=mode)
-    if compiled:
-        backbone.compile(mode=mode)
-    bare_optimizer = torch.optim.Adam(backbone.parameters(), lr=1e-4, fused=True)
+
+    @cache
+    def made() -> tuple[nn.Module, list[tuple[tuple, int]], dict[int, Tensor], torch.optim.Optimizer]:
+        backbone, parts = bare_backbone(model, batch, samples)
+        if compiled == "model":
+            backbone = deepcopy(backbone)  # the model's own is recorded as a part of it
+        with torch.no_grad():
+            wanted = {count: torch.randn_like(backbone(*given)) for given, count in parts}
+        if compiled and backbone is not model.backbone:
+            backbone.compile(mode=mode)
+        return backbone, parts, wanted, torch.optim.Adam(backbone.parameters(), lr=1e-4, fused=True)
 
     def bare() -> None:
+        backbone, parts, wanted, bare_optimizer = made()
         begin(bare_optimizer)
         for given, count in parts:
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
@@ -94,7 +109,7 @@ def training_steps(
 def inference_steps(model: Symmetrized, batch: Any, samples: int, *, autocast: torch.dtype | None = None) -> Steps:
     """Forward passes in eval mode, without gradients."""
     model.eval()
-    backbone, parts = bare_backbone(model, batch, samples)
+    made = cache(lambda: bare_backbone(model, batch, samples))
 
     def within(function: Callable[[], Any]) -> Callable[[], Any]:
         def run() -> Any:
@@ -108,6 +123,7 @@ def inference_steps(model: Symmetrized, batch: Any, samples: int, *, autocast: t
         model.embed(batch, model.distribution.group, g)
 
     def bare() -> None:
+        backbone, parts = made()
         for given, _ in parts:
             backbone(*given)
 

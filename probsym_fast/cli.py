@@ -82,7 +82,7 @@ def _add_profile(commands: argparse._SubParsersAction) -> None:
     add("-c", "--config", required=True, help="a YAML file, or a packaged name such as nbody/gnn_O3_ps")
     add("--samples", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], metavar="S", help="numbers of samples")
     add("--modes", nargs="+", default=["training", "inference"], help="training, inference or both")
-    add("--chunks", type=_chunk, nargs="+", default=[None], help="samples at once: numbers, auto, all")
+    add("--chunks", type=_chunk, nargs="+", help="samples at once: numbers, auto, all (the configuration's)")
     add("--backends", nargs="+", default=["auto"], help="of the ops: auto, reference, or one by name")
     add("--draws", nargs="+", help="kinds of noise: independent, antithetic, stratified (the configuration's)")
     add("--device", help="such as cpu or cuda:1; the GPU if there is one")
@@ -143,9 +143,10 @@ def _profile(options: argparse.Namespace, rest: list[str]) -> int:
     from probsym_fast.tasks.plots import plot_profile  # noqa: F401  what is missing is found before the measuring
 
     task = tasks.load(options.config, rest)
+    folder = options.output or Path("runs") / task.config.task / task.config.name / "profile"
+    folder.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before the measuring
     names = ("samples", "modes", "chunks", "backends", "draws", "device", "seconds")
     found = profile(task, **{name: getattr(options, name) for name in names})
-    folder = options.output or Path("runs") / task.config.task / task.config.name / "profile"
     print("  ".join(f"{key} {value}" for key, value in found.machine.items()))
     print(f"{found.name}, batch {found.batch}\n{found.table()}")
     found.save(folder / "profile.json")

@@ -26,7 +26,7 @@ from probsym_fast.groups._draws import check_kind
 from probsym_fast.models import Symmetrized
 from probsym_fast.models.chunks import Chunks
 from probsym_fast.ops import OPS, using_backend
-from probsym_fast.ops._op import check_count
+from probsym_fast.ops._op import BACKENDS, check_count
 
 SAMPLES = (1, 2, 4, 8, 16, 32, 64)
 MODES = ("training", "inference")
@@ -91,7 +91,7 @@ def profile(
     *,
     samples: Sequence[int] = SAMPLES,
     modes: Sequence[str] = MODES,
-    chunks: Sequence[int | str | None] = (None,),
+    chunks: Sequence[int | str | None] | None = None,
     backends: Sequence[str] = ("auto",),
     draws: Sequence[str] | None = None,
     device: torch.device | str | None = None,
@@ -102,26 +102,31 @@ def profile(
 
     what: a `Symmetrized` and a `batch` for it, or a task (`tasks.load(NAME)`), whose first training batch, loss, precision
     and clipping are taken. A training step of a model alone has the mean square of its prediction as loss. chunks: as in
-    `models.chunks.Chunks`; None: all samples at once. draws: kinds as in `groups.Draws`; None: the model's. device: None:
-    the batch's, of a task the GPU if there is one.
+    `models.chunks.Chunks`, where None is all samples at once and "auto" keeps within the model's limit; draws: kinds as in
+    `groups.Draws`; without a list of them the model's. device: None: the batch's, of a task the GPU if there is one.
     seconds: given to each row, at least three rounds. repeats: predictions that the variance is taken over.
 
     A row that runs out of memory has no figures. The model keeps its weights and buffers. Raises TypeError for other
-    kinds, ValueError for values out of range, RuntimeError where a backend is absent.
+    kinds, ValueError for values out of range, a device that is not there and a backend that nothing has on it, RuntimeError
+    where an op lacks the backend.
     """
     check_values(samples, modes, repeats)
     for kind in draws or ():
         check_kind("profile", kind)
+    for size in chunks or ():
+        Chunks(size)  # raises
     model, batch, loss, settings, name = prepared(what, batch, device)
+    check_backends(backends, batch.device)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     before, training, rows = (model.chunks, model.draws), model.training, []
-    cases = list(product(modes, backends, chunks, draws or [model.draws], samples))
+    cases = list(product(modes, backends, chunks or [model.chunks.size], draws or [model.draws], samples))
     try:
         with announced(f"profile {name}: {len(cases)} rows", len(cases)) as advance:
             for case in cases:
                 row = Row(*case)
                 model.load_state_dict(state)
-                model.chunks, model.draws = Chunks(row.chunk), row.draws
+                memory = before[0].memory if row.chunk == "auto" else None
+                model.chunks, model.draws = Chunks(row.chunk, memory), row.draws
                 with using_backend(row.backend):
                     measure(row, model, batch, loss, settings, seconds, repeats)
                 rows.append(row)
@@ -212,13 +217,13 @@ def prepared(what: Any, batch: Any, device: Any) -> tuple[Symmetrized, Any, Loss
     if isinstance(what, Symmetrized):
         if batch is None:
             raise TypeError("profile: batch must be given with a model, got None")
-        device = batch.device if device is None else torch.device(device)
+        device = batch.device if device is None else checked_device(device)
         square = lambda y, penalties: y.float().square().mean() + sum(penalties.values())  # noqa: E731
         return what.to(device), move(batch, device), square, {}, "model"
     if not (hasattr(what, "loader") and hasattr(what, "inputs")):
         raise TypeError(f"profile: what must be a Symmetrized or a task that is trained, got {type(what).__name__}")
     config = what.config
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     torch.manual_seed(config.seed)
     model = what.model().to(device)
     batch, target = what.inputs(move(next(iter(what.loader("train"))), device))
@@ -244,6 +249,23 @@ def check_values(samples: Sequence[int], modes: Sequence[str], repeats: int) -> 
     for mode in modes:
         if mode not in MODES:
             raise ValueError(f"profile: modes must be of {MODES}, got {mode!r}")
+
+
+def checked_device(device: torch.device | str) -> torch.device:
+    """ValueError unless it is a CPU or a GPU that torch sees."""
+    there = ("cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count())))
+    wanted = "cuda:0" if str(device) == "cuda" else str(device)
+    if wanted not in there:
+        raise ValueError(f"profile: device must be one of {there}, got {str(device)!r}")
+    return torch.device(device)
+
+
+def check_backends(names: Sequence[str], device: torch.device) -> None:
+    """ValueError for a name that is no backend of any op on this device, before anything is measured."""
+    there = {name for (_, kind), found in BACKENDS.items() if kind == device.type for name in found}
+    for name in names:
+        if name not in (known := ("auto", *sorted(there))):
+            raise ValueError(f"profile: backends must be of {known} on {device.type}, got {name!r}")
 
 
 def cells(row: Row) -> tuple[str, ...]:

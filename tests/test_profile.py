@@ -10,7 +10,7 @@ from torch import nn
 import probsym_fast as psf
 from probsym_fast import cli, models, tasks
 from probsym_fast._steps import bare_backbone
-from probsym_fast.distributions import GIN, Learned, Uniform, UniformNoise
+from probsym_fast.distributions import GIN, Identity, Learned, Uniform, UniformNoise
 from probsym_fast.groups import Euclidean, Symmetric
 from probsym_fast.models.chunks import Chunks
 from probsym_fast.ops import OPS
@@ -93,10 +93,22 @@ def test_backends_are_those_asked_for(monkeypatch):
 
 
 class Hungry(nn.Module):
+    """Lacks memory for more than 2 samples; in_backward: in the backward pass."""
+
+    def __init__(self, then: nn.Module | None = None):
+        super().__init__()
+        self.then, self.in_backward = then or nn.Identity(), False
+
     def forward(self, x):
-        if x.shape[1] > 2:
-            raise torch.OutOfMemoryError
-        return x
+        y = self.then(x)
+        if x.shape[1] > 2 and not self.in_backward:
+            self.ends()
+        if x.shape[1] > 2 and y.requires_grad:
+            y.register_hook(self.ends)
+        return y
+
+    def ends(self, *_):
+        raise torch.OutOfMemoryError
 
 
 def test_rows_that_run_out_of_memory_are_empty(tmp_path):
@@ -107,6 +119,47 @@ def test_rows_that_run_out_of_memory_are_empty(tmp_path):
     assert [row.latency is None for row in found.rows] == [False, True, False, False]
     assert "out of memory" in found.table().splitlines()[2]
     found.plot(tmp_path / "profile.png")
+
+
+def test_auto_chunks_are_those_of_the_bare_backbone_too():
+    """Memory ends above 2 samples: found in the first step, before the bare backbone runs."""
+    f = model(Uniform(Symmetric(N)))
+    f.backbone = Hungry(f.backbone)
+    for mode in ("training", "inference"):
+        with pytest.warns(UserWarning, match="out of memory with 7 samples at once; 4 from now on"):
+            (row,) = psf.profile(f, graphs(), samples=[7], chunks=["auto"], modes=[mode], seconds=0.001).rows
+        assert row.latency > 0 and row.tax > 0
+    f.backbone.in_backward = True
+    with pytest.warns(UserWarning, match="out of memory with 4 samples at once; 2 from now on"):
+        (row,) = psf.profile(f, graphs(), samples=[7], chunks=["auto"], modes=["training"], seconds=0.001).rows
+    assert row.latency > 0
+
+
+def test_chunks_are_the_models_unless_given():
+    f = model()
+    f.chunks = Chunks("auto", memory=10**9)
+    (row,) = psf.profile(f, graphs(), samples=[2], modes=["inference"], seconds=0.001).rows
+    assert row.chunk == "auto" and f.chunks.memory == 10**9
+    f.chunks = Chunks("auto", memory=1)
+    seen = []
+    f.backbone.register_forward_pre_hook(lambda _, x: seen.append(x[0].shape[1]))
+    psf.profile(f, graphs(), samples=[4], chunks=["auto"], modes=["inference"], seconds=0.001)
+    assert set(seen) == {1}  # within the model's limit
+    seen.clear()
+    psf.profile(f, graphs(), samples=[4], chunks=[None], modes=["inference"], seconds=0.001)
+    assert set(seen) == {4}
+
+
+def test_predictions_without_noise_and_rows_without_figures_are_plotted(tmp_path):
+    f = model(Identity(Symmetric(N)))
+    found = psf.profile(f, graphs(), samples=(1, 2), modes=["inference"], seconds=0.001)
+    assert [row.variance for row in found.rows] == [0, 0]
+    found.plot(tmp_path / "zero.png")
+    for row in found.rows:
+        row.latency = row.low = row.high = row.throughput = row.peak = row.tax = row.variance = None
+    found.plot(tmp_path / "none.png")
+    for name in ("zero", "none"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_kinds_of_draws(tmp_path):
@@ -159,6 +212,19 @@ def test_command(tmp_path, capsys):
     ]
     assert cli.main(["profile", "-c", "exp_classify/gin_ps", "--samples", "0", *PAIRS]) == 1
     assert "profile: samples must be at least 1, got 0" in capsys.readouterr().err
+    absent = "profile: backends must be of ('auto', 'cpu', 'reference') on cpu, got 'cuda'"
+    nowhere = "profile: device must be one of ('cpu',), got 'cuda:99'"
+    if len(OPS["embed"].backends("cpu")) == 1:
+        absent = absent.replace("'cpu', 'ref", "'ref")
+    if torch.cuda.is_available():
+        nowhere = "got 'cuda:99'"
+    for flags, message in ((["--backends", "cuda", "--device", "cpu"], absent), (["--device", "cuda:99"], nowhere)):
+        assert cli.main(["profile", "-c", "exp_classify/gin_ps", *flags, "--output", str(tmp_path), *PAIRS]) == 1
+        assert message in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert cli.main(["profile", "-c", "exp_classify/gin_ps", "--output", str(tmp_path / "file"), *PAIRS]) == 1
+    told = capsys.readouterr()
+    assert "File exists" in told.err and "rows ..." not in told.err
     assert cli.main(["profile", "-c", "automorphism/ps"]) == 1
     assert "profile: what must be a Symmetrized or a task that is trained, got Automorphism" in capsys.readouterr().err
 
@@ -169,6 +235,10 @@ def test_bad_arguments():
         psf.profile(f)
     with pytest.raises(ValueError, match=r"profile: modes must be of \('training', 'inference'\), got 'test'"):
         psf.profile(f, batch, modes=["test"])
+    with pytest.raises(ValueError, match="Chunks: size must be at least 1, got 0"):
+        psf.profile(f, batch, chunks=[None, 0])
+    with pytest.raises(ValueError, match=r"profile: device must be one of \('cpu',.*\), got 'meta'"):
+        psf.profile(f, batch, device="meta")
     with pytest.raises(ValueError, match="profile: repeats must be at least 2, got 1"):
         psf.profile(f, batch, repeats=1)
     assert tasks.load("exp_classify/gin_ps", PAIRS).config.training.batch == 4

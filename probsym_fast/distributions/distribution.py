@@ -16,6 +16,7 @@ from probsym_fast.ops.soft_permutation import check_relaxation
 
 Penalties = dict[str, Tensor]
 MOST_NODES = 2**20  # of a graph, for names of nodes
+AT_ONCE = 2**18  # numbers of noise that a network takes at once where samples do not see each other
 
 
 class Distribution(nn.Module, ABC):
@@ -129,8 +130,11 @@ class Learned(Distribution):
     """Probabilistic symmetrization (PS): g = project(network(x, z)) with invariant noise z, so p(hg|hx) = p(g|x).
 
     network: an equivariant module with `noise_shape(batch, samples)` and `forward(batch, noise)`, which returns the
-    outputs that the group's `project` wants (VectorNeurons for S_n x O(d)). noise: Normal(scale); with scale 0 and one
-    sample this is canonicalization. tau, iterations: as in `ops.soft_permutation`.
+    outputs that the group's `project` wants (VectorNeurons for S_n x O(d)), all with the samples on axis 1. noise:
+    Normal(scale); with scale 0 and one sample this is canonicalization. tau, iterations: as in `ops.soft_permutation`.
+
+    In eval mode the network must not let samples see each other. There, without gradients, it takes as many samples at once
+    as have AT_ONCE numbers of noise, so that its memory does not grow with all of them. In training it takes all together.
     Source: Kim et al. 2023 (arXiv 2306.02866).
     """
 
@@ -158,11 +162,21 @@ class Learned(Distribution):
         """noise: given by hand instead of drawn, of shape `network.noise_shape(batch, samples)`."""
         shape = tuple(self.network.noise_shape(batch, samples))
         draws = draws or Draws()
-        if noise is None:
-            noise = self.noise(shape, batch, draws)
-        elif tuple(noise.shape) != shape:
+        if noise is not None and tuple(noise.shape) != shape:
             raise ValueError(f"Learned: noise must be {shape}, got {tuple(noise.shape)}")
-        outputs = self.network(batch, noise)
+        size = samples
+        if not (self.network.training or torch.is_grad_enabled()):
+            size = min(samples, max(1, AT_ONCE * samples // max(1, math.prod(shape))))
+        parts = []
+        for first in range(0, samples, size):
+            count = min(size, samples - first)
+            if noise is None:
+                some = tuple(self.network.noise_shape(batch, count))
+                z = self.noise(some, batch, draws.starting(draws.first + first))
+            else:
+                z = noise.narrow(1, first, count)
+            parts.append(self.network(batch, z))
+        outputs = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]} if parts[1:] else parts[0]
         if self.noise.fixed is not None:  # ties too
             draws = draws.seeded(self.noise.fixed)
         return self.group.project(outputs, batch, tau=self.tau, iterations=self.iterations, draws=draws)

@@ -16,7 +16,7 @@ from probsym_fast._memory import RandomState, free_memory, peak_memory
 from probsym_fast.ops._op import check_count
 
 MARGIN = 0.9  # of the memory there is: fragments and other allocations take the rest
-Run = Callable[[int, int], Tensor]  # (first sample, count) -> their mean
+Run = Callable[[int, int], Tensor]  # (first sample, count) -> their mean, or each of them
 
 
 class Chunks:
@@ -61,14 +61,32 @@ class Chunks:
 
     def mean(
         self, run: Run, samples: int, device: torch.device, modules: Sequence[nn.Module], inputs: Iterable[Tensor]
-    ):
+    ) -> Tensor:
         """The mean over all samples: sum over chunks of count / S run(first, count), in float32 or better.
 
         With gradients every chunk but a single one is computed again in the backward pass. modules, inputs: those that `run`
         reads and differentiates.
         """
+        return self._gathered(_mean, run, samples, device, modules, inputs)
+
+    def each(
+        self, run: Run, samples: int, device: torch.device, modules: Sequence[nn.Module], inputs: Iterable[Tensor]
+    ) -> Tensor:
+        """`mean` without the mean: (S, ...) where run(first, count) gives (count, ...)."""
+        return self._gathered(_each, run, samples, device, modules, inputs)
+
+    def _gathered(
+        self,
+        gather: Callable[[Run, int, int, torch.device, Sequence[nn.Module]], Tensor],
+        run: Run,
+        samples: int,
+        device: torch.device,
+        modules: Sequence[nn.Module],
+        inputs: Iterable[Tensor],
+    ) -> Tensor:
+        """gather(run, samples, samples at once, device, modules), tried again where memory ends."""
         if self.size != "auto" or samples == 1:
-            return self._mean(run, samples, self.now(samples), device, modules)
+            return gather(run, samples, self.now(samples), device, modules)
         before = RandomState(device)
         if samples > self._found()[0]:
             self._measure(run, samples, device, modules, inputs)
@@ -76,7 +94,7 @@ class Chunks:
         while True:
             try:
                 with unchanged(*modules, after_errors_alone=True):
-                    return self._mean(run, samples, self.now(samples), device, modules)
+                    return gather(run, samples, self.now(samples), device, modules)
             except torch.OutOfMemoryError:
                 if not self.halve(samples):
                     raise
@@ -86,19 +104,6 @@ class Chunks:
     def _found(self) -> tuple[int, int]:
         """(samples asked for, samples at once), 0 before the first step."""
         return self._fits.get(torch.is_grad_enabled(), (0, 0))
-
-    def _mean(self, run: Run, samples: int, size: int, device: torch.device, modules: Sequence[nn.Module]) -> Tensor:
-        if size >= samples:
-            return run(0, samples)
-        total = None
-        for first in range(0, samples, size):
-            count = min(size, samples - first)
-            y = recomputed(run, first, count, device=device, modules=modules)
-            if total is None:
-                total = y.to(torch.promote_types(y.dtype, torch.float32)) * (count / samples)
-            else:
-                total = total.add_(y, alpha=count / samples)
-        return total.to(y.dtype)
 
     def _measure(
         self, run: Run, samples: int, device: torch.device, modules: Sequence[nn.Module], inputs: Iterable[Tensor]
@@ -115,6 +120,29 @@ class Chunks:
             size = largest(lambda count: peak_memory(lambda: probe(run, count, leaves, modules), device), samples, free)
             forget(device)
         self._fits[torch.is_grad_enabled()] = samples, size
+
+
+def _mean(run: Run, samples: int, size: int, device: torch.device, modules: Sequence[nn.Module]) -> Tensor:
+    if size >= samples:
+        return run(0, samples)
+    total = None
+    for first in range(0, samples, size):
+        count = min(size, samples - first)
+        y = recomputed(run, first, count, device=device, modules=modules)
+        if total is None:
+            total = y.to(torch.promote_types(y.dtype, torch.float32)) * (count / samples)
+        else:
+            total = total.add_(y, alpha=count / samples)
+    return total.to(y.dtype)
+
+
+def _each(run: Run, samples: int, size: int, device: torch.device, modules: Sequence[nn.Module]) -> Tensor:
+    if size >= samples:
+        return run(0, samples)
+    starts = range(0, samples, size)
+    return torch.cat(
+        [recomputed(run, first, min(size, samples - first), device=device, modules=modules) for first in starts]
+    )
 
 
 def largest(peak: Callable[[int], int], samples: int, free: int) -> int:

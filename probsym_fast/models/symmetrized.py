@@ -35,7 +35,8 @@ class Symmetrized(nn.Module):
     gradients are those of all samples together up to rounding, as long as samples do not see each other in the backbone
     (batch statistics are a chunk's) and it draws no random numbers (dropout draws others). In training every chunk, and the
     distribution where it learns, is computed again in the backward pass: memory is that of one chunk, or of the
-    distribution for all samples where that is more (statistics over all samples keep it from being taken apart).
+    distribution for all samples where that is more (statistics over all samples keep it from being taken apart). In inference
+    it is that of one chunk and of the elements of all samples.
     samples_mesh: processes over which `forward` spreads the samples (one axis of a DeviceMesh), which have the same batch and
         generators in the same state. Each draws all elements and keeps its own; see `models.samples.mean_over_processes`
         for what the gradients mean.
@@ -138,7 +139,7 @@ class Symmetrized(nn.Module):
 
     def _each(self, batch: Batch, g: Any, samples: int) -> Tensor:
         """(S, ...) every sample's prediction, chunk by chunk."""
-        group, size = self.distribution.group, self.chunks.now(samples)
+        group = self.distribution.group
 
         def run(first: int, count: int) -> Tensor:
             some = narrow(g, first, count)
@@ -146,8 +147,5 @@ class Symmetrized(nn.Module):
             parts = [(outputs.narrow(1, s, 1), narrow(some, s, 1)) for s in range(count)]
             return torch.stack([self.readout(y, batch, group, one) for y, one in parts])
 
-        if size == samples:
-            return run(0, samples)
-        where = {"device": batch.device, "modules": [self.embed, self.backbone, self.readout]}
-        starts = range(0, samples, size)
-        return torch.cat([recomputed(run, first, min(size, samples - first), **where) for first in starts])
+        modules = [self.embed, self.backbone, self.readout]
+        return self.chunks.each(run, samples, batch.device, modules, tensors(g))

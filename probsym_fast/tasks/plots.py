@@ -163,7 +163,7 @@ def plot_profile(path: Path, name: str, rows: list[dict[str, Any]]) -> None:
         ("tax", 1.0, "step / bare backbone"),
         ("variance", 1.0, "variance of the prediction"),
     )
-    panels = [panel for panel in panels if any(row[panel[0]] is not None for row in rows)]
+    panels = [panel for panel in panels if any(row[panel[0]] for row in rows)]  # a variance of 0 has no logarithm
     parts = {key: {row[key] for row in rows} for key in ("mode", "backend", "chunk", "draws")}
     lines: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -195,9 +195,9 @@ def plot_profile(path: Path, name: str, rows: list[dict[str, Any]]) -> None:
             axis.set_xscale("log", base=2)
             if key != "tax":
                 axis.set_yscale("log")
-            if key not in ("tax", "variance"):  # less than a decade has ticks too
+            if key != "tax":  # less than a decade has ticks too
                 axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                axis.yaxis.set_major_formatter("{x:g}")
+                axis.yaxis.set_major_formatter("{x:.0e}" if key == "variance" else "{x:g}")
             axis.set(xlabel="samples S", ylabel=label, xticks=samples, xticklabels=list(map(str, samples)))
             axis.minorticks_off()
             axis.grid(alpha=0.25, linewidth=0.5)

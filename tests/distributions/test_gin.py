@@ -230,6 +230,35 @@ def test_samples_may_come_in_chunks(name, dtype):
             assert_near(torch.cat([getattr(g, part) for g in chunks], 1), getattr(whole, part), bound)
 
 
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("name", ["learned", "normal", "fixed"])
+def test_inference_takes_samples_in_parts(name, given, monkeypatch):
+    """The same elements and penalties; not in training, nor where gradients are kept."""
+    f, batch = (
+        all_distributions()[name].eval(),
+        random_graphs([7, 3, 7, 1, 5]),
+    )  # 23 nodes, 46 numbers of noise a sample
+    noise = torch.rand(23, 10, 2, dtype=torch.float64) if given else None
+    draws, counts = Draws(seed=5, first=3), []
+    f.network.register_forward_pre_hook(lambda _, x: counts.append(x[1].shape[1]))
+    with torch.no_grad():
+        whole, penalties = f(batch, 10, draws, noise=noise)
+        monkeypatch.setattr(distribution, "AT_ONCE", 46 * 4)
+        parts, others = f(batch, 10, draws, noise=noise)
+    assert counts == [10, 4, 4, 2]
+    for part in ("order", "rank"):
+        assert torch.equal(getattr(parts, part), getattr(whole, part))
+    for part in ("scores", "log_r", "log_c"):
+        assert_near(getattr(parts, part), getattr(whole, part), {torch.float64: 1e-10})
+    assert_near(others["entropy"], penalties["entropy"], {torch.float64: 1e-10})
+    f(batch, 10, draws, noise=noise)
+    with torch.no_grad():
+        f.train()(batch, 10, draws, noise=noise)
+        monkeypatch.setattr(distribution, "AT_ONCE", 1)  # one by one where a sample has more
+        f.eval()(batch, 2, draws)
+    assert counts[4:] == [10, 10, 1, 1]
+
+
 @pytest.mark.parametrize("name", all_distributions())
 def test_global_generator_is_left_alone(name):
     f, batch = all_distributions()[name], random_graphs(SIZES)

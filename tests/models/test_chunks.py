@@ -10,7 +10,7 @@ from torch import nn
 
 from probsym_fast import Symmetrized, models
 from probsym_fast._memory import peak_memory
-from probsym_fast.distributions import GIN, Frame, Learned, Uniform, UniformNoise, VectorNeurons
+from probsym_fast.distributions import GIN, Frame, Learned, Uniform, UniformNoise, VectorNeurons, distribution
 from probsym_fast.groups import Draws, Euclidean, Symmetric, narrow
 from probsym_fast.groups._elements import samples_of, tensors
 from probsym_fast.models import chunks as module
@@ -191,6 +191,26 @@ def test_auto_halves_where_memory_ends_in_forward():
         outcome(noisy(4, most=10), batch)
 
 
+@pytest.mark.parametrize("reduce", ["none", "max", "weighted"])
+def test_auto_halves_for_every_reduction(reduce):
+    batch = random_graphs([3, 1, 9, 5])
+    weights = torch.rand(4, S, dtype=torch.float64) if reduce == "weighted" else None
+
+    def gradients(f: Symmetrized) -> tuple:
+        f.train().zero_grad()
+        y, penalties = f(batch, S, torch.Generator().manual_seed(5), reduce=reduce, weights=weights)
+        (y.square().sum() + sum(penalties.values())).backward()
+        return y.detach(), {n: p.grad for n, p in f.named_parameters() if p.grad is not None}, []
+
+    f = noisy("auto", dropout=0, most=10)
+    with pytest.warns(UserWarning, match="out of memory with 4 samples at once; 2 from now on"):
+        found = gradients(f)
+    assert_same(found, gradients(noisy(2, dropout=0)))
+    small = noisy("auto", memory=1)
+    gradients(small)
+    assert small.chunks.now(S) == 1  # measured
+
+
 def noisy_after(chunk: int, batch) -> list:
     f = noisy(chunk)
     outcome(f, batch)
@@ -350,6 +370,32 @@ def test_memory_is_flat_in_the_samples(name):
     few, many, chunked = peaks(f, batch)
     assert many > 10 * few  # all at once
     assert chunked < 1.1 * few
+
+
+@pytest.mark.parametrize("name", ["S5xO3", "flat MLP"])
+def test_memory_of_inference_with_a_learned_distribution_is_flat(name, monkeypatch):
+    """But for the elements themselves."""
+    if name == "flat MLP":
+        learned = Learned(Symmetric(N), GIN(C, 32), UniformNoise(), tau=0.1)
+        f, batch, numbers = graph_model(name, learned), some_graphs(), 32 * N * C
+    else:
+        f, batch, numbers = nbody("transformer"), many_clouds(), 16 * 5 * 3 * 2
+        f.distribution = Learned(SYMMETRIES[name][0], VectorNeurons(width=6), tau=0.1)
+    f.eval()
+    monkeypatch.setattr(distribution, "AT_ONCE", 4 * numbers)  # of 4 samples
+
+    def peak(samples: int, chunk: int | None) -> int:
+        f.chunks = Chunks(chunk)
+        return peak_memory(lambda: f(batch, samples), "cpu")
+
+    with torch.no_grad():
+        peak(1, None)
+        few, chunked = peak(4, None), peak(64, 4)
+        elements = sum(x.numel() * x.element_size() for x in tensors(f.distribution(batch, 64)[0]))
+        monkeypatch.undo()
+        together = peak(64, 4)
+    assert chunked < 1.1 * few + elements
+    assert together > 1.5 * chunked
 
 
 @pytest.mark.parametrize("name", ["S5xO3", "ViT nodes"])
