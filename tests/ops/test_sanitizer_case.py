@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from probsym_fast.ops import OPS, aggregate, embed_edges, readout
+from probsym_fast.ops import OPS, SoftPermutation, aggregate, embed_edges, embed_matrix, node_identifiers, readout
 from tests.ops.graphs import HALF, batch, weights
 from tests.ops.test_backends import CALLS, matrices
 
@@ -36,4 +36,22 @@ def test_ragged_graphs_with_bad_numbers(gpu, dtype):
     values.float().sum().backward()
     torch.cuda.synchronize()
     for x in (tokens, values, sums, *(y.grad for y in leaves)):
+        assert x.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+def test_permutations_that_are_none(gpu, dtype):
+    """Slots and nodes out of range must reach no memory either."""
+    data = batch([5, 3, 7], 7, device=gpu)
+    p = data.soft(data.scores.float().requires_grad_())
+    order, rank = p.order.clone(), p.rank.clone()
+    order[:, 0, ::2], rank[:, 1, 1::2] = 10**9, -3
+    p = SoftPermutation(order, p.num_nodes, rank, p.scores, p.log_r, p.log_c, p.tau, checked=True)
+    matrix, weight = data.matrix.to(dtype).requires_grad_(), weights(20, 3, 4, 4, device=gpu).to(dtype)
+    identifiers = weights(7, 20, device=gpu).to(dtype).requires_grad_()
+    tokens = embed_matrix(matrix, p, weight.requires_grad_(), grid=2, pad_mode="circular")
+    features = node_identifiers(data.ptr, p, identifiers, nodes=15)
+    (tokens.float().sum() + features.float().sum()).backward()
+    torch.cuda.synchronize()
+    for x in (tokens, features, matrix.grad, weight.grad, identifiers.grad):
         assert x.isfinite().all()
