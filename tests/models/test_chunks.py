@@ -45,6 +45,11 @@ def graph_model(name: str, distribution=None) -> Symmetrized:
     return Symmetrized(*parts, distribution or learned)
 
 
+def with_draws(f: Symmetrized, kind: str) -> Symmetrized:
+    f.draws = kind
+    return f
+
+
 def outcome(
     f: Symmetrized, batch, samples=S, loss=lambda y: (y * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum()
 ):
@@ -76,6 +81,11 @@ CASES = {
         for name in ("flat MLP", "slots", "GIN", "ViT nodes", "ViT pooled")
     },
     "frame": (lambda: graph_model("flat MLP", Frame(Symmetric(N))).double(), lambda: random_graphs([3, 1, 9, 5])),
+    "antithetic": (  # chunks cut pairs, and blocks of 8
+        lambda: with_draws(graph_model("flat MLP").double(), "antithetic"),
+        lambda: random_graphs([3, 1, 9, 5]),
+    ),
+    "stratified": (lambda: with_draws(cloud_model("O3", distribution=Uniform(Euclidean(3))), "stratified"), clouds),
 }
 
 

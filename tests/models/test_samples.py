@@ -13,6 +13,7 @@ from probsym_fast import Symmetrized
 from probsym_fast.distributions import GIN, Learned, Uniform, VectorNeurons
 from probsym_fast.groups import Euclidean, PointClouds, Symmetric
 from probsym_fast.models import FlatGraph, NodeReadout, NodeVectors, SlotReadout
+from probsym_fast.models.chunks import Chunks
 from probsym_fast.models.message_passing import MessagePassing
 from probsym_fast.models.samples import _Sum, share
 from tests.graphs import random_graphs
@@ -38,6 +39,13 @@ def uniform_model() -> Symmetrized:
     return Symmetrized(network, NodeVectors(), NodeReadout(displacement=False), Uniform(Euclidean(3))).double()
 
 
+def chunked_model() -> Symmetrized:
+    """Shares and chunks cut antithetic pairs."""
+    model = graph_model()
+    model.draws, model.chunks = "antithetic", Chunks(2)
+    return model
+
+
 def graphs(part: slice):
     batch = random_graphs(SIZES[part], seed=part.start)
     return batch, torch.randn(sum(SIZES[part]), 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -51,13 +59,19 @@ def clouds(part: slice):
     return PointClouds(draw(5, 3), draw(5, 3) ** 2, edges + edges.transpose(1, 2)), draw(5, 3)
 
 
-KINDS = {"graphs": (graph_model, graphs), "clouds": (cloud_model, clouds), "uniform": (uniform_model, clouds)}
+KINDS = {
+    "graphs": (graph_model, graphs),
+    "clouds": (cloud_model, clouds),
+    "uniform": (uniform_model, clouds),
+    "chunked": (chunked_model, graphs),
+}
 CASES = [  # kind, processes along the data, S, the batch's parts along the data
     ("graphs", 1, 5, (0, 8)),
     ("graphs", 1, 4, (0, 8)),
     ("graphs", 1, 1, (0, 8)),  # fewer samples than processes
     ("clouds", 1, 3, (0, 8)),
     ("uniform", 1, 6, (0, 8)),
+    ("chunked", 1, 7, (0, 8)),
     ("graphs", 2, 3, (0, 4, 8)),
     ("clouds", 2, 3, (0, 5, 8)),  # uneven parts
 ]
