@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from probsym_fast import ops
+from probsym_fast._recompute import layer
 from probsym_fast.groups import Graphs
 from probsym_fast.ops._op import check_dtype
 
@@ -62,9 +65,13 @@ class GIN(nn.Module):
             samples = noise.shape[1]
             virtual = self.virtual.expand(batch.size, samples, -1)
             h = torch.cat([batch.x.to(dtype)[:, None] + noise.to(dtype), virtual])  # (nodes + B, S, C)
-            for eps, layer in zip(self.eps, self.layers, strict=True):
-                h = ops.aggregate(h, batch.edge_index, own=1 + eps, ptr=batch.ptr)
-                h = self.dropout(layer(h.flatten(0, 1))).unflatten(0, (nodes + batch.size, samples))
+
+            def step(h: Tensor, k: int) -> Tensor:
+                h = ops.aggregate(h, batch.edge_index, own=1 + self.eps[k], ptr=batch.ptr)
+                return self.dropout(self.layers[k](h.flatten(0, 1))).unflatten(0, (nodes + batch.size, samples))
+
+            for k, mlp in enumerate(self.layers):
+                h = layer(partial(step, k=k), h, modules=[mlp])
             return {"scores": self.score(h).squeeze(-1)[:nodes]}
 
 

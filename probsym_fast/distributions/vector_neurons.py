@@ -15,6 +15,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from probsym_fast._recompute import layer
 from probsym_fast.groups import PointClouds
 from probsym_fast.ops._op import looks_at_values
 
@@ -324,7 +325,7 @@ class VectorNeurons(nn.Module):
         with torch.autocast(noise.device.type, enabled=False):
             x = torch.stack([batch.positions - batch.center[:, None], batch.velocities][: self.channels], -1)
             x = (x[:, None] + noise).to(self.conv1.feature.dtype)
-            x1 = self.conv1(x.flatten(0, 1).permute(3, 2, 1, 0).contiguous())
+            x1 = layer(self.conv1, x.flatten(0, 1).permute(3, 2, 1, 0).contiguous(), modules=[self.conv1])
             outputs = {}
             if self.matrices:
                 outputs["matrices"] = self._equivariant(x1).permute(2, 1, 0).contiguous().view(B, S, d, d)
@@ -342,12 +343,14 @@ class VectorNeurons(nn.Module):
 
         A linear map of <[x1, x2]_c, z_v>, z the frame of the node, and of the largest <[x3, mean x3]_c, z_v> of all nodes.
         """
-        x2 = self.conv2(x1)
+        x2 = layer(self.conv2, x1, modules=[self.conv2])
         x2 = x2 * F.dropout(torch.ones_like(x2[:, :1]), self.dropout, self.training)
         x12 = torch.cat([x1, x2])
-        x3 = self.conv3(x12)
+        x3 = layer(self.conv3, x12, modules=[self.conv3])
         mean = x3.mean(2, keepdim=True)
-        z = _linear(self.frame_head, self.frame2(self.frame1(x3, mean)))  # (v, d, n, M)
+        z = layer(self.frame1, x3, mean, modules=[self.frame1])
+        z = layer(self.frame2, z, modules=[self.frame2])
+        z = _linear(self.frame_head, z)  # (v, d, n, M)
         cloud, node = self.score_head.weight.view(2, 2 * self.width, self.dim)  # (2 w, v) each
         local = (_linear(node.t(), x12) * z).flatten(0, 1).sum(0)
         largest = torch.cat([_LargestInvariant.apply(x3, z), _LargestInvariant.apply(mean, z)])

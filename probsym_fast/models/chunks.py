@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from probsym_fast._memory import RandomState, free_memory, peak_memory
+from probsym_fast._recompute import recomputed, unchanged
 from probsym_fast.ops._op import check_count
 
 MARGIN = 0.9  # of the memory there is: fragments and other allocations take the rest
@@ -170,39 +169,6 @@ def probe(run: Run, count: int, leaves: list[Tensor], modules: Sequence[nn.Modul
         y = run(0, count)
         if y.requires_grad:
             torch.autograd.grad(y.float().sum(), leaves, allow_unused=True)
-
-
-def recomputed(
-    function: Callable[..., Any], *arguments: Any, device: torch.device, modules: Sequence[nn.Module]
-) -> Any:
-    """function(*arguments); with gradients on it is computed again in the backward pass and keeps nothing until then.
-
-    Random numbers are the same both times, and buffers of the modules (running statistics) change once.
-    """
-    if not torch.is_grad_enabled():
-        return function(*arguments)
-    here = torch.empty(0, device=device)  # the checkpoint keeps the random state of its arguments' devices
-    return checkpoint(
-        lambda _, *some: function(*some),
-        here,
-        *arguments,
-        use_reentrant=False,
-        context_fn=lambda: (nullcontext(), unchanged(*modules)),
-    )
-
-
-@contextmanager
-def unchanged(*modules: nn.Module, after_errors_alone: bool = False) -> Iterator[None]:
-    """Behind it, the buffers of modules in training are as before."""
-    buffers = [(x, x.clone()) for m in modules if m.training for x in m.buffers()]
-    failed = True
-    try:
-        yield
-        failed = False
-    finally:
-        if failed or not after_errors_alone:
-            for x, before in buffers:
-                x.data.copy_(before)  # past autograd: what the backward pass has kept of x stays good
 
 
 def retried(model: nn.Module, chunks: Chunks, samples: int, step: Callable[[], Any], device: torch.device) -> Any:

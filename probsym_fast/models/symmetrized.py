@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from probsym_fast._recompute import by_layer, recomputed
 from probsym_fast.distributions import Distribution
 from probsym_fast.groups import Batch, Draws, narrow
 from probsym_fast.groups._draws import check_kind
 from probsym_fast.groups._elements import samples_of, tensors
 from probsym_fast.models.averages import Estimate, check_reduction, estimate, weights_of_rows
-from probsym_fast.models.chunks import Chunks, recomputed, retried
+from probsym_fast.models.chunks import Chunks, retried
 from probsym_fast.models.samples import mean_over_processes
 from probsym_fast.ops._op import check_count
 
@@ -35,8 +36,8 @@ class Symmetrized(nn.Module):
     gradients are those of all samples together up to rounding, as long as samples do not see each other in the backbone
     (batch statistics are a chunk's) and it draws no random numbers (dropout draws others). In training every chunk, and the
     distribution where it learns, is computed again in the backward pass: memory is that of one chunk, or of the
-    distribution for all samples where that is more (statistics over all samples keep it from being taken apart). In inference
-    it is that of one chunk and of the elements of all samples.
+    distribution for all samples, layer by layer, where that is more (statistics over all samples keep it from being taken
+    apart). In inference it is that of one chunk and of the elements of all samples.
     samples_mesh: processes over which `forward` spreads the samples (one axis of a DeviceMesh), which have the same batch and
         generators in the same state. Each draws all elements and keeps its own; see `models.samples.mean_over_processes`
         for what the gradients mean.
@@ -124,7 +125,11 @@ class Symmetrized(nn.Module):
         learns = any(p.requires_grad for p in self.distribution.parameters())
         if not learns or self.chunks.now(samples) == samples:
             return self.distribution(batch, samples, draws)
-        draw = lambda: self.distribution(batch, samples, draws)  # noqa: E731
+
+        def draw() -> tuple[Any, dict[str, Tensor]]:
+            with by_layer():
+                return self.distribution(batch, samples, draws)
+
         return recomputed(draw, device=batch.device, modules=[self.distribution])
 
     def _mean(self, batch: Batch, g: Any, samples: int) -> Tensor:

@@ -11,7 +11,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import distributed
 from torch.distributed.tensor import DTensor
 
-from probsym_fast.models.chunks import unchanged
+from probsym_fast._recompute import unchanged
 from probsym_fast.tasks import optimisation
 from probsym_fast.tasks.parallel import Layout, spread
 from probsym_fast.tasks.settings import Training

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from probsym_fast import Symmetrized, models
+from probsym_fast import Symmetrized, _recompute, models
 from probsym_fast._memory import peak_memory
 from probsym_fast.distributions import GIN, Frame, Learned, Uniform, UniformNoise, VectorNeurons, distribution
 from probsym_fast.groups import Draws, Euclidean, Symmetric, narrow
@@ -163,7 +163,7 @@ def test_recomputation_repeats_dropout_and_counts_statistics_once(monkeypatch):
     batch = random_graphs([3, 1, 9, 5])
     f = noisy(3)
     found = outcome(f, batch)
-    monkeypatch.setattr(module, "checkpoint", lambda function, *arguments, **_: function(*arguments))
+    monkeypatch.setattr(_recompute, "checkpoint", lambda function, *arguments, **_: function(*arguments))
     kept = noisy(3)
     expected = outcome(kept, batch)
     assert len(f.backbone.calls) == 2 * len(kept.backbone.calls)
@@ -380,6 +380,29 @@ def test_memory_is_flat_in_the_samples(name):
     few, many, chunked = peaks(f, batch)
     assert many > 10 * few  # all at once
     assert chunked < 1.1 * few
+
+
+@pytest.mark.parametrize("name", ["VectorNeurons", "GIN"])
+def test_layers_computed_again_change_nothing_but_memory(name):
+    """Elements, gradients and statistics bit for bit, dropout too."""
+    found, peaks = [], []
+    for how in (nullcontext, _recompute.by_layer):
+        torch.manual_seed(0)
+        if name == "GIN":
+            f, batch = Learned(Symmetric(N), GIN(C, 32, dropout=0.1), UniformNoise(), tau=0.1), some_graphs()
+        else:
+            f, batch = Learned(SYMMETRIES["S5xO3"][0], VectorNeurons(dropout=0.1), tau=0.1), many_clouds()
+
+        def step(f=f, batch=batch, how=how):
+            with how():
+                g, penalties = f(batch, 64, Draws(seed=1))
+            (sum(x.sum() for x in tensors(g) if x.requires_grad) + sum(penalties.values())).backward()
+            return [*tensors(g), *(p.grad for p in f.parameters()), *f.buffers()]
+
+        found.append(step())
+        peaks.append(peak_memory(step, "cpu"))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert peaks[1] < 0.6 * peaks[0]
 
 
 @pytest.mark.parametrize("name", ["S5xO3", "flat MLP"])

@@ -1,0 +1,62 @@
+"""Memory for time: what is computed again in the backward pass instead of kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+_by_layer = False
+
+
+def recomputed(
+    function: Callable[..., Any], *arguments: Any, device: torch.device, modules: Sequence[nn.Module]
+) -> Any:
+    """function(*arguments); with gradients on it is computed again in the backward pass and keeps nothing until then.
+
+    Random numbers are the same both times, and buffers of the modules (running statistics) change once.
+    """
+    if not torch.is_grad_enabled():
+        return function(*arguments)
+    here = torch.empty(0, device=device)  # the checkpoint keeps the random state of its arguments' devices
+    return checkpoint(
+        lambda _, *some: function(*some),
+        here,
+        *arguments,
+        use_reentrant=False,
+        context_fn=lambda: (nullcontext(), unchanged(*modules)),
+    )
+
+
+@contextmanager
+def by_layer() -> Iterator[None]:
+    """Within it, networks keep what enters their layers alone (`layer`)."""
+    global _by_layer
+    before, _by_layer = _by_layer, True
+    try:
+        yield
+    finally:
+        _by_layer = before
+
+
+def layer(function: Callable[..., Tensor], *inputs: Tensor, modules: Sequence[nn.Module]) -> Tensor:
+    """function(*inputs), a layer of a network with these modules; `by_layer` it is computed again in the backward pass."""
+    return recomputed(function, *inputs, device=inputs[0].device, modules=modules) if _by_layer else function(*inputs)
+
+
+@contextmanager
+def unchanged(*modules: nn.Module, after_errors_alone: bool = False) -> Iterator[None]:
+    """Behind it, the buffers of modules in training are as before."""
+    buffers = [(x, x.clone()) for m in modules if m.training for x in m.buffers()]
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        if failed or not after_errors_alone:
+            for x, before in buffers:
+                x.data.copy_(before)  # past autograd: what the backward pass has kept of x stays good
