@@ -79,6 +79,8 @@ struct Call {
   c10::DispatchKeySet keys;
   Stack* stack;
   mutable std::vector<bool> absent;  // results that the kernel left out; autograd sees the others
+  mutable variable_list made;        // the others, and who keeps some of them for the backward pass
+  mutable AutogradContext* keeper = nullptr;
   size_t arguments() const { return op.schema().arguments().size(); }
   size_t results() const { return op.schema().returns().size(); }
   const IValue& argument(size_t i) const { return torch::jit::peek(*stack, i, arguments()); }
@@ -111,15 +113,23 @@ template <class Function, class... Extra> struct Recorded : c10::OperatorKernel 
   std::tuple<Extra...> extra;
   explicit Recorded(Extra... extra) : extra(std::move(extra)...) {}
   void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
-    const Call call{op, keys, stack, {}};
+    const Call call{op, keys, stack, {}, {}};
     const variable_list tensors = call.tensors();
     if (!recorded(tensors)) {
       at::AutoDispatchBelowADInplaceOrView guard;
       return op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
     }
-    const variable_list results = Function::apply(at::TensorList(tensors), &call, &std::get<0>(extra));
-    auto next = results.begin();
-    for (const bool absent : call.absent) stack->emplace_back(absent ? Tensor() : *next++);
+    try {
+      const variable_list results = Function::apply(at::TensorList(tensors), &call, &std::get<0>(extra));
+      auto next = results.begin();
+      for (const bool absent : call.absent) stack->emplace_back(absent ? Tensor() : *next++);
+    } catch (...) {
+      // A hook on saved tensors threw, as checkpoints do to end a recomputation: context, node and the results that it was to
+      // keep would hold each other for ever.
+      const auto has_node = [](const Tensor& x) { return x.grad_fn() != nullptr; };  // without one the context is gone
+      if (std::any_of(call.made.begin(), call.made.end(), has_node)) call.keeper->save_for_backward({});
+      throw;
+    }
   }
 };
 
@@ -135,6 +145,8 @@ struct FirstGradient : torch::autograd::Function<FirstGradient> {
       if (source.kind == Source::tensor) kept.push_back(call->has_tensor(source.index) ? call->argument(source.index).toTensor() : Tensor());
     }
     const variable_list results = call->below_autograd();
+    call->made = results;
+    call->keeper = ctx;
     for (const Source& source : plan->takes)
       if (source.kind == Source::result) kept.push_back(results[source.index]);
     for (const Tensor& x : results)

@@ -4,8 +4,10 @@ import itertools
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from probsym_fast import _extension
+from probsym_fast._memory import peak_memory
 from probsym_fast.ops import _op
 
 SCHEMA = "(Tensor a, Tensor? b, Tensor index, float scale) -> (Tensor product, Tensor doubled, Tensor where)"
@@ -94,3 +96,18 @@ def test_names_without_meaning_are_refused(side):
     op.gradient("(Tensor d_product, Tensor c) -> Tensor d_a", shapes=backward)
     with pytest.raises((ValueError, RuntimeError), match=r"_backward: .*c"):
         _op.differentiate(op) if side == "python" else _extension.module().differentiate(name)
+
+
+def test_a_checkpoint_that_ends_its_recomputation_early_leaves_nothing_behind(side):
+    """It throws while the last op's tensors are kept: results, node and context must not hold each other for ever."""
+    op, _ = make(side)
+    a = torch.randn(1000, dtype=torch.float64, requires_grad=True)
+    index = torch.arange(1000)
+
+    def step():
+        product, *_ = checkpoint(lambda: op.kernel(a.sin(), None, index, 0.5), use_reentrant=False)
+        product.sum().backward()
+        a.grad = None
+
+    step()
+    assert peak_memory(lambda: [step() for _ in range(20)], "cpu") == peak_memory(step, "cpu")
