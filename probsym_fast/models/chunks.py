@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -63,8 +63,8 @@ class Chunks:
     ) -> Tensor:
         """The mean over all samples: sum over chunks of count / S run(first, count), in float32 or better.
 
-        With gradients every chunk but a single one is computed again in the backward pass. modules, inputs: those that `run`
-        reads and differentiates.
+        With gradients every chunk but the last, where the backward pass begins, is computed again there. modules, inputs: those
+        that `run` reads and differentiates.
         """
         return self._gathered(_mean, run, samples, device, modules, inputs)
 
@@ -122,12 +122,10 @@ class Chunks:
 
 
 def _mean(run: Run, samples: int, size: int, device: torch.device, modules: Sequence[nn.Module]) -> Tensor:
-    if size >= samples:
-        return run(0, samples)
     total = None
-    for first in range(0, samples, size):
-        count = min(size, samples - first)
-        y = recomputed(run, first, count, device=device, modules=modules)
+    for count, y in _in_chunks(run, samples, size, device, modules):
+        if count == samples:
+            return y
         if total is None:
             total = y.to(torch.promote_types(y.dtype, torch.float32)) * (count / samples)
         else:
@@ -136,12 +134,18 @@ def _mean(run: Run, samples: int, size: int, device: torch.device, modules: Sequ
 
 
 def _each(run: Run, samples: int, size: int, device: torch.device, modules: Sequence[nn.Module]) -> Tensor:
-    if size >= samples:
-        return run(0, samples)
-    starts = range(0, samples, size)
-    return torch.cat(
-        [recomputed(run, first, min(size, samples - first), device=device, modules=modules) for first in starts]
-    )
+    parts = [y for _, y in _in_chunks(run, samples, size, device, modules)]
+    return torch.cat(parts) if parts[1:] else parts[0]
+
+
+def _in_chunks(
+    run: Run, samples: int, size: int, device: torch.device, modules: Sequence[nn.Module]
+) -> Iterator[tuple[int, Tensor]]:
+    """(count, run(first, count)) chunk by chunk; what the last one keeps is read before any other is computed again."""
+    for first in range(0, samples, size):
+        count = min(size, samples - first)
+        last = first + count == samples
+        yield count, run(first, count) if last else recomputed(run, first, count, device=device, modules=modules)
 
 
 def largest(peak: Callable[[int], int], samples: int, free: int) -> int:
