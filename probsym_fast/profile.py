@@ -145,6 +145,7 @@ def measure(
     try:
         steps = steps_of(row.mode, model, batch, row.samples, loss, settings)
         steps.step()  # optimiser states are made, "auto" chunks found
+        model.zero_grad()  # a step's gradients are its own, not the last one's
         row.peak = peak_memory(steps.step, batch.device)
         times = interleave({"step": steps.step, "bare": steps.bare}, batch.device, seconds, rounds=3)
         row.low, row.latency, row.high = statistics.quantiles(times["step"], n=4)

@@ -70,8 +70,10 @@ class GIN(nn.Module):
                 h = ops.aggregate(h, batch.edge_index, own=1 + self.eps[k], ptr=batch.ptr)
                 return self.dropout(self.layers[k](h.flatten(0, 1))).unflatten(0, (nodes + batch.size, samples))
 
-            for k, mlp in enumerate(self.layers):
-                h = layer(partial(step, k=k), h, modules=[mlp])
+            last = len(self.layers) - 1  # where the backward pass begins: what it keeps is read at once
+            for k in range(last):
+                h = layer(partial(step, k=k), h, modules=[self.layers[k]])
+            h = step(h, last)
             return {"scores": self.score(h).squeeze(-1)[:nodes]}
 
 

@@ -63,8 +63,8 @@ class Chunks:
     ) -> Tensor:
         """The mean over all samples: sum over chunks of count / S run(first, count), in float32 or better.
 
-        With gradients every chunk but the last, where the backward pass begins, is computed again there. modules, inputs: those
-        that `run` reads and differentiates.
+        With gradients every chunk but the last, where the backward pass begins, is computed again in it. modules, inputs:
+        those that `run` reads and differentiates.
         """
         return self._gathered(_mean, run, samples, device, modules, inputs)
 

@@ -1,0 +1,26 @@
+"""Training steps of the experiments, as the benchmarks of samples and processes time them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from probsym_fast import tasks
+from probsym_fast._steps import training_steps
+from probsym_fast.profile import prepared
+from probsym_fast.tasks.allocator import keep_freed_memory
+
+
+def steps_of(
+    configuration: str, changes: list[str], device: str, samples: int, spread: Callable[[Any], nn.Module] | None = None
+) -> tuple[Any, Callable[[], None], Callable[[], Any]]:
+    """The model, its training step and its forward pass with the loss. spread: what is trained in the model's place."""
+    keep_freed_memory()  # as training does
+    model, batch, loss, settings, _ = prepared(tasks.load(configuration, changes), None, device)
+    trained = model
+    if spread is not None:
+        trained = spread(model)
+        trained.chunks = model.chunks  # all that a step reads of the model itself
+    return model, training_steps(trained, batch, samples, loss, **settings).step, lambda: loss(*trained(batch, samples))
