@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, distributed
 
-from probsym_fast.groups import narrow
-
 if TYPE_CHECKING:  # torch may be built without
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -21,18 +19,20 @@ def share(samples: int, rank: int, processes: int) -> tuple[int, int]:
     return rank * count + min(rank, more), count + (rank < more)
 
 
-def mean_over_processes(mean: Callable[[Any], Tensor], g: Any, samples: int, mesh: DeviceMesh, *, own: bool) -> Tensor:
-    """`mean(g)`, the prediction averaged over the samples of g, each process of the mesh taking its `share` of them.
+def mean_over_processes(
+    part: Callable[[int, int], dict[str, Tensor]], samples: int, mesh: DeviceMesh, *, own: bool
+) -> dict[str, Tensor]:
+    """Means over all samples of what part(first, count) gives as means over some; each process of the mesh has its `share`.
 
-    With k of S samples here: sum over processes of k / S mean(g[k]), added in float32 (float64), one all-reduce of the
-    prediction's size. A process without a sample (S below the processes) takes the first one with weight 0, so that every
-    process runs the same collectives. own: noise that the global generator gives (dropout) is every process's own.
+    With k of S samples here: sum over processes of k / S part(first, k), added in float32 (float64), one all-reduce each. A
+    process without a sample (S below the processes) takes the first one with weight 0, so that every process runs the
+    same collectives. own: noise that the global generator gives (dropout) is every process's own.
 
-    Every process returns the whole prediction. Backward: the gradients of all processes' losses, one all-reduce more. So the
+    Every process returns the whole means. Backward: the gradients of all processes' losses, one all-reduce more. So the
     gradients of the parameters averaged over the mesh, as DistributedDataParallel does, are those of one process that
-    takes all samples, as long as the losses are equal; a penalty on g that every process computes whole is averaged too.
+    takes all samples, as long as the losses are equal; a penalty that every process computes whole is averaged too.
 
-    mesh: one-dimensional, the processes that hold the same batch and the same g. Raises ValueError where it has more
+    mesh: one-dimensional, the processes that hold the same batch and draw the same. Raises ValueError where it has more
     dimensions.
     """
     if mesh.ndim != 1:
@@ -40,9 +40,9 @@ def mean_over_processes(mean: Callable[[Any], Tensor], g: Any, samples: int, mes
     rank, processes = mesh.get_local_rank(), mesh.size()
     first, count = share(samples, rank, processes)
     with _own_noise(rank, mesh.device_type) if own and processes > 1 else nullcontext():
-        part = mean(narrow(g, first if count else 0, max(count, 1)))
-    wide = part.to(torch.promote_types(part.dtype, torch.float32))
-    return _Sum.apply(wide * (count / samples), mesh.get_group()).to(part.dtype)
+        means = part(first if count else 0, max(count, 1))
+    wide = {name: x.to(torch.promote_types(x.dtype, torch.float32)) * (count / samples) for name, x in means.items()}
+    return {name: _Sum.apply(x, mesh.get_group()).to(means[name].dtype) for name, x in wide.items()}
 
 
 @contextmanager

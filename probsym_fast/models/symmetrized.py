@@ -39,8 +39,8 @@ class Symmetrized(nn.Module):
     distribution for all samples, layer by layer, where that is more (statistics over all samples keep it from being taken
     apart). In inference it is that of one chunk and of the elements of all samples.
     samples_mesh: processes over which `forward` spreads the samples (one axis of a DeviceMesh), which have the same batch and
-        generators in the same state. Each draws all elements and keeps its own; see `models.samples.mean_over_processes`
-        for what the gradients mean.
+        generators in the same state. Each draws all elements and keeps its own, or in inference draws its own alone; see
+        `models.samples.mean_over_processes` for what the gradients mean.
     """
 
     def __init__(
@@ -80,10 +80,13 @@ class Symmetrized(nn.Module):
         check_reduction(reduce, weights, batch, samples)
         if self.samples_mesh is not None and reduce != "mean":
             raise ValueError(f"Symmetrized: reduce must be 'mean' where processes share the samples, got {reduce!r}")
-        g, penalties = self._draw(batch, samples, Draws(generator, kind=self.draws, device=batch.device))
+        draws = Draws(generator, kind=self.draws, device=batch.device)
+        if self.samples_mesh is not None and not (self.training or torch.is_grad_enabled()):
+            return self._inferred_over_processes(batch, samples, draws)
+        g, penalties = self._draw(batch, samples, draws)
         if self.samples_mesh is not None:
-            mean = lambda some: self._mean(batch, some, samples_of(some))  # noqa: E731
-            return mean_over_processes(mean, g, samples, self.samples_mesh, own=self.training), penalties
+            part = lambda first, count: {"": self._mean(batch, narrow(g, first, count), count)}  # noqa: E731
+            return mean_over_processes(part, samples, self.samples_mesh, own=self.training)[""], penalties
         if reduce == "mean":
             return self._mean(batch, g, samples), penalties
         each = self._each(batch, g, samples)
@@ -131,6 +134,16 @@ class Symmetrized(nn.Module):
                 return self.distribution(batch, samples, draws)
 
         return recomputed(draw, device=batch.device, modules=[self.distribution])
+
+    def _inferred_over_processes(self, batch: Batch, samples: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """Samples do not see each other: every process draws its own. Penalties are means over samples."""
+
+        def part(first: int, count: int) -> dict[str, Tensor]:
+            g, penalties = self.distribution(batch, count, draws.starting(first))
+            return {"": self._mean(batch, g, count), **penalties}
+
+        means = mean_over_processes(part, samples, self.samples_mesh, own=False)
+        return means.pop(""), means
 
     def _mean(self, batch: Batch, g: Any, samples: int) -> Tensor:
         group = self.distribution.group

@@ -89,6 +89,18 @@ def step(model, case, rank: int, scale: float = 1.0):
     return prediction.detach(), loss.detach()
 
 
+def infer(model, case, rank: int):
+    """Prediction and penalties in eval mode."""
+    kind, _, samples, parts = case
+    batch, _ = KINDS[kind][1](slice(parts[rank], parts[rank + 1]))
+    drawn = []
+    handle = model.distribution.register_forward_hook(lambda _, arguments, __: drawn.append(arguments[1]))
+    with torch.no_grad():
+        prediction, penalties = model.eval()(batch, samples, torch.Generator().manual_seed(30 + rank))
+    handle.remove()
+    return prediction, penalties, sum(drawn)
+
+
 def build(kind: str) -> Symmetrized:
     torch.manual_seed(5)
     return KINDS[kind][0]()
@@ -108,8 +120,9 @@ def work(rank: int, processes: int, folder: str) -> None:
         mesh = init_device_mesh("cpu", (data, processes // data), mesh_dim_names=("data", "samples"))
         model = build(kind)
         model.samples_mesh = mesh["samples"]
-        prediction, loss = step(DistributedDataParallel(model), case, mesh["data"].get_local_rank())
-        found.append((prediction, loss, gradients(model)))
+        place = mesh["data"].get_local_rank()
+        inferred = infer(model, case, place)
+        found.append((*step(DistributedDataParallel(model.train()), case, place), gradients(model), inferred))
     mesh = init_device_mesh("cpu", (processes,), mesh_dim_names=("samples",))
     x = torch.arange(3.0, dtype=torch.float64, requires_grad=True)
     twice = torch.autograd.gradgradcheck(partial(_Sum.apply, group=mesh.get_group()), (x,), raise_exception=False)
@@ -132,15 +145,19 @@ def test_processes_that_share_the_samples_find_what_one_does(tmp_path, processes
     for k, case in enumerate(CASES):
         kind, data, *_ = case
         model = build(kind)
-        expected = [step(model, case, rank) for rank in range(data)]
+        inferred = [infer(model, case, rank) for rank in range(data)]
+        expected = [step(model.train(), case, rank) for rank in range(data)]
         for parameter in model.parameters():
             if parameter.grad is not None:
                 parameter.grad /= data
         near = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-11)
         for rank, (found, *_) in enumerate(ranks):
-            prediction, loss, grads = found[k]
-            near(prediction, expected[rank // (processes // data)][0], msg=f"{case} {rank}")
-            near(loss, expected[rank // (processes // data)][1])
+            prediction, loss, grads, (mean, penalties, drawn) = found[k]
+            place, along = divmod(rank, processes // data)
+            near(prediction, expected[place][0], msg=f"{case} {rank}")
+            near(loss, expected[place][1])
+            near((mean, penalties), inferred[place][:2])
+            assert drawn == max(1, share(case[2], along, processes // data)[1])  # its own samples alone
             near(grads, gradients(model))
             assert any(grad.abs().max() > 1e-3 for grad in grads)
     for _, twice, _, after in ranks:
