@@ -1,5 +1,6 @@
-// linear_batch_norm_relu and its gradient on the CPU, in blocks of rows that stay in the second cache: what lies between the
-// product and the ReLU is neither written nor read a second time.
+// linear_batch_norm_relu and its gradient on the CPU, in blocks of rows that stay in the second cache. z = x linear^T lies in
+// y's memory until y takes its place. The gradient computes it again, block by block with the bits that it had: once where
+// it fits into d_x's memory, else for the sums and for d_z.
 #include "rows.h"
 #define PSF_KERNEL "linear_batch_norm_relu.kernel.h"
 #include "each_isa.h"
@@ -19,6 +20,13 @@ template <class F> void for_each_block(int64_t M, F f) {
     for (int64_t k = begin; k < end; ++k) f(k, k * block, std::min(block, M - k * block));
   });
 }
+
+// z = x linear^T of rows of a block.
+template <class T> struct Product {
+  const T *x, *linear_t;
+  int64_t K, C;
+  void operator()(int64_t row, int64_t rows, T* z) const { PSF_DISPATCH(products<T>(x + row * K, K, 1, linear_t, rows, K, C, z)); }
+};
 
 // The sum of parts (blocks, count), in their order.
 template <class T> std::vector<T> added(const std::vector<T>& parts, int64_t count) {
@@ -41,19 +49,19 @@ template <class T> struct Affine {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> linear_batch_norm_relu(const Tensor& x_in, const Tensor& linear, const Tensor& weight, const Tensor& bias, double eps) {
+std::tuple<Tensor, Tensor, Tensor> linear_batch_norm_relu(const Tensor& x_in, const Tensor& linear, const Tensor& weight, const Tensor& bias, double eps) {
   const Tensor x = x_in.contiguous(), linear_t = linear.t().contiguous();
   const int64_t M = x.size(0), K = x.size(1), C = linear.size(0);
-  const Tensor z = at::empty({M, C}, x.options()), y = at::empty_like(z), mean = at::empty({C}, x.options()), variance = at::empty_like(mean);
+  const Tensor y = at::empty({M, C}, x.options()), mean = at::empty({C}, x.options()), variance = at::empty_like(mean);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "linear_batch_norm_relu", [&] {
     using T = scalar_t;
     const int64_t blocks = (M + block - 1) / block;
-    const T *w = linear_t.const_data_ptr<T>(), *from = x.const_data_ptr<T>();
-    T *in = z.mutable_data_ptr<T>(), *m = mean.mutable_data_ptr<T>(), *v = variance.mutable_data_ptr<T>(), *out = y.mutable_data_ptr<T>();
+    const Product<T> product{x.const_data_ptr<T>(), linear_t.const_data_ptr<T>(), K, C};
+    T *z = y.mutable_data_ptr<T>(), *m = mean.mutable_data_ptr<T>(), *v = variance.mutable_data_ptr<T>();
     std::vector<T> parts(blocks * 2 * C);  // of every block: its mean, and the squares of the distances from it
     for_each_block(M, [&](int64_t k, int64_t row, int64_t rows) {
-      PSF_DISPATCH(products<T>(from + row * K, K, 1, w, rows, K, C, in + row * C));
-      PSF_DISPATCH(moments<T>(in + row * C, rows, C, parts.data() + k * 2 * C, parts.data() + (k * 2 + 1) * C));
+      product(row, rows, z + row * C);
+      PSF_DISPATCH(moments<T>(z + row * C, rows, C, parts.data() + k * 2 * C, parts.data() + (k * 2 + 1) * C));
     });
     for (int64_t c = 0; c < C; ++c) {
       double sum = 0, squares = 0;
@@ -69,27 +77,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_batch_norm_relu(const Tensor& 
     }
     const Affine<T> to(mean, variance, weight.contiguous(), bias.contiguous(), eps);
     at::parallel_for(0, M, block, [&](int64_t begin, int64_t end) {
-      PSF_DISPATCH(scale_relu<T>(in + begin * C, to.scale.data(), to.shift.data(), end - begin, C, out + begin * C));
+      PSF_DISPATCH(scale_relu<T>(z + begin * C, to.scale.data(), to.shift.data(), end - begin, C));
     });
   });
-  return {y, z, mean, variance};
+  return {y, mean, variance};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_batch_norm_relu_backward(const Tensor& d_y_in, const Tensor& x_in, const Tensor& linear_in,
-    const Tensor& weight_in, const Tensor& bias, const Tensor& z_in, const Tensor& mean, const Tensor& variance, double eps, bool needs_x, bool needs_linear) {
-  const Tensor d_y = d_y_in.contiguous(), x = x_in.contiguous(), z = z_in.contiguous(), linear = linear_in.contiguous(), weight = weight_in.contiguous();
+    const Tensor& weight_in, const Tensor& bias, const Tensor& mean, const Tensor& variance, double eps, bool needs_x, bool needs_linear) {
+  const Tensor d_y = d_y_in.contiguous(), x = x_in.contiguous(), linear = linear_in.contiguous(), linear_t = linear.t().contiguous(), weight = weight_in.contiguous();
   const Tensor d_weight = at::empty_like(weight), d_bias = at::empty_like(weight);
   const int64_t M = x.size(0), K = x.size(1), C = linear.size(0), blocks = (M + block - 1) / block;
   const Tensor d_x = needs_x ? at::empty_like(x) : Tensor(), parts = needs_linear ? at::empty({blocks, C, K}, x.options()) : Tensor();
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "linear_batch_norm_relu_backward", [&] {
     using T = scalar_t;
-    const T *d = d_y.const_data_ptr<T>(), *in = z.const_data_ptr<T>(), *m = mean.const_data_ptr<T>();
+    const T *d = d_y.const_data_ptr<T>(), *m = mean.const_data_ptr<T>();
     T *d_w = d_weight.mutable_data_ptr<T>(), *d_b = d_bias.mutable_data_ptr<T>();
     const Affine<T> to(mean, variance, weight, bias.contiguous(), eps);
+    const Product<T> product{x.const_data_ptr<T>(), linear_t.const_data_ptr<T>(), K, C};
     std::vector<T> gradients(blocks * 2 * C);
-    for_each_block(M, [&](int64_t k, int64_t row, int64_t rows) {
-      T* sum = gradients.data() + k * 2 * C;
-      PSF_DISPATCH(add_gradients<T>(d + row * C, in + row * C, to.scale.data(), to.shift.data(), m, rows, C, sum, sum + C));
+    T* const space = needs_x && K >= C ? d_x.mutable_data_ptr<T>() : nullptr;  // where d_x has room for z, it is kept there
+    for_each_group<T>(blocks, block * C, [&](int64_t k, T* scratch) {
+      const int64_t row = k * block, rows = std::min(block, M - row);
+      T *z = space ? space + row * K : scratch, *sum = gradients.data() + k * 2 * C;
+      product(row, rows, z);
+      PSF_DISPATCH(add_gradients<T>(d + row * C, z, to.scale.data(), to.shift.data(), m, rows, C, sum, sum + C));
     });
     const std::vector<T> sums = added(gradients, 2 * C);
     std::vector<T> offset(C), slope(C);
@@ -103,7 +115,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_batch_norm_relu_backward(const
     T *into = needs_x ? d_x.mutable_data_ptr<T>() : nullptr, *part = needs_linear ? parts.mutable_data_ptr<T>() : nullptr;
     for_each_group<T>(blocks, block * C, [&](int64_t k, T* d_z) {
       const int64_t row = k * block, rows = std::min(block, M - row);
-      PSF_DISPATCH(input_gradients<T>(d + row * C, in + row * C, to.scale.data(), to.shift.data(), m, offset.data(), slope.data(), rows, C, d_z));
+      const T* z = space ? space + row * K : d_z;
+      if (!space) product(row, rows, d_z);  // d_z takes z's place
+      PSF_DISPATCH(input_gradients<T>(d + row * C, z, to.scale.data(), to.shift.data(), m, offset.data(), slope.data(), rows, C, d_z));
       if (into) PSF_DISPATCH(products<T>(d_z, C, 1, linear.const_data_ptr<T>(), rows, C, K, into + row * K));
       if (part) PSF_DISPATCH(products<T>(d_z, 1, C, x.const_data_ptr<T>() + row * K, C, rows, K, part + k * C * K));
     });

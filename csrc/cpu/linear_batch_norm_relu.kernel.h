@@ -27,12 +27,12 @@ template <class T> void moments(const T* __restrict__ z, int64_t rows, int64_t C
     store_some(squares + c, square, count);
   }
 }
-// y = max(0, scale z + shift)
-template <class T> void scale_relu(const T* __restrict__ z, const T* __restrict__ scale, const T* __restrict__ shift, int64_t rows, int64_t C, T* __restrict__ y) {
+// max(0, scale z + shift) in place of z
+template <class T> void scale_relu(T* __restrict__ z, const T* __restrict__ scale, const T* __restrict__ shift, int64_t rows, int64_t C) {
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < C; ++c) {
       const T u = z[r * C + c] * scale[c] + shift[c];
-      y[r * C + c] = u > T(0) ? u : u == u ? T(0) : u;
+      z[r * C + c] = u > T(0) ? u : u == u ? T(0) : u;
     }
 }
 // The gradient where the ReLU is on. (Written with vectors: of a condition compilers make a masked load, several times slower.)
@@ -54,10 +54,10 @@ void add_gradients(const T* __restrict__ d_y, const T* __restrict__ z, const T* 
     for (int64_t l = 0; l < count; ++l) sum[c + l] += s[l], product[c + l] += p[l];
   }
 }
-// d_z = scale g - offset - slope (z - mean)
+// d_z = scale g - offset - slope (z - mean); may lie where z does
 template <class T>
-void input_gradients(const T* __restrict__ d_y, const T* __restrict__ z, const T* __restrict__ scale, const T* __restrict__ shift, const T* __restrict__ mean, const T* __restrict__ offset, const T* __restrict__ slope, int64_t rows,
-                     int64_t C, T* __restrict__ d_z) {
+void input_gradients(const T* __restrict__ d_y, const T* z, const T* __restrict__ scale, const T* __restrict__ shift, const T* __restrict__ mean, const T* __restrict__ offset, const T* __restrict__ slope, int64_t rows,
+                     int64_t C, T* d_z) {
   for (int64_t r = 0; r < rows; ++r, d_y += C, z += C, d_z += C)
     for (int64_t c = 0; c < C; c += lanes<T>) {
       const int64_t count = std::min<int64_t>(lanes<T>, C - c);

@@ -12,11 +12,10 @@ from probsym_fast.ops.reference.linear_batch_norm_relu import linear_batch_norm_
 
 
 def _shapes(x, linear, weight, bias, eps):
-    z = x.new_empty(x.shape[0], linear.shape[0])
-    return z, torch.empty_like(z), *(weight.new_empty(weight.shape) for _ in range(2))
+    return x.new_empty(x.shape[0], linear.shape[0]), *(weight.new_empty(weight.shape) for _ in range(2))
 
 
-def _gradient_shapes(d_y, x, linear, weight, bias, z, mean, variance, eps, needs_x, needs_linear):
+def _gradient_shapes(d_y, x, linear, weight, bias, mean, variance, eps, needs_x, needs_linear):
     return (
         x.new_empty(x.shape) if needs_x else None,
         linear.new_empty(linear.shape) if needs_linear else None,
@@ -27,13 +26,12 @@ def _gradient_shapes(d_y, x, linear, weight, bias, z, mean, variance, eps, needs
 
 OP = Op(
     "linear_batch_norm_relu",
-    "(Tensor x, Tensor linear, Tensor weight, Tensor bias, float eps)"
-    " -> (Tensor y, Tensor z, Tensor mean, Tensor variance)",
+    "(Tensor x, Tensor linear, Tensor weight, Tensor bias, float eps) -> (Tensor y, Tensor mean, Tensor variance)",
     reference=reference,
     shapes=_shapes,
 )
 OP.gradient(
-    "(Tensor d_y, Tensor x, Tensor linear, Tensor weight, Tensor bias, Tensor z, Tensor mean, Tensor variance, float eps,"
+    "(Tensor d_y, Tensor x, Tensor linear, Tensor weight, Tensor bias, Tensor mean, Tensor variance, float eps,"
     " bool needs_x, bool needs_linear) -> (Tensor d_x, Tensor d_linear, Tensor d_weight, Tensor d_bias)",
     shapes=_gradient_shapes,
 )
@@ -51,8 +49,9 @@ def linear_batch_norm_relu(
     Returns: y (M, C) in the dtype of x, mean and (biased) variance (C,) without a gradient, for running statistics (float16
     and bfloat16 are computed in float32, and have statistics of that).
 
-    Gradients: x (through the statistics too), linear, weight, bias. Cost: x is read and z written once, then z read and y
-    written; in backward z and the gradient are read twice, x once; what lies between stays in the cache.
+    Gradients: x (through the statistics too), linear, weight, bias. Kept for them: the arguments, mean and
+    variance; z is computed again. Cost: x is read and z written once, then z read and y written; in backward x and the
+    gradient are read twice; what lies between stays in the cache.
     Raises: TypeError (dtypes), ValueError (shapes, eps), RuntimeError (devices, backend).
     Source: Ioffe and Szegedy 2015 (arXiv 1502.03167).
     """
@@ -75,5 +74,5 @@ def linear_batch_norm_relu(
     dtype = OP.compute_dtype(backend, x.device, x.dtype)
     weight, bias = (t.to(torch.promote_types(dtype, torch.float32)) for t in (weight, bias))
     run = OP.select(backend, x.device, dtype)
-    y, _, mean, variance = run(x.to(dtype), linear.to(dtype), weight, bias, float(eps))
+    y, mean, variance = run(x.to(dtype), linear.to(dtype), weight, bias, float(eps))
     return y.to(x.dtype), mean.detach(), variance.detach()

@@ -5,12 +5,14 @@ import re
 import pytest
 import torch
 
+from probsym_fast._memory import peak_memory
 from probsym_fast.distributions.gin import LinearBatchNormRelu
 from probsym_fast.ops import OPS, linear_batch_norm_relu
 from tests.ops.graphs import DTYPES, bit_equal_on_any_threads, check
 
 OP = "linear_batch_norm_relu"
 BACKENDS = OPS[OP].backends("cpu")
+built = pytest.mark.skipif(BACKENDS == ("reference",), reason="the kernels are not built")
 
 
 def inputs(M, K, C, device="cpu"):
@@ -21,7 +23,18 @@ def inputs(M, K, C, device="cpu"):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "shape", [(9, 2, 1), (17, 5, 3), (511, 64, 64), (513, 64, 64), (1100, 70, 37), (600, 2, 65), (5, 3, 0), (5, 0, 3)]
+    "shape",
+    [
+        (9, 2, 1),
+        (17, 5, 3),
+        (511, 64, 64),
+        (513, 64, 64),
+        (1100, 70, 37),
+        (600, 2, 65),
+        (1100, 37, 70),
+        (5, 3, 0),
+        (5, 0, 3),
+    ],
 )
 def test_value_and_gradients(device, shape, dtype):
     leaves = inputs(*shape, device)
@@ -98,7 +111,43 @@ def test_nan_and_a_constant_channel():
         assert y.isnan().all()
 
 
-@pytest.mark.skipif(BACKENDS == ("reference",), reason="the kernels are not built")
+@built
+def test_nothing_but_the_arguments_and_the_statistics_is_kept():
+    leaves, kept = [t.requires_grad_() for t in inputs(700, 5, 4)], []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        _, mean, variance = linear_batch_norm_relu(*leaves, backend="cpu")
+    assert {t.data_ptr() for t in kept} == {t.data_ptr() for t in (*leaves, mean, variance)}
+
+
+@built
+@pytest.mark.parametrize("K", [64, 16])
+def test_peak_memory(K):
+    """Forward: y. Backward: y, d_x, and the gradients of `linear` by block of 512 rows; no z, whether or not d_x holds it."""
+    M, C = 20_000, 64
+    leaves, d_y = [t.float().requires_grad_() for t in inputs(M, K, C)], torch.randn(M, C)
+    call = lambda: linear_batch_norm_relu(*leaves, backend="cpu")[0]  # noqa: E731
+    torch.autograd.grad(call(), leaves, d_y)  # the threads' scratch memory stays
+    assert peak_memory(call, "cpu") < 1.1 * 4 * M * C
+    assert peak_memory(lambda: torch.autograd.grad(call(), leaves, d_y), "cpu") < 4 * M * (1.1 * C + K + C * K / 512)
+
+
+@built
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1500, 4, 3), (1500, 64, 64), (1500, 9, 70)])
+def test_the_gradient_passes_where_y_is_positive(shape, dtype):
+    """A third of the rows are one another's copies, and there only rounding decides: z must be computed again to the bit."""
+    x, linear, weight, bias = (t.to(dtype) for t in inputs(*shape))
+    x[::3] = x[0]
+    z = x @ linear.T
+    bias = (weight * (z.mean(0) - z[0]) / (z.var(0, correction=0) + 1e-5).sqrt()).requires_grad_()
+    for needed in ([bias], [bias, x.requires_grad_()]):  # z in scratch memory; in that of d_x, where it fits
+        y, _, _ = linear_batch_norm_relu(x, linear, weight, bias, backend="cpu")
+        d_bias, *_ = torch.autograd.grad(y, needed, torch.ones_like(y))
+        assert torch.equal(d_bias, (y > 0).sum(0).to(dtype))
+    assert y[0].abs().max() < 1e-3 * y.max()
+
+
+@built
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bit_equal_on_any_threads(dtype):
     leaves = [t.to(dtype) for t in inputs(3000, 64, 64)]

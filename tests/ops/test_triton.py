@@ -205,8 +205,8 @@ def orthogonal_frame_case(dtype):
 def linear_batch_norm_relu_case(dtype):
     for M, C in ((45_500, 64), (45_511, 9), (300, 128)):
         x, linear, (weight, bias) = torch.zeros(M, 2, dtype=dtype), torch.zeros(C, 2, dtype=dtype), torch.zeros(2, C)
-        y, z, mean, variance = through("linear_batch_norm_relu", "forward")(x, linear, weight, bias, 1e-5)
-        through("linear_batch_norm_relu", "backward")(y, x, linear, weight, bias, z, mean, variance, 1e-5, True, True)
+        y, mean, variance = through("linear_batch_norm_relu", "forward")(x, linear, weight, bias, 1e-5)
+        through("linear_batch_norm_relu", "backward")(y, x, linear, weight, bias, mean, variance, 1e-5, True, True)
 
 
 CASES = {

@@ -1,5 +1,5 @@
 """linear_batch_norm_relu and its gradient: products by the library, then sums over parts of the rows, the parts added in
-their order, then one pass over z.
+their order, then one pass over z. The gradient computes z again, by the same product: between the passes it is not held.
 
     z = x linear^T,   mean = sum z / M,   variance = sum (z - mean)^2 / M,   inverse = 1 / sqrt(variance + eps)
     u = weight inverse (z - mean) + bias,   y = max(0, u),   g = d_y where u > 0
@@ -182,6 +182,12 @@ def _row_gradients(
     tl.store(p_d_z + o_z, b_d_z.to(p_d_z.dtype.element_ty), mask=m_z)
 
 
+def _product(x: Tensor, linear: Tensor) -> Tensor:
+    """z, in the dtype of x under autocast too."""
+    with torch.autocast(x.device.type, enabled=False):
+        return x @ linear.T
+
+
 def _shape(z: Tensor) -> tuple[int, int, int, int, int]:
     """M, C, the rows of a part, how many parts, and the block of channels."""
     M, C = z.shape
@@ -189,11 +195,8 @@ def _shape(z: Tensor) -> tuple[int, int, int, int, int]:
     return M, C, rows, triton.cdiv(M, rows), width_block(C, 128)
 
 
-def forward(
-    x: Tensor, linear: Tensor, weight: Tensor, bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    with torch.autocast(x.device.type, enabled=False):
-        z, weight, bias = x @ linear.T, weight.contiguous(), bias.contiguous()
+def forward(x: Tensor, linear: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    z, weight, bias = _product(x, linear), weight.contiguous(), bias.contiguous()
     M, C, rows, parts, block = _shape(z)
     y, (mean, variance) = fresh_like(z), (fresh_like(weight) for _ in range(2))
     kept = torch.empty(parts, 2, C, dtype=torch.float32, device=z.device)
@@ -205,14 +208,15 @@ def forward(
         return triton.cdiv(M, settings["TILE"] // block), blocks
 
     _normalise(tiles, z, weight, bias, mean, variance, y, M, C, eps, sizes=(M, C), BLOCK_C=block)
-    return y, z, mean, variance
+    return y, mean, variance
 
 
 def backward(
-    d_y: Tensor, x: Tensor, linear: Tensor, weight: Tensor, bias: Tensor, z: Tensor, mean: Tensor, variance: Tensor,
+    d_y: Tensor, x: Tensor, linear: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor,
     eps: float, needs_x: bool, needs_linear: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:  # fmt: skip
-    d_y, z, weight, bias, mean, variance = (t.contiguous() for t in (d_y, z, weight, bias, mean, variance))
+    d_y, weight, bias, mean, variance = (t.contiguous() for t in (d_y, weight, bias, mean, variance))
+    z = _product(x, linear)
     M, C, rows, parts, block = _shape(z)
     d_z, d_weight, d_bias = fresh_like(z), fresh_like(weight), fresh_like(bias)
     kept = torch.empty(parts, 2, C, dtype=torch.float32, device=z.device)
@@ -227,5 +231,6 @@ def backward(
         return triton.cdiv(M, settings["TILE"] // block), blocks
 
     _row_gradients(tiles, *read, d_weight, d_bias, d_z, M, C, eps, sizes=(M, C), BLOCK_C=block)
+    del z, read  # before d_x takes memory
     with torch.autocast(x.device.type, enabled=False):
         return d_z @ linear if needs_x else None, d_z.T @ x if needs_linear else None, d_weight, d_bias
