@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from probsym_fast.distributions import VectorNeurons
+from probsym_fast._memory import peak_memory
+from probsym_fast.distributions import VectorNeurons, vector_layers
 from probsym_fast.distributions import vector_neurons as vn
 from probsym_fast.groups import PointClouds
 from tests.conftest import GRADIENT, assert_near
@@ -72,10 +73,10 @@ def direct(net, batch, noise):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("n", "d", "k"), [(5, 3, 4), (1, 3, 4), (6, 2, 3), (3, 3, 7)])
 def test_equals_the_direct_form(n, d, k, training, monkeypatch):
-    monkeypatch.setattr(vn, "CHUNK", 5 * 4 * n * n * d)  # four clouds at a time
+    monkeypatch.setattr(vector_layers, "AT_ONCE", 4 * 5 * 4 * n * n * d)  # four clouds at a time
     net = VectorNeurons(width=5, neighbors=k, dropout=0.0, dim=d).double()
     for module in net.modules():
-        if isinstance(module, vn._Norm):
+        if isinstance(module, vector_layers.Norm):
             module.weight.data.uniform_(0.5, 1.5)
             module.bias.data.normal_()
     batch = clouds(5, n, d)
@@ -99,7 +100,7 @@ def test_equals_the_direct_form(n, d, k, training, monkeypatch):
 
 
 def test_running_statistics_are_those_of_batch_norm():
-    norm, x = vn._Norm(4), torch.randn(4, 3, 50)
+    norm, x = vector_layers.Norm(4), torch.randn(4, 3, 50)
     norm(x)
     reference = torch.nn.BatchNorm1d(4)
     reference(x.norm(dim=1).mT)
@@ -116,15 +117,84 @@ def inputs(*shapes):
 
 @pytest.mark.parametrize("width", [1, 2])
 def test_gradient_of_the_activation(width):
-    assert torch.autograd.gradcheck(vn._VectorActivation.apply, inputs((2, 3, 7), (width, 3, 7), (2,), (2,)))
+    f = vector_layers._VectorActivation.apply
+    assert torch.autograd.gradcheck(f, inputs((2, 3, 7), (width, 3, 7), (2,), (2,)))
+
+
+def some_pairs(monkeypatch, n: int = 3, clouds: int = 5) -> torch.Tensor:
+    """Which are near, (i, j, M); two clouds at a time."""
+    monkeypatch.setattr(vector_layers, "AT_ONCE", 2 * 4 * 2 * 2 * n * n)
+    return (torch.rand(n, n, clouds) > 0.3) | torch.eye(n, dtype=torch.bool)[..., None]
 
 
 def test_gradient_of_the_norm_moments(monkeypatch):
-    monkeypatch.setattr(vn, "CHUNK", 2 * 2 * 3 * 9)
-    weight = (torch.rand(3, 3, 5) > 0.3).double()
-    near, center = inputs((2, 2, 1, 3, 5), (2, 2, 3, 1, 5))
-    assert torch.autograd.gradcheck(lambda a, b: vn._NormMoments.apply(weight, a, b), (near, center))
-    assert torch.autograd.gradcheck(lambda a: vn._NormMoments.apply(None, a), (near,))
+    near, f = some_pairs(monkeypatch), vector_layers._PairNormMoments.apply
+    weight, x = inputs((4, 3), (3, 2, 3, 5))
+    assert torch.autograd.gradcheck(lambda weight, x: f(near, weight, x), (weight, x))
+    assert torch.autograd.gradcheck(lambda weight: f(near, weight, x.detach()), (weight,))
+    assert torch.autograd.gradcheck(vector_layers._NormMoments.apply, inputs((2, 2, 3, 5)))
+
+
+def test_gradient_of_the_edge_activation(monkeypatch):
+    near, pool = some_pairs(monkeypatch), torch.randn(2, 2, dtype=torch.float64)
+    scale, shift, weight, x = inputs((2,), (2,), (8, 3), (3, 2, 3, 5))
+    f = vector_layers._EdgeActivation.apply
+    assert torch.autograd.gradcheck(lambda *some: f(near, pool, *some), (scale, shift, weight, x))
+    assert torch.autograd.gradcheck(lambda *some: f(near, pool, *some, x.detach()), (scale, shift, weight))
+
+
+@pytest.mark.parametrize("n", [1, 300])
+def test_convolutions_of_one_and_of_many_nodes(n):
+    """The neighbour taken is kept in a small integer type, which must hold n."""
+    conv = vector_layers.EdgeConvolution(2, 3, 4).double()
+    x = torch.randn(2, 3, n, 2, dtype=torch.float64, requires_grad=True)
+    weight, parameters, found = torch.randn(3, 3, n, 2, dtype=torch.float64), [x, conv.feature, conv.direction], []
+    for y in (conv(x), convolution(conv, x.permute(3, 2, 0, 1), 4).permute(2, 3, 1, 0)):
+        found.append([y, *torch.autograd.grad((y * weight).sum(), parameters)])
+    for ours, theirs in zip(*found, strict=True):
+        assert_near(ours, theirs, {torch.float64: 1e-8})
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_convolution_of_no_cloud(training):
+    conv, x = vector_layers.EdgeConvolution(2, 3, 4).train(training), torch.zeros(2, 3, 5, 0, requires_grad=True)
+    before = [t.clone() for t in conv.buffers()]
+    y = conv(x)
+    y.sum().backward()
+    assert y.shape == (3, 3, 5, 0) and x.grad.shape == x.shape
+    assert not conv.feature.grad.any() and not conv.direction.grad.any()
+    assert all(torch.equal(a, b) for a, b in zip(conv.buffers(), before, strict=True))
+
+
+def test_convolutions_keep_what_enters_them_alone():
+    """For backward: x, which pairs are near and the neighbours taken, a byte each; and nothing of pair size at any time."""
+    n, clouds, channels, width = 5, 4096, 4, 21
+    conv, kept = vector_layers.EdgeConvolution(channels, width, 4), {}
+    x = torch.randn(channels, 3, n, clouds, requires_grad=True)
+
+    def keep(t):
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        y = conv(x)
+    node = 4 * 3 * n * clouds  # bytes a channel
+    assert sum(kept.values()) < channels * node + (n * n + width * n) * clouds + 100_000
+
+    at_once = 4 * vector_layers.AT_ONCE
+    enter = channels * node
+    assert peak_memory(lambda: y.sum().backward(), "cpu") < 1.3 * at_once + 3 * enter + width * node
+    assert peak_memory(lambda: conv(x), "cpu") < 1.3 * at_once + 2 * enter + width * node
+
+
+def test_backward_under_autocast_changes_nothing():
+    """Some leave it on for the backward pass."""
+    conv, x = vector_layers.EdgeConvolution(3, 4, 2), torch.randn(3, 3, 5, 7, requires_grad=True)
+    loss, inputs = conv(x).square().sum(), [x, *conv.parameters()]
+    plain = torch.autograd.grad(loss, inputs, retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = torch.autograd.grad(loss, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(mixed, plain, strict=True))
 
 
 @pytest.mark.parametrize("nodes", [1, 4])
@@ -134,9 +204,19 @@ def test_gradient_of_the_largest_invariant(nodes):
 
 def test_second_derivatives_are_refused():
     p, d, scale, shift = inputs((2, 3, 7), (2, 3, 7), (2,), (2,))
-    (g,) = torch.autograd.grad(vn._VectorActivation.apply(p, d, scale, shift).square().sum(), p, create_graph=True)
+    (g,) = torch.autograd.grad(
+        vector_layers._VectorActivation.apply(p, d, scale, shift).square().sum(), p, create_graph=True
+    )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         g.sum().backward()
+
+
+def test_a_batch_of_no_cloud():
+    net, batch = VectorNeurons(width=4), clouds(0, dtype=torch.float32)
+    outputs = net(batch, torch.zeros(net.noise_shape(batch, 3)))
+    assert outputs["scores"].shape == (0, 3, 5) and outputs["matrices"].shape == (0, 3, 3, 3)
+    sum(x.sum() for x in outputs.values()).backward()
+    assert all(not p.grad.any() for p in net.parameters())
 
 
 # --- symmetry ---
@@ -167,7 +247,7 @@ def test_equivariance(d, reflect, training):
 def test_nodes_as_far_as_the_last_neighbor_are_neighbors():
     """A cross: the four tips are equally near to the middle, and none is preferred."""
     cross = torch.tensor([[0.0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]], dtype=torch.float64)
-    near = vn._near(cross.mT[None, :, :, None], 2)[..., 0]
+    near = vector_layers.nearest(cross.mT[None, :, :, None], 2)[..., 0]
     assert near[0].all()
     assert torch.equal(near[1], torch.tensor([True, True, False, False, False]))
 

@@ -382,8 +382,8 @@ def test_memory_is_flat_in_the_samples(name):
     assert chunked < 1.1 * few
 
 
-@pytest.mark.parametrize("name", ["VectorNeurons", "GIN"])
-def test_layers_computed_again_change_nothing_but_memory(name):
+@pytest.mark.parametrize(("name", "share"), [("VectorNeurons", 0.9), ("GIN", 0.6)])
+def test_layers_computed_again_change_nothing_but_memory(name, share):
     """Elements, gradients and statistics bit for bit, dropout too."""
     found, peaks = [], []
     for how in (nullcontext, _recompute.by_layer):
@@ -402,7 +402,7 @@ def test_layers_computed_again_change_nothing_but_memory(name):
         found.append(step())
         peaks.append(peak_memory(step, "cpu"))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-    assert peaks[1] < 0.6 * peaks[0]
+    assert peaks[1] < share * peaks[0]
 
 
 @pytest.mark.parametrize("name", ["S5xO3", "flat MLP"])
