@@ -213,7 +213,7 @@ def plot_profile(path: Path, name: str, rows: list[dict[str, Any]]) -> None:
 def plot_slope(axis: plt.Axes, first: Row, samples: list[int]) -> None:
     """What the variance of a mean of independent samples is, from a row on."""
     slope = [first["variance"] * first["samples"] / s for s in samples]
-    axis.plot(samples, slope, color="0.5", linewidth=0.8, linestyle="--", label="1 / S", zorder=1)
+    axis.plot(samples, slope, color="0.2", linewidth=0.8, linestyle="--", label="1 / S", zorder=3)
 
 
 def plot_variances(path: Path, profiles: list[tuple[str, str, list[Row]]]) -> None:
@@ -252,6 +252,6 @@ def plot_variances(path: Path, profiles: list[tuple[str, str, list[Row]]]) -> No
         found = {
             label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
         }
-        figure.tight_layout(rect=(0, 0.35 / size[1], 1, 1))
+        figure.tight_layout(rect=(0, 0.25 / size[1], 1, 1))
         figure.legend(found.values(), found.keys(), loc="lower center", ncols=len(found), frameon=False)
         save(figure, path)
