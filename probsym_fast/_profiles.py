@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from probsym_fast.data._store import write_atomically
 
 FIGURES = ("latency", "low", "high", "throughput", "peak", "tax", "variance", "error", "gain", "gain_error")
 NEW, OWN = "new", "the model's"
+WHOLE = 8  # samples of the largest block, stratified draws in three dimensions
 
 
 @dataclass
@@ -136,15 +138,27 @@ def joined(profiles: Sequence[Profile]) -> list[Profile]:
     return found
 
 
+def pooled_gain(rows: Sequence[Row]) -> tuple[float, float] | None:
+    """One gain of rows that differ in S alone, and its standard error: the mean of the logarithms weighted by their errors,
+    from S = WHOLE on, where blocks are whole and gains equal. None without such rows."""
+    some = [row for row in rows if row.samples >= WHOLE and row.gain is not None]
+    if not some:
+        return None
+    weights = [(row.gain / row.gain_error) ** 2 for row in some]
+    gain = math.exp(sum(w * math.log(row.gain) for w, row in zip(weights, some, strict=True)) / sum(weights))
+    return gain, gain / math.sqrt(sum(weights))
+
+
 def gains_table(profiles: Sequence[Profile]) -> str:
     """A line a profile and kind of draws other than independent, a column a number of samples: the gains, plain text."""
     samples = sorted({row.samples for one in profiles for row in one.rows})
-    lines = [("experiment", "weights", "draws", *(f"S = {s}" for s in samples))]
+    lines = [("experiment", "weights", "draws", *(f"S = {s}" for s in samples), f"from S = {WHOLE} on")]
     for one in profiles:
         for kind in dict.fromkeys(row.draws for row in one.rows if row.gain is not None):
             gains = {row.samples: row for row in one.rows if row.draws == kind}
             some = [with_error(gains[s].gain, gains[s].gain_error, ".3g") if s in gains else "-" for s in samples]
-            lines.append((one.name, one.state(), kind, *some))
+            pooled = with_error(*(pooled_gain(list(gains.values())) or (None, None)), ".3g")
+            lines.append((one.name, one.state(), kind, *some, pooled))
     widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
     return "\n".join("  ".join(x.ljust(w) for x, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 

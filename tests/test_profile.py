@@ -10,7 +10,7 @@ from torch import nn
 
 import probsym_fast as psf
 from probsym_fast import cli, models, tasks
-from probsym_fast._profiles import Row, read_profiles, set_gains
+from probsym_fast._profiles import Row, pooled_gain, read_profiles, set_gains
 from probsym_fast._steps import bare_backbone
 from probsym_fast.distributions import GIN, Identity, Learned, Uniform, UniformNoise
 from probsym_fast.groups import Euclidean, Symmetric
@@ -211,6 +211,16 @@ def test_gains_are_over_independent_draws_of_the_same_case():
     assert rows[4].gain_error == pytest.approx(4 * (0.05**2 + 0.075**2) ** 0.5)
 
 
+def test_gains_are_pooled_over_whole_blocks():
+    rows = [Row("variance", "auto", None, "stratified", s, gain=g, gain_error=e) for s, g, e in
+            ((4, 0.1, 0.001), (8, 2.0, 0.2), (16, 4.0, 0.4), (64, None, None))]  # fmt: skip
+    gain, error = pooled_gain(rows)
+    assert gain == pytest.approx(8**0.5) and error == pytest.approx(8**0.5 * 0.1 / 2**0.5)
+    rows[1].gain_error = 1e-6
+    assert pooled_gain(rows)[0] == pytest.approx(2, rel=1e-4)
+    assert pooled_gain(rows[:1]) is None
+
+
 def test_bare_backbone_does_what_the_model_does_without_symmetry():
     f = model()
     f.chunks = Chunks(3)
@@ -310,7 +320,7 @@ def test_profiles_are_joined(tmp_path, capsys):
     out = tmp_path / "out"
     assert cli.main(["profile", "--join", *map(str, paths), "--output", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["experiment", "weights", "draws", "S", "=", "2", "S", "=", "8"]
+    assert lines[0].split() == "experiment weights draws S = 2 S = 8 from S = 8 on".split()
     gain = found.rows[2].variance and found.rows[0].variance / found.rows[2].variance
     assert f"antithetic  {gain:.3g} +- " in lines[1] and lines[1] == lines[2]
     assert read_profiles(out / "averages.json") == [found, found]
