@@ -13,7 +13,7 @@ from probsym_fast.data._store import write_atomically
 
 FIGURES = ("latency", "low", "high", "throughput", "peak", "tax", "variance", "error", "gain", "gain_error")
 NEW, OWN = "new", "the model's"
-WHOLE = 8  # samples of the largest block, stratified draws in three dimensions
+WHOLE = {"antithetic": 2, "stratified": 8}  # samples of a block, in up to three dimensions
 
 
 @dataclass
@@ -139,9 +139,13 @@ def joined(profiles: Sequence[Profile]) -> list[Profile]:
 
 
 def pooled_gain(rows: Sequence[Row]) -> tuple[float, float] | None:
-    """One gain of rows that differ in S alone, and its standard error: the mean of the logarithms weighted by their errors,
-    from S = WHOLE on, where blocks are whole and gains equal. None without such rows."""
-    some = [row for row in rows if row.samples >= WHOLE and row.gain is not None]
+    """One gain of rows that differ in S alone, and its standard error: the mean of the logarithms weighted by their errors.
+
+    Taken where S is made of whole blocks: these are independent, the gain does not depend on their number. It is
+    1 / (1 + rho) with pairs, where rho is the correlation of the predictions of a sample and its mirror image. None without
+    such rows.
+    """
+    some = [row for row in rows if row.gain is not None and row.samples % WHOLE[row.draws] == 0]
     if not some:
         return None
     weights = [(row.gain / row.gain_error) ** 2 for row in some]
@@ -150,9 +154,12 @@ def pooled_gain(rows: Sequence[Row]) -> tuple[float, float] | None:
 
 
 def gains_table(profiles: Sequence[Profile]) -> str:
-    """A line a profile and kind of draws other than independent, a column a number of samples: the gains, plain text."""
+    """A line a profile and kind of draws other than independent, a column a number of samples: the gains, plain text.
+
+    pooled: `pooled_gain`.
+    """
     samples = sorted({row.samples for one in profiles for row in one.rows})
-    lines = [("experiment", "weights", "draws", *(f"S = {s}" for s in samples), f"from S = {WHOLE} on")]
+    lines = [("experiment", "weights", "draws", *(f"S = {s}" for s in samples), "pooled")]
     for one in profiles:
         for kind in dict.fromkeys(row.draws for row in one.rows if row.gain is not None):
             gains = {row.samples: row for row in one.rows if row.draws == kind}

@@ -219,6 +219,8 @@ def test_gains_are_pooled_over_whole_blocks():
     rows[1].gain_error = 1e-6
     assert pooled_gain(rows)[0] == pytest.approx(2, rel=1e-4)
     assert pooled_gain(rows[:1]) is None
+    rows[0].draws = "antithetic"
+    assert pooled_gain(rows[:1]) == pytest.approx((0.1, 0.001))
 
 
 def test_bare_backbone_does_what_the_model_does_without_symmetry():
@@ -320,11 +322,14 @@ def test_profiles_are_joined(tmp_path, capsys):
     out = tmp_path / "out"
     assert cli.main(["profile", "--join", *map(str, paths), "--output", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == "experiment weights draws S = 2 S = 8 from S = 8 on".split()
+    assert lines[0].split() == "experiment weights draws S = 2 S = 8 pooled".split()
     gain = found.rows[2].variance and found.rows[0].variance / found.rows[2].variance
     assert f"antithetic  {gain:.3g} +- " in lines[1] and lines[1] == lines[2]
     assert read_profiles(out / "averages.json") == [found, found]
     assert (out / "averages.png").read_bytes().startswith(b"\x89PNG") and (out / "averages.pdf").is_file()
+    psf.profile(model(Identity(Symmetric(N))), graphs(), samples=[1], modes=["variance"]).save(tmp_path / "zero.json")
+    assert cli.main(["profile", "--join", str(tmp_path / "zero.json"), "--output", str(tmp_path / "zero")]) == 0
+    capsys.readouterr()
     (tmp_path / "c.json").write_text("[1]")
     for name, message in (("c", "c.json must hold a profile, got TypeError"), ("d", "d.json must exist")):
         assert cli.main(["profile", "--join", str(tmp_path / f"{name}.json"), "--output", str(out)]) == 1

@@ -222,6 +222,7 @@ def plot_variances(path: Path, profiles: list[tuple[str, str, list[Row]]]) -> No
     names = list(dict.fromkeys(name for name, _, _ in profiles))
     stacks = [[(weights, rows) for other, weights, rows in profiles if other == name] for name in names]
     count = max(map(len, stacks))
+    ticks = sorted({row["samples"] for _, _, rows in profiles for row in rows if row["variance"]})
     with plt.rc_context(PRINTED):
         size = (2.3 * len(names), 2.2 * count + 0.35)
         figure, axes = plt.subplots(count, len(names), figsize=size, squeeze=False, sharex=True)
@@ -244,14 +245,19 @@ def plot_variances(path: Path, profiles: list[tuple[str, str, list[Row]]]) -> No
                 plot_slope(axis, some[0], samples)
                 axis.set(xscale="log", yscale="log")
                 axis.set_xscale("log", base=2)
-                axis.set_xticks(samples, list(map(str, samples)))
+                axis.set_xticks(ticks, list(map(str, ticks)))
+                values = [row["variance"] for row in some]
+                if max(values) < 100 * min(values):  # a tick a decade would be one or none
+                    axis.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
             axis.set_title(f"{names[k]}\n{weights}" if i == 0 else weights, fontsize=9)
             axis.set(xlabel="samples S" if i == len(stacks[k]) - 1 else "", ylabel="" if k else "variance")
+            axis.tick_params(labelbottom=i == len(stacks[k]) - 1)
             axis.minorticks_off()
             axis.grid(alpha=0.25, linewidth=0.5)
         found = {
             label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
         }
+        found = dict(sorted(found.items(), key=lambda one: one[0] == "1 / S"))
         figure.tight_layout(rect=(0, 0.25 / size[1], 1, 1))
-        figure.legend(found.values(), found.keys(), loc="lower center", ncols=len(found), frameon=False)
+        figure.legend(found.values(), found.keys(), loc="lower center", ncols=max(1, len(found)), frameon=False)
         save(figure, path)
