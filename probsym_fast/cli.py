@@ -79,14 +79,24 @@ def _add_profile(commands: argparse._SubParsersAction) -> None:
     about = text.capitalize() + ". Any key of the configuration: --key value."
     command = commands.add_parser("profile", help=text, description=about, allow_abbrev=False)
     add = command.add_argument
-    add("-c", "--config", required=True, help="a YAML file, or a packaged name such as nbody/gnn_O3_ps")
+    what = command.add_mutually_exclusive_group(required=True)
+    what.add_argument("-c", "--config", help="a YAML file, or a packaged name such as nbody/gnn_O3_ps")
+    what.add_argument(
+        "--join", type=Path, nargs="+", metavar="JSON", help="measure nothing: profiles' variances together"
+    )
+    add(
+        "--weights",
+        type=Path,
+        help="a checkpoint, such as runs/x/checkpoints/best.ckpt with -c runs/x/config.yaml (new ones)",
+    )
     add("--samples", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], metavar="S", help="numbers of samples")
-    add("--modes", nargs="+", default=["training", "inference"], help="training, inference or both")
+    add("--modes", nargs="+", default=["training", "inference"], help="of training, inference, variance (alone)")
     add("--chunks", type=_chunk, nargs="+", help="samples at once: numbers, auto, all (the configuration's)")
     add("--backends", nargs="+", default=["auto"], help="of the ops: auto, reference, or one by name")
     add("--draws", nargs="+", help="kinds of noise: independent, antithetic, stratified (the configuration's)")
     add("--device", help="such as cpu or cuda:1; the GPU if there is one")
     add("--seconds", type=float, default=1.0, help="given to each row, which takes three steps at least")
+    add("--repeats", type=int, default=16, help="predictions that a variance is taken over")
     add("--output", type=Path, help="folder of profile.json, .png and .pdf (runs/<task>/<name>/profile)")
     add("--trace", action="store_true", help="also trace.json, a training step for ui.perfetto.dev")
 
@@ -142,13 +152,15 @@ def _profile(options: argparse.Namespace, rest: list[str]) -> int:
     from probsym_fast.profile import profile, trace
     from probsym_fast.tasks.plots import plot_profile  # noqa: F401  what is missing is found before the measuring
 
+    if options.join:
+        return _join(options, rest)
     task = tasks.load(options.config, rest)
     folder = options.output or Path("runs") / task.config.task / task.config.name / "profile"
     folder.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before the measuring
-    names = ("samples", "modes", "chunks", "backends", "draws", "device", "seconds")
+    names = ("weights", "samples", "modes", "chunks", "backends", "draws", "device", "seconds", "repeats")
     found = profile(task, **{name: getattr(options, name) for name in names})
     print("  ".join(f"{key} {value}" for key, value in found.machine.items()))
-    print(f"{found.name}, batch {found.batch}\n{found.table()}")
+    print(f"{found.name}, batch {found.batch}, weights: {found.weights}\n{found.table()}")
     found.save(folder / "profile.json")
     for ending in ("png", "pdf"):
         found.plot(folder / f"profile.{ending}")
@@ -157,6 +169,24 @@ def _profile(options: argparse.Namespace, rest: list[str]) -> int:
     print(f"figures: {folder / 'profile.json'}   plot: {folder / 'profile.png'}, .pdf")
     if options.trace:
         print(f"trace: {folder / 'trace.json'} (open it in ui.perfetto.dev)")
+    return 0
+
+
+def _join(options: argparse.Namespace, rest: list[str]) -> int:
+    from probsym_fast._profiles import gains_table, joined, read_profiles, save_profiles
+    from probsym_fast.tasks.plots import plot_variances
+
+    if rest:
+        raise ValueError(f"profile: --join must stand without keys of a configuration, got {' '.join(rest)}")
+    profiles = joined([one for path in options.join for one in read_profiles(path)])
+    folder = options.output or Path("runs") / "averages"
+    folder.mkdir(parents=True, exist_ok=True)
+    print(gains_table(profiles))
+    save_profiles(folder / "averages.json", profiles)
+    for ending in ("png", "pdf"):
+        parts = [(one.name, one.state(), [vars(row) for row in one.rows]) for one in profiles]
+        plot_variances(folder / f"averages.{ending}", parts)
+    print(f"figures: {folder / 'averages.json'}   plot: {folder / 'averages.png'}, .pdf")
     return 0
 
 

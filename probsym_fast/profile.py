@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as torch_profile
 
 from probsym_fast._memory import peak_memory
+from probsym_fast._profiles import NEW, OWN, Profile, Row, set_gains
 from probsym_fast._steps import Loss, Steps, inference_steps, move, training_steps
 from probsym_fast._timing import interleave, machine
 from probsym_fast.data._progress import announced
-from probsym_fast.data._store import write_atomically
 from probsym_fast.groups._draws import check_kind
 from probsym_fast.models import Symmetrized
 from probsym_fast.models.chunks import Chunks
@@ -29,68 +27,17 @@ from probsym_fast.ops import OPS, using_backend
 from probsym_fast.ops._op import BACKENDS, check_count
 
 SAMPLES = (1, 2, 4, 8, 16, 32, 64)
-MODES = ("training", "inference")
-
-
-@dataclass
-class Row:
-    """Of one number of samples S, in one mode, with one backend, chunk and kind of draws.
-
-    latency: median seconds a step (low, high: quartiles). throughput: graphs a second; sampled graphs are S times as many.
-    peak: bytes of a step beyond model and batch. tax: latency over that of the bare backbone, in turn with it. variance: of
-    the prediction over noise, mean over its entries. None: not measured (out of memory, or without meaning).
-    """
-
-    mode: str
-    backend: str
-    chunk: int | str | None
-    draws: str
-    samples: int
-    latency: float | None = None
-    low: float | None = None
-    high: float | None = None
-    throughput: float | None = None
-    peak: int | None = None
-    tax: float | None = None
-    variance: float | None = None
-
-
-@dataclass
-class Profile:
-    """What `profile` measured."""
-
-    name: str
-    batch: int
-    machine: dict[str, Any]
-    rows: list[Row]
-
-    def table(self) -> str:
-        """A line a row, plain text."""
-        head = ("mode", "backend", "chunk", "draws", "S", "ms", "graphs/s", "peak MB", "tax", "variance")
-        lines = [head, *(cells(row) for row in self.rows)]
-        widths = [max(len(line[k]) for line in lines) for k in range(len(head))]
-        return "\n".join("  ".join(x.rjust(w) for x, w in zip(line, widths, strict=True)) for line in lines)
-
-    def json(self) -> str:
-        return json.dumps(asdict(self), indent=1)
-
-    def save(self, path: str | Path) -> None:
-        """The figures as JSON."""
-        write_atomically(Path(path), lambda file: file.write(self.json().encode()))
-
-    def plot(self, path: str | Path) -> None:
-        """Every quantity against S, as the ending says: .png, .pdf or .svg (needs matplotlib)."""
-        from probsym_fast.tasks.plots import plot_profile
-
-        plot_profile(Path(path), self.name, [asdict(row) for row in self.rows])
+TIMED = ("training", "inference")
+MODES = (*TIMED, "variance")
 
 
 def profile(
     what: Any,
     batch: Any = None,
     *,
+    weights: str | Path | None = None,
     samples: Sequence[int] = SAMPLES,
-    modes: Sequence[str] = MODES,
+    modes: Sequence[str] = TIMED,
     chunks: Sequence[int | str | None] | None = None,
     backends: Sequence[str] = ("auto",),
     draws: Sequence[str] | None = None,
@@ -101,21 +48,24 @@ def profile(
     """Measures a model or task at every number of samples, in every mode, with every backend, chunk and kind of draws.
 
     what: a `Symmetrized` and a `batch` for it, or a task (`tasks.load(NAME)`), whose first training batch, loss, precision
-    and clipping are taken. A training step of a model alone has the mean square of its prediction as loss. chunks: as in
-    `models.chunks.Chunks`, where None is all samples at once and "auto" keeps within the model's limit; draws: kinds as in
-    `groups.Draws`; without a list of them the model's. device: None: the batch's, of a task the GPU if there is one.
-    seconds: given to each row, at least three rounds. repeats: predictions that the variance is taken over.
+    and clipping are taken. A training step of a model alone has the mean square of its prediction as loss. weights: a
+    checkpoint of the task's, such as a run's checkpoints/best.ckpt; None: new ones. modes: of MODES, where "variance" is
+    inference whose variance alone is measured. chunks: as in `models.chunks.Chunks`, where None is all samples at once and
+    "auto" keeps within the model's limit; draws: kinds as in `groups.Draws`; without a list of them the model's. device:
+    None: the batch's, of a task the GPU if there is one. seconds: given to each row that is timed, at least three rounds.
+    repeats: predictions that the variance is taken over.
 
     A row that runs out of memory has no figures. The model keeps its weights and buffers. Raises TypeError for other
-    kinds, ValueError for values out of range, a device that is not there and a backend that nothing has on it, RuntimeError
-    where an op lacks the backend.
+    kinds, FileNotFoundError for a checkpoint that is not there, ValueError for one that is damaged or of another model, for
+    values out of range, a device that is not there and a backend that nothing has on it, RuntimeError where an op lacks the
+    backend.
     """
     check_values(samples, modes, repeats)
     for kind in draws or ():
         check_kind("profile", kind)
     for size in chunks or ():
         Chunks(size)  # raises
-    model, batch, loss, settings, name = prepared(what, batch, device)
+    model, batch, loss, settings, name = prepared(what, batch, device, weights)
     check_backends(backends, batch.device)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     before, training, rows = (model.chunks, model.draws), model.training, []
@@ -135,7 +85,9 @@ def profile(
         model.chunks, model.draws = before
         model.load_state_dict(state)
         model.train(training).zero_grad()
-    return Profile(name, batch.size, machine(batch.device), rows)
+    set_gains(rows)
+    which = str(weights) if weights is not None else OWN if what is model else NEW
+    return Profile(name, batch.size, machine(batch.device), rows, which, repeats)
 
 
 def measure(
@@ -144,18 +96,29 @@ def measure(
     """Fills the row; leaves it empty where memory ends."""
     try:
         steps = steps_of(row.mode, model, batch, row.samples, loss, settings)
-        steps.step()  # optimiser states are made, "auto" chunks found
-        model.zero_grad()  # a step's gradients are its own, not the last one's
-        row.peak = peak_memory(steps.step, batch.device)
-        times = interleave({"step": steps.step, "bare": steps.bare}, batch.device, seconds, rounds=3)
-        row.low, row.latency, row.high = statistics.quantiles(times["step"], n=4)
-        row.throughput = batch.size / row.latency
-        row.tax = row.latency / statistics.median(times["bare"])
-        if row.mode == "inference":
-            predictions = torch.stack([steps.step().float() for _ in range(repeats)])
-            row.variance = predictions.var(0).mean().item()
+        if row.mode in TIMED:
+            steps.step()  # optimiser states are made, "auto" chunks found
+            model.zero_grad()  # a step's gradients are its own, not the last one's
+            row.peak = peak_memory(steps.step, batch.device)
+            times = interleave({"step": steps.step, "bare": steps.bare}, batch.device, seconds, rounds=3)
+            row.low, row.latency, row.high = statistics.quantiles(times["step"], n=4)
+            row.throughput = batch.size / row.latency
+            row.tax = row.latency / statistics.median(times["bare"])
+        if row.mode != "training":
+            row.variance, row.error = variance_of([steps.step() for _ in range(repeats)])
     except torch.OutOfMemoryError:
-        row.latency = row.low = row.high = row.throughput = row.peak = row.tax = row.variance = None
+        row.clear()
+
+
+def variance_of(predictions: Sequence[Tensor]) -> tuple[float, float]:
+    """The variance over R predictions, mean over their entries, and its standard error.
+
+    variance = sum over r of q_r / (R - 1), where q_r is the mean square of prediction r less the mean of all. Entries may
+    depend on each other, predictions do not: the error is that of the mean of the q_r.
+    """
+    each = torch.stack([x.double() for x in predictions]).flatten(1)
+    squares, count = (each - each.mean(0)).square().mean(1), len(each)
+    return squares.sum().item() / (count - 1), squares.std().item() * count**0.5 / (count - 1)
 
 
 def trace(what: Any, batch: Any = None, *, path: str | Path, samples: int = 4, device: Any = None) -> None:
@@ -213,11 +176,15 @@ def under_name(name: str, function: Callable) -> Callable:
     return run
 
 
-def prepared(what: Any, batch: Any, device: Any) -> tuple[Symmetrized, Any, Loss, dict[str, Any], str]:
+def prepared(
+    what: Any, batch: Any, device: Any, weights: str | Path | None = None
+) -> tuple[Symmetrized, Any, Loss, dict[str, Any], str]:
     """Model and batch on the device, loss, and what else a training step takes; a name."""
     if isinstance(what, Symmetrized):
         if batch is None:
             raise TypeError("profile: batch must be given with a model, got None")
+        if weights is not None:
+            raise TypeError(f"profile: weights must be None with a model, which has its own, got {str(weights)!r}")
         device = batch.device if device is None else checked_device(device)
         square = lambda y, penalties: y.float().square().mean() + sum(penalties.values())  # noqa: E731
         return what.to(device), move(batch, device), square, {}, "model"
@@ -226,10 +193,10 @@ def prepared(what: Any, batch: Any, device: Any) -> tuple[Symmetrized, Any, Loss
     config = what.config
     device = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     torch.manual_seed(config.seed)
-    model = what.model().to(device)
+    model = (what.model() if weights is None else trained(what, weights)).to(device)
     batch, target = what.inputs(move(next(iter(what.loader("train"))), device))
 
-    def loss(prediction: Any, penalties: Any) -> torch.Tensor:
+    def loss(prediction: Any, penalties: Any) -> Tensor:
         return what.loss(prediction, target) + config.training.entropy * sum(penalties.values())
 
     precision = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(config.training.precision)
@@ -237,8 +204,15 @@ def prepared(what: Any, batch: Any, device: Any) -> tuple[Symmetrized, Any, Loss
     return model, batch, loss, settings, f"{config.task}/{config.name}"
 
 
+def trained(task: Any, weights: str | Path) -> Symmetrized:
+    """The task's model with the weights of a checkpoint."""
+    from probsym_fast.tasks.training import trained_model
+
+    return trained_model(task, Path(weights))
+
+
 def steps_of(mode: str, model: Symmetrized, batch: Any, samples: int, loss: Loss, settings: dict[str, Any]) -> Steps:
-    if mode == "inference":  # in float32, as the tasks test
+    if mode != "training":  # in float32, as the tasks test
         return inference_steps(model, batch, samples)
     return training_steps(model, batch, samples, loss, **settings)
 
@@ -267,21 +241,3 @@ def check_backends(names: Sequence[str], device: torch.device) -> None:
     for name in names:
         if name not in (known := ("auto", *sorted(there))):
             raise ValueError(f"profile: backends must be of {known} on {device.type}, got {name!r}")
-
-
-def cells(row: Row) -> tuple[str, ...]:
-    def number(value: float | None, form: str, scale: float = 1.0) -> str:
-        return "-" if value is None else format(value * scale, form)
-
-    return (
-        row.mode,
-        row.backend,
-        "all" if row.chunk is None else str(row.chunk),
-        row.draws,
-        str(row.samples),
-        number(row.latency, ".3g", 1e3) if row.latency is not None else "out of memory",
-        number(row.throughput, ".4g"),
-        number(row.peak, ".4g", 1e-6),
-        number(row.tax, ".2f"),
-        number(row.variance, ".2e"),
-    )

@@ -1,6 +1,7 @@
 """Profiles: what is measured, what is written, and that nothing of the model is changed."""
 
 import json
+import math
 import re
 
 import pytest
@@ -9,12 +10,13 @@ from torch import nn
 
 import probsym_fast as psf
 from probsym_fast import cli, models, tasks
+from probsym_fast._profiles import Row, pooled_gain, read_profiles, set_gains
 from probsym_fast._steps import bare_backbone
 from probsym_fast.distributions import GIN, Identity, Learned, Uniform, UniformNoise
 from probsym_fast.groups import Euclidean, Symmetric
 from probsym_fast.models.chunks import Chunks
 from probsym_fast.ops import OPS
-from probsym_fast.profile import trace
+from probsym_fast.profile import trace, variance_of
 from tests.graphs import random_graphs
 from tests.models.test_symmetrized import clouds
 
@@ -47,7 +49,7 @@ def test_rows_of_a_model(tmp_path):
     for row in found.rows:
         assert 0 < row.low <= row.latency <= row.high and row.peak > 0 and row.tax > 0
         assert row.throughput == pytest.approx(4 / row.latency)
-        assert (row.variance is not None) == (row.mode == "inference")
+        assert (row.variance is not None) == (row.mode == "inference") == (row.error is not None)
     some = {(r.mode, r.chunk, r.samples): r for r in found.rows}
     assert some["training", None, 32].peak > 1.5 * some["training", 2, 32].peak
     for chunk in (None, 2):  # the variance of a mean of independent samples
@@ -156,7 +158,7 @@ def test_predictions_without_noise_and_rows_without_figures_are_plotted(tmp_path
     assert [row.variance for row in found.rows] == [0, 0]
     found.plot(tmp_path / "zero.png")
     for row in found.rows:
-        row.latency = row.low = row.high = row.throughput = row.peak = row.tax = row.variance = None
+        row.clear()
     found.plot(tmp_path / "none.png")
     for name in ("zero", "none"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -173,6 +175,52 @@ def test_kinds_of_draws(tmp_path):
     found.plot(tmp_path / "profile.png")
     with pytest.raises(ValueError, match="profile: kind must be one of"):
         psf.profile(f, batch, draws=["mirrored"])
+
+
+def test_variance_alone_is_that_of_inference():
+    f = model(Uniform(Symmetric(N)))
+    alone, timed = (
+        psf.profile(f, graphs(), samples=[2], modes=[mode], seconds=0.001, repeats=500).rows[0]
+        for mode in ("variance", "inference")
+    )
+    assert alone.latency is alone.peak is alone.tax is None and timed.latency > 0
+    assert abs(alone.variance - timed.variance) < 5 * math.hypot(alone.error, timed.error)
+
+
+def test_variance_and_its_error():
+    """Of (8, 5) entries that are N(0, 4) along one axis and depend on each other along the other: 2 chi^2 / 8 each."""
+    generator, found = torch.Generator().manual_seed(0), []
+    for _ in range(400):
+        x = 2 * torch.randn(40, 8, 1, generator=generator).expand(40, 8, 5)
+        found.append(variance_of(list(x)))
+    values, errors = torch.tensor(found).T
+    assert values.mean().item() == pytest.approx(4, rel=0.02)
+    assert errors.mean().item() == pytest.approx(values.std().item(), rel=0.15)
+    assert values.std().item() == pytest.approx(4 * (2 / (8 * 39)) ** 0.5, rel=0.15)
+
+
+def test_gains_are_over_independent_draws_of_the_same_case():
+    def row(chunk, draws, samples, variance, error):
+        return Row("variance", "auto", chunk, draws, samples, variance=variance, error=error)
+
+    rows = [row(1, "independent", 2, 6.0, 0.6), row(1, "antithetic", 2, 2.0, 0.0), row(1, "antithetic", 4, 1.0, 0.1)]
+    rows += [row(2, "independent", 2, 8.0, 0.4), row(2, "stratified", 2, 2.0, 0.15), row(2, "antithetic", 2, 0.0, 0.0)]
+    set_gains(rows)
+    assert [r.gain for r in rows] == [None, 3.0, None, None, 4.0, None]
+    assert rows[1].gain_error == pytest.approx(0.3)
+    assert rows[4].gain_error == pytest.approx(4 * (0.05**2 + 0.075**2) ** 0.5)
+
+
+def test_gains_are_pooled_over_whole_blocks():
+    rows = [Row("variance", "auto", None, "stratified", s, gain=g, gain_error=e) for s, g, e in
+            ((4, 0.1, 0.001), (8, 2.0, 0.2), (16, 4.0, 0.4), (64, None, None))]  # fmt: skip
+    gain, error = pooled_gain(rows)
+    assert gain == pytest.approx(8**0.5) and error == pytest.approx(8**0.5 * 0.1 / 2**0.5)
+    rows[1].gain_error = 1e-6
+    assert pooled_gain(rows)[0] == pytest.approx(2, rel=1e-4)
+    assert pooled_gain(rows[:1]) is None
+    rows[0].draws = "antithetic"
+    assert pooled_gain(rows[:1]) == pytest.approx((0.1, 0.001))
 
 
 def test_bare_backbone_does_what_the_model_does_without_symmetry():
@@ -229,11 +277,81 @@ def test_command(tmp_path, capsys):
     assert "profile: what must be a Symmetrized or a task that is trained, got Automorphism" in capsys.readouterr().err
 
 
+FIT = ["--training.epochs=1", "--training.validate_every=1", "--training.progress=false", "--samples.trials=1"]
+
+
+def test_weights_of_a_checkpoint(tmp_path, capsys):
+    """A run's model is profiled in its place: with a last layer that is constant its predictions do not vary."""
+    run = tmp_path / "run"
+    assert cli.main(["fit", "-c", "exp_classify/gin_ps", "--folder", str(run), *PAIRS, *FIT]) == 0
+    path, task = run / "checkpoints" / "best.ckpt", tasks.load(str(run / "config.yaml"))
+    settings = {"samples": [2], "modes": ["variance"], "device": "cpu", "repeats": 4}
+    new, trained = (psf.profile(task, weights=w, **settings) for w in (None, path))
+    assert (new.weights, trained.weights) == ("new", str(path))
+    assert new.rows[0].variance > 0 and trained.rows[0].variance > 0
+    state = torch.load(path, weights_only=True)
+    names = [name for name in state["state_dict"] if name.startswith("model.backbone.")]
+    last = [name for name in names if name.endswith(".weight")][-1]
+    state["state_dict"][last].zero_()
+    torch.save(state, constant := tmp_path / "constant.ckpt")
+    assert psf.profile(task, weights=constant, **settings).rows[0].variance == 0
+    capsys.readouterr()
+    command = ["profile", "-c", str(run / "config.yaml"), "--modes", "variance", "--samples", "2", "--device", "cpu"]
+    out = tmp_path / "out"
+    assert cli.main([*command, "--weights", str(path), "--repeats", "2", "--output", str(out)]) == 0
+    assert f"exp_classify/gin_ps, batch 4, weights: {path}" in capsys.readouterr().out
+    (kept,) = read_profiles(out / "profile.json")
+    assert kept.weights == str(path) and kept.state() == "trained" and kept.repeats == 2
+    assert cli.main([*command, "--weights", str(tmp_path / "none.ckpt")]) == 1
+    assert f"checkpoint: {tmp_path / 'none.ckpt'} must exist, found nothing there" in capsys.readouterr().err
+    assert cli.main([*command, "--weights", str(path), "--distribution.width=16"]) == 1
+    assert f"checkpoint: {path} must fit the configured model, got" in capsys.readouterr().err
+    with pytest.raises(
+        TypeError, match=r"profile: weights must be None with a model, which has its own, got 'x\.ckpt'"
+    ):
+        psf.profile(model(), graphs(), weights="x.ckpt")
+
+
+def test_profiles_are_joined(tmp_path, capsys):
+    parts = models.MessagePassing(width=8, layers=1), models.NodeVectors(), models.NodeReadout(displacement=True)
+    f, kinds = psf.Symmetrized(*parts, Uniform(Euclidean(3))), ("independent", "antithetic")
+    found = psf.profile(f, clouds(3, torch.float32), samples=(2, 8), draws=kinds, modes=["variance"])
+    paths = [tmp_path / name for name in ("a.json", "b.json")]
+    for path in paths:
+        found.save(path)
+    out = tmp_path / "out"
+    assert cli.main(["profile", "--join", *map(str, paths), "--output", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == "experiment weights draws S = 2 S = 8 pooled".split()
+    gain = found.rows[2].variance and found.rows[0].variance / found.rows[2].variance
+    assert f"antithetic  {gain:.3g} +- " in lines[1] and lines[1] == lines[2]
+    assert read_profiles(out / "averages.json") == [found, found]
+    assert (out / "averages.png").read_bytes().startswith(b"\x89PNG") and (out / "averages.pdf").is_file()
+    psf.profile(model(Identity(Symmetric(N))), graphs(), samples=[1], modes=["variance"]).save(tmp_path / "zero.json")
+    assert cli.main(["profile", "--join", str(tmp_path / "zero.json"), "--output", str(tmp_path / "zero")]) == 0
+    capsys.readouterr()
+    (tmp_path / "c.json").write_text("[1]")
+    for name, message in (("c", "c.json must hold a profile, got TypeError"), ("d", "d.json must exist")):
+        assert cli.main(["profile", "--join", str(tmp_path / f"{name}.json"), "--output", str(out)]) == 1
+        assert message in capsys.readouterr().err
+    psf.profile(f, clouds(3, torch.float32), samples=[1], chunks=[None, 1], modes=["variance"]).save(paths[0])
+    assert cli.main(["profile", "--join", str(paths[0]), "--output", str(out)]) == 1
+    told = capsys.readouterr().err
+    assert (
+        "model must have variances of one mode, backend and chunk, got ['variance auto 1', 'variance auto None']"
+        in told
+    )
+    assert cli.main(["profile", "--join", str(paths[1]), "--seed", "2", "--output", str(out)]) == 1
+    assert "--join must stand without keys of a configuration, got --seed 2" in capsys.readouterr().err
+
+
 def test_bad_arguments():
     f, batch = model(), graphs()
     with pytest.raises(TypeError, match="profile: batch must be given with a model, got None"):
         psf.profile(f)
-    with pytest.raises(ValueError, match=r"profile: modes must be of \('training', 'inference'\), got 'test'"):
+    with pytest.raises(
+        ValueError, match=r"profile: modes must be of \('training', 'inference', 'variance'\), got 'test'"
+    ):
         psf.profile(f, batch, modes=["test"])
     with pytest.raises(ValueError, match="Chunks: size must be at least 1, got 0"):
         psf.profile(f, batch, chunks=[None, 0])

@@ -19,6 +19,7 @@ from torch import Tensor
 from probsym_fast.data._store import write_atomically
 
 Row = dict[str, Any]
+PRINTED = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42}
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -173,8 +174,8 @@ def plot_profile(path: Path, name: str, rows: list[dict[str, Any]]) -> None:
         words += [row["draws"]] if len(parts["draws"]) > 1 else []
         lines.setdefault(", ".join(words) or row["mode"], []).append(row)
     samples = sorted({row["samples"] for row in rows})
-    with plt.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42}):
-        columns = min(3, max(1, len(panels)))
+    with plt.rc_context(PRINTED):
+        columns = min(3, len(panels) + 1)
         count = -(-(len(panels) + 1) // columns)  # the legend stands in a panel of its own
         figure, axes = plt.subplots(count, columns, figsize=(2.6 * columns, 2.2 * count), squeeze=False)
         for axis, (key, scale, label) in zip(axes.flat, panels, strict=False):
@@ -190,8 +191,7 @@ def plot_profile(path: Path, name: str, rows: list[dict[str, Any]]) -> None:
                 axis.set_ylim(bottom=0)
             if key == "variance":
                 first = next(row for row in rows if row[key])
-                slope = [first[key] * first["samples"] / s for s in samples]
-                axis.plot(samples, slope, color="0.5", linewidth=0.8, linestyle="--", label="1 / S")
+                plot_slope(axis, first, samples)
             axis.set_xscale("log", base=2)
             if key != "tax":
                 axis.set_yscale("log")
@@ -207,4 +207,57 @@ def plot_profile(path: Path, name: str, rows: list[dict[str, Any]]) -> None:
         found = dict(zip(*reversed(axes.flat[len(panels) - 1].get_legend_handles_labels()), strict=True))
         legend.legend(found.values(), found.keys(), loc="center", frameon=False, title=name)
         figure.tight_layout()
+        save(figure, path)
+
+
+def plot_slope(axis: plt.Axes, first: Row, samples: list[int]) -> None:
+    """What the variance of a mean of independent samples is, from a row on."""
+    slope = [first["variance"] * first["samples"] / s for s in samples]
+    axis.plot(samples, slope, color="0.2", linewidth=0.8, linestyle="--", label="1 / S", zorder=3)
+
+
+def plot_variances(path: Path, profiles: list[tuple[str, str, list[Row]]]) -> None:
+    """Variance against S of several profiles (name, weights, rows), bars of a standard error: a column a name, a row for each
+    profile of it, a line a kind of draws; rows as of `profile.Row`, of one mode, backend and chunk."""
+    names = list(dict.fromkeys(name for name, _, _ in profiles))
+    stacks = [[(weights, rows) for other, weights, rows in profiles if other == name] for name in names]
+    count = max(map(len, stacks))
+    ticks = sorted({row["samples"] for _, _, rows in profiles for row in rows if row["variance"]})
+    with plt.rc_context(PRINTED):
+        size = (2.3 * len(names), 2.2 * count + 0.35)
+        figure, axes = plt.subplots(count, len(names), figsize=size, squeeze=False, sharex=True)
+        for i, k in np.ndindex(axes.shape):
+            axis = axes[i, k]
+            if i >= len(stacks[k]):
+                axis.axis("off")
+                continue
+            weights, rows = stacks[k][i]
+            some = [row for row in rows if row["variance"]]
+            samples = sorted({row["samples"] for row in some})
+            for number, kind in enumerate(dict.fromkeys(row["draws"] for row in some)):
+                line = sorted((row for row in some if row["draws"] == kind), key=lambda row: row["samples"])
+                at, values, errors = zip(
+                    *((row["samples"], row["variance"], row["error"]) for row in line), strict=True
+                )
+                style = {"marker": "osD"[number % 3], "markersize": 3.5, "linewidth": 1.2, "capsize": 2}
+                axis.errorbar(at, values, errors, color=f"C{number}", label=kind, **style)
+            if some:
+                plot_slope(axis, some[0], samples)
+                axis.set(xscale="log", yscale="log")
+                axis.set_xscale("log", base=2)
+                axis.set_xticks(ticks, list(map(str, ticks)))
+                values = [row["variance"] for row in some]
+                if max(values) < 100 * min(values):  # a tick a decade would be one or none
+                    axis.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            axis.set_title(f"{names[k]}\n{weights}" if i == 0 else weights, fontsize=9)
+            axis.set(xlabel="samples S" if i == len(stacks[k]) - 1 else "", ylabel="" if k else "variance")
+            axis.tick_params(labelbottom=i == len(stacks[k]) - 1)
+            axis.minorticks_off()
+            axis.grid(alpha=0.25, linewidth=0.5)
+        found = {
+            label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+        }
+        found = dict(sorted(found.items(), key=lambda one: one[0] == "1 / S"))
+        figure.tight_layout(rect=(0, 0.25 / size[1], 1, 1))
+        figure.legend(found.values(), found.keys(), loc="lower center", ncols=max(1, len(found)), frameon=False)
         save(figure, path)

@@ -120,16 +120,20 @@ def compute(experiment: Computation) -> dict[str, Any]:
 
 
 def best_model(task: Task) -> Symmetrized:
-    """The model of the run's best checkpoint, in eval mode. Raises ValueError where it does not fit."""
-    module = TrainingModule(task, fresh=False)
-    best = run_folder(task.config) / "checkpoints" / "best.ckpt"
-    try:
-        module.load_state_dict(load_checkpoint(best)["state_dict"])
-    except RuntimeError as error:
-        raise ValueError(f"test: {best} does not fit the configured model: {error}") from error
+    """The model of the run's best checkpoint, in eval mode. Raises as `trained_model`."""
     wanted = task.config.training.accelerator
     device = "cuda" if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
-    return module.model.to(device).eval()
+    return trained_model(task, run_folder(task.config) / "checkpoints" / "best.ckpt").to(device).eval()
+
+
+def trained_model(task: Task, path: Path) -> Symmetrized:
+    """The task's model with a checkpoint's weights. FileNotFoundError without one, ValueError where it does not fit."""
+    module = TrainingModule(task, fresh=False)
+    try:
+        module.load_state_dict(load_checkpoint(path)["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(f"checkpoint: {path} must fit the configured model, got {error}") from error
+    return module.model
 
 
 def _announced(last: Path | None, folder: Path) -> Path | None:
@@ -214,4 +218,5 @@ __all__ = [
     "record",
     "run_folder",
     "test",
+    "trained_model",
 ]

@@ -140,7 +140,7 @@ def test_checkpoint_of_another_model_is_refused(tmp_path):
     folder = tmp_path / "run"
     fit(folder, training__epochs=1)
     other = tasks.load("nbody/gnn_O3_ps", overrides(folder, backbone__width=12))
-    with pytest.raises(ValueError, match=r"test: .*best.ckpt does not fit the configured model"):
+    with pytest.raises(ValueError, match=r"checkpoint: .*best.ckpt must fit the configured model"):
         training.test(other)
     with pytest.raises(ValueError, match=r"resume: backbone.width must be None as in .*config.yaml, got 12"):
         training.fit(other, resume=True)
