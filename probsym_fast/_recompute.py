@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,6 +25,7 @@ def recomputed(
     """
     if not torch.is_grad_enabled():
         return function(*arguments)
+    _free_before_the_end()
     here = torch.empty(0, device=device)  # the checkpoint keeps the random state of its arguments' devices
     return checkpoint(
         lambda _, *some: function(*some),
@@ -30,6 +34,22 @@ def recomputed(
         use_reentrant=False,
         context_fn=lambda: (nullcontext(), unchanged(*modules)),
     )
+
+
+@cache
+def _free_before_the_end() -> None:
+    """At the interpreter's exit frees what a backward pass that raised has left behind.
+
+    torch keeps the rest of such a pass in its thread's queue, which the thread's next pass empties, or else its end: for the
+    main thread that is behind the interpreter, where a checkpoint's hooks, which are Python objects, crash.
+    """
+    process = os.getpid()
+
+    def empty_the_queue() -> None:
+        if os.getpid() == process:  # a fork cannot run a backward pass
+            torch.ones((), requires_grad=True).backward()
+
+    atexit.register(empty_the_queue)
 
 
 @contextmanager

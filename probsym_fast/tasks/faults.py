@@ -1,4 +1,4 @@
-"""What may end a training from outside, and what is then told: a disk, a loader's worker, a loss that is no number."""
+"""What may end a training from outside, and what is then told: a disk, another process, a loss that is no number."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, distributed
 
 from probsym_fast.tasks.checkpoints import last_checkpoint, load_checkpoint
 from probsym_fast.tasks.task import WorkerDied
@@ -27,7 +27,7 @@ class Fault(RuntimeError):
 
 @contextmanager
 def faults_told(folder: Path) -> Iterator[None]:
-    """Turns a write that fails, and a worker that dies, into a Fault that says what is left of the run."""
+    """Turns a write that fails, and a process that dies, into a Fault that says what is left of the run."""
     try:
         yield
     except Fault as error:
@@ -38,9 +38,14 @@ def faults_told(folder: Path) -> Iterator[None]:
             raise
         raise Fault(f"fit: {folder} must be writable, got {error}; {left(folder)}") from error
     except RuntimeError as error:
-        if not (isinstance(error, WorkerDied) or str(error).startswith("DataLoader worker (pid")):  # or torch tells
+        if isinstance(error, WorkerDied) or str(error).startswith("DataLoader worker (pid"):  # or torch tells
+            wanted = "a loader's worker must live as long as the training (is there memory for all of them?)"
+        elif isinstance(error, distributed.DistError) or "/gloo/" in str(
+            error
+        ):  # gloo's errors have no type of their own
+            wanted = "all processes must live as long as the training (has another one told why it ended?)"
+        else:
             raise
-        wanted = "a loader's worker must live as long as the training (is there memory for all of them?)"
         raise Fault(f"fit: {wanted}, got {str(error).strip()}; {left(folder)}") from error
 
 
@@ -96,6 +101,14 @@ class Finite(Callback):
         first = NONE if self._first is None else int(self._first)
         if trainer.strategy.reduce_boolean_decision(first != NONE, all=False):
             raise _not_finite("loss", "nan or inf", trainer.global_step if first == NONE else first, trainer)
+
+
+def too_large(chunk: int, trainer: L.Trainer) -> Fault:
+    """Of an out-of-memory error in a backward pass with chunks "auto" that cannot be computed again."""
+    why = f"precision {trainer.precision}" if trainer.world_size == 1 else f"{trainer.world_size} processes"
+    wanted = f"samples.chunk must be a number whose backward pass fits where it cannot be repeated ({why})"
+    place = f"step {trainer.global_step + 1}, epoch {trainer.current_epoch + 1}"
+    return Fault(f"fit: {wanted}, got 'auto', which ran out of memory with {chunk} in {place}")
 
 
 def _local(parameter: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from probsym_fast._recompute import unchanged
 from probsym_fast.tasks import optimisation
+from probsym_fast.tasks.faults import too_large
 from probsym_fast.tasks.parallel import Layout, spread
 from probsym_fast.tasks.settings import Training
 from probsym_fast.tasks.task import Task, seeded
@@ -69,11 +70,18 @@ class TrainingModule(L.LightningModule):
     def backward(self, loss: torch.Tensor, *arguments: Any, **settings: Any) -> None:
         """With chunks "auto" a step whose backward pass runs out of memory is computed again in smaller ones, same noise.
 
-        Not with several processes, which wait for each other's gradients, nor where the loss is scaled ("16-mixed").
+        Not with several processes, which wait for each other's gradients, nor where the loss is scaled ("16-mixed"): a Fault
+        then.
         """
-        alone = self.trainer.world_size == 1 and self.trainer.precision != "16-mixed"
-        if self.model.chunks.size != "auto" or not alone:
+        if self.model.chunks.size != "auto":
             super().backward(loss, *arguments, **settings)
+            return
+        samples = self.task.config.samples.train
+        if self.trainer.world_size > 1 or self.trainer.precision == "16-mixed":
+            try:
+                super().backward(loss, *arguments, **settings)
+            except torch.OutOfMemoryError as error:
+                raise too_large(self.model.chunks.now(samples), self.trainer) from error
             return
         first = [loss]
 
@@ -85,7 +93,7 @@ class TrainingModule(L.LightningModule):
                 this.detach_()  # the trainer holds it, and all that its graph keeps
                 raise
 
-        self.model.retried(step, self.task.config.samples.train)
+        self.model.retried(step, samples)
 
     def _again(self) -> torch.Tensor:
         """The loss of the batch at hand; statistics have counted it already."""

@@ -41,6 +41,14 @@ def layout(settings: Training, rank: int, processes: int) -> Layout:
     return Layout(data, samples, rank // samples)
 
 
+def check_chunks(model: Symmetrized, settings: Training, where: Layout) -> None:
+    """Raises ValueError for chunks "auto" with FSDP2: every chunk gathers parameters, and sizes may differ."""
+    if settings.strategy == "fsdp" and where.data > 1 and model.chunks.size == "auto":
+        raise ValueError(
+            f"config: samples.chunk must be a number or null where training.strategy is fsdp, got {model.chunks.size!r}"
+        )
+
+
 def strategy(settings: Training) -> Strategy | str:
     """Lightning's strategy: its own choice, DDP where there are several processes, or FSDP2 over all of them."""
     devices = torch.cuda.device_count() if settings.devices == "auto" else settings.devices

@@ -25,7 +25,7 @@ class Samples:
         trials: times the test is repeated with other noise.
         draws: "independent" noise, "antithetic" pairs z and -z, or "stratified" rotations too.
         chunk: how many run at once, whose memory is then all that is taken; null: all; "auto": all where they fit, else the
-            most that do, found by measuring.
+            most that do, found by measuring (not with training.strategy fsdp).
         memory: GB that the samples at once may take with "auto"; null: what the GPU has (on a CPU: any).
     """
 

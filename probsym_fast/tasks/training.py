@@ -23,7 +23,7 @@ from probsym_fast.tasks.checkpoints import last_checkpoint, load_checkpoint
 from probsym_fast.tasks.faults import Fault, faults_told
 from probsym_fast.tasks.module import TrainingModule
 from probsym_fast.tasks.optimisation import horizon
-from probsym_fast.tasks.parallel import layout
+from probsym_fast.tasks.parallel import check_chunks, layout
 from probsym_fast.tasks.plots import plot_losses
 from probsym_fast.tasks.settings import TRAINING_LIMITS, Training, may_change
 from probsym_fast.tasks.task import Computation, Task
@@ -48,8 +48,9 @@ def fit(task: Task, *, resume: bool = False) -> dict[str, Any] | None:
     Model, data and trainer are built before anything is written. A run without a checkpoint is resumed at its beginning.
     Raises FileExistsError where the run's folder exists (and `resume` is not asked for), FileNotFoundError where there is
     nothing to resume, ValueError where configuration or checkpoint do not fit, Stopped after SIGINT or SIGTERM, Fault where
-    the run's folder cannot be written, a loader's worker dies or the loss is no finite number. Whatever ends a run, SIGKILL
-    at any moment included, its last checkpoint is whole and `resume` gives the numbers of a run that was never ended.
+    the run's folder cannot be written, a loader's worker or another process dies, or the loss is no finite number. Whatever
+    ends a run, SIGKILL at any moment included, its last checkpoint is whole and `resume` gives the numbers of a run that was
+    never ended.
     """
     config, settings = task.config, task.config.training
     folder = run_folder(config)
@@ -74,6 +75,7 @@ def fit(task: Task, *, resume: bool = False) -> dict[str, Any] | None:
     stop = StopOnSignal(folder)
     trainer = make_trainer(task, folder, stop, steps)
     module.layout = layout(settings, trainer.global_rank, trainer.world_size)
+    check_chunks(module.model, settings, module.layout)
     for loader in loaders:
         loader.sampler.share = module.layout.share
     with faults_told(folder):

@@ -1,8 +1,11 @@
 """Samples in chunks: elements bit for bit, outputs and gradients to rounding, and what happens where memory ends."""
 
 import re
+import subprocess
+import sys
 import warnings
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -262,6 +265,30 @@ def test_steps_that_run_out_of_memory_in_backward_are_retried(before):
         f.retried(lambda: step(f), S)
     for p, q in zip(f.parameters(), kept, strict=True):
         assert p.grad is q is None or torch.equal(p.grad, q)
+
+
+FAILING = """
+import sys, torch
+from probsym_fast._recompute import recomputed
+
+def function(x):
+    if torch._C._current_graph_task_id() >= 0:
+        raise torch.OutOfMemoryError("in the backward pass")
+    return x.sin().cos()
+
+x = torch.randn(5, requires_grad=True)
+y = [recomputed(function, k * x, device=x.device, modules=[]) for k in range(3)]
+try:
+    sum(y).sum().backward()
+except torch.OutOfMemoryError as error:
+    print(error)
+"""
+
+
+def test_a_process_whose_last_backward_pass_raised_ends_well():
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", FAILING], cwd=root, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "in the backward pass\n", "")
 
 
 @pytest.mark.parametrize("grad", [True, False])
