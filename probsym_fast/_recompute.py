@@ -64,8 +64,11 @@ def by_layer() -> Iterator[None]:
 
 
 def layer(function: Callable[..., Tensor], *inputs: Tensor, modules: Sequence[nn.Module]) -> Tensor:
-    """function(*inputs), a layer of a network with these modules; `by_layer` it is computed again in the backward pass."""
-    return recomputed(function, *inputs, device=inputs[0].device, modules=modules) if _by_layer else function(*inputs)
+    """function(*inputs), a layer of a network with these modules; `by_layer` it is computed again in the backward pass, and
+    the layers within it then too."""
+    if not _by_layer:
+        return function(*inputs)
+    return recomputed(by_layer()(function), *inputs, device=inputs[0].device, modules=modules)
 
 
 @contextmanager

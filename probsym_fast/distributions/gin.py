@@ -67,13 +67,20 @@ class GIN(nn.Module):
             h = torch.cat([batch.x.to(dtype)[:, None] + noise.to(dtype), virtual])  # (nodes + B, S, C)
 
             def step(h: Tensor, k: int) -> Tensor:
-                h = ops.aggregate(h, batch.edge_index, own=1 + self.eps[k], ptr=batch.ptr)
-                return self.dropout(self.layers[k](h.flatten(0, 1))).unflatten(0, (nodes + batch.size, samples))
+                first, second = self.layers[k]
+                add = lambda h: first(
+                    ops.aggregate(h, batch.edge_index, own=1 + self.eps[k], ptr=batch.ptr).flatten(0, 1)
+                )  # noqa: E731
+                return self.dropout(second(layer(add, h, modules=[first]))).unflatten(0, (nodes + batch.size, samples))
 
-            last = len(self.layers) - 1  # where the backward pass begins: what it keeps is read at once
-            for k in range(last):
-                h = layer(partial(step, k=k), h, modules=[self.layers[k]])
-            h = step(h, last)
+            def through(h: Tensor, count: int) -> Tensor:
+                """The first layers. By layer: of those before the last of them nothing is kept, not even what they give."""
+                if not count:
+                    return h
+                before = layer(partial(through, count=count - 1), h, modules=self.layers[: count - 1])
+                return step(before, count - 1)
+
+            h = through(h, len(self.layers))
             return {"scores": self.score(h).squeeze(-1)[:nodes]}
 
 
