@@ -66,12 +66,13 @@ class GIN(nn.Module):
             virtual = self.virtual.expand(batch.size, samples, -1)
             h = torch.cat([batch.x.to(dtype)[:, None] + noise.to(dtype), virtual])  # (nodes + B, S, C)
 
+            def first(h: Tensor, k: int) -> Tensor:
+                h = ops.aggregate(h, batch.edge_index, own=1 + self.eps[k], ptr=batch.ptr)
+                return self.layers[k][0](h.flatten(0, 1))
+
             def step(h: Tensor, k: int) -> Tensor:
-                first, second = self.layers[k]
-                add = lambda h: first(
-                    ops.aggregate(h, batch.edge_index, own=1 + self.eps[k], ptr=batch.ptr).flatten(0, 1)
-                )  # noqa: E731
-                return self.dropout(second(layer(add, h, modules=[first]))).unflatten(0, (nodes + batch.size, samples))
+                h = self.layers[k][1](layer(partial(first, k=k), h, modules=self.layers[k][:1]))
+                return self.dropout(h).unflatten(0, (nodes + batch.size, samples))
 
             def through(h: Tensor, count: int) -> Tensor:
                 """The first layers. By layer: of those before the last of them nothing is kept, not even what they give."""
