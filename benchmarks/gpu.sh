@@ -2,15 +2,15 @@
 # On a machine with an NVIDIA GPU (Python 3.10 or newer, torch >= 2.11 with CUDA, nvcc): builds, tests on the GPU with
 # whatever backends exist, checks memory, times, and writes benchmarks/results/. Copies the results to $OUT where that is set.
 #
-#   benchmarks/gpu.sh [build] [tests] [sanitizer] [ops] [steps]     all of them without an argument
+#   benchmarks/gpu.sh [build] [tests] [sanitizer] [ops] [steps] [samples]     all of them without an argument
 #
-# The parts are for machines lent for minutes: build comes first on a fresh one, ops and steps write results files of their
-# own. SECONDS_EACH (1.5): time given to each case of a benchmark. SELECT: of the tests and cases, as pytest's -k takes it.
+# The parts are for machines lent for minutes: build comes first on a fresh one, ops, steps and samples write results files of
+# their own. SECONDS_EACH (1.5): time given to each case of a benchmark. SELECT: of the tests and cases, as pytest's -k takes it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 SECONDS_EACH=${SECONDS_EACH:-1.5}
-PARTS=(build tests sanitizer ops steps)
+PARTS=(build tests sanitizer ops steps samples)
 parts=("$@")
 [ $# -gt 0 ] || parts=("${PARTS[@]}")
 for part in "${parts[@]}"; do
@@ -85,17 +85,20 @@ if wanted ops; then
   "$PYTHON" -m pytest -q "${suites[@]}" --device cuda --seconds "$SECONDS_EACH" --save-results --part ops ${select[@]+"${select[@]}"} || failed+=(ops)
 fi
 
-if wanted steps; then
+for part in steps samples; do
+  wanted $part || continue
   if [ $complete = no ]; then
-    say "steps: skipped, they need the packages named above"
-  else
-    say "steps"
-    "$PYTHON" -m pytest -q benchmarks/test_steps.py --device cuda --seconds "$SECONDS_EACH" --save-results --part steps ${select[@]+"${select[@]}"} || failed+=(steps)
+    say "$part: skipped, they need the packages named above"
+    continue
   fi
-fi
+  say "$part"
+  suites=(benchmarks/test_steps.py)
+  [ $part = steps ] || suites=(benchmarks/test_samples.py benchmarks/test_scaling.py)
+  "$PYTHON" -m pytest -q "${suites[@]}" --device cuda --seconds "$SECONDS_EACH" --save-results --part $part ${select[@]+"${select[@]}"} || failed+=($part)
+done
 
 if [ -n "${OUT:-}" ]; then
-  find benchmarks/results -maxdepth 1 \( -name '*-ops.*' -o -name '*-steps.*' \) -exec cp {} "$OUT"/ \;
+  find benchmarks/results -maxdepth 1 \( -name '*-ops.*' -o -name '*-steps.*' -o -name '*-samples.*' \) -exec cp {} "$OUT"/ \;
 fi
 say "done"
 if [ ${#failed[@]} -gt 0 ]; then echo "gpu.sh: failed: ${failed[*]}" >&2; exit 1; fi
