@@ -16,6 +16,7 @@ CASES = {  # configuration, changes: half of the published batch where it takes 
     "n-body GNN-GA": ("nbody/gnn_O3_ga", ["--training.batch=100"]),
     "n-body Transformer-PS": ("nbody/transformer_S5xO3_ps", ["--training.batch=50"]),
     "EXP-classify MLP-PS": ("exp_classify/mlp_ps", ["--training.batch=50"]),
+    "EXP-classify GIN-ID-PS": ("exp_classify/gin_ps", ["--training.batch=50"]),
     "PATTERN ViT-tiny-PS": ("pattern/small_ps", ["--training.batch=8", "--graphs.train=64"]),
 }
 

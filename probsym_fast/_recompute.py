@@ -23,17 +23,26 @@ def recomputed(
 
     Random numbers are the same both times, and buffers of the modules (running statistics) change once.
     """
-    if not torch.is_grad_enabled():
-        return function(*arguments)
+    return _checkpointed(function, arguments, device, modules) if torch.is_grad_enabled() else function(*arguments)
+
+
+@torch.compiler.disable(
+    reason="what is computed again in the backward pass runs as it is: compile the backbone instead"
+)
+def _checkpointed(
+    function: Callable[..., Any], arguments: tuple, device: torch.device, modules: Sequence[nn.Module]
+) -> Any:
     _free_before_the_end()
     here = torch.empty(0, device=device)  # the checkpoint keeps the random state of its arguments' devices
-    return checkpoint(
-        lambda _, *some: function(*some),
-        here,
-        *arguments,
-        use_reentrant=False,
-        context_fn=lambda: (nullcontext(), unchanged(*modules)),
-    )
+    again = False
+
+    def run(_: Tensor, *some: Any) -> Any:  # before the backward pass, and in every one
+        nonlocal again
+        context, again = unchanged(*modules) if again else nullcontext(), True
+        with context:
+            return function(*some)
+
+    return checkpoint(run, here, *arguments, use_reentrant=False)
 
 
 @cache

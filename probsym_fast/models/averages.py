@@ -74,8 +74,7 @@ def estimate(
     done = 0  # blocks
     while done * block < samples:
         count = min(step, samples - done * block)
-        g, _ = model.distribution(batch, count, draws.starting(done * block))
-        each = model._each(batch, g, count)
+        each = model._predictions(batch, count, draws.starting(done * block))
         dtype, n = each.dtype, count // block
         each = each.to(torch.promote_types(dtype, torch.float32)).unflatten(0, (n, block)).mean(1)
         here = each.mean(0)

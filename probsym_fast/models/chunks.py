@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from probsym_fast._memory import RandomState, free_memory, peak_memory
 from probsym_fast._recompute import recomputed, unchanged
+from probsym_fast.groups import Batch
 from probsym_fast.ops._op import check_count
 
 MARGIN = 0.9  # of the memory there is: fragments and other allocations take the rest
@@ -22,9 +23,10 @@ class Chunks:
     """How many samples run at once.
 
     size: samples; None: all; "auto": all where they fit, else the largest chunk that does. What fits is measured at the first
-    step (and the first without gradients) by the peak memory of 1, 2, 4, ... samples, forward and backward. After an
-    out-of-memory error (torch.OutOfMemoryError) the size is halved, for good, and the samples run again. memory: bytes that
-    the samples at once may take with "auto"; None: what the GPU has; on a CPU then all samples run at once.
+    step (also the first without gradients, and where samples or graphs become more) by the peak memory of 1, 2, 4, ...
+    samples, forward and backward, distribution and all. After an out-of-memory error (torch.OutOfMemoryError) the size is
+    halved, for good, and the step runs again. memory: bytes that a step may take with "auto"; None: what the GPU has; on a
+    CPU then all samples run at once.
     Raises TypeError where size or memory is no int, ValueError where it is below 1.
     """
 
@@ -36,16 +38,15 @@ class Chunks:
             if size != "auto":
                 raise ValueError(f"Chunks: memory must be None unless size is 'auto', got {memory} and {size!r}")
         self.size, self.memory = size, memory
-        self._fits: dict[
-            bool, tuple[int, int]
-        ] = {}  # with gradients or without -> (samples asked for, samples at once)
+        self._found: dict[bool, Found] = {}  # with gradients or without
 
     def __repr__(self) -> str:
         return f"Chunks({self.size!r}, memory={self.memory})"
 
     def now(self, samples: int) -> int:
         """How many of so many samples run at once: with "auto" what has been found, all before anything has."""
-        size = self._found()[1] if self.size == "auto" else self.size
+        found = self._found.get(torch.is_grad_enabled())
+        size = self.size if self.size != "auto" else found and found.size
         return min(size or samples, samples)
 
     def halve(self, samples: int) -> bool:
@@ -53,75 +54,75 @@ class Chunks:
         size = self.now(samples)
         if self.size != "auto" or size == 1:
             return False
-        half = -(-size // 2)
-        self._fits[torch.is_grad_enabled()] = max(samples, self._found()[0]), half
+        half, found = -(-size // 2), self._found.get(torch.is_grad_enabled(), Found(0, 0, 0))
+        self._found[torch.is_grad_enabled()] = Found(max(samples, found.samples), found.graphs, half, half)
         warnings.warn(f"Symmetrized: out of memory with {size} samples at once; {half} from now on", stacklevel=2)
         return True
 
-    def mean(
-        self, run: Run, samples: int, device: torch.device, modules: Sequence[nn.Module], inputs: Iterable[Tensor]
-    ) -> Tensor:
-        """The mean over all samples: sum over chunks of count / S run(first, count), in float32 or better.
-
-        With gradients every chunk but the last, where the backward pass begins, is computed again in it. modules, inputs:
-        those that `run` reads and differentiates.
-        """
-        return self._gathered(_mean, run, samples, device, modules, inputs)
-
-    def each(
-        self, run: Run, samples: int, device: torch.device, modules: Sequence[nn.Module], inputs: Iterable[Tensor]
-    ) -> Tensor:
-        """`mean` without the mean: (S, ...) where run(first, count) gives (count, ...)."""
-        return self._gathered(_each, run, samples, device, modules, inputs)
-
-    def _gathered(
+    def tried(
         self,
-        gather: Callable[[Run, int, int, torch.device, Sequence[nn.Module]], Tensor],
-        run: Run,
+        attempt: Callable[[], Any],
+        once: Callable[[int], Tensor],
         samples: int,
-        device: torch.device,
-        modules: Sequence[nn.Module],
-        inputs: Iterable[Tensor],
-    ) -> Tensor:
-        """gather(run, samples, samples at once, device, modules), tried again where memory ends."""
+        batch: Batch,
+        model: nn.Module,
+        inputs: Iterable[Tensor] = (),
+    ) -> Any:
+        """attempt(), a forward pass of the model in chunks. "auto" measures before it, and tries again where memory ends.
+
+        once: a scalar of the forward pass with so many samples, all at once, to be measured with its gradients, those of the
+        inputs too.
+        """
         if self.size != "auto" or samples == 1:
-            return gather(run, samples, self.now(samples), device, modules)
-        before = RandomState(device)
-        if samples > self._found()[0]:
-            self._measure(run, samples, device, modules, inputs)
+            return attempt()
+        before, found = RandomState(batch.device), self._found.get(torch.is_grad_enabled(), Found(0, 0, 0))
+        if samples > found.samples or batch.size > found.graphs:
+            self._measure(once, samples, batch, model, inputs)
             before.restore()
         while True:
             try:
-                with unchanged(*modules, after_errors_alone=True):
-                    return gather(run, samples, self.now(samples), device, modules)
+                with unchanged(model, after_errors_alone=True):
+                    return attempt()
             except torch.OutOfMemoryError:
                 if not self.halve(samples):
                     raise
-            forget(device)  # behind the handler: the error holds the tensors of its frames
+            forget(batch.device)  # behind the handler: the error holds the tensors of its frames
             before.restore()
 
-    def _found(self) -> tuple[int, int]:
-        """(samples asked for, samples at once), 0 before the first step."""
-        return self._fits.get(torch.is_grad_enabled(), (0, 0))
-
     def _measure(
-        self, run: Run, samples: int, device: torch.device, modules: Sequence[nn.Module], inputs: Iterable[Tensor]
+        self, once: Callable[[int], Tensor], samples: int, batch: Batch, model: nn.Module, inputs: Iterable[Tensor]
     ) -> None:
+        device, found = batch.device, self._found.get(torch.is_grad_enabled(), Found(0, 0, 0))
         free = free_memory(device) if self.memory is None else self.memory
-        asked, size = self._found()
-        if free is None:  # nothing is known but what has been halved
-            size = size if size < asked else samples
-        else:
-            parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+        size = samples
+        if free is not None:
+            parameters = [p for p in model.parameters() if p.requires_grad]
             leaves = [*parameters, *(x for x in inputs if x.requires_grad)]
             if self.memory is None and torch.is_grad_enabled():  # gradients and Adam's two moments are still to come
                 free -= 3 * sum(p.numel() * p.element_size() for p in parameters if p.grad is None)
-            size = largest(lambda count: peak_memory(lambda: probe(run, count, leaves, modules), device), samples, free)
+            size = largest(lambda count: peak_memory(lambda: probe(once, count, leaves, model), device), samples, free)
             forget(device)
-        self._fits[torch.is_grad_enabled()] = samples, size
+        size = min(size, found.most or size)
+        self._found[torch.is_grad_enabled()] = Found(
+            max(samples, found.samples), max(batch.size, found.graphs), size, found.most
+        )
 
 
-def _mean(run: Run, samples: int, size: int, device: torch.device, modules: Sequence[nn.Module]) -> Tensor:
+class Found(NamedTuple):
+    """What "auto" has found: for so many samples asked for and graphs, samples at once; most: what errors have left."""
+
+    samples: int
+    graphs: int
+    size: int
+    most: int | None = None
+
+
+def mean(run: Run, samples: int, size: int, device: torch.device, modules: Sequence[nn.Module]) -> Tensor:
+    """The mean over all samples, `size` at once: sum over chunks of count / S run(first, count), in float32 or better.
+
+    With gradients every chunk but the last, where the backward pass begins, is computed again in it. modules: those that
+    `run` reads.
+    """
     total = None
     for count, y in _in_chunks(run, samples, size, device, modules):
         if count == samples:
@@ -133,7 +134,8 @@ def _mean(run: Run, samples: int, size: int, device: torch.device, modules: Sequ
     return total.to(y.dtype)
 
 
-def _each(run: Run, samples: int, size: int, device: torch.device, modules: Sequence[nn.Module]) -> Tensor:
+def each(run: Run, samples: int, size: int, device: torch.device, modules: Sequence[nn.Module]) -> Tensor:
+    """`mean` without the mean: (S, ...) where run(first, count) gives (count, ...)."""
     parts = [y for _, y in _in_chunks(run, samples, size, device, modules)]
     return torch.cat(parts) if parts[1:] else parts[0]
 
@@ -167,12 +169,12 @@ def largest(peak: Callable[[int], int], samples: int, free: int) -> int:
     return max(1, min(most, count + math.floor((room - high) / slope)))
 
 
-def probe(run: Run, count: int, leaves: list[Tensor], modules: Sequence[nn.Module]) -> None:
+def probe(once: Callable[[int], Tensor], count: int, leaves: list[Tensor], model: nn.Module) -> None:
     """Runs some samples, and their backward pass where gradients are on, without a trace."""
-    with unchanged(*modules):
-        y = run(0, count)
-        if y.requires_grad:
-            torch.autograd.grad(y.float().sum(), leaves, allow_unused=True)
+    with unchanged(model):
+        total = once(count)
+        if total.requires_grad:
+            torch.autograd.grad(total, leaves, allow_unused=True)
 
 
 def retried(model: nn.Module, chunks: Chunks, samples: int, step: Callable[[], Any], device: torch.device) -> Any:

@@ -13,6 +13,7 @@ from probsym_fast.distributions import Distribution
 from probsym_fast.groups import Batch, Draws, narrow
 from probsym_fast.groups._draws import check_kind
 from probsym_fast.groups._elements import samples_of, tensors
+from probsym_fast.models import chunks
 from probsym_fast.models.averages import Estimate, check_reduction, estimate, weights_of_rows
 from probsym_fast.models.chunks import Chunks, retried
 from probsym_fast.models.samples import mean_over_processes
@@ -37,7 +38,8 @@ class Symmetrized(nn.Module):
     (batch statistics are a chunk's) and it draws no random numbers (dropout draws others). In training every chunk, and the
     distribution where it learns, is computed again in the backward pass: memory is that of one chunk, or of the
     distribution for all samples, layer by layer, where that is more (statistics over all samples keep it from being taken
-    apart). In inference it is that of one chunk and of the elements of all samples.
+    apart). In inference it is that of one chunk and of the elements of all samples. Where torch.compile meets them, chunks in
+    training run as they are: compile the backbone instead.
     samples_mesh: processes over which `forward` spreads the samples (one axis of a DeviceMesh), which have the same batch and
         generators in the same state. Each draws all elements and keeps its own, or in inference draws its own alone; see
         `models.samples.mean_over_processes` for what the gradients mean.
@@ -81,18 +83,19 @@ class Symmetrized(nn.Module):
         if self.samples_mesh is not None and reduce != "mean":
             raise ValueError(f"Symmetrized: reduce must be 'mean' where processes share the samples, got {reduce!r}")
         draws = Draws(generator, kind=self.draws, device=batch.device)
-        if self.samples_mesh is not None and not (self.training or torch.is_grad_enabled()):
-            return self._inferred_over_processes(batch, samples, draws)
-        g, penalties = self._draw(batch, samples, draws)
-        if self.samples_mesh is not None:
-            part = lambda first, count: {"": self._mean(batch, narrow(g, first, count), count)}  # noqa: E731
-            return mean_over_processes(part, samples, self.samples_mesh, own=self.training)[""], penalties
-        if reduce == "mean":
-            return self._mean(batch, g, samples), penalties
-        each = self._each(batch, g, samples)
-        if reduce == "weighted":
-            each = (weights_of_rows(self.readout, batch, weights, each) * each).sum(0)
-        return each.amax(0) if reduce == "max" else each, penalties
+
+        def attempt() -> tuple[Tensor, dict[str, Tensor]]:
+            if self.samples_mesh is not None:
+                return self._over_processes(batch, samples, draws)
+            g, penalties = self._draw(batch, samples, draws)
+            if reduce == "mean":
+                return self._mean(batch, g, samples), penalties
+            each = self._each(batch, g, samples)
+            if reduce == "weighted":
+                each = (weights_of_rows(self.readout, batch, weights, each) * each).sum(0)
+            return each.amax(0) if reduce == "max" else each, penalties
+
+        return self._tried(attempt, batch, samples, draws)
 
     def estimate(
         self,
@@ -117,12 +120,29 @@ class Symmetrized(nn.Module):
     def apply_elements(self, batch: Batch, g: Any) -> Tensor:
         """The prediction for group elements given by hand. Raises what the batch's `check` raises."""
         batch.check()
-        return self._mean(batch, g, samples_of(g))
+        samples = samples_of(g)
+        run = self._read(batch, g, samples)
+        once = lambda count: run(0, count).float().sum()  # noqa: E731
+        return self.chunks.tried(lambda: self._mean(batch, g, samples), once, samples, batch, self, tensors(g))
 
     def retried(self, step: Callable[[], Any], samples: int) -> Any:
         """step(): a forward pass with so many samples, the loss and its backward pass; where memory ends with chunk="auto",
         in the backward pass too, once more with half the chunk (see `chunks.retried`)."""
         return retried(self, self.chunks, samples, step, next(self.parameters()).device)
+
+    def _tried(self, attempt: Callable[[], Any], batch: Batch, samples: int, draws: Draws) -> Any:
+        """attempt(), in chunks as `Chunks.tried` finds them."""
+
+        def once(count: int) -> Tensor:
+            g, penalties = self.distribution(batch, count, draws)
+            return sum(penalties.values(), self._read(batch, g, count)(0, count).float().sum())
+
+        return self.chunks.tried(attempt, once, samples, batch, self)
+
+    def _predictions(self, batch: Batch, samples: int, draws: Draws) -> Tensor:
+        """(S, ...) every sample's own prediction, of elements that are drawn."""
+        attempt = lambda: self._each(batch, self._draw(batch, samples, draws)[0], samples)  # noqa: E731
+        return self._tried(attempt, batch, samples, draws)
 
     def _draw(self, batch: Batch, samples: int, draws: Draws) -> tuple[Any, dict[str, Tensor]]:
         learns = any(p.requires_grad for p in self.distribution.parameters())
@@ -135,35 +155,44 @@ class Symmetrized(nn.Module):
 
         return recomputed(draw, device=batch.device, modules=[self.distribution])
 
-    def _inferred_over_processes(self, batch: Batch, samples: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """Samples do not see each other: every process draws its own. Penalties are means over samples."""
+    def _over_processes(self, batch: Batch, samples: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """In inference samples do not see each other: every process draws its own. Penalties are means over samples."""
+        seen = torch.is_grad_enabled() or any(module.training for module in self.modules())
+        g, penalties = self._draw(batch, samples, draws) if seen else (None, {})
 
         def part(first: int, count: int) -> dict[str, Tensor]:
-            g, penalties = self.distribution(batch, count, draws.starting(first))
-            return {"": self._mean(batch, g, count), **penalties}
+            some, own = (
+                (narrow(g, first, count), {}) if seen else self.distribution(batch, count, draws.starting(first))
+            )
+            return {"": self._mean(batch, some, count), **own}
 
-        means = mean_over_processes(part, samples, self.samples_mesh, own=False)
-        return means.pop(""), means
+        means = mean_over_processes(part, samples, self.samples_mesh, own=self.training)
+        return means.pop(""), penalties | means
 
     def _mean(self, batch: Batch, g: Any, samples: int) -> Tensor:
+        return chunks.mean(
+            self._read(batch, g, samples), samples, self.chunks.now(samples), batch.device, self._readers
+        )
+
+    def _each(self, batch: Batch, g: Any, samples: int) -> Tensor:
+        """(S, ...) every sample's prediction, chunk by chunk."""
+        run = self._read(batch, g, samples, each=True)
+        return chunks.each(run, samples, self.chunks.now(samples), batch.device, self._readers)
+
+    @property
+    def _readers(self) -> list[nn.Module]:
+        return [self.embed, self.backbone, self.readout]
+
+    def _read(self, batch: Batch, g: Any, samples: int, each: bool = False) -> Callable[[int, int], Tensor]:
+        """run(first, count): the prediction of so many of the samples of g, their mean or each of them (count, ...)."""
         group = self.distribution.group
 
         def run(first: int, count: int) -> Tensor:
             some = g if count == samples else narrow(g, first, count)
-            return self.readout(self.backbone(*self.embed(batch, group, some)), batch, group, some)
-
-        modules = [self.embed, self.backbone, self.readout]
-        return self.chunks.mean(run, samples, batch.device, modules, tensors(g))
-
-    def _each(self, batch: Batch, g: Any, samples: int) -> Tensor:
-        """(S, ...) every sample's prediction, chunk by chunk."""
-        group = self.distribution.group
-
-        def run(first: int, count: int) -> Tensor:
-            some = narrow(g, first, count)
             outputs = self.backbone(*self.embed(batch, group, some))
+            if not each:
+                return self.readout(outputs, batch, group, some)
             parts = [(outputs.narrow(1, s, 1), narrow(some, s, 1)) for s in range(count)]
             return torch.stack([self.readout(y, batch, group, one) for y, one in parts])
 
-        modules = [self.embed, self.backbone, self.readout]
-        return self.chunks.each(run, samples, batch.device, modules, tensors(g))
+        return run

@@ -17,7 +17,7 @@ from probsym_fast.distributions import GIN, Frame, Learned, Uniform, UniformNois
 from probsym_fast.groups import Draws, Euclidean, Symmetric, narrow
 from probsym_fast.groups._elements import samples_of, tensors
 from probsym_fast.models import chunks as module
-from probsym_fast.models.chunks import Chunks
+from probsym_fast.models.chunks import Chunks, Found
 from tests.conftest import assert_near
 from tests.graphs import random_graphs
 from tests.models.test_symmetrized import SYMMETRIES, clouds
@@ -235,7 +235,7 @@ def test_steps_that_run_out_of_memory_in_backward_are_retried(before):
     """Nothing is lost: gradients of the failed attempt are dropped, those of before are added to once."""
     batch = random_graphs([3, 1, 9, 5])
     f, other = noisy("auto", most=10), noisy(2)
-    f.chunks._fits[True] = S, 4  # 4 samples, 16 rows, are too many in the backward pass alone
+    f.chunks._found[True] = Found(S, 4, 4)  # 4 samples, 16 rows, are too many in the backward pass alone
     f.backbone.recomputed_alone = True
     for each in (f, other):
         for p in each.parameters():
@@ -299,7 +299,7 @@ def test_auto_measures_the_largest_chunk_within_a_limit(grad):
         state = torch.get_rng_state()
         whole.train()(batch, 32, torch.Generator().manual_seed(1))
         assert whole.chunks.now(32) == 32  # a CPU without a limit
-        sizes, limits = {}, (1, 100_000, 200_000, 10**9) if grad else (1, 30_000, 60_000, 10**9)
+        sizes, limits = {}, (1, 400_000, 900_000, 10**9) if grad else (1, 120_000, 300_000, 10**9)
         for limit in limits:
             f = noisy("auto", memory=limit).train()
             torch.set_rng_state(state)
@@ -309,6 +309,84 @@ def test_auto_measures_the_largest_chunk_within_a_limit(grad):
         none, some, more, all_of_them = sizes.values()
         assert none == 1 < some < more < 32 == all_of_them
         assert more >= 2 * some  # what does not grow with them is paid once
+
+
+@pytest.mark.parametrize("limit", [400_000, 900_000, 1_500_000])
+def test_a_step_stays_within_its_memory(limit):
+    """Distribution and all; for a larger batch it is measured again."""
+    f, generator = noisy("auto", memory=limit).train(), torch.Generator()
+    for graphs in (8, 24):
+        batch = random_graphs([9] * graphs)
+
+        def step():
+            y, penalties = f(batch, 32, generator.manual_seed(1))  # noqa: B023
+            (y.square().sum() + sum(penalties.values())).backward()
+
+        step()
+        f.zero_grad()
+        assert peak_memory(step, "cpu") <= max(limit, least(batch))
+        assert f.chunks.now(32) >= (2 if graphs == 8 else 1)
+
+
+def least(batch) -> int:
+    """Peak of one sample at a time."""
+    f = noisy(1).train()
+    f(batch, 32)
+
+    def step():
+        y, penalties = f(batch, 32)
+        (y.square().sum() + sum(penalties.values())).backward()
+
+    return peak_memory(step, "cpu")
+
+
+def test_auto_tries_again_where_the_distribution_runs_out_of_memory():
+    batch = random_graphs([3, 1, 9, 5])
+    f, other, failed = noisy("auto", dropout=0), noisy(4, dropout=0), []
+
+    def fail(module, arguments, outputs):
+        if not failed:
+            failed.append(arguments[1])
+            raise torch.OutOfMemoryError("the distribution")
+
+    f.distribution.register_forward_hook(fail)
+    with pytest.warns(UserWarning, match="out of memory with 7 samples at once; 4 from now on"):
+        found = outcome(f, batch)
+    assert failed == [S]
+    assert_same(found, outcome(other, batch))
+    f.chunks._found[True] = f.chunks._found[True]._replace(
+        samples=1
+    )  # as if more samples were asked for: 4 stay the most
+    outcome(f, batch)
+    assert f.chunks.now(S) == 4
+
+
+def test_chunks_are_differentiated_again():
+    batch = random_graphs([3, 1, 9, 5])
+    f = noisy(3)
+    y, penalties = f.train()(batch, S, torch.Generator().manual_seed(5))
+    total = y.square().sum() + sum(penalties.values())
+    total.backward(retain_graph=True)
+    once = {name: p.grad.clone() for name, p in f.named_parameters() if p.grad is not None}
+    statistics = [x.clone() for x in f.buffers()]
+    total.backward()
+    for name, p in f.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, 2 * once[name], rtol=1e-12, atol=1e-12)
+    assert all(torch.equal(a, b) for a, b in zip(statistics, f.buffers(), strict=True))
+
+
+def test_a_compiled_model_in_chunks_runs_them_as_they_are():
+    batch = random_graphs([3, 1, 9, 5])
+    f = noisy(3, dropout=0).train()
+    found = []
+    for model in (f, torch.compile(f, backend="eager")):
+        torch.manual_seed(1)
+        found.append(model(batch, S, torch.Generator().manual_seed(5))[0])
+    assert_near(*found)
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="compile the backbone instead"):
+        torch.compile(f, backend="eager", fullgraph=True)(batch, S)
 
 
 def test_largest_chunk_of_a_measured_line():

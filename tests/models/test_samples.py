@@ -184,3 +184,19 @@ def test_a_mesh_of_two_dimensions_is_refused():
     model.samples_mesh = Mesh()
     with pytest.raises(ValueError, match=r"Symmetrized: samples_mesh must have one dimension, got 2"):
         model(clouds(slice(0, 8))[0], 2)
+
+
+@pytest.mark.parametrize(("mode", "drawn"), [("eval", 2), ("a part in training", 4), ("gradients", 4)])
+def test_samples_that_may_see_each_other_are_drawn_together(monkeypatch, mode, drawn):
+    class Mesh:
+        ndim, device_type = 1, "cpu"
+        size, get_local_rank, get_group = lambda _: 2, lambda _: 1, lambda _: None
+
+    monkeypatch.setattr(_Sum, "apply", lambda x, group: x)
+    model, asked = graph_model().eval(), []
+    model.samples_mesh = Mesh()
+    model.distribution.train(mode == "a part in training")
+    model.distribution.register_forward_hook(lambda _, arguments, __: asked.append(arguments[1]))
+    with torch.set_grad_enabled(mode == "gradients"):
+        model(graphs(slice(0, 8))[0], 4)
+    assert asked == [drawn]

@@ -9,6 +9,7 @@ from torch import nn
 
 from probsym_fast import tasks
 from probsym_fast.models import Symmetrized
+from probsym_fast.models.chunks import Found
 from probsym_fast.tasks import training
 from probsym_fast.tasks.samples import Samples
 from tests.tasks.tiny import Tiny, tiny
@@ -41,7 +42,7 @@ class Chunked(Tiny):
         net = Small(whole.backbone, self.most, self.failures)
         model = Symmetrized(net, whole.embed, whole.readout, whole.distribution, chunk=self.chunk)
         if self.chunk == "auto":  # as if measured
-            model.chunks._fits[True] = S, 2
+            model.chunks._found[True] = Found(S, 10**6, 2)
         return model
 
 

@@ -179,10 +179,10 @@ def test_resumed_run_gives_the_same_numbers_bit_for_bit(tmp_path, monkeypatch, n
 
 def test_workers_load_the_same_batches(tmp_path, steps):
     a = run(tmp_path / "a", dropout=0.5, noise=1.0)
-    seen = [s["batch"] for s in steps]
+    seen = [s["batch"].x for s in steps]
     steps.clear()
     b = run(tmp_path / "b", dropout=0.5, noise=1.0, workers=2)
-    assert len(seen) == len(steps) and all(torch.equal(x, s["batch"]) for x, s in zip(seen, steps, strict=True))
+    assert len(seen) == len(steps) and all(torch.equal(x, s["batch"].x) for x, s in zip(seen, steps, strict=True))
     torch.testing.assert_close(a["state_dict"], b["state_dict"], rtol=0, atol=0)
     loader = tiny(tmp_path, workers=2).loader("train")
     assert loader.num_workers == 2 and loader.persistent_workers and tiny(tmp_path).loader("train").num_workers == 0

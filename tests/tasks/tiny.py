@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -39,6 +39,27 @@ class TinyConfig:
     training: Training = field(default_factory=Training)
 
 
+class Rows(NamedTuple):
+    """A batch of vectors, x (B, 3)."""
+
+    x: torch.Tensor
+    num_nodes = center = None
+
+    @property
+    def size(self) -> int:
+        return self.x.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.x.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.x.device
+
+    def check(self) -> None: ...
+
+
 class Vectors(torch.utils.data.Dataset):
     """An index tensor gives x (B, 3) and y (B, 1)."""
 
@@ -49,8 +70,8 @@ class Vectors(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.x)
 
-    def __getitem__(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.x[index], self.y[index]
+    def __getitem__(self, index: torch.Tensor) -> tuple[Rows, torch.Tensor]:
+        return Rows(self.x[index]), self.y[index]
 
 
 class Shift(nn.Module):
@@ -62,13 +83,13 @@ class Shift(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor([scale]), requires_grad=scale > 0)
 
-    def forward(self, x, samples, draws):
-        return self.scale * draws.normal((len(x), samples, 3), "shift").to(x), {}
+    def forward(self, batch, samples, draws):
+        return self.scale * draws.normal((batch.size, samples, 3), "shift").to(batch.x), {}
 
 
 class Add(nn.Module):
-    def forward(self, x, group, g):
-        return (x[:, None] + g,)
+    def forward(self, batch, group, g):
+        return (batch.x[:, None] + g,)
 
 
 class Mean(nn.Module):
@@ -76,7 +97,7 @@ class Mean(nn.Module):
         super().__init__()
         self.out = nn.Linear(8, 1)
 
-    def forward(self, h, x, group, g):
+    def forward(self, h, batch, group, g):
         return self.out(h).mean(1)
 
 
@@ -104,8 +125,8 @@ class Tiny(Task):
         return nn.functional.mse_loss(prediction, target)
 
     def report(self, model: Symmetrized, folder: Path) -> dict[str, Any]:
-        (x, y), *_ = self.loader("test")
-        prediction, _ = model(x, 1, seeded(self.config.seed, "test", 0))
+        (batch, y), *_ = self.loader("test")
+        prediction, _ = model(batch, 1, seeded(self.config.seed, "test", 0))
         return {"test_mse": self.loss(prediction, y).item()}
 
 
