@@ -26,6 +26,8 @@ def check_reduction(reduce: str, weights: Tensor | None, batch: Batch, samples: 
     """Raises unless reduce is one of REDUCTIONS; with "weighted" alone, weights (B, S), finite, >= 0, not all 0."""
     if reduce not in REDUCTIONS:
         raise ValueError(f"Symmetrized: reduce must be one of {REDUCTIONS}, got {reduce!r}")
+    if not isinstance(weights, Tensor | None):
+        raise TypeError(f"Symmetrized: weights must be a Tensor or None, got {type(weights).__name__}")
     if (weights is None) == (reduce == "weighted"):
         wanted = f"(B, S) = {(batch.size, samples)}" if reduce == "weighted" else f"None with reduce {reduce!r}"
         raise ValueError(
@@ -47,8 +49,10 @@ def check_reduction(reduce: str, weights: Tensor | None, batch: Batch, samples: 
 def weights_of_rows(readout: nn.Module, batch: Any, weights: Tensor, each: Tensor) -> Tensor:
     """weights (B, S), divided by their sums, for the rows of predictions (S, rows, ...): (S, rows, 1, ...).
 
-    A row belongs to a graph, or to the graph of its node or pair, as the readout's attribute `rows` says.
+    A row belongs to a graph, or to the graph of its node or pair, as the readout's attribute `rows` says. By the largest
+    weight first, which changes neither quotients nor gradients, so that no sum overflows.
     """
+    weights = weights / weights.detach().amax(1, keepdim=True)
     shares = (weights / weights.sum(1, keepdim=True)).to(each.dtype)
     rows = getattr(readout, "rows", "graphs")
     if rows != "graphs":

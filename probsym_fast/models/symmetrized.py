@@ -73,8 +73,8 @@ class Symmetrized(nn.Module):
 
         reduce: "mean"; "none": every sample's own prediction, (S, ...); "max": the largest of them, entry by entry;
         "weighted": their mean by weights (B, S), >= 0, of any sum but 0, with a gradient (weighted frames). All but "mean"
-        read out sample by sample. Raises TypeError where samples is no int, ValueError where it is below 1, for another
-        reduce and for weights that do not fit, and what the batch's `check` raises.
+        read out sample by sample. Raises TypeError where samples is no int and weights no floating-point Tensor, ValueError
+        where samples is below 1, for another reduce and for weights that do not fit, and what the batch's `check` raises.
         """
         check_count("Symmetrized", "samples", samples)
         check_reduction(reduce, weights, batch, samples)

@@ -256,6 +256,17 @@ def test_weights_of_nodes_and_pairs_are_their_graphs(kind):
     assert_near(found, expected)
 
 
+@pytest.mark.parametrize("scale", [3e38, 1e-38])
+def test_weights_whose_sum_or_share_leaves_the_range_of_float32(scale):
+    f, batch = graph_model(), random_graphs([6, 6, 5])
+    draw = lambda **how: f(batch, 4, torch.Generator().manual_seed(2), **how)[0]  # noqa: E731
+    shares = torch.tensor([1.0, 0.25, 1.0, 0.5]).repeat(3, 1)
+    found, expected = (draw(reduce="weighted", weights=x) for x in (scale * shares, shares))
+    assert expected.abs().min() > 1e-6
+    assert_near(found, expected, {torch.float64: 1e-6})
+    assert_near(draw(reduce="weighted", weights=torch.full((3, 4), scale)), draw(), {torch.float64: 1e-6})
+
+
 def test_bad_reductions():
     f, batch = graph_model(), random_graphs([3, 6])
     for error, how, message in (
@@ -267,6 +278,8 @@ def test_bad_reductions():
             {"reduce": "weighted", "weights": torch.ones(3, 2)},
             "weights must be (B, S) = (2, 3), got (3, 2)",
         ),
+        (TypeError, {"reduce": "weighted", "weights": [[1.0] * 3] * 2}, "weights must be a Tensor or None, got list"),
+        (TypeError, {"weights": [[1.0] * 3] * 2}, "weights must be a Tensor or None, got list"),
         (TypeError, {"reduce": "weighted", "weights": torch.ones(2, 3).long()}, "weights must be floating point, got"),
         (
             ValueError,
