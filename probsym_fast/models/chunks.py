@@ -179,8 +179,8 @@ def retried(model: nn.Module, chunks: Chunks, samples: int, step: Callable[[], A
     """step(): forward, loss and backward of the model; after an out-of-memory error once more with half the chunk.
 
     For errors in the backward pass, which the model cannot see. Gradients that were there before are added to as backward
-    does, those of a step that failed are dropped; random numbers and buffers are as before it. Raises the error where
-    `chunks` are not "auto" or are of one sample.
+    does, those of a step that failed are dropped; random numbers and buffers are as before it. Raises the error, gradients
+    and buffers as before, where `chunks` are not "auto" or are of one sample, and any other error.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     held, before = [p.grad for p in parameters], RandomState(device)
@@ -190,15 +190,16 @@ def retried(model: nn.Module, chunks: Chunks, samples: int, step: Callable[[], A
         try:
             with unchanged(model, after_errors_alone=True):
                 result = step()
+        except BaseException as error:
+            for p, old in zip(parameters, held, strict=True):
+                p.grad = old
+            if not isinstance(error, torch.OutOfMemoryError) or not chunks.halve(samples):
+                raise
+        else:
             for p, old in zip(parameters, held, strict=True):
                 if old is not None:
                     p.grad = old if p.grad is None else old.add_(p.grad)
             return result
-        except torch.OutOfMemoryError:
-            for p, old in zip(parameters, held, strict=True):
-                p.grad = old
-            if not chunks.halve(samples):
-                raise
         forget(device)
         before.restore()
 

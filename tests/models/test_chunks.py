@@ -267,6 +267,27 @@ def test_steps_that_run_out_of_memory_in_backward_are_retried(before):
         assert p.grad is q is None or torch.equal(p.grad, q)
 
 
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, torch.OutOfMemoryError])
+def test_steps_that_fail_leave_gradients_and_statistics_alone(error):
+    batch, f = random_graphs([3, 1, 9, 5]), noisy(2)
+    for p in f.parameters():
+        p.grad = torch.ones_like(p)
+    held, buffers = [p.grad for p in f.parameters()], {name: x.clone() for name, x in f.named_buffers()}
+
+    def step():
+        y, _ = f(batch, S, torch.Generator().manual_seed(5))
+        y.square().sum().backward()
+        assert any(p.grad is not None for p in f.parameters())
+        assert not all(torch.equal(x, buffers[name]) for name, x in f.named_buffers())
+        raise error("behind the backward pass")
+
+    with pytest.raises(error, match="behind the backward pass"):
+        f.retried(step, S)
+    for p, old in zip(f.parameters(), held, strict=True):
+        assert p.grad is old and torch.equal(old, torch.ones_like(p))
+    assert all(torch.equal(x, buffers[name]) for name, x in f.named_buffers())
+
+
 FAILING = """
 import sys, torch
 from probsym_fast._recompute import recomputed
