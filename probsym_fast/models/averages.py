@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from probsym_fast.groups import Batch, Draws
 from probsym_fast.ops._op import check_count, looks_at_values
 
 REDUCTIONS = "mean", "none", "max", "weighted"
+LEAST_BLOCKS = 8  # behind which a standard error may stop `estimate`: of two blocks it is 0 wherever they agree
 
 
 class Estimate(NamedTuple):
@@ -70,8 +72,13 @@ def estimate(
     check_count("estimate", "step", step)
     if model.training:
         raise RuntimeError("estimate: the model must be in eval mode, got training mode")
-    if tolerance is not None and not tolerance >= 0:
-        raise ValueError(f"estimate: tolerance must be at least 0, got {tolerance}")
+    if model.samples_mesh is not None:
+        raise ValueError(f"estimate: the model's samples_mesh must be None, got {model.samples_mesh}")
+    if tolerance is not None:
+        if not isinstance(tolerance, Real) or isinstance(tolerance, bool):
+            raise TypeError(f"estimate: tolerance must be a number, got {type(tolerance).__name__} {tolerance!r}")
+        if not tolerance >= 0:
+            raise ValueError(f"estimate: tolerance must be at least 0, got {tolerance}")
     block = model.distribution.group.block(draws.kind)
     samples, step = (-(-count // block) * block for count in (samples, step))
     mean = squares = error = None
@@ -92,6 +99,6 @@ def estimate(
             squares = squares + spread + difference.square() * (done * n / total)
         done += n
         error = (squares / (done - 1) / done).sqrt() if done > 1 else torch.full_like(mean, torch.nan)
-        if tolerance is not None and done > 1 and float(error.max()) <= tolerance:
+        if tolerance is not None and done >= LEAST_BLOCKS and float(error.max()) <= tolerance:
             break
     return Estimate(mean.to(dtype), error, done * block)

@@ -106,11 +106,12 @@ class Symmetrized(nn.Module):
         """Inference with its standard error: the mean, `step` samples at a time, until the error is small enough.
 
         Stops where the largest standard error of all outputs is at most the tolerance (looked at after every step, which
-        waits for the GPU), or with `samples`; None: with these. Samples that depend on each other count together, so that
-        step and samples are rounded up to whole blocks of them. The noise is that of `forward`. Runs without gradients.
+        waits for the GPU), or with `samples`; None: with these. Samples that depend on each other count together as a block,
+        so that step and samples are rounded up to whole blocks. A standard error of few blocks may be far too small: with
+        less than 8 (`averages.LEAST_BLOCKS`) it stops nothing. The noise is that of `forward`. Runs without gradients.
 
-        Raises RuntimeError in training mode, where samples see each other, ValueError for a tolerance below 0, and as
-        `forward`.
+        Raises RuntimeError in training mode, where samples see each other, TypeError for a tolerance that is no number,
+        ValueError for one below 0 and where processes share the samples (samples_mesh), and as `forward`.
         """
         return estimate(self, batch, samples, Draws(generator, kind=self.draws), tolerance, step)
 
