@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from probsym_fast._memory import RandomState, free_memory, peak_memory
 from probsym_fast._recompute import recomputed, unchanged
-from probsym_fast.ops._op import check_count
 
 MARGIN = 0.9  # of the memory there is: fragments and other allocations take the rest
 Run = Callable[[int, int], Tensor]  # (first sample, count) -> their mean, or each of them
@@ -25,16 +24,11 @@ class Chunks:
     step (and the first without gradients) by the peak memory of 1, 2, 4, ... samples, forward and backward. After an
     out-of-memory error (torch.OutOfMemoryError) the size is halved, for good, and the samples run again. memory: bytes that
     the samples at once may take with "auto"; None: what the GPU has; on a CPU then all samples run at once.
-    Raises TypeError where size or memory is no int, ValueError where it is below 1.
+    Raises TypeError where size or memory is no int, ValueError where it is below 1 and for a memory without "auto".
     """
 
     def __init__(self, size: int | str | None = None, memory: int | None = None):
-        if size not in (None, "auto"):
-            check_count("Chunks", "size", size)
-        if memory is not None:
-            check_count("Chunks", "memory", memory)
-            if size != "auto":
-                raise ValueError(f"Chunks: memory must be None unless size is 'auto', got {memory} and {size!r}")
+        check_sizes("Chunks", "size", size, memory)
         self.size, self.memory = size, memory
         self._fits: dict[
             bool, tuple[int, int]
@@ -119,6 +113,22 @@ class Chunks:
             size = largest(lambda count: peak_memory(lambda: probe(run, count, leaves, modules), device), samples, free)
             forget(device)
         self._fits[torch.is_grad_enabled()] = samples, size
+
+
+def check_sizes(owner: str, name: str, size: int | str | None, memory: int | None = None) -> None:
+    """Raises as `Chunks` for a size, which the owner calls `name`, and a memory."""
+    if size not in (None, "auto"):
+        _check_size(f"{owner}: {name}", size, "an int >= 1, None or 'auto'")
+    if memory is not None:
+        _check_size(f"{owner}: memory", memory, "an int >= 1 or None")
+        if size != "auto":
+            raise ValueError(f"{owner}: memory must be None unless {name} is 'auto', got {memory} and {size!r}")
+
+
+def _check_size(argument: str, size: object, wanted: str) -> None:
+    whole = isinstance(size, int) and not isinstance(size, bool)
+    if not whole or size < 1:
+        raise (ValueError if whole else TypeError)(f"{argument} must be {wanted}, got {size!r}")
 
 
 def _mean(run: Run, samples: int, size: int, device: torch.device, modules: Sequence[nn.Module]) -> Tensor:

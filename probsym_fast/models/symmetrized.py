@@ -14,7 +14,7 @@ from probsym_fast.groups import Batch, Draws, narrow
 from probsym_fast.groups._draws import check_kind
 from probsym_fast.groups._elements import samples_of, tensors
 from probsym_fast.models.averages import Estimate, check_reduction, estimate, weights_of_rows
-from probsym_fast.models.chunks import Chunks, retried
+from probsym_fast.models.chunks import Chunks, check_sizes, retried
 from probsym_fast.models.samples import mean_over_processes
 from probsym_fast.ops._op import check_count
 
@@ -57,7 +57,8 @@ class Symmetrized(nn.Module):
     ):
         super().__init__()
         self.backbone, self.embed, self.readout, self.distribution = backbone, embed, readout, distribution
-        check_kind("Symmetrized", draws)
+        check_kind("Symmetrized", draws, "draws")
+        check_sizes("Symmetrized", "chunk", chunk, memory)
         self.draws, self.chunks, self.samples_mesh = draws, Chunks(chunk, memory), samples_mesh
 
     def forward(
