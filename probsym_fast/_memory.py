@@ -57,3 +57,13 @@ class RandomState:
         torch.set_rng_state(self.cpu)
         if self.gpu is not None:
             torch.cuda.set_rng_state(self.gpu, self.device)
+
+
+def seed_generators(seed: int) -> None:
+    """torch.manual_seed for the CPU and for GPUs in use.
+
+    Where CUDA is built and not in use, that one formats the caller's stack at every call, to be shown should CUDA start.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)

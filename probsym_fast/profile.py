@@ -22,7 +22,7 @@ from probsym_fast._timing import interleave, machine
 from probsym_fast.data._progress import announced
 from probsym_fast.groups._draws import check_kind
 from probsym_fast.models import Symmetrized
-from probsym_fast.models.chunks import Chunks
+from probsym_fast.models.chunks import Chunks, check_sizes
 from probsym_fast.ops import OPS, using_backend
 from probsym_fast.ops._op import BACKENDS, check_count
 
@@ -62,9 +62,9 @@ def profile(
     """
     check_values(samples, modes, repeats)
     for kind in draws or ():
-        check_kind("profile", kind)
+        check_kind("profile", kind, "each of draws")
     for size in chunks or ():
-        Chunks(size)  # raises
+        check_sizes("profile", "each of chunks", size)
     model, batch, loss, settings, name = prepared(what, batch, device, weights)
     check_backends(backends, batch.device)
     state = {key: value.clone() for key, value in model.state_dict().items()}

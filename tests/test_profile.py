@@ -173,7 +173,7 @@ def test_kinds_of_draws(tmp_path):
     assert f.draws == "independent"
     assert found.rows[2].variance < 0.3 * found.rows[0].variance  # new weights give outputs that are nearly constant
     found.plot(tmp_path / "profile.png")
-    with pytest.raises(ValueError, match="profile: kind must be one of"):
+    with pytest.raises(ValueError, match="profile: each of draws must be one of"):
         psf.profile(f, batch, draws=["mirrored"])
 
 
@@ -353,7 +353,7 @@ def test_bad_arguments():
         ValueError, match=r"profile: modes must be of \('training', 'inference', 'variance'\), got 'test'"
     ):
         psf.profile(f, batch, modes=["test"])
-    with pytest.raises(ValueError, match="Chunks: size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="profile: each of chunks must be an int >= 1, None or 'auto', got 0"):
         psf.profile(f, batch, chunks=[None, 0])
     with pytest.raises(ValueError, match=r"profile: device must be one of \('cpu',.*\), got 'meta'"):
         psf.profile(f, batch, device="meta")

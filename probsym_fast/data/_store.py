@@ -1,11 +1,13 @@
 """Where generated and downloaded data lives; files are written whole or not at all, and checked when read."""
 
+import errno
 import hashlib
 import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,6 +15,7 @@ import numpy as np
 
 METADATA = "metadata"  # name of the array that holds the metadata, JSON in UTF-8
 CHECKSUM = "sha256"
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errors of a disk that takes no more
 
 
 def cache_dir() -> Path:
@@ -35,13 +38,24 @@ def write_atomically(path: str | Path, writer: Callable[[BinaryIO], Any]) -> Non
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with open(temporary, "xb") as file:
+        with named(path), open(temporary, "xb") as file:
             writer(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Errors of a full disk name the file that is written within, which the system leaves out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def unfinished(folder: Path) -> list[Path]:

@@ -121,10 +121,10 @@ class Draws:
         return _shift(_mix(key[..., None] + place), 32).reshape(shape)
 
 
-def check_kind(owner: str, kind: str) -> None:
-    """ValueError unless kind is one of KINDS."""
+def check_kind(owner: str, kind: str, name: str = "kind") -> None:
+    """ValueError unless the argument `name` is one of KINDS."""
     if kind not in KINDS:
-        raise ValueError(f"{owner}: kind must be one of {KINDS}, got {kind!r}")
+        raise ValueError(f"{owner}: {name} must be one of {KINDS}, got {kind!r}")
 
 
 def _recorded() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from probsym_fast.groups import Batch, Draws
 from probsym_fast.ops._op import check_count, looks_at_values
 
 REDUCTIONS = "mean", "none", "max", "weighted"
+LEAST_BLOCKS = 8  # behind which a standard error may stop `estimate`: of two blocks it is 0 wherever they agree
 
 
 class Estimate(NamedTuple):
@@ -26,6 +28,8 @@ def check_reduction(reduce: str, weights: Tensor | None, batch: Batch, samples: 
     """Raises unless reduce is one of REDUCTIONS; with "weighted" alone, weights (B, S), finite, >= 0, not all 0."""
     if reduce not in REDUCTIONS:
         raise ValueError(f"Symmetrized: reduce must be one of {REDUCTIONS}, got {reduce!r}")
+    if not isinstance(weights, Tensor | None):
+        raise TypeError(f"Symmetrized: weights must be a Tensor or None, got {type(weights).__name__}")
     if (weights is None) == (reduce == "weighted"):
         wanted = f"(B, S) = {(batch.size, samples)}" if reduce == "weighted" else f"None with reduce {reduce!r}"
         raise ValueError(
@@ -47,8 +51,10 @@ def check_reduction(reduce: str, weights: Tensor | None, batch: Batch, samples: 
 def weights_of_rows(readout: nn.Module, batch: Any, weights: Tensor, each: Tensor) -> Tensor:
     """weights (B, S), divided by their sums, for the rows of predictions (S, rows, ...): (S, rows, 1, ...).
 
-    A row belongs to a graph, or to the graph of its node or pair, as the readout's attribute `rows` says.
+    A row belongs to a graph, or to the graph of its node or pair, as the readout's attribute `rows` says. By the largest
+    weight first, which changes neither quotients nor gradients, so that no sum overflows.
     """
+    weights = weights / weights.detach().amax(1, keepdim=True)
     shares = (weights / weights.sum(1, keepdim=True)).to(each.dtype)
     rows = getattr(readout, "rows", "graphs")
     if rows != "graphs":
@@ -66,8 +72,13 @@ def estimate(
     check_count("estimate", "step", step)
     if model.training:
         raise RuntimeError("estimate: the model must be in eval mode, got training mode")
-    if tolerance is not None and not tolerance >= 0:
-        raise ValueError(f"estimate: tolerance must be at least 0, got {tolerance}")
+    if model.samples_mesh is not None:
+        raise ValueError(f"estimate: the model's samples_mesh must be None, got {model.samples_mesh}")
+    if tolerance is not None:
+        if not isinstance(tolerance, Real) or isinstance(tolerance, bool):
+            raise TypeError(f"estimate: tolerance must be a number, got {type(tolerance).__name__} {tolerance!r}")
+        if not tolerance >= 0:
+            raise ValueError(f"estimate: tolerance must be at least 0, got {tolerance}")
     block = model.distribution.group.block(draws.kind)
     samples, step = (-(-count // block) * block for count in (samples, step))
     mean = squares = error = None
@@ -87,6 +98,6 @@ def estimate(
             squares = squares + spread + difference.square() * (done * n / total)
         done += n
         error = (squares / (done - 1) / done).sqrt() if done > 1 else torch.full_like(mean, torch.nan)
-        if tolerance is not None and done > 1 and float(error.max()) <= tolerance:
+        if tolerance is not None and done >= LEAST_BLOCKS and float(error.max()) <= tolerance:
             break
     return Estimate(mean.to(dtype), error, done * block)

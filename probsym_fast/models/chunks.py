@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from probsym_fast._memory import RandomState, free_memory, peak_memory
 from probsym_fast._recompute import recomputed, unchanged
 from probsym_fast.groups import Batch
-from probsym_fast.ops._op import check_count
 
 MARGIN = 0.9  # of the memory there is: fragments and other allocations take the rest
 Run = Callable[[int, int], Tensor]  # (first sample, count) -> their mean, or each of them
@@ -27,16 +26,11 @@ class Chunks:
     samples, forward and backward, distribution and all. After an out-of-memory error (torch.OutOfMemoryError) the size is
     halved, for good, and the step runs again. memory: bytes that a step may take with "auto"; None: what the GPU has; on a
     CPU then all samples run at once.
-    Raises TypeError where size or memory is no int, ValueError where it is below 1.
+    Raises TypeError where size or memory is no int, ValueError where it is below 1 and for a memory without "auto".
     """
 
     def __init__(self, size: int | str | None = None, memory: int | None = None):
-        if size not in (None, "auto"):
-            check_count("Chunks", "size", size)
-        if memory is not None:
-            check_count("Chunks", "memory", memory)
-            if size != "auto":
-                raise ValueError(f"Chunks: memory must be None unless size is 'auto', got {memory} and {size!r}")
+        check_sizes("Chunks", "size", size, memory)
         self.size, self.memory = size, memory
         self._found: dict[bool, Found] = {}  # with gradients or without
 
@@ -106,6 +100,22 @@ class Chunks:
         self._found[torch.is_grad_enabled()] = Found(
             max(samples, found.samples), max(batch.size, found.graphs), size, found.most
         )
+
+
+def check_sizes(owner: str, name: str, size: int | str | None, memory: int | None = None) -> None:
+    """Raises as `Chunks` for a size, which the owner calls `name`, and a memory."""
+    if size not in (None, "auto"):
+        _check_size(f"{owner}: {name}", size, "an int >= 1, None or 'auto'")
+    if memory is not None:
+        _check_size(f"{owner}: memory", memory, "an int >= 1 or None")
+        if size != "auto":
+            raise ValueError(f"{owner}: memory must be None unless {name} is 'auto', got {memory} and {size!r}")
+
+
+def _check_size(argument: str, size: object, wanted: str) -> None:
+    whole = isinstance(size, int) and not isinstance(size, bool)
+    if not whole or size < 1:
+        raise (ValueError if whole else TypeError)(f"{argument} must be {wanted}, got {size!r}")
 
 
 class Found(NamedTuple):
@@ -181,8 +191,8 @@ def retried(model: nn.Module, chunks: Chunks, samples: int, step: Callable[[], A
     """step(): forward, loss and backward of the model; after an out-of-memory error once more with half the chunk.
 
     For errors in the backward pass, which the model cannot see. Gradients that were there before are added to as backward
-    does, those of a step that failed are dropped; random numbers and buffers are as before it. Raises the error where
-    `chunks` are not "auto" or are of one sample.
+    does, those of a step that failed are dropped; random numbers and buffers are as before it. Raises the error, gradients
+    and buffers as before, where `chunks` are not "auto" or are of one sample, and any other error.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     held, before = [p.grad for p in parameters], RandomState(device)
@@ -192,15 +202,16 @@ def retried(model: nn.Module, chunks: Chunks, samples: int, step: Callable[[], A
         try:
             with unchanged(model, after_errors_alone=True):
                 result = step()
+        except BaseException as error:
+            for p, old in zip(parameters, held, strict=True):
+                p.grad = old
+            if not isinstance(error, torch.OutOfMemoryError) or not chunks.halve(samples):
+                raise
+        else:
             for p, old in zip(parameters, held, strict=True):
                 if old is not None:
                     p.grad = old if p.grad is None else old.add_(p.grad)
             return result
-        except torch.OutOfMemoryError:
-            for p, old in zip(parameters, held, strict=True):
-                p.grad = old
-            if not chunks.halve(samples):
-                raise
         forget(device)
         before.restore()
 

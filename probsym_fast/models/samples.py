@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, distributed
 
+from probsym_fast._memory import seed_generators
+
 if TYPE_CHECKING:  # torch may be built without
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -50,7 +52,7 @@ def _own_noise(rank: int, device: str) -> Iterator[None]:
     """Other numbers from the global generators in every process; behind it they are in step again."""
     seed = int(torch.randint(2**62, ()))  # the same in all
     with torch.random.fork_rng([] if device == "cpu" else [torch.cuda.current_device()]):
-        torch.manual_seed(seed + rank)
+        seed_generators(seed + rank)
         yield
 
 

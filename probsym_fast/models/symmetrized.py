@@ -15,7 +15,7 @@ from probsym_fast.groups._draws import check_kind
 from probsym_fast.groups._elements import samples_of, tensors
 from probsym_fast.models import chunks
 from probsym_fast.models.averages import Estimate, check_reduction, estimate, weights_of_rows
-from probsym_fast.models.chunks import Chunks, retried
+from probsym_fast.models.chunks import Chunks, check_sizes, retried
 from probsym_fast.models.samples import mean_over_processes
 from probsym_fast.ops._op import check_count
 
@@ -59,7 +59,8 @@ class Symmetrized(nn.Module):
     ):
         super().__init__()
         self.backbone, self.embed, self.readout, self.distribution = backbone, embed, readout, distribution
-        check_kind("Symmetrized", draws)
+        check_kind("Symmetrized", draws, "draws")
+        check_sizes("Symmetrized", "chunk", chunk, memory)
         self.draws, self.chunks, self.samples_mesh = draws, Chunks(chunk, memory), samples_mesh
 
     def forward(
@@ -75,8 +76,8 @@ class Symmetrized(nn.Module):
 
         reduce: "mean"; "none": every sample's own prediction, (S, ...); "max": the largest of them, entry by entry;
         "weighted": their mean by weights (B, S), >= 0, of any sum but 0, with a gradient (weighted frames). All but "mean"
-        read out sample by sample. Raises TypeError where samples is no int, ValueError where it is below 1, for another
-        reduce and for weights that do not fit, and what the batch's `check` raises.
+        read out sample by sample. Raises TypeError where samples is no int and weights no floating-point Tensor, ValueError
+        where samples is below 1, for another reduce and for weights that do not fit, and what the batch's `check` raises.
         """
         check_count("Symmetrized", "samples", samples)
         check_reduction(reduce, weights, batch, samples)
@@ -109,11 +110,12 @@ class Symmetrized(nn.Module):
         """Inference with its standard error: the mean, `step` samples at a time, until the error is small enough.
 
         Stops where the largest standard error of all outputs is at most the tolerance (looked at after every step, which
-        waits for the GPU), or with `samples`; None: with these. Samples that depend on each other count together, so that
-        step and samples are rounded up to whole blocks of them. The noise is that of `forward`. Runs without gradients.
+        waits for the GPU), or with `samples`; None: with these. Samples that depend on each other count together as a block,
+        so that step and samples are rounded up to whole blocks. A standard error of few blocks may be far too small: with
+        less than 8 (`averages.LEAST_BLOCKS`) it stops nothing. The noise is that of `forward`. Runs without gradients.
 
-        Raises RuntimeError in training mode, where samples see each other, ValueError for a tolerance below 0, and as
-        `forward`.
+        Raises RuntimeError in training mode, where samples see each other, TypeError for a tolerance that is no number,
+        ValueError for one below 0 and where processes share the samples (samples_mesh), and as `forward`.
         """
         return estimate(self, batch, samples, Draws(generator, kind=self.draws), tolerance, step)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +14,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, distributed
 
+from probsym_fast.data._store import FULL
 from probsym_fast.tasks.checkpoints import last_checkpoint, load_checkpoint
 from probsym_fast.tasks.task import WorkerDied
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
+UNWRITABLE = FULL | {errno.EROFS}  # of writing alone
+CLOSED = {errno.EACCES, errno.EPERM}  # of reading and other things too
 NONE = 2**62  # no step
 
 
@@ -32,21 +34,37 @@ def faults_told(folder: Path) -> Iterator[None]:
         yield
     except Fault as error:
         raise Fault(f"{error}; {left(folder)}") from error.__cause__
-    except OSError as error:
-        inside = error.filename is not None and Path(error.filename).absolute().is_relative_to(folder.absolute())
-        if not (error.errno in FULL or (error.errno in CLOSED and inside)):
-            raise
-        raise Fault(f"fit: {folder} must be writable, got {error}; {left(folder)}") from error
-    except RuntimeError as error:
-        if isinstance(error, WorkerDied) or str(error).startswith("DataLoader worker (pid"):  # or torch tells
-            wanted = "a loader's worker must live as long as the training (is there memory for all of them?)"
-        elif isinstance(error, distributed.DistError) or "/gloo/" in str(
-            error
-        ):  # gloo's errors have no type of their own
-            wanted = "all processes must live as long as the training (has another one told why it ended?)"
-        else:
+    except (OSError, RuntimeError) as error:
+        wanted = _unwritable(error, folder) or _dead(error)
+        if wanted is None:
             raise
         raise Fault(f"fit: {wanted}, got {str(error).strip()}; {left(folder)}") from error
+
+
+def _unwritable(error: Exception, folder: Path) -> str | None:
+    """What must be writable after this error, anywhere or, where it tells of no writing, in the folder; None: nothing."""
+    number, name = getattr(error, "errno", None), getattr(error, "filename", None)
+    path = Path(os.fsdecode(name)) if isinstance(name, str | bytes | Path) else None
+    inside = path is not None and path.absolute().is_relative_to(folder.absolute())
+    # torch's shared memory and errors that come from a loader's worker have no number
+    full = number in UNWRITABLE or os.strerror(errno.ENOSPC) in str(error)
+    if not (full or (number in CLOSED and inside)):
+        return None
+    if path is None:
+        return (
+            "all disks that are written to (the run's, temporary files', shared memory) must be writable and have room"
+        )
+    return f"{path} must be writable"
+
+
+def _dead(error: Exception) -> str | None:
+    """Who must live after this error; None: nobody died."""
+    if isinstance(error, WorkerDied) or str(error).startswith("DataLoader worker (pid"):  # or torch tells
+        return "a loader's worker must live as long as the training (is there memory for all of them?)"
+    gloo = isinstance(error, RuntimeError) and "/gloo/" in str(error)  # its errors have no type of their own
+    if isinstance(error, distributed.DistError) or gloo:
+        return "all processes must live as long as the training (has another one told why it ended?)"
+    return None
 
 
 def left(folder: Path) -> str:

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from probsym_fast.data._store import write_atomically
+from probsym_fast.data._store import named, write_atomically
 from probsym_fast.tasks.callbacks import validated
 from probsym_fast.tasks.plots import Row, read_rows
 
@@ -64,8 +64,9 @@ class Rows(Logger):
             write_atomically(self.path, lambda file: file.write(text))
             self._file = open(self.path, "ab")
         else:
-            self._file.write(_text(self._waiting, self._columns))
-            self._file.flush()
+            with named(self.path):
+                self._file.write(_text(self._waiting, self._columns))
+                self._file.flush()
         self._waiting = []
 
     @rank_zero_only
@@ -73,7 +74,8 @@ class Rows(Logger):
         """Rows at hand reach the disk."""
         self.save()
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            with named(self.path):
+                os.fsync(self._file.fileno())
 
     @property
     def experiment(self) -> Rows:

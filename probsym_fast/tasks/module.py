@@ -11,6 +11,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import distributed
 from torch.distributed.tensor import DTensor
 
+from probsym_fast._memory import seed_generators
 from probsym_fast._recompute import unchanged
 from probsym_fast.tasks import optimisation
 from probsym_fast.tasks.faults import too_large
@@ -58,7 +59,7 @@ class TrainingModule(L.LightningModule):
     def _predict(self, batch: Any, number: int) -> tuple[Any, Any, torch.Tensor, dict[str, torch.Tensor]]:
         """Prediction, target, the task's loss and the penalties of a training batch, whose noise its number gives."""
         seed = self.task.config.seed
-        torch.manual_seed(seeded(seed, "dropout", number).initial_seed())  # dropout draws from the global generator
+        seed_generators(seeded(seed, "dropout", number).initial_seed())  # dropout draws from the global generator
         inputs, target = self.task.inputs(batch)
         generator = seeded(seed, "train", number, self.device)
         prediction, penalties = self.model(inputs, self.task.config.samples.train, generator)

@@ -18,6 +18,7 @@ from probsym_fast.groups import (
     Symmetric,
 )
 from probsym_fast.groups._elements import samples_of
+from probsym_fast.models.averages import LEAST_BLOCKS
 from probsym_fast.models.chunks import Chunks
 from tests.conftest import assert_near
 from tests.graphs import random_graphs
@@ -256,6 +257,17 @@ def test_weights_of_nodes_and_pairs_are_their_graphs(kind):
     assert_near(found, expected)
 
 
+@pytest.mark.parametrize("scale", [3e38, 1e-38])
+def test_weights_whose_sum_or_share_leaves_the_range_of_float32(scale):
+    f, batch = graph_model(), random_graphs([6, 6, 5])
+    draw = lambda **how: f(batch, 4, torch.Generator().manual_seed(2), **how)[0]  # noqa: E731
+    shares = torch.tensor([1.0, 0.25, 1.0, 0.5]).repeat(3, 1)
+    found, expected = (draw(reduce="weighted", weights=x) for x in (scale * shares, shares))
+    assert expected.abs().min() > 1e-6
+    assert_near(found, expected, {torch.float64: 1e-6})
+    assert_near(draw(reduce="weighted", weights=torch.full((3, 4), scale)), draw(), {torch.float64: 1e-6})
+
+
 def test_bad_reductions():
     f, batch = graph_model(), random_graphs([3, 6])
     for error, how, message in (
@@ -267,6 +279,8 @@ def test_bad_reductions():
             {"reduce": "weighted", "weights": torch.ones(3, 2)},
             "weights must be (B, S) = (2, 3), got (3, 2)",
         ),
+        (TypeError, {"reduce": "weighted", "weights": [[1.0] * 3] * 2}, "weights must be a Tensor or None, got list"),
+        (TypeError, {"weights": [[1.0] * 3] * 2}, "weights must be a Tensor or None, got list"),
         (TypeError, {"reduce": "weighted", "weights": torch.ones(2, 3).long()}, "weights must be floating point, got"),
         (
             ValueError,
@@ -317,9 +331,26 @@ def test_estimates_stop_when_the_error_is_small_enough():
     assert samples_of(g) == 6
     for error, how, message in (
         (ValueError, {"tolerance": -1.0}, "estimate: tolerance must be at least 0, got -1.0"),
+        (ValueError, {"tolerance": float("nan")}, "estimate: tolerance must be at least 0, got nan"),
+        (TypeError, {"tolerance": "a"}, "estimate: tolerance must be a number, got str 'a'"),
         (ValueError, {"step": 0}, "estimate: step must be at least 1, got 0"),
     ):
         with pytest.raises(error, match=re.escape(message)):
             estimate(**how)
     with pytest.raises(RuntimeError, match="estimate: the model must be in eval mode, got training mode"):
         f.train().estimate(batch, 4)
+    f.eval().samples_mesh = "mesh"
+    with pytest.raises(ValueError, match="estimate: the model's samples_mesh must be None, got mesh"):
+        f.estimate(batch, 4)
+
+
+def test_estimates_of_few_samples_that_agree_do_not_stop():
+    """Of two nodes' orders: half of all pairs of samples agree, and one in 128 of all eights."""
+    f, batch = graph_model(distribution=Uniform(Symmetric(N))), random_graphs([2])
+    found = [f.estimate(batch, 64, torch.Generator().manual_seed(k), tolerance=1e-6, step=2) for k in range(100)]
+    assert all(x.samples >= LEAST_BLOCKS for x in found)
+    assert sum(x.samples < 64 for x in found) <= 5
+    assert f.estimate(batch, 6, tolerance=1e9, step=2).samples == 6
+    assert f.estimate(batch, 64, tolerance=1e9, step=3).samples == 9
+    f.draws = "antithetic"  # blocks of both orders: exact, each of them
+    assert f.estimate(batch, 64, tolerance=1e-6, step=2).samples == 2 * LEAST_BLOCKS

@@ -267,6 +267,27 @@ def test_steps_that_run_out_of_memory_in_backward_are_retried(before):
         assert p.grad is q is None or torch.equal(p.grad, q)
 
 
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, torch.OutOfMemoryError])
+def test_steps_that_fail_leave_gradients_and_statistics_alone(error):
+    batch, f = random_graphs([3, 1, 9, 5]), noisy(2)
+    for p in f.parameters():
+        p.grad = torch.ones_like(p)
+    held, buffers = [p.grad for p in f.parameters()], {name: x.clone() for name, x in f.named_buffers()}
+
+    def step():
+        y, _ = f(batch, S, torch.Generator().manual_seed(5))
+        y.square().sum().backward()
+        assert any(p.grad is not None for p in f.parameters())
+        assert not all(torch.equal(x, buffers[name]) for name, x in f.named_buffers())
+        raise error("behind the backward pass")
+
+    with pytest.raises(error, match="behind the backward pass"):
+        f.retried(step, S)
+    for p, old in zip(f.parameters(), held, strict=True):
+        assert p.grad is old and torch.equal(old, torch.ones_like(p))
+    assert all(torch.equal(x, buffers[name]) for name, x in f.named_buffers())
+
+
 FAILING = """
 import sys, torch
 from probsym_fast._recompute import recomputed
@@ -410,16 +431,22 @@ def test_largest_chunk_of_a_measured_line():
 
 def test_bad_chunks():
     parts = graph_model("flat MLP")
-    for chunk, error, message in (
-        (0, ValueError, "Chunks: size must be at least 1, got 0"),
-        (2.5, TypeError, "Chunks: size must be an int, got float 2.5"),
-        ("all", TypeError, "Chunks: size must be an int, got str 'all'"),
+    for error, how, message in (
+        (ValueError, {"chunk": 0}, "chunk must be an int >= 1, None or 'auto', got 0"),
+        (TypeError, {"chunk": 2.5}, "chunk must be an int >= 1, None or 'auto', got 2.5"),
+        (TypeError, {"chunk": "7"}, "chunk must be an int >= 1, None or 'auto', got '7'"),
+        (TypeError, {"chunk": True}, "chunk must be an int >= 1, None or 'auto', got True"),
+        (ValueError, {"chunk": "auto", "memory": 0}, "memory must be an int >= 1 or None, got 0"),
+        (TypeError, {"chunk": "auto", "memory": 1e9}, "memory must be an int >= 1 or None, got 1000000000.0"),
+        (TypeError, {"chunk": "auto", "memory": "auto"}, "memory must be an int >= 1 or None, got 'auto'"),
+        (ValueError, {"chunk": 4, "memory": 5}, "memory must be None unless chunk is 'auto', got 5 and 4"),
+        (ValueError, {"draws": "x"}, "draws must be one of ('independent', 'antithetic', 'stratified'), got 'x'"),
     ):
-        with pytest.raises(error, match=re.escape(message)):
-            Symmetrized(parts.backbone, parts.embed, parts.readout, parts.distribution, chunk=chunk)
-    with pytest.raises(ValueError, match="Chunks: memory must be at least 1, got 0"):
-        Chunks("auto", 0)
-    with pytest.raises(ValueError, match="Chunks: memory must be None unless size is 'auto', got 5 and 4"):
+        with pytest.raises(error, match=f"^{re.escape(f'Symmetrized: {message}')}$"):
+            Symmetrized(parts.backbone, parts.embed, parts.readout, parts.distribution, **how)
+    with pytest.raises(ValueError, match=r"^Chunks: size must be an int >= 1, None or 'auto', got 0$"):
+        Chunks(0)
+    with pytest.raises(ValueError, match=r"^Chunks: memory must be None unless size is 'auto', got 5 and 4$"):
         Chunks(4, 5)
 
 

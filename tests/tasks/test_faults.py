@@ -16,6 +16,7 @@ from torch.utils.data import get_worker_info
 
 from probsym_fast.data import _store
 from probsym_fast.tasks import faults, training
+from probsym_fast.tasks.logs import Rows
 from probsym_fast.tasks.plots import history, read_rows
 from tests.tasks.killed import Halved
 from tests.tasks.tiny import Tiny, Vectors, run, tiny
@@ -107,8 +108,9 @@ def test_a_disk_that_is_full_or_closed_is_told_and_the_last_checkpoint_is_whole(
 
     run(tmp_path / "whole")
     folder = tmp_path / "run"
+    written = rf"{folder}/checkpoints/" + (name if number == errno.ENOSPC else rf"\.{name}\.\w+\.tmp")
     message = (
-        rf"fit: {folder} must be writable, got \[Errno {number}\] .*; {folder}/checkpoints/last.ckpt is whole, behind"
+        rf"fit: {written} must be writable, got \[Errno {number}\] .*; {folder}/checkpoints/last.ckpt is whole, behind"
     )
     with pytest.raises(training.Fault, match=rf"^{message} epoch 1: continue with --resume$"):
         run(folder, Filling)
@@ -138,7 +140,7 @@ def test_files_that_may_not_grow_are_told(tmp_path):
     run(tmp_path / "whole")
     folder = tmp_path / "run"
     try:
-        with pytest.raises(training.Fault, match=rf"fit: {folder} must be writable, got .*File too large"):
+        with pytest.raises(training.Fault, match=rf"fit: {folder}/\S+ must be writable, got .*File too large"):
             run(folder, Limited)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -153,12 +155,87 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_training(tmp_path, m
     monkeypatch.setattr(_store, "open", broken.open, raising=False)
     folder = tmp_path / "run"
     with pytest.raises(
-        training.Fault, match=rf"^fit: {folder} must be writable, .*; there is no checkpoint in {folder} yet"
+        training.Fault, match=rf"^fit: {folder}/\S+ must be writable, .*; there is no checkpoint in {folder} yet"
     ):
         run(folder)
     broken.armed = False
     run(folder)  # nothing stands in its way
     assert history(folder)["valid/mse"].keys() == {0, 1}
+
+
+DISKS = "all disks that are written to (the run's, temporary files', shared memory) must be writable and have room"
+PROCESSES = "all processes must live as long as the training (has another one told why it ended?)"
+TOLD = {
+    "full elsewhere": (OSError(errno.ENOSPC, "full", "/dev/shm/x"), "/dev/shm/x must be writable"),
+    "full elsewhere, bytes": (OSError(errno.EDQUOT, "full", b"/dev/shm/x"), "/dev/shm/x must be writable"),
+    "closed elsewhere": (OSError(errno.EROFS, "closed", "/mnt/x"), "/mnt/x must be writable"),
+    "full": (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), DISKS),
+    "closed": (OSError(errno.EROFS, os.strerror(errno.EROFS)), DISKS),
+    "full, a descriptor": (OSError(errno.ENOSPC, "full", 3), DISKS),
+    "full, torch": (RuntimeError("shared memory for file </torch_7>: No space left on device (28)"), DISKS),
+    "full, in a worker": (OSError("Caught OSError in ...: [Errno 28] No space left on device"), DISKS),
+    "gloo": (RuntimeError("[/torch/gloo/gloo/transport/tcp/pair.cc:5] Connection closed by peer"), PROCESSES),
+    "processes": (torch.distributed.DistNetworkError("gone"), PROCESSES),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_faults_blame_what_the_error_names_alone(tmp_path, name):
+    error, wanted = TOLD[name]
+    with pytest.raises(faults.Fault) as found, faults.faults_told(tmp_path):
+        raise error
+    assert str(found.value) == f"fit: {wanted}, got {error}; there is no checkpoint in {tmp_path} yet"
+    assert found.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EPERM, "refused"),
+        OSError(errno.EACCES, "refused", "/elsewhere/data"),
+        OSError(errno.EACCES, "refused", 3),
+        FileNotFoundError(errno.ENOENT, "missing", "/elsewhere/data"),
+        RuntimeError("shapes do not fit"),
+        OSError("a file of /data/gloo/"),
+    ],
+    ids=repr,
+)
+def test_errors_that_are_no_faults_pass(tmp_path, error):
+    with pytest.raises(type(error)) as found, faults.faults_told(tmp_path):
+        raise error
+    assert found.value is error
+
+
+def test_a_full_device_is_told(tmp_path):
+    """The system's own error, in the midst of a training and not of the run's folder."""
+
+    class Filling(Tiny):
+        def inputs(self, batch):
+            if batches(self) > 7:
+                with open("/dev/full", "wb") as file:
+                    file.write(b"0")
+            return batch
+
+    message = re.escape(
+        f"fit: {DISKS}, got [Errno 28] No space left on device; {tmp_path}/run/checkpoints/last.ckpt is"
+    )
+    with pytest.raises(training.Fault, match=f"^{message} whole"):
+        run(tmp_path / "run", Filling)
+
+
+def test_rows_that_reach_no_disk_name_their_file(tmp_path):
+    rows = Rows(tmp_path)
+    rows.log_metrics({"loss": 1.0}, 0)
+    rows.save()
+    rows._file.close()
+    rows._file = open("/dev/full", "ab", buffering=0)
+    rows.log_metrics({"loss": 2.0}, 1)
+    with pytest.raises(faults.Fault) as found, faults.faults_told(tmp_path):
+        rows.save()
+    assert str(found.value).startswith(
+        f"fit: {tmp_path}/logs/metrics.csv must be writable, got [Errno 28] No space left"
+    )
+    rows._file.close()
 
 
 @pytest.mark.parametrize("at_once", [True, False])
