@@ -7,9 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from probsym_fast.data._store import write_atomically
+from probsym_fast.groups._draws import check_kind
 
 FIGURES = ("latency", "low", "high", "throughput", "peak", "tax", "variance", "error", "gain", "gain_error")
 NEW, OWN = "new", "the model's"
@@ -22,8 +23,9 @@ class Row:
 
     latency: median seconds a step (low, high: quartiles). throughput: graphs a second; sampled graphs are S times as many.
     peak: bytes of a step beyond model and batch. tax: latency over that of the bare backbone, in turn with it. variance: of
-    the prediction over noise, mean over its entries (error: its standard error). gain: variance with independent draws over
-    this one, everything else equal (gain_error: its standard error). None: not measured (out of memory, or without meaning).
+    the prediction over noise, mean over its entries (error: its standard error, None of two predictions). gain: variance with
+    independent draws over this one, everything else equal (gain_error: its standard error). None: not measured (out of
+    memory, or without meaning).
     """
 
     mode: str
@@ -93,7 +95,8 @@ class Profile:
 def set_gains(rows: Sequence[Row]) -> None:
     """Fills gain and gain_error of the rows that have a row with independent draws beside them.
 
-    The two variances are of independent noise, so that the squares of their relative errors add up.
+    The two variances are of independent noise, so that the squares of their relative errors add up; without both errors the
+    gain has none.
     """
     independent = {row.case: row for row in rows if row.draws == "independent" and row.variance}
     for row in rows:
@@ -101,23 +104,40 @@ def set_gains(rows: Sequence[Row]) -> None:
         if base is None or base is row or not row.variance:
             continue
         row.gain = base.variance / row.variance
-        row.gain_error = row.gain * ((base.error / base.variance) ** 2 + (row.error / row.variance) ** 2) ** 0.5
+        if base.error is not None and row.error is not None:
+            row.gain_error = row.gain * math.hypot(base.error / base.variance, row.error / row.variance)
 
 
 def read_profiles(path: str | Path) -> list[Profile]:
     """The profile of a JSON file that `Profile.save` or `save_profiles` wrote, or the several ones of it.
 
-    Raises FileNotFoundError where there is none and ValueError where it holds something else.
+    Raises FileNotFoundError where there is none and ValueError, naming the file, where it holds something else or nothing.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"profile: {path} must exist, found nothing there")
     try:
         found = json.loads(path.read_text())
-        some = found if isinstance(found, list) else [found]
-        return [Profile(**{**one, "rows": [Row(**row) for row in one["rows"]]}) for one in some]
+        some = [read_profile(one) for one in (found if isinstance(found, list) else [found])]
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise ValueError(f"profile: {path} must hold a profile, got {type(error).__name__}: {error}") from error
+    if not some:
+        raise ValueError(f"profile: {path} must hold a profile, got an empty list")
+    return some
+
+
+def read_profile(values: Any) -> Profile:
+    """From what `Profile.json` says. TypeError, ValueError or LookupError where it is none."""
+    if not isinstance(values, dict):
+        raise TypeError(f"expected keys and values, got {type(values).__name__}")
+    found = Profile(**{**values, "rows": [Row(**row) for row in values["rows"]]})
+    hints = get_type_hints(Row)
+    for row in found.rows:
+        check_kind("row", row.draws)
+        for name, value in asdict(row).items():
+            if not isinstance(value, hints[name]):
+                raise TypeError(f"{name} of a row must be {hints[name]}, got {value!r}")
+    return found
 
 
 def save_profiles(path: str | Path, profiles: Sequence[Profile]) -> None:
@@ -143,9 +163,9 @@ def pooled_gain(rows: Sequence[Row]) -> tuple[float, float] | None:
 
     Taken where S is made of whole blocks: these are independent, the gain does not depend on their number. It is
     1 / (1 + rho) with pairs, where rho is the correlation of the predictions of a sample and its mirror image. None without
-    such rows.
+    such rows whose gain has an error.
     """
-    some = [row for row in rows if row.gain is not None and row.samples % WHOLE[row.draws] == 0]
+    some = [row for row in rows if row.gain and row.gain_error and row.samples % WHOLE[row.draws] == 0]
     if not some:
         return None
     weights = [(row.gain / row.gain_error) ** 2 for row in some]

@@ -53,7 +53,7 @@ def profile(
     inference whose variance alone is measured. chunks: as in `models.chunks.Chunks`, where None is all samples at once and
     "auto" keeps within the model's limit; draws: kinds as in `groups.Draws`; without a list of them the model's. device:
     None: the batch's, of a task the GPU if there is one. seconds: given to each row that is timed, at least three rounds.
-    repeats: predictions that the variance is taken over.
+    repeats: predictions that the variance is taken over, at least two; its error takes three.
 
     A row that runs out of memory has no figures. The model keeps its weights and buffers. Raises TypeError for other
     kinds, FileNotFoundError for a checkpoint that is not there, ValueError for one that is damaged or of another model, for
@@ -110,15 +110,17 @@ def measure(
         row.clear()
 
 
-def variance_of(predictions: Sequence[Tensor]) -> tuple[float, float]:
-    """The variance over R predictions, mean over their entries, and its standard error.
+def variance_of(predictions: Sequence[Tensor]) -> tuple[float, float | None]:
+    """The variance over R predictions, mean over their entries, and its standard error, None for two.
 
     variance = sum over r of q_r / (R - 1), where q_r is the mean square of prediction r less the mean of all. Entries may
-    depend on each other, predictions do not: the error is that of the mean of the q_r.
+    depend on each other, predictions do not: the error is that of the mean of the q_r. Two predictions lie equally far from
+    their mean: their q_r are equal and tell no error.
     """
     each = torch.stack([x.double() for x in predictions]).flatten(1)
     squares, count = (each - each.mean(0)).square().mean(1), len(each)
-    return squares.sum().item() / (count - 1), squares.std().item() * count**0.5 / (count - 1)
+    error = squares.std().item() * count**0.5 / (count - 1) if count > 2 else None
+    return squares.sum().item() / (count - 1), error
 
 
 def trace(what: Any, batch: Any = None, *, path: str | Path, samples: int = 4, device: Any = None) -> None:

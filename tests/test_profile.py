@@ -34,6 +34,12 @@ def graphs():
     return random_graphs([3, 1, 9, 5], dtype=torch.float32)
 
 
+def clouds_model() -> psf.Symmetrized:
+    torch.manual_seed(0)
+    parts = models.MessagePassing(width=8, layers=1), models.NodeVectors(), models.NodeReadout(displacement=True)
+    return psf.Symmetrized(*parts, Uniform(Euclidean(3)))
+
+
 def test_rows_of_a_model(tmp_path):
     f = model(Uniform(Symmetric(N)))
     f.chunks = Chunks(3)
@@ -165,8 +171,7 @@ def test_predictions_without_noise_and_rows_without_figures_are_plotted(tmp_path
 
 
 def test_kinds_of_draws(tmp_path):
-    parts = models.MessagePassing(width=8, layers=1), models.NodeVectors(), models.NodeReadout(displacement=True)
-    f, kinds = psf.Symmetrized(*parts, Uniform(Euclidean(3))), ("independent", "antithetic")
+    f, kinds = clouds_model(), ("independent", "antithetic")
     batch = clouds(3, torch.float32)
     found = psf.profile(f, batch, samples=(2, 8), draws=kinds, modes=["inference"], seconds=0.001)
     assert [(row.draws, row.samples) for row in found.rows] == [(kind, s) for kind in kinds for s in (2, 8)]
@@ -197,6 +202,8 @@ def test_variance_and_its_error():
     assert values.mean().item() == pytest.approx(4, rel=0.02)
     assert errors.mean().item() == pytest.approx(values.std().item(), rel=0.15)
     assert values.std().item() == pytest.approx(4 * (2 / (8 * 39)) ** 0.5, rel=0.15)
+    value, error = variance_of([torch.tensor([1.0, 0.0]), torch.tensor([3.0, 0.0])])
+    assert value == 1 and error is None  # (2 + 0) / 2
 
 
 def test_gains_are_over_independent_draws_of_the_same_case():
@@ -209,6 +216,9 @@ def test_gains_are_over_independent_draws_of_the_same_case():
     assert [r.gain for r in rows] == [None, 3.0, None, None, 4.0, None]
     assert rows[1].gain_error == pytest.approx(0.3)
     assert rows[4].gain_error == pytest.approx(4 * (0.05**2 + 0.075**2) ** 0.5)
+    rows = [row(1, "independent", 2, 6.0, None), row(1, "antithetic", 2, 2.0, 0.1)]
+    set_gains(rows)
+    assert rows[1].gain == 3 and rows[1].gain_error is None and pooled_gain(rows[1:]) is None
 
 
 def test_gains_are_pooled_over_whole_blocks():
@@ -313,8 +323,7 @@ def test_weights_of_a_checkpoint(tmp_path, capsys):
 
 
 def test_profiles_are_joined(tmp_path, capsys):
-    parts = models.MessagePassing(width=8, layers=1), models.NodeVectors(), models.NodeReadout(displacement=True)
-    f, kinds = psf.Symmetrized(*parts, Uniform(Euclidean(3))), ("independent", "antithetic")
+    f, kinds = clouds_model(), ("independent", "antithetic")
     found = psf.profile(f, clouds(3, torch.float32), samples=(2, 8), draws=kinds, modes=["variance"])
     paths = [tmp_path / name for name in ("a.json", "b.json")]
     for path in paths:
@@ -330,10 +339,8 @@ def test_profiles_are_joined(tmp_path, capsys):
     psf.profile(model(Identity(Symmetric(N))), graphs(), samples=[1], modes=["variance"]).save(tmp_path / "zero.json")
     assert cli.main(["profile", "--join", str(tmp_path / "zero.json"), "--output", str(tmp_path / "zero")]) == 0
     capsys.readouterr()
-    (tmp_path / "c.json").write_text("[1]")
-    for name, message in (("c", "c.json must hold a profile, got TypeError"), ("d", "d.json must exist")):
-        assert cli.main(["profile", "--join", str(tmp_path / f"{name}.json"), "--output", str(out)]) == 1
-        assert message in capsys.readouterr().err
+    assert cli.main(["profile", "--join", str(tmp_path / "d.json"), "--output", str(out)]) == 1
+    assert "d.json must exist" in capsys.readouterr().err
     psf.profile(f, clouds(3, torch.float32), samples=[1], chunks=[None, 1], modes=["variance"]).save(paths[0])
     assert cli.main(["profile", "--join", str(paths[0]), "--output", str(out)]) == 1
     told = capsys.readouterr().err
@@ -343,6 +350,37 @@ def test_profiles_are_joined(tmp_path, capsys):
     )
     assert cli.main(["profile", "--join", str(paths[1]), "--seed", "2", "--output", str(out)]) == 1
     assert "--join must stand without keys of a configuration, got --seed 2" in capsys.readouterr().err
+
+
+def test_two_predictions_tell_no_error(tmp_path, capsys):
+    settings = {"samples": [2], "draws": ["independent", "antithetic"], "modes": ["variance"], "repeats": 2}
+    found = psf.profile(clouds_model(), clouds(3, torch.float32), **settings)
+    assert [row.error for row in found.rows] == [None, None] and found.rows[1].gain > 0
+    found.save(tmp_path / "two.json")
+    assert cli.main(["profile", "--join", str(tmp_path / "two.json"), "--output", str(tmp_path / "out")]) == 0
+    line = capsys.readouterr().out.splitlines()[1].split()
+    assert line == ["model", "own", "weights", "antithetic", f"{found.rows[1].gain:.3g}", "-"]
+    assert (tmp_path / "out" / "averages.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda whole: [], "got an empty list"),
+        (lambda whole: [1], "got TypeError: expected keys and values, got int"),
+        (lambda whole: {}, "got KeyError: 'rows'"),
+        (lambda whole: whole | {"rows": [5]}, "got TypeError"),
+        (lambda whole: whole | {"rows": [whole["rows"][0] | {"samples": "2"}]}, "samples of a row must be .*got '2'"),
+        (lambda whole: whole | {"rows": [whole["rows"][0] | {"draws": "mirrored"}]}, "kind must be one of"),
+    ],
+)
+def test_what_is_no_profile_is_not_joined(tmp_path, capsys, change, message):
+    path = tmp_path / "some.json"
+    found = psf.profile(clouds_model(), clouds(3, torch.float32), samples=[1], modes=["variance"], repeats=2)
+    path.write_text(json.dumps(change(json.loads(found.json()))))
+    assert cli.main(["profile", "--join", str(path), "--output", str(tmp_path / "out")]) == 1
+    assert re.search(f"profile: {path} must hold a profile, .*{message}", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
 
 
 def test_bad_arguments():
