@@ -97,7 +97,7 @@ def _add_profile(commands: argparse._SubParsersAction) -> None:
     add("--device", help="such as cpu or cuda:1; the GPU if there is one")
     add("--seconds", type=float, default=1.0, help="given to each row, which takes three steps at least")
     add("--repeats", type=int, default=16, help="predictions that a variance is taken over")
-    add("--output", type=Path, help="folder of profile.json, .png and .pdf (runs/<task>/<name>/profile)")
+    add("--output", type=Path, help="folder of profile.json, .png and .pdf (runs/NAME/profile)")
     add("--trace", action="store_true", help="also trace.json, a training step for ui.perfetto.dev")
 
 
@@ -141,7 +141,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         return _refuse(str(fault))
     if results is None:
         return 0
-    _table(f"{task.config.task}: {task.config.name}", task.describe(results))
+    _table(configuration.full_name(task.config), task.describe(results))
     logs = f"   logs: {folder / 'logs'}" if isinstance(task, tasks.Task) else ""
     print(f"figures: {folder / 'results.json'}   plots: {folder / 'plots'}{logs}")
     return 0
@@ -155,7 +155,7 @@ def _profile(options: argparse.Namespace, rest: list[str]) -> int:
     if options.join:
         return _join(options, rest)
     task = tasks.load(options.config, rest)
-    folder = options.output or Path("runs") / task.config.task / task.config.name / "profile"
+    folder = options.output or Path("runs") / tasks.configuration.full_name(task.config) / "profile"
     folder.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before the measuring
     names = ("weights", "samples", "modes", "chunks", "backends", "draws", "device", "seconds", "repeats")
     found = profile(task, **{name: getattr(options, name) for name in names})

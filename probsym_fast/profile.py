@@ -192,6 +192,8 @@ def prepared(
         return what.to(device), move(batch, device), square, {}, "model"
     if not (hasattr(what, "loader") and hasattr(what, "inputs")):
         raise TypeError(f"profile: what must be a Symmetrized or a task that is trained, got {type(what).__name__}")
+    from probsym_fast.tasks.config import full_name
+
     config = what.config
     device = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     torch.manual_seed(config.seed)
@@ -203,7 +205,7 @@ def prepared(
 
     precision = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(config.training.precision)
     settings = {"clip": config.training.clip, "autocast": precision}
-    return model, batch, loss, settings, f"{config.task}/{config.name}"
+    return model, batch, loss, settings, full_name(config)
 
 
 def trained(task: Any, weights: str | Path) -> Symmetrized:

@@ -219,7 +219,7 @@ def plot_slope(axis: plt.Axes, first: Row, samples: list[int]) -> None:
 
 def plot_variances(path: Path, profiles: list[tuple[str, str, list[Row]]]) -> None:
     """Variance against S of several profiles (name, weights, rows), bars of a standard error: a column a name, a row for each
-    profile of it, a line a kind of draws; rows as of `profile.Row`, of one mode, backend and chunk. Without an error there is no bar."""
+    profile of it, a line a kind of draws; rows as of `profile.Row`, of one mode, backend and chunk; no bar without error."""
     names = list(dict.fromkeys(name for name, _, _ in profiles))
     stacks = [[(weights, rows) for other, weights, rows in profiles if other == name] for name in names]
     count = max(map(len, stacks))
