@@ -43,7 +43,6 @@ def clouds_model() -> psf.Symmetrized:
 def test_rows_of_a_model(tmp_path):
     f = model(Uniform(Symmetric(N)))
     f.chunks = Chunks(3)
-    before = {name: x.clone() for name, x in f.state_dict().items()}
     found = psf.profile(f, graphs(), samples=(1, 4, 32), chunks=(None, 2), seconds=0.01, repeats=200)
     assert len(found.rows) == 12 and found.batch == 4
     assert [(r.mode, r.chunk, r.samples) for r in found.rows[:4]] == [
@@ -61,10 +60,6 @@ def test_rows_of_a_model(tmp_path):
     for chunk in (None, 2):  # the variance of a mean of independent samples
         one, many = (some["inference", chunk, s].variance for s in (1, 32))
         assert 32 * 0.6 < one / many < 32 / 0.6  # of 12 outputs over 200 repeats: 10 % each, less where they depend
-    assert f.chunks.size == 3 and f.training
-    for name, x in f.state_dict().items():
-        assert torch.equal(x, before[name]), name
-    assert all(p.grad is None for p in f.parameters())
     found.save(tmp_path / "a" / "profile.json")
     assert json.loads((tmp_path / "a" / "profile.json").read_text())["rows"][3]["chunk"] == 2
     for ending, begins in (("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")):
@@ -255,6 +250,46 @@ def test_trace_names_ops_and_parts(tmp_path):
     assert not any("under_name" in op.reference.__qualname__ for op in OPS.values())
 
 
+@pytest.mark.parametrize("look", ["training", "inference", "trace"])
+def test_the_model_is_as_it_was(tmp_path, look):
+    f, batch = model(), graphs()
+    f.chunks, f.draws = chunks, _ = Chunks("auto", memory=10**9), "antithetic"
+    f.backbone.eval()
+    f(batch, 2)[0].square().mean().backward()
+    modes = {name: part.training for name, part in f.named_modules()}
+    weights = {name: x.clone() for name, x in f.state_dict().items()}
+    gradients = {name: p.grad for name, p in f.named_parameters()}
+    values = {name: x.clone() for name, x in gradients.items() if x is not None}
+    if look == "trace":
+        trace(f, batch, path=tmp_path / "trace.json", samples=2, chunk=1, draws="independent")
+    else:
+        psf.profile(f, batch, samples=[2], modes=[look], chunks=[1], draws=["independent"], seconds=0.001)
+    assert f.chunks is chunks and f.draws == "antithetic"
+    assert modes == {name: part.training for name, part in f.named_modules()} and set(modes.values()) == {True, False}
+    for name, x in f.state_dict().items():
+        assert torch.equal(x, weights[name]), name
+    assert values and all(p.grad is gradients[name] for name, p in f.named_parameters())
+    assert all(torch.equal(gradients[name], value) for name, value in values.items())
+
+
+def test_trace_is_of_what_it_is_told(tmp_path):
+    f, seen = model(), []
+    f.backbone.register_forward_pre_hook(lambda _, x: seen.append((x[0].shape[1], f.draws)))
+    path = tmp_path / "trace.json"
+    trace(f, graphs(), path=path, samples=6, chunk=2, draws="antithetic", backend="reference")
+    assert set(seen) == {(2, "antithetic")}
+    names = {event.get("name") for event in json.loads(path.read_text())["traceEvents"]}
+    assert "probsym_fast::embed (reference)" in names and "probsym_fast::embed" not in names
+    for bad, message in (
+        ({"chunk": 0}, "size"),
+        ({"draws": "x"}, "kind"),
+        ({"backend": "x"}, "backends"),
+        ({"samples": 0}, "samples"),
+    ):
+        with pytest.raises(ValueError, match=f"{message} must be"):
+            trace(f, graphs(), path=path, **bad)
+
+
 def test_command(tmp_path, capsys):
     arguments = ["profile", "-c", "exp_classify/gin_ps", "--samples", "1", "2", "--chunks", "all", "1"]
     arguments += ["--seconds", "0.01", "--device", "cpu", "--output", str(tmp_path / "out"), "--trace", *PAIRS]
@@ -262,6 +297,7 @@ def test_command(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "exp_classify/gin_ps, batch 4" in out
     assert len(re.findall(r"^ *(training|inference) ", out, re.MULTILINE)) == 8
+    assert "trace.json (training step, S = 1, chunk all, backend auto, independent draws; open it in ui.perf" in out
     assert sorted(x.name for x in (tmp_path / "out").iterdir()) == [
         "profile.json",
         "profile.pdf",
@@ -350,6 +386,11 @@ def test_profiles_are_joined(tmp_path, capsys):
     )
     assert cli.main(["profile", "--join", str(paths[1]), "--seed", "2", "--output", str(out)]) == 1
     assert "--join must stand without keys of a configuration, got --seed 2" in capsys.readouterr().err
+    for flags in (["--trace"], ["--modes", "training", "--repeats", "16"], ["--weights", "x.ckpt"]):
+        assert cli.main(["profile", "--join", str(paths[1]), *flags, "--output", str(tmp_path / "no")]) == 1
+        names = " ".join(x for x in flags if x.startswith("--"))
+        assert f"--join must stand without what a measurement takes, got {names}\n" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
 
 
 def test_two_predictions_tell_no_error(tmp_path, capsys):
@@ -397,4 +438,43 @@ def test_bad_arguments():
         psf.profile(f, batch, device="meta")
     with pytest.raises(ValueError, match="profile: repeats must be at least 2, got 1"):
         psf.profile(f, batch, repeats=1)
-    assert tasks.load("exp_classify/gin_ps", PAIRS).config.training.batch == 4
+
+
+LISTS = [
+    ({"samples": 4}, "samples must be a list of ints, got 4"),
+    ({"samples": "4"}, "samples must be a list of ints, got '4'"),
+    ({"samples": [2.0]}, "samples must be an int, got float 2.0"),
+    ({"samples": None}, "samples must be a list of ints, got None"),
+    ({"chunks": 4}, "chunks must be a list of ints, 'auto' and None, got 4"),
+    ({"chunks": "auto"}, "chunks must be a list of ints, 'auto' and None, got 'auto'"),
+    ({"modes": "training"}, "modes must be a list of strings, got 'training'"),
+    ({"modes": [3]}, r"modes must be a list of strings, got \[3\]"),
+    ({"draws": "antithetic"}, "draws must be a list of strings, got 'antithetic'"),
+    ({"backends": "cpu"}, "backends must be a list of strings, got 'cpu'"),
+    ({"seconds": "1"}, "seconds must be a number, got '1'"),
+    ({"seconds": None}, "seconds must be a number, got None"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), LISTS)
+def test_values_of_other_types_are_refused(settings, message):
+    with pytest.raises(TypeError, match=f"^profile: {message}$"):
+        psf.profile(model(), graphs(), **settings)
+
+
+@pytest.mark.parametrize("name", ["samples", "chunks", "modes", "draws", "backends"])
+def test_empty_lists_are_refused(name):
+    with pytest.raises(ValueError, match=rf"^profile: {name} must hold one value or more, got \[\]$"):
+        psf.profile(model(), graphs(), **{name: []})
+
+
+@pytest.mark.parametrize("seconds", [0, -1.0, math.inf, math.nan])
+def test_seconds_are_finite_and_positive(seconds):
+    with pytest.raises(ValueError, match=f"^profile: seconds must be finite and > 0, got {seconds}$"):
+        psf.profile(model(), graphs(), seconds=seconds)
+
+
+def test_chunks_of_the_command_are_numbers_or_words(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["profile", "-c", "exp_classify/gin_ps", "--chunks", "4", "foo"])
+    assert "argument --chunks: must be a number, auto or all, got 'foo'" in capsys.readouterr().err
