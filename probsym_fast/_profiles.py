@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 from probsym_fast.data._store import write_atomically
 from probsym_fast.groups._draws import check_kind
 
-FIGURES = ("latency", "low", "high", "throughput", "peak", "tax", "variance", "error", "gain", "gain_error")
+FIGURES = ("at_once", "latency", "low", "high", "throughput", "peak", "tax", "variance", "error", "gain", "gain_error")
 NEW, OWN = "new", "the model's"
 WHOLE = {"antithetic": 2, "stratified": 8}  # samples of a block, in up to three dimensions
 
@@ -21,11 +21,11 @@ WHOLE = {"antithetic": 2, "stratified": 8}  # samples of a block, in up to three
 class Row:
     """Of one number of samples S, in one mode, with one backend, chunk and kind of draws.
 
-    latency: median seconds a step (low, high: quartiles). throughput: graphs a second; sampled graphs are S times as many.
-    peak: bytes of a step beyond model and batch. tax: latency over that of the bare backbone, in turn with it. variance: of
-    the prediction over noise, mean over its entries (error: its standard error, None of two predictions). gain: variance with
-    independent draws over this one, everything else equal (gain_error: its standard error). None: not measured (out of
-    memory, or without meaning).
+    at_once: samples that ran at once, with chunk "auto" as many as were found to fit. latency: median seconds a step (low,
+    high: quartiles). throughput: graphs a second; sampled graphs are S times as many. peak: bytes of a step beyond model and
+    batch. tax: latency over that of the bare backbone, in turn with it. variance: of the prediction over noise, mean over
+    its entries (error: its standard error, None of two predictions). gain: variance with independent draws over this one,
+    everything else equal (gain_error: its standard error). None: not measured (out of memory, or without meaning).
     """
 
     mode: str
@@ -33,6 +33,7 @@ class Row:
     chunk: int | str | None
     draws: str
     samples: int
+    at_once: int | None = None
     latency: float | None = None
     low: float | None = None
     high: float | None = None
@@ -74,8 +75,7 @@ class Profile:
         """A line a row, plain text."""
         head = ("mode", "backend", "chunk", "draws", "S", "ms", "graphs/s", "peak MB", "tax", "variance", "gain")
         lines = [head, *(cells(row) for row in self.rows)]
-        widths = [max(len(line[k]) for line in lines) for k in range(len(head))]
-        return "\n".join("  ".join(x.rjust(w) for x, w in zip(line, widths, strict=True)) for line in lines)
+        return aligned(lines, str.rjust)
 
     def json(self) -> str:
         return json.dumps(asdict(self), indent=1)
@@ -186,8 +186,13 @@ def gains_table(profiles: Sequence[Profile]) -> str:
             some = [with_error(gains[s].gain, gains[s].gain_error, ".3g") if s in gains else "-" for s in samples]
             pooled = with_error(*(pooled_gain(list(gains.values())) or (None, None)), ".3g")
             lines.append((one.name, one.state(), kind, *some, pooled))
-    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
-    return "\n".join("  ".join(x.ljust(w) for x, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return aligned(lines, str.ljust)
+
+
+def aligned(lines: Sequence[Sequence[str]], justify: Callable[[str, int], str]) -> str:
+    """The lines with columns of one width each."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(justify, line, widths)).rstrip() for line in lines)
 
 
 def number(value: float | None, form: str, scale: float = 1.0) -> str:
@@ -198,12 +203,17 @@ def with_error(value: float | None, error: float | None, form: str) -> str:
     return number(value, form) if error is None else f"{number(value, form)} +- {number(error, '.1g')}"
 
 
+def chunk_cell(row: Row) -> str:
+    found = f" ({row.at_once})" if row.chunk == "auto" and row.at_once is not None else ""
+    return "all" if row.chunk is None else f"{row.chunk}{found}"
+
+
 def cells(row: Row) -> tuple[str, ...]:
     empty = all(getattr(row, name) is None for name in FIGURES)
     return (
         row.mode,
         row.backend,
-        "all" if row.chunk is None else str(row.chunk),
+        chunk_cell(row),
         row.draws,
         str(row.samples),
         "out of memory" if empty else number(row.latency, ".3g", 1e3),

@@ -100,7 +100,7 @@ def _add_profile(commands: argparse._SubParsersAction) -> None:
     add("--device", help="such as cpu or cuda:1; the GPU if there is one")
     add("--seconds", type=float, help="given to each row, which takes three steps at least (1)")
     add("--repeats", type=int, help="predictions that a variance is taken over (16)")
-    add("--output", type=Path, help="folder of profile.json, .png and .pdf (runs/NAME/profile)")
+    add("--output", type=Path, help="folder of profile.json, kept row by row, .png and .pdf (runs/NAME/profile)")
     add(
         "--trace",
         action="store_true",
@@ -170,10 +170,10 @@ def _profile(options: argparse.Namespace, rest: list[str]) -> int:
     task = tasks.load(options.config, rest)
     folder = given.get("output") or Path("runs") / tasks.configuration.full_name(task.config) / "profile"
     folder.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before the measuring
-    found = profile(task, **{name: given[name] for name in PROFILED if name in given})
+    settings = {name: given[name] for name in PROFILED if name in given}
+    found = profile(task, path=folder / "profile.json", **settings)
     print("  ".join(f"{key} {value}" for key, value in found.machine.items()))
     print(f"{found.name}, batch {found.batch}, weights: {found.weights}\n{found.table()}")
-    found.save(folder / "profile.json")
     for ending in ("png", "pdf"):
         found.plot(folder / f"profile.{ending}")
     if "trace" in given:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
@@ -43,6 +44,7 @@ def profile(
     device: torch.device | str | None = None,
     seconds: float = 1.0,
     repeats: int = 16,
+    path: str | Path | None = None,
 ) -> Profile:
     """Measures a model or task at every number of samples, in every mode, with every backend, chunk and kind of draws.
 
@@ -54,6 +56,7 @@ def profile(
     model's. device: None: the batch's, of a task the GPU if there is one. seconds: given to each row that is timed, at least
     three rounds.
     repeats: predictions that the variance is taken over, at least two; its error takes three.
+    path: a JSON file that is written after every row: what is interrupted keeps the rows that were done.
 
     A row that runs out of memory has no figures. The model is then as it was (`kept`). Raises TypeError for other
     kinds, FileNotFoundError for a checkpoint that is not there, ValueError for one that is damaged or of another model, for
@@ -64,18 +67,26 @@ def profile(
     model, batch, loss, settings, name = prepared(what, batch, device, weights)
     check_backends(backends, batch.device)
     cases = list(product(modes, backends, chunks or [model.chunks.size], draws or [model.draws], samples))
-    rows = []
-    with announced(f"profile {name}: {len(cases)} rows", len(cases)) as advance:
-        for case in cases:
-            row = Row(*case)
-            with kept(model), using_backend(row.backend):
-                model.chunks, model.draws = chunks_like(model, row.chunk), row.draws
-                measure(row, model, batch, loss, settings, seconds, repeats)
-            rows.append(row)
-            advance(1)
-    set_gains(rows)
     which = str(weights) if weights is not None else OWN if what is model else NEW
-    return Profile(name, batch.size, machine(batch.device), rows, which, repeats)
+    found = Profile(name, batch.size, machine(batch.device), [], which, repeats)
+    try:
+        with announced(f"profile {name}: {len(cases)} rows", len(cases)) as advance:
+            for case in cases:
+                row = Row(*case)
+                with kept(model), using_backend(row.backend):
+                    model.chunks, model.draws = chunks_like(model, row.chunk), row.draws
+                    measure(row, model, batch, loss, settings, seconds, repeats)
+                found.rows.append(row)
+                set_gains(found.rows)
+                if path is not None:
+                    found.save(path)
+                advance(1)
+    except BaseException:  # an interrupt above all
+        if path is not None and found.rows:
+            kept_rows = f"{len(found.rows)} of {len(cases)} rows"
+            print(f"profile {name}: ended early; {kept_rows} are in {path}", file=sys.stderr, flush=True)
+        raise
+    return found
 
 
 @contextmanager
@@ -118,6 +129,8 @@ def measure(
             row.tax = row.latency / statistics.median(times["bare"])
         if row.mode != "training":
             row.variance, row.error = variance_of([steps.step() for _ in range(repeats)])
+        with torch.set_grad_enabled(row.mode == "training"):
+            row.at_once = model.chunks.now(row.samples)
     except torch.OutOfMemoryError:
         row.clear()
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 
 import pytest
 import torch
@@ -120,6 +121,7 @@ def test_rows_that_run_out_of_memory_are_empty(tmp_path):
     found = psf.profile(f, graphs(), samples=(2, 4), chunks=(None, 2), modes=("training",), seconds=0.001)
     assert f.draws == "independent"
     assert [row.latency is None for row in found.rows] == [False, True, False, False]
+    assert [row.at_once for row in found.rows] == [2, None, 2, 2]
     assert "out of memory" in found.table().splitlines()[2]
     found.plot(tmp_path / "profile.png")
 
@@ -131,11 +133,11 @@ def test_auto_chunks_are_those_of_the_bare_backbone_too():
     for mode in ("training", "inference"):
         with pytest.warns(UserWarning, match="out of memory with 7 samples at once; 4 from now on"):
             (row,) = psf.profile(f, graphs(), samples=[7], chunks=["auto"], modes=[mode], seconds=0.001).rows
-        assert row.latency > 0 and row.tax > 0
+        assert row.latency > 0 and row.tax > 0 and (row.chunk, row.at_once) == ("auto", 2)
     f.backbone.in_backward = True
     with pytest.warns(UserWarning, match="out of memory with 4 samples at once; 2 from now on"):
         (row,) = psf.profile(f, graphs(), samples=[7], chunks=["auto"], modes=["training"], seconds=0.001).rows
-    assert row.latency > 0
+    assert row.latency > 0 and row.at_once == 2
 
 
 def test_chunks_are_the_models_unless_given():
@@ -146,8 +148,10 @@ def test_chunks_are_the_models_unless_given():
     f.chunks = Chunks("auto", memory=1)
     seen = []
     f.backbone.register_forward_pre_hook(lambda _, x: seen.append(x[0].shape[1]))
-    psf.profile(f, graphs(), samples=[4], chunks=["auto"], modes=["inference"], seconds=0.001)
+    found = psf.profile(f, graphs(), samples=[4], chunks=["auto"], modes=["inference"], seconds=0.001)
+    (row,) = found.rows
     assert set(seen) == {1}  # within the model's limit
+    assert row.at_once == 1 and "auto (1)" in found.table() and json.loads(found.json())["rows"][0]["at_once"] == 1
     seen.clear()
     psf.profile(f, graphs(), samples=[4], chunks=[None], modes=["inference"], seconds=0.001)
     assert set(seen) == {4}
@@ -235,6 +239,53 @@ def test_bare_backbone_does_what_the_model_does_without_symmetry():
     assert [count for _, count in parts] == [3, 3, 1]
     assert [x.shape for (x,), _ in parts] == [(4, count, N * N + 2 * N) for count in (3, 3, 1)]
     assert backbone(*parts[0][0]).shape == (4, 3, 3)
+
+
+def test_rows_are_kept_where_a_profile_is_ended(tmp_path, capsys, monkeypatch):
+    f, path = model(), tmp_path / "profile.json"
+
+    def interrupt(_, inputs):
+        if inputs[0].shape[1] == 4:
+            raise KeyboardInterrupt
+
+    handle = f.backbone.register_forward_pre_hook(interrupt)
+    settings = {"modes": ["variance"], "repeats": 3, "path": path, "draws": ["independent", "antithetic"]}
+    with pytest.raises(KeyboardInterrupt):
+        psf.profile(f, graphs(), samples=[4], **settings)
+    assert not path.exists() and "ended early" not in capsys.readouterr().err
+    with pytest.raises(KeyboardInterrupt):
+        psf.profile(f, graphs(), samples=[1, 2, 4], **settings)
+    (kept,) = read_profiles(path)
+    assert [row.samples for row in kept.rows] == [1, 2] and all(row.variance > 0 for row in kept.rows)
+    assert f"profile model: ended early; 2 of 6 rows are in {path}" in capsys.readouterr().err
+    handle.remove()
+    found = psf.profile(f, graphs(), samples=[1, 2, 4], **settings)
+    assert read_profiles(path) == [found] and found.rows[-1].gain > 0
+    assert [x.name for x in tmp_path.iterdir()] == ["profile.json"]
+    measure = sys.modules["probsym_fast.profile"].measure
+
+    def stopped(row, *rest):
+        if row.samples == 2:
+            raise KeyboardInterrupt
+        measure(row, *rest)
+
+    monkeypatch.setattr(sys.modules["probsym_fast.profile"], "measure", stopped)
+    arguments = [
+        "profile",
+        "-c",
+        "exp_classify/gin_ps",
+        "--samples",
+        "1",
+        "2",
+        "--modes",
+        "variance",
+        "--device",
+        "cpu",
+    ]
+    assert cli.main([*arguments, "--output", str(tmp_path / "out"), *PAIRS]) == 130
+    told = capsys.readouterr().err
+    assert f"ended early; 1 of 2 rows are in {tmp_path / 'out' / 'profile.json'}" in told and "interrupted" in told
+    assert len(read_profiles(tmp_path / "out" / "profile.json")[0].rows) == 1
 
 
 def test_trace_names_ops_and_parts(tmp_path):
