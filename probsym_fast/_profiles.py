@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from probsym_fast.data._store import write_atomically
+from probsym_fast.groups._draws import check_kind
 
-FIGURES = ("latency", "low", "high", "throughput", "peak", "tax", "variance", "error", "gain", "gain_error")
+FIGURES = ("at_once", "latency", "low", "high", "throughput", "peak", "tax", "variance", "error", "gain", "gain_error")
 NEW, OWN = "new", "the model's"
 WHOLE = {"antithetic": 2, "stratified": 8}  # samples of a block, in up to three dimensions
 
@@ -20,10 +21,11 @@ WHOLE = {"antithetic": 2, "stratified": 8}  # samples of a block, in up to three
 class Row:
     """Of one number of samples S, in one mode, with one backend, chunk and kind of draws.
 
-    latency: median seconds a step (low, high: quartiles). throughput: graphs a second; sampled graphs are S times as many.
-    peak: bytes of a step beyond model and batch. tax: latency over that of the bare backbone, in turn with it. variance: of
-    the prediction over noise, mean over its entries (error: its standard error). gain: variance with independent draws over
-    this one, everything else equal (gain_error: its standard error). None: not measured (out of memory, or without meaning).
+    at_once: samples that ran at once, with chunk "auto" as many as were found to fit. latency: median seconds a step (low,
+    high: quartiles). throughput: graphs a second; sampled graphs are S times as many. peak: bytes of a step beyond model and
+    batch. tax: latency over that of the bare backbone, in turn with it. variance: of the prediction over noise, mean over
+    its entries (error: its standard error, None of two predictions). gain: variance with independent draws over this one,
+    everything else equal (gain_error: its standard error). None: not measured (out of memory, or without meaning).
     """
 
     mode: str
@@ -31,6 +33,7 @@ class Row:
     chunk: int | str | None
     draws: str
     samples: int
+    at_once: int | None = None
     latency: float | None = None
     low: float | None = None
     high: float | None = None
@@ -72,8 +75,7 @@ class Profile:
         """A line a row, plain text."""
         head = ("mode", "backend", "chunk", "draws", "S", "ms", "graphs/s", "peak MB", "tax", "variance", "gain")
         lines = [head, *(cells(row) for row in self.rows)]
-        widths = [max(len(line[k]) for line in lines) for k in range(len(head))]
-        return "\n".join("  ".join(x.rjust(w) for x, w in zip(line, widths, strict=True)) for line in lines)
+        return aligned(lines, str.rjust)
 
     def json(self) -> str:
         return json.dumps(asdict(self), indent=1)
@@ -93,7 +95,8 @@ class Profile:
 def set_gains(rows: Sequence[Row]) -> None:
     """Fills gain and gain_error of the rows that have a row with independent draws beside them.
 
-    The two variances are of independent noise, so that the squares of their relative errors add up.
+    The two variances are of independent noise, so that the squares of their relative errors add up; without both errors the
+    gain has none.
     """
     independent = {row.case: row for row in rows if row.draws == "independent" and row.variance}
     for row in rows:
@@ -101,23 +104,40 @@ def set_gains(rows: Sequence[Row]) -> None:
         if base is None or base is row or not row.variance:
             continue
         row.gain = base.variance / row.variance
-        row.gain_error = row.gain * ((base.error / base.variance) ** 2 + (row.error / row.variance) ** 2) ** 0.5
+        if base.error is not None and row.error is not None:
+            row.gain_error = row.gain * math.hypot(base.error / base.variance, row.error / row.variance)
 
 
 def read_profiles(path: str | Path) -> list[Profile]:
     """The profile of a JSON file that `Profile.save` or `save_profiles` wrote, or the several ones of it.
 
-    Raises FileNotFoundError where there is none and ValueError where it holds something else.
+    Raises FileNotFoundError where there is none and ValueError, naming the file, where it holds something else or nothing.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"profile: {path} must exist, found nothing there")
     try:
         found = json.loads(path.read_text())
-        some = found if isinstance(found, list) else [found]
-        return [Profile(**{**one, "rows": [Row(**row) for row in one["rows"]]}) for one in some]
+        some = [read_profile(one) for one in (found if isinstance(found, list) else [found])]
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise ValueError(f"profile: {path} must hold a profile, got {type(error).__name__}: {error}") from error
+    if not some:
+        raise ValueError(f"profile: {path} must hold a profile, got an empty list")
+    return some
+
+
+def read_profile(values: Any) -> Profile:
+    """From what `Profile.json` says. TypeError, ValueError or LookupError where it is none."""
+    if not isinstance(values, dict):
+        raise TypeError(f"expected keys and values, got {type(values).__name__}")
+    found = Profile(**{**values, "rows": [Row(**row) for row in values["rows"]]})
+    hints = get_type_hints(Row)
+    for row in found.rows:
+        check_kind("row", row.draws)
+        for name, value in asdict(row).items():
+            if not isinstance(value, hints[name]):
+                raise TypeError(f"{name} of a row must be {hints[name]}, got {value!r}")
+    return found
 
 
 def save_profiles(path: str | Path, profiles: Sequence[Profile]) -> None:
@@ -143,9 +163,9 @@ def pooled_gain(rows: Sequence[Row]) -> tuple[float, float] | None:
 
     Taken where S is made of whole blocks: these are independent, the gain does not depend on their number. It is
     1 / (1 + rho) with pairs, where rho is the correlation of the predictions of a sample and its mirror image. None without
-    such rows.
+    such rows whose gain has an error.
     """
-    some = [row for row in rows if row.gain is not None and row.samples % WHOLE[row.draws] == 0]
+    some = [row for row in rows if row.gain and row.gain_error and row.samples % WHOLE[row.draws] == 0]
     if not some:
         return None
     weights = [(row.gain / row.gain_error) ** 2 for row in some]
@@ -166,8 +186,13 @@ def gains_table(profiles: Sequence[Profile]) -> str:
             some = [with_error(gains[s].gain, gains[s].gain_error, ".3g") if s in gains else "-" for s in samples]
             pooled = with_error(*(pooled_gain(list(gains.values())) or (None, None)), ".3g")
             lines.append((one.name, one.state(), kind, *some, pooled))
-    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
-    return "\n".join("  ".join(x.ljust(w) for x, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return aligned(lines, str.ljust)
+
+
+def aligned(lines: Sequence[Sequence[str]], justify: Callable[[str, int], str]) -> str:
+    """The lines with columns of one width each."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(justify, line, widths)).rstrip() for line in lines)
 
 
 def number(value: float | None, form: str, scale: float = 1.0) -> str:
@@ -178,12 +203,17 @@ def with_error(value: float | None, error: float | None, form: str) -> str:
     return number(value, form) if error is None else f"{number(value, form)} +- {number(error, '.1g')}"
 
 
+def chunk_cell(row: Row) -> str:
+    found = f" ({row.at_once})" if row.chunk == "auto" and row.at_once is not None else ""
+    return "all" if row.chunk is None else f"{row.chunk}{found}"
+
+
 def cells(row: Row) -> tuple[str, ...]:
     empty = all(getattr(row, name) is None for name in FIGURES)
     return (
         row.mode,
         row.backend,
-        "all" if row.chunk is None else str(row.chunk),
+        chunk_cell(row),
         row.draws,
         str(row.samples),
         "out of memory" if empty else number(row.latency, ".3g", 1e3),

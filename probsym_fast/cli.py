@@ -16,6 +16,7 @@ ERRORS = (
     NotADirectoryError,
     ConnectionError,
 )
+PROFILED = ("weights", "samples", "modes", "chunks", "backends", "draws", "device", "seconds", "repeats")
 TRAIN_EXTRA = {
     "lightning",
     "torch_geometric",
@@ -77,7 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _add_profile(commands: argparse._SubParsersAction) -> None:
     text = "throughput, memory, tax and variance against the number of samples"
     about = text.capitalize() + ". Any key of the configuration: --key value."
-    command = commands.add_parser("profile", help=text, description=about, allow_abbrev=False)
+    command = commands.add_parser(
+        "profile", help=text, description=about, allow_abbrev=False, argument_default=argparse.SUPPRESS
+    )
     add = command.add_argument
     what = command.add_mutually_exclusive_group(required=True)
     what.add_argument("-c", "--config", help="a YAML file, or a packaged name such as nbody/gnn_O3_ps")
@@ -89,20 +92,29 @@ def _add_profile(commands: argparse._SubParsersAction) -> None:
         type=Path,
         help="a checkpoint, such as runs/x/checkpoints/best.ckpt with -c runs/x/config.yaml (new ones)",
     )
-    add("--samples", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], metavar="S", help="numbers of samples")
-    add("--modes", nargs="+", default=["training", "inference"], help="of training, inference, variance (alone)")
+    add("--samples", type=int, nargs="+", metavar="S", help="numbers of samples (1 2 4 8 16 32 64)")
+    add("--modes", nargs="+", help="of training, inference, variance alone (training inference)")
     add("--chunks", type=_chunk, nargs="+", help="samples at once: numbers, auto, all (the configuration's)")
-    add("--backends", nargs="+", default=["auto"], help="of the ops: auto, reference, or one by name")
+    add("--backends", nargs="+", help="of the ops: auto, reference, or one by name (auto)")
     add("--draws", nargs="+", help="kinds of noise: independent, antithetic, stratified (the configuration's)")
     add("--device", help="such as cpu or cuda:1; the GPU if there is one")
-    add("--seconds", type=float, default=1.0, help="given to each row, which takes three steps at least")
-    add("--repeats", type=int, default=16, help="predictions that a variance is taken over")
-    add("--output", type=Path, help="folder of profile.json, .png and .pdf (runs/<task>/<name>/profile)")
-    add("--trace", action="store_true", help="also trace.json, a training step for ui.perfetto.dev")
+    add("--seconds", type=float, help="given to each row, which takes three steps at least (1)")
+    add("--repeats", type=int, help="predictions that a variance is taken over (16)")
+    add("--output", type=Path, help="folder of profile.json, kept row by row, .png and .pdf (runs/NAME/profile)")
+    add(
+        "--trace",
+        action="store_true",
+        help="also trace.json for ui.perfetto.dev: a training step, of each list the first value",
+    )
 
 
 def _chunk(text: str) -> int | str | None:
-    return None if text == "all" else text if text == "auto" else int(text)
+    if text in ("all", "auto"):
+        return None if text == "all" else text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, auto or all, got {text!r}") from None
 
 
 def _refuse(message: str) -> int:
@@ -141,7 +153,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         return _refuse(str(fault))
     if results is None:
         return 0
-    _table(f"{task.config.task}: {task.config.name}", task.describe(results))
+    _table(configuration.full_name(task.config), task.describe(results))
     logs = f"   logs: {folder / 'logs'}" if isinstance(task, tasks.Task) else ""
     print(f"figures: {folder / 'results.json'}   plots: {folder / 'plots'}{logs}")
     return 0
@@ -152,23 +164,27 @@ def _profile(options: argparse.Namespace, rest: list[str]) -> int:
     from probsym_fast.profile import profile, trace
     from probsym_fast.tasks.plots import plot_profile  # noqa: F401  what is missing is found before the measuring
 
-    if options.join:
+    given = vars(options)
+    if "join" in given:
         return _join(options, rest)
     task = tasks.load(options.config, rest)
-    folder = options.output or Path("runs") / task.config.task / task.config.name / "profile"
+    folder = given.get("output") or Path("runs") / tasks.configuration.full_name(task.config) / "profile"
     folder.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before the measuring
-    names = ("weights", "samples", "modes", "chunks", "backends", "draws", "device", "seconds", "repeats")
-    found = profile(task, **{name: getattr(options, name) for name in names})
+    settings = {name: given[name] for name in PROFILED if name in given}
+    found = profile(task, path=folder / "profile.json", **settings)
     print("  ".join(f"{key} {value}" for key, value in found.machine.items()))
     print(f"{found.name}, batch {found.batch}, weights: {found.weights}\n{found.table()}")
-    found.save(folder / "profile.json")
     for ending in ("png", "pdf"):
         found.plot(folder / f"profile.{ending}")
-    if options.trace:
-        trace(task, path=folder / "trace.json", samples=min(options.samples), device=options.device)
+    if "trace" in given:
+        first = found.rows[0]  # of each list the first value
+        case = {name: getattr(first, name) for name in ("samples", "chunk", "backend", "draws")}
+        case |= {name: given.get(name) for name in ("weights", "device")}
+        trace(task, path=folder / "trace.json", **case)
     print(f"figures: {folder / 'profile.json'}   plot: {folder / 'profile.png'}, .pdf")
-    if options.trace:
-        print(f"trace: {folder / 'trace.json'} (open it in ui.perfetto.dev)")
+    if "trace" in given:
+        step = f"S = {first.samples}, chunk {first.chunk or 'all'}, backend {first.backend}, {first.draws} draws"
+        print(f"trace: {folder / 'trace.json'} (training step, {step}; open it in ui.perfetto.dev)")
     return 0
 
 
@@ -178,8 +194,10 @@ def _join(options: argparse.Namespace, rest: list[str]) -> int:
 
     if rest:
         raise ValueError(f"profile: --join must stand without keys of a configuration, got {' '.join(rest)}")
+    if others := [f"--{name}" for name in (*PROFILED, "trace") if name in vars(options)]:
+        raise ValueError(f"profile: --join must stand without what a measurement takes, got {' '.join(others)}")
     profiles = joined([one for path in options.join for one in read_profiles(path)])
-    folder = options.output or Path("runs") / "averages"
+    folder = getattr(options, "output", None) or Path("runs") / "averages"
     folder.mkdir(parents=True, exist_ok=True)
     print(gains_table(profiles))
     save_profiles(folder / "averages.json", profiles)

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, record_function
+from torch import Tensor
+from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 
 from probsym_fast._memory import peak_memory
+from probsym_fast._profile_checks import TIMED, check_backends, check_lists, check_values, checked_device
 from probsym_fast._profiles import NEW, OWN, Profile, Row, set_gains
 from probsym_fast._steps import Loss, Steps, inference_steps, move, training_steps
 from probsym_fast._timing import interleave, machine
+from probsym_fast._trace import named
 from probsym_fast.data._progress import announced
-from probsym_fast.groups._draws import check_kind
 from probsym_fast.models import Symmetrized
-from probsym_fast.models.chunks import Chunks, check_sizes
-from probsym_fast.ops import OPS, using_backend
-from probsym_fast.ops._op import BACKENDS, check_count
+from probsym_fast.models.chunks import Chunks
+from probsym_fast.ops import using_backend
+from probsym_fast.ops._op import check_count
 
 SAMPLES = (1, 2, 4, 8, 16, 32, 64)
-TIMED = ("training", "inference")
-MODES = (*TIMED, "variance")
 
 
 def profile(
@@ -44,50 +44,73 @@ def profile(
     device: torch.device | str | None = None,
     seconds: float = 1.0,
     repeats: int = 16,
+    path: str | Path | None = None,
 ) -> Profile:
     """Measures a model or task at every number of samples, in every mode, with every backend, chunk and kind of draws.
 
     what: a `Symmetrized` and a `batch` for it, or a task (`tasks.load(NAME)`), whose first training batch, loss, precision
     and clipping are taken. A training step of a model alone has the mean square of its prediction as loss. weights: a
-    checkpoint of the task's, such as a run's checkpoints/best.ckpt; None: new ones. modes: of MODES, where "variance" is
-    inference whose variance alone is measured. chunks: as in `models.chunks.Chunks`, where None is all samples at once and
-    "auto" keeps within the model's limit; draws: kinds as in `groups.Draws`; without a list of them the model's. device:
-    None: the batch's, of a task the GPU if there is one. seconds: given to each row that is timed, at least three rounds.
-    repeats: predictions that the variance is taken over.
+    checkpoint of the task's, such as a run's checkpoints/best.ckpt; None: new ones. modes: of "training", "inference" and
+    "variance", which is inference whose variance alone is measured. chunks: as in `models.chunks.Chunks`, where None is all
+    samples at once and "auto" keeps within the model's limit; draws: kinds as in `groups.Draws`; without a list of them the
+    model's. device: None: the batch's, of a task the GPU if there is one. seconds: given to each row that is timed, at least
+    three rounds.
+    repeats: predictions that the variance is taken over, at least two; its error takes three.
+    path: a JSON file that is written after every row: what is interrupted keeps the rows that were done.
 
-    A row that runs out of memory has no figures. The model keeps its weights and buffers. Raises TypeError for other
+    A row that runs out of memory has no figures. The model is then as it was (`kept`). Raises TypeError for other
     kinds, FileNotFoundError for a checkpoint that is not there, ValueError for one that is damaged or of another model, for
     values out of range, a device that is not there and a backend that nothing has on it, RuntimeError where an op lacks the
     backend.
     """
-    check_values(samples, modes, repeats)
-    for kind in draws or ():
-        check_kind("profile", kind, "each of draws")
-    for size in chunks or ():
-        check_sizes("profile", "each of chunks", size)
+    check_values(samples, modes, chunks, backends, draws, seconds, repeats)
     model, batch, loss, settings, name = prepared(what, batch, device, weights)
     check_backends(backends, batch.device)
-    state = {key: value.clone() for key, value in model.state_dict().items()}
-    before, training, rows = (model.chunks, model.draws), model.training, []
     cases = list(product(modes, backends, chunks or [model.chunks.size], draws or [model.draws], samples))
+    which = str(weights) if weights is not None else OWN if what is model else NEW
+    found = Profile(name, batch.size, machine(batch.device), [], which, repeats)
     try:
         with announced(f"profile {name}: {len(cases)} rows", len(cases)) as advance:
             for case in cases:
                 row = Row(*case)
-                model.load_state_dict(state)
-                memory = before[0].memory if row.chunk == "auto" else None
-                model.chunks, model.draws = Chunks(row.chunk, memory), row.draws
-                with using_backend(row.backend):
+                with kept(model), using_backend(row.backend):
+                    model.chunks, model.draws = chunks_like(model, row.chunk), row.draws
                     measure(row, model, batch, loss, settings, seconds, repeats)
-                rows.append(row)
+                found.rows.append(row)
+                set_gains(found.rows)
+                if path is not None:
+                    found.save(path)
                 advance(1)
+    except BaseException:  # an interrupt above all
+        if path is not None and found.rows:
+            kept_rows = f"{len(found.rows)} of {len(cases)} rows"
+            print(f"profile {name}: ended early; {kept_rows} are in {path}", file=sys.stderr, flush=True)
+        raise
+    return found
+
+
+@contextmanager
+def kept(model: Symmetrized) -> Iterator[None]:
+    """Behind it the model has the weights, buffers, gradients, modes, chunks and draws of before; gradients start empty."""
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    modes = [(part, part.training) for part in model.modules()]
+    chunks, draws = model.chunks, model.draws
+    model.zero_grad()
+    try:
+        yield
     finally:
-        model.chunks, model.draws = before
+        model.chunks, model.draws = chunks, draws
         model.load_state_dict(state)
-        model.train(training).zero_grad()
-    set_gains(rows)
-    which = str(weights) if weights is not None else OWN if what is model else NEW
-    return Profile(name, batch.size, machine(batch.device), rows, which, repeats)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for part, training in modes:
+            part.training = training
+
+
+def chunks_like(model: Symmetrized, size: int | str | None) -> Chunks:
+    """New chunks of the size; "auto" within the memory that the model's may take."""
+    return Chunks(size, model.chunks.memory if size == "auto" else None)
 
 
 def measure(
@@ -106,30 +129,57 @@ def measure(
             row.tax = row.latency / statistics.median(times["bare"])
         if row.mode != "training":
             row.variance, row.error = variance_of([steps.step() for _ in range(repeats)])
+        with torch.set_grad_enabled(row.mode == "training"):
+            row.at_once = model.chunks.now(row.samples)
     except torch.OutOfMemoryError:
         row.clear()
 
 
-def variance_of(predictions: Sequence[Tensor]) -> tuple[float, float]:
-    """The variance over R predictions, mean over their entries, and its standard error.
+def variance_of(predictions: Sequence[Tensor]) -> tuple[float, float | None]:
+    """The variance over R predictions, mean over their entries, and its standard error, None for two.
 
     variance = sum over r of q_r / (R - 1), where q_r is the mean square of prediction r less the mean of all. Entries may
-    depend on each other, predictions do not: the error is that of the mean of the q_r.
+    depend on each other, predictions do not: the error is that of the mean of the q_r. Two predictions lie equally far from
+    their mean: their q_r are equal and tell no error.
     """
     each = torch.stack([x.double() for x in predictions]).flatten(1)
     squares, count = (each - each.mean(0)).square().mean(1), len(each)
-    return squares.sum().item() / (count - 1), squares.std().item() * count**0.5 / (count - 1)
+    error = squares.std().item() * count**0.5 / (count - 1) if count > 2 else None
+    return squares.sum().item() / (count - 1), error
 
 
-def trace(what: Any, batch: Any = None, *, path: str | Path, samples: int = 4, device: Any = None) -> None:
-    """Writes one training step as a trace for Perfetto (ui.perfetto.dev): every op, and the model's parts, by name."""
-    model, batch, loss, settings, _ = prepared(what, batch, device)
-    step = training_steps(model, batch, samples, loss, **settings).step
-    step()
+def trace(
+    what: Any,
+    batch: Any = None,
+    *,
+    path: str | Path,
+    weights: str | Path | None = None,
+    samples: int = 4,
+    chunk: int | str | None = OWN,
+    backend: str = "auto",
+    draws: str | None = None,
+    device: torch.device | str | None = None,
+) -> None:
+    """Writes one training step as a trace for Perfetto (ui.perfetto.dev): every op, and the model's parts, by name.
+
+    The arguments are those of `profile`, one value of each list; chunk OWN and draws None: the model's. The model is then as
+    it was (`kept`). Raises as `profile` does, and OSError where the path cannot be written.
+    """
+    check_count("profile", "samples", samples)
+    check_lists({"backends": [backend], "draws": None if draws is None else [draws]})
+    model, batch, loss, settings, _ = prepared(what, batch, device, weights)
+    check_backends([backend], batch.device)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if batch.device.type == "cuda" else [])]
-    with named(model), torch_profile(activities=activities) as record:
+    with kept(model), using_backend(backend):
+        model.chunks, model.draws = (
+            chunks_like(model, model.chunks.size if chunk == OWN else chunk),
+            draws or model.draws,
+        )
+        step = training_steps(model, batch, samples, loss, **settings).step
         step()
+        with named(model), torch_profile(activities=activities) as record:
+            step()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = path.with_name(f".{path.name}.{os.getpid()}.json")
@@ -138,42 +188,6 @@ def trace(what: Any, batch: Any = None, *, path: str | Path, samples: int = 4, d
         whole.replace(path)
     finally:
         whole.unlink(missing_ok=True)
-
-
-@contextmanager
-def named(model: Symmetrized) -> Iterator[None]:
-    """Within it, a recorded trace names the model's parts and the ops that run as plain torch (kernels have names)."""
-    with ExitStack() as stack:
-        for name in ("distribution", "embed", "backbone", "readout"):
-            part, open_ranges = getattr(model, name), []
-            for hook in hooks(f"Symmetrized.{name}", open_ranges):
-                handle = getattr(part, hook.__name__)(hook, **({} if "pre" in hook.__name__ else {"always_call": True}))
-                stack.callback(handle.remove)
-        for name, op in OPS.items():
-            stack.callback(setattr, op, "reference", op.reference)
-            op.reference = under_name(f"probsym_fast::{name} (reference)", op.reference)
-        yield
-
-
-def hooks(name: str, open_ranges: list) -> tuple[Callable, Callable]:
-    """Forward hooks of a module, called as the methods that register them, that open and close a range of the trace."""
-
-    def register_forward_pre_hook(module: nn.Module, _: Any) -> None:
-        open_ranges.append(record_function(name))
-        open_ranges[-1].__enter__()
-
-    def register_forward_hook(module: nn.Module, *_: Any) -> None:
-        open_ranges.pop().__exit__(None, None, None)
-
-    return register_forward_pre_hook, register_forward_hook
-
-
-def under_name(name: str, function: Callable) -> Callable:
-    def run(*arguments: Any) -> Any:
-        with record_function(name):
-            return function(*arguments)
-
-    return run
 
 
 def prepared(
@@ -190,6 +204,8 @@ def prepared(
         return what.to(device), move(batch, device), square, {}, "model"
     if not (hasattr(what, "loader") and hasattr(what, "inputs")):
         raise TypeError(f"profile: what must be a Symmetrized or a task that is trained, got {type(what).__name__}")
+    from probsym_fast.tasks.config import full_name
+
     config = what.config
     device = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     torch.manual_seed(config.seed)
@@ -201,7 +217,7 @@ def prepared(
 
     precision = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(config.training.precision)
     settings = {"clip": config.training.clip, "autocast": precision}
-    return model, batch, loss, settings, f"{config.task}/{config.name}"
+    return model, batch, loss, settings, full_name(config)
 
 
 def trained(task: Any, weights: str | Path) -> Symmetrized:
@@ -215,29 +231,3 @@ def steps_of(mode: str, model: Symmetrized, batch: Any, samples: int, loss: Loss
     if mode != "training":  # in float32, as the tasks test
         return inference_steps(model, batch, samples)
     return training_steps(model, batch, samples, loss, **settings)
-
-
-def check_values(samples: Sequence[int], modes: Sequence[str], repeats: int) -> None:
-    for count in samples:
-        check_count("profile", "samples", count)
-    check_count("profile", "repeats", repeats, least=2)
-    for mode in modes:
-        if mode not in MODES:
-            raise ValueError(f"profile: modes must be of {MODES}, got {mode!r}")
-
-
-def checked_device(device: torch.device | str) -> torch.device:
-    """ValueError unless it is a CPU or a GPU that torch sees."""
-    there = ("cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count())))
-    wanted = "cuda:0" if str(device) == "cuda" else str(device)
-    if wanted not in there:
-        raise ValueError(f"profile: device must be one of {there}, got {str(device)!r}")
-    return torch.device(device)
-
-
-def check_backends(names: Sequence[str], device: torch.device) -> None:
-    """ValueError for a name that is no backend of any op on this device, before anything is measured."""
-    there = {name for (_, kind), found in BACKENDS.items() if kind == device.type for name in found}
-    for name in names:
-        if name not in (known := ("auto", *sorted(there))):
-            raise ValueError(f"profile: backends must be of {known} on {device.type}, got {name!r}")

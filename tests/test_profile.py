@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 
 import pytest
 import torch
@@ -34,10 +35,15 @@ def graphs():
     return random_graphs([3, 1, 9, 5], dtype=torch.float32)
 
 
+def clouds_model() -> psf.Symmetrized:
+    torch.manual_seed(0)
+    parts = models.MessagePassing(width=8, layers=1), models.NodeVectors(), models.NodeReadout(displacement=True)
+    return psf.Symmetrized(*parts, Uniform(Euclidean(3)))
+
+
 def test_rows_of_a_model(tmp_path):
     f = model(Uniform(Symmetric(N)))
     f.chunks = Chunks(3)
-    before = {name: x.clone() for name, x in f.state_dict().items()}
     found = psf.profile(f, graphs(), samples=(1, 4, 32), chunks=(None, 2), seconds=0.01, repeats=200)
     assert len(found.rows) == 12 and found.batch == 4
     assert [(r.mode, r.chunk, r.samples) for r in found.rows[:4]] == [
@@ -55,10 +61,6 @@ def test_rows_of_a_model(tmp_path):
     for chunk in (None, 2):  # the variance of a mean of independent samples
         one, many = (some["inference", chunk, s].variance for s in (1, 32))
         assert 32 * 0.6 < one / many < 32 / 0.6  # of 12 outputs over 200 repeats: 10 % each, less where they depend
-    assert f.chunks.size == 3 and f.training
-    for name, x in f.state_dict().items():
-        assert torch.equal(x, before[name]), name
-    assert all(p.grad is None for p in f.parameters())
     found.save(tmp_path / "a" / "profile.json")
     assert json.loads((tmp_path / "a" / "profile.json").read_text())["rows"][3]["chunk"] == 2
     for ending, begins in (("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")):
@@ -119,6 +121,7 @@ def test_rows_that_run_out_of_memory_are_empty(tmp_path):
     found = psf.profile(f, graphs(), samples=(2, 4), chunks=(None, 2), modes=("training",), seconds=0.001)
     assert f.draws == "independent"
     assert [row.latency is None for row in found.rows] == [False, True, False, False]
+    assert [row.at_once for row in found.rows] == [2, None, 2, 2]
     assert "out of memory" in found.table().splitlines()[2]
     found.plot(tmp_path / "profile.png")
 
@@ -130,11 +133,11 @@ def test_auto_chunks_are_those_of_the_bare_backbone_too():
     for mode in ("training", "inference"):
         with pytest.warns(UserWarning, match="out of memory with 7 samples at once; 4 from now on"):
             (row,) = psf.profile(f, graphs(), samples=[7], chunks=["auto"], modes=[mode], seconds=0.001).rows
-        assert row.latency > 0 and row.tax > 0
+        assert row.latency > 0 and row.tax > 0 and (row.chunk, row.at_once) == ("auto", 2)
     f.backbone.in_backward = True
     with pytest.warns(UserWarning, match="out of memory with 4 samples at once; 2 from now on"):
         (row,) = psf.profile(f, graphs(), samples=[7], chunks=["auto"], modes=["training"], seconds=0.001).rows
-    assert row.latency > 0
+    assert row.latency > 0 and row.at_once == 2
 
 
 def test_chunks_are_the_models_unless_given():
@@ -145,8 +148,10 @@ def test_chunks_are_the_models_unless_given():
     f.chunks = Chunks("auto", memory=1)
     seen = []
     f.backbone.register_forward_pre_hook(lambda _, x: seen.append(x[0].shape[1]))
-    psf.profile(f, graphs(), samples=[4], chunks=["auto"], modes=["inference"], seconds=0.001)
+    found = psf.profile(f, graphs(), samples=[4], chunks=["auto"], modes=["inference"], seconds=0.001)
+    (row,) = found.rows
     assert set(seen) == {1}  # within the model's limit
+    assert row.at_once == 1 and "auto (1)" in found.table() and json.loads(found.json())["rows"][0]["at_once"] == 1
     seen.clear()
     psf.profile(f, graphs(), samples=[4], chunks=[None], modes=["inference"], seconds=0.001)
     assert set(seen) == {4}
@@ -165,8 +170,7 @@ def test_predictions_without_noise_and_rows_without_figures_are_plotted(tmp_path
 
 
 def test_kinds_of_draws(tmp_path):
-    parts = models.MessagePassing(width=8, layers=1), models.NodeVectors(), models.NodeReadout(displacement=True)
-    f, kinds = psf.Symmetrized(*parts, Uniform(Euclidean(3))), ("independent", "antithetic")
+    f, kinds = clouds_model(), ("independent", "antithetic")
     batch = clouds(3, torch.float32)
     found = psf.profile(f, batch, samples=(2, 8), draws=kinds, modes=["inference"], seconds=0.001)
     assert [(row.draws, row.samples) for row in found.rows] == [(kind, s) for kind in kinds for s in (2, 8)]
@@ -197,6 +201,8 @@ def test_variance_and_its_error():
     assert values.mean().item() == pytest.approx(4, rel=0.02)
     assert errors.mean().item() == pytest.approx(values.std().item(), rel=0.15)
     assert values.std().item() == pytest.approx(4 * (2 / (8 * 39)) ** 0.5, rel=0.15)
+    value, error = variance_of([torch.tensor([1.0, 0.0]), torch.tensor([3.0, 0.0])])
+    assert value == 1 and error is None  # (2 + 0) / 2
 
 
 def test_gains_are_over_independent_draws_of_the_same_case():
@@ -209,6 +215,9 @@ def test_gains_are_over_independent_draws_of_the_same_case():
     assert [r.gain for r in rows] == [None, 3.0, None, None, 4.0, None]
     assert rows[1].gain_error == pytest.approx(0.3)
     assert rows[4].gain_error == pytest.approx(4 * (0.05**2 + 0.075**2) ** 0.5)
+    rows = [row(1, "independent", 2, 6.0, None), row(1, "antithetic", 2, 2.0, 0.1)]
+    set_gains(rows)
+    assert rows[1].gain == 3 and rows[1].gain_error is None and pooled_gain(rows[1:]) is None
 
 
 def test_gains_are_pooled_over_whole_blocks():
@@ -232,6 +241,53 @@ def test_bare_backbone_does_what_the_model_does_without_symmetry():
     assert backbone(*parts[0][0]).shape == (4, 3, 3)
 
 
+def test_rows_are_kept_where_a_profile_is_ended(tmp_path, capsys, monkeypatch):
+    f, path = model(), tmp_path / "profile.json"
+
+    def interrupt(_, inputs):
+        if inputs[0].shape[1] == 4:
+            raise KeyboardInterrupt
+
+    handle = f.backbone.register_forward_pre_hook(interrupt)
+    settings = {"modes": ["variance"], "repeats": 3, "path": path, "draws": ["independent", "antithetic"]}
+    with pytest.raises(KeyboardInterrupt):
+        psf.profile(f, graphs(), samples=[4], **settings)
+    assert not path.exists() and "ended early" not in capsys.readouterr().err
+    with pytest.raises(KeyboardInterrupt):
+        psf.profile(f, graphs(), samples=[1, 2, 4], **settings)
+    (kept,) = read_profiles(path)
+    assert [row.samples for row in kept.rows] == [1, 2] and all(row.variance > 0 for row in kept.rows)
+    assert f"profile model: ended early; 2 of 6 rows are in {path}" in capsys.readouterr().err
+    handle.remove()
+    found = psf.profile(f, graphs(), samples=[1, 2, 4], **settings)
+    assert read_profiles(path) == [found] and found.rows[-1].gain > 0
+    assert [x.name for x in tmp_path.iterdir()] == ["profile.json"]
+    measure = sys.modules["probsym_fast.profile"].measure
+
+    def stopped(row, *rest):
+        if row.samples == 2:
+            raise KeyboardInterrupt
+        measure(row, *rest)
+
+    monkeypatch.setattr(sys.modules["probsym_fast.profile"], "measure", stopped)
+    arguments = [
+        "profile",
+        "-c",
+        "exp_classify/gin_ps",
+        "--samples",
+        "1",
+        "2",
+        "--modes",
+        "variance",
+        "--device",
+        "cpu",
+    ]
+    assert cli.main([*arguments, "--output", str(tmp_path / "out"), *PAIRS]) == 130
+    told = capsys.readouterr().err
+    assert f"ended early; 1 of 2 rows are in {tmp_path / 'out' / 'profile.json'}" in told and "interrupted" in told
+    assert len(read_profiles(tmp_path / "out" / "profile.json")[0].rows) == 1
+
+
 def test_trace_names_ops_and_parts(tmp_path):
     for backend in ("auto", "reference"):
         path = tmp_path / backend / "trace.json"
@@ -245,6 +301,46 @@ def test_trace_names_ops_and_parts(tmp_path):
     assert not any("under_name" in op.reference.__qualname__ for op in OPS.values())
 
 
+@pytest.mark.parametrize("look", ["training", "inference", "trace"])
+def test_the_model_is_as_it_was(tmp_path, look):
+    f, batch = model(), graphs()
+    f.chunks, f.draws = chunks, _ = Chunks("auto", memory=10**9), "antithetic"
+    f.backbone.eval()
+    f(batch, 2)[0].square().mean().backward()
+    modes = {name: part.training for name, part in f.named_modules()}
+    weights = {name: x.clone() for name, x in f.state_dict().items()}
+    gradients = {name: p.grad for name, p in f.named_parameters()}
+    values = {name: x.clone() for name, x in gradients.items() if x is not None}
+    if look == "trace":
+        trace(f, batch, path=tmp_path / "trace.json", samples=2, chunk=1, draws="independent")
+    else:
+        psf.profile(f, batch, samples=[2], modes=[look], chunks=[1], draws=["independent"], seconds=0.001)
+    assert f.chunks is chunks and f.draws == "antithetic"
+    assert modes == {name: part.training for name, part in f.named_modules()} and set(modes.values()) == {True, False}
+    for name, x in f.state_dict().items():
+        assert torch.equal(x, weights[name]), name
+    assert values and all(p.grad is gradients[name] for name, p in f.named_parameters())
+    assert all(torch.equal(gradients[name], value) for name, value in values.items())
+
+
+def test_trace_is_of_what_it_is_told(tmp_path):
+    f, seen = model(), []
+    f.backbone.register_forward_pre_hook(lambda _, x: seen.append((x[0].shape[1], f.draws)))
+    path = tmp_path / "trace.json"
+    trace(f, graphs(), path=path, samples=6, chunk=2, draws="antithetic", backend="reference")
+    assert set(seen) == {(2, "antithetic")}
+    names = {event.get("name") for event in json.loads(path.read_text())["traceEvents"]}
+    assert "probsym_fast::embed (reference)" in names and "probsym_fast::embed" not in names
+    for bad, message in (
+        ({"chunk": 0}, "size"),
+        ({"draws": "x"}, "kind"),
+        ({"backend": "x"}, "backends"),
+        ({"samples": 0}, "samples"),
+    ):
+        with pytest.raises(ValueError, match=f"{message} must be"):
+            trace(f, graphs(), path=path, **bad)
+
+
 def test_command(tmp_path, capsys):
     arguments = ["profile", "-c", "exp_classify/gin_ps", "--samples", "1", "2", "--chunks", "all", "1"]
     arguments += ["--seconds", "0.01", "--device", "cpu", "--output", str(tmp_path / "out"), "--trace", *PAIRS]
@@ -252,6 +348,7 @@ def test_command(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "exp_classify/gin_ps, batch 4" in out
     assert len(re.findall(r"^ *(training|inference) ", out, re.MULTILINE)) == 8
+    assert "trace.json (training step, S = 1, chunk all, backend auto, independent draws; open it in ui.perf" in out
     assert sorted(x.name for x in (tmp_path / "out").iterdir()) == [
         "profile.json",
         "profile.pdf",
@@ -313,8 +410,7 @@ def test_weights_of_a_checkpoint(tmp_path, capsys):
 
 
 def test_profiles_are_joined(tmp_path, capsys):
-    parts = models.MessagePassing(width=8, layers=1), models.NodeVectors(), models.NodeReadout(displacement=True)
-    f, kinds = psf.Symmetrized(*parts, Uniform(Euclidean(3))), ("independent", "antithetic")
+    f, kinds = clouds_model(), ("independent", "antithetic")
     found = psf.profile(f, clouds(3, torch.float32), samples=(2, 8), draws=kinds, modes=["variance"])
     paths = [tmp_path / name for name in ("a.json", "b.json")]
     for path in paths:
@@ -330,10 +426,8 @@ def test_profiles_are_joined(tmp_path, capsys):
     psf.profile(model(Identity(Symmetric(N))), graphs(), samples=[1], modes=["variance"]).save(tmp_path / "zero.json")
     assert cli.main(["profile", "--join", str(tmp_path / "zero.json"), "--output", str(tmp_path / "zero")]) == 0
     capsys.readouterr()
-    (tmp_path / "c.json").write_text("[1]")
-    for name, message in (("c", "c.json must hold a profile, got TypeError"), ("d", "d.json must exist")):
-        assert cli.main(["profile", "--join", str(tmp_path / f"{name}.json"), "--output", str(out)]) == 1
-        assert message in capsys.readouterr().err
+    assert cli.main(["profile", "--join", str(tmp_path / "d.json"), "--output", str(out)]) == 1
+    assert "d.json must exist" in capsys.readouterr().err
     psf.profile(f, clouds(3, torch.float32), samples=[1], chunks=[None, 1], modes=["variance"]).save(paths[0])
     assert cli.main(["profile", "--join", str(paths[0]), "--output", str(out)]) == 1
     told = capsys.readouterr().err
@@ -343,6 +437,42 @@ def test_profiles_are_joined(tmp_path, capsys):
     )
     assert cli.main(["profile", "--join", str(paths[1]), "--seed", "2", "--output", str(out)]) == 1
     assert "--join must stand without keys of a configuration, got --seed 2" in capsys.readouterr().err
+    for flags in (["--trace"], ["--modes", "training", "--repeats", "16"], ["--weights", "x.ckpt"]):
+        assert cli.main(["profile", "--join", str(paths[1]), *flags, "--output", str(tmp_path / "no")]) == 1
+        names = " ".join(x for x in flags if x.startswith("--"))
+        assert f"--join must stand without what a measurement takes, got {names}\n" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+def test_two_predictions_tell_no_error(tmp_path, capsys):
+    settings = {"samples": [2], "draws": ["independent", "antithetic"], "modes": ["variance"], "repeats": 2}
+    found = psf.profile(clouds_model(), clouds(3, torch.float32), **settings)
+    assert [row.error for row in found.rows] == [None, None] and found.rows[1].gain > 0
+    found.save(tmp_path / "two.json")
+    assert cli.main(["profile", "--join", str(tmp_path / "two.json"), "--output", str(tmp_path / "out")]) == 0
+    line = capsys.readouterr().out.splitlines()[1].split()
+    assert line == ["model", "own", "weights", "antithetic", f"{found.rows[1].gain:.3g}", "-"]
+    assert (tmp_path / "out" / "averages.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda whole: [], "got an empty list"),
+        (lambda whole: [1], "got TypeError: expected keys and values, got int"),
+        (lambda whole: {}, "got KeyError: 'rows'"),
+        (lambda whole: whole | {"rows": [5]}, "got TypeError"),
+        (lambda whole: whole | {"rows": [whole["rows"][0] | {"samples": "2"}]}, "samples of a row must be .*got '2'"),
+        (lambda whole: whole | {"rows": [whole["rows"][0] | {"draws": "mirrored"}]}, "kind must be one of"),
+    ],
+)
+def test_what_is_no_profile_is_not_joined(tmp_path, capsys, change, message):
+    path = tmp_path / "some.json"
+    found = psf.profile(clouds_model(), clouds(3, torch.float32), samples=[1], modes=["variance"], repeats=2)
+    path.write_text(json.dumps(change(json.loads(found.json()))))
+    assert cli.main(["profile", "--join", str(path), "--output", str(tmp_path / "out")]) == 1
+    assert re.search(f"profile: {path} must hold a profile, .*{message}", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
 
 
 def test_bad_arguments():
@@ -359,4 +489,43 @@ def test_bad_arguments():
         psf.profile(f, batch, device="meta")
     with pytest.raises(ValueError, match="profile: repeats must be at least 2, got 1"):
         psf.profile(f, batch, repeats=1)
-    assert tasks.load("exp_classify/gin_ps", PAIRS).config.training.batch == 4
+
+
+LISTS = [
+    ({"samples": 4}, "samples must be a list of ints, got 4"),
+    ({"samples": "4"}, "samples must be a list of ints, got '4'"),
+    ({"samples": [2.0]}, "samples must be an int, got float 2.0"),
+    ({"samples": None}, "samples must be a list of ints, got None"),
+    ({"chunks": 4}, "chunks must be a list of ints, 'auto' and None, got 4"),
+    ({"chunks": "auto"}, "chunks must be a list of ints, 'auto' and None, got 'auto'"),
+    ({"modes": "training"}, "modes must be a list of strings, got 'training'"),
+    ({"modes": [3]}, r"modes must be a list of strings, got \[3\]"),
+    ({"draws": "antithetic"}, "draws must be a list of strings, got 'antithetic'"),
+    ({"backends": "cpu"}, "backends must be a list of strings, got 'cpu'"),
+    ({"seconds": "1"}, "seconds must be a number, got '1'"),
+    ({"seconds": None}, "seconds must be a number, got None"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), LISTS)
+def test_values_of_other_types_are_refused(settings, message):
+    with pytest.raises(TypeError, match=f"^profile: {message}$"):
+        psf.profile(model(), graphs(), **settings)
+
+
+@pytest.mark.parametrize("name", ["samples", "chunks", "modes", "draws", "backends"])
+def test_empty_lists_are_refused(name):
+    with pytest.raises(ValueError, match=rf"^profile: {name} must hold one value or more, got \[\]$"):
+        psf.profile(model(), graphs(), **{name: []})
+
+
+@pytest.mark.parametrize("seconds", [0, -1.0, math.inf, math.nan])
+def test_seconds_are_finite_and_positive(seconds):
+    with pytest.raises(ValueError, match=f"^profile: seconds must be finite and > 0, got {seconds}$"):
+        psf.profile(model(), graphs(), seconds=seconds)
+
+
+def test_chunks_of_the_command_are_numbers_or_words(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["profile", "-c", "exp_classify/gin_ps", "--chunks", "4", "foo"])
+    assert "argument --chunks: must be a number, auto or all, got 'foo'" in capsys.readouterr().err

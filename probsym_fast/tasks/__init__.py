@@ -40,7 +40,7 @@ def load(name: str, overrides: list[str] | None = None) -> Experiment:
     if task not in TASKS:
         raise ValueError(f"config: task in {path} must be one of {', '.join(TASKS)}, got {task!r}")
     kind, make = TASKS[task]
-    values.setdefault("name", path.stem)
+    values.setdefault("name", configuration.name_of(path, task))
     if values.get("folder") == ".":
         values["folder"] = str(path.parent)
     return make(configuration.parse(kind, values, overrides or []))

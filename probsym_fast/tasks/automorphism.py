@@ -34,12 +34,12 @@ class AutomorphismConfig:
 
     Args:
         task: "automorphism".
-        name: names the run's folder.
+        name: of the run; its full name is <task>/<name>, or the name alone where it has a slash, as in `probsym info`.
         method: "ps" learned distribution, "ga" uniform, "fa" Laplacian frame, "canonical" learned, no noise, one sample.
         samples: permutations a graph (canonical: 1).
         trials: how often the average is repeated, for its sampling error; figures and pictures are those of the first.
         seed: of weights and noise.
-        folder: of the run; null: runs/<task>/<name>/seed<seed>.
+        folder: of the run; null: runs/<full name>/seed<seed>.
         distribution: settings of the learned distribution.
     """
 

@@ -47,7 +47,7 @@ class ComparisonConfig:
 
     Args:
         task: "comparison".
-        name: names the run's folder.
+        name: of the run; its full name is <task>/<name>, or the name alone where it has a slash, as in `probsym info`.
         first: a run that is trained once before the others, which may start from its weights, given as one of `runs`; null:
             none.
         runs: name: {config: NAME, key: value, ...}; nested keys with dots; the value "@first" is the first run's folder.
@@ -56,7 +56,7 @@ class ComparisonConfig:
         seeds: every configuration is trained with each.
         measure: the figure of the runs' results that is compared; higher is better.
         seed: of the first run.
-        folder: of the runs; null: runs/<task>/<name>/seed<seed>. Runs that are done are kept, one that was stopped goes on,
+        folder: of the runs; null: runs/<full name>/seed<seed>. Runs that are done are kept, one that was stopped goes on,
             where they are the ones asked for; runs and seeds may be added.
     """
 

@@ -78,6 +78,18 @@ def find(name: str) -> Path:
     raise ValueError(f"config: must be a file or one of `probsym info`'s configurations, got {name!r}; near it: {near}")
 
 
+def name_of(path: Path, task: str) -> str:
+    """The name that a file gives its configuration: its stem, and the folder of a packaged one where that is not the task."""
+    root, path = Path(str(CONFIGS)).resolve(), path.resolve()
+    own = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
+    return str(own.with_suffix("")).removeprefix(f"{task}/")
+
+
+def full_name(config: Any) -> str:
+    """task/name, or a name that has a slash alone: of a packaged configuration what `find` takes."""
+    return str(config.name) if "/" in config.name else f"{config.task}/{config.name}"
+
+
 def read(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; with a key `extends`, on top of that configuration. ValueError where it is none."""
     try:

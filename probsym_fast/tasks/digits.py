@@ -98,10 +98,10 @@ class DigitsConfig:
 
     Args:
         task: "digits".
-        name: names the run's folder.
+        name: of the run; its full name is <task>/<name>, or the name alone where it has a slash, as in `probsym info`.
         backbone: the vision transformer; its grid must divide 8.
         seed: of weights, order, shifts and dropout.
-        folder: of the run; null: runs/<task>/<name>/seed<seed>.
+        folder: of the run; null: runs/<full name>/seed<seed>.
         training: optimiser, epochs, devices.
     """
 

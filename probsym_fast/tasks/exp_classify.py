@@ -52,14 +52,14 @@ class ExpClassifyConfig:
 
     Args:
         task: "exp_classify".
-        name: names the run's folder.
+        name: of the run; its full name is <task>/<name>, or the name alone where it has a slash, as in `probsym info`.
         dataset: "wl_pairs" our own pairs of the same kind (not EXP), or "exp" the published set.
         data: the published pickle; null: from the cache, where `probsym data get exp` puts it.
         backbone: "mlp" or "gin" (with node identifiers).
         method: "ps" learned distribution, "ga" uniform, "fa" Laplacian frame, "canonical" learned, no noise, one sample.
         soft: let the soft permutation act (mlp, ps; an ablation).
         seed: of weights, order, noise and dropout.
-        folder: of the run; null: runs/<task>/<name>/seed<seed>.
+        folder: of the run; null: runs/<full name>/seed<seed>.
         distribution: settings of the learned distribution.
         samples: group elements a graph.
         training: optimiser, epochs, devices.

@@ -100,13 +100,13 @@ class NBodyConfig:
 
     Args:
         task: "nbody".
-        name: names the run's folder.
+        name: of the run; its full name is <task>/<name>, or the name alone where it has a slash, as in `probsym info`.
         symmetry: the group; translation is removed and restored in every case.
         method: "ps" learned distribution, "ga" uniform, "canonical" learned without noise and one sample, "none" no group.
         seed: of weights, order, noise and dropout.
         count: training simulations used, of 10,000.
         data: folder of the data set; null: the cache.
-        folder: of the run; null: runs/<task>/<name>/seed<seed>; ".": where the file with this key lies.
+        folder: of the run; null: runs/<full name>/seed<seed>; ".": where the file with this key lies.
         backbone: the network that is symmetrized.
         distribution: settings of the learned distribution.
         samples: group elements a graph.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
@@ -218,7 +219,7 @@ def plot_slope(axis: plt.Axes, first: Row, samples: list[int]) -> None:
 
 def plot_variances(path: Path, profiles: list[tuple[str, str, list[Row]]]) -> None:
     """Variance against S of several profiles (name, weights, rows), bars of a standard error: a column a name, a row for each
-    profile of it, a line a kind of draws; rows as of `profile.Row`, of one mode, backend and chunk."""
+    profile of it, a line a kind of draws; rows as of `profile.Row`, of one mode, backend and chunk; no bar without error."""
     names = list(dict.fromkeys(name for name, _, _ in profiles))
     stacks = [[(weights, rows) for other, weights, rows in profiles if other == name] for name in names]
     count = max(map(len, stacks))
@@ -236,9 +237,8 @@ def plot_variances(path: Path, profiles: list[tuple[str, str, list[Row]]]) -> No
             samples = sorted({row["samples"] for row in some})
             for number, kind in enumerate(dict.fromkeys(row["draws"] for row in some)):
                 line = sorted((row for row in some if row["draws"] == kind), key=lambda row: row["samples"])
-                at, values, errors = zip(
-                    *((row["samples"], row["variance"], row["error"]) for row in line), strict=True
-                )
+                at, values = zip(*((row["samples"], row["variance"]) for row in line), strict=True)
+                errors = [math.nan if row["error"] is None else row["error"] for row in line]
                 style = {"marker": "osD"[number % 3], "markersize": 3.5, "linewidth": 1.2, "capsize": 2}
                 axis.errorbar(at, values, errors, color=f"C{number}", label=kind, **style)
             if some:

@@ -37,13 +37,13 @@ class SampleSizeConfig:
 
     Args:
         task: "sample_size".
-        name: names the run's folder.
+        name: of the run; its full name is <task>/<name>, or the name alone where it has a slash, as in `probsym info`.
         train: numbers of training samples; a model is trained for each (continued where a run is there already).
         test: numbers of inference samples.
         repeats: outputs that a variance is taken over.
         graphs: test graphs used for variances and entropies.
         seed: of weights and noise.
-        folder: of the run; null: runs/<task>/<name>/seed<seed>.
+        folder: of the run; null: runs/<full name>/seed<seed>.
         classify: the experiment that is trained.
     """
 

@@ -54,7 +54,7 @@ class SeparationConfig:
 
     Args:
         task: "separation".
-        name: names the run's folder.
+        name: of the run; its full name is <task>/<name>, or the name alone where it has a slash, as in `probsym info`.
         dataset: "graph8c" all connected graphs of 8 nodes, "exp" the published pairs, "wl_pairs" our own pairs of that kind.
         data: a .g6 file, or the published EXP pickle; null: enumerated, or from the cache.
         backbone: "mlp" or "gin" (with node identifiers).
@@ -66,7 +66,7 @@ class SeparationConfig:
         batch: graphs at a time.
         stop: stop when no pair is left.
         device: "cpu" or "cuda".
-        folder: of the run; null: runs/<task>/<name>/seed<seed>.
+        folder: of the run; null: runs/<full name>/seed<seed>.
         progress: show a progress bar.
         distribution: settings of the learned distribution.
     """

@@ -33,8 +33,8 @@ CHECKPOINT = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callb
 
 
 def run_folder(config: Any) -> Path:
-    """Where a configuration's run lives: `folder`, or runs/<task>/<name>/seed<seed>."""
-    return Path(config.folder) if config.folder else Path("runs") / config.task / config.name / f"seed{config.seed}"
+    """Where a configuration's run lives: `folder`, or runs/<full name>/seed<seed>."""
+    return Path(config.folder or Path("runs") / configuration.full_name(config) / f"seed{config.seed}")
 
 
 def is_first_process() -> bool:

@@ -122,7 +122,7 @@ class VisionConfig:
 
     Args:
         task: "vision".
-        name: names the run's folder.
+        name: of the run; its full name is <task>/<name>, or the name alone where it has a slash, as in `probsym info`.
         dataset: "pattern" (our own draw, no download), "published_pattern", "peptides_func", "peptides_struct",
             "pcqm_contact" (`probsym data get`), or "random_..." molecules with random labels, for benchmarks.
         data: folder of the data files; null: the cache.
@@ -133,7 +133,7 @@ class VisionConfig:
         pad_mode: of the matrix to whole patches: "zeros", "replicate", "reflect" or "circular".
         centered: half of the padding in front.
         seed: of weights, order, noise and dropout.
-        folder: of the run; null: runs/<task>/<name>/seed<seed>.
+        folder: of the run; null: runs/<full name>/seed<seed>.
         distribution: settings of the learned distribution.
         samples: group elements a graph.
         training: optimiser, steps, devices.

@@ -1,6 +1,7 @@
 """Configurations and the command line: what is refused, and how."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from probsym_fast.data._store import save_arrays
 from probsym_fast.tasks import configuration
 from probsym_fast.tasks.exp_classify import ExpClassifyConfig
 from probsym_fast.tasks.nbody import Backbone
+from probsym_fast.tasks.training import run_folder
 
 
 def refused(capsys, *arguments: str) -> str:
@@ -33,6 +35,28 @@ def test_overrides_and_round_trip(tmp_path):
     assert task.config.name == "gnn_O3_ps"
     (tmp_path / "again.yaml").write_text(configuration.dump(task.config))
     assert tasks.load(str(tmp_path / "again.yaml")).config == task.config
+
+
+def test_default_run_folders_are_the_packaged_names(tmp_path):
+    """No two configurations share one; a file of one's own is named by its task and itself."""
+    kinds = {
+        name: tasks.TASKS[configuration.read(configuration.find(name))["task"]][0] for name in configuration.available()
+    }
+    for name, kind in kinds.items():
+        path = configuration.find(name)
+        values = configuration.read(path)
+        config = configuration.parse(kind, values | {"name": configuration.name_of(path, values["task"])}, [])
+        assert run_folder(config) == Path("runs") / name / f"seed{config.seed}"
+    task = tasks.load("pattern/small_ps", ["--seed=2"])
+    assert task.config.name == "pattern/small_ps" and run_folder(task.config) == Path("runs/pattern/small_ps/seed2")
+    (own := tmp_path / "own.yaml").write_text("task: vision\n")
+    assert run_folder(tasks.load(str(own)).config) == Path("runs/vision/own/seed42")
+    own.write_text(configuration.dump(task.config))  # as a run's folder keeps it
+    assert run_folder(tasks.load(str(own)).config) == Path("runs/pattern/small_ps/seed2")
+    assert run_folder(tasks.load("pattern/small_ps", ["--name=mine", "--seed=3"]).config) == Path(
+        "runs/vision/mine/seed3"
+    )
+    assert run_folder(tasks.load("pattern/small_ps", ["--folder=x"]).config) == Path("x")
 
 
 @pytest.mark.parametrize(
