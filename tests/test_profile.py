@@ -333,7 +333,7 @@ def test_trace_is_of_what_it_is_told(tmp_path):
     assert "probsym_fast::embed (reference)" in names and "probsym_fast::embed" not in names
     for bad, message in (
         ({"chunk": 0}, "size"),
-        ({"draws": "x"}, "kind"),
+        ({"draws": "x"}, "each of draws"),
         ({"backend": "x"}, "backends"),
         ({"samples": 0}, "samples"),
     ):
