@@ -32,15 +32,14 @@ class Chunks:
     def __init__(self, size: int | str | None = None, memory: int | None = None):
         check_sizes("Chunks", "size", size, memory)
         self.size, self.memory = size, memory
-        self._found: dict[bool, Found] = {}  # with gradients or without
+        self._found = {grad: Found() for grad in (True, False)}  # with gradients or without
 
     def __repr__(self) -> str:
         return f"Chunks({self.size!r}, memory={self.memory})"
 
     def now(self, samples: int) -> int:
         """How many of so many samples run at once: with "auto" what has been found, all before anything has."""
-        found = self._found.get(torch.is_grad_enabled())
-        size = self.size if self.size != "auto" else found and found.size
+        size = self._found[torch.is_grad_enabled()].size if self.size == "auto" else self.size
         return min(size or samples, samples)
 
     def halve(self, samples: int) -> bool:
@@ -48,7 +47,7 @@ class Chunks:
         size = self.now(samples)
         if self.size != "auto" or size == 1:
             return False
-        half, found = -(-size // 2), self._found.get(torch.is_grad_enabled(), Found(0, 0, 0))
+        half, found = -(-size // 2), self._found[torch.is_grad_enabled()]
         self._found[torch.is_grad_enabled()] = Found(max(samples, found.samples), found.graphs, half, half)
         warnings.warn(f"Symmetrized: out of memory with {size} samples at once; {half} from now on", stacklevel=2)
         return True
@@ -69,7 +68,7 @@ class Chunks:
         """
         if self.size != "auto" or samples == 1:
             return attempt()
-        before, found = RandomState(batch.device), self._found.get(torch.is_grad_enabled(), Found(0, 0, 0))
+        before, found = RandomState(batch.device), self._found[torch.is_grad_enabled()]
         if samples > found.samples or batch.size > found.graphs:
             self._measure(once, samples, batch, model, inputs)
             before.restore()
@@ -86,7 +85,7 @@ class Chunks:
     def _measure(
         self, once: Callable[[int], Tensor], samples: int, batch: Batch, model: nn.Module, inputs: Iterable[Tensor]
     ) -> None:
-        device, found = batch.device, self._found.get(torch.is_grad_enabled(), Found(0, 0, 0))
+        device, found = batch.device, self._found[torch.is_grad_enabled()]
         free = free_memory(device) if self.memory is None else self.memory
         size = samples
         if free is not None:
@@ -119,11 +118,14 @@ def _check_size(argument: str, size: object, wanted: str) -> None:
 
 
 class Found(NamedTuple):
-    """What "auto" has found: for so many samples asked for and graphs, samples at once; most: what errors have left."""
+    """What "auto" has found: for so many samples asked for and graphs, samples at once; most: what errors have left.
 
-    samples: int
-    graphs: int
-    size: int
+    None: nothing yet.
+    """
+
+    samples: int = 0
+    graphs: int = 0
+    size: int | None = None
     most: int | None = None
 
 
