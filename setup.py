@@ -1,8 +1,9 @@
 """Builds the compiled kernels: csrc/*.cpp and csrc/cpu/*.cpp always, csrc/cuda/ where nvcc and a CUDA torch are.
 
 Without a working compiler the package still installs; every op then runs on its reference (`probsym info` says so).
-Set PROBSYM_BUILD=0 to skip the kernels, PROBSYM_BUILD=1 to make a failing build an error. TORCH_CUDA_ARCH_LIST says which
-GPUs the kernels are built for; the newest of the default's is built so that drivers of later GPUs can compile it, too.
+Set PROBSYM_BUILD=0 to skip the kernels, PROBSYM_BUILD=1 to make a failing build an error, PROBSYM_CUDA=0 to leave out those
+of csrc/cuda/. TORCH_CUDA_ARCH_LIST says which GPUs the kernels are built for; the newest of the default's is built so that
+drivers of later GPUs can compile it, too.
 """
 
 import os
@@ -61,7 +62,8 @@ def extension():
     def sources(pattern):
         return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(pattern))
 
-    cuda = torch.version.cuda and CUDA_HOME and Path(CUDA_HOME, "bin", "nvcc").exists() and sources("cuda/*.cu")
+    wanted = os.environ.get("PROBSYM_CUDA", "1") != "0" and torch.version.cuda
+    cuda = wanted and CUDA_HOME and Path(CUDA_HOME, "bin", "nvcc").exists() and sources("cuda/*.cu")
     if cuda:
         cuda += sources("cuda/*.cpp")
         newest = "9.0+PTX" if tuple(map(int, torch.version.cuda.split(".")[:2])) < (12, 8) else "9.0;10.0+PTX"
