@@ -5,33 +5,39 @@ So a sample's noise is the same whether the samples are drawn together or in chu
 
 from __future__ import annotations
 
-import math
-import zlib
+import operator
 
+import numpy
 import torch
 from torch import Tensor
 
-GOLDEN = 0x9E3779B97F4A7C15  # odd, bits without pattern
-MASK = 2**64 - 1
+from probsym_fast.ops import noise
+from probsym_fast.ops.reference.noise import signed
+
 KINDS = "independent", "antithetic", "stratified"
 
 
 class Draws:
     """The noise of one forward pass: samples `first`, `first + 1`, ... of the seed.
 
-    generator: the seed is drawn from it (None: torch's global generator; one of a GPU is waited for). seed: given instead.
-    Where operations are recorded (torch.compile, a CUDA graph) a seed that is drawn stays a tensor, so that every run of the
-    recording draws its own: by the generator, else on `device`, since a CUDA graph takes in nothing of the CPU.
+    generator: the seed is drawn from it (None: torch's global generator; one of a GPU is waited for), a torch.Generator or
+    numpy's. seed: given instead, an int (also numpy's) of 64 bits or a () int64 tensor. Where operations are recorded
+    (torch.compile, torch.export, a CUDA graph) every run of the recording draws its own numbers: of the tensor that is given
+    as seed, else from torch's global generator, on `device`.
 
     kind: "independent" samples; "antithetic": samples 2k and 2k + 1 mirror each other, z and -z, u and 1 - u, and uniform
     elements of O(d) and SO(d) g and a partner; "stratified": the same, but these elements run through the signs of the axes,
     2^d or 2^(d - 1) samples in turn. A sample alone is distributed as ever, so that no expectation changes; a mean over all
     of a block varies less where what is averaged is odd in the noise, and more where it is even.
+
+    Raises TypeError for another seed or generator, ValueError for a seed of more than 64 bits and for both together,
+    RuntimeError for a generator where operations are recorded (a recording cannot take it in: pass a seed), and under
+    torch.jit.trace, which would keep one set of numbers for ever (use torch.export).
     """
 
     def __init__(
         self,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | numpy.random.Generator | None = None,
         *,
         seed: int | Tensor | None = None,
         first: int = 0,
@@ -39,32 +45,36 @@ class Draws:
         device: torch.device | str | None = None,
     ):
         check_kind("Draws", kind)
+        if torch.jit.is_tracing():
+            raise RuntimeError("Draws: torch.jit.trace would keep one set of random numbers; use torch.export")
+        if generator is not None and seed is not None:
+            raise ValueError("Draws: either generator or seed must be None, got both")
         if seed is None:
-            recorded = _recorded()
-            if generator is not None or not recorded:
-                device = None if generator is None else generator.device
-            elif device is None and not torch.compiler.is_compiling():
-                device = "cuda"
-            seed = torch.randint(2**62, (), generator=generator, device=device)
-            seed = seed if recorded else int(seed)
-        self.seed, self.first, self.kind = seed, first, kind
+            seed = _drawn_seed(generator, device)
+        self.seed, self.first, self.kind = _checked_seed(seed), first, kind
+        self.forks: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         kind = "" if self.kind == "independent" else f", kind={self.kind!r}"
-        return f"Draws(seed={self.seed}, first={self.first}{kind})"
+        forks = "".join(f".fork({k})" for k in self.forks)
+        return f"Draws(seed={self.seed}, first={self.first}{kind}){forks}"
+
+    def _with(self, forks: tuple[int, ...], **changes) -> Draws:
+        draws = Draws(**{"seed": self.seed, "first": self.first, "kind": self.kind, **changes})
+        draws.forks = forks
+        return draws
 
     def starting(self, first: int) -> Draws:
         """The same numbers from another sample on: of a later chunk."""
-        return Draws(seed=self.seed, first=first, kind=self.kind)
+        return self._with(self.forks, first=first)
 
-    def seeded(self, seed: int) -> Draws:
+    def seeded(self, seed: int | Tensor) -> Draws:
         """The same samples and kind with numbers of another seed."""
-        return Draws(seed=seed, first=self.first, kind=self.kind)
+        return self._with((), seed=seed)
 
     def fork(self, number: int) -> Draws:
         """Other, independent numbers."""
-        seed = self.seed + (_signed(GOLDEN * (number + 1)) if isinstance(self.seed, Tensor) else GOLDEN * (number + 1))
-        return self.seeded(_shift(_mix(seed), 2) if isinstance(seed, Tensor) else _mix_int(seed) >> 2)
+        return self._with((*self.forks, number))
 
     def place(self, samples: int, block: int, device: torch.device | str = "cpu") -> Tensor:
         """(samples,) int64: where in its block of so many each sample stands."""
@@ -84,41 +94,38 @@ class Draws:
         stream: a name for the purpose; other names, other numbers. rows: (shape[0],) int64 that name the rows in place of
         0, 1, ... . block: so many samples in turn get the same numbers; None: as the kind says, mirrored or one by one.
         """
-        bits = self._bits(shape, stream, rows, device, block)
-        if self._mirrored(block):
-            odd = self.place(shape[1], 2, device).view(-1, *[1] * (len(shape) - 2)).bool()
-            bits = torch.where(odd, 2**32 - 1 - bits, bits)
-        return bits.double().mul_(2.0**-32)
+        return self._noise(shape, stream, rows, device, block, normal=False)
 
-    def normal(self, shape: tuple[int, ...], stream: str, *, block: int | None = None, **where) -> Tensor:
-        """N(0, 1) of shape (rows, S, ...), float64 (Box and Muller's pair of uniforms); arguments as of `uniform`."""
-        mirrored = self._mirrored(block)
-        where["block"] = 2 if mirrored else block or 1
-        radius = self.uniform(shape, stream + "/radius", **where)
-        angle = self.uniform(shape, stream + "/angle", **where)
-        z = radius.neg_().log1p_().mul_(-2).sqrt_().mul_(angle.mul_(2 * math.pi).cos_())
-        if mirrored:
-            sign = 1 - 2 * self.place(shape[1], 2, z.device)
-            z.mul_(sign.view(-1, *[1] * (len(shape) - 2)))
-        return z
-
-    def _mirrored(self, block: int | None) -> bool:
-        return block is None and self.kind != "independent"
-
-    def _bits(
-        self, shape: tuple[int, ...], stream: str, rows: Tensor | None, device: torch.device | str, block: int | None
+    def normal(
+        self,
+        shape: tuple[int, ...],
+        stream: str,
+        *,
+        rows: Tensor | None = None,
+        device: torch.device | str = "cpu",
+        block: int | None = None,
     ) -> Tensor:
-        """int64 of 32 random bits."""
-        count, samples, *rest = shape
-        purpose, seed = _purpose(stream), self.seed
-        start = _mix(seed.to(device) ^ purpose) if isinstance(seed, Tensor) else _signed(_mix_int(seed ^ purpose))
-        row = torch.arange(count, device=device) if rows is None else rows.to(device)
-        sample = torch.arange(self.first, self.first + samples, device=device)
-        if (size := 2 if self._mirrored(block) else block or 1) > 1:
-            sample = sample // size
-        key = _mix(_mix(start + row * _signed(GOLDEN))[:, None] + sample * _signed(GOLDEN))
-        place = torch.arange(1, math.prod(rest) + 1, device=device) * _signed(GOLDEN)
-        return _shift(_mix(key[..., None] + place), 32).reshape(shape)
+        """N(0, 1) of shape (rows, S, ...), float64; arguments as of `uniform`."""
+        return self._noise(shape, stream, rows, device, block, normal=True)
+
+    def _noise(self, shape, stream, rows, device, block, *, normal: bool) -> Tensor:
+        device = torch.device(device)
+        if isinstance(self.seed, Tensor):
+            seed = self.seed.to(device)
+        else:  # a fill, not a copy, which a GPU would wait for
+            seed = torch.full((), signed(self.seed), dtype=torch.int64, device=device)
+        mirrored = block is None and self.kind != "independent"
+        return noise(
+            seed,
+            shape,
+            stream,
+            normal=normal,
+            rows=None if rows is None else rows.to(device),
+            first=self.first,
+            forks=self.forks,
+            block=2 if mirrored else block or 1,
+            mirrored=mirrored,
+        )
 
 
 def check_kind(owner: str, kind: str, name: str = "kind") -> None:
@@ -127,37 +134,46 @@ def check_kind(owner: str, kind: str, name: str = "kind") -> None:
         raise ValueError(f"{owner}: {name} must be one of {KINDS}, got {kind!r}")
 
 
-def _recorded() -> bool:
-    """Whether operations are recorded rather than run once."""
-    return torch.compiler.is_compiling() or (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
+def _drawn_seed(
+    generator: torch.Generator | numpy.random.Generator | None, device: torch.device | None
+) -> int | Tensor:
+    """62 random bits; where operations are recorded a tensor on the device, which every run draws again."""
+    if not isinstance(generator, torch.Generator | numpy.random.Generator | None):
+        raise TypeError(f"Draws: generator must be torch's or numpy's Generator, got {type(generator).__name__}")
+    compiling = torch.compiler.is_compiling()
+    if generator is not None and (compiling or isinstance(generator, numpy.random.Generator) and _capturing()):
+        raise RuntimeError(
+            "Draws: a generator cannot be recorded; pass seed=, a () int64 tensor, for numbers of your own"
+        )
+    if isinstance(generator, numpy.random.Generator):
+        return int(generator.integers(2**62))
+    if compiling:
+        return torch.randint(2**62, (), device=device)
+    if not _capturing():
+        return int(
+            torch.randint(2**62, (), generator=generator, device=None if generator is None else generator.device)
+        )
+    device = "cuda" if generator is None else generator.device
+    return torch.randint(2**62, (), generator=generator, device=device)  # the capture registers generators of the GPU
 
 
-@torch.compiler.assume_constant_result
-def _purpose(stream: str) -> int:
-    return _signed(_mix_int(zlib.crc32(stream.encode()) * GOLDEN))
+def _checked_seed(seed: int | Tensor) -> int | Tensor:
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64:
+            raise TypeError(f"Draws: seed must be an int or a () int64 Tensor, got {seed.dtype}")
+        if seed.ndim != 0:
+            raise ValueError(f"Draws: seed must be an int or a () int64 Tensor, got shape {tuple(seed.shape)}")
+        return seed
+    if isinstance(seed, torch.SymInt):
+        return seed
+    if isinstance(seed, bool) or not isinstance(seed, int | numpy.integer):
+        raise TypeError(f"Draws: seed must be an int or a () int64 Tensor, got {type(seed).__name__} {seed!r}")
+    seed = operator.index(seed)
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"Draws: seed must be an int of 64 bits, got {seed}")
+    return seed
 
 
-def _signed(x: int) -> int:
-    """The int64 with the same bits."""
-    x &= MASK
-    return x - 2**64 if x >= 2**63 else x
-
-
-def _mix_int(x: int) -> int:
-    """Every bit of the result depends on every bit of x (the finalizer of SplitMix64, Steele et al. 2014)."""
-    x &= MASK
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & MASK
-    x = (x ^ x >> 27) * 0x94D049BB133111EB & MASK
-    return x ^ x >> 31
-
-
-def _mix(x: Tensor) -> Tensor:
-    """`_mix_int` of int64 tensors; products wrap."""
-    x = _shift(x, 30).bitwise_xor_(x).mul_(_signed(0xBF58476D1CE4E5B9))  # in place: memory is most of the time
-    x = x.bitwise_xor_(_shift(x, 27)).mul_(_signed(0x94D049BB133111EB))
-    return x.bitwise_xor_(_shift(x, 31))
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """x >> bits without its sign."""
-    return (x >> bits).bitwise_and_(2 ** (64 - bits) - 1)
+def _capturing() -> bool:
+    """Whether a CUDA graph is being captured."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()

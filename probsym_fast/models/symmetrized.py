@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -67,12 +68,17 @@ class Symmetrized(nn.Module):
         self,
         batch: Batch,
         samples: int = 1,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | numpy.random.Generator | None = None,
         *,
+        seed: int | Tensor | None = None,
         reduce: str = "mean",
         weights: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The prediction, averaged over `samples` draws a graph (noise from `generator`), and the penalties (scalars).
+        """The prediction, averaged over `samples` draws a graph, and the penalties (scalars).
+
+        The noise comes from `generator` (None: torch's global one), or is that of `seed`, an int or a () int64 tensor: the
+        same numbers eager, compiled and exported. Raises RuntimeError for a generator where a program is recorded
+        (torch.compile, torch.export), and under torch.jit.trace.
 
         reduce: "mean"; "none": every sample's own prediction, (S, ...); "max": the largest of them, entry by entry;
         "weighted": their mean by weights (B, S), >= 0, of any sum but 0, with a gradient (weighted frames). All but "mean"
@@ -83,7 +89,7 @@ class Symmetrized(nn.Module):
         check_reduction(reduce, weights, batch, samples)
         if self.samples_mesh is not None and reduce != "mean":
             raise ValueError(f"Symmetrized: reduce must be 'mean' where processes share the samples, got {reduce!r}")
-        draws = Draws(generator, kind=self.draws, device=batch.device)
+        draws = Draws(generator, seed=seed, kind=self.draws, device=batch.device)
 
         def attempt() -> tuple[Tensor, dict[str, Tensor]]:
             if self.samples_mesh is not None:
@@ -102,8 +108,9 @@ class Symmetrized(nn.Module):
         self,
         batch: Batch,
         samples: int,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | numpy.random.Generator | None = None,
         *,
+        seed: int | Tensor | None = None,
         tolerance: float | None = None,
         step: int = 8,
     ) -> Estimate:
@@ -117,7 +124,7 @@ class Symmetrized(nn.Module):
         Raises RuntimeError in training mode, where samples see each other, TypeError for a tolerance that is no number,
         ValueError for one below 0 and where processes share the samples (samples_mesh), and as `forward`.
         """
-        return estimate(self, batch, samples, Draws(generator, kind=self.draws), tolerance, step)
+        return estimate(self, batch, samples, Draws(generator, seed=seed, kind=self.draws), tolerance, step)
 
     def apply_elements(self, batch: Batch, g: Any) -> Tensor:
         """The prediction for group elements given by hand. Raises what the batch's `check` raises."""

@@ -8,6 +8,7 @@ from probsym_fast.ops.embed import embed_edges, embed_nodes
 from probsym_fast.ops.embed_matrix import embed_matrix
 from probsym_fast.ops.linear_batch_norm_relu import linear_batch_norm_relu
 from probsym_fast.ops.node_identifiers import node_identifiers
+from probsym_fast.ops.noise import noise
 from probsym_fast.ops.orthogonal_frame import orthogonal_frame
 from probsym_fast.ops.permutation import Permutation, SoftPermutation
 from probsym_fast.ops.permutation_entropy import permutation_entropy
@@ -28,6 +29,7 @@ __all__ = [
     "embed_nodes",
     "linear_batch_norm_relu",
     "node_identifiers",
+    "noise",
     "orthogonal_frame",
     "permutation_entropy",
     "readout",

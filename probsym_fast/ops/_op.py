@@ -47,6 +47,7 @@ class Op:
     schema: arguments and results as `torch.library.define` takes them. reference: plain torch with the same arguments.
     shapes: what the kernel returns, as empty tensors (for tracing). dtypes: those that the C++ kernels take. values: raises
     for values that are refused where they are looked at; the reference calls it, kernels of the CPU look for themselves.
+    opaque: compilers see one call of the reference, not its arithmetic (integer products that wrap).
     """
 
     def __init__(
@@ -58,22 +59,28 @@ class Op:
         shapes: Callable,
         values: Callable | None = None,
         dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64),
+        opaque: bool = False,
     ):
-        self.name, self.reference, self.values, self.dtypes = name, reference, values, tuple(dtypes)
+        self.name, self.values, self.dtypes = name, values, tuple(dtypes)
         self.from_python: dict[str, tuple[str, tuple[torch.dtype, ...]]] = {}  # device type -> backend, dtypes
         self.qualified = f"{NAMESPACE}::{name}"
-        LIBRARY.define(name + schema)
-        torch.library.register_fake(self.qualified, shapes, lib=LIBRARY)
-        self.kernel = getattr(getattr(torch.ops, NAMESPACE), name).default
+        self.kernel = self._defined(name, schema, shapes)
+        self.reference = reference
+        if opaque:
+            self.reference = self._defined(f"{name}_reference", schema, shapes)
+            LIBRARY.impl(f"{name}_reference", reference, "CompositeExplicitAutograd")
         self.backward = None
         OPS[name] = self
 
-    def gradient(self, schema: str, *, shapes: Callable) -> None:
-        """Declares the kernel `<op>_backward`; the names in its schema say what it takes and gives (`differentiate`)."""
-        name = f"{self.name}_backward"
+    @staticmethod
+    def _defined(name: str, schema: str, shapes: Callable) -> torch._ops.OpOverload:
         LIBRARY.define(name + schema)
         torch.library.register_fake(f"{NAMESPACE}::{name}", shapes, lib=LIBRARY)
-        self.backward = getattr(getattr(torch.ops, NAMESPACE), name).default
+        return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+    def gradient(self, schema: str, *, shapes: Callable) -> None:
+        """Declares the kernel `<op>_backward`; the names in its schema say what it takes and gives (`differentiate`)."""
+        self.backward = self._defined(f"{self.name}_backward", schema, shapes)
 
     def implement(
         self, device: str, backend: str, forward: Callable, backward: Callable, dtypes: Sequence[torch.dtype]

@@ -1,12 +1,14 @@
 """Counter-based noise: its distribution, independence of everything it should be independent of, and its fixed values."""
 
+import re
 import zlib
 
+import numpy
 import pytest
 import torch
 
 from probsym_fast.groups import Draws, Product, Symmetric
-from probsym_fast.groups._draws import GOLDEN, MASK, _mix, _mix_int, _signed
+from probsym_fast.ops.reference.noise import GOLDEN, MASK, mix, mix_int, signed
 
 COUNT = 60_000
 SHAPES = {"rows": (COUNT, 1, 1), "samples": (1, COUNT, 1), "places": (1, 1, COUNT), "all": (30, 40, 50)}
@@ -122,16 +124,49 @@ def test_seed_from_generator_or_global_or_given():
     torch.set_rng_state(state)
     assert Draws().seed == one
     assert repr(Draws(seed=4, first=2)) == "Draws(seed=4, first=2)"
+    assert repr(Draws(seed=4).fork(1).fork(0).starting(3)) == "Draws(seed=4, first=3).fork(1).fork(0)"
+
+
+def test_seeds_of_every_kind_give_the_same_numbers():
+    draw = lambda seed: Draws(seed=seed).normal((2, 3, 4), "test")  # noqa: E731
+    for seed in (torch.tensor(5), numpy.int32(5), numpy.uint64(5)):
+        assert torch.equal(draw(seed), draw(5))
+    assert torch.equal(draw(torch.tensor(-1)), draw(2**64 - 1)) and torch.equal(draw(-1), draw(2**64 - 1))
+    first, again = (Draws(numpy.random.default_rng(7)) for _ in range(2))
+    assert first.seed == again.seed != Draws(numpy.random.default_rng(8)).seed
+
+
+NO_SEED = "Draws: seed must be an int or a () int64 Tensor, got "
+REFUSED = {
+    NO_SEED + "float 3.0": (TypeError, {"seed": 3.0}),
+    NO_SEED + "bool True": (TypeError, {"seed": True}),
+    NO_SEED + "str '3'": (TypeError, {"seed": "3"}),
+    NO_SEED + "torch.int32": (TypeError, {"seed": torch.tensor(3, dtype=torch.int32)}),
+    NO_SEED + "shape (1,)": (ValueError, {"seed": torch.tensor([3])}),
+    "Draws: seed must be an int of 64 bits, got 18446744073709551616": (ValueError, {"seed": 2**64}),
+    "Draws: generator must be torch's or numpy's Generator, got int": (TypeError, {"generator": 3}),
+    "Draws: either generator or seed must be None, got both": (
+        ValueError,
+        {"generator": torch.Generator(), "seed": 3},
+    ),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_other_seeds_and_generators_are_refused(message):
+    kind, arguments = REFUSED[message]
+    with pytest.raises(kind, match=f"^{re.escape(message)}$"):
+        Draws(**arguments)
 
 
 def test_mixing_is_splitmix64():
     """Its published outputs from state 0; the tensor form agrees with Python's integers."""
     expected = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F, 0xF88BB8A8724C81EC]
-    assert [_mix_int(GOLDEN * k) for k in range(1, 5)] == expected
+    assert [mix_int(GOLDEN * k) for k in range(1, 5)] == expected
     x = [0, 1, 2**63, MASK, *(GOLDEN * k & MASK for k in range(100))]
-    tensor = torch.tensor([_signed(k) for k in x])
+    tensor = torch.tensor([signed(k) for k in x])
     kept = tensor.clone()
-    assert _mix(tensor).tolist() == [_signed(_mix_int(k)) for k in x]
+    assert mix(tensor).tolist() == [signed(mix_int(k)) for k in x]
     assert torch.equal(tensor, kept)
 
 
@@ -141,7 +176,7 @@ def test_known_values():
     assert (u * 2**32).long().flatten().tolist() == KNOWN
     z = Draws(seed=2023, first=1).normal((1, 1, 3), "noise").flatten().tolist()
     assert z == pytest.approx(KNOWN_NORMAL, abs=1e-12)
-    assert Draws(seed=2023).fork(1).seed == KNOWN_FORK
+    assert torch.equal(Draws(seed=2023).fork(1).normal((2, 2), "x"), Draws(seed=KNOWN_FORK).normal((2, 2), "x"))
 
 
 KNOWN = [2086510939, 3934613384, 3320045320, 3812949838, 66850421, 2720185106, 1165348297, 2278716803]
@@ -151,10 +186,10 @@ KNOWN_FORK = 1541677873552689764
 
 def test_known_values_are_the_formula():
     """The first number of the definition, in integers."""
-    start = _mix_int(5 ^ _mix_int(zlib.crc32(b"noise") * GOLDEN))
+    start = mix_int(5 ^ mix_int(zlib.crc32(b"noise") * GOLDEN))
     row, sample, place = 3, 2, 4
-    key = _mix_int(_mix_int(start + row * GOLDEN) + sample * GOLDEN)
-    expected = (_mix_int(key + (place + 1) * GOLDEN) >> 32) / 2**32
+    key = mix_int(mix_int(start + row * GOLDEN) + sample * GOLDEN)
+    expected = (mix_int(key + (place + 1) * GOLDEN) >> 32) / 2**32
     assert Draws(seed=5).uniform((4, 3, 5), "noise")[row, sample, place] == expected
 
 

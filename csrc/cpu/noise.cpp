@@ -1,0 +1,93 @@
+// noise on the CPU: keys of (row, sample) here, numbers from counters in noise.kernel.h.
+#include "rows.h"
+#define PSF_KERNEL "noise.kernel.h"
+#include "each_isa.h"
+
+namespace psf {
+namespace {
+
+using at::Tensor;
+
+constexpr uint64_t golden = 0x9E3779B97F4A7C15u;
+constexpr int64_t part = 512;  // numbers at a time, whole vectors
+
+uint64_t mix(uint64_t x) {
+  x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
+  x = (x ^ x >> 27) * 0x94D049BB133111EBu;
+  return x ^ x >> 31;
+}
+
+// Counters of up to `part` numbers, one list a stream.
+struct Part {
+  uint64_t counters[2][part] = {}, flip[part] = {};
+  double numbers[part];
+  int64_t filled = 0;
+  void write(bool normal, double* out) {
+    if (normal) {
+      PSF_DISPATCH(normal_numbers(counters[0], counters[1], flip, filled, numbers));
+    } else {
+      PSF_DISPATCH(uniform_numbers(counters[0], flip, filled, numbers));
+    }
+    std::memcpy(out, numbers, filled * sizeof(double));
+    filled = 0;
+  }
+};
+
+Tensor noise(const Tensor& seed, const std::optional<Tensor>& rows_in, at::IntArrayRef shape, int64_t first, at::IntArrayRef forks,
+             at::IntArrayRef streams, int64_t block, bool mirrored) {
+  TORCH_CHECK_VALUE(shape.size() >= 2, "noise: shape must be (rows, S, ...), got ", shape);
+  TORCH_CHECK_VALUE(streams.size() == 1 || streams.size() == 2, "noise: streams must be one or two, got ", streams.size());
+  TORCH_CHECK_VALUE(block >= 1 && first >= 0, "noise: block must be at least 1 and first at least 0, got ", block, " and ", first);
+  TORCH_CHECK_TYPE(seed.scalar_type() == at::kLong, "noise: seed must be int64, got ", seed.scalar_type());
+  TORCH_CHECK_VALUE(seed.numel() == 1, "noise: seed must be one number, got ", seed.sizes());
+  const Tensor out = at::empty(shape, seed.options().dtype(at::kDouble));
+  const int64_t count = shape[0], samples = shape[1], pairs = count * samples, places = pairs ? out.numel() / pairs : 0;
+  Tensor rows;
+  if (rows_in) {
+    TORCH_CHECK_TYPE(rows_in->scalar_type() == at::kLong, "noise: rows must be int64, got ", rows_in->scalar_type());
+    TORCH_CHECK_VALUE(rows_in->dim() == 1 && rows_in->size(0) == count, "noise: rows must be (", count, "), got ", rows_in->sizes());
+    rows = rows_in->contiguous();
+  }
+  const int64_t* names = rows.defined() ? rows.const_data_ptr<int64_t>() : nullptr;
+  uint64_t root = static_cast<uint64_t>(seed.item<int64_t>());
+  for (const int64_t number : forks) root = mix(root + golden * (static_cast<uint64_t>(number) + 1)) >> 2;
+  uint64_t start[2] = {};
+  for (size_t k = 0; k < streams.size(); ++k) start[k] = mix(root ^ static_cast<uint64_t>(streams[k]));
+  const bool normal = streams.size() == 2;
+  double* numbers = out.mutable_data_ptr<double>();
+  at::parallel_for(0, places ? pairs : 0, 1 + 8192 / (places + 1), [&](int64_t begin, int64_t end) {
+    Part some;
+    double* next = numbers + begin * places;
+    for (int64_t pair = begin; pair < end; ++pair) {
+      const int64_t row = pair / samples;
+      const uint64_t name = static_cast<uint64_t>(names ? names[row] : row);
+      const uint64_t sample = static_cast<uint64_t>(first + pair % samples), place_in_block = sample / static_cast<uint64_t>(block);
+      uint64_t key[2] = {};
+      for (size_t k = 0; k < streams.size(); ++k) key[k] = mix(mix(start[k] + name * golden) + place_in_block * golden);
+      const uint64_t flip = mirrored && sample % 2 ? 0xFFFFFFFFu : 0;
+      for (int64_t place = 0; place < places;) {
+        const int64_t here = std::min(part - some.filled, places - place);
+        for (int64_t i = 0; i < here; ++i) {
+          const uint64_t step = golden * static_cast<uint64_t>(place + i + 1);
+          some.counters[0][some.filled + i] = key[0] + step;
+          some.counters[1][some.filled + i] = key[1] + step;
+          some.flip[some.filled + i] = flip;
+        }
+        place += here;
+        some.filled += here;
+        if (some.filled == part) {
+          some.write(normal, next);
+          next += part;
+        }
+      }
+    }
+    some.write(normal, next);
+  });
+  return out;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(probsym_fast, CPU, m) { m.impl("noise", &noise); }
+
+}  // namespace psf
