@@ -141,7 +141,7 @@ def _drawn_seed(
     if not isinstance(generator, torch.Generator | numpy.random.Generator | None):
         raise TypeError(f"Draws: generator must be torch's or numpy's Generator, got {type(generator).__name__}")
     compiling = torch.compiler.is_compiling()
-    if generator is not None and (compiling or isinstance(generator, numpy.random.Generator) and _capturing()):
+    if generator is not None and (compiling or (isinstance(generator, numpy.random.Generator) and _capturing())):
         raise RuntimeError(
             "Draws: a generator cannot be recorded; pass seed=, a () int64 tensor, for numbers of your own"
         )
