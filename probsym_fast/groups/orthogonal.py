@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -78,7 +79,7 @@ class Orthogonal(Group):
             if x.shape[first + axis] != self.d:
                 raise ValueError(f"{self}: axis {first + axis} of x must have size {self.d}, got {tuple(x.shape)}")
             lead, rest = x.shape[:first], x.shape[first:]
-            flat = x.reshape(*lead, rest[:axis].numel(), self.d, rest[axis + 1 :].numel())
+            flat = x.reshape(*lead, math.prod(rest[:axis]), self.d, math.prod(rest[axis + 1 :]))
             last = mean and k == len(axes) - 1
             out = ops.act_orthogonal(flat, g, inverse=inverse, mean=last)
             x, has_samples = out.reshape(*out.shape[: 1 if last else 2], *rest), True

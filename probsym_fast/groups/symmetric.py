@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -97,5 +98,5 @@ def _gather(index: Tensor, x: Tensor, axis: int) -> Tensor:
 def _multiply(matrix: Tensor, x: Tensor, axis: int, inverse: bool) -> Tensor:
     """P x, or P^T x, along `axis`: the value of the gather with the straight-through gradient to P (B, S, n, n)."""
     B, S = x.shape[:2]
-    flat = x.reshape(B, S, x.shape[2:axis].numel(), x.shape[axis], x.shape[axis + 1 :].numel())
+    flat = x.reshape(B, S, math.prod(x.shape[2:axis]), x.shape[axis], math.prod(x.shape[axis + 1 :]))
     return ((matrix.mT if inverse else matrix)[:, :, None] @ flat).reshape(x.shape)

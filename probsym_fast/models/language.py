@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -42,7 +43,7 @@ class LanguageBackbone(nn.Module):
         fits = torch.is_autocast_enabled(x.device.type) or torch.promote_types(x.dtype, dtype) == dtype
         if not x.is_floating_point() or not fits:
             raise TypeError(f"LanguageBackbone: x must be {dtype}, that of the weights, got {x.dtype}")
-        lead, M = x.shape[:-2], x.shape[:-2].numel()
+        lead, M = x.shape[:-2], math.prod(x.shape[:-2])
         h = x.reshape(M, self.tokens, self.width) if M else x.new_zeros(1, self.tokens, self.width)  # BERT takes no 0
         h = self.dropout(self.norm(h + self.types + self.positions))
         y = self.encoder(h).last_hidden_state[:M]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -60,9 +62,9 @@ class MessagePassing(nn.Module):
                 f"MessagePassing: edges must be (..., {n}, {n}, {self.edge_features}), got {tuple(edges.shape)}"
             )
         lead = x.shape[:-2]
-        x = x.reshape(lead[:-1].numel(), lead[-1] if lead else 1, n, features)
+        x = x.reshape(math.prod(lead[:-1]), lead[-1] if lead else 1, n, features)
         pairs = edges.shape[:-3]
-        edges = edges.reshape(pairs[:-1].numel(), pairs[-1] if pairs else 1, n, n, self.edge_features)
+        edges = edges.reshape(math.prod(pairs[:-1]), pairs[-1] if pairs else 1, n, n, self.edge_features)
         node = torch.arange(n, device=x.device)[:, None]
         other = torch.arange(n - 1, device=x.device)
         neighbor = other + (other >= node)  # (n, n - 1): all nodes but this one

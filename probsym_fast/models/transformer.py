@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -85,7 +86,7 @@ class Transformer(nn.Module):
         if x.ndim < 2 or x.shape[-2:] != (L, features):
             raise ValueError(f"Transformer: x must be (..., {L}, {features}), got {tuple(x.shape)}")
         lead = x.shape[:-2]
-        h = self.dropout(self.dropout(self.embed(x.reshape(lead.numel(), L, features))) + self.positions)
+        h = self.dropout(self.dropout(self.embed(x.reshape(math.prod(lead), L, features))) + self.positions)
         for block in self.blocks:
             h = block(h)
         h = h if self.read is None else h[:, self.read]

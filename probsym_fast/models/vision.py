@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ class VisionBackbone(nn.Module):
         (autocast, which leaves float64 as it is: for float64 alone).
         """
         self._check(x)
-        lead, M = x.shape[:-2], x.shape[:-2].numel()
+        lead, M = x.shape[:-2], math.prod(x.shape[:-2])
         h = x.reshape(M, self.tokens, self.width) if M else x.new_zeros(1, self.tokens, self.width)  # BEiT takes no 0
         h = self.norm_pre(self._drop_patches(self.pos_drop(self._with_prefix(h))))
         bias = None if self.rel_pos_bias is None else self.rel_pos_bias()  # (heads, 1 + L, 1 + L)
@@ -113,7 +114,7 @@ class VisionBackbone(nn.Module):
         prefix = torch.cat(tokens, 1)  # (1, prefix, D)
         if self.pos_embed is not None and self.prefix_has_positions:
             prefix = prefix + self.pos_embed[:, :P]
-        return torch.cat([prefix.expand(len(x), -1, -1), x], 1)
+        return torch.cat([prefix.expand(x.shape[0], -1, -1), x], 1)
 
     def _drop_patches(self, h: Tensor) -> Tensor:
         low, high = self.patch_dropout

@@ -57,9 +57,10 @@ def aggregate(
         raise RuntimeError(f"aggregate: edge_index must be on {x.device}, got {edge_index.device}")
     if ptr is not None and not isinstance(ptr, Tensor):
         raise TypeError(f"aggregate: ptr must be an int64 Tensor, got {type(ptr).__name__}")
-    if ptr is not None and (ptr.dtype != torch.int64 or ptr.ndim != 1 or not 1 <= len(ptr) <= len(x) + 1):
+    if ptr is not None and (ptr.dtype != torch.int64 or ptr.ndim != 1 or not 1 <= ptr.shape[0] <= x.shape[0] + 1):
         raise ValueError(
-            f"aggregate: ptr must be (B + 1,) int64 with at most x's {len(x)} rows for B, got {ptr.dtype} {tuple(ptr.shape)}"
+            f"aggregate: ptr must be (B + 1,) int64 with at most x's {x.shape[0]} rows for B, "
+            f"got {ptr.dtype} {tuple(ptr.shape)}"
         )
     if own is not None and not isinstance(own, Tensor):
         raise TypeError(f"aggregate: own must be a scalar tensor, got {type(own).__name__}")
