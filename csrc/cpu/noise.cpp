@@ -33,8 +33,8 @@ struct Part {
   }
 };
 
-Tensor noise(const Tensor& seed, const std::optional<Tensor>& rows_in, at::IntArrayRef shape, int64_t first, at::IntArrayRef forks,
-             at::IntArrayRef streams, int64_t block, bool mirrored) {
+Tensor noise(const Tensor& seed, const std::optional<Tensor>& rows_in, at::IntArrayRef shape, int64_t first,
+             at::OptionalIntArrayRef forks, at::IntArrayRef streams, int64_t block, bool mirrored) {
   TORCH_CHECK_VALUE(shape.size() >= 2, "noise: shape must be (rows, S, ...), got ", shape);
   TORCH_CHECK_VALUE(streams.size() == 1 || streams.size() == 2, "noise: streams must be one or two, got ", streams.size());
   TORCH_CHECK_VALUE(block >= 1 && first >= 0, "noise: block must be at least 1 and first at least 0, got ", block, " and ", first);
@@ -50,7 +50,7 @@ Tensor noise(const Tensor& seed, const std::optional<Tensor>& rows_in, at::IntAr
   }
   const int64_t* names = rows.defined() ? rows.const_data_ptr<int64_t>() : nullptr;
   uint64_t root = static_cast<uint64_t>(seed.item<int64_t>());
-  for (const int64_t number : forks) root = mix(root + golden * (static_cast<uint64_t>(number) + 1)) >> 2;
+  for (const int64_t number : forks.value_or(at::IntArrayRef())) root = mix(root + golden * (static_cast<uint64_t>(number) + 1)) >> 2;
   uint64_t start[2] = {};
   for (size_t k = 0; k < streams.size(); ++k) start[k] = mix(root ^ static_cast<uint64_t>(streams[k]));
   const bool normal = streams.size() == 2;

@@ -12,9 +12,10 @@ from probsym_fast.ops._op import Op, check_count
 from probsym_fast.ops.reference.noise import GOLDEN, mix_int, signed
 from probsym_fast.ops.reference.noise import noise as reference
 
+# no list is ever empty: AOTInductor hands an empty one over as None
 OP = Op(
     "noise",
-    "(Tensor seed, Tensor? rows, SymInt[] shape, SymInt first, int[] forks, int[] streams, int block, bool mirrored)"
+    "(Tensor seed, Tensor? rows, SymInt[] shape, SymInt first, int[]? forks, int[] streams, int block, bool mirrored)"
     " -> Tensor numbers",
     reference=reference,
     shapes=lambda seed, rows, shape, *_: seed.new_empty(shape, dtype=torch.float64),
@@ -77,7 +78,7 @@ def noise(
             raise RuntimeError(f"noise: rows must be on {seed.device} as the seed is, got {rows.device}")
     streams = [_purpose(f"{stream}/radius"), _purpose(f"{stream}/angle")] if normal else [_purpose(stream)]
     run = OP.select(backend, seed.device, torch.float64)
-    return run(seed, rows, list(shape), first, list(forks), streams, block, mirrored)
+    return run(seed, rows, list(shape), first, list(forks) or None, streams, block, mirrored)
 
 
 @torch.compiler.assume_constant_result

@@ -92,7 +92,7 @@ def test_opcheck(device):
     for op in (OP.kernel, OP.reference):
         if OP.has_kernel(device.type) or op is OP.reference:
             torch.library.opcheck(op, arguments)
-            torch.library.opcheck(op, (seed_on(device, 3), rows, [4, 3, 2], 1, [], [17, 18], 1, False))
+            torch.library.opcheck(op, (seed_on(device, 3), rows, [4, 3, 2], 1, None, [17, 18], 1, False))
 
 
 SEED = torch.tensor(0)

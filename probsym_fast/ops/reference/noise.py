@@ -17,7 +17,7 @@ def noise(
     rows: Tensor | None,
     shape: Sequence[int],
     first: int,
-    forks: Sequence[int],
+    forks: Sequence[int] | None,
     streams: Sequence[int],
     block: int,
     mirrored: bool,
@@ -37,8 +37,8 @@ def noise(
     return z.reshape(shape)
 
 
-def _forked(seed: Tensor, forks: Sequence[int]) -> Tensor:
-    for number in forks:
+def _forked(seed: Tensor, forks: Sequence[int] | None) -> Tensor:
+    for number in forks or ():
         seed = shift(mix(seed + signed(GOLDEN * (number + 1))), 2)
     return seed
 

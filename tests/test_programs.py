@@ -1,0 +1,169 @@
+"""Programs recorded from whole models (Inductor, torch.export, AOTInductor): the numbers of the eager model."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+from probsym_fast import Symmetrized, groups, models
+from probsym_fast.distributions import GIN, Learned, UniformNoise, VectorNeurons
+from tests.graphs import random_graphs
+
+S = 3
+SEED = torch.tensor(2**61 + 5)
+
+
+def graphs(*sizes: int) -> groups.Graphs:
+    return random_graphs(sizes, dtype=torch.float32)
+
+
+def clouds(B: int = 4) -> groups.PointClouds:
+    return groups.PointClouds(torch.randn(B, 5, 3), torch.randn(B, 5, 3), torch.randn(B, 5, 5, 2))
+
+
+def graph_model(N: int, *parts: nn.Module) -> Symmetrized:
+    return Symmetrized(*parts, Learned(groups.Symmetric(N), GIN(2, width=16), UniformNoise()))
+
+
+def flat_mlp():
+    pieces = models.MLP([16, 16, 3]), models.FlatGraph(N=8, width=16, node_features=2), models.MeanReadout()
+    return graph_model(8, *pieces), graphs(5, 6, 7, 8)
+
+
+def gin_with_identifiers():
+    pieces = models.GINBackbone(16, 3, 4, "relu"), models.IdentifiedNodes(8, 16, 2), models.MeanReadout()
+    return graph_model(8, *pieces), graphs(5, 6, 7, 8)
+
+
+def points_gnn():
+    network = VectorNeurons(width=8, scores=False, dropout=0.0)  # eager and compiled programs drop others
+    pieces = models.MessagePassing(width=16, layers=1), models.NodeVectors(), models.NodeReadout(displacement=False)
+    return Symmetrized(*pieces, Learned(groups.Euclidean(3), network)), clouds()
+
+
+def points_transformer():
+    network = VectorNeurons(width=8, dropout=0.0)
+    backbone = models.Transformer(width=16, layers=1, feedforward=16, read=range(0, 25, 6))
+    pieces = backbone, models.PairTokens(), models.NodeReadout(displacement=True)
+    return Symmetrized(*pieces, Learned(groups.Symmetric(5) * groups.Euclidean(3), network, tau=0.1)), clouds()
+
+
+def pattern_vit():
+    size = {"N": 32, "width": 192, "grid": 4}
+    pieces = (
+        models.timm_backbone("vit_tiny_patch16_224", grid=4, read="diagonal", depth=2),
+        models.GraphTokens(**size, node_features=2, nodes="diagonal"),
+        models.DiagonalReadout(**size, out_features=3),
+    )
+    return graph_model(32, *pieces), graphs(20, 25, 32)
+
+
+MODELS = {make.__name__: make for make in (flat_mlp, gin_with_identifiers, points_gnn, points_transformer, pattern_vit)}
+
+
+def step(run, model: nn.Module, batch) -> list[torch.Tensor]:
+    """Prediction, penalties, all gradients, and the buffers after it."""
+    model.zero_grad()
+    prediction, penalties = run(batch, S, seed=SEED)
+    (prediction.square().mean() + sum(penalties.values())).backward()
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    return [
+        prediction.detach(),
+        *(x.detach() for x in penalties.values()),
+        *gradients,
+        *map(torch.clone, model.buffers()),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_inductor(make, training):
+    """Its own code, of one graph without a break: values, gradients and running statistics of the eager model.
+
+    In float64: through the batch statistics of Vector Neurons gradients in float32 keep three digits.
+    """
+    torch._dynamo.reset()
+    model, batch = make()
+    model.double().train(training)
+    batch = type(batch)(*(x.double() if x is not None and x.is_floating_point() else x for x in batch))
+    before = copy.deepcopy(model.state_dict())
+    expected = step(model, model, batch)
+    model.load_state_dict(before)
+    found = step(torch.compile(model, fullgraph=True), model, batch)
+    for x, y in zip(found, expected, strict=True):
+        assert (x - y).abs().max() <= 1e-9 * y.abs().max().clamp(min=1e-2)
+
+
+class Program(nn.Module):
+    """A graph model as a program of tensors."""
+
+    def __init__(self, model: Symmetrized):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x, edge_index, ptr, seed=None):
+        return self.model(groups.Graphs(x, edge_index, ptr), S, seed=seed)[0]
+
+
+@pytest.fixture
+def program():
+    """An exported model, of any numbers of nodes, edges and graphs, and the model."""
+    model = flat_mlp()[0].eval()
+    inputs = *graphs(5, 6, 7)[:3], SEED
+    sizes = {0: Dim("nodes", min=4, max=64)}, {1: Dim("edges", min=2, max=512)}, {0: Dim("offsets", min=3, max=16)}
+    with torch.no_grad():
+        return torch.export.export(Program(model), inputs, dynamic_shapes=(*sizes, None)), Program(model)
+
+
+def check_program(run, model) -> None:
+    for sizes, seed in (((5, 6, 7), 3), ((8, 3, 4, 8, 2), 2**61)):
+        inputs = *graphs(*sizes)[:3], torch.tensor(seed)
+        with torch.no_grad():
+            expected = model(*inputs)
+            assert torch.allclose(run(*inputs), expected, atol=1e-6)
+            assert not torch.allclose(run(*inputs[:3], torch.tensor(seed + 1)), expected, atol=1e-6)
+
+
+def test_an_exported_model_takes_seeds_and_other_sizes(program):
+    check_program(program[0].module(), program[1])
+
+
+@pytest.mark.slow
+def test_through_aot_inductor_and_back(program, tmp_path):
+    exported, model = program
+    path = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "model.pt2"))
+    check_program(torch._inductor.aoti_load_package(path), model)
+
+
+def test_every_run_of_a_recording_without_a_seed_draws_its_own():
+    model = flat_mlp()[0].eval()
+    inputs = graphs(5, 6, 7)[:3]
+    with torch.no_grad():
+        run = torch.export.export(Program(model), tuple(inputs)).module()
+        assert not torch.equal(run(*inputs), run(*inputs))
+
+
+def test_generators_are_refused_where_programs_are_recorded():
+    model, batch = flat_mlp()
+    model.eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        with pytest.raises(RuntimeError, match="Draws: a generator cannot be recorded; pass seed="):
+            torch.export.export(model, (batch, S), {"generator": generator})
+        torch._dynamo.reset()
+        with pytest.raises(Exception, match="a generator cannot be recorded; pass seed="):
+            torch.compile(model, fullgraph=True, backend="eager")(batch, S, generator=generator)
+
+
+def test_traces_are_refused():
+    program, inputs = Program(flat_mlp()[0].eval()), graphs(5, 6, 7)[:3]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tracing, which is deprecated
+        with pytest.raises(
+            RuntimeError, match="Draws: torch.jit.trace would keep one set of random numbers; use torch.export"
+        ):
+            torch.jit.trace(program, tuple(inputs), check_trace=False)
