@@ -164,6 +164,6 @@ def test_traces_are_refused():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tracing, which is deprecated
         with pytest.raises(
-            RuntimeError, match="Draws: torch.jit.trace would keep one set of random numbers; use torch.export"
+            RuntimeError, match=r"Draws: torch\.jit\.trace would keep one set of random numbers; use torch\.export"
         ):
             torch.jit.trace(program, tuple(inputs), check_trace=False)
