@@ -191,6 +191,13 @@ class Graphs(NamedTuple):
         return values.new_zeros(self.size, *values.shape[1:]).index_add(0, self.graph, values)
 
 
+def check_all_valid(owner: str, batch: Batch) -> None:
+    """ValueError where the batch has num_nodes: the owner takes every node as a valid one."""
+    if (given := batch.num_nodes) is not None:
+        got = tuple(given.shape) if isinstance(given, Tensor) else given
+        raise ValueError(f"{owner}: num_nodes must be None, as every node counts as a valid one, got {got}")
+
+
 def _check_field(
     owner: str,
     name: str,
