@@ -104,7 +104,9 @@ class VectorNeurons(nn.Module):
             raise ValueError(f"VectorNeurons: channels must be 1 or 2 (positions, velocities), got {channels}")
         if not (scores or matrices):
             raise ValueError("VectorNeurons: scores or matrices must be True, got False for both")
-        width = check_count(owner, "width", width, least=2 if scores else 1)  # the frame of a score has width // 2 channels
+        width = check_count(
+            owner, "width", width, least=2 if scores else 1
+        )  # the frame of a score has width // 2 channels
         self.channels, self.width, self.dim, self.dropout = channels, width, dim, dropout
         self.scores, self.matrices = scores, matrices
         self.conv1 = EdgeConvolution(channels, width, neighbors)

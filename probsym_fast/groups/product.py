@@ -77,7 +77,9 @@ class Product(Group):
         self, outputs: Mapping[str, Tensor], batch: Batch, *, draws: Draws | None = None, **settings: Any
     ) -> tuple[tuple, dict[str, Tensor]]:
         if self._shared_outputs:
-            raise ValueError(f"{self}: each output must be read by one factor, got {self._shared_outputs[0]!r} read by two")
+            raise ValueError(
+                f"{self}: each output must be read by one factor, got {self._shared_outputs[0]!r} read by two"
+            )
         draws = draws or Draws()
         pairs = [f.project(outputs, batch, draws=draws.fork(k), **settings) for k, f in enumerate(self.factors)]
         penalties: dict[str, Tensor] = {}

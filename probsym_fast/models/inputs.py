@@ -22,7 +22,9 @@ def embedded(embed: nn.Module, batch: Batch, group: Group, g: Any) -> tuple[tupl
         return given, {}
     if isinstance(given, dict):
         if unnamed := [key for key in given if not isinstance(key, str)]:
-            raise TypeError(f"{type(embed).__name__}: the keys of the backbone's inputs must be str, got {unnamed[0]!r}")
+            raise TypeError(
+                f"{type(embed).__name__}: the keys of the backbone's inputs must be str, got {unnamed[0]!r}"
+            )
         return (), given
     raise TypeError(
         f"{type(embed).__name__}: an embedding must return a Tensor, a tuple (positional inputs) or a dict (keyword inputs),"
