@@ -114,13 +114,21 @@ REFUSED = [
         ValueError,
         "edge_index must be (2, E), got None; the data hold face, x",
     ),
-    ({"x": torch.tensor([1, 2, 2**24 + 1, 0, 0])}, ValueError, "x must be integers that torch.float32 holds exactly, got 16777217"),
-    ({"edge_attr": torch.full((6,), 2**40 + 1)}, ValueError, "edge_attr must be integers that torch.float32 holds exactly, got 1099511627777"),
+    (
+        {"x": torch.tensor([1, 2, 2**24 + 1, 0, 0])},
+        ValueError,
+        "x must be integers that torch.float32 holds exactly, got 16777217",
+    ),
+    (
+        {"edge_attr": torch.full((6,), 2**40 + 1)},
+        ValueError,
+        "edge_attr must be integers that torch.float32 holds exactly, got 1099511627777",
+    ),
     ({"x": torch.ones(5, 2).to_sparse()}, TypeError, "x must be a dense Tensor, got torch.sparse_coo"),
     ({"edge_attr": torch.ones(6) * 1j}, TypeError, "edge_attr must be real, got torch.complex64"),
     ({"x": [[1.0]] * 5}, TypeError, "x must be a Tensor, got list"),
     ({"edge_attr": [1.0] * 6}, TypeError, "edge_attr must be a Tensor, got list"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("fields", "error", "message"), REFUSED)
