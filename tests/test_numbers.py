@@ -50,6 +50,19 @@ def small_model() -> psf.Symmetrized:
     return psf.Symmetrized(models.MLP([8, 4]), models.FlatGraph(5, 8, 2), models.MeanReadout(), learned).eval()
 
 
+def chunked(size) -> torch.Tensor:
+    model = small_model()
+    model.chunks = Chunks(size)
+    assert type(model.chunk) is int
+    return model(BATCH, 5, torch.Generator().manual_seed(1))[0].detach()
+
+
+def chunked_later(size) -> torch.Tensor:
+    model = small_model()
+    model.chunk = size
+    return model(BATCH, 5, torch.Generator().manual_seed(1))[0].detach()
+
+
 # every place that takes an int, with (the argument's name in messages, its place, a good value)
 BATCH = random_graphs([4, 5], dtype=torch.float32)
 COUNTS = {
@@ -68,19 +81,6 @@ COUNTS = {
     "memory": lambda x: torch.tensor(Chunks("auto", x).memory),
     "fixed": lambda x: UniformNoise(fixed=x)((2, 3), BATCH),
 }  # fmt: skip
-
-
-def chunked(size) -> torch.Tensor:
-    model = small_model()
-    model.chunks = Chunks(size)
-    assert type(model.chunk) is int
-    return model(BATCH, 5, torch.Generator().manual_seed(1))[0].detach()
-
-
-def chunked_later(size) -> torch.Tensor:
-    model = small_model()
-    model.chunk = size
-    return model(BATCH, 5, torch.Generator().manual_seed(1))[0].detach()
 
 
 @pytest.mark.parametrize("name", COUNTS)
