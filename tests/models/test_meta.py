@@ -78,25 +78,23 @@ MODULES = {
     ),
 }
 TIMM = {"read": "tokens", "grid": GRID}
+SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 4}
 VISION = {
-    "ViT": ("vit_tiny_patch16_224", TIMM | {"depth": 2}),
-    "DeiT": ("deit_tiny_distilled_patch16_224", TIMM | {"read": "pooled", "depth": 2}),
-    "BEiT": ("beit_base_patch16_224", TIMM | {"embed_dim": 48, "depth": 2, "num_heads": 4}),
+    "ViT": ("vit_tiny_patch16_224", {}),
+    "DeiT": ("deit_tiny_distilled_patch16_224", {"read": "pooled"}),
+    "BEiT": ("beit_base_patch16_224", {}),
+    "BEiT, diagonal": ("beit_base_patch16_224", {"read": "diagonal"}),
     "BEiT, shared positions": (
         "beit_base_patch16_224",
-        TIMM | {"embed_dim": 48, "depth": 2, "num_heads": 4, "use_rel_pos_bias": False, "use_shared_rel_pos_bias": True},
+        {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True},
     ),
-    "BEiT, diagonal": (
-        "beit_base_patch16_224",
-        TIMM | {"read": "diagonal", "embed_dim": 48, "depth": 2, "num_heads": 4},
-    ),
-}  # fmt: skip
+}
 
 
 def vision(name: str) -> tuple:
     architecture, settings = VISION[name]
-    width = settings.get("embed_dim", 192)
-    return lambda: models.timm_backbone(architecture, **settings), lambda net: net(tokens(2, GRID**2, width))
+    make = lambda: models.timm_backbone(architecture, **TIMM | SMALL | settings)  # noqa: E731
+    return make, lambda net: net(tokens(2, GRID**2, SMALL["embed_dim"]))
 
 
 def language() -> tuple:
