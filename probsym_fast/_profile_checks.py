@@ -10,29 +10,29 @@ import torch
 
 from probsym_fast.groups._draws import check_kind
 from probsym_fast.models.chunks import check_sizes
-from probsym_fast.ops._op import BACKENDS, check_count
+from probsym_fast.ops._op import BACKENDS, as_number, check_count
 
 TIMED = ("training", "inference")
 MODES = (*TIMED, "variance")
 
 
 def check_values(
-    samples: Any, modes: Any, chunks: Any, backends: Any, draws: Any, seconds: float, repeats: int
-) -> None:
-    """What `profile` raises before anything is read."""
+    samples: Any, modes: Any, chunks: Any, backends: Any, draws: Any, seconds: Any, repeats: Any
+) -> tuple[list[int], list[int | str | None] | None, float, int]:
+    """samples, chunks, seconds and repeats as Python numbers. Raises what `profile` raises before anything is read."""
     check_lists({"samples": samples, "modes": modes, "chunks": chunks, "backends": backends, "draws": draws})
-    for count in samples:
-        check_count("profile", "samples", count)
+    samples = [check_count("profile", "samples", count) for count in samples]
     for mode in modes:
         if mode not in MODES:
             raise ValueError(f"profile: modes must be of {MODES}, got {mode!r}")
-    for size in chunks or ():
-        check_sizes("profile", "each of chunks", size)
-    check_count("profile", "repeats", repeats, least=2)
-    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool):
+    if chunks is not None:
+        chunks = [check_sizes("profile", "each of chunks", size)[0] for size in chunks]
+    repeats = check_count("profile", "repeats", repeats, least=2)
+    if (duration := as_number(seconds)) is None:
         raise TypeError(f"profile: seconds must be a number, got {seconds!r}")
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"profile: seconds must be finite and > 0, got {seconds}")
+    if not 0 < duration < math.inf:
+        raise ValueError(f"profile: seconds must be finite and > 0, got {duration}")
+    return samples, chunks, duration, repeats
 
 
 def check_lists(given: dict[str, Any]) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probsym_fast.groups import Graphs
 from probsym_fast.models import FlatGraph, Symmetrized, VisionBackbone
+from probsym_fast.models.inputs import embedded
 
+Inputs = tuple[tuple, dict[str, Any]]  # positional, by keyword
 Loss = Callable[[Any, Mapping[str, Tensor]], Tensor]  # (prediction, penalties) -> scalar
 
 
@@ -72,7 +73,8 @@ def training_steps(
     def distribution() -> None:
         model.zero_grad()
         g, penalties = model.distribution(batch, samples)
-        tokens = model.embed(batch, model.distribution.group, g)
+        arguments, keywords = embedded(model.embed, batch, model.distribution.group, g)
+        tokens = (*arguments, *keywords.values())
         sums = [x.sum() for x in tokens if isinstance(x, Tensor) and x.requires_grad]
         sum([*penalties.values(), *sums], torch.zeros((), device=device)).backward()
 
@@ -82,12 +84,12 @@ def training_steps(
         model.backbone.compile(mode=mode)
 
     @cache
-    def made() -> tuple[nn.Module, list[tuple[tuple, int]], dict[int, Tensor], torch.optim.Optimizer]:
+    def made() -> tuple[nn.Module, list[tuple[Inputs, int]], dict[int, Tensor], torch.optim.Optimizer]:
         backbone, parts = bare_backbone(model, batch, samples)
         if compiled == "model":
             backbone = deepcopy(backbone)  # the model's own is recorded as a part of it
         with torch.no_grad():
-            wanted = {count: torch.randn_like(backbone(*given)) for given, count in parts}
+            wanted = {count: torch.randn_like(backbone(*given, **named)) for (given, named), count in parts}
         if compiled and backbone is not model.backbone:
             backbone.compile(mode=mode)
         return backbone, parts, wanted, torch.optim.Adam(backbone.parameters(), lr=1e-4, fused=True)
@@ -95,9 +97,9 @@ def training_steps(
     def bare() -> None:
         backbone, parts, wanted, bare_optimizer = made()
         begin(bare_optimizer)
-        for given, count in parts:
+        for (given, named), count in parts:
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
-                value = nn.functional.mse_loss(backbone(*given).float(), wanted[count])
+                value = nn.functional.mse_loss(backbone(*given, **named).float(), wanted[count])
             value.backward()
         if clip:
             nn.utils.clip_grad_norm_(backbone.parameters(), clip)
@@ -124,13 +126,13 @@ def inference_steps(model: Symmetrized, batch: Any, samples: int, *, autocast: t
 
     def bare() -> None:
         backbone, parts = made()
-        for given, _ in parts:
-            backbone(*given)
+        for (given, named), _ in parts:
+            backbone(*given, **named)
 
     return Steps(within(lambda: model(batch, samples)[0]), within(bare), within(distribution))
 
 
-def bare_backbone(model: Symmetrized, batch: Any, samples: int) -> tuple[nn.Module, list[tuple[tuple, int]]]:
+def bare_backbone(model: Symmetrized, batch: Any, samples: int) -> tuple[nn.Module, list[tuple[Inputs, int]]]:
     """The backbone, and for every chunk random inputs and its number of samples; chunks of one size share them.
 
     An MLP has its first linear map back, dense on the flattened matrix (`FlatGraph` stands for it); a vision transformer
@@ -147,20 +149,25 @@ def bare_backbone(model: Symmetrized, batch: Any, samples: int) -> tuple[nn.Modu
     counts = [min(size, samples - first) for first in range(0, samples, size)]
     for count in set(counts):
         if isinstance(model.embed, FlatGraph):
-            inputs[count] = (torch.randn(batch.size, count, dense.in_features, device=batch.device),)
+            inputs[count] = (torch.randn(batch.size, count, dense.in_features, device=batch.device),), {}
             continue
         with torch.no_grad():
             g, _ = model.distribution(batch, count)
-            embedded = model.embed(batch, model.distribution.group, g)
-        inputs[count] = tuple(torch.randn_like(x) if isinstance(x, Tensor) else x for x in embedded)
+            arguments, keywords = embedded(model.embed, batch, model.distribution.group, g)
+        inputs[count] = tuple(map(random_like, arguments)), {name: random_like(x) for name, x in keywords.items()}
     return backbone, [(inputs[count], count) for count in counts]
+
+
+def random_like(x: Any) -> Any:
+    """Normal numbers in the shape of a floating-point Tensor; anything else (indices, a batch) as it is."""
+    return torch.randn_like(x) if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
 def move(batch: Any, device: torch.device | str) -> Any:
     """A batch, or a tuple of them and of tensors, on the device."""
-    if isinstance(batch, Graphs):
+    if hasattr(batch, "to"):
         return batch.to(device)
     if isinstance(batch, (tuple, list)):
         parts = [move(x, device) for x in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
-    return batch if batch is None else batch.to(device)
+    return batch

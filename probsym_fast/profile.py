@@ -63,7 +63,7 @@ def profile(
     values out of range, a device that is not there and a backend that nothing has on it, RuntimeError where an op lacks the
     backend.
     """
-    check_values(samples, modes, chunks, backends, draws, seconds, repeats)
+    samples, chunks, seconds, repeats = check_values(samples, modes, chunks, backends, draws, seconds, repeats)
     model, batch, loss, settings, name = prepared(what, batch, device, weights)
     check_backends(backends, batch.device)
     cases = list(product(modes, backends, chunks or [model.chunks.size], draws or [model.draws], samples))
@@ -165,7 +165,7 @@ def trace(
     The arguments are those of `profile`, one value of each list; chunk OWN and draws None: the model's. The model is then as
     it was (`kept`). Raises as `profile` does, and OSError where the path cannot be written.
     """
-    check_count("profile", "samples", samples)
+    samples = check_count("profile", "samples", samples)
     check_lists({"backends": [backend], "draws": None if draws is None else [draws]})
     model, batch, loss, settings, _ = prepared(what, batch, device, weights)
     check_backends([backend], batch.device)

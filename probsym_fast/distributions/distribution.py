@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from probsym_fast.data.laplacian import laplacian_keys
 from probsym_fast.groups import Batch, Draws, Graphs, Group, Symmetric
-from probsym_fast.ops._op import check_count
+from probsym_fast.ops._op import as_number, check_count, check_int, check_type
 from probsym_fast.ops.soft_permutation import check_relaxation
 
 Penalties = dict[str, Tensor]
@@ -20,10 +20,14 @@ AT_ONCE = 2**18  # numbers of noise that a network takes at once where samples d
 
 
 class Distribution(nn.Module, ABC):
-    """Draws S group elements a graph: forward(batch, samples, draws) -> (elements, penalties). A kind is its `draw`."""
+    """Draws S group elements a graph: forward(batch, samples, draws) -> (elements, penalties). A kind is its `draw`.
+
+    Raises TypeError where group is no `Group`.
+    """
 
     def __init__(self, group: Group):
         super().__init__()
+        check_type(type(self).__name__, "group", group, Group, "a Group")
         self.group = group
 
     def forward(self, batch: Batch, samples: int, draws: Draws | None = None, **given: Any) -> tuple[Any, Penalties]:
@@ -31,7 +35,7 @@ class Distribution(nn.Module, ABC):
 
         Raises TypeError where samples is no int, ValueError where it is below 1, and what the batch's `check` raises.
         """
-        check_count(type(self).__name__, "samples", samples)
+        samples = check_count(type(self).__name__, "samples", samples)
         batch.check()
         return self.draw(batch, samples, draws, **given)
 
@@ -78,12 +82,16 @@ class Noise(ABC):
 
     fixed: a seed. The same noise at every call, from the graphs' `key` (without one: their place in the batch) and the
     places of the nodes in them alone.
+    Raises TypeError where scale is no number and fixed no int, ValueError for a scale that is negative or not finite.
     """
 
     def __init__(self, scale: float = 1.0, fixed: int | None = None):
-        if not 0 <= scale < math.inf:
-            raise ValueError(f"{type(self).__name__}: scale must be finite and >= 0, got {scale}")
-        self.scale, self.fixed = scale, fixed
+        owner, number = type(self).__name__, as_number(scale)
+        if number is None:
+            raise TypeError(f"{owner}: scale must be a number, got {type(scale).__name__} {scale!r}")
+        if not 0 <= number < math.inf:
+            raise ValueError(f"{owner}: scale must be finite and >= 0, got {number}")
+        self.scale, self.fixed = number, None if fixed is None else check_int(owner, "fixed", fixed)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.scale})"
@@ -135,6 +143,8 @@ class Learned(Distribution):
 
     In eval mode the network must not let samples see each other. There, without gradients, it takes as many samples at once
     as have AT_ONCE numbers of noise, so that its memory does not grow with all of them. In training it takes all together.
+    Raises TypeError where group is no `Group`, network no module, noise no `Noise`, tau no number and iterations no int;
+    ValueError where tau or iterations are out of range.
     Source: Kim et al. 2023 (arXiv 2306.02866).
     """
 
@@ -147,10 +157,11 @@ class Learned(Distribution):
         iterations: int = 20,
     ):
         super().__init__(group)
-        check_relaxation("Learned", tau, iterations)
+        check_type("Learned", "network", network, nn.Module, "an nn.Module")
+        check_type("Learned", "noise", noise, Noise | None, "a Noise or None")
         self.network = network
         self.noise = Normal(1.0) if noise is None else noise
-        self.tau, self.iterations = tau, iterations
+        self.tau, self.iterations = check_relaxation("Learned", tau, iterations)
 
     def draw(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from probsym_fast import ops
 from probsym_fast._recompute import layer
 from probsym_fast.groups import Graphs
-from probsym_fast.ops._op import check_dtype
+from probsym_fast.ops._op import check_counts, check_dtype, check_share
 
 
 class GIN(nn.Module):
@@ -28,9 +28,8 @@ class GIN(nn.Module):
 
     def __init__(self, in_features: int, width: int = 64, layers: int = 3, dropout: float = 0.0):
         super().__init__()
-        for name, value in (("in_features", in_features), ("width", width), ("layers", layers)):
-            if value < 1:
-                raise ValueError(f"GIN: {name} must be at least 1, got {value}")
+        in_features, width, layers = check_counts("GIN", in_features=in_features, width=width, layers=layers)
+        dropout = check_share("GIN", "dropout", dropout)
         self.in_features = in_features
         self.virtual = nn.Parameter(torch.randn(in_features))
         self.eps = nn.Parameter(torch.rand(layers))

@@ -21,7 +21,8 @@ from probsym_fast.distributions.vector_layers import (
     uniform,
 )
 from probsym_fast.groups import PointClouds
-from probsym_fast.ops._op import looks_at_values
+from probsym_fast.groups._batch import check_all_valid
+from probsym_fast.ops._op import check_count, check_counts, check_int, check_share, looks_at_values
 
 
 class _LargestInvariant(Function):
@@ -80,7 +81,8 @@ class VectorNeurons(nn.Module):
     forward(batch, noise): noise (B, S, n, d, channels) is added to [positions - center, velocities]. Returns a dict with
     "scores" (B, S, n) and "matrices" (B, S, d, d), as asked for, in the dtype of the parameters under any autocast.
     Gradients: first order, to the parameters, the noise and the batch. Time and memory grow as B S n^2 width d.
-    Raises ValueError for shapes, and for positions, velocities or noise that are not finite (on a GPU in debug mode only).
+    Raises ValueError for shapes, for a batch with num_nodes (every node counts as a valid one), and for positions,
+    velocities or noise that are not finite (on a GPU in debug mode only).
     """
 
     def __init__(
@@ -94,14 +96,17 @@ class VectorNeurons(nn.Module):
         dim: int = 3,
     ) -> None:
         super().__init__()
+        owner = "VectorNeurons"
+        channels = check_int(owner, "channels", channels)
+        neighbors, dim = check_counts(owner, neighbors=neighbors, dim=dim)
+        dropout = check_share(owner, "dropout", dropout)
         if channels not in (1, 2):
             raise ValueError(f"VectorNeurons: channels must be 1 or 2 (positions, velocities), got {channels}")
         if not (scores or matrices):
             raise ValueError("VectorNeurons: scores or matrices must be True, got False for both")
-        if width < (least := 2 if scores else 1):  # the frame of a score has width // 2 channels
-            raise ValueError(f"VectorNeurons: width must be at least {least}, got {width}")
-        if neighbors < 1:
-            raise ValueError(f"VectorNeurons: neighbors must be at least 1, got {neighbors}")
+        width = check_count(
+            owner, "width", width, least=2 if scores else 1
+        )  # the frame of a score has width // 2 channels
         self.channels, self.width, self.dim, self.dropout = channels, width, dim, dropout
         self.scores, self.matrices = scores, matrices
         self.conv1 = EdgeConvolution(channels, width, neighbors)
@@ -122,6 +127,7 @@ class VectorNeurons(nn.Module):
         return B, samples, n, d, self.channels
 
     def forward(self, batch: PointClouds, noise: Tensor) -> dict[str, Tensor]:
+        check_all_valid("VectorNeurons", batch)
         B, n, d = batch.positions.shape
         if d != self.dim:
             raise ValueError(f"VectorNeurons: positions must be (B, n, {self.dim}), got {(B, n, d)}")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from probsym_fast.groups._geometric import OWNER, check_agreement, fields_of
 from probsym_fast.ops._op import looks_at_values
 
 
@@ -43,6 +44,14 @@ class PointClouds(NamedTuple):
         B, n, d = x.shape
         _check_field(owner, "velocities", self.velocities, f"(B, n, d) = {(B, n, d)}", (B, n, d), x.device)
         _check_field(owner, "edges", self.edges, f"(B, n, n, C) = ({B}, {n}, {n}, *)", (B, n, n, None), x.device)
+
+    def to(self, *where: Any, **named: Any) -> PointClouds:
+        """On a device, in a floating-point dtype, or as a Tensor is: as `Tensor.to`."""
+        return _to(self, *where, **named)
+
+    def pin_memory(self) -> PointClouds:
+        """In page-locked memory, which a GPU reads on its own."""
+        return type(self)(*(x.pin_memory() for x in self))
 
     @property
     def size(self) -> int:
@@ -87,17 +96,20 @@ class Graphs(NamedTuple):
     def from_data(cls, batch: Any) -> Graphs:
         """From a PyTorch Geometric `Batch`, or one `Data`.
 
-        key, frame and pairs (PyG's edge_label_index) are taken where the data have them. Raises as `check`; ValueError where
-        x or edge_index is missing.
+        x: (nodes,) or (nodes, C), of any real dtype; integers and bools become the default floating dtype (float32 holds
+        integers up to 2^24, larger ones must be held exactly too). edge_attr: the same, (E,) or (E, Ce); edge_weight (E,) is
+        taken in its place. ptr: the data's, or made from `batch` (nodes,), which must not fall (this waits for a GPU);
+        without both the data are one graph. key, frame and pairs (PyG's edge_label_index) are taken where the data have
+        them. Positions, y and other fields are not read.
+
+        Raises as `check`. TypeError for lists (`Batch.from_data_list` joins them), HeteroData and what is no graph;
+        ValueError where x or edge_index is missing, for adj_t, edge_type and node_type, which are not read, for edge_attr
+        and edge_weight together, and where batch and ptr differ (on a GPU in debug mode only).
         """
-        names = ("x", "edge_index", "ptr", "edge_attr", "key", "frame", "edge_label_index")
-        x, edge_index, ptr, edge_attr, key, frame, pairs = (getattr(batch, name, None) for name in names)
-        if isinstance(x, Tensor) and ptr is None:
-            ptr = torch.tensor([0, *x.shape[:1]], device=x.device)
-        if isinstance(x, Tensor) and key is not None:  # of one Data it may be a number
-            key = torch.as_tensor(key, device=x.device).reshape(-1)
-        graphs = cls(x, edge_index, ptr, edge_attr, key, frame, pairs)
-        graphs.check("Graphs.from_data")
+        fields = fields_of(batch)
+        graphs = cls(**fields)
+        graphs.check(OWNER)
+        check_agreement(getattr(batch, "batch", None), graphs)
         return graphs
 
     def check(self, owner: str = "Graphs") -> None:
@@ -132,8 +144,13 @@ class Graphs(NamedTuple):
             b, some = next((b, some) for b, some in enumerate(pairwise(ptr)) if some[1] < some[0])
             raise ValueError(f"{owner}: ptr must not fall, got ptr[{b}] = {some[0]} and ptr[{b + 1}] = {some[1]}")
 
-    def to(self, device: torch.device | str) -> Graphs:
-        return Graphs(*(x if x is None else x.to(device) for x in self))
+    def to(self, *where: Any, **named: Any) -> Graphs:
+        """On a device, in a floating-point dtype, or as a Tensor is: as `Tensor.to`; other fields keep their dtype."""
+        return _to(self, *where, **named)
+
+    def pin_memory(self) -> Graphs:
+        """In page-locked memory, which a GPU reads on its own."""
+        return type(self)(*(x if x is None else x.pin_memory() for x in self))
 
     @property
     def size(self) -> int:
@@ -189,6 +206,42 @@ class Graphs(NamedTuple):
     def pooled(self, values: Tensor) -> Tensor:
         """Sums over the nodes of each graph: (nodes, ...) -> (B, ...)."""
         return values.new_zeros(self.size, *values.shape[1:]).index_add(0, self.graph, values)
+
+
+def _to(
+    batch: Any,
+    *where: torch.device | str | int | torch.dtype | Tensor,
+    device: torch.device | str | int | None = None,
+    dtype: torch.dtype | None = None,
+    non_blocking: bool = False,
+) -> Any:
+    """The NamedTuple's tensors on a device, the floating-point ones in a dtype. TypeError for a dtype of integers."""
+    for one in where:
+        if isinstance(one, Tensor):
+            device, dtype = one.device, one.dtype
+        elif isinstance(one, torch.dtype):
+            dtype = one
+        elif isinstance(one, (torch.device, str, int)) and not isinstance(one, bool):
+            device = one
+        elif one is not None:
+            got = type(one).__name__
+            raise TypeError(f"{type(batch).__name__}.to: must be a device, a dtype or a Tensor, got {got} {one!r}")
+    if dtype is not None and not dtype.is_floating_point:
+        raise TypeError(f"{type(batch).__name__}.to: dtype must be floating point, got {dtype}")
+
+    def moved(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        return x.to(device=device, dtype=dtype if x.is_floating_point() else None, non_blocking=non_blocking)
+
+    return type(batch)(*map(moved, batch))
+
+
+def check_all_valid(owner: str, batch: Batch) -> None:
+    """ValueError where the batch has num_nodes: the owner takes every node as a valid one."""
+    if (given := batch.num_nodes) is not None:
+        got = tuple(given.shape) if isinstance(given, Tensor) else given
+        raise ValueError(f"{owner}: num_nodes must be None, as every node counts as a valid one, got {got}")
 
 
 def _check_field(

@@ -15,10 +15,17 @@ from probsym_fast.groups._draws import Draws
 class Group(ABC):
     """A group whose elements come in batches (B, S): B graphs, S samples each.
 
-    A layout names the axes of a tensor behind (B,) or (B, S), a letter each: "n" nodes (permuted), "v" a vector
+    A layout names the axes of a tensor after (B,) or (B, S), a letter each: "n" nodes (permuted), "v" a vector
     (rotated), "p" a point (rotated and translated), "c" channels (left alone). Positions of particles are "np",
-    velocities "nv", features of pairs "nnc".
+    velocities "nv", features of pairs "nnc". The groups of this package refuse other letters. A group of your own may
+    have letters of its own: it names them in `moves`, so that a `Product` passes them to it and to no other factor.
+
+    moves: the letters of the axes that the group moves and that no other factor of a product may move. None: not known;
+        the group then counts as moving every axis. outputs: the names of the outputs that `project` reads.
     """
+
+    moves: str | None = None
+    outputs: tuple[str, ...] = ()
 
     @abstractmethod
     def identity(self, batch: Batch, samples: int) -> Any:
@@ -30,19 +37,23 @@ class Group(ABC):
 
     @abstractmethod
     def compose(self, g: Any, h: Any) -> Any:
-        """The element that acts as h, then g."""
+        """The element that acts as h, then g. Differentiable, or RuntimeError where a gradient would be dropped."""
 
     @abstractmethod
     def inverse(self, g: Any) -> Any:
-        """The element that undoes g."""
+        """The element that undoes g. Differentiable, or RuntimeError where a gradient would be dropped."""
 
     @abstractmethod
     def act(self, g: Any, x: Tensor, layout: str, *, inverse: bool = False, mean: bool = False) -> Tensor:
         """g . x (or g^-1 . x): x is (B, *layout) or (B, S, *layout); returns (B, S, *layout).
 
-        mean averages over the samples: (B, *layout). Differentiable in g and x. Raises ValueError for shapes that do
-        not fit the layout.
+        mean averages over the samples: (B, *layout). Differentiable in g and x. Raises ValueError for letters that are
+        not known and for shapes that do not fit the layout.
         """
+
+    def keeps(self, layout: str) -> bool:
+        """Whether every element leaves tensors of this layout as they are; False where that is not known."""
+        return self.moves is not None and not set(self.moves) & set(layout)
 
     @abstractmethod
     def project(
@@ -66,9 +77,22 @@ class Group(ABC):
         return 1 if kind == "independent" else 2
 
     def __mul__(self, other: Group) -> Group:
+        if not isinstance(other, Group):
+            return NotImplemented
         from probsym_fast.groups.product import Product
 
         return Product(self, other)
+
+
+LETTERS = "nvpc"
+
+
+def check_layout(owner: object, layout: str, letters: str = LETTERS) -> None:
+    """TypeError unless layout is a str, ValueError for a letter that is not one of `letters`."""
+    if not isinstance(layout, str):
+        raise TypeError(f"{owner}: layout must be a str, got {type(layout).__name__}")
+    if unknown := [letter for letter in layout if letter not in letters]:
+        raise ValueError(f"{owner}: layout must be of the letters {letters!r}, got {unknown[0]!r} in {layout!r}")
 
 
 def sample_axis(x: Tensor, layout: str) -> bool:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from probsym_fast.groups._batch import Batch
 from probsym_fast.groups._draws import Draws
-from probsym_fast.groups._group import Group
+from probsym_fast.groups._group import Group, check_layout, sample_axis
 from probsym_fast.groups.orthogonal import Orthogonal, SpecialOrthogonal
+from probsym_fast.ops._op import check_count
 
 
 class Motion(NamedTuple):
@@ -24,12 +25,11 @@ class Motion(NamedTuple):
 class Translation(Group):
     """R^d on the point ("p") axes. Its element for a batch is the centroid: translation is removed and restored."""
 
+    moves = "p"
     linear: Orthogonal | None = None
 
     def __init__(self, d: int = 3):
-        if d < 1:
-            raise ValueError(f"{type(self).__name__}: d must be at least 1, got {d}")
-        self.d = d
+        self.d = check_count(type(self).__name__, "d", d)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.d})"
@@ -61,9 +61,12 @@ class Translation(Group):
         return Motion(g.frame.mT, -(g.frame.mT @ g.shift[..., None])[..., 0])
 
     def act(self, g: Motion, x: Tensor, layout: str, *, inverse: bool = False, mean: bool = False) -> Tensor:
+        check_layout(self, layout)
         if layout.count("p") > 1:
             raise ValueError(f"{self}: layout must have at most one point axis, got {layout!r}")
-        point = layout.find("p")
+        first, point = 2 if sample_axis(x, layout) else 1, layout.find("p")
+        if point >= 0 and x.shape[first + point] != self.d:
+            raise ValueError(f"{self}: axis {first + point} of x must have size {self.d}, got {tuple(x.shape)}")
         if inverse and point >= 0:
             x = (x if x.ndim == len(layout) + 2 else x[:, None]) - self._along(g.shift, layout, point)
         if g.frame is not None:
@@ -99,6 +102,8 @@ class Translation(Group):
 class Euclidean(Translation):
     """E(d): rotations, reflections and translations."""
 
+    moves, outputs = "vp", ("matrices",)
+
     def __init__(self, d: int = 3):
         super().__init__(d)
         self.linear = Orthogonal(d)
@@ -106,6 +111,8 @@ class Euclidean(Translation):
 
 class SpecialEuclidean(Translation):
     """SE(d): rotations and translations."""
+
+    moves, outputs = "vp", ("matrices",)
 
     def __init__(self, d: int = 3):
         super().__init__(d)

@@ -11,18 +11,18 @@ from torch import Tensor
 from probsym_fast import ops
 from probsym_fast.groups._batch import Batch
 from probsym_fast.groups._draws import Draws
-from probsym_fast.groups._group import Group, sample_axis, wanted
+from probsym_fast.groups._group import Group, check_layout, sample_axis, wanted
+from probsym_fast.ops._op import check_count
 
 
 class Orthogonal(Group):
     """O(d) on the vector ("v") and point ("p") axes. Elements are matrices (B, S, d, d)."""
 
+    moves, outputs = "vp", ("matrices",)
     special = False
 
     def __init__(self, d: int = 3):
-        if d < 1:
-            raise ValueError(f"{type(self).__name__}: d must be at least 1, got {d}")
-        self.d = d
+        self.d = check_count(type(self).__name__, "d", d)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.d})"
@@ -72,6 +72,7 @@ class Orthogonal(Group):
         return g.mT
 
     def act(self, g: Tensor, x: Tensor, layout: str, *, inverse: bool = False, mean: bool = False) -> Tensor:
+        check_layout(self, layout)
         has_samples = sample_axis(x, layout)
         axes = [i for i, letter in enumerate(layout) if letter in "vp"]
         for k, axis in enumerate(axes):

@@ -11,8 +11,9 @@ from torch import Tensor
 from probsym_fast import ops
 from probsym_fast.groups._batch import Batch, Graphs
 from probsym_fast.groups._draws import Draws
-from probsym_fast.groups._group import Group, sample_axis, wanted
+from probsym_fast.groups._group import Group, check_layout, sample_axis, wanted
 from probsym_fast.ops import Permutation, SoftPermutation
+from probsym_fast.ops._op import check_count
 
 TIE_NOISE = 1e-6
 
@@ -20,10 +21,10 @@ TIE_NOISE = 1e-6
 class Symmetric(Group):
     """S_n on node axes: `(g . y)[u] = y[rank[u]]`, `(g^-1 . x)[j] = x[order[j]]`. Elements are `ops.Permutation`s."""
 
+    moves, outputs = "n", ("scores",)
+
     def __init__(self, n: int):
-        if n < 1:
-            raise ValueError(f"Symmetric: n must be at least 1, got {n}")
-        self.n = n
+        self.n = check_count("Symmetric", "n", n)
 
     def __repr__(self) -> str:
         return f"Symmetric({self.n})"
@@ -44,12 +45,23 @@ class Symmetric(Group):
         return Permutation(key.argsort(dim=-1, stable=True), batch.num_nodes)
 
     def compose(self, g: Permutation, h: Permutation) -> Permutation:
-        return Permutation(g.order.gather(-1, h.order), g.num_nodes, h.rank.gather(-1, g.rank))
+        """A hard permutation. RuntimeError where g or h requires a gradient, ValueError unless they are of one shape.
+
+        It has the valid nodes of g; where g or h permutes all n nodes, so may their product.
+        """
+        if g.shape != h.shape:
+            raise ValueError(f"{self}: h must be (B, S, n) = {tuple(g.shape)} as g is, got {tuple(h.shape)}")
+        g.check_detached("compose")
+        h.check_detached("compose")
+        num_nodes = None if h.num_nodes is None else g.num_nodes
+        return Permutation(g.order.gather(-1, h.order), num_nodes, h.rank.gather(-1, g.rank))
 
     def inverse(self, g: Permutation) -> Permutation:
+        """A hard permutation. RuntimeError where g requires a gradient."""
         return g.inverse()
 
     def act(self, g: Permutation, x: Tensor, layout: str, *, inverse: bool = False, mean: bool = False) -> Tensor:
+        check_layout(self, layout)
         has_samples = sample_axis(x, layout)
         x = x if has_samples else x[:, None]
         x = x.expand(g.shape[0], g.shape[1], *x.shape[2:])

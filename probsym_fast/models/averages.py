@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from probsym_fast.groups import Batch, Draws
-from probsym_fast.ops._op import check_count, looks_at_values
+from probsym_fast.ops._op import as_number, check_counts, looks_at_values
 
 REDUCTIONS = "mean", "none", "max", "weighted"
 LEAST_BLOCKS = 8  # behind which a standard error may stop `estimate`: of two blocks it is 0 wherever they agree
@@ -68,17 +67,17 @@ def estimate(
 ) -> Estimate:
     """`Symmetrized.estimate`. Means of blocks of samples are independent: their variance over their number is that of the
     mean, gathered with Chan's formula in float32 or better."""
-    check_count("estimate", "samples", samples)
-    check_count("estimate", "step", step)
+    samples, step = check_counts("estimate", samples=samples, step=step)
     if model.training:
         raise RuntimeError("estimate: the model must be in eval mode, got training mode")
     if model.samples_mesh is not None:
         raise ValueError(f"estimate: the model's samples_mesh must be None, got {model.samples_mesh}")
     if tolerance is not None:
-        if not isinstance(tolerance, Real) or isinstance(tolerance, bool):
+        if (number := as_number(tolerance)) is None:
             raise TypeError(f"estimate: tolerance must be a number, got {type(tolerance).__name__} {tolerance!r}")
-        if not tolerance >= 0:
-            raise ValueError(f"estimate: tolerance must be at least 0, got {tolerance}")
+        if not number >= 0:
+            raise ValueError(f"estimate: tolerance must be at least 0, got {number}")
+        tolerance = number
     block = model.distribution.group.block(draws.kind)
     samples, step = (-(-count // block) * block for count in (samples, step))
     mean = squares = error = None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from probsym_fast._memory import RandomState, free_memory, peak_memory
 from probsym_fast._recompute import recomputed, unchanged
 from probsym_fast.groups import Batch
+from probsym_fast.ops._op import as_int
 
 MARGIN = 0.9  # of the memory there is: fragments and other allocations take the rest
 Run = Callable[[int, int], Tensor]  # (first sample, count) -> their mean, or each of them
@@ -30,12 +31,27 @@ class Chunks:
     """
 
     def __init__(self, size: int | str | None = None, memory: int | None = None):
-        check_sizes("Chunks", "size", size, memory)
-        self.size, self.memory = size, memory
+        self._size, self._memory = check_sizes("Chunks", "size", size, memory)
         self._found = {grad: Found() for grad in (True, False)}  # with gradients or without
 
     def __repr__(self) -> str:
         return f"Chunks({self.size!r}, memory={self.memory})"
+
+    @property
+    def size(self) -> int | str | None:
+        return self._size
+
+    @size.setter
+    def size(self, size: int | str | None) -> None:
+        self._size, self._memory = check_sizes("Chunks", "size", size, self._memory)
+
+    @property
+    def memory(self) -> int | None:
+        return self._memory
+
+    @memory.setter
+    def memory(self, memory: int | None) -> None:
+        self._size, self._memory = check_sizes("Chunks", "size", self._size, memory)
 
     def now(self, samples: int) -> int:
         """How many of so many samples run at once: with "auto" what has been found, all before anything has."""
@@ -101,20 +117,24 @@ class Chunks:
         )
 
 
-def check_sizes(owner: str, name: str, size: int | str | None, memory: int | None = None) -> None:
-    """Raises as `Chunks` for a size, which the owner calls `name`, and a memory."""
-    if size not in (None, "auto"):
-        _check_size(f"{owner}: {name}", size, "an int >= 1, None or 'auto'")
+def check_sizes(
+    owner: str, name: str, size: int | str | None, memory: int | None = None
+) -> tuple[int | str | None, int | None]:
+    """size and memory with Python ints. Raises as `Chunks` for a size, which the owner calls `name`, and a memory."""
+    if size is not None and not (isinstance(size, str) and size == "auto"):
+        size = _checked_size(f"{owner}: {name}", size, "an int >= 1, None or 'auto'")
     if memory is not None:
-        _check_size(f"{owner}: memory", memory, "an int >= 1 or None")
+        memory = _checked_size(f"{owner}: memory", memory, "an int >= 1 or None")
         if size != "auto":
             raise ValueError(f"{owner}: memory must be None unless {name} is 'auto', got {memory} and {size!r}")
+    return size, memory
 
 
-def _check_size(argument: str, size: object, wanted: str) -> None:
-    whole = isinstance(size, int) and not isinstance(size, bool)
-    if not whole or size < 1:
-        raise (ValueError if whole else TypeError)(f"{argument} must be {wanted}, got {size!r}")
+def _checked_size(argument: str, size: Any, wanted: str) -> int:
+    found = as_int(size)
+    if found is None or found < 1:
+        raise (TypeError if found is None else ValueError)(f"{argument} must be {wanted}, got {size!r}")
+    return found
 
 
 class Found(NamedTuple):

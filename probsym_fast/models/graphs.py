@@ -12,7 +12,7 @@ from probsym_fast import ops
 from probsym_fast.groups import Graphs, Group
 from probsym_fast.models.mlp import ACTIVATIONS
 from probsym_fast.ops import Permutation, SoftPermutation
-from probsym_fast.ops._op import check_dtype
+from probsym_fast.ops._op import check_count, check_counts, check_dtype
 from probsym_fast.ops._patches import check_items
 
 
@@ -45,6 +45,8 @@ class FlatGraph(nn.Module):
 
     def __init__(self, N: int, width: int, node_features: int = 0, edge_features: int = 1, soft: bool = False):
         super().__init__()
+        N, width, edge_features = check_counts("FlatGraph", N=N, width=width, edge_features=edge_features)
+        node_features = check_count("FlatGraph", "node_features", node_features, least=0)
         self.N, self.soft = N, soft
         inputs = N * (N * edge_features + node_features)  # drawn as one nn.Linear
         self.edges = PatchWeight(width, edge_features, N, N, inputs=inputs)
@@ -92,6 +94,8 @@ class IdentifiedNodes(nn.Module):
 
     def __init__(self, N: int, width: int, node_features: int):
         super().__init__()
+        N, width = check_counts("IdentifiedNodes", N=N, width=width)
+        node_features = check_count("IdentifiedNodes", "node_features", node_features, least=0)
         bound = 1 / math.sqrt(N + node_features)
         self.features = nn.Parameter(torch.empty(width, node_features).uniform_(-bound, bound))
         self.identifiers = nn.Parameter(torch.empty(N, width).uniform_(-bound, bound))
@@ -117,8 +121,7 @@ class GINBackbone(nn.Module):
 
     def __init__(self, width: int, layers: int, out_features: int, activation: str, final: bool = False):
         super().__init__()
-        if layers < 1:
-            raise ValueError(f"GINBackbone: layers must be at least 1, got {layers}")
+        width, layers, out_features = check_counts("GINBackbone", width=width, layers=layers, out_features=out_features)
         self.eps = nn.Parameter(torch.zeros(layers))
         self.bias = nn.Parameter(torch.empty(width).uniform_(-1, 1) / math.sqrt(width))
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers - 1))
@@ -149,6 +152,7 @@ class SlotReadout(nn.Module):
 
     def __init__(self, N: int, width: int, out_features: int = 1):
         super().__init__()
+        N, width, out_features = check_counts("SlotReadout", N=N, width=width, out_features=out_features)
         bound = 1 / math.sqrt(width)
         self.weight = PatchWeight(width, out_features, N, inputs=width)
         self.bias = nn.Parameter(torch.empty(out_features).uniform_(-bound, bound))

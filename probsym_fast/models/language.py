@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast.models.weights import train_extra
+from probsym_fast.ops._op import check_int
 
 FAMILIES = ("bert", "roberta", "xlm-roberta")
 
@@ -92,7 +93,7 @@ def hf_backbone(
         )
     if read not in ("pooled", "tokens"):
         raise ValueError(f"hf_backbone: read must be one of pooled, tokens, got {read!r}")
-    most = config.max_position_embeddings - first_position(config)
+    most, tokens = config.max_position_embeddings - first_position(config), check_int("hf_backbone", "tokens", tokens)
     if not 1 <= tokens <= most:
         raise ValueError(f"hf_backbone: tokens must be 1..{most}, the positions of {config.model_type}, got {tokens}")
     if pretrained:

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from probsym_fast.ops._op import check_count, check_counts
+
 
 class Layer(nn.Module):
     """m_ij = MLP([h_i, h_j, e_ij]), h_i' = MLP([h_i, sum_{j != i} m_ij]).
@@ -36,7 +38,8 @@ class MessagePassing(nn.Module):
     """A GNN on the complete graph without loops: x (..., n, in), edges (..., n, n, C) -> (..., n, out).
 
     Linear embedding, `layers` layers without residuals, and a two-layer decoder; SiLU. edges may have size 1 on the last
-    leading axis (shared by the samples). Equivariant under permutations of the nodes. Raises ValueError for shapes.
+    leading axis (shared by the samples). Equivariant under permutations of the nodes. Raises ValueError for shapes and for
+    settings below 1 (edge_features and layers: below 0), TypeError for settings that are no ints.
     """
 
     def __init__(
@@ -48,6 +51,12 @@ class MessagePassing(nn.Module):
         out_features: int = 3,
     ):
         super().__init__()
+        owner = "MessagePassing"
+        in_features, width, out_features = check_counts(
+            owner, in_features=in_features, width=width, out_features=out_features
+        )
+        edge_features = check_count(owner, "edge_features", edge_features, least=0)
+        layers = check_count(owner, "layers", layers, least=0)
         self.edge_features = edge_features
         self.embed = nn.Linear(in_features, width)
         self.layers = nn.ModuleList(Layer(width, edge_features) for _ in range(layers))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
+
+from probsym_fast.ops._op import check_int, check_type
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
 
@@ -20,8 +22,10 @@ class MLP(nn.Module):
 
     def __init__(self, widths: Sequence[int], activation: str = "relu", last: bool = False):
         super().__init__()
+        check_type("MLP", "widths", widths, Iterable, "a sequence of ints")
+        widths = [check_int("MLP", "each of widths", width) for width in widths]
         if len(widths) < 1 or min(widths) < 1:
-            raise ValueError(f"MLP: widths must be at least 1 each, got {list(widths)}")
+            raise ValueError(f"MLP: widths must be at least 1 each, got {widths}")
         if activation not in ACTIVATIONS:
             raise ValueError(f"MLP: activation must be one of {list(ACTIVATIONS)}, got {activation!r}")
         self.layers = nn.Sequential()

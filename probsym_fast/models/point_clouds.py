@@ -7,23 +7,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probsym_fast.groups import Group, PointClouds, Product, Symmetric
+from probsym_fast.groups import Group, PointClouds
+from probsym_fast.groups._batch import check_all_valid
 
 
 class NodeVectors(nn.Module):
-    """Nodes with their coordinates as features, and features of pairs: (B, S, n, 2 d) and (B, S or 1, n, n, C)."""
+    """Nodes with their coordinates as features, and features of pairs: (B, S, n, 2 d) and (B, S or 1, n, n, C).
+
+    The features of pairs have one sample where the group keeps them (`Group.keeps`). Raises ValueError for a batch with
+    num_nodes, which the backbone would not see.
+    """
 
     def forward(self, batch: PointClouds, group: Group, g: Any) -> tuple[Tensor, Tensor]:
-        x = _coordinates(batch, group, g)
-        edges = batch.edges[:, None] if _keeps(group, "nnc") else group.act(g, batch.edges, "nnc", inverse=True)
+        x = _coordinates("NodeVectors", batch, group, g)
+        edges = batch.edges[:, None] if group.keeps("nnc") else group.act(g, batch.edges, "nnc", inverse=True)
         return x, edges
 
 
 class PairTokens(nn.Module):
-    """A token for every pair of nodes: pair features, and on the diagonal the coordinates: (B, S, n n, 2 d + C)."""
+    """A token for every pair of nodes: pair features, and on the diagonal the coordinates: (B, S, n n, 2 d + C).
+
+    Raises ValueError for a batch with num_nodes, which the backbone would not see.
+    """
 
     def forward(self, batch: PointClouds, group: Group, g: Any) -> tuple[Tensor]:
-        x = _coordinates(batch, group, g)  # (B, S, n, 2 d)
+        x = _coordinates("PairTokens", batch, group, g)  # (B, S, n, 2 d)
         B, S, n, width = x.shape
         edges = group.act(g, batch.edges, "nnc", inverse=True)
         diagonal = torch.diag_embed(x.movedim(-1, 2)).movedim(2, -1)  # (B, S, n, n, 2 d)
@@ -35,6 +43,7 @@ class NodeReadout(nn.Module):
 
     displacement=False: the output is a position in the element's frame (layout "np": the translation comes back).
     displacement=True: it is a vector (layout "nv") that is added to the node's position.
+    Of a batch with num_nodes the rows of the other nodes are 0.
     """
 
     def __init__(self, displacement: bool):
@@ -43,16 +52,15 @@ class NodeReadout(nn.Module):
 
     def forward(self, outputs: Tensor, batch: PointClouds, group: Group, g: Any) -> Tensor:
         y = group.act(g, outputs, "nv" if self.displacement else "np", mean=True)
-        return batch.positions + y if self.displacement else y
+        y = batch.positions + y if self.displacement else y
+        if batch.num_nodes is None:
+            return y
+        valid = torch.arange(y.shape[1], device=y.device) < batch.num_nodes[:, None]
+        return torch.where(valid[..., None], y, 0)
 
 
-def _coordinates(batch: PointClouds, group: Group, g: Any) -> Tensor:
+def _coordinates(owner: str, batch: PointClouds, group: Group, g: Any) -> Tensor:
     """g^-1 applied to positions and velocities: (B, S, n, 2 d)."""
+    check_all_valid(owner, batch)
     positions = group.act(g, batch.positions, "np", inverse=True)
     return torch.cat([positions, group.act(g, batch.velocities, "nv", inverse=True)], dim=-1)
-
-
-def _keeps(group: Group, layout: str) -> bool:
-    """Whether the group leaves tensors of this layout alone."""
-    factors = group.factors if isinstance(group, Product) else (group,)
-    return not any(isinstance(f, Symmetric) for f in factors) or "n" not in layout

@@ -13,7 +13,7 @@ from torch import nn
 
 from probsym_fast.models.vision import VisionBackbone
 from probsym_fast.models.weights import load_weights, resample_positions, train_extra
-from probsym_fast.ops._op import check_count
+from probsym_fast.ops._op import as_number, check_count
 
 READS = ("pooled", "tokens", "diagonal")
 RESERVED = ("num_classes", "features_only", "patch_drop_rate")  # of timm, which have no meaning here
@@ -63,6 +63,10 @@ def timm_backbone(
     """
     timm = train_extra("timm_backbone", "timm")
     low, high = _rates(patch_dropout)
+    grid, tokens = (
+        None if value is None else check_count("timm_backbone", key, value)
+        for key, value in (("grid", grid), ("tokens", tokens))
+    )
     _check_settings(read, grid, tokens, (low, high), pretrained, weights, timm_arguments)
     _check_name(timm, name)
     try:
@@ -118,11 +122,12 @@ def _check_name(timm: ModuleType, name: str) -> None:
 def _rates(patch_dropout: float | tuple[float, float]) -> tuple[float, float]:
     """(low, high) of one rate or two."""
     pair = tuple(patch_dropout) if isinstance(patch_dropout, tuple | list) else (patch_dropout, patch_dropout)
-    if not all(isinstance(rate, float | int) and not isinstance(rate, bool) for rate in pair):
+    rates = tuple(map(as_number, pair))
+    if None in rates:
         raise TypeError(f"timm_backbone: patch_dropout must be a number or two, got {patch_dropout!r}")
-    if len(pair) != 2:
-        raise ValueError(f"timm_backbone: patch_dropout must be a number or two, got {len(pair)}: {patch_dropout!r}")
-    return pair
+    if len(rates) != 2:
+        raise ValueError(f"timm_backbone: patch_dropout must be a number or two, got {len(rates)}: {patch_dropout!r}")
+    return rates
 
 
 def _check_settings(
@@ -141,9 +146,6 @@ def _check_settings(
         refuse("read", f"one of {', '.join(READS)}", repr(read))
     if grid is not None and tokens is not None:
         refuse("grid and tokens", "given one at a time", f"{grid} and {tokens}")
-    for key, value in (("grid", grid), ("tokens", tokens)):
-        if value is not None:
-            check_count("timm_backbone", key, value)
     if not 0 <= rates[0] <= rates[1] < 1:
         refuse("patch_dropout", "0 <= low <= high < 1", rates)
     if rates[1] > 0 and read != "pooled":

@@ -17,8 +17,9 @@ from probsym_fast.groups._elements import samples_of, tensors
 from probsym_fast.models import chunks
 from probsym_fast.models.averages import Estimate, check_reduction, estimate, weights_of_rows
 from probsym_fast.models.chunks import Chunks, check_sizes, retried
+from probsym_fast.models.inputs import embedded
 from probsym_fast.models.samples import mean_over_processes
-from probsym_fast.ops._op import check_count
+from probsym_fast.ops._op import check_count, check_type
 
 if TYPE_CHECKING:  # torch may be built without
     from torch.distributed.device_mesh import DeviceMesh
@@ -28,11 +29,14 @@ class Symmetrized(nn.Module):
     """f(x) = mean over S samples g ~ p(g|x) of g . backbone(g^-1 . x): equivariant for any backbone.
 
     backbone: any module that takes what `embed` returns, with axes (B, S) in front.
-    embed: module, embed(batch, group, g) -> tuple of tensors (B, S, ...): the inverse action and the tokens.
+    embed: module, embed(batch, group, g) -> tensors (B, S, ...), the inverse action and the tokens: one Tensor, a tuple (the
+        backbone's positional inputs) or a dict (its keyword inputs); anything else is a TypeError.
     readout: module, readout(outputs, batch, group, g) -> prediction: the action on the outputs and the mean over samples.
     distribution: p(g|x), which also names the group.
     draws: kind of the noise, "independent", "antithetic" or "stratified" (`groups.Draws`).
     chunk, memory: samples that run at once, None for all, or "auto" within so many bytes: the arguments of `Chunks`.
+    All three may be set later: `model.draws`, `model.chunk`, `model.memory`, checked as here. `model.chunks` holds the last
+    two and what "auto" has found; a new chunk or memory begins with nothing found.
 
     The elements are drawn for all samples at once and are the same whatever the chunk. With a chunk, prediction and
     gradients are those of all samples together up to rounding, as long as samples do not see each other in the backbone
@@ -44,6 +48,7 @@ class Symmetrized(nn.Module):
     samples_mesh: processes over which `forward` spreads the samples (one axis of a DeviceMesh), which have the same batch and
         generators in the same state. Each draws all elements and keeps its own, or in inference draws its own alone; see
         `models.samples.mean_over_processes` for what the gradients mean.
+    Raises TypeError for parts of another type, ValueError for other values.
     """
 
     def __init__(
@@ -59,10 +64,51 @@ class Symmetrized(nn.Module):
         samples_mesh: DeviceMesh | None = None,
     ):
         super().__init__()
+        for name, part in (("backbone", backbone), ("embed", embed), ("readout", readout)):
+            check_type("Symmetrized", name, part, nn.Module, "an nn.Module")
+        check_type("Symmetrized", "distribution", distribution, Distribution, "a Distribution")
         self.backbone, self.embed, self.readout, self.distribution = backbone, embed, readout, distribution
-        check_kind("Symmetrized", draws, "draws")
         check_sizes("Symmetrized", "chunk", chunk, memory)
         self.draws, self.chunks, self.samples_mesh = draws, Chunks(chunk, memory), samples_mesh
+
+    @property
+    def draws(self) -> str:
+        """The kind of the noise."""
+        return self._draws
+
+    @draws.setter
+    def draws(self, draws: str) -> None:
+        check_kind("Symmetrized", draws, "draws")
+        self._draws = draws
+
+    @property
+    def chunks(self) -> Chunks:
+        """How many samples run at once, and what "auto" has found."""
+        return self._chunks
+
+    @chunks.setter
+    def chunks(self, chunks: Chunks) -> None:
+        check_type("Symmetrized", "chunks", chunks, Chunks, "a Chunks (a number of samples or 'auto': set chunk)")
+        self._chunks = chunks
+
+    @property
+    def chunk(self) -> int | str | None:
+        """Samples that run at once; None: all; "auto": what fits. Setting another than "auto" drops the memory."""
+        return self.chunks.size
+
+    @chunk.setter
+    def chunk(self, chunk: int | str | None) -> None:
+        size, _ = check_sizes("Symmetrized", "chunk", chunk)
+        self.chunks = Chunks(size, self.memory if size == "auto" else None)
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes that a step may take with chunk "auto"; None: what the device has."""
+        return self.chunks.memory
+
+    @memory.setter
+    def memory(self, memory: int | None) -> None:
+        self.chunks = Chunks(*check_sizes("Symmetrized", "chunk", self.chunk, memory))
 
     def forward(
         self,
@@ -85,7 +131,7 @@ class Symmetrized(nn.Module):
         read out sample by sample. Raises TypeError where samples is no int and weights no floating-point Tensor, ValueError
         where samples is below 1, for another reduce and for weights that do not fit, and what the batch's `check` raises.
         """
-        check_count("Symmetrized", "samples", samples)
+        samples = check_count("Symmetrized", "samples", samples)
         check_reduction(reduce, weights, batch, samples)
         if self.samples_mesh is not None and reduce != "mean":
             raise ValueError(f"Symmetrized: reduce must be 'mean' where processes share the samples, got {reduce!r}")
@@ -198,7 +244,8 @@ class Symmetrized(nn.Module):
 
         def run(first: int, count: int) -> Tensor:
             some = g if count == samples else narrow(g, first, count)
-            outputs = self.backbone(*self.embed(batch, group, some))
+            arguments, keywords = embedded(self.embed, batch, group, some)
+            outputs = self.backbone(*arguments, **keywords)
             if not each:
                 return self.readout(outputs, batch, group, some)
             parts = [(outputs.narrow(1, s, 1), narrow(some, s, 1)) for s in range(count)]

@@ -12,7 +12,7 @@ from probsym_fast import ops
 from probsym_fast.groups import Graphs, Group
 from probsym_fast.models.graphs import PatchWeight
 from probsym_fast.ops import Permutation
-from probsym_fast.ops._op import check_count, check_dtype
+from probsym_fast.ops._op import check_count, check_counts, check_dtype
 from probsym_fast.ops._patches import check_items, check_padding, check_ptr, patch_size
 
 DENSE = 0.07  # share of pairs joined by an edge from which matrix products are faster (AVX-512, 1 and 4 channels)
@@ -49,8 +49,9 @@ class GraphTokens(nn.Module):
         dense: bool | None = None,
     ):
         super().__init__()
-        _check_counts("GraphTokens", N=N, width=width, grid=grid, edge_features=edge_features)
-        check_count("GraphTokens", "node_features", node_features, least=0)
+        owner = "GraphTokens"
+        N, width, grid, edge_features = check_counts(owner, N=N, width=width, grid=grid, edge_features=edge_features)
+        node_features = check_count(owner, "node_features", node_features, least=0)
         check_padding("GraphTokens", pad_mode)
         if nodes not in ("diagonal", "tokens"):
             raise ValueError(f"GraphTokens: nodes must be diagonal or tokens, got {nodes!r}")
@@ -113,7 +114,10 @@ class NodeTokens(nn.Module):
         self, N: int, width: int, tokens: int, node_features: int, pad_mode: str = "zeros", centered: bool = False
     ):
         super().__init__()
-        _check_counts("NodeTokens", N=N, width=width, tokens=tokens, node_features=node_features)
+        owner = "NodeTokens"
+        N, width, tokens, node_features = check_counts(
+            owner, N=N, width=width, tokens=tokens, node_features=node_features
+        )
         check_padding("NodeTokens", pad_mode)
         self.N, self.tokens, self.padding = N, tokens, {"pad_mode": pad_mode, "centered": centered}
         P = patch_size(N, tokens)
@@ -140,7 +144,7 @@ class GraphReadout(nn.Module):
 
     def __init__(self, width: int, out_features: int):
         super().__init__()
-        self.head = nn.Linear(width, out_features)
+        self.head = nn.Linear(*check_counts("GraphReadout", width=width, out_features=out_features))
 
     def forward(self, outputs: Tensor, batch: Any, group: Group, g: Any) -> Tensor:
         with torch.autocast(outputs.device.type, enabled=False):
@@ -159,7 +163,8 @@ class DiagonalReadout(nn.Module):
 
     def __init__(self, N: int, width: int, grid: int, out_features: int):
         super().__init__()
-        _check_counts("DiagonalReadout", N=N, width=width, grid=grid, out_features=out_features)
+        owner = "DiagonalReadout"
+        N, width, grid, out_features = check_counts(owner, N=N, width=width, grid=grid, out_features=out_features)
         self.N = N
         P = patch_size(N, grid)
         inputs = out_features * P * P
@@ -183,7 +188,8 @@ class PairReadout(nn.Module):
 
     def __init__(self, N: int, width: int, grid: int, out_features: int = 1):
         super().__init__()
-        _check_counts("PairReadout", N=N, width=width, grid=grid, out_features=out_features)
+        owner = "PairReadout"
+        N, width, grid, out_features = check_counts(owner, N=N, width=width, grid=grid, out_features=out_features)
         self.N = N
         P = patch_size(N, grid)
         inputs = out_features * P * P
@@ -195,11 +201,6 @@ class PairReadout(nn.Module):
         if batch.pairs is None:
             raise ValueError("PairReadout: batch.pairs must be (2, M) node numbers, got None")
         return ops.readout(outputs.to(self.bias.dtype), batch.ptr, g, self.weight(), self.bias, at=batch.pairs)
-
-
-def _check_counts(owner: str, **counts: int) -> None:
-    for name, value in counts.items():
-        check_count(owner, name, value)
 
 
 def _check_slots(owner: str, N: int, g: Permutation) -> None:

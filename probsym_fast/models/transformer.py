@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from probsym_fast.ops._op import check_count, check_counts, check_int, check_share, check_type
 
 SHORT = 40  # tokens: beyond, the fused kernel is faster
 
@@ -47,8 +49,9 @@ class Transformer(nn.Module):
     """(..., L, in_features) -> (..., L or len(read), out_features), any leading axes.
 
     Linear embedding, learned positions N(0, 1), `layers` pre-norm blocks with GELU, LayerNorm, and a two-layer head with
-    ReLU. read: the tokens whose output is wanted (norm and head are computed for these alone). Raises ValueError for
-    another number of tokens or features.
+    ReLU. read: the numbers of the tokens whose output is wanted, negative ones from the end (norm and head are computed
+    for these only). Raises ValueError for another number of tokens or features and for settings out of range, TypeError for
+    settings of another type.
     """
 
     def __init__(
@@ -64,6 +67,12 @@ class Transformer(nn.Module):
         read: Sequence[int] | None = None,
     ):
         super().__init__()
+        owner = "Transformer"
+        in_features, width, heads = check_counts(owner, in_features=in_features, width=width, heads=heads)
+        feedforward, tokens, out_features = check_counts(
+            owner, feedforward=feedforward, tokens=tokens, out_features=out_features
+        )
+        layers, dropout = check_count(owner, "layers", layers, least=0), check_share(owner, "dropout", dropout)
         if width % heads:
             raise ValueError(f"Transformer: width must be a multiple of heads = {heads}, got {width}")
         self.embed = nn.Linear(in_features, width)
@@ -79,7 +88,7 @@ class Transformer(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(width, out_features),
         )
-        self.register_buffer("read", None if read is None else torch.as_tensor(read), persistent=False)
+        self.read = None if read is None else _slices(read, tokens)
 
     def forward(self, x: Tensor) -> Tensor:
         L, features = len(self.positions), self.embed.in_features
@@ -89,6 +98,31 @@ class Transformer(nn.Module):
         h = self.dropout(self.dropout(self.embed(x.reshape(math.prod(lead), L, features))) + self.positions)
         for block in self.blocks:
             h = block(h)
-        h = h if self.read is None else h[:, self.read]
+        if self.read is not None:
+            parts = [h[:, some] for some in self.read]
+            h = torch.cat(parts, 1) if parts[1:] else parts[0]
         y = self.head(self.norm(h))
         return y.reshape(*lead, *y.shape[1:])
+
+
+def _slices(read: Sequence[int], tokens: int) -> list[slice]:
+    """The token numbers as slices, in order: Python's data, which no device and no state dict has to hold.
+
+    TypeError unless they are ints, ValueError where there is none and for numbers out of range.
+    """
+    read = read.tolist() if hasattr(read, "tolist") else read  # of a tensor or an array
+    check_type("Transformer", "read", read, Iterable, "a sequence of token numbers or None")
+    given = [check_int("Transformer", "each of read", token) for token in read]
+    if not given:
+        raise ValueError("Transformer: read must hold one token or more, or be None, got none")
+    if bad := [token for token in given if not -tokens <= token < tokens]:
+        raise ValueError(f"Transformer: read must be in {-tokens}..{tokens - 1}, got {bad[0]}")
+    numbers, slices = [token % tokens for token in given], []
+    while numbers:
+        step = max(numbers[1] - numbers[0], 1) if numbers[1:] else 1
+        count = 1
+        while count < len(numbers) and numbers[count] == numbers[0] + count * step:
+            count += 1
+        slices.append(slice(numbers[0], numbers[count - 1] + 1, step))
+        numbers = numbers[count:]
+    return slices

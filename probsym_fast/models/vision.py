@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -63,6 +64,13 @@ class VisionBackbone(nn.Module):
         if self.read == "pooled" and self.pool == "token":
             return slice(0, 2 if self.distilled else 1)
         return slice(0 if self.read == "pooled" and with_prefix else P, None)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VisionBackbone:
+        """Moves the model; after `to_empty` the constants outside of the state dict would hold anything."""
+        super()._apply(fn, recurse)
+        for module in self.modules():
+            set_constants(module)
+        return self
 
     def extra_repr(self) -> str:
         return f"tokens={self.tokens}, width={self.width}, read={self.read!r}"
@@ -140,6 +148,18 @@ class VisionBackbone(nn.Module):
         else:
             h = h.amax(1) if self.pool == "max" else 0.5 * (h.amax(1) + h.mean(1))
         return self.head_drop(self.fc_norm(h))
+
+
+@torch.no_grad()
+def set_constants(module: nn.Module) -> None:
+    """Sets the buffers of a BEiT's attention that no state dict holds: places in the table of positions, a bias of 0."""
+    outside = {name: module.get_buffer(name) for name in module._non_persistent_buffers_set}
+    if (index := outside.get("relative_position_index")) is not None:
+        from timm.models.beit import gen_relative_position_index
+
+        index.copy_(gen_relative_position_index(module.window_size))
+    if (bias := outside.get("k_bias")) is not None:
+        bias.zero_()
 
 
 def read_block(block: nn.Module, x: Tensor, rows: slice, bias: Tensor | None) -> Tensor:

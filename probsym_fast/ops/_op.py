@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -234,12 +236,60 @@ def check_dtype(owner: str, dtype: torch.dtype, **tensors: Tensor) -> None:
             raise TypeError(f"{owner}: {name} must be {dtype} as the weights are, got {x.dtype}")
 
 
-def check_count(op: str, name: str, value: int, least: int = 1) -> None:
-    """TypeError unless value is an int, ValueError where it is below `least`."""
-    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
-        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__} {value!r}")
-    if value < least:
-        raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
+def as_int(value: Any) -> int | torch.SymInt | None:
+    """The Python int of an int, Python's or NumPy's; None for anything else: bools, floats, tensors, arrays."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, (int, torch.SymInt)):
+        return value
+    return int(value) if isinstance(value, Integral) else None
+
+
+def as_number(value: Any) -> float | int | None:
+    """The Python number of a real number, Python's or NumPy's; None for anything else: bools, tensors, arrays."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else None
+
+
+def check_int(owner: str, name: str, value: Any) -> int:
+    """value as a Python int; TypeError unless it is an int, Python's or NumPy's."""
+    if (found := as_int(value)) is None:
+        raise TypeError(f"{owner}: {name} must be an int, got {type(value).__name__} {value!r}")
+    return found
+
+
+def check_count(owner: str, name: str, value: Any, least: int = 1) -> int:
+    """value as a Python int; TypeError as `check_int`, ValueError where it is below `least`."""
+    count = check_int(owner, name, value)
+    if count < least:
+        raise ValueError(f"{owner}: {name} must be at least {least}, got {count}")
+    return count
+
+
+def check_counts(owner: str, **counts: Any) -> tuple[int, ...]:
+    """The values as Python ints >= 1, in order; raises as `check_count`."""
+    return tuple(check_count(owner, name, value) for name, value in counts.items())
+
+
+def check_share(owner: str, name: str, value: Any) -> float:
+    """value as a Python number in 0..1; TypeError unless it is a number, ValueError where it is out of range."""
+    if (share := as_number(value)) is None:
+        raise TypeError(f"{owner}: {name} must be a number, got {type(value).__name__} {value!r}")
+    if not 0 <= share <= 1:
+        raise ValueError(f"{owner}: {name} must be in 0..1, got {share}")
+    return share
+
+
+def check_type(owner: str, name: str, value: Any, kind: type, words: str) -> None:
+    """TypeError unless value is of the kind, which the message calls `words`."""
+    if not isinstance(value, kind):
+        got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise TypeError(f"{owner}: {name} must be {words}, got {got}")
 
 
 def check_num_nodes(op: str, num_nodes: Tensor | None, B: int, N: int, device: torch.device) -> Tensor | None:

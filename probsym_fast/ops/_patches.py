@@ -64,12 +64,11 @@ def pad_axis(x: Tensor, slots: Tensor, dim: int) -> Tensor:
     return torch.where(slots.view(shape) >= 0, x.index_select(dim, slots.clamp(min=0)), x.new_zeros(()))
 
 
-def check_patches(op: str, weight: Tensor, bias: Tensor | None, N: int, grid: int, axes: int, bias_axis: int) -> None:
-    """ValueError unless weight is (D, C, P[, P]) for `grid` patches of N slots and bias as long as its axis `bias_axis`.
-
-    TypeError where grid (of one axis: `tokens`) is no int.
+def check_patches(op: str, weight: Tensor, bias: Tensor | None, N: int, grid: int, axes: int, bias_axis: int) -> int:
+    """grid as a Python int. ValueError unless weight is (D, C, P[, P]) for `grid` patches of N slots and bias as long as its
+    axis `bias_axis`; TypeError where grid (of one axis: `tokens`) is no int.
     """
-    check_count(op, "tokens" if axes == 1 else "grid", grid)
+    grid = check_count(op, "tokens" if axes == 1 else "grid", grid)
     if N < 1:
         raise ValueError(f"{op}: p must have at least one slot, got (B, S, N) with N = {N}")
     P = patch_size(N, grid)
@@ -80,6 +79,7 @@ def check_patches(op: str, weight: Tensor, bias: Tensor | None, N: int, grid: in
         )
     if bias is not None and bias.shape != weight.shape[bias_axis : bias_axis + 1]:
         raise ValueError(f"{op}: bias must be ({weight.shape[bias_axis]},), got {tuple(bias.shape)}")
+    return grid
 
 
 def check_padding(op: str, pad_mode: str) -> None:
@@ -137,7 +137,7 @@ def count_nodes(op: str, ptr: Tensor, nodes: int | None) -> int:
     """ptr's last entry: `nodes` where it is given, else read, which waits for a GPU. ValueError where they differ."""
     if nodes is None:
         return int(ptr[-1])
-    check_count(op, "nodes", nodes, least=0)
+    nodes = check_count(op, "nodes", nodes, least=0)
     if looks_at_values(ptr) and int(ptr[-1]) != nodes:
         raise ValueError(f"{op}: ptr must end with the number of nodes {nodes}, got {int(ptr[-1])}")
     return nodes

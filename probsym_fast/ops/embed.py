@@ -125,7 +125,7 @@ def _embed(op, items, name, values, ptr, p, weight, bias, grid, pad_mode, center
     check_padding(op, pad_mode)
     dtype = common_dtype(op, OP, backend, weight=weight, **{name: values}, bias=bias)
     N, k = p.shape[-1], items.shape[0]
-    check_patches(op, weight, bias, N, grid, k, bias_axis=0)
+    grid = check_patches(op, weight, bias, N, grid, k, bias_axis=0)
     check_devices(op, weight.device, ptr=ptr, edge_index=items)
     if values.shape != (items.shape[1], weight.shape[1]):
         raise ValueError(f"{op}: {name} must be {(items.shape[1], weight.shape[1])}, got {tuple(values.shape)}")

@@ -71,7 +71,7 @@ def embed_matrix(
     check_padding(op, pad_mode)
     dtype = common_dtype(op, OP, backend, weight=weight, matrix=matrix, bias=bias)
     B, _, N = p.shape
-    check_patches(op, weight, bias, N, grid, 2, bias_axis=0)
+    grid = check_patches(op, weight, bias, N, grid, 2, bias_axis=0)
     if tuple(matrix.shape) != (B, N, N, weight.shape[1]):
         raise ValueError(f"{op}: matrix must be (B, N, N, C) = {(B, N, N, weight.shape[1])}, got {tuple(matrix.shape)}")
     check_devices(op, matrix.device, p=p.order)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from probsym_fast.ops._op import Op, check_float
+from probsym_fast.ops._op import Op, as_number, check_float
 from probsym_fast.ops.reference.linear_batch_norm_relu import linear_batch_norm_relu as reference
 
 
@@ -67,12 +67,12 @@ def linear_batch_norm_relu(
     for name, value in (("linear", linear), ("weight", weight), ("bias", bias)):
         if value.device != x.device:
             raise RuntimeError(f"{op}: {name} must be on {x.device}, got {value.device}")
-    if not isinstance(eps, (int, float)) or isinstance(eps, bool):
+    if (small := as_number(eps)) is None:
         raise TypeError(f"{op}: eps must be a number, got {type(eps).__name__}")
-    if not 0 <= eps < math.inf:
-        raise ValueError(f"{op}: eps must be finite and >= 0, got {eps}")
+    if not 0 <= small < math.inf:
+        raise ValueError(f"{op}: eps must be finite and >= 0, got {small}")
     dtype = OP.compute_dtype(backend, x.device, x.dtype)
     weight, bias = (t.to(torch.promote_types(dtype, torch.float32)) for t in (weight, bias))
     run = OP.select(backend, x.device, dtype)
-    y, mean, variance = run(x.to(dtype), linear.to(dtype), weight, bias, float(eps))
+    y, mean, variance = run(x.to(dtype), linear.to(dtype), weight, bias, float(small))
     return y.to(x.dtype), mean.detach(), variance.detach()

@@ -65,9 +65,30 @@ class Permutation:
         """The matrix that acts: (B, S, N, N), rows nodes, columns slots."""
         return self.hard()
 
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a gradient is asked for: never of a hard permutation."""
+        return False
+
+    def detach(self) -> Permutation:
+        """The same permutation without a gradient."""
+        return self
+
     def inverse(self) -> Permutation:
-        """The permutation that undoes this one (hard: the inverse carries no gradient)."""
+        """The permutation that undoes this one, a hard one.
+
+        Raises RuntimeError where this one requires a gradient, which the inverse would drop.
+        """
+        self.check_detached("inverse")
         return Permutation(self.rank, self.num_nodes, self.order, checked=True)
+
+    def check_detached(self, name: str) -> None:
+        """RuntimeError where a gradient is asked for: the result of `name` carries none."""
+        if self.requires_grad:
+            raise RuntimeError(
+                f"{name}: the result carries no gradient, so the permutation must not require one, got a SoftPermutation"
+                " that does; take p.detach(), or torch.no_grad()"
+            )
 
     def narrow(self, start: int, count: int) -> Permutation:
         """Samples start, ..., start + count - 1: (B, count, N), views with the gradients of this one."""
@@ -94,6 +115,11 @@ class SoftPermutation(Permutation):
     def requires_grad(self) -> bool:
         """Whether a gradient is asked for, to scores, log_r or log_c."""
         return torch.is_grad_enabled() and any(x.requires_grad for x in (self.scores, self.log_r, self.log_c))
+
+    def detach(self) -> SoftPermutation:
+        """The same soft permutation without a gradient."""
+        parts = {name: getattr(self, name).detach() for name in ("scores", "log_r", "log_c")}
+        return replace(self, **parts, checked=True)
 
     def sorted_soft(self) -> Tensor:
         """P with its rows in sorted order: (B, S, N, N), identity beyond num_nodes. Gradients: scores, log_r, log_c."""

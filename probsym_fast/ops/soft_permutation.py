@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from probsym_fast.ops._op import Op, check_float, check_num_nodes
+from probsym_fast.ops._op import Op, as_int, as_number, check_float, check_num_nodes
 from probsym_fast.ops.permutation import SoftPermutation
 from probsym_fast.ops.reference.soft_permutation import check_values
 from probsym_fast.ops.reference.soft_permutation import soft_permutation as reference
@@ -78,25 +79,27 @@ def soft_permutation(
     check_float("soft_permutation", scores=scores)
     if scores.ndim != 3 or scores.shape[-1] < 1:
         raise ValueError(f"soft_permutation: scores must be (B, S, N) with N >= 1, got {tuple(scores.shape)}")
-    check_relaxation("soft_permutation", tau, iterations)
+    tau, iterations = check_relaxation("soft_permutation", tau, iterations)
     B, _, N = scores.shape
     num_nodes = check_num_nodes("soft_permutation", num_nodes, B, N, scores.device)
     if scores.dtype not in OP.dtypes:
         scores = scores.float()
     run = OP.select(backend, scores.device, scores.dtype)
-    t, log_r, log_c, order, rank = run(scores, num_nodes, float(tau), int(iterations), bool(normalize))
+    t, log_r, log_c, order, rank = run(scores, num_nodes, float(tau), iterations, bool(normalize))
     return SoftPermutation(order, num_nodes, rank, t, log_r, log_c, float(tau), checked=True)
 
 
-def check_relaxation(owner: str, tau: float, iterations: int) -> None:
-    """TypeError unless tau is a number and iterations an int, ValueError where they are out of range."""
-    if not isinstance(tau, (int, float)) or isinstance(tau, bool):
+def check_relaxation(owner: str, tau: Any, iterations: Any) -> tuple[float, int]:
+    """tau and iterations as Python numbers; TypeError unless they are a number and an int, ValueError out of range."""
+    temperature, count = as_number(tau), as_int(iterations)
+    if temperature is None:
         raise TypeError(f"{owner}: tau must be a number, got {type(tau).__name__}")
-    if not 0 < tau < math.inf:
-        raise ValueError(f"{owner}: tau must be finite and > 0, got {tau}")
-    if tau < SMALLEST_TAU:
-        raise ValueError(f"{owner}: tau must be at least {SMALLEST_TAU}, got {tau}")
-    if not isinstance(iterations, int) or isinstance(iterations, bool):
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"{owner}: tau must be finite and > 0, got {temperature}")
+    if temperature < SMALLEST_TAU:
+        raise ValueError(f"{owner}: tau must be at least {SMALLEST_TAU}, got {temperature}")
+    if count is None:
         raise TypeError(f"{owner}: iterations must be an int, got {type(iterations).__name__}")
-    if not 0 <= iterations <= MOST_ITERATIONS:
-        raise ValueError(f"{owner}: iterations must be in 0..{MOST_ITERATIONS}, got {iterations}")
+    if not 0 <= count <= MOST_ITERATIONS:
+        raise ValueError(f"{owner}: iterations must be in 0..{MOST_ITERATIONS}, got {count}")
+    return temperature, count

@@ -55,10 +55,10 @@ def test_from_the_loader():
     ("change", "message"),
     [
         ({"x": None}, "Graphs.from_data: x must be (nodes, C), got None"),
-        ({"x": torch.ones(4)}, "Graphs.from_data: x must be (nodes, C), got (4,)"),
+        ({"x": torch.ones(4, 1, 1)}, "Graphs.from_data: x must be (nodes, C), got (4, 1, 1)"),
         ({"edge_index": None}, "Graphs.from_data: edge_index must be (2, E), got None"),
         ({"edge_index": torch.ones(6, 2).long()}, "Graphs.from_data: edge_index must be (2, E), got (6, 2)"),
-        ({"edge_attr": torch.ones(6)}, "Graphs.from_data: edge_attr must be (E, Ce) = (6, *), got (6,)"),
+        ({"edge_attr": torch.ones(5)}, "Graphs.from_data: edge_attr must be (E, Ce) = (6, *), got (5, 1)"),
         ({"edge_attr": torch.ones(5, 2)}, "Graphs.from_data: edge_attr must be (E, Ce) = (6, *), got (5, 2)"),
     ],
 )

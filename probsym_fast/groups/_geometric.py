@@ -1,0 +1,148 @@
+"""What `Graphs` read of PyTorch Geometric's data, and what they refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probsym_fast.ops._op import looks_at_values
+
+OWNER = "Graphs.from_data"
+# fields that change what an edge or a node is, and what to do instead
+REFUSED = {
+    "adj_t": "read it with edge_index, edge_attr = torch_geometric.utils.to_edge_index(data.adj_t.t())",
+    "edge_type": "give it as edge_attr, such as torch.nn.functional.one_hot(data.edge_type)",
+    "node_type": "give it as x, such as torch.nn.functional.one_hot(data.node_type)",
+}
+
+
+def fields_of(data: Any) -> dict[str, Any]:
+    """The fields of `Graphs`. Raises as `Graphs.from_data` for what `Graphs.check` does not see."""
+    check_kind(data)
+    for name, way_out in REFUSED.items():
+        if (value := getattr(data, name, None)) is not None:
+            raise ValueError(f"{OWNER}: {name} must be None, as it is not read, got {_said(value)}; {way_out}")
+    x, edge_index = getattr(data, "x", None), getattr(data, "edge_index", None)
+    for name, axes, value in (("x", "(nodes, C)", x), ("edge_index", "(2, E)", edge_index)):
+        if value is None:
+            raise ValueError(f"{OWNER}: {name} must be {axes}, got None; the data hold {_held(data)}")
+    x = _columns("x", x)
+    if isinstance(x, Tensor):
+        nodes = getattr(data, "num_nodes", None)
+        if isinstance(nodes, int) and nodes != x.shape[0]:
+            raise ValueError(f"{OWNER}: num_nodes must be the {x.shape[0]} nodes of x, got {nodes}")
+    key = getattr(data, "key", None)
+    if isinstance(x, Tensor) and key is not None:  # of one Data it may be a number
+        key = torch.as_tensor(key, device=x.device).reshape(-1)
+    return {
+        "x": x,
+        "edge_index": edge_index,
+        "ptr": _ptr(data, x),
+        "edge_attr": _edge_attr(data, edge_index),
+        "key": key,
+        "frame": getattr(data, "frame", None),
+        "pairs": getattr(data, "edge_label_index", None),
+    }
+
+
+def check_kind(data: Any) -> None:
+    """TypeError for what is no graph, or several of them, or of several kinds of nodes."""
+    kind = type(data).__name__
+    if isinstance(data, (list, tuple)):
+        way_out = "join the graphs with torch_geometric.data.Batch.from_data_list"
+        raise TypeError(f"{OWNER}: batch must be one Data or Batch, got {kind} of {len(data)}; {way_out}")
+    if any(base.__name__ == "HeteroData" for base in type(data).__mro__):
+        way_out = "take batch.to_homogeneous() and give the types of nodes and edges as features"
+        raise TypeError(f"{OWNER}: batch must have one kind of nodes and edges, got {kind}; {way_out}")
+    if not (hasattr(data, "x") or hasattr(data, "edge_index")):
+        raise TypeError(f"{OWNER}: batch must be a Data or Batch of PyTorch Geometric, got {kind}")
+
+
+def check_agreement(batch: Tensor | None, graphs: Any) -> None:
+    """ValueError where the data's `batch` (nodes,) and the ptr of the graphs differ."""
+    if batch is None or not looks_at_values(batch):
+        return
+    graph = graphs.graph
+    wrong = (batch != graph).nonzero()
+    if len(wrong):
+        k = int(wrong[0])
+        raise ValueError(
+            f"{OWNER}: batch must agree with ptr, got batch[{k}] = {int(batch[k])} in graph {int(graph[k])}"
+        )
+
+
+def _ptr(data: Any, x: Any) -> Any:
+    """ptr; or from `batch`, which waits for a GPU; or of one graph."""
+    ptr, batch = getattr(data, "ptr", None), getattr(data, "batch", None)
+    if not isinstance(x, Tensor):  # refused by `Graphs.check`
+        return ptr
+    nodes = x.shape[0]
+    if batch is not None:
+        if not isinstance(batch, Tensor) or batch.dtype != torch.int64:
+            got = batch.dtype if isinstance(batch, Tensor) else type(batch).__name__
+            raise TypeError(f"{OWNER}: batch must be an int64 Tensor, got {got}")
+        if tuple(batch.shape) != (nodes,):
+            raise ValueError(f"{OWNER}: batch must be (nodes,) = ({nodes},), got {tuple(batch.shape)}")
+        if batch.device != x.device:
+            raise RuntimeError(f"{OWNER}: batch must be on {x.device} as the nodes are, got {batch.device}")
+    if ptr is not None:
+        return ptr
+    if batch is None:
+        return torch.tensor([0, nodes], device=x.device)
+    if nodes and int(batch[0]) < 0:
+        raise ValueError(f"{OWNER}: batch must be at least 0, got {int(batch[0])}")
+    falls = (batch.diff() < 0).nonzero()
+    if len(falls):
+        k = int(falls[0])
+        got = f"batch[{k}] = {int(batch[k])} and batch[{k + 1}] = {int(batch[k + 1])}"
+        raise ValueError(f"{OWNER}: batch must not fall, got {got}; sort the nodes by their graphs")
+    size = getattr(data, "num_graphs", None) or 0  # the last graphs may be empty
+    counts = torch.bincount(batch, minlength=size)
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def _edge_attr(data: Any, edge_index: Any) -> Any:
+    """edge_attr, or edge_weight in its place."""
+    attr, weight = getattr(data, "edge_attr", None), getattr(data, "edge_weight", None)
+    if weight is None:
+        return _columns("edge_attr", attr)
+    if attr is not None:
+        way_out = "join them as edge_attr = torch.cat([edge_attr, edge_weight[:, None]], 1)"
+        raise ValueError(f"{OWNER}: edge_attr and edge_weight must be given one at a time, got both; {way_out}")
+    column = _columns("edge_weight", weight)
+    if isinstance(column, Tensor) and isinstance(edge_index, Tensor) and edge_index.ndim == 2:
+        E = edge_index.shape[1]
+        if tuple(column.shape) != (E, 1):
+            raise ValueError(f"{OWNER}: edge_weight must be (E,) = ({E},), got {tuple(weight.shape)}")
+    return column
+
+
+def _columns(name: str, values: Any) -> Any:
+    """Features (rows,) as (rows, 1); integers and bools in the default dtype. What is no Tensor is left to the checks."""
+    if not isinstance(values, Tensor):
+        return values
+    if values.layout is not torch.strided:
+        raise TypeError(f"{OWNER}: {name} must be a dense Tensor, got {values.layout}")
+    if values.is_complex():
+        raise TypeError(f"{OWNER}: {name} must be real, got {values.dtype}")
+    values = values[:, None] if values.ndim == 1 else values
+    if values.is_floating_point():
+        return values
+    found = values.to(torch.get_default_dtype())
+    if looks_at_values(values):
+        lost = values[found.to(values.dtype) != values]
+        if len(lost):
+            raise ValueError(f"{OWNER}: {name} must be integers that {found.dtype} holds exactly, got {int(lost[0])}")
+    return found
+
+
+def _held(data: Any) -> str:
+    names: Iterable[str] = data.keys() if callable(getattr(data, "keys", None)) else vars(data)
+    return ", ".join(sorted(names)) or "nothing"
+
+
+def _said(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__

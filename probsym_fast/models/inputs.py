@@ -1,0 +1,32 @@
+"""What an embedding hands to a backbone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from probsym_fast.groups import Batch, Group
+
+
+def embedded(embed: nn.Module, batch: Batch, group: Group, g: Any) -> tuple[tuple, dict[str, Any]]:
+    """The backbone's positional and keyword arguments: what embed(batch, group, g) returns.
+
+    A Tensor is the one argument, a tuple holds the positional ones, a dict the keyword ones. Raises TypeError for anything
+    else, a list among it, and for keys that are no strings.
+    """
+    given = embed(batch, group, g)
+    if isinstance(given, Tensor):
+        return (given,), {}
+    if isinstance(given, tuple):
+        return given, {}
+    if isinstance(given, dict):
+        if unnamed := [key for key in given if not isinstance(key, str)]:
+            raise TypeError(
+                f"{type(embed).__name__}: the keys of the backbone's inputs must be str, got {unnamed[0]!r}"
+            )
+        return (), given
+    raise TypeError(
+        f"{type(embed).__name__}: an embedding must return a Tensor, a tuple (positional inputs) or a dict (keyword inputs),"
+        f" got {type(given).__name__}"
+    )
