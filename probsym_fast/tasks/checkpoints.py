@@ -11,6 +11,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from probsym_fast._untrusted import load_tensors
 from probsym_fast.data._store import write_atomically
 from probsym_fast.tasks.callbacks import validated
 
@@ -61,11 +62,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: {path} must exist, found nothing there; train first with `probsym fit`")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zipfile, pickle and torch each raise their own
-        raise ValueError(
-            f"checkpoint: {path} must be a whole checkpoint, got {type(error).__name__}: {error}"
-        ) from error
+        state = load_tensors(path)
+    except ValueError as error:
+        raise ValueError(f"checkpoint: {path} must be an intact checkpoint, got {error}") from None
     if not isinstance(state, dict) or "state_dict" not in state:
         raise ValueError(f"checkpoint: {path} must hold a state_dict, got {type(state).__name__}")
     return state
