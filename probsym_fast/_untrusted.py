@@ -20,7 +20,23 @@ ARGUMENTS = 1000  # most values in the arguments of one call
 PICKLE = 1 << 26  # bytes of the largest pickle
 INTEGER = 128  # bits of the largest integer
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # what torch's file format before zip starts with
-NAMES = {  # what the pickle of a torch file may name, beside storages and dtypes
+STORAGES = {  # bytes of a number
+    "torch.storage.UntypedStorage": 1,
+    "torch.BoolStorage": 1,
+    "torch.ByteStorage": 1,
+    "torch.CharStorage": 1,
+    "torch.ShortStorage": 2,
+    "torch.HalfStorage": 2,
+    "torch.BFloat16Storage": 2,
+    "torch.IntStorage": 4,
+    "torch.FloatStorage": 4,
+    "torch.LongStorage": 8,
+    "torch.DoubleStorage": 8,
+    "torch.ComplexFloatStorage": 8,
+    "torch.ComplexDoubleStorage": 16,
+}
+NAMES = {  # what the pickle of a torch file may name, beside dtypes
+    *STORAGES,
     "collections.OrderedDict",
     "collections.Counter",
     "_codecs.encode",
@@ -119,7 +135,7 @@ def check_pickle(stream: BinaryIO, size: int, names: Collection[str] | None = No
             taken = _taken(opcode, stack, marks)
             if name in ("GLOBAL", "STACK_GLOBAL", "INST"):
                 full = ".".join(str(part.value) for part in taken) if name == "STACK_GLOBAL" else argument.replace(" ", ".")
-                if names is not None and full not in names and not _torch_name(full):
+                if names is not None and full not in names and not _is_dtype(full):
                     raise UnpicklingError(f"the global {full}, which is not allowed")
                 stack.append(_Seen(2, full))
             else:
@@ -186,19 +202,14 @@ def _note(key: _Seen, found: dict[str, int]) -> None:
     kind = parts[1] if len(parts) > 1 and isinstance(parts[1], str) else ""
     if len(parts) < 5 or parts[0] != "storage" or not isinstance(parts[2], str) or not isinstance(parts[4], int):
         raise UnpicklingError("a reference to something other than a storage")
-    if not _torch_name(kind) or not kind.endswith("Storage") or parts[4] < 0:
+    if kind not in STORAGES or parts[4] < 0:
         raise UnpicklingError(f"a storage of {kind}, {parts[4]} numbers")
-    size = 1 if kind.endswith("UntypedStorage") else getattr(torch, kind.split(".")[1]).dtype.itemsize
-    found[parts[2]] = max(found.get(parts[2], 0), parts[4] * size)
+    found[parts[2]] = max(found.get(parts[2], 0), parts[4] * STORAGES[kind])
 
 
-def _torch_name(full: str) -> bool:
-    """Whether it is a storage class or a dtype of torch's."""
+def _is_dtype(full: str) -> bool:
     module, _, name = full.rpartition(".")
-    if module == "torch.storage":
-        return name in ("UntypedStorage",)
-    value = getattr(torch, name, None) if module == "torch" else None
-    return isinstance(value, torch.dtype) or (isinstance(value, type) and name.endswith("Storage"))
+    return module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
 
 
 def check_torch_file(path: Path) -> None:

@@ -17,12 +17,24 @@ from probsym_fast.tasks.callbacks import validated
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, lets it reach the disk, and renames it: there is the old one or the new one."""
+    """Writes a checkpoint beside its place, lets it reach the disk, and renames it: there is the old one or the new one.
+
+    state: of the checkpoint that the run continues from, which is read and checked before the trainer asks for it.
+    """
+
+    def __init__(self, state: dict[str, Any] | None = None):
+        super().__init__()
+        self._state = state
+
+    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
+        """The state given, once; the file is not read again. Another checkpoint is read as `load_checkpoint` does."""
+        state, self._state = self._state, None
+        return load_checkpoint(Path(path)) if state is None else state
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         if storage_options is not None:
             raise TypeError(f"WholeFiles: storage_options must be None, got {storage_options!r}")
-        buffer = BytesIO()  # torch reports a disk that is full behind its own buffers as an internal error
+        buffer = BytesIO()  # torch reports a full disk as an internal error of its own
         torch.save(checkpoint, buffer)
         write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 

@@ -210,5 +210,11 @@ def _trained(task: Task, name: str, folder: Path) -> dict[str, Any]:
         begun = (folder / "config.yaml").is_file()
         print(f"{name}: {'continued' if begun else 'trained'} in {folder}", file=sys.stderr, flush=True)
         fit(task, resume=begun)
-    results: dict[str, Any] = json.loads(done.read_text())
+    try:
+        results = json.loads(done.read_text(encoding="utf-8"))
+        if not isinstance(results, dict):
+            raise TypeError(f"expected figures by name, got {type(results).__name__}")
+    except (ValueError, TypeError, RecursionError) as error:
+        text = "must hold the run's figures; delete it to test the run again"
+        raise ValueError(f"comparison: {done} {text}, got {type(error).__name__}: {error}") from error
     return results
