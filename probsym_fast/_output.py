@@ -21,6 +21,9 @@ class _Patient:
         except BrokenPipeError:
             self._drop()
             return len(text)
+        except OSError:
+            self._drop()
+            raise
 
     def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:
@@ -31,6 +34,9 @@ class _Patient:
             self._stream.flush()
         except BrokenPipeError:
             self._drop()
+        except OSError:  # a full disk: said once, not again when Python ends
+            self._drop()
+            raise
 
     def _drop(self) -> None:
         """What is buffered goes nowhere too, also when Python flushes the stream at its end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickletools
 import stat
@@ -54,17 +55,18 @@ def read_bytes(path: str | Path, most: int) -> bytes:
     with open_regular(path) as file:
         if (size := os.fstat(file.fileno()).st_size) > most:
             raise ValueError(f"{path}: expected at most {most} bytes, got {size}")
-        return file.read(most)
+        return file.read(size)
 
 
 def open_regular(path: str | Path) -> BinaryIO:
     """A regular file, open for reading; ValueError for another kind, which might never end."""
-    file = open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
-    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        return file
-    file.close()
-    if os.path.isdir(path):
-        raise IsADirectoryError(21, os.strerror(21), str(path))
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    kind = os.fstat(number).st_mode
+    if stat.S_ISREG(kind):
+        return open(number, "rb")
+    os.close(number)
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     raise ValueError(f"{path}: expected a regular file, got another kind")
 
 
@@ -134,7 +136,11 @@ def check_pickle(stream: BinaryIO, size: int, names: Collection[str] | None = No
         else:
             taken = _taken(opcode, stack, marks)
             if name in ("GLOBAL", "STACK_GLOBAL", "INST"):
-                full = ".".join(str(part.value) for part in taken) if name == "STACK_GLOBAL" else argument.replace(" ", ".")
+                full = (
+                    ".".join(str(part.value) for part in taken)
+                    if name == "STACK_GLOBAL"
+                    else argument.replace(" ", ".")
+                )
                 if names is not None and full not in names and not _is_dtype(full):
                     raise UnpicklingError(f"the global {full}, which is not allowed")
                 stack.append(_Seen(2, full))
@@ -221,6 +227,8 @@ def check_torch_file(path: Path) -> None:
             file.seek(0)
             sizes = check_zip(file)
             pickles = [name for name in sizes if name.endswith("/data.pkl") and name.count("/") == 1]
+            if any(name.endswith("/constants.pkl") for name in sizes):
+                raise ValueError("expected tensors, got a TorchScript program")
             if len(pickles) != 1 or sizes[pickles[0]] > PICKLE:
                 raise ValueError(f"expected one data.pkl of at most {PICKLE} bytes, got {pickles}")
             with zipfile.ZipFile(file) as archive:
@@ -237,7 +245,9 @@ def check_torch_file(path: Path) -> None:
 
 def check_legacy(file: BinaryIO, size: int) -> None:
     """The same for torch's file format before zip, from the start of the file."""
-    start = [argument for _, (_, argument, _) in zip(range(2), pickletools.genops(file), strict=False)]  # protocol, magic
+    start = [
+        argument for _, (_, argument, _) in zip(range(2), pickletools.genops(file), strict=False)
+    ]  # protocol, magic
     if start[1:] != [LEGACY_MAGIC]:
         raise UnpicklingError("expected torch's file format, got another one")
     file.seek(0)

@@ -92,8 +92,8 @@ def _file_error(error: OSError) -> str | None:
     if error.errno is None:
         return str(error)
     if error.filename is not None:
-        names = (name for name in (error.filename, error.filename2) if name is not None)
-        return f"{' to '.join(os.fsdecode(name) if isinstance(name, bytes) else str(name) for name in names)}: {error.strerror}"
+        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+        return f"{name}: {error.strerror}"
     return str(error.strerror) if error.errno in FULL else None
 
 

@@ -148,7 +148,11 @@ def _check_sizes(path: Path) -> None:
             for name in names:
                 with archive.open(name) as entry:
                     version = np.lib.format.read_magic(entry)
-                    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                    read = (
+                        np.lib.format.read_array_header_1_0
+                        if version == (1, 0)
+                        else np.lib.format.read_array_header_2_0
+                    )
                     shape, _, dtype = read(entry)
                     wanted, held = math.prod(shape) * dtype.itemsize, names[name] - entry.tell()
                     if not dtype.hasobject and wanted != held:

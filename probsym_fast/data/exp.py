@@ -57,7 +57,9 @@ def read_exp(path: str | Path) -> list[Any]:
     try:
         graphs = _unpickled(content)
     except Exception as error:  # a damaged pickle may fail anywhere
-        raise ValueError(f"{path}: expected a pickle of graphs, got {reason(error)}") from None  # torch advises to run it
+        raise ValueError(
+            f"{path}: expected a pickle of graphs, got {reason(error)}"
+        ) from None  # torch advises to run it
     if not isinstance(graphs, list) or not all(isinstance(g, _Graph) for g in graphs) or len(graphs) % 2:
         kind = f"{type(graphs).__name__} of {len(graphs)}" if isinstance(graphs, list) else type(graphs).__name__
         raise ValueError(f"{path}: expected a list of an even number of graphs, got {kind}")

@@ -13,6 +13,7 @@ import torch
 
 from probsym_fast.tasks import config as configuration
 from probsym_fast.tasks.config import Limit
+from probsym_fast.tasks.ownership import LOCK
 from probsym_fast.tasks.plots import history, plot_runs
 from probsym_fast.tasks.settings import may_change
 from probsym_fast.tasks.task import Computation, Experiment, Task
@@ -20,7 +21,7 @@ from probsym_fast.tasks.training import check_recorded, fit, record
 
 FIRST = "@first"  # in a run's keys: the folder of the run that is trained first
 OWN = ("seed", "folder")  # keys that the comparison gives every run
-TAKEN = ("first", "plots", "config.yaml", "results.json", ".", "..")  # in the comparison's folder
+TAKEN = ("first", "plots", "config.yaml", "results.json", LOCK, ".", "..")  # in the comparison's folder
 PLACES = ("config", "data", "backbone.weights")  # keys that may hold a path
 
 

@@ -14,7 +14,8 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 from jsonargparse import ArgumentError, ArgumentParser
 
 from probsym_fast.tasks import yaml_files
-from probsym_fast.tasks.yaml_files import dump_yaml, read_text
+from probsym_fast.tasks.yaml_files import dump_yaml
+from probsym_fast.tasks.yaml_files import read_text as read_text
 
 CONFIGS = files("probsym_fast.tasks") / "configs"
 EXTENDED = 16  # most files that extend one another

@@ -114,7 +114,9 @@ class _Loader(yaml.SafeLoader):
         except (ValueError, OverflowError, yaml.YAMLError) as error:
             raise ValueError(f"{key} in line {line}: {error}") from error
         if not isinstance(value, PLAIN):
-            raise ValueError(f"{key} must be a string, a number or a boolean, got {type(value).__name__} in line {line}")
+            raise ValueError(
+                f"{key} must be a string, a number or a boolean, got {type(value).__name__} in line {line}"
+            )
         if isinstance(value, str) and "\0" in value:
             raise ValueError(f"{key} must hold no NUL character, got one in line {line}")
 

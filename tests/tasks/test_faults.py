@@ -109,9 +109,7 @@ def test_a_disk_that_is_full_or_closed_is_told_and_the_last_checkpoint_is_whole(
     run(tmp_path / "whole")
     folder = tmp_path / "run"
     written = rf"{folder}/checkpoints/" + (name if number == errno.ENOSPC else rf"\.{name}\.\w+\.tmp")
-    message = (
-        rf"fit: {written} must be writable, got \[Errno {number}\] .*; {folder}/checkpoints/last.ckpt is intact"
-    )
+    message = rf"fit: {written} must be writable, got \[Errno {number}\] .*; {folder}/checkpoints/last.ckpt is intact"
     with pytest.raises(training.Fault, match=rf"^{message} \(epoch 1\): continue with --resume$"):
         run(folder, Filling)
     assert checkpoint(folder)["epoch"] == 0
@@ -252,9 +250,7 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path, monkeypatch, value, at_
 
     run(tmp_path / "whole")
     got = value if at_once else "nan or inf"
-    message = (
-        rf"fit: loss must be finite, got {got} in step 5, epoch 2; .*; {folder}/checkpoints/last.ckpt is intact"
-    )
+    message = rf"fit: loss must be finite, got {got} in step 5, epoch 2; .*; {folder}/checkpoints/last.ckpt is intact"
     with pytest.raises(training.Fault, match=rf"^{message} \(epoch 1\): continue with --resume$"):
         run(folder, Diverging)
     run(folder, resume=True)
@@ -271,7 +267,9 @@ def test_weights_that_are_no_numbers_are_not_kept(tmp_path):
                 loss = loss + (0 * prediction).sum().sqrt()
             return loss
 
-    with pytest.raises(training.Fault, match=r"fit: weights must be finite, got others in step 6, epoch 2; .* \(epoch 1\)"):
+    with pytest.raises(
+        training.Fault, match=r"fit: weights must be finite, got others in step 6, epoch 2; .* \(epoch 1\)"
+    ):
         run(folder, Diverging)
     assert checkpoint(folder)["epoch"] == 0
 
