@@ -317,3 +317,42 @@ def test_other_errors_stay_what_they_are(tmp_path):
         run(tmp_path / "run", Refused)
     with pytest.raises(ValueError, match=r"training.batch must be"):
         training.fit(tiny(tmp_path / "other", devices=3))
+
+
+def test_a_resumed_run_reads_its_checkpoint_once_and_runs_no_code(tmp_path, monkeypatch):
+    """Lightning is given what was read; it would read the file again, with its code where torch's default is so."""
+    folder, read = tmp_path / "run", []
+    run(folder, epochs=1)
+    load = torch.load
+
+    def noted(path, *arguments, **settings):
+        read.append((Path(path).name, settings.get("weights_only")))
+        return load(path, *arguments, **settings)
+
+    monkeypatch.setattr(torch, "load", noted)
+    training.fit(tiny(folder), resume=True)
+    assert read == [("last.ckpt", True), ("best.ckpt", True)]  # the second for the test
+
+
+@pytest.mark.parametrize("name", ["loops", "callbacks", "optimizer_states", "lr_schedulers", "epoch", "global_step"])
+def test_checkpoints_of_wrong_types_are_refused_before_anything_is_written(tmp_path, name):
+    folder = tmp_path / "run"
+    path = folder / "checkpoints" / "last.ckpt"
+    state = run(folder, epochs=1)
+    for value in ("text", -1):
+        torch.save({**state, name: value}, path)
+        before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        with pytest.raises(ValueError, match=rf"^checkpoint: {path} must hold {name} of type \w+, got \S+$"):
+            run(folder, resume=True)
+        assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+
+
+def test_torchs_advice_is_not_passed_on(tmp_path, capfd):
+    folder = tmp_path / "run"
+    state = run(folder, epochs=1)
+    torch.save({**state, "other": Path("x")}, folder / "checkpoints" / "last.ckpt")
+    with pytest.raises(
+        ValueError, match=r"last.ckpt must be an intact checkpoint, got UnpicklingError: the global path"
+    ) as error:
+        run(folder, resume=True)
+    assert "weights_only" not in str(error.value) + capfd.readouterr().err and error.value.__suppress_context__

@@ -66,7 +66,9 @@ def test_a_second_start_is_refused_and_changes_nothing(tmp_path, first):
     with another(train) as pid:
         before = content(folder)
         for second in (run, lambda folder: run(folder, resume=True), lambda folder: training.test(tiny(folder))):
-            with pytest.raises(InUse, match=rf"^run folder: {folder} must belong to one .* while process {pid} is at work"):
+            with pytest.raises(
+                InUse, match=rf"^run folder: {folder} must belong to one .* while process {pid} is at work"
+            ):
                 second(folder)
         assert content(folder) == before
     assert (folder / LOCK).is_file()  # left over, and locks nothing
