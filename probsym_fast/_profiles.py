@@ -117,9 +117,9 @@ def read_profiles(path: str | Path) -> list[Profile]:
     if not path.is_file():
         raise FileNotFoundError(f"profile: {path} must exist, found nothing there")
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         some = [read_profile(one) for one in (found if isinstance(found, list) else [found])]
-    except (OSError, ValueError, TypeError, LookupError) as error:
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise ValueError(f"profile: {path} must hold a profile, got {type(error).__name__}: {error}") from error
     if not some:
         raise ValueError(f"profile: {path} must hold a profile, got an empty list")

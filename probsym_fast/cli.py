@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-ERRORS = (
-    ValueError,
-    TypeError,
-    FileNotFoundError,
-    FileExistsError,
-    PermissionError,
-    NotADirectoryError,
-    ConnectionError,
-)
+from probsym_fast._output import patient_output
+
 PROFILED = ("weights", "samples", "modes", "chunks", "backends", "draws", "device", "seconds", "repeats")
 TRAIN_EXTRA = {
+    "filelock",
     "lightning",
     "torch_geometric",
     "torchmetrics",
@@ -33,6 +29,16 @@ TRAIN_EXTRA = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0 done, 1 refused with a message, 128 + signal stopped by one."""
+    try:
+        with patient_output():
+            return _main(arguments)
+    except OSError as error:  # of the output itself, such as a full disk
+        if (text := _file_error(error)) is None:
+            raise
+        return _refuse(text)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="probsym", description="Probabilistic symmetrization, fast.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="fit | test | profile | info | data")
     for name, text in (
@@ -71,8 +77,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nprobsym: interrupted", file=sys.stderr)
         return 130
-    except ERRORS as error:
+    except (ValueError, TypeError) as error:
         return _refuse(str(error))
+    except OSError as error:
+        if (text := _file_error(error)) is None:
+            raise
+        return _refuse(text)
+
+
+def _file_error(error: OSError) -> str | None:
+    """One line for an error of a file, of a full disk or of our own; None for another of the system's."""
+    from probsym_fast.data._store import FULL
+
+    if error.errno is None:
+        return str(error)
+    if error.filename is not None:
+        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+        return f"{name}: {error.strerror}"
+    return str(error.strerror) if error.errno in FULL else None
 
 
 def _add_profile(commands: argparse._SubParsersAction) -> None:
@@ -118,7 +140,8 @@ def _chunk(text: str) -> int | str | None:
 
 
 def _refuse(message: str) -> int:
-    print(f"probsym: error: {message}", file=sys.stderr)
+    """One line, whatever the message holds."""
+    print(f"probsym: error: {' '.join(message.splitlines())}", file=sys.stderr)
     return 1
 
 
@@ -127,8 +150,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     from probsym_fast.tasks import configuration
 
     if options.keys:
-        values = configuration.read(configuration.find(options.config))
-        configuration.parser_of(tasks.TASKS[values["task"]][0]).print_help()
+        configuration.parser_of(tasks.config_type(options.config)).print_help()
         return 0
     task = tasks.load(options.config, rest)
     from probsym_fast.tasks import training
@@ -161,7 +183,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _profile(options: argparse.Namespace, rest: list[str]) -> int:
     from probsym_fast import tasks
-    from probsym_fast.profile import profile, trace
+    from probsym_fast.tasks.ownership import owned
     from probsym_fast.tasks.plots import plot_profile  # noqa: F401  what is missing is found before the measuring
 
     given = vars(options)
@@ -169,7 +191,13 @@ def _profile(options: argparse.Namespace, rest: list[str]) -> int:
         return _join(options, rest)
     task = tasks.load(options.config, rest)
     folder = given.get("output") or Path("runs") / tasks.configuration.full_name(task.config) / "profile"
-    folder.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before the measuring
+    with owned(folder):  # what cannot be written is told before the measuring
+        return _profile_in(folder, task, given)
+
+
+def _profile_in(folder: Path, task: Any, given: dict[str, Any]) -> int:
+    from probsym_fast.profile import profile, trace
+
     settings = {name: given[name] for name in PROFILED if name in given}
     found = profile(task, path=folder / "profile.json", **settings)
     print("  ".join(f"{key} {value}" for key, value in found.machine.items()))
@@ -190,6 +218,7 @@ def _profile(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _join(options: argparse.Namespace, rest: list[str]) -> int:
     from probsym_fast._profiles import gains_table, joined, read_profiles, save_profiles
+    from probsym_fast.tasks.ownership import owned
     from probsym_fast.tasks.plots import plot_variances
 
     if rest:
@@ -198,12 +227,12 @@ def _join(options: argparse.Namespace, rest: list[str]) -> int:
         raise ValueError(f"profile: --join must stand without what a measurement takes, got {' '.join(others)}")
     profiles = joined([one for path in options.join for one in read_profiles(path)])
     folder = getattr(options, "output", None) or Path("runs") / "averages"
-    folder.mkdir(parents=True, exist_ok=True)
-    print(gains_table(profiles))
-    save_profiles(folder / "averages.json", profiles)
-    for ending in ("png", "pdf"):
-        parts = [(one.name, one.state(), [vars(row) for row in one.rows]) for one in profiles]
-        plot_variances(folder / f"averages.{ending}", parts)
+    with owned(folder):
+        print(gains_table(profiles))
+        save_profiles(folder / "averages.json", profiles)
+        for ending in ("png", "pdf"):
+            parts = [(one.name, one.state(), [vars(row) for row in one.rows]) for one in profiles]
+            plot_variances(folder / f"averages.{ending}", parts)
     print(f"figures: {folder / 'averages.json'}   plot: {folder / 'averages.png'}, .pdf")
     return 0
 

@@ -15,6 +15,8 @@ from zipfile import BadZipFile
 import torch
 from torch import Tensor
 
+from probsym_fast._untrusted import check_zip, open_regular, reason
+
 
 def fetch(dataset: type, root: Path, name: str, files: list[str]) -> None:
     """Download the raw files of `dataset(root, name)` of torch_geometric to root/name/raw, where PyG looks for them.
@@ -70,15 +72,16 @@ def read(path: Path, name: str, own_root: bool) -> Any:
             f"{path} must be the published file, found nothing; fetch it with `{command}`, or give the folder of a copy"
         )
     try:
+        with open_regular(path) as file:
+            if file.read(4) == b"PK\x03\x04":  # older files of torch's are no zip archives
+                check_zip(file)
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # damage may show anywhere
-        text = type(error).__name__
-        if not isinstance(error, UnpicklingError):  # which advises to run the file's code
-            text = f"{text}: {error}".splitlines()[0]
+        text = type(error).__name__ if isinstance(error, UnpicklingError) else reason(error)
         mend = f"delete {path} and " + ("call again with download=True" if own_root else f"run `{command} --force`")
-        raise ValueError(f"{path}: expected tensors in torch's file format, got {text}; to mend it, {mend}") from error
+        raise ValueError(f"{path}: expected tensors in torch's file format, got {text}; to mend it, {mend}") from None
 
 
 def integers(what: str, value: Any, shape: tuple[int | None, ...], end: int | None = None) -> Tensor:

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -10,8 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+from zipfile import ZipFile
 
 import numpy as np
+
+from probsym_fast._untrusted import check_zip, open_regular
 
 METADATA = "metadata"  # name of the array that holds the metadata, JSON in UTF-8
 CHECKSUM = "sha256"
@@ -110,6 +114,7 @@ def load_arrays(
         return ValueError(f"{path}: expected {expected}, got {got}; to mend it, {mend}")
 
     try:
+        _check_sizes(Path(path))
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name]) for name in file.files}
     except FileNotFoundError:
@@ -121,7 +126,7 @@ def load_arrays(
     try:
         stored = json.loads(arrays.pop(METADATA).tobytes())
         checksum = stored.pop(CHECKSUM)
-    except (ValueError, LookupError, AttributeError, TypeError) as error:
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise refusal(f"JSON metadata with {CHECKSUM}", f"{type(error).__name__}: {error}") from error
     if (found := _checksum(arrays, stored)) != checksum:
         raise refusal(f"{CHECKSUM} {checksum}", found)
@@ -133,6 +138,25 @@ def load_arrays(
         if len(got) != len(shape) or any(n is not None and n != m for n, m in zip(shape, got, strict=True)):
             raise refusal(f"{name} of shape {shape}".replace("None", "*"), got)
     return arrays, stored
+
+
+def _check_sizes(path: Path) -> None:
+    """ValueError, or zipfile's errors, where the archive's arrays could be larger than the file; numpy would make room."""
+    with open_regular(path) as file:
+        names = check_zip(file)
+        with ZipFile(file) as archive:
+            for name in names:
+                with archive.open(name) as entry:
+                    version = np.lib.format.read_magic(entry)
+                    read = (
+                        np.lib.format.read_array_header_1_0
+                        if version == (1, 0)
+                        else np.lib.format.read_array_header_2_0
+                    )
+                    shape, _, dtype = read(entry)
+                    wanted, held = math.prod(shape) * dtype.itemsize, names[name] - entry.tell()
+                    if not dtype.hasobject and wanted != held:
+                        raise ValueError(f"expected {wanted} bytes of {name}, got {held}")
 
 
 def _checksum(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> str:

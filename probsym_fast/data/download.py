@@ -11,6 +11,7 @@ from probsym_fast.data._store import write_atomically
 
 CHUNK = 1 << 16
 TIMEOUT = 30.0  # seconds without a byte
+LARGEST = 1 << 32  # bytes of a file, also where the server announces no end
 
 
 def download(url: str, path: str | Path, sha256: str) -> Path:
@@ -21,10 +22,18 @@ def download(url: str, path: str | Path, sha256: str) -> Path:
     fewer than announced, ValueError where their checksum is another.
     """
     path = Path(path)
-    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
+    if path.is_file() and _sha256(path) == sha256:
         return path
     write_atomically(path, lambda file: _fetch(url, file, sha256))
     return path
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _fetch(url: str, file: BinaryIO, sha256: str) -> None:
@@ -39,6 +48,8 @@ def _fetch(url: str, file: BinaryIO, sha256: str) -> None:
                     digest.update(chunk)
                     got += len(chunk)
                     advance(len(chunk))
+                    if got > LARGEST:
+                        raise ConnectionError(f"expected at most {LARGEST} bytes, got more")
                 if expected is not None and got != expected:
                     raise ConnectionError(f"expected {expected} bytes, got {got}")
     except (OSError, ValueError, HTTPException) as error:

@@ -9,19 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
+from probsym_fast._untrusted import read_bytes
 from probsym_fast.data._store import write_atomically
 
 HEADER = b">>graph6<<"
 LOWEST, HIGHEST = 63, 126  # the bytes in use
 MAX_NODES = 258_047  # what 18 bits after "~" stand for, short of "~~"
+LARGEST = 1 << 30  # bytes of a file; reading takes some 30 times as many
 
 
 def read_g6(path: str | Path) -> list[np.ndarray]:
     """The graphs of a .g6 file, each an (n, n) bool array, symmetric with an empty diagonal.
 
-    Raises ValueError with the path and the number of the first line that is damaged.
+    Raises ValueError with the path and the number of the first line that is damaged, and for a file of more than 1 GiB.
     """
-    content = Path(path).read_bytes().removeprefix(HEADER)
+    content = read_bytes(path, LARGEST).removeprefix(HEADER)
     graphs = []
     for number, line in enumerate(content.splitlines(), 1):
         try:
@@ -64,7 +66,7 @@ def _decode(line: np.ndarray) -> np.ndarray:
     if bits[pairs:].any():
         raise ValueError(f"expected zeros after the {pairs} bits of adjacency, got {bits[pairs:].tolist()}")
     adjacency = np.zeros((nodes, nodes), bool)
-    adjacency[np.tril_indices(nodes, -1)] = bits[:pairs]  # the lower triangle by rows is the upper one by columns
+    adjacency[np.tri(nodes, k=-1, dtype=bool)] = bits[:pairs]  # the lower triangle by rows is the upper one by columns
     return adjacency | adjacency.T
 
 

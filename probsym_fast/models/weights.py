@@ -11,6 +11,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from probsym_fast._untrusted import load_tensors, reason
 from probsym_fast.models.vision import VisionBackbone
 
 RUN = "model.backbone."  # where the checkpoints of `probsym fit` keep the backbone
@@ -44,12 +45,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             state = train_extra("timm_backbone", "safetensors.torch").load_file(file)
         else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except ModuleNotFoundError:
+            state = load_tensors(file)
+    except (ModuleNotFoundError, OSError):
         raise
-    except Exception as error:  # zipfile, pickle, safetensors and torch each raise their own
-        text = f"{type(error).__name__}: {error}"
-        raise ValueError(f"timm_backbone: weights must be a whole checkpoint, got {file}: {text}") from error
+    except Exception as error:  # safetensors raises its own
+        text = str(error) if isinstance(error, ValueError) else reason(error)
+        raise ValueError(f"timm_backbone: weights must be a whole checkpoint, got {file}: {text}") from None
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from probsym_fast.tasks import config as configuration
@@ -34,16 +35,27 @@ def load(name: str, overrides: list[str] | None = None) -> Experiment:
     The folder "." in a file is the one where the file lies, so that a run folder may be moved.
     Raises ValueError for unknown files, tasks, keys and values.
     """
-    path = configuration.find(name)
-    values = configuration.read(path)
-    task = values.get("task")
-    if task not in TASKS:
-        raise ValueError(f"config: task in {path} must be one of {', '.join(TASKS)}, got {task!r}")
-    kind, make = TASKS[task]
+    path, values, kind, make = _found(name)
+    task = values["task"]
     values.setdefault("name", configuration.name_of(path, task))
     if values.get("folder") == ".":
         values["folder"] = str(path.parent)
-    return make(configuration.parse(kind, values, overrides or []))
+    return make(configuration.parse(kind, values, overrides or [], path))
+
+
+def config_type(name: str) -> type:
+    """The dataclass of a configuration file's (or packaged name's) task. Raises ValueError as `load`."""
+    return _found(name)[2]
+
+
+def _found(name: str) -> tuple[Path, dict[str, Any], type, Callable[[Any], Experiment]]:
+    """Path and values of the configuration, and its task's entry in TASKS."""
+    path = configuration.find(name)
+    values = configuration.read(path)
+    task = values.get("task")
+    if not isinstance(task, str) or task not in TASKS:
+        raise ValueError(f"config: task in {path} must be one of {', '.join(TASKS)}, got {task!r}")
+    return path, values, *TASKS[task]
 
 
 __all__ = ["TASKS", "Computation", "Experiment", "Task", "load"]

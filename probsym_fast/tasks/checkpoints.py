@@ -11,17 +11,30 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from probsym_fast._untrusted import load_tensors
 from probsym_fast.data._store import write_atomically
 from probsym_fast.tasks.callbacks import validated
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, lets it reach the disk, and renames it: there is the old one or the new one."""
+    """Writes a checkpoint beside its place, lets it reach the disk, and renames it: there is the old one or the new one.
+
+    state: of the checkpoint that the run continues from, which is read and checked before the trainer asks for it.
+    """
+
+    def __init__(self, state: dict[str, Any] | None = None):
+        super().__init__()
+        self._state = state
+
+    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
+        """The state given, once; the file is not read again. Another checkpoint is read as `load_checkpoint` does."""
+        state, self._state = self._state, None
+        return load_checkpoint(Path(path)) if state is None else state
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         if storage_options is not None:
             raise TypeError(f"WholeFiles: storage_options must be None, got {storage_options!r}")
-        buffer = BytesIO()  # torch reports a disk that is full behind its own buffers as an internal error
+        buffer = BytesIO()  # torch reports a full disk as an internal error of its own
         torch.save(checkpoint, buffer)
         write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
@@ -61,11 +74,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: {path} must exist, found nothing there; train first with `probsym fit`")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zipfile, pickle and torch each raise their own
-        raise ValueError(
-            f"checkpoint: {path} must be a whole checkpoint, got {type(error).__name__}: {error}"
-        ) from error
+        state = load_tensors(path)
+    except ValueError as error:
+        raise ValueError(f"checkpoint: {path} must be an intact checkpoint, got {error}") from None
     if not isinstance(state, dict) or "state_dict" not in state:
         raise ValueError(f"checkpoint: {path} must hold a state_dict, got {type(state).__name__}")
     return state

@@ -13,6 +13,7 @@ import torch
 
 from probsym_fast.tasks import config as configuration
 from probsym_fast.tasks.config import Limit
+from probsym_fast.tasks.ownership import LOCK
 from probsym_fast.tasks.plots import history, plot_runs
 from probsym_fast.tasks.settings import may_change
 from probsym_fast.tasks.task import Computation, Experiment, Task
@@ -20,7 +21,7 @@ from probsym_fast.tasks.training import check_recorded, fit, record
 
 FIRST = "@first"  # in a run's keys: the folder of the run that is trained first
 OWN = ("seed", "folder")  # keys that the comparison gives every run
-TAKEN = ("first", "plots", "config.yaml", "results.json", ".", "..")  # in the comparison's folder
+TAKEN = ("first", "plots", "config.yaml", "results.json", LOCK, ".", "..")  # in the comparison's folder
 PLACES = ("config", "data", "backbone.weights")  # keys that may hold a path
 
 
@@ -210,5 +211,11 @@ def _trained(task: Task, name: str, folder: Path) -> dict[str, Any]:
         begun = (folder / "config.yaml").is_file()
         print(f"{name}: {'continued' if begun else 'trained'} in {folder}", file=sys.stderr, flush=True)
         fit(task, resume=begun)
-    results: dict[str, Any] = json.loads(done.read_text())
+    try:
+        results = json.loads(done.read_text(encoding="utf-8"))
+        if not isinstance(results, dict):
+            raise TypeError(f"expected figures by name, got {type(results).__name__}")
+    except (ValueError, TypeError, RecursionError) as error:
+        text = "must hold the run's figures; delete it to test the run again"
+        raise ValueError(f"comparison: {done} {text}, got {type(error).__name__}: {error}") from error
     return results

@@ -11,10 +11,14 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from probsym_fast.tasks import yaml_files
+from probsym_fast.tasks.yaml_files import dump_yaml
+from probsym_fast.tasks.yaml_files import read_text as read_text
+
 CONFIGS = files("probsym_fast.tasks") / "configs"
+EXTENDED = 16  # most files that extend one another
 
 
 class Limit(NamedTuple):
@@ -69,13 +73,13 @@ def available() -> list[str]:
     return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
 
 
-def find(name: str) -> Path:
-    """The file of a configuration: a path, or the name of one that comes with the package."""
+def find(name: str, what: str = "config:") -> Path:
+    """The file of a configuration: a path, or the name of one that comes with the package. what: begins the error's text."""
     for path in (Path(name), Path(str(CONFIGS)) / f"{name}.yaml"):
         if path.is_file():
             return path
     near = difflib.get_close_matches(name, available(), n=3, cutoff=0.4)
-    raise ValueError(f"config: must be a file or one of `probsym info`'s configurations, got {name!r}; near it: {near}")
+    raise ValueError(f"{what} must be a file or one of `probsym info`'s configurations, got {name!r}; near it: {near}")
 
 
 def name_of(path: Path, task: str) -> str:
@@ -90,14 +94,25 @@ def full_name(config: Any) -> str:
     return str(config.name) if "/" in config.name else f"{config.task}/{config.name}"
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; with a key `extends`, on top of that configuration. ValueError where it is none."""
-    try:
-        values = read_text(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"config: {path} must be readable YAML, got {type(error).__name__}: {error}") from error
+def read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping in a YAML file; with a key `extends`, on top of that configuration.
+
+    extending: the files that led to this one. Raises ValueError, with the file and the key, for what `yaml_files.read`
+    refuses, and for an `extends` that names no configuration, leads in a circle, or over more than EXTENDED files.
+    """
+    values = yaml_files.read(path)
     base = values.pop("extends", None)
-    return values if base is None else _merged(read(find(base)), values)
+    if base is None:
+        return values
+    what = f"config: extends in {path}"
+    if not isinstance(base, str):
+        raise ValueError(f"{what} must be a file or a configuration's name, got {base!r}")
+    following, way = find(base, what), (*extending, path)
+    if any(following.samefile(one) for one in way):
+        raise ValueError(f"{what} must not lead in a circle, got {base!r}, which extends it")
+    if len(way) == EXTENDED:
+        raise ValueError(f"{what} must lead over at most {EXTENDED} files, got {base!r} as another one")
+    return _merged(read(following, way), values)
 
 
 def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -109,26 +124,25 @@ def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def read_text(text: str) -> dict[str, Any]:
-    """The mapping in a YAML text; ValueError where it is none."""
-    values = yaml.safe_load(text)
-    if not isinstance(values, dict):
-        raise ValueError(f"expected keys and values, got {type(values).__name__}")
-    return values
-
-
-def parse(kind: type, values: dict[str, Any], overrides: list[str]) -> Any:
+def parse(kind: type, values: dict[str, Any], overrides: list[str], path: Path | None = None) -> Any:
     """The dataclass `kind` from a mapping and command-line overrides `--key value` (nested: `--samples.train 4`).
 
-    Raises ValueError for an unknown key (naming near ones) and for a value of the wrong type.
+    Raises ValueError for an unknown key (naming near ones) and for a value of the wrong type. path: of the file with the
+    mapping, which the errors of its keys and values name.
     """
-    _check_keys(kind, values, "")
+    parser, given = parser_of(kind), None
+    try:
+        _check_keys(kind, values, "")
+        given = parser.parse_object(values)
+    except (ArgumentError, ValueError) as error:
+        text = " ".join(str(error).split()).removeprefix("config: ")
+        where = "" if path is None else f", in {path}"
+        raise ValueError(f"config: {text}{where}") from error
     for flag in overrides:
         if flag.startswith("--"):
             _check_flag(kind, flag[2:].split("=")[0])
     try:
-        parser = parser_of(kind)
-        return kind(**vars(parser.instantiate(parser.parse_args(overrides, namespace=parser.parse_object(values)))))
+        return kind(**vars(parser.instantiate(parser.parse_args(overrides, namespace=given))))
     except ArgumentError as error:
         raise ValueError(f"config: {' '.join(str(error).split())}") from error
 
@@ -142,7 +156,7 @@ def parser_of(kind: type) -> ArgumentParser:
 
 def dump(config: Any) -> str:
     """YAML of every key of a configuration, defaults included."""
-    return yaml.safe_dump(asdict(config), sort_keys=False)
+    return dump_yaml(asdict(config))
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

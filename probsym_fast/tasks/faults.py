@@ -74,9 +74,11 @@ def left(folder: Path) -> str:
         return f"there is no checkpoint in {folder} yet"
     try:
         epochs = load_checkpoint(last)["epoch"] + 1
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         return str(error)
-    return f"{last} is whole, behind epoch {epochs}: continue with --resume"
+    except LookupError:
+        return f"{last} holds no epoch"
+    return f"{last} is intact (epoch {epochs}): continue with --resume"
 
 
 class Finite(Callback):

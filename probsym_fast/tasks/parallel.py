@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType, fully_shard
 
 from probsym_fast.models import Symmetrized
 from probsym_fast.tasks.settings import Training
@@ -54,7 +56,20 @@ def strategy(settings: Training) -> Strategy | str:
     devices = torch.cuda.device_count() if settings.devices == "auto" else settings.devices
     if settings.strategy != "fsdp" or devices * settings.nodes <= 1:
         return "auto"
-    return ModelParallelStrategy(devices * settings.nodes, 1, save_distributed_checkpoint=False)  # as of one device
+    return FullySharded(devices * settings.nodes, 1, save_distributed_checkpoint=False)  # as of one device
+
+
+class FullySharded(ModelParallelStrategy):
+    """FSDP2 that restores a run from the trainer's checkpoint plugin; Lightning's own reads the file past it."""
+
+    def load_checkpoint(self, checkpoint_path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
+        state = self.checkpoint_io.load_checkpoint(checkpoint_path)
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        set_model_state_dict(self.model, state["state_dict"], options=options)
+        for optimizer, moments in zip(self.optimizers, state["optimizer_states"], strict=True):
+            named = FullyShardedDataParallel.rekey_optim_state_dict(moments, OptimStateKeyType.PARAM_NAME, self.model)
+            set_optimizer_state_dict(self.model, optimizer, named, options=options)
+        return state
 
 
 def spread(model: Symmetrized, settings: Training, where: Layout, device: str) -> None:

@@ -32,11 +32,18 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """A log's whole rows, values as text, "" where a row has none; [] without a file."""
+    """A log's whole rows, values as text, "" where a row has none; [] without a file. ValueError where it is damaged."""
     if not path.is_file():
         return []
     whole, _, _ = path.read_bytes().rpartition(b"\n")  # a row that was cut off has no end
-    return list(csv.DictReader(StringIO(whole.decode(), newline="")))
+    try:
+        rows = list(csv.DictReader(StringIO(whole.decode(), newline="")))
+        for number, row in enumerate(rows, 2):
+            if None in row or None in row.values() or not row.get("step", "").isdecimal():
+                raise ValueError(f"a value a column and a step, got another row {number}")
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"log: {path} must hold rows as they were written: {error}") from error
+    return rows
 
 
 def history(folder: Path) -> dict[str, dict[int, float]]:

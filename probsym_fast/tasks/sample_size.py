@@ -105,9 +105,10 @@ class SampleSize(Computation):
             samples=replace(classify.samples, train=samples),
         )
         task = ExpClassify(config)
-        results = (
-            training.test(task) if (folder / "results.json").is_file() else training.fit(task, resume=folder.exists())
-        )
+        if (folder / "results.json").is_file():
+            results = training.test(task)
+        else:
+            results = training.fit(task, resume=(folder / "config.yaml").is_file())
         return results | {"model": training.best_model(task)}
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ import logging
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -34,17 +35,19 @@ def check_devices(settings: Training) -> None:
         raise ValueError("config: training.precision must be 32-true or bf16-mixed on the CPU, got '16-mixed'")
 
 
-def make_trainer(task: Task, folder: Path, stop: StopOnSignal, steps: int = 0) -> L.Trainer:
+def make_trainer(
+    task: Task, folder: Path, stop: StopOnSignal, steps: int = 0, state: dict[str, Any] | None = None
+) -> L.Trainer:
     """The trainer of a run in this folder, which nothing is written to before it trains.
 
-    steps: of the checkpoint that the run continues from.
+    steps, state: of the checkpoint that the run continues from; the state is what the trainer gets for the file.
     """
     settings: Training = task.config.training
     validate_every = min(settings.validate_every, settings.epochs)
     monitor = f"valid/{task.measure}"
     callbacks: list[Callback] = [
         Checkpoints(folder / "checkpoints", "best", monitor),
-        Checkpoints(folder / "checkpoints", "last"),  # behind the other: it holds its state
+        Checkpoints(folder / "checkpoints", "last"),  # after the other: it holds its state
         stop,
         Finite(),
         EpochRows(),
@@ -79,7 +82,7 @@ def make_trainer(task: Task, folder: Path, stop: StopOnSignal, steps: int = 0) -
             Rows(folder, steps),
             TensorBoardLogger(folder, name="tensorboard", version="", purge_step=steps),  # later steps come again
         ],
-        plugins=[WholeFiles()],
+        plugins=[WholeFiles(state)],
         log_every_n_steps=settings.log_every or 1,
         num_sanity_val_steps=0,
         enable_progress_bar=settings.progress,

@@ -12,8 +12,8 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 
+from probsym_fast._untrusted import reason
 from probsym_fast.data._store import remove_leftovers, unfinished, write_atomically
 from probsym_fast.models import Symmetrized
 from probsym_fast.tasks import config as configuration
@@ -23,13 +23,22 @@ from probsym_fast.tasks.checkpoints import last_checkpoint, load_checkpoint
 from probsym_fast.tasks.faults import Fault, faults_told
 from probsym_fast.tasks.module import TrainingModule
 from probsym_fast.tasks.optimisation import horizon
+from probsym_fast.tasks.ownership import LOCK, is_first_process, owned
 from probsym_fast.tasks.parallel import check_chunks, layout
 from probsym_fast.tasks.plots import plot_losses
 from probsym_fast.tasks.settings import TRAINING_LIMITS, Training, may_change
 from probsym_fast.tasks.task import Computation, Task
 from probsym_fast.tasks.trainer import check_devices, make_trainer
 
-CHECKPOINT = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "epoch", "global_step")
+CHECKPOINT = {  # what a checkpoint holds, beside Lightning's version
+    "state_dict": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "loops": dict,
+    "callbacks": dict,
+    "epoch": int,
+    "global_step": int,
+}
 
 
 def run_folder(config: Any) -> Path:
@@ -37,26 +46,26 @@ def run_folder(config: Any) -> Path:
     return Path(config.folder or Path("runs") / configuration.full_name(config) / f"seed{config.seed}")
 
 
-def is_first_process() -> bool:
-    """False in the processes that train on further devices; the first one alone writes and tests."""
-    return rank_zero_only.rank == 0
-
-
 def fit(task: Task, *, resume: bool = False) -> dict[str, Any] | None:
     """Trains, tests the best checkpoint, and returns the report's figures (None in all processes but the first).
 
     Model, data and trainer are built before anything is written. A run without a checkpoint is resumed at its beginning.
-    Raises FileExistsError where the run's folder exists (and `resume` is not asked for), FileNotFoundError where there is
-    nothing to resume, ValueError where configuration or checkpoint do not fit, Stopped after SIGINT or SIGTERM, Fault where
-    the run's folder cannot be written, a loader's worker or another process dies, or the loss is no finite number. Whatever
-    ends a run, SIGKILL at any moment included, its last checkpoint is whole and `resume` gives the numbers of a run that was
-    never ended.
+    Raises FileExistsError where the run's folder exists (and `resume` is not asked for) or belongs to another process,
+    FileNotFoundError where there is nothing to resume, ValueError where configuration or checkpoint do not fit, Stopped
+    after SIGINT or SIGTERM, Fault where the run's folder cannot be written, a loader's worker or another process dies, or
+    the loss is no finite number. Whatever ends a run, SIGKILL at any moment included, its last checkpoint is intact and
+    `resume` gives the numbers of a run that was never ended.
     """
+    with owned(run_folder(task.config)):
+        return _fit(task, resume)
+
+
+def _fit(task: Task, resume: bool) -> dict[str, Any] | None:
     config, settings = task.config, task.config.training
     folder = run_folder(config)
     if resume:
         check_recorded(folder, config, may_change(settings))
-    elif is_first_process() and folder.exists() and not set(folder.iterdir()) <= set(unfinished(folder)):
+    elif is_first_process() and not set(folder.iterdir()) <= {folder / LOCK, *unfinished(folder)}:
         raise FileExistsError(
             f"fit: the run folder {folder} exists already; continue it with --resume, or name another with --folder"
         )
@@ -65,7 +74,8 @@ def fit(task: Task, *, resume: bool = False) -> dict[str, Any] | None:
     L.seed_everything(config.seed, workers=True, verbose=False)
     last = _announced(last_checkpoint(folder), folder) if resume else None
     module = TrainingModule(task, fresh=last is None)
-    steps = 0 if last is None else _check_checkpoint(last, module)
+    state = None if last is None else load_checkpoint(last)
+    steps = 0 if state is None else _check_checkpoint(last, state, module)
     if settings.compile:
         module.model.backbone.compile()  # in place: the names of the weights stay
     loaders = task.loader("train"), task.loader("valid")
@@ -73,7 +83,8 @@ def fit(task: Task, *, resume: bool = False) -> dict[str, Any] | None:
         task.loader("test")  # data that are missing or damaged are found before the training
     horizon(settings, len(loaders[0]))  # refuses a schedule that does not fit
     stop = StopOnSignal(folder)
-    trainer = make_trainer(task, folder, stop, steps)
+    trainer = make_trainer(task, folder, stop, steps, state)
+    del state  # the trainer's, which lets it go once it is restored
     module.layout = layout(settings, trainer.global_rank, trainer.world_size)
     check_chunks(module.model, settings, module.layout)
     for loader in loaders:
@@ -92,11 +103,19 @@ def fit(task: Task, *, resume: bool = False) -> dict[str, Any] | None:
         finally:
             if is_first_process():
                 plot_losses(folder, task.measure)
-        return test(task) if is_first_process() else None
+        return _test(task) if is_first_process() else None
 
 
 def test(task: Task) -> dict[str, Any]:
-    """Loads the best checkpoint of the task's run, tests it, writes results.json and plots, and returns the figures."""
+    """Loads the best checkpoint of the task's run, tests it, writes results.json and plots, and returns the figures.
+
+    Raises FileExistsError where the run's folder belongs to another process, and as `trained_model`.
+    """
+    with owned(run_folder(task.config)):
+        return _test(task)
+
+
+def _test(task: Task) -> dict[str, Any]:
     model, folder = best_model(task), run_folder(task.config)
     with torch.no_grad():
         results = task.report(model, folder)
@@ -107,16 +126,21 @@ def test(task: Task) -> dict[str, Any]:
 def compute(experiment: Computation) -> dict[str, Any]:
     """Runs an experiment without training of its own: config.yaml, plots and results.json in its folder, and the figures.
 
-    Raises FileExistsError where the folder holds another configuration, unless the experiment `continues`, and then looks
-    after that itself.
+    Raises FileExistsError where the folder belongs to another process, or holds another configuration, unless the experiment
+    `continues`, and then looks after that itself.
     """
     folder = run_folder(experiment.config)
+    with owned(folder):
+        return _compute(experiment, folder)
+
+
+def _compute(experiment: Computation, folder: Path) -> dict[str, Any]:
     path, text = folder / "config.yaml", configuration.dump(_recorded(experiment.config))
     other = path.is_file() and configuration.read(path) != configuration.read_text(text)
     if other and not experiment.continues:
         raise FileExistsError(f"the run folder {folder} holds another configuration; name a new one with --folder")
     results = experiment.run(folder)
-    record(folder, experiment.config)  # behind the run: one that is refused leaves no configuration behind
+    record(folder, experiment.config)  # after the run: one that is refused leaves no configuration
     _write(folder / "results.json", json.dumps(results, indent=2) + "\n")
     return results
 
@@ -134,7 +158,7 @@ def trained_model(task: Task, path: Path) -> Symmetrized:
     try:
         module.load_state_dict(load_checkpoint(path)["state_dict"])
     except RuntimeError as error:
-        raise ValueError(f"checkpoint: {path} must fit the configured model, got {error}") from error
+        raise ValueError(f"checkpoint: {path} must fit the configured model, got {reason(error)}") from error
     return module.model
 
 
@@ -147,18 +171,21 @@ def _announced(last: Path | None, folder: Path) -> Path | None:
     return last
 
 
-def _check_checkpoint(last: Path, module: TrainingModule) -> int:
-    """Loads the checkpoint into the module on trial and returns its steps; ValueError where it does not fit."""
-    state = load_checkpoint(last)
+def _check_checkpoint(last: Path, state: dict[str, Any], module: TrainingModule) -> int:
+    """Loads the checkpoint's state into the module on trial and returns its steps; ValueError where it does not fit."""
     if missing := [name for name in CHECKPOINT if name not in state]:
         raise ValueError(f"checkpoint: {last} must hold {', '.join(CHECKPOINT)}, got none of {', '.join(missing)}")
+    for name, kind in CHECKPOINT.items():
+        if name != "state_dict" and (not isinstance(state[name], kind) or (kind is int and state[name] < 0)):
+            got = state[name] if isinstance(state[name], int) else type(state[name]).__name__
+            raise ValueError(f"checkpoint: {last} must hold {name} of type {kind.__name__}, got {got}")
     try:
         module.load_state_dict(state["state_dict"])
         optimizer = module.configure_optimizers()
         optimizer = optimizer["optimizer"] if isinstance(optimizer, dict) else optimizer
         optimizer.load_state_dict(state["optimizer_states"][0])
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"checkpoint: {last} must fit the configured model, got {error}") from error
+        raise ValueError(f"checkpoint: {last} must fit the configured model, got {reason(error)}") from error
     if (done := state["epoch"] + 1) > module.training_settings.epochs:
         raise ValueError(
             f"resume: training.epochs must be at least the {done} done, got {module.training_settings.epochs}"
@@ -191,7 +218,7 @@ def check_recorded(folder: Path, config: Any, free: Collection[str]) -> None:
     values = configuration.read(path)
     if values.get("task") != config.task:
         raise ValueError(f"resume: task must be {values.get('task')!r} as in {path}, got {config.task!r}")
-    recorded = configuration.parse(type(config), values, [])  # keys it does not know have defaults
+    recorded = configuration.parse(type(config), values, [], path)  # keys it does not know have defaults
     before, now = (
         configuration.flat(configuration.read_text(configuration.dump(_recorded(c)))) for c in (recorded, config)
     )

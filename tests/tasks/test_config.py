@@ -217,3 +217,107 @@ def test_configurations_built_in_python_are_checked_too(task, settings, message)
     make(kind())
     with pytest.raises(ValueError, match=f"^{re.escape(f'config: {message}')}$"):
         make(kind(**settings))
+
+
+BOMB = "".join(f"a{k + 1}: &a{k + 1} [{', '.join([f'*a{k}'] * 9)}]\n" for k in range(9))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task: nbody\nseed: 1\nseed: 2\n", "expected every key once, got 'seed' in lines 2 and 3"),
+        ("training:\n  lr: 1\n  lr: 2\n", "expected every key once, got 'lr' in lines 2 and 3"),
+        ("a0: &a0 [1]\n" + BOMB, "more than 20000 values, aliases written out, line"),
+        ("a: &a [*a]", "an alias within what it stands for, line 1"),
+        ("a: " + "[" * 5000 + "]" * 5000, "more than 32 levels, line 1"),
+        ("{a: " * 40 + "1" + "}" * 40, "more than 32 levels, line 1"),
+        ("1: a", "expected keys that are strings, got 1 in line 1"),
+        ("no: a", "expected keys that are strings, got False in line 1"),
+        ("? [a]\n: b", "expected keys that are strings, got ['a'] in line 1"),
+        ("name: 2024-01-01", "name must be a string, a number or a boolean, got date in line 1"),
+        ("name: !!binary aGk=", "name must be a string, a number or a boolean, got bytes in line 1"),
+        ("name: !!set {a}", "expected plain values, got tag:yaml.org,2002:set in line 1"),
+        ("name: !!python/object:os.system {}", "could not determine a constructor for the tag"),
+        ("seeds: [2024-99-99]", "month must be in 1..12"),
+        ("seed: " + "9" * 5000, "seed in line 1: Exceeds the limit"),
+        ('name: "a\\0b"', "name must hold no NUL character, got one in line 1"),
+        ("a: 1\n---\nb: 2\n", "expected a single document"),
+        ("", "expected keys and values, got NoneType"),
+        ("just text", "expected keys and values, got str"),
+        (b"name: gr\xf6\xdfe", "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xf6"),
+        ("#" * (1 << 19), "expected at most 262144 bytes, got 524288"),
+    ],
+)
+def test_hostile_files_are_refused_in_one_line(tmp_path, text, message):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError) as error:
+        tasks.load(str(path))
+    assert str(error.value).startswith(f"config: {path} must be readable YAML, got ") and message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_aliases_and_merges_within_bounds_are_read(tmp_path):
+    (tmp_path / "c.yaml").write_bytes("\ufeffa: &a {x: ü, y: 2}\nb:\n  <<: *a\n  y: 3\nc: *a\n".encode())
+    assert configuration.read(tmp_path / "c.yaml") == {
+        "a": {"x": "ü", "y": 2},
+        "b": {"x": "ü", "y": 3},
+        "c": {"x": "ü", "y": 2},
+    }
+
+
+def test_extends(tmp_path):
+    files = [tmp_path / f"{k}.yaml" for k in range(20)]
+
+    def extend(path, base):
+        path.write_text(f"extends: {base}\nseed: 1\n", encoding="utf-8")
+
+    def refusal(path):
+        with pytest.raises(ValueError) as error:
+            configuration.read(path)
+        return str(error.value)
+
+    extend(files[0], files[0])
+    assert refusal(files[0]).startswith(f"config: extends in {files[0]} must not lead in a circle, got")
+    (tmp_path / "link.yaml").symlink_to(files[0])
+    extend(files[0], tmp_path / "link.yaml")
+    assert f"config: extends in {files[0]} must not lead in a circle" in refusal(files[0])
+    for path, base in zip(files[:3], (*files[1:3], files[0]), strict=True):
+        extend(path, base)
+    assert refusal(files[0]).startswith(f"config: extends in {files[2]} must not lead in a circle")
+    for path, base in zip(files, (*files[1:], "nbody/demo"), strict=True):
+        extend(path, base)
+    assert f"extends in {files[15]} must lead over at most 16 files" in refusal(files[0])
+    assert configuration.read(files[10])["task"] == "nbody"
+    extend(files[0], "none")
+    assert refusal(files[0]).startswith(f"config: extends in {files[0]} must be a file or one of")
+    extend(files[0], "[nbody/demo]")
+    assert refusal(files[0]) == (
+        f"config: extends in {files[0]} must be a file or a configuration's name, got ['nbody/demo']"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training: {lr: fast}", "training.lr"),
+        ("training: 3", "training must hold keys and values, got 3"),
+        ("sede: 1", "unknown key 'sede'"),
+        ("seed: [1]", "seed"),
+        ("folder: {a: 1}", "folder"),
+    ],
+)
+def test_wrong_values_name_key_and_file(tmp_path, text, message):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"task: nbody\n{text}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        tasks.load(str(path))
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("task", ["[nbody]", "{a: b}", "3", "null"])
+def test_a_task_of_the_wrong_type(tmp_path, capsys, task):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"task: {task}\n", encoding="utf-8")
+    for more in ([], ["--keys"]):
+        assert f"config: task in {path} must be one of" in refused(capsys, "fit", "-c", str(path), *more)

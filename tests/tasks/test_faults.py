@@ -109,10 +109,8 @@ def test_a_disk_that_is_full_or_closed_is_told_and_the_last_checkpoint_is_whole(
     run(tmp_path / "whole")
     folder = tmp_path / "run"
     written = rf"{folder}/checkpoints/" + (name if number == errno.ENOSPC else rf"\.{name}\.\w+\.tmp")
-    message = (
-        rf"fit: {written} must be writable, got \[Errno {number}\] .*; {folder}/checkpoints/last.ckpt is whole, behind"
-    )
-    with pytest.raises(training.Fault, match=rf"^{message} epoch 1: continue with --resume$"):
+    message = rf"fit: {written} must be writable, got \[Errno {number}\] .*; {folder}/checkpoints/last.ckpt is intact"
+    with pytest.raises(training.Fault, match=rf"^{message} \(epoch 1\): continue with --resume$"):
         run(folder, Filling)
     assert checkpoint(folder)["epoch"] == 0
     assert not list(folder.rglob("*.tmp"))
@@ -219,7 +217,7 @@ def test_a_full_device_is_told(tmp_path):
     message = re.escape(
         f"fit: {DISKS}, got [Errno 28] No space left on device; {tmp_path}/run/checkpoints/last.ckpt is"
     )
-    with pytest.raises(training.Fault, match=f"^{message} whole"):
+    with pytest.raises(training.Fault, match=f"^{message} intact"):
         run(tmp_path / "run", Filling)
 
 
@@ -252,10 +250,8 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path, monkeypatch, value, at_
 
     run(tmp_path / "whole")
     got = value if at_once else "nan or inf"
-    message = (
-        rf"fit: loss must be finite, got {got} in step 5, epoch 2; .*; {folder}/checkpoints/last.ckpt is whole, behind"
-    )
-    with pytest.raises(training.Fault, match=rf"^{message} epoch 1: continue with --resume$"):
+    message = rf"fit: loss must be finite, got {got} in step 5, epoch 2; .*; {folder}/checkpoints/last.ckpt is intact"
+    with pytest.raises(training.Fault, match=rf"^{message} \(epoch 1\): continue with --resume$"):
         run(folder, Diverging)
     run(folder, resume=True)
     assert_same_run(folder, tmp_path / "whole")
@@ -271,7 +267,9 @@ def test_weights_that_are_no_numbers_are_not_kept(tmp_path):
                 loss = loss + (0 * prediction).sum().sqrt()
             return loss
 
-    with pytest.raises(training.Fault, match=r"fit: weights must be finite, got others in step 6, epoch 2; .* epoch 1"):
+    with pytest.raises(
+        training.Fault, match=r"fit: weights must be finite, got others in step 6, epoch 2; .* \(epoch 1\)"
+    ):
         run(folder, Diverging)
     assert checkpoint(folder)["epoch"] == 0
 
@@ -293,7 +291,7 @@ def test_a_dead_worker_is_told(tmp_path):
             return loader
 
     run(tmp_path / "whole", workers=1)
-    with pytest.raises(training.Fault, match=r"fit: a loader's worker must live .*last.ckpt is whole, behind epoch 1"):
+    with pytest.raises(training.Fault, match=r"fit: a loader's worker must live .*last.ckpt is intact \(epoch 1\)"):
         run(folder, Dying, workers=1)
     run(folder, resume=True, workers=1)
     assert_same_run(folder, tmp_path / "whole")
@@ -319,3 +317,42 @@ def test_other_errors_stay_what_they_are(tmp_path):
         run(tmp_path / "run", Refused)
     with pytest.raises(ValueError, match=r"training.batch must be"):
         training.fit(tiny(tmp_path / "other", devices=3))
+
+
+def test_a_resumed_run_reads_its_checkpoint_once_and_runs_no_code(tmp_path, monkeypatch):
+    """Lightning is given what was read; it would read the file again, with its code where torch's default is so."""
+    folder, read = tmp_path / "run", []
+    run(folder, epochs=1)
+    load = torch.load
+
+    def noted(path, *arguments, **settings):
+        read.append((Path(path).name, settings.get("weights_only")))
+        return load(path, *arguments, **settings)
+
+    monkeypatch.setattr(torch, "load", noted)
+    training.fit(tiny(folder), resume=True)
+    assert read == [("last.ckpt", True), ("best.ckpt", True)]  # the second for the test
+
+
+@pytest.mark.parametrize("name", ["loops", "callbacks", "optimizer_states", "lr_schedulers", "epoch", "global_step"])
+def test_checkpoints_of_wrong_types_are_refused_before_anything_is_written(tmp_path, name):
+    folder = tmp_path / "run"
+    path = folder / "checkpoints" / "last.ckpt"
+    state = run(folder, epochs=1)
+    for value in ("text", -1):
+        torch.save({**state, name: value}, path)
+        before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        with pytest.raises(ValueError, match=rf"^checkpoint: {path} must hold {name} of type \w+, got \S+$"):
+            run(folder, resume=True)
+        assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+
+
+def test_torchs_advice_is_not_passed_on(tmp_path, capfd):
+    folder = tmp_path / "run"
+    state = run(folder, epochs=1)
+    torch.save({**state, "other": Path("x")}, folder / "checkpoints" / "last.ckpt")
+    with pytest.raises(
+        ValueError, match=r"last.ckpt must be an intact checkpoint, got UnpicklingError: the global path"
+    ) as error:
+        run(folder, resume=True)
+    assert "weights_only" not in str(error.value) + capfd.readouterr().err and error.value.__suppress_context__

@@ -89,7 +89,7 @@ class Kernel:
         with not_kept():
             path = self._cache(key).get_file("configuration.json")
             if path is not None:
-                with open(path) as file:
+                with open(path, encoding="utf-8") as file:
                     kept = json.load(file)
         return kept if kept in configurations else None
 

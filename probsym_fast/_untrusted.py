@@ -1,0 +1,296 @@
+"""Files from outside: how much work and memory they ask for is known before anything is made of them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickletools
+import stat
+import zipfile
+from collections.abc import Collection, Iterator
+from io import BytesIO
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, BinaryIO, NamedTuple
+
+import torch
+from torch import Tensor
+
+OPCODES = 5_000_000  # most instructions of a pickle; a checkpoint of a ViT with Adam's moments has some ten thousand
+ARGUMENTS = 1000  # most values in the arguments of one call
+PICKLE = 1 << 26  # bytes of the largest pickle
+INTEGER = 128  # bits of the largest integer
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # what torch's file format before zip starts with
+STORAGES = {  # bytes of a number
+    "torch.storage.UntypedStorage": 1,
+    "torch.BoolStorage": 1,
+    "torch.ByteStorage": 1,
+    "torch.CharStorage": 1,
+    "torch.ShortStorage": 2,
+    "torch.HalfStorage": 2,
+    "torch.BFloat16Storage": 2,
+    "torch.IntStorage": 4,
+    "torch.FloatStorage": 4,
+    "torch.LongStorage": 8,
+    "torch.DoubleStorage": 8,
+    "torch.ComplexFloatStorage": 8,
+    "torch.ComplexDoubleStorage": 16,
+}
+NAMES = {  # what the pickle of a torch file may name, beside dtypes
+    *STORAGES,
+    "collections.OrderedDict",
+    "collections.Counter",
+    "_codecs.encode",
+    "torch._utils._rebuild_tensor",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_tensor_v3",
+    "torch._utils._rebuild_parameter",
+    "torch.Size",
+    "torch.device",
+}
+
+
+def read_bytes(path: str | Path, most: int) -> bytes:
+    """The content of a regular file. ValueError where it is none (a pipe, a device) or has more than `most` bytes."""
+    with open_regular(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > most:
+            raise ValueError(f"{path}: expected at most {most} bytes, got {size}")
+        return file.read(size)
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """A regular file, open for reading; ValueError for another kind, which might never end."""
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    kind = os.fstat(number).st_mode
+    if stat.S_ISREG(kind):
+        return open(number, "rb")
+    os.close(number)
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise ValueError(f"{path}: expected a regular file, got another kind")
+
+
+def check_zip(file: BinaryIO) -> dict[str, int]:
+    """Name and size of every entry of a zip archive. ValueError where what it holds could be larger than itself."""
+    size = os.fstat(file.fileno()).st_size
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+    sizes = {entry.filename: entry.file_size for entry in entries}
+    if len(sizes) != len(entries):
+        raise ValueError("expected entries of different names, got one twice")
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
+            raise ValueError(f"expected entries without compression, got {entry.filename} with it")
+    if (total := sum(sizes.values())) > size:
+        raise ValueError(f"expected entries of at most {size} bytes, the file's, got {total}")
+    return sizes
+
+
+class Storage(NamedTuple):
+    """Numbers that a pickle of torch's says lie elsewhere in the file."""
+
+    key: str
+    bytes: int
+
+
+class _Seen(NamedTuple):
+    """A value that a pickle would make. weight: the values in it, where tuples that share their parts count them anew."""
+
+    weight: int
+    value: Any = None  # of scalars, names of globals, and tuples of `_Seen`
+
+
+_SCALAR = 1  # weight of what may be a key
+_OBJECT = _Seen(2)
+_LIST = _Seen(ARGUMENTS + 1)  # in no call's arguments: `set` and its kin would hash what is in it
+
+
+def check_pickle(stream: BinaryIO, size: int, names: Collection[str] | None = None) -> list[Storage]:
+    """Follows a pickle's instructions up to its end without making anything, and returns the storages it refers to.
+
+    size: of the file. Raises UnpicklingError where the work is not bounded by the size: too many instructions, a key other
+    than a string or a number of at most 31 bits (a hash visits every part of nested tuples, however often it is shared), a
+    list or too many values in a call's arguments; and for a global that is not among the names.
+    """
+    stack: list[_Seen] = []
+    marks: list[int] = []
+    memo: dict[int, _Seen] = {}
+    found: dict[str, int] = {}
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        name = opcode.name
+        if count >= OPCODES:
+            raise UnpicklingError(f"more than {OPCODES} instructions")
+        if isinstance(argument, int) and argument.bit_length() > INTEGER:
+            raise UnpicklingError(f"an integer of {argument.bit_length()} bits")
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            place = len(memo) if name == "MEMOIZE" else argument
+            if place > size:  # pickle would make room for as many
+                raise UnpicklingError(f"{name} {place} in {size} bytes")
+            memo[place] = stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif name == "MARK":
+            marks.append(len(stack))
+        elif name == "DUP":
+            stack.append(stack[-1])
+        else:
+            taken = _taken(opcode, stack, marks)
+            if name in ("GLOBAL", "STACK_GLOBAL", "INST"):
+                full = (
+                    ".".join(str(part.value) for part in taken)
+                    if name == "STACK_GLOBAL"
+                    else argument.replace(" ", ".")
+                )
+                if names is not None and full not in names and not _is_dtype(full):
+                    raise UnpicklingError(f"the global {full}, which is not allowed")
+                stack.append(_Seen(2, full))
+            else:
+                _check_taken(name, taken)
+                if name == "BINPERSID":
+                    _note(taken[-1], found)
+                stack.extend(_made(opcode, argument, taken))
+        if name == "STOP":
+            break
+    return [Storage(key, count) for key, count in found.items()]
+
+
+def _taken(opcode: pickletools.OpcodeInfo, stack: list[_Seen], marks: list[int]) -> list[_Seen]:
+    """What the instruction takes from the stack."""
+    before = opcode.stack_before
+    if pickletools.markobject in before:
+        start = marks.pop() - before.index(pickletools.markobject)
+    else:
+        start = len(stack) - len(before)
+    if not 0 <= start <= len(stack):
+        raise UnpicklingError(f"{opcode.name} without what it takes")
+    taken = stack[start:]
+    del stack[start:]
+    return taken
+
+
+def _check_taken(name: str, taken: list[_Seen]) -> None:
+    if name in ("SETITEM", "SETITEMS"):
+        keys = taken[1::2]
+    elif name == "DICT":
+        keys = taken[::2]
+    elif name in ("ADDITEMS", "FROZENSET"):
+        keys = taken[name == "ADDITEMS" :]
+    else:
+        keys = []
+        if name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "OBJ", "INST") and sum(v.weight for v in taken) > ARGUMENTS:
+            raise UnpicklingError(f"{name} with a list or more than {ARGUMENTS} values")
+    if any(key.weight != _SCALAR for key in keys):
+        raise UnpicklingError(f"{name} with a key that is neither a string nor a small number")
+
+
+def _made(opcode: pickletools.OpcodeInfo, argument: Any, taken: list[_Seen]) -> Iterator[_Seen]:
+    """What the instruction leaves on the stack."""
+    name = opcode.name
+    if name in ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"):
+        yield taken[0]
+    elif name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE"):
+        weight = 2 + sum(part.weight for part in taken)
+        yield _Seen(weight, tuple(taken) if weight <= ARGUMENTS else None)
+    else:
+        for kind in opcode.stack_after:
+            if kind in (pickletools.pylist, pickletools.pyset):
+                yield _LIST
+            elif kind in (pickletools.pydict, pickletools.anyobject, pickletools.pyfrozenset, pickletools.pybuffer):
+                yield _OBJECT
+            else:
+                large = isinstance(argument, int) and argument.bit_length() > 31
+                yield _Seen(2 if large else _SCALAR, argument)
+
+
+def _note(key: _Seen, found: dict[str, int]) -> None:
+    """Adds the storage that a persistent id of torch's stands for."""
+    parts = [part.value for part in key.value] if isinstance(key.value, tuple) else []
+    kind = parts[1] if len(parts) > 1 and isinstance(parts[1], str) else ""
+    if len(parts) < 5 or parts[0] != "storage" or not isinstance(parts[2], str) or not isinstance(parts[4], int):
+        raise UnpicklingError("a reference to something other than a storage")
+    if kind not in STORAGES or parts[4] < 0:
+        raise UnpicklingError(f"a storage of {kind}, {parts[4]} numbers")
+    found[parts[2]] = max(found.get(parts[2], 0), parts[4] * STORAGES[kind])
+
+
+def _is_dtype(full: str) -> bool:
+    module, _, name = full.rpartition(".")
+    return module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+
+
+def check_torch_file(path: Path) -> None:
+    """Raises ValueError, UnpicklingError or BadZipFile for a file that torch.save does not write, or that claims what it
+    does not hold; OSError where it cannot be read."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if file.read(4) == b"PK\x03\x04":
+            file.seek(0)
+            sizes = check_zip(file)
+            pickles = [name for name in sizes if name.endswith("/data.pkl") and name.count("/") == 1]
+            if any(name.endswith("/constants.pkl") for name in sizes):
+                raise ValueError("expected tensors, got a TorchScript program")
+            if len(pickles) != 1 or sizes[pickles[0]] > PICKLE:
+                raise ValueError(f"expected one data.pkl of at most {PICKLE} bytes, got {pickles}")
+            with zipfile.ZipFile(file) as archive:
+                storages = check_pickle(BytesIO(archive.read(pickles[0])), size, NAMES)
+            folder = pickles[0].removesuffix("data.pkl")
+            for storage in storages:
+                held = sizes.get(f"{folder}data/{storage.key}", 0)
+                if storage.bytes > held:
+                    raise ValueError(f"expected {storage.bytes} bytes of storage {storage.key}, got {held}")
+        else:
+            file.seek(0)
+            check_legacy(file, size)
+
+
+def check_legacy(file: BinaryIO, size: int) -> None:
+    """The same for torch's file format before zip, from the start of the file."""
+    start = [
+        argument for _, (_, argument, _) in zip(range(2), pickletools.genops(file), strict=False)
+    ]  # protocol, magic
+    if start[1:] != [LEGACY_MAGIC]:
+        raise UnpicklingError("expected torch's file format, got another one")
+    file.seek(0)
+    storages = [storage for _ in range(5) for storage in check_pickle(file, size, NAMES)]
+    if (total := sum(storage.bytes for storage in storages)) > size:
+        raise UnpicklingError(f"expected storages of at most {size} bytes, the file's, got {total}")
+
+
+def load_tensors(path: Path) -> Any:
+    """What torch.save wrote: tensors, numbers, strings and containers, on the CPU; no code of the file is run.
+
+    The work and the memory are bounded by the file's size. Raises OSError where it cannot be read, and ValueError with one
+    line that says what is wrong with it, without its name.
+    """
+    try:
+        check_torch_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_tensors(content)
+    except OSError:
+        raise
+    except Exception as error:  # damage may show anywhere in zipfile, pickle and torch
+        raise ValueError(reason(error)) from None  # torch's errors advise to run the file's code
+    return content
+
+
+def reason(error: Exception) -> str:
+    """An error in one line, without torch's advice to load a file with its code."""
+    text = " ".join(str(error).split())
+    if "weights_only" in text or "safe_globals" in text:
+        text = ""
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+
+
+def _check_tensors(content: Any) -> None:
+    """ValueError for a tensor of more numbers than its storage holds (a stride of 0): work on it would have no bound."""
+    waiting, seen = [content], set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            if value.layout != torch.strided or value.device.type != "cpu":
+                raise ValueError(f"expected dense tensors, got one of {value.layout} on {value.device}")
+            if (wanted := value.numel() * value.element_size()) > value.untyped_storage().nbytes():
+                raise ValueError(f"expected tensors within their storage, got {tuple(value.shape)}, {wanted} bytes")
+        elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += value.values() if isinstance(value, dict) else value

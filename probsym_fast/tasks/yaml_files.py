@@ -1,0 +1,129 @@
+"""YAML files of keys and values, also from others: UTF-8 on every machine, no key twice, work bounded by the size."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.events import AliasEvent
+from yaml.nodes import MappingNode, Node, ScalarNode
+
+from probsym_fast._untrusted import read_bytes
+
+LARGEST = 1 << 18  # bytes of a file
+DEEPEST = 32  # levels of keys and lists
+NODES = 20_000  # keys, values and lists, with what aliases repeat
+PLAIN = (str, int, float, bool, type(None))  # values
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. ValueError, with the file, where it is none or `read_text` refuses it."""
+    try:
+        return read_text(read_bytes(path, LARGEST).decode("utf-8-sig"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        text = " ".join(str(error).split())
+        raise ValueError(f"config: {path} must be readable YAML, got {type(error).__name__}: {text}") from error
+
+
+def read_text(text: str) -> dict[str, Any]:
+    """The mapping in a YAML text, of strings, numbers, booleans, nulls, lists and mappings.
+
+    Raises YAMLError for what is no YAML, and ValueError, with key and line, for another kind of content: a key that is there
+    twice or is no string, a value of another type, more than DEEPEST levels, or more than NODES values once aliases are
+    written out.
+    """
+    values = yaml.load(text, _Loader)  # a SafeLoader
+    if not isinstance(values, dict):
+        raise ValueError(f"expected keys and values, got {type(values).__name__}")
+    return values
+
+
+def dump_yaml(values: dict[str, Any]) -> str:
+    """YAML in ASCII."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+class _Loader(yaml.SafeLoader):
+    def __init__(self, text: str):
+        super().__init__(text)
+        self._level = 0
+        self._count = 0  # of nodes so far, with what aliases repeat
+        self._weights: dict[int, int] = {}  # id of a node that is complete: how many nodes it has
+        self._kept: list[Node] = []  # so that no id comes twice
+
+    def compose_node(self, parent: Any, index: Any) -> Node:
+        line = self.peek_event().start_mark.line + 1
+        if self.check_event(AliasEvent):
+            node = super().compose_node(parent, index)
+            if id(node) not in self._weights:
+                raise ValueError(f"an alias within what it stands for, line {line}")
+            self._add(self._weights[id(node)], line)
+            return node
+        self._level += 1
+        if self._level > DEEPEST:
+            raise ValueError(f"more than {DEEPEST} levels, line {line}")
+        before = self._count
+        self._add(1, line)
+        node = super().compose_node(parent, index)
+        self._level -= 1
+        self._weights[id(node)] = self._count - before
+        self._kept.append(node)
+        return node
+
+    def _add(self, count: int, line: int) -> None:
+        self._count += count
+        if self._count > NODES:
+            raise ValueError(f"more than {NODES} values, aliases written out, line {line}")
+
+    def construct_mapping(self, node: Node, deep: bool = False) -> dict[Hashable, Any]:
+        if not isinstance(node, MappingNode):
+            raise ValueError(f"expected keys and values, line {node.start_mark.line + 1}")
+        lines: dict[str, int] = {}
+        for name, value in node.value:
+            line = name.start_mark.line + 1
+            if name.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(name, deep=True)
+            if not isinstance(key, str):
+                raise ValueError(f"expected keys that are strings, got {key!r} in line {line}; quote it")
+            if key in lines:
+                raise ValueError(f"expected every key once, got {key!r} in lines {lines[key]} and {line}")
+            lines[key] = line
+            if isinstance(value, ScalarNode):
+                self._check_value(key, value)
+        self.flatten_mapping(node)
+        return super().construct_mapping(node, deep=deep)
+
+    def construct_sequence(self, node: Node, deep: bool = False) -> list[Any]:
+        for value in node.value:
+            if isinstance(value, ScalarNode):
+                self._check_value("a list", value)
+        return super().construct_sequence(node, deep=deep)
+
+    def _check_value(self, key: str, node: ScalarNode) -> None:
+        line = node.start_mark.line + 1
+        try:
+            value = self.construct_object(node, deep=True)
+        except (ValueError, OverflowError, yaml.YAMLError) as error:
+            raise ValueError(f"{key} in line {line}: {error}") from error
+        if not isinstance(value, PLAIN):
+            raise ValueError(
+                f"{key} must be a string, a number or a boolean, got {type(value).__name__} in line {line}"
+            )
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError(f"{key} must hold no NUL character, got one in line {line}")
+
+
+def _refused(loader: _Loader, node: Node) -> Any:
+    raise ValueError(f"expected plain values, got {node.tag} in line {node.start_mark.line + 1}")
+
+
+for _tag in ("set", "omap", "pairs"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _refused)
