@@ -77,6 +77,7 @@ def extension():
     return kind(
         "probsym_fast._C",
         sources("*.cpp") + sources("cpu/*.cpp") + (cuda or []),
+        depends=sources("**/*.h"),
         include_dirs=[str(ROOT / "csrc")],
         extra_compile_args={"cxx": ["-O3", "-Wno-psabi", *openmp, *defined], "nvcc": ["-O3"]},
     ), Build

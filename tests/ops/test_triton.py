@@ -1,12 +1,15 @@
 """The Triton kernels without a GPU: values and gradients under the interpreter, and every configuration compiled."""
 # ruff: noqa: E402 - the imports stand behind the question whether triton is there
 
+import ast
 import importlib
 import os
 import pkgutil
 import re
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -95,10 +98,30 @@ def resources(binary: bytes, folder: Path) -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", line)}
 
 
+class Source(ASTSource):
+    """A kernel that one thread at a time parses: CPython 3.11 cannot make syntax trees in two threads at once (ast.parse
+    raises "AST constructor recursion depth mismatch"). LLVM and ptxas, most of a compilation, run beside each other."""
+
+    parsing = threading.Lock()
+
+    def hash(self):
+        with self.parsing:
+            return super().hash()
+
+    def make_ir(self, *arguments, **settings):
+        with self.parsing:
+            return super().make_ir(*arguments, **settings)
+
+
 def compiled(launch: tuple, architecture: int):
     function, (signature, constants, attributes), options = launch
-    source = ASTSource(function, signature, constants, attributes)
+    source = Source(function, signature, constants, attributes)
     return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+
+
+def all_compiled(launches, architecture: int, threads: int | None = None) -> list:
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        return list(pool.map(lambda launch: compiled(launch, architecture), launches))
 
 
 class Launches:
@@ -241,13 +264,29 @@ def test_compiles_without_spills(architecture, monkeypatch, tmp_path):
             if dtype != torch.float16 or architecture == 90:
                 found |= dict(launches_of(name, dtype, monkeypatch))
     assert found
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # most of it is LLVM and ptxas, which run beside each other
-        binaries = list(pool.map(lambda launch: compiled(launch, architecture), found.values()))
+    binaries = all_compiled(found.values(), architecture)
     for ((kernel, _), launch), made in zip(found.items(), binaries, strict=True):
         used = resources(made.asm["cubin"], tmp_path)
         assert made.metadata.shared <= SHARED, (kernel, launch[1], made.metadata.shared)
         assert used["REG"] <= 65536 // (32 * launch[2]["num_warps"]), (kernel, used)
         assert used["STACK"] == used["LOCAL"] == 0, (kernel, launch[1], used)
+
+
+def test_one_thread_at_a_time_parses(monkeypatch, tmp_path):
+    parse, busy, overlaps = ast.parse, threading.Lock(), []
+
+    def slow(*arguments, **settings):
+        overlaps.append(not busy.acquire(blocking=False))
+        time.sleep(0.02)  # the other threads get here, if nothing stops them
+        if not overlaps[-1]:
+            busy.release()
+        return parse(*arguments, **settings)
+
+    launches = [launch for _, launch in launches_of("orthogonal_frame", torch.float32, monkeypatch)][:4]
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(ast, "parse", slow)
+    all_compiled(launches, 90, threads=4)
+    assert len(overlaps) >= len(launches) == 4 and not any(overlaps)
 
 
 @pytest.mark.parametrize("name", ["embed", "readout"])
