@@ -19,44 +19,65 @@ template <class T> inline bool any(IntVec<T> mask) {
 
 // Columns shorter than this share of their length count as dependent on those before.
 template <class T> constexpr T dependent = sizeof(T) == 4 ? T(1e-6) : T(1e-14);
+template <class T> constexpr T tie = T(0.999);
 
-// Takes columns 0..k-1 of q out of column k, twice: once leaves what rounding let through.
-template <class T> inline void orthogonalise(T* q, int k, int d) {
+// Divides column x by its largest absolute entry (a zero column by 1), which is returned: squares neither over- nor underflow.
+template <class T> inline Vec<T> divide_by_largest(T* x, int d) {
+  constexpr int L = lanes<T>;
+  Vec<T> top{};
+  for (int i = 0; i < d; ++i) {
+    const Vec<T> entry = load(x + i * d * L), size = entry < T(0) ? -entry : entry;
+    top = size > top ? size : top;
+  }
+  const Vec<T> scale = top > T(0) ? top : splat<T>(1);
+  for (int i = 0; i < d; ++i) store(x + i * d * L, load(x + i * d * L) / scale);
+  return scale;
+}
+
+// Takes columns 0..k-1 of q out of column x, twice: once leaves what rounding let through.
+template <class T> inline void orthogonalise(const T* q, T* x, int k, int d) {
   constexpr int L = lanes<T>;
   for (int pass = 0; pass < 2; ++pass)
     for (int j = 0; j < k; ++j) {
-      const Vec<T> dot = column_dot<T>(q + j * L, q + k * L, d);
-      for (int i = 0; i < d; ++i) {
-        T* x = q + (i * d + k) * L;
-        store(x, load(x) - dot * load(q + (i * d + j) * L));
-      }
+      const Vec<T> dot = column_dot<T>(q + j * L, x, d);
+      for (int i = 0; i < d; ++i) store(x + i * d * L, load(x + i * d * L) - dot * load(q + (i * d + j) * L));
     }
 }
 
-// The axis farthest from the span of columns 0..k-1, orthogonalised and normalised, where `fill` says so.
+// x becomes u, its part orthogonal to columns 0..k-1 of q, of the given length; where it depends on them, x is replaced.
+// Not inlined: the backward pass repeats the forward's decision, so both must round alike.
+template <class T>
+__attribute__((noinline)) void residual(const T* q, T* x, int k, int d, Vec<T>* length, IntVec<T>* replaced) {
+  const Vec<T> before = root<T>(column_dot<T>(x, x, d));
+  orthogonalise(q, x, k, d);
+  *length = root<T>(column_dot<T>(x, x, d));
+  *replaced = *length <= dependent<T> * before;
+}
+
+// The axis farthest from the span of columns 0..k-1, orthogonalised and normalised, where `fill` says so. Of axes as far to
+// within `tie` the first: rounding does not choose between them.
 template <class T> inline void fill_column(T* q, int k, int d, IntVec<T> fill) {
   constexpr int L = lanes<T>;
-  Vec<T> best = splat<T>(-1), axis{};
-  for (int i = 0; i < d; ++i) {
+  const auto distance = [q, k, d](int i) __attribute__((always_inline)) {
     Vec<T> left = splat<T>(1);
     for (int j = 0; j < k; ++j) {
       const Vec<T> x = load(q + (i * d + j) * L);
       left -= x * x;
     }
-    const IntVec<T> better = left > best;
-    best = better ? left : best;
-    axis = better ? splat<T>(T(i)) : axis;
-  }
+    return left;
+  };
+  Vec<T> farthest{}, axis{};
   for (int i = 0; i < d; ++i) {
-    T* x = q + (i * d + k) * L;
-    store(x, fill ? (axis == T(i) ? splat<T>(1) : Vec<T>{}) : load(x));
+    const Vec<T> left = distance(i);
+    farthest = left > farthest ? left : farthest;
   }
-  orthogonalise(q, k, d);
-  const Vec<T> norm = root<T>(column_dot<T>(q + k * L, q + k * L, d));
-  for (int i = 0; i < d; ++i) {
-    T* x = q + (i * d + k) * L;
-    store(x, load(x) / norm);
-  }
+  for (int i = d - 1; i >= 0; --i) axis = distance(i) >= tie<T> * farthest ? splat<T>(T(i)) : axis;
+  T* x = q + k * L;
+  for (int i = 0; i < d; ++i)
+    store(x + i * d * L, fill ? (axis == T(i) ? splat<T>(1) : Vec<T>{}) : load(x + i * d * L));
+  orthogonalise(q, x, k, d);
+  const Vec<T> norm = root<T>(column_dot<T>(x, x, d));
+  for (int i = 0; i < d; ++i) store(x + i * d * L, load(x + i * d * L) / norm);
 }
 
 template <class T> inline Vec<T> determinant(const T* q, int d) {
@@ -81,20 +102,14 @@ void orthogonal_frame_lanes(const T* matrices, int rows, int d, bool special, T*
     return;
   }
   for (int k = 0; k < d; ++k) {
-    Vec<T> top{};
-    for (int i = 0; i < d; ++i) {
-      const Vec<T> x = load(q + (i * d + k) * L), size = x < T(0) ? -x : x;
-      top = size > top ? size : top;
-    }
-    const Vec<T> scale = top > T(0) ? top : splat<T>(1);
-    for (int i = 0; i < d; ++i) store(q + (i * d + k) * L, load(q + (i * d + k) * L) / scale);
-    const Vec<T> before = root<T>(column_dot<T>(q + k * L, q + k * L, d));
-    orthogonalise(q, k, d);
-    const Vec<T> after = root<T>(column_dot<T>(q + k * L, q + k * L, d));
-    const IntVec<T> fill = after <= dependent<T> * before;
-    const Vec<T> norm = fill ? splat<T>(1) : after;
-    for (int i = 0; i < d; ++i) store(q + (i * d + k) * L, load(q + (i * d + k) * L) / norm);
-    if (any<T>(fill)) fill_column<T>(q, k, d, fill);
+    T* x = q + k * L;
+    Vec<T> length;
+    IntVec<T> replaced;
+    divide_by_largest(x, d);
+    residual<T>(q, x, k, d, &length, &replaced);
+    const Vec<T> norm = replaced ? splat<T>(1) : length;
+    for (int i = 0; i < d; ++i) store(x + i * d * L, load(x + i * d * L) / norm);
+    if (any<T>(replaced)) fill_column<T>(q, k, d, replaced);
   }
   if (special) {
     const IntVec<T> mirrored = determinant(q, d) < T(0);
@@ -106,10 +121,12 @@ void orthogonal_frame_lanes(const T* matrices, int rows, int d, bool special, T*
   store_rows(out, d * d, count, rows, q);
 }
 
-// u = a_k - sum_{j<k} q_j (q_j . a_k), q_k = u / |u|, |u| = q_k . a_k. A column that was filled passes no gradient.
+// From the last column to the first, of a_k divided by its largest entry: u_k = a_k - sum_{j<k} q_j r_j with r_j = q_j . a_k,
+// q_k = u_k / |u_k|. The gradient is that of the projection onto the complement of q_0, ..., q_{k-1}, a replaced column a
+// constant among them: d_a_k = d_u - sum_j q_j s_j with s_j = q_j . d_u, and q_j gets - s_j u_k - r_j d_a_k.
 template <class T>
 void orthogonal_frame_backward_lanes(const T* d_q_in, const T* q_in, const T* a_in, int rows, int d, T* scratch, T* d_a) {
-  constexpr int L = lanes<T>;
+  constexpr int L = lanes<T>, most = 3;  // the largest d
   const int size = d * d * L;
   T *g = scratch, *q = g + size, *a = q + size;
   int64_t count[L];
@@ -118,39 +135,32 @@ void orthogonal_frame_backward_lanes(const T* d_q_in, const T* q_in, const T* a_
   load_rows(q_in, d * d, count, rows, d * d, q);
   load_rows(a_in, d * d, count, rows, d * d, a);
   for (int k = d - 1; k >= 0; --k) {
-    const Vec<T> signed_norm = column_dot<T>(q + k * L, a + k * L, d);  // negative where the column was mirrored
-    const Vec<T> norm = signed_norm < T(0) ? -signed_norm : signed_norm;
-    Vec<T> top{}, length{};
+    T *u = a + k * L, *d_x = g + k * L;
+    const T* q_k = q + k * L;
+    Vec<T> r[most], s[most], length;
+    IntVec<T> replaced;
+    const Vec<T> scale = divide_by_largest(u, d);
+    for (int j = 0; j < k; ++j) r[j] = column_dot<T>(q + j * L, u, d);
+    residual<T>(q, u, k, d, &length, &replaced);
+    const Vec<T> along = column_dot<T>(q_k, u, d), inner = column_dot<T>(q_k, d_x, d);
+    const Vec<T> signed_length = along < T(0) ? -length : length;  // negative where the column was mirrored
+    const Vec<T> inverse = replaced ? Vec<T>{} : T(1) / (replaced ? splat<T>(1) : signed_length);
     for (int i = 0; i < d; ++i) {
-      const Vec<T> x = load(a + (i * d + k) * L), absolute = x < T(0) ? -x : x;
-      top = absolute > top ? absolute : top;
+      T* x = d_x + i * d * L;
+      store(x, (load(x) - load(q_k + i * d * L) * inner) * inverse);  // d u
     }
-    const Vec<T> scale = top > T(0) ? top : splat<T>(1);  // squares of scaled entries do not overflow
+    for (int j = 0; j < k; ++j) s[j] = column_dot<T>(q + j * L, d_x, d);
     for (int i = 0; i < d; ++i) {
-      const Vec<T> x = load(a + (i * d + k) * L) / scale;
-      length += x * x;
-    }
-    length = root<T>(length) * scale;
-    const IntVec<T> filled = norm <= dependent<T> * length;
-    const Vec<T> inverse = filled ? Vec<T>{} : T(1) / (filled ? splat<T>(1) : signed_norm);
-    const Vec<T> inner = column_dot<T>(q + k * L, g + k * L, d);
-    for (int i = 0; i < d; ++i) {
-      T* x = g + (i * d + k) * L;
-      store(x, (load(x) - load(q + (i * d + k) * L) * inner) * inverse);  // d u
-    }
-    for (int j = 0; j < k; ++j) {
-      const Vec<T> r = column_dot<T>(q + j * L, a + k * L, d), s = column_dot<T>(q + j * L, g + k * L, d);
-      for (int i = 0; i < d; ++i) {
-        T* x = g + (i * d + j) * L;
-        store(x, load(x) - s * load(a + (i * d + k) * L) - r * load(g + (i * d + k) * L));
+      Vec<T> x = load(d_x + i * d * L);
+      for (int j = 0; j < k; ++j) x -= s[j] * load(q + (i * d + j) * L);  // d a_k
+      for (int j = 0; j < k; ++j) {
+        T* d_q = g + (i * d + j) * L;
+        store(d_q, load(d_q) - s[j] * load(u + i * d * L) - r[j] * x);
       }
-    }
-    for (int j = 0; j < k; ++j) {
-      const Vec<T> s = column_dot<T>(q + j * L, g + k * L, d);
-      for (int i = 0; i < d; ++i) {
-        T* x = g + (i * d + k) * L;
-        store(x, load(x) - s * load(q + (i * d + j) * L));
-      }
+      constexpr T largest = std::numeric_limits<T>::max();
+      x /= scale;
+      x = x > largest ? splat<T>(largest) : x;
+      store(d_x + i * d * L, x < -largest ? splat<T>(-largest) : x);
     }
   }
   store_rows(d_a, d * d, count, rows, g);

@@ -34,5 +34,6 @@ def tokens_of(x: Tensor, slots: Tensor, weight: Tensor, bias: Tensor | None) -> 
     for axis in range(k):
         x = pad_axis(x, slots, 2 + axis)
     convolve = torch.nn.functional.conv2d if k == 2 else torch.nn.functional.conv1d
-    y = convolve(x.flatten(0, 1).movedim(-1, 1), weight, bias, stride=weight.shape[-1])  # (B S, D, grid[, grid])
+    x = x.flatten(0, 1).movedim(-1, 1).contiguous()  # torch's convolutions do not differentiate every layout
+    y = convolve(x, weight.contiguous(), bias, stride=weight.shape[-1])  # (B S, D, grid[, grid])
     return y.flatten(2).mT.unflatten(0, (B, S))

@@ -9,6 +9,8 @@ from probsym_fast.ops._op import looks_at_values
 
 # Columns shorter than this share of their length count as dependent on those before.
 DEPENDENT = {torch.float32: 1e-6, torch.float64: 1e-14}
+# Axes whose squared distances from a span differ by less count as equally far: rounding does not choose between them.
+TIE = 0.999
 
 
 def check_values(matrices: Tensor, *_) -> None:
@@ -23,13 +25,13 @@ def orthogonal_frame(matrices: Tensor, special: bool) -> Tensor:
     for k in range(matrices.shape[-1]):
         x = matrices[..., k]
         top = x.detach().abs().amax(-1, keepdim=True)
-        x = x / torch.where(top > 0, top, 1)
+        x = _Scaled.apply(x, torch.where(top > 0, top, 1))
         before = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True)
         x = _without(x, columns)
         squared = (x * x).sum(-1, keepdim=True)
         dependent = squared.detach().sqrt() <= DEPENDENT[matrices.dtype] * before
         kept = x / torch.where(dependent, 1, squared).sqrt()
-        columns.append(torch.where(dependent, _farthest_axis(x, columns), kept))
+        columns.append(torch.where(dependent, _farthest_axis(x.detach(), columns), kept))
     frame = torch.stack(columns, dim=-1)
     if special:
         mirrored = torch.linalg.det(frame.detach()) < 0
@@ -38,8 +40,30 @@ def orthogonal_frame(matrices: Tensor, special: bool) -> Tensor:
     return frame
 
 
+class _Scaled(torch.autograd.Function):
+    """x / scale for a constant scale; a gradient beyond the dtype's range becomes its largest finite number."""
+
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor) -> Tensor:
+        return x / scale
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx, d_x: Tensor) -> tuple[Tensor, None]:
+        (scale,) = ctx.saved_tensors
+        range_of = torch.finfo(d_x.dtype)
+        return (d_x / scale).clamp(range_of.min, range_of.max), None
+
+
 def _without(x: Tensor, columns: list[Tensor]) -> Tensor:
-    """x without its components along the columns; the second pass takes what rounding let through."""
+    """x without its components along the columns.
+
+    The second pass takes what rounding let through. It also makes the gradient that of the projection onto the complement
+    of the columns where one of them is a constant that does not turn with the others.
+    """
     for _ in range(2):
         for q in columns:
             x = x - q * (q * x).sum(-1, keepdim=True)
@@ -50,5 +74,6 @@ def _farthest_axis(x: Tensor, columns: list[Tensor]) -> Tensor:
     """The coordinate axis farthest from the span of the columns, made orthonormal to them; a constant to autograd."""
     columns = [q.detach() for q in columns]
     left = torch.ones_like(x) - sum(q * q for q in columns)
-    axis = torch.nn.functional.one_hot(left.argmax(-1), x.shape[-1]).to(x.dtype)
+    first = (left >= TIE * left.amax(-1, keepdim=True)).to(torch.uint8).argmax(-1)
+    axis = torch.nn.functional.one_hot(first, x.shape[-1]).to(x.dtype)
     return torch.nn.functional.normalize(_without(axis, columns), dim=-1)

@@ -17,14 +17,20 @@ BLOCK = 128
 
 @triton.jit
 def dot(x0, x1, x2, y0, y1, y2):
-    return x0 * y0 + x1 * y1 + x2 * y2
+    """Written with fma: compilers fuse a product and a sum as they like, and `residual` must round alike wherever it is."""
+    return tl.fma(x2, y2, tl.fma(x1, y1, x0 * y0))
+
+
+@triton.jit
+def less(x0, x1, x2, b_factor, q0, q1, q2):
+    """x - factor q."""
+    return tl.fma(-b_factor, q0, x0), tl.fma(-b_factor, q1, x1), tl.fma(-b_factor, q2, x2)
 
 
 @triton.jit
 def without(x0, x1, x2, q0, q1, q2):
     """x without its component along q."""
-    b_dot = dot(x0, x1, x2, q0, q1, q2)
-    return x0 - b_dot * q0, x1 - b_dot * q1, x2 - b_dot * q2
+    return less(x0, x1, x2, dot(x0, x1, x2, q0, q1, q2), q0, q1, q2)
 
 
 @triton.jit
@@ -61,33 +67,51 @@ def largest(x0, x1, x2):
 
 
 @triton.jit
-def orthonormal(x0, x1, x2, p0, p1, p2, q0, q1, q2, d: tl.constexpr):
-    """Column x without its components along p and q (each orthonormal, or zero), of length 1; filled where it depends."""
-    b_top = largest(x0, x1, x2)
-    x0, x1, x2 = tl.div_rn(x0, b_top), tl.div_rn(x1, b_top), tl.div_rn(x2, b_top)  # to the largest floats
-    b_before = tl.sqrt_rn(dot(x0, x1, x2, x0, x1, x2))
+def divided(x0, x1, x2, b_scale):
+    """x / scale, also for the largest and the smallest floats."""
+    return tl.div_rn(x0, b_scale), tl.div_rn(x1, b_scale), tl.div_rn(x2, b_scale)
+
+
+@triton.jit
+def without_both(x0, x1, x2, p0, p1, p2, q0, q1, q2):
+    """x without its components along p and q, twice: once leaves what rounding let through."""
     x0, x1, x2 = without(x0, x1, x2, p0, p1, p2)
     x0, x1, x2 = without(x0, x1, x2, q0, q1, q2)
-    x0, x1, x2 = without(x0, x1, x2, p0, p1, p2)  # again: once leaves what rounding let through
-    x0, x1, x2 = without(x0, x1, x2, q0, q1, q2)
-    b_after = tl.sqrt_rn(dot(x0, x1, x2, x0, x1, x2))
-    m_fill = b_after <= 1e-6 * b_before  # as in the reference: shorter than this share of its length
-    # the axis, of the first d, that is farthest from p and q, made orthonormal to them
+    x0, x1, x2 = without(x0, x1, x2, p0, p1, p2)
+    return without(x0, x1, x2, q0, q1, q2)
+
+
+@triton.jit
+def residual(x0, x1, x2, p0, p1, p2, q0, q1, q2):
+    """u, the part of x orthogonal to p and q (each of length 1, or zero), |u|, and whether x depends on them.
+
+    The backward pass repeats the forward's decision.
+    """
+    b_before = tl.sqrt_rn(dot(x0, x1, x2, x0, x1, x2))
+    x0, x1, x2 = without_both(x0, x1, x2, p0, p1, p2, q0, q1, q2)
+    b_length = tl.sqrt_rn(dot(x0, x1, x2, x0, x1, x2))
+    return x0, x1, x2, b_length, b_length <= 1e-6 * b_before  # the share is the reference's
+
+
+@triton.jit
+def orthonormal(x0, x1, x2, p0, p1, p2, q0, q1, q2, d: tl.constexpr):
+    """Column x without its components along p and q (each of length 1, or zero), of length 1; replaced where it depends."""
+    x0, x1, x2 = divided(x0, x1, x2, largest(x0, x1, x2))
+    x0, x1, x2, b_length, m_replaced = residual(x0, x1, x2, p0, p1, p2, q0, q1, q2)
+    # the axis, of the first d, that is farthest from p and q (of several as far, the first), made orthonormal to them
     b_left0 = 1.0 - p0 * p0 - q0 * q0
     b_left1 = 1.0 - p1 * p1 - q1 * q1 - (2.0 if d < 2 else 0.0)
     b_left2 = 1.0 - p2 * p2 - q2 * q2 - (2.0 if d < 3 else 0.0)
-    m_second = b_left1 > b_left0
-    m_third = b_left2 > tl.maximum(b_left0, b_left1)
-    y0 = tl.where(m_third, 0.0, tl.where(m_second, 0.0, 1.0))
-    y1 = tl.where(m_third, 0.0, tl.where(m_second, 1.0, 0.0))
-    y2 = tl.where(m_third, 1.0, 0.0)
-    y0, y1, y2 = without(y0, y1, y2, p0, p1, p2)
-    y0, y1, y2 = without(y0, y1, y2, q0, q1, q2)
-    y0, y1, y2 = without(y0, y1, y2, p0, p1, p2)
-    y0, y1, y2 = without(y0, y1, y2, q0, q1, q2)
-    x0, x1, x2 = tl.where(m_fill, y0, x0), tl.where(m_fill, y1, x1), tl.where(m_fill, y2, x2)
-    b_length = tl.where(m_fill, tl.sqrt_rn(dot(y0, y1, y2, y0, y1, y2)), b_after)
-    return x0 / b_length, x1 / b_length, x2 / b_length
+    b_tie = 0.999 * tl.maximum(tl.maximum(b_left0, b_left1), b_left2)
+    m_first = b_left0 >= b_tie
+    m_second = ~m_first & (b_left1 >= b_tie)
+    y0 = tl.where(m_first, 1.0, 0.0)
+    y1 = tl.where(m_second, 1.0, 0.0)
+    y2 = tl.where(m_first | m_second, 0.0, 1.0)
+    y0, y1, y2 = without_both(y0, y1, y2, p0, p1, p2, q0, q1, q2)
+    x0, x1, x2 = tl.where(m_replaced, y0, x0), tl.where(m_replaced, y1, x1), tl.where(m_replaced, y2, x2)
+    b_length = tl.where(m_replaced, tl.sqrt_rn(dot(y0, y1, y2, y0, y1, y2)), b_length)
+    return divided(x0, x1, x2, b_length)
 
 
 @kernel({"num_warps": 4})
@@ -111,52 +135,67 @@ def _frames(p_a, p_q, M, d: tl.constexpr, SPECIAL: tl.constexpr, BLOCK: tl.const
 
 
 @triton.jit
-def through_length(g0, g1, g2, q0, q1, q2, a0, a1, a2):
-    """d u of q = u / |u|, |u| = q . a up to the sign of a mirrored column; none where the column was filled."""
-    b_signed = dot(q0, q1, q2, a0, a1, a2)
-    b_top = largest(a0, a1, a2)  # squares of scaled entries do not overflow
-    s0, s1, s2 = tl.div_rn(a0, b_top), tl.div_rn(a1, b_top), tl.div_rn(a2, b_top)
-    b_length = tl.sqrt_rn(dot(s0, s1, s2, s0, s1, s2)) * b_top
-    m_filled = tl.abs(b_signed) <= 1e-6 * b_length
-    b_inverse = tl.where(m_filled, 0.0, tl.div_rn(b_signed * 0 + 1.0, tl.where(m_filled, 1.0, b_signed)))
-    b_inner = dot(q0, q1, q2, g0, g1, g2)
-    return (g0 - q0 * b_inner) * b_inverse, (g1 - q1 * b_inner) * b_inverse, (g2 - q2 * b_inner) * b_inverse
+def through_column(g0, g1, g2, x0, x1, x2, o0, o1, o2, p0, p1, p2, q0, q1, q2):
+    """Gradient g of column o, made of x and the columns p and q before it: those to x, p and q.
+
+    With x divided by its largest entry, r_p = p . x, s_p = p . d_u and so on: u = x - p r_p - q r_q, o = u / |u|,
+    d_x = d_u - p s_p - q s_q, and p gets - s_p u - r_p d_x. Nothing where x was replaced.
+    """
+    b_scale = largest(x0, x1, x2)
+    x0, x1, x2 = divided(x0, x1, x2, b_scale)
+    b_rp, b_rq = dot(p0, p1, p2, x0, x1, x2), dot(q0, q1, q2, x0, x1, x2)
+    u0, u1, u2, b_length, m_replaced = residual(x0, x1, x2, p0, p1, p2, q0, q1, q2)
+    b_signed = tl.where(dot(o0, o1, o2, u0, u1, u2) < 0, -b_length, b_length)  # negative where o was mirrored
+    g0, g1, g2 = less(g0, g1, g2, dot(o0, o1, o2, g0, g1, g2), o0, o1, o2)
+    g0, g1, g2 = divided(g0, g1, g2, tl.where(m_replaced, 1.0, b_signed))
+    g0, g1, g2 = tl.where(m_replaced, 0.0, g0), tl.where(m_replaced, 0.0, g1), tl.where(m_replaced, 0.0, g2)  # d_u
+    b_sp, b_sq = dot(p0, p1, p2, g0, g1, g2), dot(q0, q1, q2, g0, g1, g2)
+    g0, g1, g2 = less(g0, g1, g2, b_sp, p0, p1, p2)
+    g0, g1, g2 = less(g0, g1, g2, b_sq, q0, q1, q2)  # d_x, but for its scale
+    p0, p1, p2 = less(-b_sp * u0, -b_sp * u1, -b_sp * u2, b_rp, g0, g1, g2)
+    q0, q1, q2 = less(-b_sq * u0, -b_sq * u1, -b_sq * u2, b_rq, g0, g1, g2)
+    g0, g1, g2 = divided(g0, g1, g2, b_scale)
+    return within_range(g0), within_range(g1), within_range(g2), p0, p1, p2, q0, q1, q2
 
 
 @triton.jit
-def through_projection(g0, g1, g2, q0, q1, q2, a0, a1, a2, u0, u1, u2):
-    """What u = a - q (q . a) with the gradient u adds to the gradient g of q."""
-    b_r, b_s = dot(q0, q1, q2, a0, a1, a2), dot(q0, q1, q2, u0, u1, u2)
-    return g0 - b_s * a0 - b_r * u0, g1 - b_s * a1 - b_r * u1, g2 - b_s * a2 - b_r * u2
+def within_range(x):
+    """x, where it is beyond float32's range the largest number of it."""
+    x = tl.where(x > 3.4028234663852886e38, 3.4028234663852886e38, x)
+    return tl.where(x < -3.4028234663852886e38, -3.4028234663852886e38, x)
 
 
 @kernel({"num_warps": 4})
 def _frames_backward(p_d_q, p_q, p_a, p_d_a, M, d: tl.constexpr, BLOCK: tl.constexpr):
-    """u_k = a_k - sum_{j<k} q_j (q_j . a_k), q_k = u_k / |u_k|, from the last column to the first."""
+    """From the last column to the first; a column before another gets gradients from it."""
     o_m = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     m_m = o_m < M
+    zero = tl.zeros((BLOCK,), tl.float32)
     p0, p1, p2 = load_column(p_q, o_m, m_m, 0, d)
-    a0, a1, a2 = load_column(p_a, o_m, m_m, 0, d)
     g0, g1, g2 = load_column(p_d_q, o_m, m_m, 0, d)
     if d > 1:
         q0, q1, q2 = load_column(p_q, o_m, m_m, 1, d)
-        b0, b1, b2 = load_column(p_a, o_m, m_m, 1, d)
         h0, h1, h2 = load_column(p_d_q, o_m, m_m, 1, d)
         if d > 2:
             r0, r1, r2 = load_column(p_q, o_m, m_m, 2, d)
             c0, c1, c2 = load_column(p_a, o_m, m_m, 2, d)
             u0, u1, u2 = load_column(p_d_q, o_m, m_m, 2, d)
-            u0, u1, u2 = through_length(u0, u1, u2, r0, r1, r2, c0, c1, c2)
-            g0, g1, g2 = through_projection(g0, g1, g2, p0, p1, p2, c0, c1, c2, u0, u1, u2)
-            h0, h1, h2 = through_projection(h0, h1, h2, q0, q1, q2, c0, c1, c2, u0, u1, u2)
-            u0, u1, u2 = without(u0, u1, u2, p0, p1, p2)
-            u0, u1, u2 = without(u0, u1, u2, q0, q1, q2)
+            u0, u1, u2, v0, v1, v2, w0, w1, w2 = through_column(
+                u0, u1, u2, c0, c1, c2, r0, r1, r2, p0, p1, p2, q0, q1, q2
+            )
             store_column(p_d_a, o_m, m_m, u0, u1, u2, 2, d)
-        h0, h1, h2 = through_length(h0, h1, h2, q0, q1, q2, b0, b1, b2)
-        g0, g1, g2 = through_projection(g0, g1, g2, p0, p1, p2, b0, b1, b2, h0, h1, h2)
-        h0, h1, h2 = without(h0, h1, h2, p0, p1, p2)
+            g0, g1, g2 = g0 + v0, g1 + v1, g2 + v2
+            h0, h1, h2 = h0 + w0, h1 + w1, h2 + w2
+        b0, b1, b2 = load_column(p_a, o_m, m_m, 1, d)
+        h0, h1, h2, v0, v1, v2, w0, w1, w2 = through_column(
+            h0, h1, h2, b0, b1, b2, q0, q1, q2, p0, p1, p2, zero, zero, zero
+        )
         store_column(p_d_a, o_m, m_m, h0, h1, h2, 1, d)
-    g0, g1, g2 = through_length(g0, g1, g2, p0, p1, p2, a0, a1, a2)
+        g0, g1, g2 = g0 + v0, g1 + v1, g2 + v2
+    a0, a1, a2 = load_column(p_a, o_m, m_m, 0, d)
+    g0, g1, g2, v0, v1, v2, w0, w1, w2 = through_column(
+        g0, g1, g2, a0, a1, a2, p0, p1, p2, zero, zero, zero, zero, zero, zero
+    )
     store_column(p_d_a, o_m, m_m, g0, g1, g2, 0, d)
 
 
