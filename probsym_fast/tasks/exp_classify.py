@@ -43,7 +43,7 @@ def _samples() -> Samples:
 
 
 def _training() -> Training:
-    return Training(epochs=2000, batch=100, lr=1e-3, weight_decay=0.0, warmup=200, clip=0.1, validate_every=5)
+    return Training(epochs=2000, batch=100, lr=1e-3, weight_decay=0.0, warmup=200, clip=0.1)
 
 
 @dataclass

@@ -19,7 +19,7 @@ from probsym_fast.models import Symmetrized
 from probsym_fast.tasks import config as configuration
 from probsym_fast.tasks.allocator import keep_freed_memory
 from probsym_fast.tasks.callbacks import StopOnSignal, Stopped
-from probsym_fast.tasks.checkpoints import last_checkpoint, load_checkpoint
+from probsym_fast.tasks.checkpoints import best_so_far, last_checkpoint, load_checkpoint
 from probsym_fast.tasks.faults import Fault, faults_told
 from probsym_fast.tasks.module import TrainingModule
 from probsym_fast.tasks.optimisation import horizon
@@ -91,7 +91,7 @@ def fit(task: Task, *, resume: bool = False) -> dict[str, Any] | None:
             raise Stopped(signal.SIGTERM if terminated else signal.SIGINT, folder) from error
         finally:
             if is_first_process():
-                plot_losses(folder, task.measure)
+                plot_losses(folder, task.measure, task.monitor)
         return test(task) if is_first_process() else None
 
 
@@ -100,6 +100,7 @@ def test(task: Task) -> dict[str, Any]:
     model, folder = best_model(task), run_folder(task.config)
     with torch.no_grad():
         results = task.report(model, folder)
+    results["best_checkpoint"] = best_so_far(folder / "checkpoints" / "best.ckpt")
     _write(folder / "results.json", json.dumps(results, indent=2) + "\n")
     return results
 
