@@ -148,7 +148,9 @@ class Comparison(Computation):
             name = where.parent.name
             values[name].append(results[config.measure])
             curves[name].append(history(where).get(task.monitor.key, {}))
-        plot_runs(folder / "plots" / "comparison.png", values, curves, config.measure, f"validation {task.monitor.name}")
+        plot_runs(
+            folder / "plots" / "comparison.png", values, curves, config.measure, f"validation {task.monitor.name}"
+        )
         spread = {name: torch.tensor(x, dtype=torch.float64) for name, x in values.items()}
         return {
             "measure": config.measure,

@@ -113,7 +113,10 @@ def compute(experiment: Computation) -> dict[str, Any]:
     """
     folder = run_folder(experiment.config)
     path, text = folder / "config.yaml", configuration.dump(_recorded(experiment.config))
-    other = path.is_file() and configuration.read(path) != configuration.read_text(text)
+    recorded = configuration.read(path) if path.is_file() else None
+    if recorded is not None and recorded.get("task") == experiment.config.task:  # keys it does not know have defaults
+        recorded = configuration.read_text(configuration.dump(configuration.parse(type(experiment.config), recorded, [])))
+    other = recorded is not None and recorded != configuration.read_text(text)
     if other and not experiment.continues:
         raise FileExistsError(f"the run folder {folder} holds another configuration; name a new one with --folder")
     results = experiment.run(folder)

@@ -55,7 +55,9 @@ LIMITS = {
     **{f"distribution.{key}": limit for key, limit in GRAPH_LIMITS.items()},
     **SAMPLES_LIMITS,
     **{f"graphs.{key}": COUNT for key in ("train", "valid", "test")},
-    "also_test": Limit("numbers of samples >= 1, none twice", lambda x: all(s >= 1 for s in x) and len(x) == len(set(x))),
+    "also_test": Limit(
+        "numbers of samples >= 1, none twice", lambda x: all(s >= 1 for s in x) and len(x) == len(set(x))
+    ),
     **BACKBONE_LIMITS,
     **TRAINING_LIMITS,
 }
@@ -301,7 +303,8 @@ class VisionTask(Task):
         rows = [("data", results["data"]), ("samples, trials", f"{results['samples']}, {results['trials']}")]
         names = [key for key in results if key.startswith("test_") and not key.endswith("_std")]
         return rows + [
-            (key.replace("_", " ", 1).replace("_S", ", S = "), f"{results[key]:.4f} +- {results[key + '_std']:.4f}") for key in names
+            (key.replace("_", " ", 1).replace("_S", ", S = "), f"{results[key]:.4f} +- {results[key + '_std']:.4f}")
+            for key in names
         ]
 
 
