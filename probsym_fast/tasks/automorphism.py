@@ -30,8 +30,8 @@ LIMITS = {
 
 @dataclass
 class AutomorphismConfig:
-    """Outputs on the orbits of five small graphs, Kim et al. 2023; defaults are the published settings, those of
-    docs/differences.md aside.
+    """Outputs on the orbits of five small graphs, Kim et al. 2023; defaults are the published settings
+    (docs/differences.md).
 
     Args:
         task: "automorphism".

@@ -48,7 +48,8 @@ def _training() -> Training:
 
 @dataclass
 class ExpClassifyConfig:
-    """EXP-classify of Kim et al. 2023, table 1; defaults are the published settings, on data that need no download.
+    """EXP-classify of Kim et al. 2023, table 1; defaults are the published settings (docs/differences.md), on data that need
+    no download.
 
     Args:
         task: "exp_classify".

@@ -38,8 +38,8 @@ Row = dict[str, Any]
 
 @dataclass
 class SampleSizeConfig:
-    """The sample-size analysis of Kim et al. 2023 on EXP-classify; defaults are the published settings, those of
-    docs/differences.md aside.
+    """The sample-size analysis of Kim et al. 2023 on EXP-classify; defaults are the published settings
+    (docs/differences.md).
 
     Args:
         task: "sample_size".

@@ -137,7 +137,7 @@ def _training() -> Training:
 
 @dataclass
 class VisionConfig:
-    """A vision transformer on graphs (Kim et al. 2023, tables 3 to 6). What differs from its public code:
+    """A vision transformer on graphs (Kim et al. 2023, tables 3 to 6); what differs from its public code is in
     docs/differences.md.
 
     Args:
