@@ -95,12 +95,6 @@ GPU_CASES: dict[str, Callable[[str], Steps]] = {
     },
 }
 OF = {"cpu": CASES, "cuda": GPU_CASES}
-PUBLIC = {  # ms of the public code's step on two cores
-    "n-body GNN-PS": 600,
-    "n-body Transformer-PS": 2260,
-    "EXP-classify MLP-PS": 2260,
-    "EXP-classify GIN-ID-PS": 1480,
-}
 
 
 @pytest.mark.parametrize("name", CASES | GPU_CASES)
@@ -117,11 +111,6 @@ def test_training_step(name, device, seconds, record):
             row.operations = operations_of(function)
             row.share = row.operations / matrix_rate(device, dtype) / row.median
         rows[0].extra["share of"] = f"the matrix rate in {str(dtype).removeprefix('torch.')}"
-    if device == "cpu" and name in PUBLIC:
-        rows[0].extra |= {
-            "public code ms": PUBLIC[name],
-            "public / ours": round(PUBLIC[name] / rows[0].median / 1e3, 1),
-        }
     record(rows, this.bare)
 
 

@@ -175,7 +175,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         return _refuse(str(fault))
     if results is None:
         return 0
-    _table(configuration.full_name(task.config), task.describe(results))
+    _table(configuration.full_name(task.config), task.table(results))
     logs = f"   logs: {folder / 'logs'}" if isinstance(task, tasks.Task) else ""
     print(f"figures: {folder / 'results.json'}   plots: {folder / 'plots'}{logs}")
     return 0

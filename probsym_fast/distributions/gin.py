@@ -22,7 +22,8 @@ class GIN(nn.Module):
     A linear map of the last layer gives a score a node. In eval mode graphs and samples do not see each other. Edges are
     unweighted: edge_attr is not read.
 
-    in_features: C of the nodes. width: hidden. layers: message passing steps >= 1. dropout: behind each layer.
+    in_features: C of the nodes. width: hidden. layers: message passing steps >= 1. dropout: in training, of what enters the
+    second linear map of each layer; nothing is dropped between layers or before the scores.
     Source: the distribution of Kim et al. 2023 (arXiv 2306.02866); GIN is Xu et al. 2019 (arXiv 1810.00826).
     """
 
@@ -67,11 +68,11 @@ class GIN(nn.Module):
 
             def first(h: Tensor, k: int) -> Tensor:
                 h = ops.aggregate(h, batch.edge_index, own=1 + self.eps[k], ptr=batch.ptr)
-                return self.layers[k][0](h.flatten(0, 1))
+                return self.dropout(self.layers[k][0](h.flatten(0, 1)))
 
             def step(h: Tensor, k: int) -> Tensor:
                 h = self.layers[k][1](layer(partial(first, k=k), h, modules=self.layers[k][:1]))
-                return self.dropout(h).unflatten(0, (nodes + batch.size, samples))
+                return h.unflatten(0, (nodes + batch.size, samples))
 
             def through(h: Tensor, count: int) -> Tensor:
                 """The first layers. By layer: of those before the last of them nothing is kept, not even what they give."""

@@ -114,15 +114,16 @@ class IdentifiedNodes(nn.Module):
 class GINBackbone(nn.Module):
     """GIN with one linear map a layer, then the sum over nodes and a linear map: (nodes, S, width) -> (B, S, out).
 
-    Layer: `h_u <- W ((1 + eps) h_u + sum of h_v over neighbours) + b`. The first W stands in the embedding, before the sum
-    (both are linear); its bias and eps are here. Edges are unweighted: edge_attr is not read. activation: "tanh",
+    Layer: `h_u <- W ((1 + eps) h_u + sum of h_v over neighbours) + b`, eps learned, drawn from U(0, 1). The first W stands in
+    the embedding, before the sum (both are linear); its bias and eps are here. Edges are unweighted: edge_attr is not read.
+    activation: "tanh",
     "relu" or "gelu", behind every layer, and with `final` behind the output too.
     """
 
     def __init__(self, width: int, layers: int, out_features: int, activation: str, final: bool = False):
         super().__init__()
         width, layers, out_features = check_counts("GINBackbone", width=width, layers=layers, out_features=out_features)
-        self.eps = nn.Parameter(torch.zeros(layers))
+        self.eps = nn.Parameter(torch.rand(layers))
         self.bias = nn.Parameter(torch.empty(width).uniform_(-1, 1) / math.sqrt(width))
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers - 1))
         self.out = nn.Linear(width, out_features)

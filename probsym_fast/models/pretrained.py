@@ -27,6 +27,7 @@ def timm_backbone(
     tokens: int | None = None,
     read: Literal["pooled", "tokens", "diagonal"] = "pooled",
     patch_dropout: float | tuple[float, float] = 0.0,
+    patch_dropout_always: bool = False,
     checkpointing: bool = False,
     weights: str | Path | None = None,
     all_tokens: bool = False,
@@ -51,6 +52,8 @@ def timm_backbone(
             them (a model with fc_norm has no norm there); "diagonal" (..., grid, D): of these the tokens (i, i).
         patch_dropout: share of the patch tokens left out, drawn for every row of tokens, in training only; (low, high):
             the share itself is drawn from U(low, high) a forward pass. With read "pooled" alone; not with BEiT.
+        patch_dropout_always: leave patches out in eval mode too, by torch's global generator: predictions are then random.
+            The public code of Kim et al. does so; it is here to compare with its figures.
         checkpointing: keep the inputs of the blocks alone for the backward pass and compute each again.
         weights: local weights of the same architecture, see `read_weights`; positions of another grid are resampled
             (a file does not say that its tokens were a sequence: for a grid, a square number of them counts as one).
@@ -68,6 +71,8 @@ def timm_backbone(
         for key, value in (("grid", grid), ("tokens", tokens))
     )
     _check_settings(read, grid, tokens, (low, high), pretrained, weights, timm_arguments)
+    if patch_dropout_always and high == 0:
+        raise ValueError(f"timm_backbone: patch_dropout_always must be False where patch_dropout is 0, got {True}")
     _check_name(timm, name)
     try:
         with torch.device("meta"):  # the architecture, at no cost
@@ -95,7 +100,7 @@ def timm_backbone(
         if not pretrained:
             nn.init.trunc_normal_(model.pos_embed, std=0.02)
     L = math.prod(shape) if shape else tokens
-    backbone = VisionBackbone(model, L, shape, read, (low, high), checkpointing, all_tokens)
+    backbone = VisionBackbone(model, L, shape, read, (low, high), checkpointing, all_tokens, patch_dropout_always)
     if weights is not None:
         names = {key.split(".")[0] for key in model.state_dict()} - {key.split(".")[0] for key in backbone.state_dict()}
         load_weights(backbone, weights, names)

@@ -21,7 +21,7 @@ class VisionBackbone(nn.Module):
     are on, the random numbers of proj_drop and attn_drop.
 
     tokens: L. width: D. grid: (rows, columns) of the tokens, None where they are a sequence. prefix_tokens: number of
-    class, distillation and register tokens.
+    class, distillation and register tokens. drops_always: leave patches out in eval mode too.
     """
 
     def __init__(
@@ -33,8 +33,10 @@ class VisionBackbone(nn.Module):
         patch_dropout: tuple[float, float],
         checkpointing: bool,
         all_tokens: bool,
+        drops_always: bool = False,
     ):
         super().__init__()
+        self.drops_always = drops_always
         self.tokens, self.grid, self.width, self.read = tokens, grid, model.embed_dim, read
         self.patch_dropout, self.checkpointing, self.all_tokens = patch_dropout, checkpointing, all_tokens
         self.prefix_tokens = model.num_prefix_tokens
@@ -126,7 +128,7 @@ class VisionBackbone(nn.Module):
 
     def _drop_patches(self, h: Tensor) -> Tensor:
         low, high = self.patch_dropout
-        if not self.training or high == 0:
+        if high == 0 or not (self.training or self.drops_always):
             return h
         M, L, P = len(h), self.tokens, self.prefix_tokens
         rate = low if low == high else low + (high - low) * torch.rand(()).item()

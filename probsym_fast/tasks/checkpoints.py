@@ -9,11 +9,12 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from probsym_fast._untrusted import load_tensors
 from probsym_fast.data._store import write_atomically
 from probsym_fast.tasks.callbacks import validated
+from probsym_fast.tasks.task import Monitor
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -40,13 +41,17 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class Checkpoints(ModelCheckpoint):
-    """best.ckpt by the measure, or last.ckpt without one; a resumed run may have moved, or validate at other epochs."""
+    """best.ckpt by the monitor, or last.ckpt without one; a resumed run may have moved, or validate at other epochs.
 
-    def __init__(self, folder: Path, filename: str, monitor: str | None = None):
+    Where the run was monitored by another measure before, the first checkpoint after that is the best so far.
+    """
+
+    def __init__(self, folder: Path, filename: str, monitor: Monitor | None = None):
         super().__init__(
             folder,
             filename=filename,
-            monitor=monitor,
+            monitor=monitor and monitor.key,
+            mode=monitor.direction if monitor else "min",
             enable_version_counter=False,
             auto_insert_metric_name=False,
             save_on_train_epoch_end=True,
@@ -61,12 +66,40 @@ class Checkpoints(ModelCheckpoint):
             super().on_train_epoch_end(trainer, module)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["monitor"] != self.monitor:
+            return
         moved = {name: self._here(path) for name, path in state.items() if name.endswith("_path")}
         scores = {self._here(path): score for path, score in state["best_k_models"].items()}
         super().load_state_dict({**state, **moved, "best_k_models": scores, "dirpath": self.dirpath})
 
     def _here(self, path: str) -> str:
         return str(Path(self.dirpath) / Path(path).name) if path else path
+
+
+class KeptWeights(Callback):
+    """The weights after every so many epochs, as epoch<number>.ckpt."""
+
+    def __init__(self, folder: Path, every: int):
+        self.folder, self.every = folder, every
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if (trainer.current_epoch + 1) % self.every == 0:
+            path = kept_weights(self.folder, trainer.current_epoch + 1)
+            trainer.save_checkpoint(path, weights_only=True)
+
+
+def kept_weights(folder: Path, epochs: int) -> Path:
+    """Where a folder of checkpoints keeps the weights after so many epochs."""
+    return folder / f"epoch{epochs}.ckpt"
+
+
+def best_so_far(path: Path) -> dict[str, Any] | None:
+    """The epoch, monitor and value by which a best checkpoint was picked; None where it does not say."""
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # without its weights
+    kept = state.get("callbacks", {}).get("checkpoint best", {})
+    if kept.get("best_model_score") is None:
+        return None
+    return {"epoch": state["epoch"] + 1, "monitor": kept["monitor"], "value": float(kept["best_model_score"])}
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -148,8 +148,10 @@ class Comparison(Computation):
                 raise ValueError(f"config: measure must be one of {', '.join(results)}, got {config.measure!r}")
             name = where.parent.name
             values[name].append(results[config.measure])
-            curves[name].append(history(where).get(f"valid/{task.measure}", {}))
-        plot_runs(folder / "plots" / "comparison.png", values, curves, config.measure, f"validation {task.measure}")
+            curves[name].append(history(where).get(task.monitor.key, {}))
+        plot_runs(
+            folder / "plots" / "comparison.png", values, curves, config.measure, f"validation {task.monitor.name}"
+        )
         spread = {name: torch.tensor(x, dtype=torch.float64) for name, x in values.items()}
         return {
             "measure": config.measure,

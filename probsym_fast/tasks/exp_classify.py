@@ -43,12 +43,13 @@ def _samples() -> Samples:
 
 
 def _training() -> Training:
-    return Training(epochs=2000, batch=100, lr=1e-3, weight_decay=0.0, warmup=200, clip=0.1, validate_every=5)
+    return Training(epochs=2000, batch=100, lr=1e-3, weight_decay=0.0, warmup=200, clip=0.1)
 
 
 @dataclass
 class ExpClassifyConfig:
-    """EXP-classify of Kim et al. 2023, table 1; defaults are the published settings, on data that need no download.
+    """EXP-classify of Kim et al. 2023, table 1; defaults are the published settings (docs/differences.md), on data that need
+    no download.
 
     Args:
         task: "exp_classify".

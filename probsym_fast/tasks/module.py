@@ -30,7 +30,7 @@ class TrainingModule(L.LightningModule):
         super().__init__()
         self.task, self.model = task, task.model(fresh)
         self.training_settings: Training = task.config.training
-        self.shown = (f"train/{task.measure}", f"valid/{task.measure}")
+        self.shown = {f"train/{task.measure}", f"valid/{task.measure}", task.monitor.key}
         self.layout = Layout(1, 1, 0)
         self._at_hand: tuple[Any, int] | None = None  # the training batch and its number
         self._validated: list[tuple[torch.Tensor, Any]] = []  # (prediction, target) of each batch, where wanted
@@ -109,6 +109,7 @@ class TrainingModule(L.LightningModule):
         inputs, target = self.task.inputs(batch)
         step = index * self.layout.data + self.layout.place
         generator = seeded(self.task.config.seed, "valid", step, self.device)
+        seed_generators(seeded(self.task.config.seed, "valid patches", step).initial_seed())
         with torch.autocast(self.device.type, enabled=False):  # in float32 as the test
             prediction, _ = self.model(inputs, self.task.config.samples.valid, generator)
             self._log("valid", self.task.loss(prediction, target), prediction, target)
@@ -128,14 +129,13 @@ class TrainingModule(L.LightningModule):
         parts = [part for batch in zip_longest(*shares) for part in batch if part is not None]
         predictions, targets = zip(*parts, strict=True)
         for name, value in self.task.measures(*self.task.join(list(predictions), list(targets))).items():
-            self._mean(f"valid/{name}", float(value), batch_size=1)
+            self._mean(f"valid/{name}", float(value), batch_size=1, prog_bar=f"valid/{name}" in self.shown)
 
     def _log(self, stage: str, loss: torch.Tensor, prediction: Any, target: Any, **where: bool) -> None:
         measures = {} if self.task.whole_set_measures else self.task.measures(prediction.detach(), target)
         for name, value in (measures | {self.task.measure: loss}).items():
-            shown = name == self.task.measure
-            count = self.task.count(target)
-            self._mean(f"{stage}/{name}", value, batch_size=count, prog_bar=shown, **where)
+            key, count = f"{stage}/{name}", self.task.count(target)
+            self._mean(key, value, batch_size=count, prog_bar=key in self.shown, **where)
 
     def _mean(self, name: str, value: Any, batch_size: int, **where: Any) -> None:
         """A mean over the epoch, for `EpochRows` and the checkpoints."""

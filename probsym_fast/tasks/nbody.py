@@ -96,7 +96,7 @@ class LearnedDistribution:
 
 @dataclass
 class NBodyConfig:
-    """The n-body experiment of Kim et al. 2023; defaults are the published settings.
+    """The n-body experiment of Kim et al. 2023; defaults are the published settings (docs/differences.md).
 
     Args:
         task: "nbody".

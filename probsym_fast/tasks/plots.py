@@ -18,6 +18,7 @@ from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 from probsym_fast.data._store import write_atomically
+from probsym_fast.tasks.task import Monitor
 
 Row = dict[str, Any]
 PRINTED = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42}
@@ -56,22 +57,35 @@ def history(folder: Path) -> dict[str, dict[int, float]]:
     return series
 
 
-def plot_losses(folder: Path, measure: str) -> None:
-    """losses.png: training and validation measure and penalties by epoch."""
+def plot_losses(folder: Path, measure: str, monitor: Monitor) -> None:
+    """losses.png by epoch: the loss, what picks the best checkpoint where that is another measure, and the rest; the best
+    epoch is marked."""
     series = history(folder)
     main = {name: values for name, values in series.items() if name.endswith(f"/{measure}")}
     if not main:
         return
-    rest = {name: values for name, values in series.items() if name not in main}
-    figure, axes = plt.subplots(1, 2 if rest else 1, figsize=(10 if rest else 6, 4), squeeze=False)
-    for axis, some in zip(axes[0], (main, rest), strict=False):
+    picked = {name: values for name, values in series.items() if name == monitor.key and name not in main}
+    rest = {name: values for name, values in series.items() if name not in main | picked}
+    panels = [(name, some) for name, some in ((measure, main), (monitor.name, picked), ("", rest)) if some]
+    figure, axes = plt.subplots(1, len(panels), figsize=(2 + 4 * len(panels), 4), squeeze=False)
+    for axis, (ylabel, some) in zip(axes[0], panels, strict=True):
         for name, values in sorted(some.items()):
             axis.plot(list(values), list(values.values()), label=name, marker="o" if len(values) == 1 else None)
-        axis.set(xlabel="epoch")
+        if monitor.key in some:
+            best = best_epoch(some[monitor.key], monitor)
+            axis.plot(best, some[monitor.key][best], "k*", label=f"best, epoch {best + 1}")
+        axis.set(xlabel="epoch", ylabel=ylabel.replace("_", " "))
         axis.grid(alpha=0.3)
         axis.legend()
-    axes[0, 0].set(yscale="log", ylabel=measure.replace("_", " "))
+    axes[0, 0].set(yscale="log")
     save(figure, folder / "plots" / "losses.png")
+
+
+def best_epoch(values: dict[int, float], monitor: Monitor) -> int:
+    """The first epoch with the best value; of values that are no numbers, the first epoch."""
+    worst = math.inf if monitor.direction == "min" else -math.inf
+    known = {epoch: worst if math.isnan(value) else value for epoch, value in values.items()}
+    return (min if monitor.direction == "min" else max)(known, key=known.__getitem__)
 
 
 def plot_trajectories(path: Path, start: Tensor, predicted: Tensor, true: Tensor, charges: Tensor) -> None:

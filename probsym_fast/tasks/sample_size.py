@@ -1,58 +1,72 @@
-"""What the number of samples does: accuracy by training samples; entropy and variances by inference samples."""
+"""What the number of samples does: accuracy by training samples, variances by inference samples, PS beside GA by epoch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from probsym_fast.groups import Draws, Graphs
 from probsym_fast.models import Symmetrized
 from probsym_fast.tasks import config as configuration
-from probsym_fast.tasks import exp_classify
+from probsym_fast.tasks import exp_classify, training
+from probsym_fast.tasks.checkpoints import kept_weights
 from probsym_fast.tasks.config import COUNT, Limit, at_least, between
 from probsym_fast.tasks.exp_classify import ExpClassify, ExpClassifyConfig
 from probsym_fast.tasks.graphs import PUBLISHED
-from probsym_fast.tasks.plots import history, plot_grid
-from probsym_fast.tasks.task import Computation, seeded
+from probsym_fast.tasks.plots import plot_grid
+from probsym_fast.tasks.sample_figures import Measurement
+from probsym_fast.tasks.settings import may_change
+from probsym_fast.tasks.task import Computation
 
 NUMBERS = Limit("numbers of samples >= 1", lambda some: all(isinstance(s, int) and s >= 1 for s in some))
 LIMITS = {
     "train": NUMBERS,
+    "compared": COUNT,
+    "every": COUNT,
     "test": Limit(f"at least one of {NUMBERS.words}", lambda some: len(some) > 0 and NUMBERS.holds(some)),
     "repeats": at_least(2),
     "graphs": COUNT,
+    "permutations": COUNT,
+    "gradients": COUNT,
     "seed": between(0, 2**32 - 1),
     **{f"classify.{key}": limit for key, limit in exp_classify.LIMITS.items()},
 }
+Row = dict[str, Any]
 
 
 @dataclass
 class SampleSizeConfig:
-    """The sample-size analysis of Kim et al. 2023 on EXP-classify.
+    """The sample-size analysis of Kim et al. 2023 on EXP-classify; defaults are the published settings
+    (docs/differences.md).
 
     Args:
         task: "sample_size".
         name: of the run; its full name is <task>/<name>, or the name alone where it has a slash, as in `probsym info`.
-        train: numbers of training samples; a model is trained for each (continued where a run is there already).
+        train: numbers of training samples; PS is trained with each (continued where a run is there already).
+        compared: PS and GA are both trained with so many samples, and measured every few epochs; null: neither.
+        every: epochs between those measurements; the weights are kept, 100 MB each for the MLP.
         test: numbers of inference samples.
-        repeats: outputs that a variance is taken over.
-        graphs: test graphs used for variances and entropies.
+        repeats: outputs that a deviation is taken over.
+        graphs: validation graphs used for variances and entropies.
+        permutations: samples of the mean permutation, whose entropy is taken.
+        gradients: training graphs of the gradient norm.
         seed: of weights and noise.
-        folder: of the run; null: runs/<full name>/seed<seed>.
+        folder: of the run; null: runs/<full name>/seed<seed>. Trainings and figures that are there are kept.
         classify: the experiment that is trained.
     """
 
     task: Literal["sample_size"] = "sample_size"
     name: str = "custom"
     train: list[int] = field(default_factory=lambda: [1, 2, 5, 10, 20, 50])
+    compared: int | None = 10
+    every: int = 100
     test: list[int] = field(default_factory=lambda: [1, 2, 5, 10, 20, 50, 100, 200])
-    repeats: int = 20
-    graphs: int = 20
+    repeats: int = 100
+    graphs: int = 200
+    permutations: int = 100
+    gradients: int = 800
     seed: int = 1
     folder: str | None = None
     classify: ExpClassifyConfig = field(default_factory=ExpClassifyConfig)
@@ -64,110 +78,127 @@ class SampleSize(Computation):
     def __init__(self, config: SampleSizeConfig):
         configuration.check(config, LIMITS)
         self.config = config
+        self.measurement = Measurement(
+            tuple(config.test), config.repeats, config.graphs, config.permutations, config.gradients, config.seed
+        )
 
     def run(self, folder: Path) -> dict[str, Any]:
         config = self.config
-        random = {name: self.inference(self.random_model(name)) for name in ("ps", "ga")}
-        trained, norms = {}, {}
-        for samples in config.train:
-            run = self.train(samples, folder / f"train{samples}")
-            model = run["model"]
-            trained[samples] = {
-                "test_accuracy": run["test_accuracy"],
-                "test_accuracy_std": run["test_accuracy_std"],
-                **self.inference(model),
-            }
-            norms[samples] = history(folder / f"train{samples}").get("train/gradient_norm", {})
-        results = {
-            "data": PUBLISHED[config.classify.dataset],
-            "inference_samples": config.test,
-            "random": random,
-            "trained": {str(samples): row for samples, row in trained.items()},
-            "gradient_norm": {str(s): fmean(list(n.values())[-10:]) for s, n in norms.items() if n},  # last epochs
-        }
-        self.plot(folder, random, trained, norms)
+        results: dict[str, Any] = {"data": PUBLISHED[config.classify.dataset], "inference_samples": config.test}
+        results["random"] = {method: self.random(method, folder) for method in ("ps", "ga")}
+        runs = {("ps", samples): None for samples in config.train}
+        if config.compared is not None:
+            runs |= {(method, config.compared): None for method in ("ps", "ga")}
+        results |= {"trained": {}, "trained_ga": {}, "compared": {}}
+        for method, samples in runs:
+            task = self.task(method, samples, folder)
+            row = self.best(task, folder)
+            if method == "ga":
+                results["trained_ga"][str(samples)] = row
+            elif samples in config.train:
+                results["trained"][str(samples)] = row
+            if samples == config.compared:
+                results["compared"][method] = self.by_epoch(task, results["random"][method], folder)
+        self.plot(folder, results)
         return results
 
-    def random_model(self, method: str) -> Symmetrized:
-        torch.manual_seed(self.config.seed)
-        return ExpClassify(replace(self.config.classify, method=method)).model().eval()
-
-    def train(self, samples: int, folder: Path) -> dict[str, Any]:
-        """Trains, or takes up, the run with this number of training samples."""
-        from probsym_fast.tasks import training
-
-        classify = self.config.classify
-        config = replace(
-            classify,
-            name=f"train{samples}",
-            seed=self.config.seed,
-            folder=str(folder),
-            samples=replace(classify.samples, train=samples),
+    def task(self, method: str, samples: int, folder: Path) -> ExpClassify:
+        """The training with so many samples, in its own folder."""
+        classify, config = self.config.classify, self.config
+        name = f"train{samples}" + ("" if method == "ps" else f"_{method}")
+        keep = config.every if samples == config.compared else None
+        return ExpClassify(
+            replace(
+                classify,
+                name=name,
+                method=method,
+                seed=config.seed,
+                folder=str(folder / name),
+                samples=replace(classify.samples, train=samples),
+                training=replace(classify.training, keep_every=keep),
+            )
         )
-        task = ExpClassify(config)
-        if (folder / "results.json").is_file():
-            results = training.test(task)
+
+    def random(self, method: str, folder: Path) -> Row:
+        """Of a model that is not trained: the one that a training begins with."""
+        samples = self.config.compared or self.config.classify.samples.train
+        task = self.task(method, samples, folder)
+        torch.manual_seed(self.config.seed)
+        return self.measured(f"random_{method}", task.model().eval(), task, folder)
+
+    def best(self, task: ExpClassify, folder: Path) -> Row:
+        """Of the best checkpoint of the training, which is done now, or taken up where it is there."""
+        where = training.run_folder(task.config)
+        if (where / "results.json").is_file():
+            training.check_recorded(where, task.config, may_change(task.config.training))
+            accuracy = training.test(task)
         else:
-            results = training.fit(task, resume=(folder / "config.yaml").is_file())
-        return results | {"model": training.best_model(task)}
+            accuracy = training.fit(task, resume=(where / "config.yaml").is_file())
+        row = self.measured(f"{task.config.name}_best", training.best_model(task), task, folder)
+        return {key: accuracy[key] for key in ("test_accuracy", "test_accuracy_std")} | row
 
-    @torch.no_grad()
-    def inference(self, model: Symmetrized) -> dict[str, list[float]]:
-        """By inference samples: variance of the predicted probability and of the loss over repeats, and the entropy of the
-        mean permutation (nats a node)."""
-        config = self.config
-        task = ExpClassify(config.classify)
-        data = task.dataset("test")
-        graphs, target = data[torch.arange(min(config.graphs, len(data)))]
-        largest = max(config.test)
-        outputs, losses, entropies = [], [], []
-        for samples in config.test:
-            some: list[Tensor] = [
-                model(graphs, samples, seeded(config.seed, f"repeat {samples}", k))[0] for k in range(config.repeats)
-            ]
-            y = torch.stack(some)  # (repeats, graphs, 1)
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(y, target.expand_as(y), reduction="none")
-            outputs.append(float(y.sigmoid().var(0).mean()))
-            losses.append(float(loss.var(0).mean()))
-        permutations, _ = model.distribution(graphs, largest, Draws(seeded(config.seed, "entropy", 0)))
-        for samples in config.test:
-            entropies.append(mean_permutation_entropy(permutations.rank[:, :samples], graphs))
-        return {"output_variance": outputs, "loss_variance": losses, "entropy": entropies}
+    def by_epoch(self, task: ExpClassify, random: Row, folder: Path) -> dict[str, list]:
+        """Of the weights that were kept, epoch by epoch; 0: the random model."""
+        checkpoints = training.run_folder(task.config) / "checkpoints"
+        device = next(training.best_model(task).parameters()).device
+        rows = {0: random}
+        for epoch in range(self.config.every, task.config.training.epochs + 1, self.config.every):
+            if (path := kept_weights(checkpoints, epoch)).is_file():  # none after an early stop
+                model = training.trained_model(task, path).to(device).eval()
+                rows[epoch] = self.measured(f"{task.config.name}_epoch{epoch}", model, task, folder)
+        return {"epochs": list(rows), **{key: [row[key] for row in rows.values()] for key in random}}
 
-    def plot(self, folder: Path, random: dict, trained: dict, norms: dict) -> None:
-        S = self.config.test
-        variance = {f"{name}, random": (S, row["output_variance"]) for name, row in random.items()}
-        variance |= {f"trained with {s}": (S, row["output_variance"]) for s, row in trained.items()}
-        panels = [("output variance", "inference samples", variance, "log", "log")]
-        loss = {f"{name}, random": (S, row["loss_variance"]) for name, row in random.items()}
-        loss |= {f"trained with {s}": (S, row["loss_variance"]) for s, row in trained.items()}
-        panels.append(("loss variance", "inference samples", loss, "log", "log"))
-        entropy = {f"{name}, random": (S, row["entropy"]) for name, row in random.items()}
-        entropy |= {f"trained with {s}": (S, row["entropy"]) for s, row in trained.items()}
-        panels.append(("entropy of the mean permutation", "samples", entropy, "log", "linear"))
-        if trained:
-            accuracy = {"10 test samples": (list(trained), [row["test_accuracy"] for row in trained.values()])}
-            panels.append(("test accuracy", "training samples", accuracy, "log", "linear"))
-            series = {f"trained with {s}": (list(n), list(n.values())) for s, n in norms.items() if n}
-            if series:
-                panels.append(("gradient norm", "epoch", series, "linear", "log"))
+    def measured(self, name: str, model: Symmetrized, task: ExpClassify, folder: Path) -> Row:
+        return self.measurement.figures(folder / "figures" / f"{name}.json", model, task, task.config.samples.train)
+
+    def plot(self, folder: Path, results: dict[str, Any]) -> None:
+        S, trained, compared = self.config.test, results["trained"], results["compared"]
+        rows = {f"{method}, random": row for method, row in results["random"].items()}
+        rows |= {f"ps, trained with {s}": row for s, row in trained.items()}
+        rows |= {f"ga, trained with {s}": row for s, row in results["trained_ga"].items()}
+        panels = [
+            (
+                f"{what} variance",
+                "inference samples",
+                {name: (S, row[f"{what}_variance"]) for name, row in rows.items()},
+                "log",
+                "log",
+            )
+            for what in ("output", "loss")
+        ]
+        for key, label in (("test_accuracy", "test accuracy"), ("entropy", "entropy of the mean permutation")):
+            if trained:
+                line = {"ps": ([int(s) for s in trained], [row[key] for row in trained.values()])}
+                panels.append((label, "training samples", line, "log", "linear"))
         plot_grid(folder / "plots" / "samples.png", panels)
+        if compared:
+            panels = [
+                (
+                    label,
+                    "epoch",
+                    {method: (row["epochs"], row[key]) for method, row in compared.items()},
+                    "linear",
+                    scale,
+                )
+                for key, label, scale in (
+                    ("entropy", "entropy of the mean permutation", "linear"),
+                    ("gradient_norm", "norm of the mean gradient", "log"),
+                )
+            ]
+            plot_grid(folder / "plots" / "epochs.png", panels)
 
     def describe(self, results: dict[str, Any]) -> list[tuple[str, str]]:
-        rows = []
+        rows = [("data", results["data"])]
         for name, row in results["random"].items():
             pairs = zip(results["inference_samples"], row["output_variance"], strict=True)
             rows.append((f"output variance, random {name}", "  ".join(f"S={s}: {v:.3e}" for s, v in pairs)))
         ratio = [a / b for a, b in zip(*(results["random"][m]["output_variance"] for m in ("ps", "ga")), strict=True)]
         rows.append(("ratio PS / GA", "  ".join(f"{r:.2f}" for r in ratio)))
-        for samples, row in results["trained"].items():
-            rows.append((f"trained with S = {samples}", f"test accuracy {row['test_accuracy']:.1%}"))
+        for method, trained in (("PS", results["trained"]), ("GA", results["trained_ga"])):
+            for samples, row in trained.items():
+                text = f"test accuracy {row['test_accuracy']:.1%}, entropy {row['entropy']:.2f}"
+                rows.append((f"{method} trained with S = {samples}", text))
+        for method, row in results["compared"].items():
+            last = f"after {row['epochs'][-1]} epochs: entropy {row['entropy'][-1]:.2f}"
+            rows.append((f"{method.upper()} by epoch", f"{last}, gradient norm {row['gradient_norm'][-1]:.2e}"))
         return rows
-
-
-def mean_permutation_entropy(rank: Tensor, graphs: Graphs) -> float:
-    """Entropy of the rows of the mean permutation matrix, mean over nodes; rank (B, S, N)."""
-    N = rank.shape[-1]
-    mean = torch.nn.functional.one_hot(rank, N).double().mean(1)  # (B, N nodes, N slots)
-    rows = torch.special.entr(mean).sum(-1)[graphs.graph, graphs.local]
-    return float(rows.mean())

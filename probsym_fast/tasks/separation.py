@@ -50,7 +50,8 @@ FEW = 2_000_000  # pairs from which on they are kept as a list
 
 @dataclass
 class SeparationConfig:
-    """Separation of graphs at random initialisation, Kim et al. 2023, table 1; defaults are the published settings.
+    """Separation of graphs at random initialisation, Kim et al. 2023, table 1; defaults are the published settings
+    (docs/differences.md).
 
     Args:
         task: "separation".

@@ -27,8 +27,10 @@ class Training:
         decay: behind the warm-up: "none" constant, "linear" to 0 at the end of the run (the first of steps and epochs).
         clip: largest norm of the gradient; null: any.
         entropy: weight of the permutation's entropy in the loss.
-        patience: stop when the validation loss has not improved for so many validations; null: never.
+        patience: stop when what picks the best checkpoint has not improved in so many validations in a row; null: never. It
+            counts validations: with `validate_every` 1 these are epochs, with 10 a patience of 100 takes 1,000 epochs.
         validate_every: epochs between validations and checkpoints, at most all epochs; with `steps` also behind the last.
+        keep_every: epochs between weights that are kept as checkpoints/epoch<number>.ckpt besides best and last; null: none.
         precision: of training: "32-true", "bf16-mixed" or "16-mixed" (on a GPU); validation and test are in float32.
         compile: compile the backbone with torch.compile.
         workers: processes that load batches; 0: none but the training process.
@@ -58,6 +60,7 @@ class Training:
     entropy: float = 0.1
     patience: int | None = None
     validate_every: int = 1
+    keep_every: int | None = None
     precision: str = "32-true"
     compile: bool = False
     workers: int = 0
@@ -98,6 +101,7 @@ TRAINING_LIMITS = {
     "training.entropy": NOT_NEGATIVE,
     "training.patience": COUNT,
     "training.validate_every": COUNT,
+    "training.keep_every": COUNT,
     "training.precision": one_of("32-true", "bf16-mixed", "16-mixed"),
     "training.workers": at_least(0),
     "training.log_every": COUNT,
@@ -110,6 +114,7 @@ _FREE = (
     "epochs",
     "patience",
     "validate_every",
+    "keep_every",
     "compile",
     "workers",
     "log_every",
@@ -127,6 +132,7 @@ MAY_CHANGE = (  # keys that a resumed run may set anew
     "backbone.weights",
     "samples.test",
     "samples.trials",
+    "also_test",
     "samples.chunk",
     "samples.memory",
     *(f"training.{key}" for key in _FREE),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,26 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from probsym_fast.models import Symmetrized
 
 
+@dataclass(frozen=True)
+class Monitor:
+    """The validation measure that picks the best checkpoint and ends a training early.
+
+    name: of the loss or of one of the task's measures. direction: "min" where lower is better, "max" where higher is.
+    """
+
+    name: str
+    direction: str = "min"
+
+    def __post_init__(self) -> None:
+        if self.direction not in ("min", "max"):
+            raise ValueError(f"Monitor: direction must be min or max, got {self.direction!r}")
+
+    @property
+    def key(self) -> str:
+        """Its name in the logs."""
+        return f"valid/{self.name}"
+
+
 class Experiment(ABC):
     """One experiment, made from its configuration: a dataclass with at least task, name, seed and folder."""
 
@@ -22,6 +43,10 @@ class Experiment(ABC):
     def describe(self, results: dict[str, Any]) -> list[tuple[str, str]]:
         """The report's table: (what, figure) a row."""
         return [(name, str(value)) for name, value in results.items()]
+
+    def table(self, results: dict[str, Any]) -> list[tuple[str, str]]:
+        """The whole table: `describe`, and what all experiments of a kind add."""
+        return self.describe(results)
 
 
 class Computation(Experiment):
@@ -37,12 +62,23 @@ class Computation(Experiment):
 class Task(Experiment):
     """An experiment with a model that is trained; its configuration also holds `training.Training`."""
 
-    measure: str  # name of the validation measure that picks the best checkpoint; lower is better
+    measure: str  # name of the loss in the logs
     whole_set_measures: bool = (
         False  # whether `measures` takes the whole validation set at once, and no training batches
     )
 
     figures: tuple[str, ...] = ()  # names of the report's measures; empty: the report alone tells
+
+    @property
+    def monitor(self) -> Monitor:
+        """What picks the best checkpoint: the validation loss, unless the task names another measure."""
+        return Monitor(self.measure)
+
+    def table(self, results: dict[str, Any]) -> list[tuple[str, str]]:
+        rows = self.describe(results)
+        if best := results.get("best_checkpoint"):
+            rows.append(("best checkpoint", f"epoch {best['epoch']}, {best['monitor']} {best['value']:.5f}"))
+        return rows
 
     @abstractmethod
     def model(self, fresh: bool = True) -> Symmetrized:
@@ -61,7 +97,7 @@ class Task(Experiment):
 
     @abstractmethod
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """The training loss without penalties, also the validation measure: a scalar mean over the batch."""
+        """The training loss without penalties: a scalar mean over the batch."""
 
     @abstractmethod
     def report(self, model: Symmetrized, folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from probsym_fast.tasks.callbacks import EndWithStep, Patience, ProgressLines, StopOnSignal
-from probsym_fast.tasks.checkpoints import Checkpoints, WholeFiles
+from probsym_fast.tasks.checkpoints import Checkpoints, KeptWeights, WholeFiles
 from probsym_fast.tasks.faults import Finite
 from probsym_fast.tasks.logs import EpochRows, Rows
 from probsym_fast.tasks.parallel import strategy
@@ -44,9 +44,8 @@ def make_trainer(
     """
     settings: Training = task.config.training
     validate_every = min(settings.validate_every, settings.epochs)
-    monitor = f"valid/{task.measure}"
     callbacks: list[Callback] = [
-        Checkpoints(folder / "checkpoints", "best", monitor),
+        Checkpoints(folder / "checkpoints", "best", task.monitor),
         Checkpoints(folder / "checkpoints", "last"),  # after the other: it holds its state
         stop,
         Finite(),
@@ -55,7 +54,9 @@ def make_trainer(
     if settings.steps is not None:
         callbacks.append(EndWithStep(settings.steps))
     if settings.patience is not None:
-        callbacks.append(Patience(monitor, patience=settings.patience))
+        callbacks.append(Patience(task.monitor.key, mode=task.monitor.direction, patience=settings.patience))
+    if settings.keep_every is not None:
+        callbacks.append(KeptWeights(folder / "checkpoints", settings.keep_every))
     if settings.progress:
         callbacks.append(RichProgressBar() if sys.stderr.isatty() else ProgressLines())
     for noise in (

@@ -19,7 +19,7 @@ from probsym_fast.models import Symmetrized
 from probsym_fast.tasks import config as configuration
 from probsym_fast.tasks.allocator import keep_freed_memory
 from probsym_fast.tasks.callbacks import StopOnSignal, Stopped
-from probsym_fast.tasks.checkpoints import last_checkpoint, load_checkpoint
+from probsym_fast.tasks.checkpoints import best_so_far, last_checkpoint, load_checkpoint
 from probsym_fast.tasks.faults import Fault, faults_told
 from probsym_fast.tasks.module import TrainingModule
 from probsym_fast.tasks.optimisation import horizon
@@ -102,7 +102,7 @@ def _fit(task: Task, resume: bool) -> dict[str, Any] | None:
             raise Stopped(signal.SIGTERM if terminated else signal.SIGINT, folder) from error
         finally:
             if is_first_process():
-                plot_losses(folder, task.measure)
+                plot_losses(folder, task.measure, task.monitor)
         return _test(task) if is_first_process() else None
 
 
@@ -119,6 +119,7 @@ def _test(task: Task) -> dict[str, Any]:
     model, folder = best_model(task), run_folder(task.config)
     with torch.no_grad():
         results = task.report(model, folder)
+    results["best_checkpoint"] = best_so_far(folder / "checkpoints" / "best.ckpt")
     _write(folder / "results.json", json.dumps(results, indent=2) + "\n")
     return results
 
@@ -136,7 +137,10 @@ def compute(experiment: Computation) -> dict[str, Any]:
 
 def _compute(experiment: Computation, folder: Path) -> dict[str, Any]:
     path, text = folder / "config.yaml", configuration.dump(_recorded(experiment.config))
-    other = path.is_file() and configuration.read(path) != configuration.read_text(text)
+    recorded = configuration.read(path) if path.is_file() else None
+    if recorded is not None and recorded.get("task") == experiment.config.task:  # keys it does not know have defaults
+        recorded = configuration.read_text(configuration.dump(configuration.parse(type(experiment.config), recorded, [])))
+    other = recorded is not None and recorded != configuration.read_text(text)
     if other and not experiment.continues:
         raise FileExistsError(f"the run folder {folder} holds another configuration; name a new one with --folder")
     results = experiment.run(folder)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from probsym_fast._memory import seed_generators
 from probsym_fast.data._progress import announced
 from probsym_fast.groups import Graphs, Symmetric
 from probsym_fast.models import (
@@ -29,11 +30,22 @@ from probsym_fast.tasks import measures
 from probsym_fast.tasks.config import COUNT, Limit
 from probsym_fast.tasks.graphs import GRAPH_LIMITS, GraphDistribution
 from probsym_fast.tasks.samples import SAMPLES_LIMITS, Samples
-from probsym_fast.tasks.task import EpochSampler, Task, batches, seeded
+from probsym_fast.tasks.task import EpochSampler, Monitor, Task, batches, seeded
 from probsym_fast.tasks.training import TRAINING_LIMITS, Training
 from probsym_fast.tasks.vision_data import SETS, GraphSet, LabelledGraphs, Source
 
-OWN = ("name", "pretrained", "weights", "grid", "tokens", "read", "patch_dropout", "checkpointing", "all_tokens")
+OWN = (
+    "name",
+    "pretrained",
+    "weights",
+    "grid",
+    "tokens",
+    "read",
+    "patch_dropout",
+    "patch_dropout_always",
+    "checkpointing",
+    "all_tokens",
+)
 BACKBONE_LIMITS = {
     "backbone.grid": COUNT,
     "backbone.patch_dropout": Limit("[low, high] with 0 <= low <= high < 1", lambda x: _is_range(x)),
@@ -43,6 +55,9 @@ LIMITS = {
     **{f"distribution.{key}": limit for key, limit in GRAPH_LIMITS.items()},
     **SAMPLES_LIMITS,
     **{f"graphs.{key}": COUNT for key in ("train", "valid", "test")},
+    "also_test": Limit(
+        "numbers of samples >= 1, none twice", lambda x: all(s >= 1 for s in x) and len(x) == len(set(x))
+    ),
     **BACKBONE_LIMITS,
     **TRAINING_LIMITS,
 }
@@ -62,6 +77,8 @@ class Backbone:
         weights: start from these: a .safetensors file, a checkpoint, or a run's folder.
         grid: patches along an axis of the matrix.
         patch_dropout: [low, high] between which the share of patches left out in training is drawn.
+        patch_dropout_always: leave patches out in validation and test too, as the public code does: for comparison with the
+            published Peptides figures.
         checkpointing: compute the blocks again in the backward pass, for less memory.
         arguments: of timm.create_model, such as {depth: 6, embed_dim: 192, num_heads: 3}.
     """
@@ -71,6 +88,7 @@ class Backbone:
     weights: str | None = None
     grid: int = 14
     patch_dropout: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    patch_dropout_always: bool = False
     checkpointing: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
 
@@ -81,6 +99,7 @@ class Backbone:
             "weights": self.weights if fresh else None,
             "grid": self.grid,
             "patch_dropout": tuple(self.patch_dropout),
+            "patch_dropout_always": self.patch_dropout_always,
             "checkpointing": self.checkpointing,
         }
         return timm_backbone(self.name, read=read, **settings, **self.arguments)
@@ -118,7 +137,8 @@ def _training() -> Training:
 
 @dataclass
 class VisionConfig:
-    """A vision transformer on graphs (Kim et al. 2023, tables 3 to 6).
+    """A vision transformer on graphs (Kim et al. 2023, tables 3 to 6); what differs from its public code is in
+    docs/differences.md.
 
     Args:
         task: "vision".
@@ -136,6 +156,7 @@ class VisionConfig:
         folder: of the run; null: runs/<full name>/seed<seed>.
         distribution: settings of the learned distribution.
         samples: group elements a graph.
+        also_test: further numbers of samples to test with, as often as the first; their figures end in _S<number>.
         training: optimiser, steps, devices.
     """
 
@@ -162,6 +183,7 @@ class VisionConfig:
     folder: str | None = None
     distribution: GraphDistribution = field(default_factory=lambda: GraphDistribution(dropout=0.1))
     samples: Samples = field(default_factory=lambda: Samples(train=1, valid=10, test=10, trials=1))
+    also_test: list[int] = field(default_factory=list)
     training: Training = field(default_factory=_training)
 
 
@@ -180,8 +202,10 @@ class VisionTask(Task):
 
     def __init__(self, config: VisionConfig):
         configuration.check(config, LIMITS)
-        if config.method == "canonical" and {config.samples.train, config.samples.valid, config.samples.test} != {1}:
-            raise ValueError(f"config: method canonical takes 1 sample, got {config.samples}")
+        counts = {config.samples.train, config.samples.valid, config.samples.test, *config.also_test}
+        if config.method == "canonical" and counts != {1}:
+            got = f"{config.samples} and also_test {config.also_test}"
+            raise ValueError(f"config: method canonical takes 1 sample, got {got}")
         if config.nodes == "diagonal" and (config.pad_mode != "zeros" or config.centered):
             got = f"{config.pad_mode}, centered {config.centered}"
             raise ValueError(f"config: nodes on the diagonal take pad_mode zeros, not centered, got {got}")
@@ -193,6 +217,7 @@ class VisionTask(Task):
         if config.dataset.startswith("random") and config.data is not None:
             raise ValueError(f"config: data must be null for {config.dataset}, which is generated, got {config.data!r}")
         self.config = config
+        self.figures += tuple(f"{name}_S{S}" for S in config.also_test for name in self.figures)
         self._sets: dict[str, LabelledGraphs] = {}
 
     @property
@@ -248,6 +273,7 @@ class VisionTask(Task):
         with announced(text, len(loader)) as advance:
             for k, (graphs, target) in enumerate(loader):
                 asked = self.asked(graphs).to(device)
+                seed_generators(seeded(self.config.seed, f"{split} patches {k}", trial).initial_seed())
                 prediction, _ = model(asked, samples, seeded(self.config.seed, f"{split} {k}", trial, device))
                 yield Predicted(prediction.float().cpu(), target, graphs)
                 advance(1)
@@ -264,18 +290,21 @@ class VisionTask(Task):
     def report(self, model: Symmetrized, folder: Path) -> dict[str, Any]:
         config = self.config
         samples, trials = config.samples.test, config.samples.trials
-        found = [self.tested(model, "test", samples, k) for k in range(trials)]
         figures: dict[str, Any] = {"data": self.set.about, "samples": samples, "trials": trials}
-        for name in found[0]:
-            values = torch.tensor([each[name] for each in found], dtype=torch.float64)
-            figures |= {f"test_{name}": values.mean().item(), f"test_{name}_std": values.std(correction=0).item()}
+        for count, ending in ((samples, ""), *((S, f"_S{S}") for S in config.also_test)):
+            found = [self.tested(model, "test", count, k) for k in range(trials)]
+            for name in found[0]:
+                values = torch.tensor([each[name] for each in found], dtype=torch.float64)
+                figures[f"test_{name}{ending}"] = values.mean().item()
+                figures[f"test_{name}{ending}_std"] = values.std(correction=0).item()
         return figures
 
     def describe(self, results: dict[str, Any]) -> list[tuple[str, str]]:
         rows = [("data", results["data"]), ("samples, trials", f"{results['samples']}, {results['trials']}")]
         names = [key for key in results if key.startswith("test_") and not key.endswith("_std")]
         return rows + [
-            (key.replace("_", " ", 1), f"{results[key]:.4f} +- {results[key + '_std']:.4f}") for key in names
+            (key.replace("_", " ", 1).replace("_S", ", S = "), f"{results[key]:.4f} +- {results[key + '_std']:.4f}")
+            for key in names
         ]
 
 
@@ -301,9 +330,10 @@ class NodeClassification(VisionTask):
 
 
 class GraphClassification(VisionTask):
-    """Peptides-func: binary cross-entropy of the labels that are there; average precision."""
+    """Peptides-func: binary cross-entropy of the labels that are there; average precision, which picks the checkpoint."""
 
     measure, read, whole_set_measures = "bce", "pooled", True
+    monitor = Monitor("average_precision", "max")
     figures = ("test_average_precision",)
 
     def readout(self, width: int, grid: int) -> torch.nn.Module:

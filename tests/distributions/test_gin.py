@@ -64,7 +64,8 @@ def dense(net: GIN, batch: Graphs, noise: torch.Tensor) -> torch.Tensor:
     h, A = torch.cat(h), torch.block_diag(*matrices)
     for eps, layer in zip(net.eps, net.layers, strict=True):
         h = (1 + eps) * h + A @ h
-        for norm in layer:
+        for place, norm in enumerate(layer):
+            h = h if place == 0 else net.dropout(h)
             z = h @ norm.linear.weight.T
             if norm.training:  # over every row, virtual nodes too
                 mean, variance = z.mean(0), z.var(0, unbiased=False)
@@ -181,6 +182,27 @@ def test_dropout_in_training_only():
     assert not torch.equal(net(batch, noise)["scores"], net(batch, noise)["scores"])
     net.eval()
     assert torch.equal(net(batch, noise)["scores"], net(batch, noise)["scores"])
+
+
+class Dropped(nn.Module):
+    """Leaves out numbers by their value, so that the same ones are dropped wherever they are stored."""
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return torch.where((1e4 * h).sin() > 0, 2 * h, 0)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_dropout_is_between_the_two_maps_of_a_layer(layers):
+    net, batch = network(layers=layers), random_graphs(SIZES)
+    noise = torch.rand(net.noise_shape(batch, S), dtype=torch.float64)
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    without = net(batch, noise)["scores"]
+    net.dropout = Dropped()
+    net.load_state_dict(state)
+    expected = dense(net, batch, noise)
+    net.load_state_dict(state)
+    assert_near(net(batch, noise)["scores"], expected)
+    assert not torch.allclose(expected, without)
 
 
 def test_small_and_empty_graphs():

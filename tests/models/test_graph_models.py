@@ -164,6 +164,15 @@ def test_gin_with_identifiers_equals_the_dense_form(activation, final, layers):
     check(found, expected, [*embed.parameters(), *net.parameters(), scores])
 
 
+def test_gin_with_identifiers_begins_with_eps_between_0_and_1_and_trains_it():
+    eps = torch.cat([GINBackbone(4, 3, 1, "relu").eps.detach() for _ in range(100)])
+    assert eps.min() >= 0 and eps.max() < 1
+    assert eps.mean() == pytest.approx(0.5, abs=0.1) and eps.var() == pytest.approx(1 / 12, abs=0.03)
+    net, batch = GINBackbone(4, 3, 1, "tanh"), random_graphs(SIZES, dtype=torch.float32)
+    net(torch.randn(len(batch.x), S, 4), batch).sum().backward()
+    assert (net.eps.grad != 0).all()
+
+
 @pytest.mark.parametrize("out", [1, 3])
 def test_slot_readout_is_a_linear_map_carried_back(out):
     batch = random_graphs(SIZES)

@@ -238,6 +238,7 @@ def test_files_that_are_no_weights(tmp_path):
         ({"read": "all"}, "read must be one of pooled, tokens, diagonal, got 'all'"),
         ({"tokens": 9, "read": "diagonal"}, "grid must be square for read 'diagonal', got 9 tokens in a sequence"),
         ({"img_size": (32, 48), "read": "diagonal"}, r"square for read 'diagonal', got \(2, 3\)"),
+        ({"patch_dropout_always": True}, "patch_dropout_always must be False where patch_dropout is 0, got True"),
         ({"patch_dropout": 1.0}, r"patch_dropout must be 0 <= low <= high < 1, got \(1.0, 1.0\)"),
         ({"patch_dropout": (0.5, 0.2)}, r"patch_dropout must be 0 <= low <= high < 1, got \(0.5, 0.2\)"),
         ({"patch_dropout": 0.5, "read": "tokens"}, "patch_dropout must be 0 with read 'tokens'"),

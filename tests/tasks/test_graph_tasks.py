@@ -1,18 +1,21 @@
 """The experiments on graphs, small: what they count, that they train, resume and refuse bad values, and their plots."""
 
 import json
+import math
 from dataclasses import replace
 
+import networkx
 import pytest
 import torch
 
 from probsym_fast import cli, tasks
 from probsym_fast.data import graph8c, wl_pairs, write_g6
-from probsym_fast.groups import Draws
-from probsym_fast.tasks import exp_classify, graphs, separation, training
+from probsym_fast.groups import Draws, Graphs
+from probsym_fast.tasks import automorphism, exp_classify, graphs, sample_figures, separation, training
 from probsym_fast.tasks.config import available
-from probsym_fast.tasks.sample_size import mean_permutation_entropy
+from probsym_fast.tasks.sample_figures import permutation_entropy
 from probsym_fast.tasks.separation import AllPairs, Partners
+from probsym_fast.tasks.task import seeded
 
 
 @pytest.fixture
@@ -129,6 +132,13 @@ def test_classification_trains_and_reports(name, few, tmp_path, capsys):
     assert (tmp_path / "plots" / "losses.png").stat().st_size > 1000
 
 
+def test_classification_is_validated_every_epoch_and_picked_by_its_loss():
+    for name in (n for n in available() if n.startswith("exp_classify")):
+        task = tasks.load(name)
+        assert (task.config.training.validate_every, task.config.training.patience) == (1, None), name
+        assert (task.monitor.key, task.monitor.direction) == ("valid/bce", "min")
+
+
 def test_warm_up_and_clipping(few, tmp_path):
     task = tasks.load("exp_classify/gin_ps", ["--folder", str(tmp_path), *SMALL, "--training.clip", "0.05"])
     module = training.TrainingModule(task)
@@ -173,27 +183,95 @@ def test_fixed_noise_is_the_same_every_time(few):
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_sample_size(few, tmp_path, capsys):
-    arguments = ["--train", "[1, 2]", "--test", "[1, 4]", "--repeats", "3", "--graphs", "4", "--seed", "7"]
-    arguments += [x.replace("--training", "--classify.training") for x in SMALL]
-    for _ in range(2):  # the second time takes up the runs that are there
-        assert cli.main(["test", "-c", "sample_size/exp_mlp", "--folder", str(tmp_path), *arguments]) == 0
+SIZES = ["--train", "[1]", "--compared", "2", "--every", "2", "--test", "[1, 4]", "--repeats", "3", "--graphs", "3"]
+SIZES += ["--permutations", "6", "--gradients", "3", "--seed", "7"]
+SIZES += [x.replace("--training", "--classify.training") for x in SMALL]
+
+
+def test_sample_size(few, tmp_path, capsys, monkeypatch):
+    arguments = ["test", "-c", "sample_size/exp_mlp", "--folder", str(tmp_path), *SIZES]
+    assert cli.main(arguments) == 0
     results = json.loads((tmp_path / "results.json").read_text())
-    assert tasks.load(str(tmp_path / "train2" / "config.yaml")).config.seed == 7
-    assert set(results["trained"]) == {"1", "2"} and results["gradient_norm"]["1"] > 0
-    for row in (*results["random"].values(), *results["trained"].values()):
+    assert tasks.load(str(tmp_path / "train1" / "config.yaml")).config.seed == 7
+    assert tasks.load(str(tmp_path / "train2_ga" / "config.yaml")).config.method == "ga"
+    assert set(results["trained"]) == {"1"} and set(results["trained_ga"]) == {"2"}
+    for row in (*results["random"].values(), *results["trained"].values(), *results["trained_ga"].values()):
         assert all(len(row[name]) == 2 and row[name][0] > 0 for name in ("output_variance", "loss_variance"))
-        assert row["entropy"][0] == 0 < row["entropy"][1]  # one permutation has none
-    assert (tmp_path / "plots" / "samples.png").stat().st_size > 1000
-    assert "ratio PS / GA" in capsys.readouterr().out
+        assert row["entropy"] > 0 and row["gradient_norm"] > 0
+    for method, row in results["compared"].items():
+        assert row["epochs"] == [0, 2] and row["entropy"][0] == results["random"][method]["entropy"]
+        assert row["gradient_norm"][0] != row["gradient_norm"][1], "of other weights"
+    assert all((tmp_path / "plots" / f"{name}.png").stat().st_size > 1000 for name in ("samples", "epochs"))
+    out = capsys.readouterr().out
+    assert "ratio PS / GA" in out and "GA by epoch" in out
+    # again: trainings and figures that are there are taken
+    monkeypatch.setattr(sample_figures.Measurement, "_spread", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained again"))
+    assert cli.main(arguments) == 0
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+
+
+def test_figures_of_other_weights_or_settings_are_not_taken(few, tmp_path):
+    task = tasks.load("exp_classify/mlp_ps")
+    measurement = sample_figures.Measurement((1,), 2, 2, 3, 1, 0)
+    torch.manual_seed(0)
+    model, path = task.model().eval(), tmp_path / "figures" / "one.json"
+    first = measurement.figures(path, model, task, 2)
+    assert measurement.figures(path, model, task, 2) == first
+    with torch.no_grad():
+        model.backbone.layers[1].weight.mul_(2)
+    other = measurement.figures(path, model, task, 2)
+    assert other["output_variance"] != first["output_variance"] and other["entropy"] == first["entropy"]
+    more = replace(measurement, test=(1, 3)).figures(path, model, task, 2)
+    assert len(more["output_variance"]) == 2
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"one.json must hold figures, got KeyError\('of'\); remove it"):
+        measurement.figures(path, model, task, 2)
+
+
+@pytest.mark.parametrize("method", ["ps", "ga"])
+def test_figures_of_a_model_are_as_defined(few, tmp_path, method):
+    task = tasks.load(f"exp_classify/mlp_{method}", ["--training.batch", "4"])
+    torch.manual_seed(0)
+    model = task.model().eval()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    found = sample_figures.Measurement((1, 5), 4, 3, 6, 4, 9).figures(tmp_path / "x.json", model, task, 2)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters()) and not model.training
+    graphs_, target = task.dataset("valid")[torch.arange(3)]
+    for k, samples in enumerate((1, 5)):
+        y = torch.stack([model(graphs_, samples, seeded(9, f"repeat {samples} 0", n))[0] for n in range(4)])[..., 0]
+        p = y.double().sigmoid()
+        deviation = ((p - p.mean(0)).square().sum(0) / 3).sqrt()
+        assert found["output_variance"][k] == pytest.approx(deviation.mean().item() ** 2, rel=1e-3)
+        assert found["output_variance"][k] <= p.var(0).mean().item()
+        losses = -torch.where(target[:, 0] > 0, p.log(), (1 - p).log())
+        assert found["loss_variance"][k] == pytest.approx(losses.std(0).mean().item() ** 2, rel=1e-3)
+        assert found["loss"][k] == pytest.approx(losses.mean().item(), rel=1e-5)
+    # gradients one by one, their mean, then its norm
+    parameters, sums = [*model.embed.parameters(), *model.backbone.parameters()], 0
+    for n in range(4):
+        graph, target = task.dataset("train")[torch.tensor([n])]
+        loss = task.loss(model.train()(graph, 2, seeded(9, "gradient", n))[0], target)
+        sums = sums + torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
+    assert found["gradient_norm"] == pytest.approx((sums / 4).norm().item(), rel=1e-4)
 
 
 def test_entropy_of_the_mean_permutation():
-    batch = graphs.collate(wl_pairs(count=1))
-    rank = torch.arange(64).expand(2, 3, 64)
-    assert mean_permutation_entropy(rank, batch) == 0
-    mixed = torch.stack([torch.arange(64), (torch.arange(64) + 1) % 64]).expand(2, 2, 64)
-    assert mean_permutation_entropy(mixed, batch) == pytest.approx(torch.tensor(2.0).log().item())
+    """Rows and columns, a node; nodes of smaller graphs alone."""
+    n = 64
+    batch = Graphs(torch.zeros(n + 2, 1), torch.zeros(2, 0).long(), torch.tensor([0, n, n + 2]))
+    same = torch.arange(n).expand(2, 3, n)
+    assert permutation_entropy(same, batch).tolist() == [0, 0]
+    turned = (torch.arange(n) + 1) % n
+    swapped = torch.tensor([1, 0, *range(2, n)])
+    mixed = torch.stack([torch.stack([same[0, 0], turned]), torch.stack([same[0, 0], swapped])])
+    assert permutation_entropy(mixed, batch).tolist() == pytest.approx([2 * math.log(2)] * 2)
+    # rows of one slot each, columns that are shared: 0 for the rows, for the column of both log 2 over 2 nodes
+    one_slot = torch.zeros(1, 2, 2).long()
+    one_slot[0, 1] = 1
+    some = Graphs(torch.zeros(2, 1), torch.zeros(2, 0).long(), torch.tensor([0, 2]))
+    assert permutation_entropy(one_slot, some).item() == pytest.approx(math.log(2) + 0.5 * 2 * math.log(2))
 
 
 @pytest.mark.parametrize("method", ["ps", "ga", "fa", "canonical"])
@@ -209,6 +287,35 @@ def test_automorphism(method, tmp_path):
     assert (tmp_path / "plots" / "automorphism.png").stat().st_size > 1000
 
 
+def test_the_published_graphs_and_their_orbits():
+    """Seed 777, x = 0, 25 slots, 100 samples; orbits by their definition: all automorphisms."""
+    config = tasks.load("automorphism/ps").config
+    assert (config.seed, config.samples) == (777, 100)
+    found = automorphism.graphs()
+    assert [len(positions) for _, _, positions in found.values()] == [7, 7, 7, 7, 25]
+    assert [len(edges) for edges, _, _ in found.values()] == [8, 6, 6, 7, 40]
+    for name, (edges, orbits, positions) in found.items():
+        graph = networkx.Graph(edges)
+        assert sorted(graph) == list(range(len(positions))), name
+        joined = networkx.Graph()
+        joined.add_nodes_from(graph)
+        for same in networkx.isomorphism.GraphMatcher(graph, graph).isomorphisms_iter():
+            joined.add_edges_from(same.items())
+        assert sorted(map(sorted, networkx.connected_components(joined))) == sorted(map(sorted, orbits)), name
+
+
+def test_no_feature_tells_the_nodes_of_the_published_graphs_apart(tmp_path, monkeypatch):
+    seen, forward = [], automorphism.Symmetrized.forward
+
+    def look(self, batch, *rest):
+        seen.append(batch.x)
+        return forward(self, batch, *rest)
+
+    monkeypatch.setattr(automorphism.Symmetrized, "forward", look)
+    tasks.load("automorphism/ga", ["--trials", "2", "--samples", "1"]).run(tmp_path)
+    assert len(seen) == 10 and all(x.shape[1] == 1 and not x.any() for x in seen)
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
@@ -222,6 +329,10 @@ def test_automorphism(method, tmp_path):
         ("exp_classify/gin_ps", ["--distribution.layers", "0"], "distribution.layers must be at least 1, got 0"),
         ("sample_size/random", ["--test", "[]"], "test must be at least one of numbers of samples >= 1, got []"),
         ("sample_size/random", ["--train", "[2, 0]"], "train must be numbers of samples >= 1, got [2, 0]"),
+        ("sample_size/random", ["--compared", "0"], "compared must be at least 1, got 0"),
+        ("sample_size/random", ["--every", "0"], "every must be at least 1, got 0"),
+        ("sample_size/random", ["--gradients", "0"], "gradients must be at least 1, got 0"),
+        ("sample_size/random", ["--permutations", "0"], "permutations must be at least 1, got 0"),
         ("sample_size/random", ["--repeats", "1"], "repeats must be at least 2, got 1"),
         ("sample_size/random", ["--classify.training.lr", "0"], "classify.training.lr must be finite and > 0, got 0"),
         ("automorphism/ps", ["--trials", "1"], "trials must be at least 2, got 1"),

@@ -12,6 +12,7 @@ from probsym_fast import cli, tasks
 from probsym_fast.groups import Graphs
 from probsym_fast.tasks import comparison, configuration, digits, measures, training, vision_data
 from probsym_fast.tasks.config import available
+from probsym_fast.tasks.plots import history
 from probsym_fast.tasks.vision import GraphClassification, GraphRegression, LinkPrediction, NodeClassification
 from probsym_fast.tasks.vision_data import SETS, LabelledGraphs
 
@@ -29,6 +30,8 @@ TINY = [
     "--training.precision=32-true",
     "--training.progress=false",
     "--samples.valid=1",
+    "--samples.trials=1",
+    "--also_test=[]",
     "--distribution.width=8",
 ]
 FIGURES = {
@@ -98,9 +101,88 @@ def test_the_published_settings():
         )
         assert (c.distribution.width, c.distribution.layers, c.distribution.tau, t.entropy) == (64, 3, 0.01, 0.1)
         assert type(task) is kind
+        assert (t.patience, t.validate_every) == (100, 1), "epochs"
+        assert not c.backbone.patch_dropout_always
+        by = {"peptides_func": ("valid/average_precision", "max")}
+        assert (task.monitor.key, task.monitor.direction) == by.get(name, (f"valid/{task.measure}", "min"))
     assert tasks.load("pattern/scratch_ga").config.samples.train == 10
     assert not tasks.load("pattern/scratch_ga").config.backbone.pretrained
     assert tasks.load("pattern/scratch_canonical").config.samples.test == 1
+
+
+def test_the_published_numbers_of_test_seeds():
+    table = {
+        **{f"pattern/{start}_{method}": (6, [1]) for start in ("pretrained", "scratch") for method in ("ps", "ga")},
+        **{
+            f"pattern/{start}_{method}": (1, [])
+            for start in ("pretrained", "scratch")
+            for method in ("fa", "canonical")
+        },
+        **{f"peptides_{kind}/pretrained_ps": (3, []) for kind in ("func", "struct")},
+        "pcqm_contact/pretrained_ps": (1, []),
+    }
+    for name, row in table.items():
+        config = tasks.load(name).config
+        assert (config.samples.trials, config.also_test) == row, name
+
+
+def test_further_numbers_of_samples_are_tested(tmp_path):
+    name, changes = tiny("pattern", "ps", tmp_path, "--samples.trials=2", "--samples.test=3", "--also_test=[1, 2]")
+    task = tasks.load(name, changes)
+    model = task.model().eval()
+    figures = task.report(model, tmp_path)
+    assert set(task.figures) == {"test_accuracy", "test_accuracy_S1", "test_accuracy_S2"}
+    for samples, ending in ((3, ""), (1, "_S1"), (2, "_S2")):
+        trials = [task.tested(model, "test", samples, k)["accuracy"] for k in range(2)]
+        assert figures[f"test_accuracy{ending}"] == pytest.approx(sum(trials) / 2)
+        assert figures[f"test_accuracy{ending}_std"] == pytest.approx(abs(trials[0] - trials[1]) / 2)
+    assert ("test accuracy, S = 1") in dict(task.describe(figures))
+
+
+def test_peptides_func_keeps_the_checkpoint_with_the_highest_average_precision(tmp_path, monkeypatch, capsys):
+    """In the order 0.2, 0.6, 0.4, 0.6, 0.1, while the loss falls, and stops after two validations without a higher one."""
+    precisions = iter([0.2, 0.6, 0.4, 0.6, 0.1])
+    name, changes = tiny("random_peptides_func", "ga", tmp_path / "run", "--training.lr=1e-3", "--training.patience=3")
+    plain = GraphClassification.measures
+
+    def measures(self, prediction, target):
+        value = next(precisions, None)
+        return plain(self, prediction, target) if value is None else {"average_precision": torch.tensor(value)}
+
+    monkeypatch.setattr(GraphClassification, "measures", measures)
+    flags = ["--training.epochs=9", "--training.progress=true"]
+    assert (
+        cli.main(["fit", "-c", name, *(c for c in changes if "epochs" not in c and "progress" not in c), *flags]) == 0
+    )
+    out, err = capsys.readouterr()
+    logged = history(tmp_path / "run")["valid/average_precision"]
+    assert list(logged) == [0, 1, 2, 3, 4], "stopped after 3 validations without a higher one"
+    assert training.load_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt")["epoch"] == 1
+    best = json.loads((tmp_path / "run" / "results.json").read_text())["best_checkpoint"]
+    assert best == {"epoch": 2, "monitor": "valid/average_precision", "value": pytest.approx(0.6)}
+    assert "best checkpoint" in out and "epoch 2, valid/average_precision 0.60000" in out
+    assert "valid/average_precision 0.60000" in err, "progress"
+
+
+def test_patches_are_dropped_in_evaluation_where_asked_for(tmp_path):
+    """As the public code does: random, yet the same in every run with the same seed."""
+    found = {}
+    for always in ("true", "false"):
+        more = ("--backbone.patch_dropout=[0.5, 0.5]", f"--backbone.patch_dropout_always={always}")
+        name, changes = tiny("random_peptides_struct", "canonical", tmp_path / always, *more)
+        task = tasks.load(name, changes)
+        torch.manual_seed(0)
+        model = task.model().eval()
+        counts = []
+        model.backbone.blocks[0].register_forward_pre_hook(lambda _, x, counts=counts: counts.append(x[0].shape[-2]))
+        found[always] = [task.tested(model, "test", 1, trial)["mae"] for trial in (0, 1, 0)]
+        assert set(counts) == ({1 + 8} if always == "true" else {1 + 16})
+        training.fit(task)  # validation, too
+        training.fit(tasks.load(name, [*changes, f"--folder={tmp_path / always}2"]))
+        first, second = (history(tmp_path / folder)["valid/l1"] for folder in (always, f"{always}2"))
+        assert first == second
+    assert found["true"][0] == found["true"][2] != found["true"][1]
+    assert found["true"][0] != found["false"][0]
 
 
 def test_channels_and_sizes_of_the_sets():
@@ -220,6 +302,12 @@ def test_batches_are_the_graphs_asked_for(monkeypatch):
         (["--pad_mode=reflect"], "config: nodes on the diagonal take pad_mode zeros, not centered, got reflect"),
         (["--backbone.patch_dropout=[0.5, 0.2]"], r"backbone.patch_dropout must be \[low, high\] .* got \[0.5, 0.2\]"),
         (["--backbone.grid=0"], "backbone.grid must be at least 1, got 0"),
+        (["--also_test=[1, 0]"], r"also_test must be numbers of samples >= 1, none twice, got \[1, 0\]"),
+        (["--also_test=[1, 1]"], r"also_test must be numbers of samples >= 1, none twice, got \[1, 1\]"),
+        (
+            ["--method=canonical", "--samples={train: 1, valid: 1, test: 1}", "--also_test=[2]"],
+            r"method canonical takes 1 sample, got .* and also_test \[2\]",
+        ),
         (["--graphs.train=0"], "graphs.train must be at least 1, got 0"),
         (["--dataset=published_pattern", "--graphs.train=5"], "graphs must be null for published_pattern"),
         (

@@ -1,0 +1,146 @@
+"""What a model with a number of samples is like: spread of its outputs, spread of its permutations, gradient."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
+
+from probsym_fast._memory import seed_generators
+from probsym_fast._recompute import unchanged
+from probsym_fast.data._progress import announced
+from probsym_fast.data._store import write_atomically
+from probsym_fast.groups import Draws, Graphs
+from probsym_fast.models import Symmetrized
+from probsym_fast.tasks.exp_classify import ExpClassify
+from probsym_fast.tasks.task import seeded
+
+Advance = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How the figures are measured.
+
+    test: numbers of inference samples. repeats: outputs that a deviation is taken over. graphs: validation graphs.
+    permutations: samples of the mean permutation. gradients: training graphs of the gradient norm. seed: of the noise.
+    """
+
+    test: tuple[int, ...]
+    repeats: int
+    graphs: int
+    permutations: int
+    gradients: int
+    seed: int
+
+    def figures(self, path: Path, model: Symmetrized, task: ExpClassify, samples: int) -> dict[str, Any]:
+        """The figures of a model that is trained with so many samples, from the file at `path` where it holds them.
+
+        output_variance, loss_variance: (mean over graphs of the deviation over repeats)^2 of the predicted probability and of
+        the loss, a number for each of `test`; loss: its mean; entropy: `permutation_entropy`; gradient_norm: `gradient_norm`.
+        """
+        of = {**asdict(self), "test": list(self.test), "samples": samples, "weights": fingerprint(model)}
+        of |= {"dataset": task.config.dataset, "data": task.config.data}
+        if path.is_file():
+            try:
+                known = json.loads(path.read_text())
+                same, figures = known["of"] == of, known["figures"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"sample_size: {path} must hold figures, got {error!r}; remove it") from error
+            if same:
+                return figures
+        steps = len(self.test) * self.repeats * len(self._batches(task)) + len(self._batches(task))
+        with announced(f"{path.stem}: figures", steps + self.gradients) as advance:
+            figures = self._spread(model, task, advance)
+            figures["entropy"] = self._entropy(model, task, advance)
+            figures["gradient_norm"] = self._gradient_norm(model, task, samples, advance)
+        text = json.dumps({"of": of, "figures": figures}, indent=2) + "\n"
+        write_atomically(path, lambda file: file.write(text.encode()))
+        return figures
+
+    def _batches(self, task: ExpClassify) -> tuple[Tensor, ...]:
+        """Numbers of the validation graphs."""
+        return torch.arange(min(self.graphs, len(task.dataset("valid")))).split(task.config.training.batch)
+
+    def _loaded(self, task: ExpClassify, device: torch.device) -> Iterator[tuple[int, Graphs, Tensor]]:
+        for number, index in enumerate(self._batches(task)):
+            graphs, target = task.dataset("valid")[index]
+            yield number, graphs.to(device), target.to(device)
+
+    @torch.no_grad()
+    def _spread(self, model: Symmetrized, task: ExpClassify, advance: Advance) -> dict[str, Any]:
+        device = next(model.parameters()).device
+        rows: dict[str, list[float]] = {"output_variance": [], "loss_variance": [], "loss": []}
+        for samples in self.test:
+            probability, loss, mean = [], [], []  # of each graph
+            for number, graphs, target in self._loaded(task, device):
+                outputs = []
+                for k in range(self.repeats):
+                    generator = seeded(self.seed, f"repeat {samples} {number}", k, device)
+                    outputs.append(model(graphs, samples, generator)[0][:, 0])
+                    advance(1)
+                y = torch.stack(outputs)  # (repeats, graphs)
+                losses = binary_cross_entropy_with_logits(y, target[:, 0].expand_as(y), reduction="none")
+                probability.append(y.sigmoid().std(0))
+                loss.append(losses.std(0))
+                mean.append(losses.mean(0))
+            rows["output_variance"].append(torch.cat(probability).mean().item() ** 2)
+            rows["loss_variance"].append(torch.cat(loss).mean().item() ** 2)
+            rows["loss"].append(torch.cat(mean).mean().item())
+        return rows
+
+    @torch.no_grad()
+    def _entropy(self, model: Symmetrized, task: ExpClassify, advance: Advance) -> float:
+        device, found = next(model.parameters()).device, []
+        for number, graphs, _ in self._loaded(task, device):
+            draws = Draws(seeded(self.seed, "entropy", number, device))
+            found.append(permutation_entropy(model.distribution(graphs, self.permutations, draws)[0].rank, graphs))
+            advance(1)
+        return torch.cat(found).mean().item()
+
+    def _gradient_norm(self, model: Symmetrized, task: ExpClassify, samples: int, advance: Advance) -> float:
+        """Norm of the mean of the training graphs' gradients to the backbone, its first layer included.
+
+        Each graph has its own pass in training mode, so that batch statistics are those of its samples.
+        """
+        data, device = task.dataset("train"), next(model.parameters()).device
+        parameters = [*model.embed.parameters(), *model.backbone.parameters()]
+        count = min(self.gradients, len(data))
+        model.train().zero_grad()
+        with unchanged(model):
+            for number in range(count):
+                graphs, target = data[torch.tensor([number])]
+                seed_generators(seeded(self.seed, "gradient dropout", number).initial_seed())
+                generator = seeded(self.seed, "gradient", number, device)
+                prediction, _ = model(graphs.to(device), samples, generator)
+                (task.loss(prediction, target.to(device)) / count).backward(inputs=parameters)
+                advance(1)
+        norm = torch.stack([parameter.grad.norm() for parameter in parameters]).norm().item()
+        model.eval().zero_grad()
+        return norm
+
+
+def fingerprint(model: Symmetrized) -> str:
+    """SHA-256 of the model's weights and statistics."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def permutation_entropy(rank: Tensor, graphs: Graphs) -> Tensor:
+    """Entropy of the rows plus that of the columns of each graph's mean permutation matrix, a node: (B,) float64, in nats.
+
+    rank (B, S, N): slots of the nodes in S permutations. 0 where all are equal, 2 log n where they are uniform.
+    """
+    mean = one_hot(rank, rank.shape[-1]).double().mean(1)  # (B, N nodes, N slots)
+    valid = torch.arange(mean.shape[1], device=mean.device) < graphs.num_nodes[:, None]
+    entropy = torch.special.entr(mean)
+    return (entropy.sum(2) + entropy.sum(1)).where(valid, 0).sum(1) / graphs.num_nodes
