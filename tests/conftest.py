@@ -1,6 +1,9 @@
 """Shared by the tests: devices, backends, and the one table of tolerances."""
 
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -8,11 +11,15 @@ os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = (
     "1"  # it would replay code compiled for another version of our schemas
 )
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else no products in deterministic mode on a GPU
+os.environ.pop("PROBSYM_DEBUG", None)  # read at import
 
 import torch
 
 from probsym_fast.ops import OPS
 
+# A cluster's job or a launcher says with these that there are other processes, which Lightning would look for.
+LAUNCHERS = ("SLURM_", "TORCHELASTIC_", "PL_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+CACHES = ("PROBSYM_CACHE", "TRITON_CACHE_DIR", "MPLCONFIGDIR", "HF_HOME")  # in the home folder unless given
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 # largest allowed error against the float64 reference, relative to the largest entry of the tensor compared
@@ -23,6 +30,17 @@ GRADIENT = {
     torch.float16: 5e-3,
     torch.bfloat16: 5e-2,
 }  # rounded to the dtype
+
+
+def pytest_configure(config):
+    """The tests are the same in any shell, and without a home folder."""
+    for name in [name for name in os.environ if name.startswith(LAUNCHERS)]:
+        del os.environ[name]
+    if not os.access(Path.home(), os.W_OK):
+        folder = tempfile.mkdtemp()
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        for name in CACHES:
+            os.environ.setdefault(name, f"{folder}/{name}")
 
 
 @pytest.fixture(params=DEVICES)
@@ -39,8 +57,20 @@ def gpu() -> torch.device:
 
 
 @pytest.fixture(autouse=True)
-def fixed_seed():
+def as_if_first():
+    """Each test starts from one seed, and what it sets for the whole process is undone after it, so that their order does
+    not matter: a training in deterministic mode leaves torch in it, and Lightning's seeds in the environment."""
     torch.manual_seed(0)
+    environment, threads, dtype = dict(os.environ), torch.get_num_threads(), torch.get_default_dtype()
+    deterministic = torch.get_deterministic_debug_mode()
+    yield
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
+    torch.set_deterministic_debug_mode(deterministic)
+    torch.set_default_dtype(dtype)
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 def assert_near(found: torch.Tensor, expected: torch.Tensor, table: dict = VALUE, dtype: torch.dtype | None = None):

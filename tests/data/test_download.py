@@ -12,8 +12,9 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 @pytest.fixture
-def server():
+def server(monkeypatch):
     """Serves CONTENT: /whole, /short (less than announced), /unsized (no length), all else 404; counts requests."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):

@@ -1,5 +1,6 @@
 """soft_permutation and permutation_entropy against the dense definition."""
 
+import os
 import re
 import subprocess
 import sys
@@ -143,7 +144,7 @@ def test_ties_go_by_index_and_keep_a_gradient(backend):
     assert all(x.isfinite().all() for x in same[1:])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     n=st.integers(1, 70),
     tau=st.sampled_from([1e-4, 0.01, 10.0]),
@@ -327,5 +328,6 @@ print(peak() - before)
 @pytest.mark.skipif(CPU_BACKENDS == ("reference",), reason="the kernels are not built")
 def test_memory_is_linear():
     """(16, 10, 444): one dense matrix a sample would be 126 MB, its 40 iterates 5 GB."""
-    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    few = os.environ | {"OMP_NUM_THREADS": "2"}  # each thread has memory of its own
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True, env=few)
     assert 2 < int(done.stdout) / 1024 < 30  # the outputs alone are 3 MB
