@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from probsym_fast.ops._op import Op, check_count, check_float, looks_at_values
+from probsym_fast.ops._op import Op, check_count, check_float, looks_at_values, transformed
 from probsym_fast.ops.permutation import Permutation, SoftPermutation
 
 PAD_MODES = ("zeros", "replicate", "reflect", "circular")
@@ -24,7 +24,7 @@ def slots_of_places(N: int, grid: int, pad_mode: str, centered: bool, device: to
     Padding is grid patch - N places at the end, or half of them (rounded down) in front where `centered`: "zeros",
     "replicate" the nearest slot, "reflect" at the first and last slot, again and again, "circular" modulo N.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or transformed():  # tensors made there must not be kept
         return _slots(N, grid, pad_mode, centered, device)
     return _kept_slots(N, grid, pad_mode, centered, device)
 

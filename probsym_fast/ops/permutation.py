@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from probsym_fast.ops._op import check_num_nodes, looks_at_values
+from probsym_fast.ops._op import check_num_nodes, looks_at_values, transformed
 
 
 @dataclass(eq=False)
@@ -92,7 +92,9 @@ class SoftPermutation(Permutation):
 
     @property
     def requires_grad(self) -> bool:
-        """Whether a gradient is asked for, to scores, log_r or log_c."""
+        """Whether a gradient may be asked for, to scores, log_r or log_c: always under a torch.func transform."""
+        if transformed():
+            return True
         return torch.is_grad_enabled() and any(x.requires_grad for x in (self.scores, self.log_r, self.log_c))
 
     def sorted_soft(self) -> Tensor:

@@ -7,8 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from probsym_fast._memory import peak_memory
-from probsym_fast.distributions import VectorNeurons, vector_layers
-from probsym_fast.distributions import vector_neurons as vn
+from probsym_fast.distributions import VectorNeurons, vector_layers, vector_steps
 from probsym_fast.groups import PointClouds
 from tests.conftest import GRADIENT, assert_near
 
@@ -73,7 +72,7 @@ def direct(net, batch, noise):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("n", "d", "k"), [(5, 3, 4), (1, 3, 4), (6, 2, 3), (3, 3, 7)])
 def test_equals_the_direct_form(n, d, k, training, monkeypatch):
-    monkeypatch.setattr(vector_layers, "AT_ONCE", 4 * 5 * 4 * n * n * d)  # four clouds at a time
+    monkeypatch.setattr(vector_steps, "AT_ONCE", 4 * 5 * 4 * n * n * d)  # four clouds at a time
     net = VectorNeurons(width=5, neighbors=k, dropout=0.0, dim=d).double()
     for module in net.modules():
         if isinstance(module, vector_layers.Norm):
@@ -117,28 +116,28 @@ def inputs(*shapes):
 
 @pytest.mark.parametrize("width", [1, 2])
 def test_gradient_of_the_activation(width):
-    f = vector_layers._VectorActivation.apply
+    f = vector_steps.VectorActivation.apply
     assert torch.autograd.gradcheck(f, inputs((2, 3, 7), (width, 3, 7), (2,), (2,)))
 
 
 def some_pairs(monkeypatch, n: int = 3, clouds: int = 5) -> torch.Tensor:
     """Which are near, (i, j, M); two clouds at a time."""
-    monkeypatch.setattr(vector_layers, "AT_ONCE", 2 * 4 * 2 * 2 * n * n)
+    monkeypatch.setattr(vector_steps, "AT_ONCE", 2 * 4 * 2 * 2 * n * n)
     return (torch.rand(n, n, clouds) > 0.3) | torch.eye(n, dtype=torch.bool)[..., None]
 
 
 def test_gradient_of_the_norm_moments(monkeypatch):
-    near, f = some_pairs(monkeypatch), vector_layers._PairNormMoments.apply
+    near, f = some_pairs(monkeypatch), vector_steps.PairNormMoments.apply
     weight, x = inputs((4, 3), (3, 2, 3, 5))
     assert torch.autograd.gradcheck(lambda weight, x: f(near, weight, x), (weight, x))
     assert torch.autograd.gradcheck(lambda weight: f(near, weight, x.detach()), (weight,))
-    assert torch.autograd.gradcheck(vector_layers._NormMoments.apply, inputs((2, 2, 3, 5)))
+    assert torch.autograd.gradcheck(vector_steps.NormMoments.apply, inputs((2, 2, 3, 5)))
 
 
 def test_gradient_of_the_edge_activation(monkeypatch):
     near, pool = some_pairs(monkeypatch), torch.randn(2, 2, dtype=torch.float64)
     scale, shift, weight, x = inputs((2,), (2,), (8, 3), (3, 2, 3, 5))
-    f = vector_layers._EdgeActivation.apply
+    f = vector_steps.EdgeActivation.apply
     assert torch.autograd.gradcheck(lambda *some: f(near, pool, *some), (scale, shift, weight, x))
     assert torch.autograd.gradcheck(lambda *some: f(near, pool, *some, x.detach()), (scale, shift, weight))
 
@@ -181,7 +180,7 @@ def test_convolutions_keep_what_enters_them_alone():
     node = 4 * 3 * n * clouds  # bytes a channel
     assert sum(kept.values()) < channels * node + (n * n + width * n) * clouds + 100_000
 
-    at_once = 4 * vector_layers.AT_ONCE
+    at_once = 4 * vector_steps.AT_ONCE
     enter = channels * node
     assert peak_memory(lambda: y.sum().backward(), "cpu") < 1.3 * at_once + 3 * enter + width * node
     assert peak_memory(lambda: conv(x), "cpu") < 1.3 * at_once + 2 * enter + width * node
@@ -199,13 +198,13 @@ def test_backward_under_autocast_changes_nothing():
 
 @pytest.mark.parametrize("nodes", [1, 4])
 def test_gradient_of_the_largest_invariant(nodes):
-    assert torch.autograd.gradcheck(vn._LargestInvariant.apply, inputs((2, 2, nodes, 3), (3, 2, 4, 3)))
+    assert torch.autograd.gradcheck(vector_steps.LargestInvariant.apply, inputs((2, 2, nodes, 3), (3, 2, 4, 3)))
 
 
 def test_second_derivatives_are_refused():
     p, d, scale, shift = inputs((2, 3, 7), (2, 3, 7), (2,), (2,))
     (g,) = torch.autograd.grad(
-        vector_layers._VectorActivation.apply(p, d, scale, shift).square().sum(), p, create_graph=True
+        vector_steps.VectorActivation.apply(p, d, scale, shift).square().sum(), p, create_graph=True
     )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         g.sum().backward()
