@@ -276,18 +276,18 @@ def check_num_nodes(op: str, num_nodes: Tensor | None, B: int, N: int, device: t
     return num_nodes.to(torch.int64).contiguous()
 
 
-def looks_at_values(x: Tensor) -> bool:
+def looks_at_values(x: Tensor, *others: Tensor | None) -> bool:
     """Whether checks may read the values: on the CPU, on a GPU in debug mode, and outside of tracing, capture and vmap."""
-    if torch.compiler.is_compiling() or _batched(x):
+    if torch.compiler.is_compiling() or any(map(_batched, (x, *others))):
         return False
     if x.device.type != "cuda":
         return x.device.type == "cpu"
     return debugging() and not torch.cuda.is_current_stream_capturing()
 
 
-def _batched(x: Tensor) -> bool:
+def _batched(x: Tensor | None) -> bool:
     """Whether vmap runs over x: it then stands for several tensors, and has no value of its own."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+    while x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x):
         if torch._C._functorch.is_batchedtensor(x):
             return True
         x = torch._C._functorch.get_unwrapped(x)

@@ -119,7 +119,7 @@ def check_ptr(op: str, ptr: Tensor, p: Permutation) -> None:
     if S < 1:
         raise ValueError(f"{op}: p must have at least one sample, got (B, S, N) = {(B, S, N)}")
     check_devices(op, p.order.device, ptr=ptr)
-    if not looks_at_values(ptr):
+    if not looks_at_values(ptr, p.num_nodes):
         return
     nodes = ptr.diff()
     if int(ptr[0]) != 0 or (B and (int(nodes.min()) < 0 or int(nodes.max()) > N)):
@@ -145,7 +145,7 @@ def count_nodes(op: str, ptr: Tensor, nodes: int | None) -> int:
 
 def check_items(op: str, name: str, items: Tensor, ptr: Tensor) -> None:
     """ValueError unless the columns of items (k, M) are nodes of one graph each; on a GPU in debug mode only."""
-    if not looks_at_values(items) or not items.numel():
+    if not looks_at_values(items, ptr) or not items.numel():
         return
     nodes = int(ptr[-1])
     bad = ((items < 0) | (items >= nodes)).nonzero()

@@ -50,5 +50,5 @@ def _farthest_axis(x: Tensor, columns: list[Tensor]) -> Tensor:
     """The coordinate axis farthest from the span of the columns, made orthonormal to them; a constant to autograd."""
     columns = [q.detach() for q in columns]
     left = torch.ones_like(x) - sum(q * q for q in columns)
-    axis = torch.nn.functional.one_hot(left.argmax(-1), x.shape[-1]).to(x.dtype)
+    axis = (torch.arange(x.shape[-1], device=x.device) == left.argmax(-1, keepdim=True)).to(x.dtype)
     return torch.nn.functional.normalize(_without(axis, columns), dim=-1)
