@@ -27,9 +27,12 @@ class Fused(Function):
         return cls.definition(*inputs) if transformed() else cls.apply(*inputs)
 
 
-def differentiated_again() -> bool:
+def needs_definition(*d_outputs: Tensor) -> bool:
     """In a backward pass: whether its result may be differentiated (create_graph), or vmap runs over it."""
-    return not torch.compiler.is_compiling() and (torch.is_grad_enabled() or transformed())
+    if torch.compiler.is_compiling():
+        return False
+    batched = map(torch._C._functorch.is_legacy_batchedtensor, d_outputs)  # of autograd.grad(is_grads_batched=True)
+    return torch.is_grad_enabled() or transformed() or any(batched)
 
 
 def gradient(definition: Callable, inputs: Sequence[Tensor], *d_outputs: Tensor) -> list[Tensor | None]:

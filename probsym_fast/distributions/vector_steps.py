@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from probsym_fast.distributions._fused import Fused, differentiated_again, gradient
+from probsym_fast.distributions._fused import Fused, gradient, needs_definition
+from probsym_fast.ops._op import transformed
 
 SLOPE = 0.2  # of the leaky ReLU
 NORM_EPS = 1e-6  # |p| is sqrt(<p, p> + NORM_EPS^2): smooth at zero
@@ -36,6 +37,8 @@ def index_dtype(size: int) -> torch.dtype:
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
     """Inner product over axis 1, the d components."""
+    if transformed():  # vmap has no addcmul_
+        return (x * y).sum(1)
     out = x[:, 0] * y[:, 0]
     for a in range(1, x.shape[1]):
         out.addcmul_(x[:, a], y[:, a])
@@ -74,7 +77,7 @@ class NormMoments(Fused):
     @staticmethod
     def backward(ctx, d_mean: Tensor, d_variance: Tensor):
         p, norm, mean = ctx.saved_tensors
-        if differentiated_again():
+        if needs_definition(d_mean, d_variance):
             return gradient(NormMoments.definition, [p], d_mean, d_variance)[0]
         return p * _norm_ratio(norm, mean, norm[0].numel(), d_mean, d_variance).unsqueeze(1)
 
@@ -118,7 +121,7 @@ class PairNormMoments(Fused):
     @staticmethod
     def backward(ctx, d_mean: Tensor, d_variance: Tensor):
         near, weight, x, mean, count = ctx.saved_tensors
-        if differentiated_again():
+        if needs_definition(d_mean, d_variance):
             return tuple(gradient(PairNormMoments.definition, [near, weight, x], d_mean, d_variance))
         _, dim, n, clouds = x.shape
         d_weight = torch.zeros_like(weight)
@@ -198,7 +201,7 @@ class VectorActivation(Fused):
     @staticmethod
     def backward(ctx, g: Tensor):
         p, d, scale, shift, *factors = ctx.saved_tensors
-        if differentiated_again():
+        if needs_definition(g):
             return tuple(gradient(VectorActivation.definition, [p, d, scale, shift], g))
         d_p, d_d = torch.empty_like(p), torch.empty_like(p)
         d_scale, d_shift = _activation_gradient(g, p, d, shift, factors, d_p, d_d)
@@ -250,7 +253,7 @@ class EdgeActivation(Fused):
     @staticmethod
     def backward(ctx, g: Tensor):
         taken, scale, shift, weight, x = ctx.saved_tensors
-        if differentiated_again():
+        if needs_definition(g):
             return None, *gradient(EdgeActivation.of_taken, [taken, scale, shift, weight, x], g)
         d_scale, d_shift, d_weight = (torch.zeros_like(t) for t in (scale, shift, weight))
         d_x = torch.empty_like(x) if ctx.needs_input_grad[5] else None
@@ -295,7 +298,7 @@ class LargestInvariant(Fused):
     @staticmethod
     def backward(ctx, g: Tensor):
         x, z, node = ctx.saved_tensors
-        if differentiated_again():
+        if needs_definition(g):
             return tuple(gradient(LargestInvariant.definition, [x, z], g))
         n, clouds = z.shape[2:]
         d_x, d_z = torch.empty_like(x), torch.empty_like(z)

@@ -201,13 +201,87 @@ def test_gradient_of_the_largest_invariant(nodes):
     assert torch.autograd.gradcheck(vector_steps.LargestInvariant.apply, inputs((2, 2, nodes, 3), (3, 2, 4, 3)))
 
 
-def test_second_derivatives_are_refused():
-    p, d, scale, shift = inputs((2, 3, 7), (2, 3, 7), (2,), (2,))
-    (g,) = torch.autograd.grad(
-        vector_steps.VectorActivation.apply(p, d, scale, shift).square().sum(), p, create_graph=True
-    )
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        g.sum().backward()
+def fused_steps(monkeypatch) -> dict:
+    """(step of the inputs with a gradient, those inputs)"""
+    near, pool = some_pairs(monkeypatch), torch.randn(2, 2, dtype=torch.float64)
+    steps = vector_steps
+    return {
+        "NormMoments": (steps.NormMoments, (), inputs((2, 2, 3, 5))),
+        "PairNormMoments": (steps.PairNormMoments, (near,), inputs((4, 3), (3, 2, 3, 5))),
+        "VectorActivation": (steps.VectorActivation, (), inputs((2, 3, 7), (1, 3, 7), (2,), (2,))),
+        "EdgeActivation": (steps.EdgeActivation, (near, pool), inputs((2,), (2,), (8, 3), (3, 2, 3, 5))),
+        "LargestInvariant": (steps.LargestInvariant, (), inputs((2, 2, 4, 3), (3, 2, 4, 3))),
+    }
+
+
+STEPS = [cls.__name__ for cls in vector_steps.Fused.__subclasses__()]
+
+
+def as_tuple(y) -> tuple:
+    return y if isinstance(y, tuple) else (y,)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_fused_steps_are_their_definitions(name, monkeypatch):
+    """Values and gradients."""
+    step, constants, leaves = fused_steps(monkeypatch)[name]
+    found = []
+    for f in (step.apply, step.definition):
+        y = as_tuple(f(*constants, *leaves))
+        weights = [torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view(x.shape) for x in y]
+        loss = sum((x * w).sum() for x, w in zip(y, weights, strict=True))
+        found.append([*y, *torch.autograd.grad(loss, leaves)])
+    for ours, theirs in zip(*found, strict=True):
+        assert_near(ours, theirs, {torch.float64: 1e-11})
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_second_derivatives_of_fused_steps(name, monkeypatch):
+    step, constants, leaves = fused_steps(monkeypatch)[name]
+    f = lambda *some: step.of(*constants, *some)  # noqa: E731
+    assert torch.autograd.gradgradcheck(f, leaves)
+    if len(leaves) > 1:
+        assert torch.autograd.gradgradcheck(lambda x: f(x, *(y.detach() for y in leaves[1:])), leaves[:1])
+    y = as_tuple(f(*leaves))[0].sin().sum()
+    one = torch.autograd.grad(y, leaves, create_graph=True)
+    two = torch.autograd.grad(sum(d.sin().sum() for d in one), leaves, create_graph=True)
+    assert all(d.requires_grad for d in two)  # and so on
+
+
+def test_a_second_derivative_where_inputs_depend_on_each_other():
+    """Scale and shift are those of x, and every input's gradient is its own alone."""
+    conv, x = vector_layers.EdgeConvolution(2, 3, 2).double(), torch.randn(2, 3, 4, 3, dtype=torch.float64)
+    found = []
+    for f in (conv, lambda x: convolution(conv, x.permute(3, 2, 0, 1), 2).permute(2, 3, 1, 0)):
+        leaf = x.clone().requires_grad_()
+        (d_x,) = torch.autograd.grad(f(leaf).sin().sum(), leaf, create_graph=True)
+        found.append([d_x, *torch.autograd.grad(d_x.square().sum(), [leaf, conv.feature, conv.direction])])
+    for ours, theirs in zip(*found, strict=True):
+        assert_near(ours, theirs, {torch.float64: 1e-9})
+
+
+def test_second_derivatives_under_autocast_change_nothing():
+    conv, x = vector_layers.EdgeConvolution(3, 4, 2), torch.randn(3, 3, 5, 7, requires_grad=True)
+    loss, found = conv(x).square().sum(), []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            found.append(torch.autograd.grad(loss, [x, *conv.parameters()], create_graph=True))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_batch_of_gradients_of_fused_steps(name, monkeypatch):
+    """vmap over the backward pass: torch.func's, and that of autograd.grad."""
+    step, constants, leaves = fused_steps(monkeypatch)[name]
+    y = as_tuple(step.of(*constants, *leaves))[0]
+    weights = torch.randn(3, *y.shape, dtype=y.dtype)
+    expected = [torch.autograd.grad(y, leaves, w, retain_graph=True) for w in weights]
+    for found in (
+        torch.autograd.grad(y, leaves, weights, is_grads_batched=True, retain_graph=True),
+        torch.vmap(lambda w: torch.autograd.grad(y, leaves, w, retain_graph=True))(weights),
+    ):
+        for ours, theirs in zip(found, zip(*expected, strict=True), strict=True):
+            assert_near(ours, torch.stack(theirs), {torch.float64: 1e-11})
 
 
 def test_a_batch_of_no_cloud():

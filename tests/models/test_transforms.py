@@ -165,3 +165,32 @@ def test_training_needs_the_buffers(name):
     ):
         torch.func.grad(lambda values: scalar(model, batch, values))(parameters(model))
     assert all(torch.equal(x, before[key]) for key, x in model.named_buffers())
+
+
+@every_model
+def test_training_an_ensemble(name):
+    """vmap over parameters and buffers: every model's running statistics move as they would by themselves."""
+    made = [MODELS[name]() for _ in range(2)]
+    models, batch = [model.train() for model, _ in made], made[0][1]
+    for model in models:
+        if name == "clouds":
+            model.distribution.network.dropout = 0.0
+    values, buffers = torch.func.stack_module_state(models)
+    found = torch.vmap(lambda *state: scalar(models[0], batch, state[0] | state[1]), randomness="same")(values, buffers)
+    assert_near(found, torch.stack([scalar(model, batch) for model in models]), NEAR)
+    means = [key for key in buffers if key.endswith("running_mean")]
+    assert means and all(buffers[key].any() for key in means)
+    for key in means:
+        assert_near(buffers[key], torch.stack([model.get_buffer(key) for model in models]), NEAR)
+
+
+@every_model
+def test_gradients_in_training(name):
+    """With the buffers as inputs of the transform."""
+    model, batch = MODELS[name]()
+    model.train()
+    buffers = {key: x.clone() for key, x in model.named_buffers() if x.is_floating_point()}
+    torch.manual_seed(5)
+    found, _ = torch.func.grad(lambda p, b: scalar(model, batch, p | b), argnums=(0, 1))(parameters(model), buffers)
+    torch.manual_seed(5)
+    assert_all_near(found, gradients(model, batch))
