@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from probsym_fast.ops._op import transformed
+
 _by_layer = False
 
 
@@ -21,9 +23,12 @@ def recomputed(
 ) -> Any:
     """function(*arguments); with gradients on it is computed again in the backward pass and keeps nothing until then.
 
-    Random numbers are the same both times, and buffers of the modules (running statistics) change once.
+    Random numbers are the same both times, and buffers of the modules (running statistics) change once. Under a torch.func
+    transform nothing is computed again, since checkpoints do not work there.
     """
-    return _checkpointed(function, arguments, device, modules) if torch.is_grad_enabled() else function(*arguments)
+    if transformed() or not torch.is_grad_enabled():
+        return function(*arguments)
+    return _checkpointed(function, arguments, device, modules)
 
 
 @torch.compiler.disable(

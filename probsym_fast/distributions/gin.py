@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from probsym_fast import ops
 from probsym_fast._recompute import layer
+from probsym_fast.distributions._statistics import move_statistics
 from probsym_fast.groups import Graphs
 from probsym_fast.ops._op import check_counts, check_dtype, check_share
 
@@ -105,7 +106,6 @@ class LinearBatchNormRelu(nn.Module):
         if x.shape[0] < 2:
             raise ValueError(f"LinearBatchNormRelu: x must have at least 2 rows in training, got {tuple(x.shape)}")
         y, mean, variance = ops.linear_batch_norm_relu(x, self.linear.weight, self.weight, self.bias, self.eps)
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (x.shape[0] / (x.shape[0] - 1)), self.momentum)
+        seen = mean, variance * (x.shape[0] / (x.shape[0] - 1))
+        move_statistics("LinearBatchNormRelu", (self.running_mean, self.running_var), seen, self.momentum)
         return y

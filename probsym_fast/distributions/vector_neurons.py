@@ -6,62 +6,21 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from probsym_fast._recompute import layer
-from probsym_fast.distributions.vector_layers import (
-    EdgeConvolution,
-    Layer,
-    dot,
-    index_dtype,
-    linear,
-    some_clouds,
-    uniform,
-)
+from probsym_fast.distributions.vector_layers import EdgeConvolution, Layer, uniform
+from probsym_fast.distributions.vector_steps import LargestInvariant, dot, linear, some_clouds
 from probsym_fast.groups import PointClouds
 from probsym_fast.groups._batch import check_all_valid
 from probsym_fast.ops._op import check_count, check_counts, check_int, check_share, looks_at_values
 
 
-class _LargestInvariant(Function):
-    """max over the nodes of <x_c, z_v>: x (c, d, n or 1, M), z (v, d, n, M) -> (c, v, M)."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, z: Tensor) -> Tensor:
-        n, clouds = z.shape[2:]
-        values = x.new_empty(x.shape[0], z.shape[0], clouds)
-        node = torch.empty_like(values, dtype=index_dtype(n))
-        for m in some_clouds(clouds, 3 * math.prod(values.shape[:-1]) * n, x.device):
-            largest = dot(x[..., m].unsqueeze(2), z[..., m].transpose(0, 1).unsqueeze(0)).max(2)
-            values[..., m], node[..., m] = largest.values, largest.indices
-        ctx.save_for_backward(x, z, node)
-        return values
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g: Tensor):
-        x, z, node = ctx.saved_tensors
-        n, clouds = z.shape[2:]
-        d_x, d_z = torch.empty_like(x), torch.empty_like(z)
-        for m in some_clouds(clouds, 3 * math.prod(g.shape[:-1]) * n, x.device):
-            some_x, some_z, some_g = x[..., m], z[..., m], g[..., m].unsqueeze(2)
-            at_node = some_g.new_zeros(*g.shape[:2], n, some_g.shape[-1])  # (c, v, n, m)
-            at_node.scatter_(2, node[..., m].long().unsqueeze(2), some_g)
-            d_x[..., m] = dot(at_node.unsqueeze(2), some_z.unsqueeze(0)).sum_to_size(some_x.shape)
-            d_z[..., m] = dot(at_node.transpose(0, 1).unsqueeze(2), some_x.unsqueeze(0))
-        return d_x, d_z
-
-
 @torch.no_grad()
 def _farthest_along(x: Tensor, direction: Tensor) -> Tensor:
     """VN max pooling: the node where <x, direction x> is largest, x (w, d, n, M) -> (w, M)."""
-    node = x.new_empty(x.shape[0], x.shape[-1], dtype=torch.int64)
-    for m in some_clouds(x.shape[-1], 3 * math.prod(x.shape[:-1]), x.device):
-        some = x[..., m]
-        node[..., m] = dot(some, linear(direction, some)).max(1).indices
-    return node
+    parts = (x[..., m] for m in some_clouds(x.shape[-1], 3 * math.prod(x.shape[:-1]), x.device))
+    return torch.cat([dot(some, linear(direction, some)).max(1).indices for some in parts], -1)
 
 
 class VectorNeurons(nn.Module):
@@ -80,7 +39,8 @@ class VectorNeurons(nn.Module):
 
     forward(batch, noise): noise (B, S, n, d, channels) is added to [positions - center, velocities]. Returns a dict with
     "scores" (B, S, n) and "matrices" (B, S, d, d), as asked for, in the dtype of the parameters under any autocast.
-    Gradients: first order, to the parameters, the noise and the batch. Time and memory grow as B S n^2 width d.
+    Gradients: of any order, to the parameters, the noise and the batch. Time and memory grow as B S n^2 width d.
+    Under torch.func transforms it runs in plain torch; in training mode these must hold its buffers too.
     Raises ValueError for shapes, for a batch with num_nodes (every node counts as a valid one), and for positions,
     velocities or noise that are not finite (on a GPU in debug mode only).
     """
@@ -137,8 +97,9 @@ class VectorNeurons(nn.Module):
         if self.training and B * S * n == 1:
             raise ValueError("VectorNeurons: training needs B S n > 1 for the batch statistics, got 1")
         read = {"positions": batch.positions, "velocities": batch.velocities, "noise": noise}
-        for name, values in read.items() if looks_at_values(noise) else ():
-            if (name != "velocities" or self.channels == 2) and not values.isfinite().all():
+        for name, values in read.items():
+            wanted = (name != "velocities" or self.channels == 2) and looks_at_values(values)
+            if wanted and not values.isfinite().all():
                 raise ValueError(f"VectorNeurons: {name} must be finite, got NaN or infinity")
         with torch.autocast(noise.device.type, enabled=False):
             x = torch.stack([batch.positions - batch.center[:, None], batch.velocities][: self.channels], -1)
@@ -171,5 +132,5 @@ class VectorNeurons(nn.Module):
         cloud, node = self.score_head.weight.view(2, 2 * self.width, self.dim)  # (2 w, v) each
         node1, node2 = node.t().split(self.width, 1)
         local = ((linear(node1, x1) + linear(node2, x2)) * z).flatten(0, 1).sum(0)
-        largest = torch.cat([_LargestInvariant.apply(x3, z), _LargestInvariant.apply(mean, z)])
+        largest = torch.cat([LargestInvariant.of(x3, z), LargestInvariant.of(mean, z)])
         return local + cloud.flatten() @ largest.flatten(0, 1) + self.score_head.bias

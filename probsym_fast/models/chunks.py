@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from probsym_fast._memory import RandomState, free_memory, peak_memory
 from probsym_fast._recompute import recomputed, unchanged
 from probsym_fast.groups import Batch
-from probsym_fast.ops._op import as_int
+from probsym_fast.ops._op import as_int, transformed
 
 MARGIN = 0.9  # of the memory there is: fragments and other allocations take the rest
 Run = Callable[[int, int], Tensor]  # (first sample, count) -> their mean, or each of them
@@ -25,8 +25,8 @@ class Chunks:
     size: samples; None: all; "auto": all where they fit, else the largest chunk that does. What fits is measured at the first
     step (also the first without gradients, and where samples or graphs become more) by the peak memory of 1, 2, 4, ...
     samples, forward and backward, distribution and all. After an out-of-memory error (torch.OutOfMemoryError) the size is
-    halved, for good, and the step runs again. memory: bytes that a step may take with "auto"; None: what the GPU has; on a
-    CPU then all samples run at once.
+    halved, for good, and the step runs again. Under a torch.func transform nothing is measured. memory: bytes that a step
+    may take with "auto"; None: what the GPU has; on a CPU then all samples run at once.
     Raises TypeError where size or memory is no int, ValueError where it is below 1 and for a memory without "auto".
     """
 
@@ -82,7 +82,7 @@ class Chunks:
         once: a scalar of the forward pass with so many samples, all at once, to be measured with its gradients, those of the
         inputs too.
         """
-        if self.size != "auto" or samples == 1:
+        if self.size != "auto" or samples == 1 or transformed():
             return attempt()
         before, found = RandomState(batch.device), self._found[torch.is_grad_enabled()]
         if samples > found.samples or batch.size > found.graphs:

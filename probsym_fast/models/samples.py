@@ -63,12 +63,23 @@ class _Sum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: distributed.ProcessGroup) -> Tensor:
-        ctx.group = group
+    def forward(x: Tensor, group: distributed.ProcessGroup) -> Tensor:
         x = x.clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(x, group=group)
         return x
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, distributed.ProcessGroup], output: Tensor) -> None:
+        _, ctx.group = inputs
+
+    @staticmethod
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, None]:
         return _Sum.apply(d_y, ctx.group), None
+
+    @staticmethod
+    def jvp(ctx: Any, d_x: Tensor, _: None) -> Tensor:
+        return _Sum.apply(d_x, ctx.group)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, x: Tensor, group: distributed.ProcessGroup) -> tuple[Tensor, int]:
+        return _Sum.apply(x, group), in_dims[0]

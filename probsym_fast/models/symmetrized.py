@@ -48,6 +48,9 @@ class Symmetrized(nn.Module):
     samples_mesh: processes over which `forward` spreads the samples (one axis of a DeviceMesh), which have the same batch and
         generators in the same state. Each draws all elements and keeps its own, or in inference draws its own alone; see
         `models.samples.mean_over_processes` for what the gradients mean.
+    torch.func transforms work on the model (`torch.func.functional_call`): the ops take their references, and chunks keep
+    what they compute. vmap wants randomness="same". In training mode the transform must hold the buffers too, since running
+    statistics are written in place.
     Raises TypeError for parts of another type, ValueError for other values.
     """
 

@@ -1,4 +1,8 @@
-"""Fused operations: functions on tensors, differentiable, traceable, one implementation a backend."""
+"""Fused operations: functions on tensors, differentiable, traceable, one implementation a backend.
+
+Under torch.func transforms (grad, vjp, jvp, vmap) and in forward mode backend="auto" is the reference: it is plain torch,
+so that all of them work, at its cost. A kernel that is named, or called itself, raises RuntimeError there.
+"""
 
 from probsym_fast.ops._debug import debug
 from probsym_fast.ops._op import OPS, fill_table, using_backend

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from probsym_fast import _extension
 from probsym_fast.ops import triton
@@ -23,6 +24,7 @@ LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 OPS: dict[str, Op] = {}
 KERNEL_BACKENDS = {"cpu": "cpu", "cuda": "cuda"}  # device type -> the name of the kernels registered for it from C++
 DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
+UNDER_TRANSFORMS = "FuncTorchDynamicLayerFrontMode"  # the dispatch key that torch.func puts before all others
 _instead_of_auto = "auto"
 
 
@@ -41,6 +43,11 @@ def using_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _instead_of_auto = before
+
+
+def transformed() -> bool:
+    """Whether a torch.func transform (grad, vjp, jvp, vmap, ...) or forward-mode differentiation is active."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 class Op:
@@ -67,6 +74,7 @@ class Op:
         self.from_python: dict[str, tuple[str, tuple[torch.dtype, ...]]] = {}  # device type -> backend, dtypes
         self.qualified = f"{NAMESPACE}::{name}"
         self.kernel = self._defined(name, schema, shapes)
+        LIBRARY.impl(name, self._refuse_transform, UNDER_TRANSFORMS)
         self.reference = reference
         if opaque:
             self.reference = self._defined(f"{name}_reference", schema, shapes)
@@ -115,16 +123,23 @@ class Op:
         """What inputs of this dtype are handed over in: as they are where the kernels take it, below float32 else float32."""
         if dtype in (torch.float32, torch.float64):
             return dtype
-        backend = _instead_of_auto if backend == "auto" else backend
+        backend = self._asked_for(backend)
         taken = backend != "reference" and self.has_kernel(device.type) and dtype in self.kernel_dtypes(device.type)
         return dtype if taken else torch.float32
+
+    def _asked_for(self, backend: str) -> str:
+        """What "auto" stands for: the backend of `using_backend`; else the reference under a torch.func transform."""
+        backend = _instead_of_auto if backend == "auto" else backend
+        return "reference" if backend == "auto" and transformed() else backend
 
     def select(self, backend: str, device: torch.device, dtype: torch.dtype) -> Callable:
         """The implementation to call with the schema's arguments.
 
-        Raises RuntimeError where the named backend is not there for the device, TypeError where it lacks the dtype.
+        Under a torch.func transform "auto" is the reference: plain torch, so that every transform works on it. Raises
+        RuntimeError where the named backend is not there for the device and for a named kernel under a transform,
+        TypeError where the backend lacks the dtype.
         """
-        backend = _instead_of_auto if backend == "auto" else backend
+        backend = self._asked_for(backend)
         available = BACKENDS[self.name, device.type] if (self.name, device.type) in BACKENDS else ("reference",)
         if "cuda" in available and not _extension.runs_on_gpu(device.index or 0):
             available = tuple(x for x in available if x != "cuda")
@@ -140,9 +155,18 @@ class Op:
             )
         if backend == "reference":
             return self.reference
+        if transformed():
+            self._refuse_transform(backend=backend)
         if dtype not in self.kernel_dtypes(device.type):
             raise TypeError(f"{self.name}: backend {backend!r} takes {self.kernel_dtypes(device.type)}, got {dtype}")
         return self._checked(backend)
+
+    def _refuse_transform(self, *_: object, backend: str | None = None) -> None:
+        got = "a direct call" if backend is None else f"backend {backend!r}"
+        raise RuntimeError(
+            f"{self.name}: the kernels take no torch.func transform (grad, vjp, jvp, vmap) and no forward-mode derivative, "
+            f'got {got} under one; use backend="reference"'
+        )
 
     def _checked(self, backend: str) -> Callable:
         """The kernel; in debug mode behind the checks that it does not make."""
@@ -309,10 +333,19 @@ def check_num_nodes(op: str, num_nodes: Tensor | None, B: int, N: int, device: t
     return num_nodes.to(torch.int64).contiguous()
 
 
-def looks_at_values(x: Tensor) -> bool:
-    """Whether checks may read the values: on the CPU, on a GPU in debug mode, and outside of tracing and capture."""
-    if torch.compiler.is_compiling():
+def looks_at_values(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether checks may read the values: on the CPU, on a GPU in debug mode, and outside of tracing, capture and vmap."""
+    if torch.compiler.is_compiling() or any(map(_batched, (x, *others))):
         return False
     if x.device.type != "cuda":
         return x.device.type == "cpu"
     return debugging() and not torch.cuda.is_current_stream_capturing()
+
+
+def _batched(x: Tensor | None) -> bool:
+    """Whether vmap runs over x: it then stands for several tensors, and has no value of its own."""
+    while x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x):
+        if torch._C._functorch.is_batchedtensor(x):
+            return True
+        x = torch._C._functorch.get_unwrapped(x)
+    return False

@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from probsym_fast.ops._op import Op, check_count, check_float, looks_at_values
+from probsym_fast.ops._op import Op, check_count, check_float, looks_at_values, transformed
 from probsym_fast.ops.permutation import Permutation, SoftPermutation
 
 PAD_MODES = ("zeros", "replicate", "reflect", "circular")
@@ -24,7 +24,7 @@ def slots_of_places(N: int, grid: int, pad_mode: str, centered: bool, device: to
     Padding is grid patch - N places at the end, or half of them (rounded down) in front where `centered`: "zeros",
     "replicate" the nearest slot, "reflect" at the first and last slot, again and again, "circular" modulo N.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or transformed():  # tensors made there must not be kept
         return _slots(N, grid, pad_mode, centered, device)
     return _kept_slots(N, grid, pad_mode, centered, device)
 
@@ -119,7 +119,7 @@ def check_ptr(op: str, ptr: Tensor, p: Permutation) -> None:
     if S < 1:
         raise ValueError(f"{op}: p must have at least one sample, got (B, S, N) = {(B, S, N)}")
     check_devices(op, p.order.device, ptr=ptr)
-    if not looks_at_values(ptr):
+    if not looks_at_values(ptr, p.num_nodes):
         return
     nodes = ptr.diff()
     if int(ptr[0]) != 0 or (B and (int(nodes.min()) < 0 or int(nodes.max()) > N)):
@@ -145,7 +145,7 @@ def count_nodes(op: str, ptr: Tensor, nodes: int | None) -> int:
 
 def check_items(op: str, name: str, items: Tensor, ptr: Tensor) -> None:
     """ValueError unless the columns of items (k, M) are nodes of one graph each; on a GPU in debug mode only."""
-    if not looks_at_values(items) or not items.numel():
+    if not looks_at_values(items, ptr) or not items.numel():
         return
     nodes = int(ptr[-1])
     bad = ((items < 0) | (items >= nodes)).nonzero()

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from probsym_fast.ops._op import check_num_nodes, looks_at_values
+from probsym_fast.ops._op import check_num_nodes, looks_at_values, transformed
 
 
 @dataclass(eq=False)
@@ -35,7 +35,8 @@ class Permutation:
         B, _, N = self.order.shape
         self.num_nodes = check_num_nodes("Permutation", self.num_nodes, B, N, self.order.device)
         if self.rank is None:
-            self.rank = _inverse(self.order, self.num_nodes)
+            _check_order(self.order, self.num_nodes)
+            self.rank = inverse(self.order)
             return
         _check_index("rank", self.rank)
         if self.rank.shape != self.order.shape or self.rank.device != self.order.device:
@@ -43,7 +44,7 @@ class Permutation:
                 f"Permutation: rank must be {tuple(self.order.shape)} on {self.order.device} as order is, "
                 f"got {tuple(self.rank.shape)} on {self.rank.device}"
             )
-        if looks_at_values(self.order):
+        if looks_at_values(self.order, self.rank, self.num_nodes):
             slots = torch.arange(N, device=self.order.device)
             inside = self.rank.clamp(0, N - 1)  # where order undoes rank, both are permutations
             _refuse_any(
@@ -113,7 +114,9 @@ class SoftPermutation(Permutation):
 
     @property
     def requires_grad(self) -> bool:
-        """Whether a gradient is asked for, to scores, log_r or log_c."""
+        """Whether a gradient may be asked for, to scores, log_r or log_c: always under a torch.func transform."""
+        if transformed():
+            return True
         return torch.is_grad_enabled() and any(x.requires_grad for x in (self.scores, self.log_r, self.log_c))
 
     def detach(self) -> SoftPermutation:
@@ -172,14 +175,18 @@ def _check_index(name: str, index: Tensor) -> None:
         raise ValueError(f"Permutation: {name} must be (B, S, N), got {tuple(index.shape)}")
 
 
-def _inverse(order: Tensor, num_nodes: Tensor | None) -> Tensor:
-    """rank; ValueError where order is not a permutation of the valid slots."""
-    N = order.shape[-1]
-    slots = torch.arange(N, device=order.device).expand(order.shape)
-    if looks_at_values(order):
-        _refuse_any(order.sort(dim=-1).values != slots, "order", order, f"hold each of 0..{N - 1} once")
+def inverse(order: Tensor) -> Tensor:
+    """rank: (..., N) with rank[order[j]] = j."""
+    slots = torch.arange(order.shape[-1], device=order.device)
+    return order.scatter(-1, order, slots.expand(order.shape))
+
+
+def _check_order(order: Tensor, num_nodes: Tensor | None) -> None:
+    """ValueError where order is not a permutation of the valid slots."""
+    if looks_at_values(order, num_nodes):
+        slots = torch.arange(order.shape[-1], device=order.device)
+        _refuse_any(order.sort(dim=-1).values != slots, "order", order, f"hold each of 0..{len(slots) - 1} once")
         _check_beyond(order, num_nodes)
-    return torch.empty_like(order).scatter_(-1, order, slots)
 
 
 def _check_beyond(order: Tensor, num_nodes: Tensor | None) -> None:

@@ -7,8 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from probsym_fast._memory import peak_memory
-from probsym_fast.distributions import VectorNeurons, vector_layers
-from probsym_fast.distributions import vector_neurons as vn
+from probsym_fast.distributions import VectorNeurons, vector_layers, vector_steps
 from probsym_fast.groups import PointClouds
 from tests.conftest import GRADIENT, assert_near
 
@@ -73,7 +72,7 @@ def direct(net, batch, noise):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("n", "d", "k"), [(5, 3, 4), (1, 3, 4), (6, 2, 3), (3, 3, 7)])
 def test_equals_the_direct_form(n, d, k, training, monkeypatch):
-    monkeypatch.setattr(vector_layers, "AT_ONCE", 4 * 5 * 4 * n * n * d)  # four clouds at a time
+    monkeypatch.setattr(vector_steps, "AT_ONCE", 4 * 5 * 4 * n * n * d)  # four clouds at a time
     net = VectorNeurons(width=5, neighbors=k, dropout=0.0, dim=d).double()
     for module in net.modules():
         if isinstance(module, vector_layers.Norm):
@@ -117,28 +116,28 @@ def inputs(*shapes):
 
 @pytest.mark.parametrize("width", [1, 2])
 def test_gradient_of_the_activation(width):
-    f = vector_layers._VectorActivation.apply
+    f = vector_steps.VectorActivation.apply
     assert torch.autograd.gradcheck(f, inputs((2, 3, 7), (width, 3, 7), (2,), (2,)))
 
 
 def some_pairs(monkeypatch, n: int = 3, clouds: int = 5) -> torch.Tensor:
     """Which are near, (i, j, M); two clouds at a time."""
-    monkeypatch.setattr(vector_layers, "AT_ONCE", 2 * 4 * 2 * 2 * n * n)
+    monkeypatch.setattr(vector_steps, "AT_ONCE", 2 * 4 * 2 * 2 * n * n)
     return (torch.rand(n, n, clouds) > 0.3) | torch.eye(n, dtype=torch.bool)[..., None]
 
 
 def test_gradient_of_the_norm_moments(monkeypatch):
-    near, f = some_pairs(monkeypatch), vector_layers._PairNormMoments.apply
+    near, f = some_pairs(monkeypatch), vector_steps.PairNormMoments.apply
     weight, x = inputs((4, 3), (3, 2, 3, 5))
     assert torch.autograd.gradcheck(lambda weight, x: f(near, weight, x), (weight, x))
     assert torch.autograd.gradcheck(lambda weight: f(near, weight, x.detach()), (weight,))
-    assert torch.autograd.gradcheck(vector_layers._NormMoments.apply, inputs((2, 2, 3, 5)))
+    assert torch.autograd.gradcheck(vector_steps.NormMoments.apply, inputs((2, 2, 3, 5)))
 
 
 def test_gradient_of_the_edge_activation(monkeypatch):
     near, pool = some_pairs(monkeypatch), torch.randn(2, 2, dtype=torch.float64)
     scale, shift, weight, x = inputs((2,), (2,), (8, 3), (3, 2, 3, 5))
-    f = vector_layers._EdgeActivation.apply
+    f = vector_steps.EdgeActivation.apply
     assert torch.autograd.gradcheck(lambda *some: f(near, pool, *some), (scale, shift, weight, x))
     assert torch.autograd.gradcheck(lambda *some: f(near, pool, *some, x.detach()), (scale, shift, weight))
 
@@ -181,7 +180,7 @@ def test_convolutions_keep_what_enters_them_alone():
     node = 4 * 3 * n * clouds  # bytes a channel
     assert sum(kept.values()) < channels * node + (n * n + width * n) * clouds + 100_000
 
-    at_once = 4 * vector_layers.AT_ONCE
+    at_once = 4 * vector_steps.AT_ONCE
     enter = channels * node
     assert peak_memory(lambda: y.sum().backward(), "cpu") < 1.3 * at_once + 3 * enter + width * node
     assert peak_memory(lambda: conv(x), "cpu") < 1.3 * at_once + 2 * enter + width * node
@@ -199,16 +198,90 @@ def test_backward_under_autocast_changes_nothing():
 
 @pytest.mark.parametrize("nodes", [1, 4])
 def test_gradient_of_the_largest_invariant(nodes):
-    assert torch.autograd.gradcheck(vn._LargestInvariant.apply, inputs((2, 2, nodes, 3), (3, 2, 4, 3)))
+    assert torch.autograd.gradcheck(vector_steps.LargestInvariant.apply, inputs((2, 2, nodes, 3), (3, 2, 4, 3)))
 
 
-def test_second_derivatives_are_refused():
-    p, d, scale, shift = inputs((2, 3, 7), (2, 3, 7), (2,), (2,))
-    (g,) = torch.autograd.grad(
-        vector_layers._VectorActivation.apply(p, d, scale, shift).square().sum(), p, create_graph=True
-    )
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        g.sum().backward()
+def fused_steps(monkeypatch) -> dict:
+    """(step of the inputs with a gradient, those inputs)"""
+    near, pool = some_pairs(monkeypatch), torch.randn(2, 2, dtype=torch.float64)
+    steps = vector_steps
+    return {
+        "NormMoments": (steps.NormMoments, (), inputs((2, 2, 3, 5))),
+        "PairNormMoments": (steps.PairNormMoments, (near,), inputs((4, 3), (3, 2, 3, 5))),
+        "VectorActivation": (steps.VectorActivation, (), inputs((2, 3, 7), (1, 3, 7), (2,), (2,))),
+        "EdgeActivation": (steps.EdgeActivation, (near, pool), inputs((2,), (2,), (8, 3), (3, 2, 3, 5))),
+        "LargestInvariant": (steps.LargestInvariant, (), inputs((2, 2, 4, 3), (3, 2, 4, 3))),
+    }
+
+
+STEPS = [cls.__name__ for cls in vector_steps.Fused.__subclasses__()]
+
+
+def as_tuple(y) -> tuple:
+    return y if isinstance(y, tuple) else (y,)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_fused_steps_are_their_definitions(name, monkeypatch):
+    """Values and gradients."""
+    step, constants, leaves = fused_steps(monkeypatch)[name]
+    found = []
+    for f in (step.apply, step.definition):
+        y = as_tuple(f(*constants, *leaves))
+        weights = [torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view(x.shape) for x in y]
+        loss = sum((x * w).sum() for x, w in zip(y, weights, strict=True))
+        found.append([*y, *torch.autograd.grad(loss, leaves)])
+    for ours, theirs in zip(*found, strict=True):
+        assert_near(ours, theirs, {torch.float64: 1e-11})
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_second_derivatives_of_fused_steps(name, monkeypatch):
+    step, constants, leaves = fused_steps(monkeypatch)[name]
+    f = lambda *some: step.of(*constants, *some)  # noqa: E731
+    assert torch.autograd.gradgradcheck(f, leaves)
+    if len(leaves) > 1:
+        assert torch.autograd.gradgradcheck(lambda x: f(x, *(y.detach() for y in leaves[1:])), leaves[:1])
+    y = as_tuple(f(*leaves))[0].sin().sum()
+    one = torch.autograd.grad(y, leaves, create_graph=True)
+    two = torch.autograd.grad(sum(d.sin().sum() for d in one), leaves, create_graph=True)
+    assert all(d.requires_grad for d in two)  # and so on
+
+
+def test_a_second_derivative_where_inputs_depend_on_each_other():
+    """Scale and shift are those of x, and every input's gradient is its own alone."""
+    conv, x = vector_layers.EdgeConvolution(2, 3, 2).double(), torch.randn(2, 3, 4, 3, dtype=torch.float64)
+    found = []
+    for f in (conv, lambda x: convolution(conv, x.permute(3, 2, 0, 1), 2).permute(2, 3, 1, 0)):
+        leaf = x.clone().requires_grad_()
+        (d_x,) = torch.autograd.grad(f(leaf).sin().sum(), leaf, create_graph=True)
+        found.append([d_x, *torch.autograd.grad(d_x.square().sum(), [leaf, conv.feature, conv.direction])])
+    for ours, theirs in zip(*found, strict=True):
+        assert_near(ours, theirs, {torch.float64: 1e-9})
+
+
+def test_second_derivatives_under_autocast_change_nothing():
+    conv, x = vector_layers.EdgeConvolution(3, 4, 2), torch.randn(3, 3, 5, 7, requires_grad=True)
+    loss, found = conv(x).square().sum(), []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            found.append(torch.autograd.grad(loss, [x, *conv.parameters()], create_graph=True))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_batch_of_gradients_of_fused_steps(name, monkeypatch):
+    """vmap over the backward pass: torch.func's, and that of autograd.grad."""
+    step, constants, leaves = fused_steps(monkeypatch)[name]
+    y = as_tuple(step.of(*constants, *leaves))[0]
+    weights = torch.randn(3, *y.shape, dtype=y.dtype)
+    expected = [torch.autograd.grad(y, leaves, w, retain_graph=True) for w in weights]
+    for found in (
+        torch.autograd.grad(y, leaves, weights, is_grads_batched=True, retain_graph=True),
+        torch.vmap(lambda w: torch.autograd.grad(y, leaves, w, retain_graph=True))(weights),
+    ):
+        for ours, theirs in zip(found, zip(*expected, strict=True), strict=True):
+            assert_near(ours, torch.stack(theirs), {torch.float64: 1e-11})
 
 
 def test_a_batch_of_no_cloud():

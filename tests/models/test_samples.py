@@ -125,7 +125,9 @@ def work(rank: int, processes: int, folder: str) -> None:
         found.append((*step(DistributedDataParallel(model.train()), case, place), gradients(model), inferred))
     mesh = init_device_mesh("cpu", (processes,), mesh_dim_names=("samples",))
     x = torch.arange(3.0, dtype=torch.float64, requires_grad=True)
-    twice = torch.autograd.gradgradcheck(partial(_Sum.apply, group=mesh.get_group()), (x,), raise_exception=False)
+    total = partial(_Sum.apply, group=mesh.get_group())
+    twice = torch.autograd.gradgradcheck(total, (x,), raise_exception=False)
+    jacobians = torch.func.jacrev(total)(x.detach()), torch.func.jacfwd(total)(x.detach())  # with vmap, both of them
     model = graph_model(dropout=0.5)
     model.samples_mesh = mesh
     torch.manual_seed(3)
@@ -133,7 +135,7 @@ def work(rank: int, processes: int, folder: str) -> None:
     model.backbone[1].register_forward_hook(lambda module, inputs, output: seen.append(output == 0))
     model(graphs(slice(0, 8))[0], processes, torch.Generator().manual_seed(0))
     after = torch.rand(())
-    torch.save((found, twice, seen[0], after), f"{folder}/{rank}.pt")
+    torch.save((found, twice, seen[0], after, jacobians), f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -160,10 +162,11 @@ def test_processes_that_share_the_samples_find_what_one_does(tmp_path, processes
             assert drawn == max(1, share(case[2], along, processes // data)[1])  # its own samples alone
             near(grads, gradients(model))
             assert any(grad.abs().max() > 1e-3 for grad in grads)
-    for _, twice, _, after in ranks:
+    for _, twice, _, after, jacobians in ranks:
         assert twice
+        assert all(torch.equal(x, processes * torch.eye(3, dtype=torch.float64)) for x in jacobians)
         assert torch.equal(after, ranks[0][3])  # the generators are in step again
-    masks = [mask for _, _, mask, _ in ranks]
+    masks = [mask for _, _, mask, *_ in ranks]
     assert all(not torch.equal(a, b) for a, b in pairwise(masks))  # dropout is each process's own
 
 

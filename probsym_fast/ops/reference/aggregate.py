@@ -26,7 +26,7 @@ def aggregate(x: Tensor, edge_index: Tensor, ptr: Tensor | None, own: Tensor | N
 
 def check_values(x: Tensor, edge_index: Tensor, ptr: Tensor | None, *_) -> None:
     """ValueError unless the edges join nodes of one graph each; looked at where values are."""
-    if not looks_at_values(edge_index):
+    if not looks_at_values(edge_index, ptr):
         return
     nodes = x.shape[0] - (0 if ptr is None else ptr.shape[0] - 1)
     bad = ((edge_index < 0) | (edge_index >= nodes)).any(0).nonzero()

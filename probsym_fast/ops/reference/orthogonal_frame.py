@@ -43,6 +43,8 @@ def orthogonal_frame(matrices: Tensor, special: bool) -> Tensor:
 class _Scaled(torch.autograd.Function):
     """x / scale for a constant scale; a gradient beyond the dtype's range becomes its largest finite number."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, scale: Tensor) -> Tensor:
         return x / scale
@@ -50,6 +52,12 @@ class _Scaled(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+
+    @staticmethod
+    def jvp(ctx, x: Tensor, _: Tensor | None) -> Tensor:
+        (scale,) = ctx.saved_tensors
+        return x / scale
 
     @staticmethod
     def backward(ctx, d_x: Tensor) -> tuple[Tensor, None]:
@@ -75,5 +83,5 @@ def _farthest_axis(x: Tensor, columns: list[Tensor]) -> Tensor:
     columns = [q.detach() for q in columns]
     left = torch.ones_like(x) - sum(q * q for q in columns)
     first = (left >= TIE * left.amax(-1, keepdim=True)).to(torch.uint8).argmax(-1)
-    axis = torch.nn.functional.one_hot(first, x.shape[-1]).to(x.dtype)
+    axis = (torch.arange(x.shape[-1], device=x.device) == first[..., None]).to(x.dtype)
     return torch.nn.functional.normalize(_without(axis, columns), dim=-1)

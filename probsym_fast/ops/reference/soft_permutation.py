@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from probsym_fast.ops._op import looks_at_values
-from probsym_fast.ops.permutation import sorted_distance, sorted_soft, valid_slots
+from probsym_fast.ops.permutation import inverse, sorted_distance, sorted_soft, valid_slots
 
 
 def check_values(scores: Tensor, num_nodes: Tensor | None, *_) -> None:
-    if not looks_at_values(scores):
+    if not looks_at_values(scores, num_nodes):
         return
     finite = scores.isfinite()
     if not (finite if num_nodes is None else finite | ~valid_slots(num_nodes, scores.shape[-1])).all():
@@ -30,9 +30,7 @@ def soft_permutation(
         s = s / (torch.linalg.vector_norm(s / scale, dim=-1, keepdim=True) * scale).clamp(min=1e-6)
     key = s.detach() if valid is None else s.detach().masked_fill(~valid, -torch.inf)
     order = key.argsort(dim=-1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(
-        -1, order, torch.arange(order.shape[-1], device=order.device).expand(order.shape)
-    )
+    rank = inverse(order)
     t = s.gather(-1, order)
 
     p = (

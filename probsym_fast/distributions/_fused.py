@@ -1,0 +1,46 @@
+"""Autograd functions with a definition in plain torch, which does what they cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from probsym_fast.ops._op import transformed
+
+
+class Fused(Function):
+    """A step with a gradient of its own, which keeps less and takes less time than that of its `definition` in plain torch.
+
+    The definition takes its place under a torch.func transform, and in a backward pass whose result may be differentiated.
+    """
+
+    @staticmethod
+    def definition(*inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        raise NotImplementedError
+
+    @classmethod
+    def of(cls, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The step."""
+        return cls.definition(*inputs) if transformed() else cls.apply(*inputs)
+
+
+def needs_definition(*d_outputs: Tensor) -> bool:
+    """In a backward pass: whether its result may be differentiated (create_graph), or vmap runs over it."""
+    if torch.compiler.is_compiling():
+        return False
+    batched = map(torch._C._functorch.is_legacy_batchedtensor, d_outputs)  # of autograd.grad(is_grads_batched=True)
+    return torch.is_grad_enabled() or transformed() or any(batched)
+
+
+def gradient(definition: Callable, inputs: Sequence[Tensor], *d_outputs: Tensor) -> list[Tensor | None]:
+    """The gradients of definition(*inputs), None for inputs that need none; they have gradients where these are on."""
+    with torch.autocast(inputs[-1].device.type, enabled=False):  # it may be on in the backward pass
+        with torch.enable_grad():
+            own = [x.view_as(x) for x in inputs]  # where one depends on another, its gradient ends at the view
+            outputs = definition(*own)
+        needed = [x for x in own if x.requires_grad]
+        found = iter(torch.autograd.grad(outputs, needed, d_outputs, create_graph=torch.is_grad_enabled()))
+    return [next(found) if x.requires_grad else None for x in own]
