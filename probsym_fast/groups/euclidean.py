@@ -25,7 +25,6 @@ class Motion(NamedTuple):
 class Translation(Group):
     """R^d on the point ("p") axes. Its element for a batch is the centroid: translation is removed and restored."""
 
-    moves = "p"
     linear: Orthogonal | None = None
 
     def __init__(self, d: int = 3):
@@ -33,6 +32,14 @@ class Translation(Group):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.d})"
+
+    @property
+    def moves(self) -> str:
+        return self.linear.moves if self.linear else "p"
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return self.linear.outputs if self.linear else ()
 
     def _centered(self, frame: Tensor | None, batch: Batch, samples: int) -> Motion:
         if batch.center is None:
@@ -102,8 +109,6 @@ class Translation(Group):
 class Euclidean(Translation):
     """E(d): rotations, reflections and translations."""
 
-    moves, outputs = "vp", ("matrices",)
-
     def __init__(self, d: int = 3):
         super().__init__(d)
         self.linear = Orthogonal(d)
@@ -111,8 +116,6 @@ class Euclidean(Translation):
 
 class SpecialEuclidean(Translation):
     """SE(d): rotations and translations."""
-
-    moves, outputs = "vp", ("matrices",)
 
     def __init__(self, d: int = 3):
         super().__init__(d)
