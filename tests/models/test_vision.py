@@ -238,6 +238,16 @@ def test_patch_dropout_of_a_drawn_rate():
     assert entered(net.eval(), x).shape[1] == 10
 
 
+def test_patch_dropout_in_evaluation_where_asked_for():
+    net, x = backbone("vit", patch_dropout=0.4, patch_dropout_always=True).eval(), tokens(2)
+    assert entered(net, x).shape[1] == 1 + 5
+    torch.manual_seed(0)
+    y = net(x)
+    assert not torch.equal(net(x), y)
+    torch.manual_seed(0)
+    assert torch.equal(net(x), y)
+
+
 def test_high_patch_dropout_keeps_one():
     assert entered(backbone("vit", patch_dropout=0.99), tokens(2)).shape[1] == 2
 
