@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from probsym_fast.ops._op import check_num_nodes, looks_at_values
+from probsym_fast.ops._op import check_float, check_num_nodes, looks_at_values
 
 
 @dataclass(eq=False)
@@ -81,6 +81,9 @@ class SoftPermutation(Permutation):
 
     scores: (B, S, N) sorted (and normalised) scores t, 0 beyond num_nodes. log_r, log_c: (B, S, N). They define
     `P[i, j] = exp(log_r_i + log_c_j - |t_i - t_j| / tau)`, rows in sorted order: doubly stochastic up to the iterations left.
+    tau: a finite number > 0.
+    Raises as `Permutation`; also TypeError unless scores, log_r and log_c are of one floating dtype and tau is a number,
+    ValueError for their shapes and tau, RuntimeError for their devices.
     """
 
     scores: Tensor = None
@@ -89,6 +92,26 @@ class SoftPermutation(Permutation):
     tau: float = 0.01
 
     by_sample: ClassVar[tuple[str, ...]] = ("order", "rank", "scores", "log_r", "log_c")
+
+    def __post_init__(self, checked: bool):
+        super().__post_init__(checked)
+        if checked:
+            return
+        from probsym_fast.ops.soft_permutation import check_relaxation  # which imports this class
+
+        owner, parts = "SoftPermutation", {name: getattr(self, name) for name in ("scores", "log_r", "log_c")}
+        check_float(owner, **parts)
+        for name, x in parts.items():
+            if x.dtype != self.scores.dtype:
+                raise TypeError(f"{owner}: {name} must be {self.scores.dtype} as scores is, got {x.dtype}")
+            if x.shape != self.shape:
+                raise ValueError(
+                    f"{owner}: {name} must be (B, S, N) = {tuple(self.shape)} as order is, got {tuple(x.shape)}"
+                )
+            if x.device != self.order.device:
+                raise RuntimeError(f"{owner}: {name} must be on {self.order.device} as order is, got {x.device}")
+        check_relaxation(owner, self.tau, 0)
+        self.tau = float(self.tau)
 
     @property
     def requires_grad(self) -> bool:
