@@ -1,42 +1,89 @@
-// The only argument checks of the kernels. Shapes and dtypes are checked where the op is called (in Python, with
-// the op's own axis names); what needs the values is checked here, while they are read anyway.
+// The argument checks of the kernels. The Python function of an op checks its arguments in its own words. Here stands what
+// memory safety needs whoever calls, torch.ops included: sizes, dtypes, devices and counts before anything is read, and
+// values (node numbers, slots, offsets) where they are read anyway.
 #pragma once
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <cstdint>
+#include <limits>
 
 namespace psf {
 
-// (B,) int64 numbers of valid nodes, or null: all N are valid.
-inline const int64_t* num_nodes_pointer(const char* op, const std::optional<at::Tensor>& num_nodes, int64_t B, int64_t N) {
-  if (!num_nodes.has_value()) return nullptr;
-  const int64_t* counts = num_nodes->const_data_ptr<int64_t>();
+constexpr int64_t most_slots = (int64_t{1} << 24) - 1;  // float32 counts the slots of a row exactly
+constexpr int64_t most_iterations = 10000;              // as ops/soft_permutation.py has it
+
+// An axis of an op's tensors. The first tensor that has it gives its size, and the others must agree.
+struct Dim {
+  const char* name;
+  int64_t least = 0, most = std::numeric_limits<int64_t>::max(), size = -1;  // size: -1 while it is not known
+  operator int64_t() const { return size; }
+};
+using Dims = std::initializer_list<Dim*>;
+
+// The arguments of one call.
+class Arguments {
+ public:
+  explicit Arguments(const char* op, at::Device device = at::kCPU) : op(op), device_(device) {}
+  const char* const op;
+
+  // float32 or float64, the same for all of a call.
+  const at::Tensor& floats(const char* name, const at::Tensor& x);
+  const at::Tensor& floats(const char* name, const at::Tensor& x, Dims dims);
+  const at::Tensor& integers(const char* name, const at::Tensor& x, Dims dims);  // int64
+  // Contiguous; undefined where it is not given.
+  at::Tensor floats(const char* name, const std::optional<at::Tensor>& x, Dims dims) {
+    return x ? floats(name, *x, dims).contiguous() : at::Tensor();
+  }
+  at::Tensor integers(const char* name, const std::optional<at::Tensor>& x, Dims dims) {
+    return x ? integers(name, *x, dims).contiguous() : at::Tensor();
+  }
+  // t, log_r and log_c of a soft permutation: all are given, or none, which is refused where their gradients are asked for.
+  void soft(const std::optional<at::Tensor>& t, const std::optional<at::Tensor>& log_r, const std::optional<at::Tensor>& log_c,
+            double tau, Dims dims, bool needed = false);
+  void same_shape(const char* name, const at::Tensor& x, const char* as, const at::Tensor& y) const;
+  void count(const char* name, int64_t n, int64_t least, int64_t most) const;
+  void temperature(double tau) const;
+
+ private:
+  const at::Device device_;
+  const char* first_ = nullptr;  // the first floating tensor
+  at::ScalarType dtype_ = at::ScalarType::Undefined;
+  void memory(const char* name, const at::Tensor& x) const;
+  void shape(const char* name, const at::Tensor& x, Dims dims) const;
+};
+
+// (B,) numbers of valid nodes, 1 to N each; null where all N are valid. CPU only.
+class NumNodes {
+  at::Tensor held_;
+  const int64_t* counts_ = nullptr;
+
+ public:
+  NumNodes(Arguments& in, const std::optional<at::Tensor>& num_nodes, Dim& B, int64_t N);
+  operator const int64_t*() const { return counts_; }
+};
+
+// offsets (B + 1): those of graphs of at most N nodes each.
+void check_offsets(const char* op, const int64_t* offsets, int64_t B, int64_t N);
+
+// n slots or nodes of a sample of graph b, by which memory is read or written: each must be 0 to end - 1.
+void check_row(const char* op, const char* name, const int64_t* row, int64_t n, int64_t end, int64_t b);
+
+// The first count(b) entries of every row of x (B, S, N): each must be 0 to limit(b) - 1.
+template <class Count, class Limit>
+void check_rows(const char* op, const char* name, const at::Tensor& x, Count count, Limit limit) {
+  const int64_t *row = x.const_data_ptr<int64_t>(), B = x.size(0), S = x.size(1), N = x.size(2);
   for (int64_t b = 0; b < B; ++b)
-    TORCH_CHECK_VALUE(counts[b] >= 1 && counts[b] <= N, op, ": num_nodes must be between 1 and N = ", N, ", got ",
-                      counts[b], " for graph ", b);
-  return counts;
+    for (int64_t s = 0; s < S; ++s, row += N) check_row(op, name, row, count(b), limit(b), b);
 }
+
+// How many turns of a loop a thread takes at least: enough for `least` operations, at about `cost` a turn.
+inline int64_t grain(double cost, double least = 16384) { return 1 + static_cast<int64_t>(least / (1 + cost)); }
 
 // Products inside a kernel stay in its dtype, under torch.autocast too.
 struct NoAutocast {
   c10::impl::ExcludeDispatchKeyGuard guard{c10::autocast_dispatch_keyset};
 };
-
-// Rows (B, S, N) of slots or nodes that memory is read by: the first count(b) entries of a row must be 0 to limit(b) - 1.
-template <class Count, class Limit>
-void check_rows(const char* op, const char* name, const at::Tensor& x, Count count, Limit limit) {
-  const int64_t *row = x.const_data_ptr<int64_t>(), B = x.size(0), S = x.size(1), N = x.size(2);
-  for (int64_t b = 0; b < B; ++b) {
-    const int64_t n = count(b), end = limit(b);
-    for (int64_t s = 0; s < S; ++s, row += N) {
-      bool bad = false;
-      for (int64_t i = 0; i < n; ++i) bad |= static_cast<uint64_t>(row[i]) >= static_cast<uint64_t>(end);
-      for (int64_t i = 0; bad && i < n; ++i)
-        TORCH_CHECK_VALUE(row[i] >= 0 && row[i] < end, op, ": ", name, " must hold 0 to ", end - 1, ", got ", row[i], " for graph ", b);
-    }
-  }
-}
 
 }  // namespace psf

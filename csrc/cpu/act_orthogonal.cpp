@@ -10,25 +10,28 @@ namespace {
 using at::Tensor;
 
 struct Shape {
-  int64_t B, S, n, d, C;
+  Dim B{"B"}, S{"S", 1}, n{"n"}, d{"d"}, C{"C"};
   bool per_sample;
-  Shape(const Tensor& vectors, const Tensor& frames)
-      : B(frames.size(0)), S(frames.size(1)), n(vectors.size(-3)), d(vectors.size(-2)), C(vectors.size(-1)),
-        per_sample(vectors.dim() == 5) {}
+  Shape(Arguments& in, const Tensor& vectors, const Tensor& frames) : per_sample(vectors.dim() == 5) {
+    in.floats("frames", frames, {&B, &S, &d, &d});
+    if (per_sample) in.floats("vectors", vectors, {&B, &S, &n, &d, &C});
+    else in.floats("vectors", vectors, {&B, &n, &d, &C});
+  }
   int64_t size() const { return n * d * C; }
   int64_t vectors_at(int64_t b, int64_t s) const { return (per_sample ? b * S + s : b) * size(); }
 };
 
 Tensor act_orthogonal(const Tensor& vectors_in, const Tensor& frames_in, bool inverse, bool mean) {
+  Arguments in("act_orthogonal");
+  const Shape x(in, vectors_in, frames_in);
   const Tensor vectors = vectors_in.contiguous(), frames = frames_in.contiguous();
-  const Shape x(vectors, frames);
   const Tensor out = at::empty(mean ? at::IntArrayRef{x.B, x.n, x.d, x.C} : at::IntArrayRef{x.B, x.S, x.n, x.d, x.C}, vectors.options());
   AT_DISPATCH_FLOATING_TYPES(vectors.scalar_type(), "act_orthogonal", [&] {
     using T = scalar_t;
     const T* v = vectors.const_data_ptr<T>();
     const T* g = frames.const_data_ptr<T>();
     T* y = out.mutable_data_ptr<T>();
-    at::parallel_for(0, x.B, 1 + 4096 / (1 + x.S * x.size()), [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, x.B, grain(double(x.S) * double(x.size()), 4096), [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b)
         for (int64_t s = 0; s < x.S; ++s)
           PSF_DISPATCH(act_vectors<T>(g + (b * x.S + s) * x.d * x.d, v + x.vectors_at(b, s),
@@ -41,15 +44,18 @@ Tensor act_orthogonal(const Tensor& vectors_in, const Tensor& frames_in, bool in
 
 std::tuple<Tensor, Tensor> act_orthogonal_backward(const Tensor& d_out_in, const Tensor& vectors_in, const Tensor& frames_in,
                                                    bool inverse, bool mean, bool needs_vectors, bool needs_frames) {
+  Arguments in("act_orthogonal_backward");
+  Shape x(in, vectors_in, frames_in);
+  if (mean) in.floats("d_out", d_out_in, {&x.B, &x.n, &x.d, &x.C});
+  else in.floats("d_out", d_out_in, {&x.B, &x.S, &x.n, &x.d, &x.C});
   const Tensor d_out = d_out_in.contiguous(), vectors = vectors_in.contiguous(), frames = frames_in.contiguous();
-  const Shape x(vectors, frames);
   const Tensor d_vectors = needs_vectors ? at::empty_like(vectors) : Tensor(), d_frames = needs_frames ? at::empty_like(frames) : Tensor();
   AT_DISPATCH_FLOATING_TYPES(vectors.scalar_type(), "act_orthogonal_backward", [&] {
     using T = scalar_t;
     const T *v = vectors.const_data_ptr<T>(), *g = frames.const_data_ptr<T>(), *dy = d_out.const_data_ptr<T>();
     T *d_v = needs_vectors ? d_vectors.mutable_data_ptr<T>() : nullptr, *d_g = needs_frames ? d_frames.mutable_data_ptr<T>() : nullptr;
     const T scale = mean ? T(1) / T(x.S) : T(1);
-    at::parallel_for(0, x.B, 1 + 4096 / (1 + x.S * x.size()), [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, x.B, grain(double(x.S) * double(x.size()), 4096), [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b)
         for (int64_t s = 0; s < x.S; ++s) {
           const int64_t sample = b * x.S + s, from = (mean ? b : sample) * x.size(), to = x.vectors_at(b, s);

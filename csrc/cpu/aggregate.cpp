@@ -13,12 +13,21 @@ using Maybe = std::optional<Tensor>;
 
 constexpr int64_t part = 4096;  // numbers summed at a time in the gradient of `own`, whatever the threads
 
+void check(Arguments& in, const Tensor& x, const Tensor& edge_index, const Maybe& ptr, const Maybe& own) {
+  in.floats("x", x);
+  TORCH_CHECK_VALUE(x.dim() > 0, in.op, ": x must be (nodes, ...), got a scalar");
+  Dim two{"2", 2, 2, 2}, E{"E"}, offsets{"B + 1", 1, x.size(0) + 1};
+  in.integers("edge_index", edge_index, {&two, &E});
+  in.integers("ptr", ptr, {&offsets});
+  in.floats("own", own, {});
+}
+
 Tensor sum_over(const Tensor& x_in, const Tensor& edges_in, const Maybe& ptr_in, const Maybe& own_in, int64_t from_axis) {
   const Tensor x = x_in.contiguous(), edges = edges_in.contiguous(), ptr = ptr_in ? ptr_in->contiguous() : Tensor(), out = at::empty_like(x);
   const int64_t graphs = ptr_in ? ptr.size(0) - 1 : 0, nodes = x.size(0) - graphs, E = edges.size(1);
   const int64_t width = x.size(0) ? x.numel() / x.size(0) : 0;
   const int64_t *from = edges.const_data_ptr<int64_t>() + from_axis * E, *to = edges.const_data_ptr<int64_t>() + (1 - from_axis) * E;
-  std::vector<int64_t> begin(std::max<int64_t>(0, nodes) + 1), neighbors(E), graph(std::max<int64_t>(0, nodes));
+  std::vector<int64_t> begin(nodes + 1), neighbors(E), graph(nodes);
   for (int64_t e = 0; e < E; ++e) {
     TORCH_CHECK_VALUE(std::min(from[e], to[e]) >= 0 && std::max(from[e], to[e]) < nodes, "aggregate: edge_index must hold node numbers 0 to ",
                       nodes - 1, ", got ", edges.const_data_ptr<int64_t>()[e], " and ", edges.const_data_ptr<int64_t>()[E + e], " in column ", e);
@@ -42,7 +51,7 @@ Tensor sum_over(const Tensor& x_in, const Tensor& edges_in, const Maybe& ptr_in,
     const T* rows = x.const_data_ptr<T>();
     const T own = own_in ? own_in->item<T>() : T(0);
     T* sums = out.mutable_data_ptr<T>();
-    at::parallel_for(0, x.size(0), 1 + 16384 / (1 + width), [&](int64_t first, int64_t last) {
+    at::parallel_for(0, x.size(0), grain(double(width)), [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         T* sum = sums + i * width;
         PSF_DISPATCH(start_row<T>(rows + i * width, i < nodes ? own : own + T(1), width, sum));
@@ -59,10 +68,17 @@ Tensor sum_over(const Tensor& x_in, const Tensor& edges_in, const Maybe& ptr_in,
   return out;
 }
 
-Tensor aggregate(const Tensor& x, const Tensor& edge_index, const Maybe& ptr, const Maybe& own) { return sum_over(x, edge_index, ptr, own, 0); }
+Tensor aggregate(const Tensor& x, const Tensor& edge_index, const Maybe& ptr, const Maybe& own) {
+  Arguments in("aggregate");
+  check(in, x, edge_index, ptr, own);
+  return sum_over(x, edge_index, ptr, own, 0);
+}
 
 std::tuple<Tensor, Tensor> aggregate_backward(const Tensor& d_sums, const Tensor& x_in, const Tensor& edge_index, const Maybe& ptr,
                                               const Maybe& own, bool needs_x, bool needs_own) {
+  Arguments in("aggregate_backward");
+  check(in, x_in, edge_index, ptr, own);
+  in.same_shape("d_sums", in.floats("d_sums", d_sums), "x", x_in);
   Tensor d_x, d_own;
   if (needs_x) d_x = sum_over(d_sums, edge_index, ptr, own, 1);
   if (needs_own) {

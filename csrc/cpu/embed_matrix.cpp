@@ -24,12 +24,13 @@ struct Tiles {
   std::vector<std::vector<int32_t>> cells;   // of each graph: (cell, cell') of its tokens
   std::vector<int64_t> first;                // row of a sample's first token, over all samples
 
-  Tiles(const Tensor& matrix, const Maybe& num_nodes, const Tensor& order_in, const Tensor& slots_in, int64_t grid, const Tensor& W)
+  // Of checked arguments, but for num_nodes and the values.
+  Tiles(Arguments& in, Dim& graphs, const Maybe& num_nodes, const Tensor& order_in, const Tensor& slots_in, int64_t grid, const Tensor& W)
       : B(order_in.size(0)), S(order_in.size(1)), N(order_in.size(2)), C(W.size(1)), D(W.size(2)), grid(grid),
         patch(slots_in.size(0) / grid), width(W.size(0) * W.size(1)), order_(order_in.contiguous()), slots_(slots_in.contiguous()) {
     order = order_.const_data_ptr<int64_t>();
     slots = slots_.const_data_ptr<int64_t>();
-    const int64_t* counts = num_nodes_pointer("embed_matrix", num_nodes, B, N);
+    const NumNodes counts(in, num_nodes, graphs, N);
     first.push_back(0);
     for (int64_t b = 0; b < B; ++b) {
       nodes.push_back(counts ? counts[b] : N);
@@ -40,6 +41,7 @@ struct Tiles {
             used.push_back(static_cast<int32_t>(cell));
             break;
           }
+      pairs.reserve(2 * used.size() * used.size());  // refused at once where there are too many
       for (const int32_t i : used)
         for (const int32_t j : used) pairs.insert(pairs.end(), {i, j});
       for (int64_t s = 0; s < S; ++s) first.push_back(first.back() + static_cast<int64_t>(pairs.size() / 2));
@@ -92,12 +94,17 @@ struct Tiles {
   }
 };
 
-Tensor embed_matrix(const Tensor& matrix_in, const Maybe& num_nodes, const Tensor&, const Tensor& order, const Maybe&, const Maybe&,
-                    const Maybe&, double, const Tensor& slots, int64_t grid, const Tensor& weight, const Maybe& bias_in) {
+Tensor embed_matrix(const Tensor& matrix_in, const Maybe& num_nodes, const Tensor& rank, const Tensor& order, const Maybe& t,
+                    const Maybe& log_r, const Maybe& log_c, double tau, const Tensor& slots, int64_t grid, const Tensor& weight,
+                    const Maybe& bias_in) {
   const NoAutocast no_autocast;
+  Arguments in("embed_matrix");
+  PatchedAxes axes(in, 2, rank, order, t, log_r, log_c, tau, slots, grid, weight);
+  in.floats("matrix", matrix_in, {&axes.B, &axes.N, &axes.N, &axes.C});
+  const Tensor given = in.floats("bias", bias_in, {&axes.D});
   const Tensor matrix = matrix_in.contiguous(), W = weight_rows(weight), flat_t = W.flatten(0, 1).t().contiguous();
-  const Tiles x(matrix, num_nodes, order, slots, grid, W);
-  const Tensor bias = bias_in ? bias_in->contiguous() : at::zeros({x.D}, W.options());
+  const Tiles x(in, axes.B, num_nodes, order, slots, grid, W);
+  const Tensor bias = given.defined() ? given : at::zeros({x.D}, W.options());
   const Tensor tokens = bias.expand({x.B, x.S, grid * grid, x.D}).contiguous();
   AT_DISPATCH_FLOATING_TYPES(W.scalar_type(), "embed_matrix", [&] {
     using T = scalar_t;
@@ -112,12 +119,16 @@ Tensor embed_matrix(const Tensor& matrix_in, const Maybe& num_nodes, const Tenso
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> embed_matrix_backward(
-    const Tensor& d_tokens_in, const Tensor& matrix_in, const Maybe& num_nodes, const Tensor&, const Tensor& order, const Maybe& t_in,
+    const Tensor& d_tokens_in, const Tensor& matrix_in, const Maybe& num_nodes, const Tensor& rank, const Tensor& order, const Maybe& t_in,
     const Maybe& log_r_in, const Maybe& log_c_in, double tau, const Tensor& slots, int64_t grid, const Tensor& weight, bool needs_matrix,
     bool needs_t, bool needs_weight, bool needs_bias) {
   const NoAutocast no_autocast;
+  Arguments in("embed_matrix_backward");
+  PatchedAxes axes(in, 2, rank, order, t_in, log_r_in, log_c_in, tau, slots, grid, weight, needs_t);
+  in.floats("matrix", matrix_in, {&axes.B, &axes.N, &axes.N, &axes.C});
+  in.floats("d_tokens", d_tokens_in, {&axes.B, &axes.S, &axes.L, &axes.D});
   const Tensor d_tokens = d_tokens_in.contiguous(), matrix = matrix_in.contiguous(), W = weight_rows(weight), flat = W.flatten(0, 1);
-  const Tiles x(matrix, num_nodes, order, slots, grid, W);
+  const Tiles x(in, axes.B, num_nodes, order, slots, grid, W);
   Tensor d_matrix, d_flat, d_bias;
   std::array<Tensor, 3> d_soft, soft;
   if (needs_matrix) d_matrix = at::zeros_like(matrix);

@@ -30,9 +30,10 @@ void sort_by(const int64_t* key, int64_t count, int64_t keys, std::vector<int64_
 }
 
 // Whether the entries are so many that each weight row is read often, and few enough to list: then blocks are packed.
-bool is_dense(const Items& items, at::IntArrayRef W) {
+bool is_dense(const Items& items, at::IntArrayRef W, int64_t L) {
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();  // of rows that an entry can name
   const int64_t entries = items.M * items.S;
-  return entries > 2 * W[0] * W[1] && entries * W[1] < most_entries && W[2] >= 16;
+  return items.B * items.S * L <= most && W[0] * W[1] <= most && entries > 2 * W[0] * W[1] && entries * W[1] < most_entries && W[2] >= 16;
 }
 
 template <class T> std::vector<Entry<T>> entries_of(const Items& items, const Axis& axis, const Tensor& values, int64_t L) {
@@ -110,9 +111,38 @@ void add_symmetric_products(std::vector<Entry<T>>& entries, T scale, const T* W,
 
 }  // namespace
 
-Axis::Axis(const Tensor& slots, int64_t grid, int64_t N) : grid(grid), patch(slots.size(0) / grid) {
+PatchedAxes::PatchedAxes(Arguments& in, int64_t axes, const Tensor& rank, const Tensor& order, const std::optional<Tensor>& t,
+                         const std::optional<Tensor>& log_r, const std::optional<Tensor>& log_c, double tau, const Tensor& slots,
+                         int64_t grid, const Tensor& weight, bool needs_t) {
+  in.integers("rank", rank, {&B, &S, &N});
+  in.integers("order", order, {&B, &S, &N});
+  in.count("grid", grid, 1, std::numeric_limits<int32_t>::max() - N);  // places are counted in 32 bits
+  P.size = (N + grid - 1) / grid;
+  L.size = axes == 2 ? grid * grid : grid;
+  k.size = axes;
+  places.size = grid * P;
+  offsets.size = B + 1;
+  in.integers("slots", slots, {&places});
+  if (axes == 2) {
+    in.floats("weight", weight, {&D, &C, &P, &P});
+  } else {
+    in.floats("weight", weight, {&D, &C, &P});
+  }
+  in.soft(t, log_r, log_c, tau, {&B, &S, &N}, needs_t);
+}
+
+void PatchedAxes::check_items(Arguments& in, const Tensor& items, const Tensor& ptr) {
+  in.integers("items", items, {&k, &M});
+  in.integers("ptr", ptr, {&offsets});
+}
+
+Axis::Axis(const char* op, const Tensor& slots_in, int64_t grid, int64_t N) : grid(grid), patch(slots_in.size(0) / grid) {
+  const Tensor slots = slots_in.contiguous();
   const int64_t* slot = slots.const_data_ptr<int64_t>();
   const int64_t places = slots.size(0);
+  for (int64_t p = 0; p < places; ++p)
+    TORCH_CHECK_VALUE(slot[p] >= -1 && slot[p] < N && (grid > 1 || slot[p] == p), op, ": slots must hold -1 to ", N - 1,
+                      grid > 1 ? "" : ", 0 1 2 ... in one patch", ", got ", slot[p], " in place ", p);
   start.assign(N + 1, 0);
   for (int64_t p = 0; p < places; ++p)
     if (slot[p] >= 0) ++start[slot[p] + 1];
@@ -131,13 +161,9 @@ Items::Items(const char* op, const char* name, const Tensor& items, const Tensor
     : k(items.size(0)), M(items.size(1)), B(rank.size(0)), S(rank.size(1)), N(rank.size(2)), op_(op), items_(items.contiguous()),
       ptr_(ptr.contiguous()), rank_(rank.contiguous()), order_(order.contiguous()) {
   const int64_t* offsets = ptr_.const_data_ptr<int64_t>();
-  TORCH_CHECK_VALUE(offsets[0] == 0, op, ": ptr must begin with 0, got ", offsets[0]);
+  check_offsets(op, offsets, B, N);
   std::vector<int64_t> graph_of_node;
-  for (int64_t b = 0; b < B; ++b) {
-    const int64_t nodes = offsets[b + 1] - offsets[b];
-    TORCH_CHECK_VALUE(nodes >= 0 && nodes <= N, op, ": ptr must give every graph 0 to N = ", N, " nodes, got ", nodes, " for graph ", b);
-    graph_of_node.insert(graph_of_node.end(), nodes, b);
-  }
+  for (int64_t b = 0; b < B; ++b) graph_of_node.insert(graph_of_node.end(), offsets[b + 1] - offsets[b], b);
   check_rows(op, "rank", rank_, [&](int64_t b) { return offsets[b + 1] - offsets[b]; }, [&](int64_t) { return N; });
   const int64_t* u = items_.const_data_ptr<int64_t>();
   graph_.resize(M);
@@ -215,7 +241,7 @@ void scatter(const Items& items, const Axis& axis, const Tensor& values, double 
     using T = scalar_t;
     const T *a = values.const_data_ptr<T>(), *w = W.const_data_ptr<T>(), *begin = bias ? bias->const_data_ptr<T>() : nullptr;
     T* y = tokens.mutable_data_ptr<T>();
-    const bool dense = is_dense(items, W.sizes());
+    const bool dense = is_dense(items, W.sizes(), L);
     at::parallel_for(0, samples, 1, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         T* sample = y + i * L * D;
@@ -243,7 +269,7 @@ Tensor gather(const Items& items, const Axis& axis, const Tensor& tokens, double
     using T = scalar_t;
     const T *x = tokens.const_data_ptr<T>(), *w = W.const_data_ptr<T>();
     T* out = values.mutable_data_ptr<T>();
-    at::parallel_for(0, items.M, 1 + 16384 / (1 + S * C * D), [&](int64_t first, int64_t last) {
+    at::parallel_for(0, items.M, grain(double(S) * double(C * D)), [&](int64_t first, int64_t last) {
       for (int64_t item = first; item < last; ++item) {
         const int64_t b = items.graph(item);
         SampleView view = items.sample(b, 0);
@@ -265,7 +291,7 @@ Tensor weight_gradient(const Items& items, const Axis& axis, const Tensor& value
     const T *a = values.const_data_ptr<T>(), *x = tokens.const_data_ptr<T>();
     T* out = dW.mutable_data_ptr<T>();
     // every thread has its own part of the width: the order of the sums does not depend on the threads
-    if (is_dense(items, shape)) {
+    if (is_dense(items, shape, L)) {
       const int64_t rows = shape[0] * C;
       std::vector<Entry<T>> entries = entries_of<T>(items, axis, values, L);
       if (fills(entries, samples * L, rows)) {

@@ -15,11 +15,23 @@
 
 namespace psf {
 
+// The axes of the ops on patches, and the checks of the arguments that they share: `axes` of N slots each (as many as items
+// have nodes), cut into `grid` patches of P = max(1, ceil(N / grid)).
+struct PatchedAxes {
+  Dim B{"B"}, S{"S"}, N{"N", 1, most_slots}, D{"D", 1}, C{"C", 1}, P{"P"}, L{"L"}, M{"M"};
+  Dim k{"k"}, places{"grid P"}, offsets{"B + 1"};
+  PatchedAxes(Arguments& in, int64_t axes, const at::Tensor& rank, const at::Tensor& order, const std::optional<at::Tensor>& t,
+              const std::optional<at::Tensor>& log_r, const std::optional<at::Tensor>& log_c, double tau, const at::Tensor& slots,
+              int64_t grid, const at::Tensor& weight, bool needs_t = false);
+  void check_items(Arguments& in, const at::Tensor& items, const at::Tensor& ptr);
+};
+inline int64_t axes_of(const at::Tensor& weight) { return weight.dim() == 4 ? 2 : 1; }
+
 // One axis: where the slots are after padding, as (cell, offset in the patch) of every place.
 struct Axis {
   int64_t grid, patch;
   std::vector<int32_t> start, cell, offset;  // the places of slot j are start[j] to start[j + 1] - 1
-  Axis(const at::Tensor& slots, int64_t grid, int64_t N);
+  Axis(const char* op, const at::Tensor& slots, int64_t grid, int64_t N);
 };
 
 // The soft permutation of a sample, or null pointers.
@@ -52,7 +64,7 @@ struct SampleView {
 class Items {
  public:
   int64_t k, M, B, S, N;
-  // op, name: for errors. items (k, M), ptr (B + 1,), rank and order (B, S, N), int64.
+  // op, name: for errors. items (k, M), ptr (B + 1,), rank and order (B, S, N), int64; their values are checked.
   Items(const char* op, const char* name, const at::Tensor& items, const at::Tensor& ptr, const at::Tensor& rank, const at::Tensor& order);
   SampleView sample(int64_t b, int64_t s) const;
   int64_t graph(int64_t item) const { return graph_[item]; }

@@ -49,9 +49,18 @@ template <class T> struct Affine {
   }
 };
 
+void check(Arguments& in, const Tensor& x, const Tensor& linear, const Tensor& weight, const Tensor& bias, Dim& M, Dim& K, Dim& C) {
+  in.floats("x", x, {&M, &K});
+  in.floats("linear", linear, {&C, &K});
+  in.floats("weight", weight, {&C});
+  in.floats("bias", bias, {&C});
+}
+
 std::tuple<Tensor, Tensor, Tensor> linear_batch_norm_relu(const Tensor& x_in, const Tensor& linear, const Tensor& weight, const Tensor& bias, double eps) {
+  Arguments in("linear_batch_norm_relu");
+  Dim M{"M", 1}, K{"K"}, C{"C"};
+  check(in, x_in, linear, weight, bias, M, K, C);
   const Tensor x = x_in.contiguous(), linear_t = linear.t().contiguous();
-  const int64_t M = x.size(0), K = x.size(1), C = linear.size(0);
   const Tensor y = at::empty({M, C}, x.options()), mean = at::empty({C}, x.options()), variance = at::empty_like(mean);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "linear_batch_norm_relu", [&] {
     using T = scalar_t;
@@ -84,10 +93,14 @@ std::tuple<Tensor, Tensor, Tensor> linear_batch_norm_relu(const Tensor& x_in, co
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_batch_norm_relu_backward(const Tensor& d_y_in, const Tensor& x_in, const Tensor& linear_in,
-    const Tensor& weight_in, const Tensor& bias, const Tensor& mean, const Tensor& variance, double eps, bool needs_x, bool needs_linear) {
-  const Tensor d_y = d_y_in.contiguous(), x = x_in.contiguous(), linear = linear_in.contiguous(), linear_t = linear.t().contiguous(), weight = weight_in.contiguous();
+    const Tensor& weight_in, const Tensor& bias, const Tensor& mean_in, const Tensor& variance_in, double eps, bool needs_x, bool needs_linear) {
+  Arguments in("linear_batch_norm_relu_backward");
+  Dim M{"M", 1}, K{"K"}, C{"C"};
+  check(in, x_in, linear_in, weight_in, bias, M, K, C);
+  const Tensor mean = in.floats("mean", mean_in, {&C}).contiguous(), variance = in.floats("variance", variance_in, {&C}).contiguous();
+  const Tensor d_y = in.floats("d_y", d_y_in, {&M, &C}).contiguous(), x = x_in.contiguous(), linear = linear_in.contiguous(), linear_t = linear.t().contiguous(), weight = weight_in.contiguous();
   const Tensor d_weight = at::empty_like(weight), d_bias = at::empty_like(weight);
-  const int64_t M = x.size(0), K = x.size(1), C = linear.size(0), blocks = (M + block - 1) / block;
+  const int64_t blocks = (M + block - 1) / block;
   const Tensor d_x = needs_x ? at::empty_like(x) : Tensor(), parts = needs_linear ? at::empty({blocks, C, K}, x.options()) : Tensor();
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "linear_batch_norm_relu_backward", [&] {
     using T = scalar_t;

@@ -11,20 +11,32 @@ namespace {
 using at::Tensor;
 using Maybe = std::optional<Tensor>;
 
-// Node offsets of the graphs, checked.
-const int64_t* offsets_of(const Tensor& ptr, int64_t B, int64_t N) {
-  const int64_t* offsets = ptr.const_data_ptr<int64_t>();
-  for (int64_t b = 0; b < B; ++b)
-    TORCH_CHECK_VALUE(offsets[0] == 0 && offsets[b + 1] >= offsets[b] && offsets[b + 1] - offsets[b] <= N,
-                      "node_identifiers: ptr must rise from 0 by at most N = ", N, " a graph, got ", offsets[b + 1], " after ", offsets[b]);
-  return offsets;
-}
+// The axes of a call, and its offsets of the graphs.
+struct Axes {
+  Dim B{"B"}, S{"S"}, N{"N", 0, most_slots}, D{"D"}, ends{"B + 1"}, nodes{"nodes"};
+  Tensor ptr;
+  const int64_t* offsets;
+  Axes(Arguments& in, const Tensor& ptr_in, const Tensor& rank, const Tensor& order, const Maybe& t, const Maybe& log_r, const Maybe& log_c,
+       double tau, const Tensor& weight, bool needs_t = false) {
+    in.integers("rank", rank, {&B, &S, &N});
+    in.integers("order", order, {&B, &S, &N});
+    in.floats("weight", weight, {&N, &D});
+    in.soft(t, log_r, log_c, tau, {&B, &S, &N}, needs_t);
+    ends.size = B + 1;
+    ptr = in.integers("ptr", ptr_in, {&ends}).contiguous();
+    offsets = ptr.const_data_ptr<int64_t>();
+    check_offsets(in.op, offsets, B, N);
+    nodes.size = offsets[B];
+  }
+};
 
-Tensor node_identifiers(const Tensor& ptr_in, const Tensor& rank_in, const Tensor&, const Maybe&, const Maybe&, const Maybe&, double,
-                        const Tensor& weight_in, int64_t nodes) {
-  const Tensor ptr = ptr_in.contiguous(), rank = rank_in.contiguous(), weight = weight_in.contiguous();
-  const int64_t B = rank.size(0), S = rank.size(1), N = rank.size(2), D = weight.size(1);
-  const int64_t *offsets = offsets_of(ptr, B, N), *ranks = rank.const_data_ptr<int64_t>();
+Tensor node_identifiers(const Tensor& ptr_in, const Tensor& rank_in, const Tensor& order, const Maybe& t, const Maybe& log_r,
+                        const Maybe& log_c, double tau, const Tensor& weight_in, int64_t nodes) {
+  Arguments in("node_identifiers");
+  const Axes axes(in, ptr_in, rank_in, order, t, log_r, log_c, tau, weight_in);
+  const Tensor rank = rank_in.contiguous(), weight = weight_in.contiguous();
+  const int64_t B = axes.B, S = axes.S, N = axes.N, D = axes.D;
+  const int64_t *offsets = axes.offsets, *ranks = rank.const_data_ptr<int64_t>();
   check_rows("node_identifiers", "rank", rank, [&](int64_t b) { return offsets[b + 1] - offsets[b]; }, [&](int64_t) { return N; });
   TORCH_CHECK_VALUE(offsets[B] == nodes, "node_identifiers: ptr must end with the number of nodes ", nodes, ", got ", offsets[B]);
   const Tensor out = at::empty({nodes, S, D}, weight.options());
@@ -36,19 +48,22 @@ Tensor node_identifiers(const Tensor& ptr_in, const Tensor& rank_in, const Tenso
       for (int64_t b = begin; b < end; ++b)
         for (int64_t u = 0; u < offsets[b + 1] - offsets[b]; ++u)
           for (int64_t s = 0; s < S; ++s)
-            std::memcpy(y + ((offsets[b] + u) * S + s) * D, w + ranks[(b * S + s) * N + u] * D, D * sizeof(T));
+            std::copy_n(w + ranks[(b * S + s) * N + u] * D, D, y + ((offsets[b] + u) * S + s) * D);
     });
   });
   return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> node_identifiers_backward(const Tensor& d_features_in, const Tensor& ptr_in, const Tensor&,
-                                                                     const Tensor& order_in, const Maybe& t_in, const Maybe& log_r_in,
+std::tuple<Tensor, Tensor, Tensor, Tensor> node_identifiers_backward(const Tensor& d_features_in, const Tensor& ptr_in,
+                                                                     const Tensor& rank, const Tensor& order_in, const Maybe& t_in, const Maybe& log_r_in,
                                                                      const Maybe& log_c_in, double tau, const Tensor& weight_in,
                                                                      bool needs_t, bool needs_weight) {
-  const Tensor d_features = d_features_in.contiguous(), ptr = ptr_in.contiguous(), order = order_in.contiguous(), weight = weight_in.contiguous();
-  const int64_t B = order.size(0), S = order.size(1), N = order.size(2), D = weight.size(1);
-  const int64_t *offsets = ptr.const_data_ptr<int64_t>(), *orders = order.const_data_ptr<int64_t>();
+  Arguments in("node_identifiers_backward");
+  Axes axes(in, ptr_in, rank, order_in, t_in, log_r_in, log_c_in, tau, weight_in, needs_t);
+  const Tensor d_features = in.floats("d_features", d_features_in, {&axes.nodes, &axes.S, &axes.D}).contiguous();
+  const Tensor order = order_in.contiguous(), weight = weight_in.contiguous();
+  const int64_t B = axes.B, S = axes.S, N = axes.N, D = axes.D;
+  const int64_t *offsets = axes.offsets, *orders = order.const_data_ptr<int64_t>();
   Tensor d_weight;
   std::array<Tensor, 3> soft, d_soft;
   AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "node_identifiers_backward", [&] {

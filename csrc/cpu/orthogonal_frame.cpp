@@ -8,9 +8,19 @@ namespace {
 
 using at::Tensor;
 
+// The d of matrices (..., d, d).
+int check(Arguments& in, const Tensor& matrices) {
+  in.floats("matrices", matrices);
+  const int64_t axes = matrices.dim(), d = axes < 2 ? 0 : matrices.size(-1);
+  TORCH_CHECK_VALUE(d >= 1 && d <= 3 && matrices.size(-2) == d, in.op, ": matrices must be (..., d, d) with d in 1..3, got ",
+                    matrices.sizes());
+  return static_cast<int>(d);
+}
+
 Tensor orthogonal_frame(const Tensor& matrices_in, bool special) {
+  Arguments in("orthogonal_frame");
+  const int d = check(in, matrices_in);
   const Tensor matrices = matrices_in.contiguous(), out = at::empty_like(matrices);
-  const int d = static_cast<int>(matrices.size(-1));
   const int64_t M = matrices.numel() / (d * d);
   std::atomic<bool> finite{true};
   AT_DISPATCH_FLOATING_TYPES(matrices.scalar_type(), "orthogonal_frame", [&] {
@@ -26,9 +36,13 @@ Tensor orthogonal_frame(const Tensor& matrices_in, bool special) {
   return out;
 }
 
-Tensor orthogonal_frame_backward(const Tensor& d_frames_in, const Tensor& frames, const Tensor& matrices_in) {
-  const Tensor d_frames = d_frames_in.contiguous(), matrices = matrices_in.contiguous(), out = at::empty_like(matrices);
-  const int d = static_cast<int>(matrices.size(-1));
+Tensor orthogonal_frame_backward(const Tensor& d_frames_in, const Tensor& frames_in, const Tensor& matrices_in) {
+  Arguments in("orthogonal_frame_backward");
+  const int d = check(in, matrices_in);
+  in.same_shape("d_frames", in.floats("d_frames", d_frames_in), "matrices", matrices_in);
+  in.same_shape("frames", in.floats("frames", frames_in), "matrices", matrices_in);
+  const Tensor d_frames = d_frames_in.contiguous(), frames = frames_in.contiguous(), matrices = matrices_in.contiguous();
+  const Tensor out = at::empty_like(matrices);
   const int64_t M = matrices.numel() / (d * d);
   AT_DISPATCH_FLOATING_TYPES(matrices.scalar_type(), "orthogonal_frame_backward", [&] {
     using T = scalar_t;

@@ -11,9 +11,12 @@ using OptionalTensor = std::optional<Tensor>;
 
 Tensor permutation_entropy(const Tensor& t_in, const Tensor& log_r_in, const Tensor& log_c_in, const OptionalTensor& num_nodes,
                            double tau) {
-  const Tensor t = t_in.contiguous(), log_r = log_r_in.contiguous(), log_c = log_c_in.contiguous();
-  const int64_t B = t.size(0), S = t.size(1), N = t.size(2);
-  const int64_t* counts = num_nodes_pointer("permutation_entropy", num_nodes, B, N);
+  Arguments in("permutation_entropy");
+  Dim B{"B"}, S{"S"}, N{"N", 1, most_slots};
+  const Tensor t = in.floats("t", t_in, {&B, &S, &N}).contiguous(), log_r = in.floats("log_r", log_r_in, {&B, &S, &N}).contiguous();
+  const Tensor log_c = in.floats("log_c", log_c_in, {&B, &S, &N}).contiguous();
+  const NumNodes counts(in, num_nodes, B, N);
+  in.temperature(tau);
   const Tensor sums = at::empty({B, S}, t.options()), out = at::empty({}, t.options());
   AT_DISPATCH_FLOATING_TYPES(t.scalar_type(), "permutation_entropy", [&] {
     using T = scalar_t;
@@ -35,10 +38,14 @@ Tensor permutation_entropy(const Tensor& t_in, const Tensor& log_r_in, const Ten
 std::tuple<Tensor, Tensor, Tensor> permutation_entropy_backward(const Tensor& d, const Tensor& t_in, const Tensor& log_r_in,
                                                                 const Tensor& log_c_in, const OptionalTensor& num_nodes,
                                                                 double tau) {
-  const Tensor t = t_in.contiguous(), log_r = log_r_in.contiguous(), log_c = log_c_in.contiguous();
+  Arguments in("permutation_entropy_backward");
+  Dim B{"B"}, S{"S"}, N{"N", 1, most_slots};
+  const Tensor t = in.floats("t", t_in, {&B, &S, &N}).contiguous(), log_r = in.floats("log_r", log_r_in, {&B, &S, &N}).contiguous();
+  const Tensor log_c = in.floats("log_c", log_c_in, {&B, &S, &N}).contiguous();
+  in.floats("d_entropy", d, {});
+  const NumNodes counts(in, num_nodes, B, N);
+  in.temperature(tau);
   const Tensor d_t = at::empty_like(t), d_log_r = at::empty_like(t), d_log_c = at::empty_like(t);
-  const int64_t B = t.size(0), S = t.size(1), N = t.size(2);
-  const int64_t* counts = num_nodes_pointer("permutation_entropy", num_nodes, B, N);
   AT_DISPATCH_FLOATING_TYPES(t.scalar_type(), "permutation_entropy_backward", [&] {
     using T = scalar_t;
     const double scale = double(*d.const_data_ptr<T>()) / double(S * B);

@@ -11,10 +11,15 @@ Items items_of(const Tensor& items, const Tensor& ptr, const Tensor& rank, const
   return Items("readout", "at", items, ptr, rank, order);
 }
 
-Tensor readout(const Tensor& tokens, const Tensor& items_in, const Tensor& ptr, const Tensor& rank, const Tensor& order, const Maybe&,
-               const Maybe&, const Maybe&, double, const Tensor& slots, int64_t grid, const Tensor& weight, const Maybe& bias) {
+Tensor readout(const Tensor& tokens, const Tensor& items_in, const Tensor& ptr, const Tensor& rank, const Tensor& order, const Maybe& t,
+               const Maybe& log_r, const Maybe& log_c, double tau, const Tensor& slots, int64_t grid, const Tensor& weight, const Maybe& bias) {
+  Arguments in("readout");
+  PatchedAxes x(in, axes_of(weight), rank, order, t, log_r, log_c, tau, slots, grid, weight);
+  x.check_items(in, items_in, ptr);
+  in.floats("tokens", tokens, {&x.B, &x.S, &x.L, &x.D});
+  in.floats("bias", bias, {&x.C});
   const Items items = items_of(items_in, ptr, rank, order);
-  const Axis axis(slots.contiguous(), grid, items.N);
+  const Axis axis(in.op, slots, grid, items.N);
   const Tensor values = gather(items, axis, tokens.contiguous(), 1.0 / static_cast<double>(items.S), weight_rows(weight));
   return bias ? values.add_(*bias) : values;
 }
@@ -23,8 +28,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> readout_backward(
     const Tensor& d_values_in, const Tensor& tokens_in, const Tensor& items_in, const Tensor& ptr, const Tensor& rank, const Tensor& order,
     const Maybe& t, const Maybe& log_r, const Maybe& log_c, double tau, const Tensor& slots, int64_t grid, const Tensor& weight,
     bool needs_tokens, bool needs_t, bool needs_weight, bool needs_bias) {
+  Arguments in("readout_backward");
+  PatchedAxes x(in, axes_of(weight), rank, order, t, log_r, log_c, tau, slots, grid, weight, needs_t);
+  x.check_items(in, items_in, ptr);
+  in.floats("tokens", tokens_in, {&x.B, &x.S, &x.L, &x.D});
+  in.floats("d_values", d_values_in, {&x.M, &x.C});
   Items items = items_of(items_in, ptr, rank, order);
-  const Axis axis(slots.contiguous(), grid, items.N);
+  const Axis axis(in.op, slots, grid, items.N);
   const Tensor d_values = d_values_in.contiguous(), tokens = tokens_in.contiguous(), W = weight_rows(weight);
   const double scale = 1.0 / static_cast<double>(items.S);
   Tensor d_tokens, d_weight, d_bias;

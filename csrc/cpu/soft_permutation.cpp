@@ -9,13 +9,14 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-Tensor or_zeros(const OptionalTensor& x, const Tensor& like) { return x ? x->contiguous() : at::zeros_like(like); }
-
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> soft_permutation(const Tensor& scores_in, const OptionalTensor& num_nodes,
                                                                     double tau, int64_t iterations, bool normalize) {
-  const Tensor scores = scores_in.contiguous();
-  const int64_t B = scores.size(0), S = scores.size(1), N = scores.size(2);
-  const int64_t* counts = num_nodes_pointer("soft_permutation", num_nodes, B, N);
+  Arguments in("soft_permutation");
+  Dim B{"B"}, S{"S"}, N{"N", 1, most_slots};
+  const Tensor scores = in.floats("scores", scores_in, {&B, &S, &N}).contiguous();
+  const NumNodes counts(in, num_nodes, B, N);
+  in.temperature(tau);
+  in.count("iterations", iterations, 0, most_iterations);
   const Tensor order = at::empty({B, S, N}, scores.options().dtype(at::kLong)), rank = at::empty_like(order);
   const Tensor t = at::empty_like(scores), log_r = at::empty_like(scores), log_c = at::empty_like(scores);
   std::atomic<bool> finite{true};
@@ -38,12 +39,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> soft_permutation(const Tensor
 }
 
 Tensor soft_permutation_backward(const OptionalTensor& d_t_in, const OptionalTensor& d_log_r_in, const OptionalTensor& d_log_c_in,
-                                 const Tensor& scores_in, const Tensor& order, const Tensor& t, const OptionalTensor& num_nodes,
+                                 const Tensor& scores_in, const Tensor& order_in, const Tensor& t_in, const OptionalTensor& num_nodes,
                                  double tau, int64_t iterations, bool normalize) {
-  const Tensor d_t = or_zeros(d_t_in, t), d_log_r = or_zeros(d_log_r_in, t), d_log_c = or_zeros(d_log_c_in, t);
-  const Tensor scores = scores_in.contiguous(), d_scores = at::empty_like(scores);
-  const int64_t B = scores.size(0), S = scores.size(1), N = scores.size(2);
-  const int64_t* counts = num_nodes_pointer("soft_permutation", num_nodes, B, N);
+  Arguments in("soft_permutation_backward");
+  Dim B{"B"}, S{"S"}, N{"N", 1, most_slots};
+  const Tensor scores = in.floats("scores", scores_in, {&B, &S, &N}).contiguous(), d_scores = at::empty_like(scores);
+  const auto or_zeros = [&](const char* name, const OptionalTensor& x) {
+    return x ? in.floats(name, x, {&B, &S, &N}) : at::zeros_like(scores);
+  };
+  const Tensor order = in.integers("order", order_in, {&B, &S, &N}).contiguous(), t = in.floats("t", t_in, {&B, &S, &N}).contiguous();
+  const Tensor d_t = or_zeros("d_t", d_t_in), d_log_r = or_zeros("d_log_r", d_log_r_in), d_log_c = or_zeros("d_log_c", d_log_c_in);
+  const NumNodes counts(in, num_nodes, B, N);
+  in.temperature(tau);
+  in.count("iterations", iterations, 0, most_iterations);
   AT_DISPATCH_FLOATING_TYPES(scores.scalar_type(), "soft_permutation_backward", [&] {
     using T = scalar_t;
     const int steps = static_cast<int>(iterations);
@@ -51,6 +59,8 @@ Tensor soft_permutation_backward(const OptionalTensor& d_t_in, const OptionalTen
         B, S, N, counts, [&](int64_t slots) { return baseline::soft_permutation_backward_scratch(slots, steps); },
         [&](const Tile<T>& tile, int64_t first, T* scratch) {
           const int64_t at = first * N;
+          for (int row = 0; row < tile.rows; ++row)  // d_scores is written by it
+            check_row(in.op, "order", order.const_data_ptr<int64_t>() + at + row * N, tile.nodes[row], tile.nodes[row], (first + row) / S);
           PSF_DISPATCH(soft_permutation_backward_lanes<T>(
               tile, d_t.const_data_ptr<T>() + at, d_log_r.const_data_ptr<T>() + at, d_log_c.const_data_ptr<T>() + at,
               scores.const_data_ptr<T>() + at, order.const_data_ptr<int64_t>() + at, t.const_data_ptr<T>() + at,

@@ -238,7 +238,7 @@ void soft_permutation_backward_lanes(const Tile<T>& tile, const T* d_t, const T*
   store_lanes(sorted, tile.start, tile.count, n, dt);
   for (int row = 0; row < tile.rows; ++row) {
     const int64_t at = row * tile.N;
+    std::fill_n(d_scores + at, tile.N, T(0));
     for (int64_t j = 0; j < tile.nodes[row]; ++j) d_scores[at + order[at + j]] = sorted[at + j];
-    for (int64_t j = tile.nodes[row]; j < tile.N; ++j) d_scores[at + j] = T(0);
   }
 }

@@ -9,12 +9,12 @@ using cuda::OptionalTensor;
 
 Tensor permutation_entropy(const Tensor& t_in, const Tensor& log_r_in, const Tensor& log_c_in,
                            const OptionalTensor& num_nodes_in, double tau) {
-  const c10::cuda::CUDAGuard guard(t_in.device());
-  const Tensor t = t_in.contiguous(), log_r = log_r_in.contiguous(), log_c = log_c_in.contiguous();
-  const Tensor num_nodes = cuda::or_undefined(num_nodes_in);
-  cuda::check_device("permutation_entropy", t, {{"log_r", &log_r}, {"log_c", &log_c}, {"num_nodes", &num_nodes}});
-  const int64_t B = t.size(0), S = t.size(1), N = t.size(2);
-  cuda::check_length("permutation_entropy", N);
+  Arguments in("permutation_entropy", t_in.device());
+  Dim B{"B"}, S{"S"}, N{"N", 1, most_slots};
+  const Tensor t = in.floats("t", t_in, {&B, &S, &N}).contiguous(), log_r = in.floats("log_r", log_r_in, {&B, &S, &N}).contiguous();
+  const Tensor log_c = in.floats("log_c", log_c_in, {&B, &S, &N}).contiguous(), num_nodes = in.integers("num_nodes", num_nodes_in, {&B});
+  in.temperature(tau);
+  const c10::cuda::CUDAGuard guard(t.device());
   const Tensor sums = at::empty({B, S}, t.options().dtype(at::kDouble)), out = at::empty({}, t.options());
   AT_DISPATCH_FLOATING_TYPES(t.scalar_type(), "permutation_entropy", [&] {
     using T = scalar_t;
@@ -35,11 +35,13 @@ Tensor permutation_entropy(const Tensor& t_in, const Tensor& log_r_in, const Ten
 std::tuple<Tensor, Tensor, Tensor> permutation_entropy_backward(const Tensor& d, const Tensor& t_in, const Tensor& log_r_in,
                                                                 const Tensor& log_c_in, const OptionalTensor& num_nodes_in,
                                                                 double tau) {
-  const c10::cuda::CUDAGuard guard(t_in.device());
-  const Tensor t = t_in.contiguous(), log_r = log_r_in.contiguous(), log_c = log_c_in.contiguous();
-  const Tensor num_nodes = cuda::or_undefined(num_nodes_in);
-  cuda::check_device("permutation_entropy_backward", t,
-                     {{"d_entropy", &d}, {"log_r", &log_r}, {"log_c", &log_c}, {"num_nodes", &num_nodes}});
+  Arguments in("permutation_entropy_backward", t_in.device());
+  Dim B{"B"}, S{"S"}, N{"N", 1, most_slots};
+  const Tensor t = in.floats("t", t_in, {&B, &S, &N}).contiguous(), log_r = in.floats("log_r", log_r_in, {&B, &S, &N}).contiguous();
+  const Tensor log_c = in.floats("log_c", log_c_in, {&B, &S, &N}).contiguous(), num_nodes = in.integers("num_nodes", num_nodes_in, {&B});
+  in.floats("d_entropy", d, {});
+  in.temperature(tau);
+  const c10::cuda::CUDAGuard guard(t.device());
   const Tensor d_t = at::empty_like(t), d_log_r = at::empty_like(t), d_log_c = at::empty_like(t);
   AT_DISPATCH_FLOATING_TYPES(t.scalar_type(), "permutation_entropy_backward", [&] {
     using T = scalar_t;
@@ -48,7 +50,7 @@ std::tuple<Tensor, Tensor, Tensor> permutation_entropy_backward(const Tensor& d,
                                                 log_r.const_data_ptr<T>(),
                                                 log_c.const_data_ptr<T>(),
                                                 cuda::pointer_or_null<int64_t>(num_nodes),
-                                                t.size(0) * t.size(1), t.size(1), t.size(2), static_cast<T>(tau),
+                                                B * S, S, N, static_cast<T>(tau),
                                                 d_t.mutable_data_ptr<T>(),
                                                 d_log_r.mutable_data_ptr<T>(),
                                                 d_log_c.mutable_data_ptr<T>()};

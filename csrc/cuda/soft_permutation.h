@@ -176,8 +176,8 @@ PSF_STEP void compute_row(Team& team, Arena arena, T* saved, const SoftPermutati
   if (!p.normalize || !(norm > T(1e-6))) inner = T(0);
   PSF_UNROLLED
   for (int i = 0; i < k; ++i) {
-    const int64_t j = first + i;
-    if (j < p.N) p.d_scores[at + (j < n ? p.order[at + j] : j)] = j < n ? (dt[i] - x[i] * inner) / norm : T(0);
+    const int64_t j = first + i, node = j < n ? p.order[at + j] : j;
+    if (j < p.N && node >= 0 && node < p.N) p.d_scores[at + node] = j < n ? (dt[i] - x[i] * inner) / norm : T(0);
   }
 }
 

@@ -12,11 +12,13 @@ using Permutation = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Permutation soft_permutation(const Tensor& scores_in, const OptionalTensor& num_nodes_in, double tau, int64_t iterations,
                              bool normalize) {
-  const c10::cuda::CUDAGuard guard(scores_in.device());
-  const Tensor scores = scores_in.contiguous(), num_nodes = cuda::or_undefined(num_nodes_in);
-  cuda::check_device("soft_permutation", scores, {{"num_nodes", &num_nodes}});
-  const int64_t B = scores.size(0), S = scores.size(1), N = scores.size(2);
-  cuda::check_length("soft_permutation", N);
+  Arguments in("soft_permutation", scores_in.device());
+  Dim B{"B"}, S{"S"}, N{"N", 1, most_slots};
+  const Tensor scores = in.floats("scores", scores_in, {&B, &S, &N}).contiguous();
+  const Tensor num_nodes = in.integers("num_nodes", num_nodes_in, {&B});
+  in.temperature(tau);
+  in.count("iterations", iterations, 0, most_iterations);
+  const c10::cuda::CUDAGuard guard(scores.device());
   const Tensor order = at::empty({B, S, N}, scores.options().dtype(at::kLong)), rank = at::empty_like(order);
   const Tensor t = at::empty_like(scores), log_r = at::empty_like(scores), log_c = at::empty_like(scores);
   AT_DISPATCH_FLOATING_TYPES(scores.scalar_type(), "soft_permutation", [&] {
@@ -38,17 +40,18 @@ Tensor soft_permutation_backward(const OptionalTensor& d_t_in, const OptionalTen
                                  const OptionalTensor& d_log_c_in, const Tensor& scores_in, const Tensor& order_in,
                                  const Tensor& t_in, const OptionalTensor& num_nodes_in, double tau, int64_t iterations,
                                  bool normalize) {
-  const c10::cuda::CUDAGuard guard(scores_in.device());
-  const Tensor d_t = cuda::or_undefined(d_t_in), d_log_r = cuda::or_undefined(d_log_r_in);
-  const Tensor d_log_c = cuda::or_undefined(d_log_c_in);
-  const Tensor scores = scores_in.contiguous(), order = order_in.contiguous(), t = t_in.contiguous();
-  const Tensor num_nodes = cuda::or_undefined(num_nodes_in), d_scores = at::empty_like(scores);
-  cuda::check_device("soft_permutation_backward", scores,
-                     {{"d_t", &d_t}, {"d_log_r", &d_log_r}, {"d_log_c", &d_log_c}, {"order", &order}, {"t", &t},
-                      {"num_nodes", &num_nodes}});
+  Arguments in("soft_permutation_backward", scores_in.device());
+  Dim B{"B"}, S{"S"}, N{"N", 1, most_slots};
+  const Tensor scores = in.floats("scores", scores_in, {&B, &S, &N}).contiguous(), d_scores = at::empty_like(scores);
+  const Tensor order = in.integers("order", order_in, {&B, &S, &N}).contiguous();
+  const Tensor t = in.floats("t", t_in, {&B, &S, &N}).contiguous(), d_t = in.floats("d_t", d_t_in, {&B, &S, &N});
+  const Tensor d_log_r = in.floats("d_log_r", d_log_r_in, {&B, &S, &N});
+  const Tensor d_log_c = in.floats("d_log_c", d_log_c_in, {&B, &S, &N}), num_nodes = in.integers("num_nodes", num_nodes_in, {&B});
+  in.temperature(tau);
+  in.count("iterations", iterations, 0, most_iterations);
+  const c10::cuda::CUDAGuard guard(scores.device());
   AT_DISPATCH_FLOATING_TYPES(scores.scalar_type(), "soft_permutation_backward", [&] {
     using T = scalar_t;
-    const int64_t B = scores.size(0), S = scores.size(1), N = scores.size(2);
     const cuda::SoftPermutationBackward<T> p{cuda::pointer_or_null<T>(d_t),
                                              cuda::pointer_or_null<T>(d_log_r),
                                              cuda::pointer_or_null<T>(d_log_c),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from probsym_fast.data.laplacian import laplacian_keys
 from probsym_fast.groups import Batch, Draws, Graphs, Group, Symmetric
 from probsym_fast.ops._op import as_number, check_count, check_int, check_type
-from probsym_fast.ops.soft_permutation import check_relaxation
+from probsym_fast.ops.permutation import check_relaxation
 
 Penalties = dict[str, Tensor]
 MOST_NODES = 2**20  # of a graph, for names of nodes

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import InitVar, dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from probsym_fast.ops._op import check_num_nodes, looks_at_values, transformed
+from probsym_fast.ops._op import as_int, as_number, check_float, check_num_nodes, looks_at_values, transformed
+
+SMALLEST_TAU = 1e-30  # 1 / tau stays a number in float32
+MOST_ITERATIONS = 10_000
 
 
 @dataclass(eq=False)
@@ -103,6 +107,9 @@ class SoftPermutation(Permutation):
 
     scores: (B, S, N) sorted (and normalised) scores t, 0 beyond num_nodes. log_r, log_c: (B, S, N). They define
     `P[i, j] = exp(log_r_i + log_c_j - |t_i - t_j| / tau)`, rows in sorted order: doubly stochastic up to the iterations left.
+    tau: a finite number > 0.
+    Raises as `Permutation`; also TypeError unless scores, log_r and log_c are of one floating dtype and tau is a number,
+    ValueError for their shapes and tau, RuntimeError for their devices.
     """
 
     scores: Tensor = None
@@ -111,6 +118,23 @@ class SoftPermutation(Permutation):
     tau: float = 0.01
 
     by_sample: ClassVar[tuple[str, ...]] = ("order", "rank", "scores", "log_r", "log_c")
+
+    def __post_init__(self, checked: bool):
+        super().__post_init__(checked)
+        if checked:
+            return
+        owner, parts = "SoftPermutation", {name: getattr(self, name) for name in ("scores", "log_r", "log_c")}
+        check_float(owner, **parts)
+        for name, x in parts.items():
+            if x.dtype != self.scores.dtype:
+                raise TypeError(f"{owner}: {name} must be {self.scores.dtype} as scores is, got {x.dtype}")
+            if x.shape != self.shape:
+                raise ValueError(
+                    f"{owner}: {name} must be (B, S, N) = {tuple(self.shape)} as order is, got {tuple(x.shape)}"
+                )
+            if x.device != self.order.device:
+                raise RuntimeError(f"{owner}: {name} must be on {self.order.device} as order is, got {x.device}")
+        self.tau, _ = check_relaxation(owner, self.tau, 0)
 
     @property
     def requires_grad(self) -> bool:
@@ -160,6 +184,22 @@ def sorted_distance(t: Tensor) -> Tensor:
     difference = t[..., :, None] - t[..., None, :]
     slots = torch.arange(t.shape[-1], device=t.device)
     return torch.where(slots[:, None] <= slots, difference, -difference)
+
+
+def check_relaxation(owner: str, tau: Any, iterations: Any) -> tuple[float, int]:
+    """tau and iterations as Python numbers; TypeError unless they are a number and an int, ValueError out of range."""
+    temperature, count = as_number(tau), as_int(iterations)
+    if temperature is None:
+        raise TypeError(f"{owner}: tau must be a number, got {type(tau).__name__}")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"{owner}: tau must be finite and > 0, got {temperature}")
+    if temperature < SMALLEST_TAU:
+        raise ValueError(f"{owner}: tau must be at least {SMALLEST_TAU}, got {temperature}")
+    if count is None:
+        raise TypeError(f"{owner}: iterations must be an int, got {type(iterations).__name__}")
+    if not 0 <= count <= MOST_ITERATIONS:
+        raise ValueError(f"{owner}: iterations must be in 0..{MOST_ITERATIONS}, got {count}")
+    return temperature, count
 
 
 def valid_slots(num_nodes: Tensor, N: int) -> Tensor:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from probsym_fast.ops._op import Op, as_int, as_number, check_float, check_num_nodes
-from probsym_fast.ops.permutation import SoftPermutation
+from probsym_fast.ops._op import Op, check_float, check_num_nodes
+from probsym_fast.ops.permutation import SoftPermutation, check_relaxation
 from probsym_fast.ops.reference.soft_permutation import check_values
 from probsym_fast.ops.reference.soft_permutation import soft_permutation as reference
-
-SMALLEST_TAU = 1e-30  # 1 / tau stays a number in float32
-MOST_ITERATIONS = 10_000
 
 
 def _shapes(scores, num_nodes, tau, iterations, normalize):
@@ -87,19 +81,3 @@ def soft_permutation(
     run = OP.select(backend, scores.device, scores.dtype)
     t, log_r, log_c, order, rank = run(scores, num_nodes, float(tau), iterations, bool(normalize))
     return SoftPermutation(order, num_nodes, rank, t, log_r, log_c, float(tau), checked=True)
-
-
-def check_relaxation(owner: str, tau: Any, iterations: Any) -> tuple[float, int]:
-    """tau and iterations as Python numbers; TypeError unless they are a number and an int, ValueError out of range."""
-    temperature, count = as_number(tau), as_int(iterations)
-    if temperature is None:
-        raise TypeError(f"{owner}: tau must be a number, got {type(tau).__name__}")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"{owner}: tau must be finite and > 0, got {temperature}")
-    if temperature < SMALLEST_TAU:
-        raise ValueError(f"{owner}: tau must be at least {SMALLEST_TAU}, got {temperature}")
-    if count is None:
-        raise TypeError(f"{owner}: iterations must be an int, got {type(iterations).__name__}")
-    if not 0 <= count <= MOST_ITERATIONS:
-        raise ValueError(f"{owner}: iterations must be in 0..{MOST_ITERATIONS}, got {count}")
-    return temperature, count

@@ -28,8 +28,8 @@ class KernelFailure(RuntimeError):
     """Of a kernel, with its name and shapes; `_lazy` adds the op."""
 
 
-class TooLarge(ValueError):
-    """Of sizes that the kernels do not count to; `_lazy` adds the op."""
+class Refused(Exception):
+    """Of arguments, with the kind of the error that `_lazy` raises and its message, to which it adds the op."""
 
 
 def register(ops: dict) -> None:
@@ -47,7 +47,8 @@ def _lazy(op: str, direction: str) -> Callable:
             return getattr(module, direction)(*arguments)
         except KernelFailure as failure:
             raise RuntimeError(f"{op}: {failure}") from failure
-        except TooLarge as error:
-            raise ValueError(f"{op}: {error}") from None
+        except Refused as error:
+            kind, message = error.args
+            raise kind(f"{op}: {message}") from None
 
     return call

@@ -14,7 +14,7 @@ from torch import Tensor
 from triton.runtime.cache import get_cache_manager
 
 from probsym_fast.ops._debug import debugging
-from probsym_fast.ops.triton import KernelFailure, TooLarge
+from probsym_fast.ops.triton import KernelFailure, Refused
 
 MOST = 2**31 - 1024  # that 32 bits count, blocks among them
 # Of every compilation: triton's default for fusion changes; without a bound on registers ptxas aims at a rounder number of
@@ -145,7 +145,28 @@ def check_counts(**counts: int) -> None:
     """ValueError for what is counted in 32 bits, with room for a block, and is too many."""
     for name, count in counts.items():
         if count > MOST:
-            raise TooLarge(f"{name.replace('_', ' ')} must be at most {MOST} on a GPU, got {count}")
+            raise Refused(ValueError, f"{name.replace('_', ' ')} must be at most {MOST} on a GPU, got {count}")
+
+
+def check_tensors(device: torch.device, **given: tuple[Tensor | None, tuple[int, ...]]) -> None:
+    """Refuses tensors that are not of the shape which the kernels will read, or not on the device; None passes.
+
+    The op's Python function checks this in its own words; this is for calls through `torch.ops`.
+    """
+    for name, (x, shape) in given.items():
+        if x is None:
+            continue
+        if x.shape != shape:
+            raise Refused(ValueError, f"{name} must be {tuple(shape)}, got {tuple(x.shape)}")
+        if x.device != device:
+            raise Refused(RuntimeError, f"{name} must be on {device}, got {x.device}")
+
+
+def check_axes(name: str, x: Tensor, *counts: int) -> torch.Size:
+    """The shape of x; refused where the number of its axes is none of `counts`."""
+    if x.ndim not in counts:
+        raise Refused(ValueError, f"{name} must have {' or '.join(map(str, counts))} axes, got {tuple(x.shape)}")
+    return x.shape
 
 
 def fresh_like(x: Tensor) -> Tensor:

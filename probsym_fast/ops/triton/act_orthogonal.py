@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from probsym_fast.ops.triton._launch import bucket, check_counts, fresh_like, kernel
+from probsym_fast.ops.triton._launch import bucket, check_axes, check_counts, check_tensors, fresh_like, kernel
 
 
 @kernel({"num_warps": 4})
@@ -67,8 +67,10 @@ def _frame_gradient(
 
 def _shape(vectors: Tensor, frames: Tensor) -> tuple[int, ...]:
     """B, S, n, d, C, and the block of (vector, channel)."""
-    B, S = frames.shape[:2]
-    n, d, C = vectors.shape[-3:]
+    B, S, d, _ = check_axes("frames", frames, 4)
+    *lead, n, _, C = check_axes("vectors", vectors, 4, 5)
+    shape = ((B, S) if len(lead) == 2 else (B,)) + (n, d, C)
+    check_tensors(frames.device, frames=(frames, (B, S, d, d)), vectors=(vectors, shape))
     check_counts(channels_of_all_vectors_of_a_graph=n * C)
     return B, S, n, d, C, min(512, max(32, bucket(n * C)))
 
@@ -98,6 +100,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     d_out, vectors, frames = d_out.contiguous(), vectors.contiguous(), frames.contiguous()
     B, S, n, d, C, block = _shape(vectors, frames)
+    check_tensors(frames.device, d_out=(d_out, (B, n, d, C) if mean else (B, S, n, d, C)))
     d_vectors = fresh_like(vectors) if needs_vectors else None
     d_frames = fresh_like(frames) if needs_frames else None
     per_sample, scale = vectors.ndim == 5, 1 / S if mean else 1.0

@@ -7,8 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from probsym_fast.ops.triton import Refused
 from probsym_fast.ops.triton._group import group
-from probsym_fast.ops.triton._launch import fresh_like, kernel, width_block
+from probsym_fast.ops.triton._launch import check_axes, check_tensors, fresh_like, kernel, width_block
 
 PART = 4096  # numbers summed by one program in the gradient of `own`
 
@@ -84,6 +85,16 @@ def _product(p_x, p_y, p_out, count, BLOCK: tl.constexpr):
     tl.store(p_out + i_part, tl.sum(b_x * b_y, 0))
 
 
+def _check(x: Tensor, edges: Tensor, ptr: Tensor | None, own: Tensor | None, d_sums: Tensor | None = None) -> None:
+    rows, (_, E) = x.shape[0], check_axes("edge_index", edges, 2)
+    offsets = 1 if ptr is None else check_axes("ptr", ptr, 1)[0]
+    if not 1 <= offsets <= rows + 1:
+        raise Refused(ValueError, f"ptr must be (B + 1,) with at most x's {rows} rows for B, got ({offsets},)")
+    check_tensors(
+        x.device, edge_index=(edges, (2, E)), ptr=(ptr, (offsets,)), own=(own, ()), d_sums=(d_sums, x.shape)
+    )  # fmt: skip
+
+
 def _sum_over(x: Tensor, edges: Tensor, ptr: Tensor | None, own: Tensor | None, from_axis: int) -> Tensor:
     x, edges = x.contiguous(), edges.contiguous()
     ptr = None if ptr is None else ptr.contiguous()
@@ -105,6 +116,7 @@ def _sum_over(x: Tensor, edges: Tensor, ptr: Tensor | None, own: Tensor | None, 
 
 
 def forward(x: Tensor, edge_index: Tensor, ptr: Tensor | None, own: Tensor | None) -> Tensor:
+    _check(x, edge_index, ptr, own)
     return _sum_over(x, edge_index, ptr, own, 0)
 
 
@@ -117,6 +129,7 @@ def backward(
     needs_x: bool,
     needs_own: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
+    _check(x, edge_index, ptr, own, d_sums)
     d_x = _sum_over(d_sums, edge_index, ptr, own, 1) if needs_x else None
     d_own = None
     if needs_own:

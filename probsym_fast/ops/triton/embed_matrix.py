@@ -11,14 +11,18 @@ from probsym_fast.ops.triton.patches import Patches
 
 def forward(matrix, num_nodes, rank, order, t, log_r, log_c, tau, slots, grid, weight, bias) -> Tensor:
     bias = None if bias is None else bias.contiguous()
-    return Patches(matrix, num_nodes, order, slots, grid).times(weight_rows(weight), bias)
+    x = Patches(matrix, num_nodes, order, slots, grid)
+    x.check(weight, None, bias, rank, t, log_r, log_c)
+    return x.times(weight_rows(weight), bias)
 
 
 def backward(
     d_tokens, matrix, num_nodes, rank, order, t, log_r, log_c, tau, slots, grid, weight,
     needs_matrix, needs_t, needs_weight, needs_bias,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    x, W, d_tokens = Patches(matrix, num_nodes, order, slots, grid), weight_rows(weight), d_tokens.contiguous()
+    x = Patches(matrix, num_nodes, order, slots, grid)
+    x.check(weight, d_tokens, None, rank, t, log_r, log_c)
+    W, d_tokens = weight_rows(weight), d_tokens.contiguous()
     d_matrix = d_t = d_log_r = d_log_c = None
     if needs_matrix or needs_t:
         found = MatrixGradient(x, slots)(

@@ -19,9 +19,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from probsym_fast.ops._patches import most_places
+from probsym_fast.ops._patches import most_places, patch_size
+from probsym_fast.ops.triton import Refused
 from probsym_fast.ops.triton._group import group
-from probsym_fast.ops.triton._launch import bucket, check_counts, kernel, width_block
+from probsym_fast.ops.triton._launch import bucket, check_axes, check_counts, check_tensors, kernel, width_block
 
 BLOCK = 128
 SPLIT = 1024  # entries of a weight row that one program sums, on average
@@ -194,11 +195,21 @@ class Items:
 
     def __post_init__(self):
         names = ("items", "ptr", "rank", "slots")
-        most = most_places(self.slots, self.rank.shape[-1])  # an attribute of the tensor, lost in a copy
+        most = most_places(
+            self.slots, check_axes("rank", self.rank, 3)[-1]
+        )  # an attribute of the tensor, lost in a copy
         self.items, self.ptr, self.rank, self.slots = (getattr(self, x).contiguous() for x in names)
-        self.axes, self.M = self.items.shape
-        self.B, self.S, self.N = self.rank.shape
-        self.patch = self.slots.shape[0] // self.grid
+        self.axes, self.M = check_axes("items", self.items, 2)
+        self.B, self.S, self.N = check_axes("rank", self.rank, 3)
+        if self.axes not in (1, 2):
+            raise Refused(ValueError, f"items must be (1, M) or (2, M), got {tuple(self.items.shape)}")
+        self.patch = patch_of(self.slots, self.N, self.grid)
+        check_tensors(
+            self.rank.device,
+            items=(self.items, (self.axes, self.M)),
+            ptr=(self.ptr, (self.B + 1,)),
+            slots=(self.slots, self.slots.shape),
+        )
         self.Q = most
         self.copies = self.Q**self.axes
         self.L = self.grid**self.axes
@@ -213,6 +224,21 @@ class Items:
             self.offset, E, self.M, self.S, self.N, self.B, self.grid, self.patch, self.Q, self.tokens, self.steps,
             AXES=self.axes, BLOCK=BLOCK,
         )  # fmt: skip
+
+    def check(
+        self, weight: Tensor, tokens: Tensor | None, values: Tensor | None, bias: Tensor | None, *soft: Tensor | None
+    ) -> None:
+        """Refuses arguments that do not fit: weight (D, C, patch[, patch]), tokens, values, bias; order, t, log_r, log_c."""
+        D, C, *_ = check_axes("weight", weight, 2 + self.axes)
+        samples = self.B, self.S, self.N
+        check_tensors(
+            self.rank.device,
+            weight=(weight, (D, C, *(self.patch,) * self.axes)),
+            tokens=(tokens, (self.B, self.S, self.L, D)),
+            values=(values, (self.M, C)),
+            bias=(bias, (C,) if values is None else (D,)),
+            **{name: (x, samples) for name, x in zip(("order", "t", "log_r", "log_c"), soft, strict=True)},
+        )
 
     def scatter(self, values: Tensor, scale: float, W: Tensor, bias: Tensor | None) -> Tensor:
         """tokens (B, S, L, D), of W's dtype."""
@@ -263,6 +289,15 @@ class Items:
             splits, float(scale), sizes=(rows, D, self.S * self.M // offsets), BLOCK_D=block,
         )  # fmt: skip
         return (out[0] if splits == 1 else out.sum(0).to(W.dtype)).view(W.shape)
+
+
+def patch_of(slots: Tensor, N: int, grid: int) -> int:
+    """Slots of a patch, where N slots are padded to the places of `slots` (grid patch,); refused where these are others."""
+    if grid < 1 or N < 1:
+        raise Refused(ValueError, f"grid must be at least 1 for at least 1 slot, got {grid} for {N}")
+    patch = patch_size(N, grid)
+    check_tensors(slots.device, slots=(slots, (grid * patch,)))
+    return patch
 
 
 def places_of_slots(slots: Tensor, N: int, most: int) -> Tensor:

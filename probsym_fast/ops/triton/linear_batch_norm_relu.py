@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from probsym_fast.ops.triton._launch import fresh_like, kernel, width_block
+from probsym_fast.ops.triton import Refused
+from probsym_fast.ops.triton._launch import check_axes, check_tensors, fresh_like, kernel, width_block
 
 PARTS = 512  # of the rows, at most: programs that sum at a time
 LEAST = 64  # rows of a part
@@ -195,7 +196,18 @@ def _shape(z: Tensor) -> tuple[int, int, int, int, int]:
     return M, C, rows, triton.cdiv(M, rows), width_block(C, 128)
 
 
+def _check(x: Tensor, linear: Tensor, **given: Tensor) -> tuple[int, int]:
+    """M, C; refuses what is not of the rows x (M, K) and linear (C, K), or of their channels (C,)."""
+    (M, K), (C, _) = check_axes("x", x, 2), check_axes("linear", linear, 2)
+    if not M:
+        raise Refused(ValueError, f"x must have at least one row, got {tuple(x.shape)}")
+    channels = {name: (y, (C,)) for name, y in given.items()}
+    check_tensors(x.device, linear=(linear, (C, K)), **channels)
+    return M, C
+
+
 def forward(x: Tensor, linear: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    _check(x, linear, weight=weight, bias=bias)
     z, weight, bias = _product(x, linear), weight.contiguous(), bias.contiguous()
     M, C, rows, parts, block = _shape(z)
     y, (mean, variance) = fresh_like(z), (fresh_like(weight) for _ in range(2))
@@ -215,6 +227,8 @@ def backward(
     d_y: Tensor, x: Tensor, linear: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor,
     eps: float, needs_x: bool, needs_linear: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:  # fmt: skip
+    shape = _check(x, linear, weight=weight, bias=bias, mean=mean, variance=variance)
+    check_tensors(x.device, d_y=(d_y, shape))
     d_y, weight, bias, mean, variance = (t.contiguous() for t in (d_y, weight, bias, mean, variance))
     z = _product(x, linear)
     M, C, rows, parts, block = _shape(z)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from probsym_fast.ops.triton._launch import kernel, precision, width_block
+from probsym_fast.ops.triton._launch import check_axes, check_tensors, kernel, precision, width_block
 from probsym_fast.ops.triton.items import graph_of
 from probsym_fast.ops.triton.soft_tiles import SoftTiles, reduce_tile
 
@@ -100,7 +100,17 @@ def _reduce_identifiers(
     tl.store(p_rows + plane + i_sample * N + o_i, b_d_r, mask=o_i < N)
 
 
+def _check(ptr, rank, order, t, log_r, log_c, weight, nodes, **d_features) -> None:
+    (B, S, N), (_, D) = check_axes("rank", rank, 3), check_axes("weight", weight, 2)
+    slots = (B, S, N)
+    check_tensors(
+        rank.device, ptr=(ptr, (B + 1,)), order=(order, slots), t=(t, slots), log_r=(log_r, slots), log_c=(log_c, slots),
+        weight=(weight, (N, D)), **{name: (x, (nodes, S, D)) for name, x in d_features.items()},
+    )  # fmt: skip
+
+
 def forward(ptr, rank, order, t, log_r, log_c, tau, weight, nodes) -> Tensor:
+    _check(ptr, rank, order, t, log_r, log_c, weight, nodes)
     ptr, rank, weight = (x.contiguous() for x in (ptr, rank, weight))
     (B, S, N), D = rank.shape, weight.shape[1]
     out, block = torch.empty(nodes, S, D, dtype=weight.dtype, device=weight.device), width_block(D, 512)
@@ -118,6 +128,8 @@ def forward(ptr, rank, order, t, log_r, log_c, tau, weight, nodes) -> Tensor:
 def backward(
     d_features, ptr, rank, order, t, log_r, log_c, tau, weight, needs_t, needs_weight
 ) -> tuple[Tensor | None, ...]:
+    nodes = check_axes("d_features", d_features, 3)[0]
+    _check(ptr, rank, order, t, log_r, log_c, weight, nodes, d_features=d_features)
     d_features, ptr, order, weight = (x.contiguous() for x in (d_features, ptr, order, weight))
     d_soft = _permutation_gradient(d_features, ptr, order, t, log_r, log_c, tau, weight) if needs_t else (None,) * 3
     return *d_soft, _weight_gradient(d_features, ptr, order, weight) if needs_weight else None

@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from probsym_fast.ops.triton._launch import fresh_like, kernel
+from probsym_fast.ops.triton import Refused
+from probsym_fast.ops.triton._launch import check_tensors, fresh_like, kernel
 
 BLOCK = 128
 
@@ -200,7 +201,9 @@ def _frames_backward(p_d_q, p_q, p_a, p_d_a, M, d: tl.constexpr, BLOCK: tl.const
 
 
 def _launch(function, *tensors: Tensor, **flags) -> None:
-    d = tensors[0].shape[-1]
+    d = tensors[0].shape[-1] if tensors[0].ndim else 0
+    if not 1 <= d <= 3 or tensors[0].shape[-2:] != (d, d):
+        raise Refused(ValueError, f"matrices must be (..., d, d) with d in 1..3, got {tuple(tensors[0].shape)}")
     M = tensors[0].numel() // (d * d)
     function(lambda settings: (triton.cdiv(M, BLOCK),), *tensors, M, d=d, BLOCK=BLOCK, **flags)
 
@@ -213,6 +216,8 @@ def forward(matrices: Tensor, special: bool) -> Tensor:
 
 
 def backward(d_frames: Tensor, frames: Tensor, matrices: Tensor) -> Tensor:
+    shape = matrices.shape
+    check_tensors(matrices.device, d_frames=(d_frames, shape), frames=(frames, shape))
     d_frames, frames, matrices = d_frames.contiguous(), frames.contiguous(), matrices.contiguous()
     d_matrices = fresh_like(matrices)
     _launch(_frames_backward, d_frames, frames, matrices, d_matrices)

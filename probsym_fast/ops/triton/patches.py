@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from probsym_fast.ops.triton._launch import check_counts, kernel, precision, width_block
+from probsym_fast.ops.triton._launch import check_axes, check_counts, check_tensors, kernel, precision, width_block
+from probsym_fast.ops.triton.items import patch_of
 
 BLOCK = 256
 LINE = 16  # of the numbers x at a time; with fewer, triton 3.9 does not compile the transposed product for 10.0
@@ -152,8 +153,12 @@ class Patches:
 
     def __init__(self, matrix: Tensor, num_nodes: Tensor | None, order: Tensor, slots: Tensor, grid: int):
         self.matrix, self.order, self.slots, self.grid = *(x.contiguous() for x in (matrix, order, slots)), grid
-        (self.B, self.S, self.N), self.C = order.shape, matrix.shape[-1]
-        self.patch, self.L = slots.shape[0] // grid, grid * grid
+        (self.B, self.S, self.N), self.C = check_axes("order", order, 3), check_axes("matrix", matrix, 4)[-1]
+        self.patch, self.L = patch_of(slots, self.N, grid), grid * grid
+        shape = self.B, self.N, self.N, self.C
+        check_tensors(
+            order.device, matrix=(matrix, shape), num_nodes=(num_nodes, (self.B,)), slots=(slots, slots.shape)
+        )
         self.samples, self.tokens = self.B * self.S, self.B * self.S * self.L
         places = slots.shape[0]
         total = self.samples * places
@@ -171,6 +176,17 @@ class Patches:
         arguments = self.order, self.slots, self.counts, lines, columns, total, self.S, self.N, self.C, places
         _find_nodes(lambda settings: (triton.cdiv(total, BLOCK),), *arguments, BLOCK=BLOCK)
         self.gathered = self.matrix, lines, columns, rows, used
+
+    def check(self, weight: Tensor, tokens: Tensor | None, bias: Tensor | None, *soft: Tensor | None) -> None:
+        """Refuses arguments that do not fit: weight (D, C, patch, patch), tokens, bias (D,); rank, t, log_r, log_c."""
+        D, samples = check_axes("weight", weight, 4)[0], (self.B, self.S, self.N)
+        check_tensors(
+            self.order.device,
+            weight=(weight, (D, self.C, self.patch, self.patch)),
+            tokens=(tokens, (self.B, self.S, self.L, D)),
+            bias=(bias, (D,)),
+            **{name: (x, samples) for name, x in zip(("rank", "t", "log_r", "log_c"), soft, strict=True)},
+        )
 
     def _list(self) -> tuple[Tensor, Tensor]:
         """rows (tokens,): the used tokens, rising, then the others. used (1,): how many are. Both int32."""

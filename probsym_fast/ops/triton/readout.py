@@ -9,15 +9,18 @@ from probsym_fast.ops.triton.soft_rows import permutation_gradient
 
 
 def forward(tokens, items, ptr, rank, order, t, log_r, log_c, tau, slots, grid, weight, bias) -> Tensor:
-    return Items(items, ptr, rank, slots, grid).gather(tokens, 1 / rank.shape[1], weight_rows(weight), bias)
+    x = Items(items, ptr, rank, slots, grid)
+    x.check(weight, tokens, None, bias, order, t, log_r, log_c)
+    return x.gather(tokens, 1 / x.S, weight_rows(weight), bias)
 
 
 def backward(
     d_values, tokens, items, ptr, rank, order, t, log_r, log_c, tau, slots, grid, weight,
     needs_tokens, needs_t, needs_weight, needs_bias,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    x, W = Items(items, ptr, rank, slots, grid), weight_rows(weight)
-    tokens, scale = tokens.contiguous(), 1 / rank.shape[1]
+    x = Items(items, ptr, rank, slots, grid)
+    x.check(weight, tokens, d_values, None, order, t, log_r, log_c)
+    W, tokens, scale = weight_rows(weight), tokens.contiguous(), 1 / x.S
     d_tokens = x.scatter(d_values, scale, W, None) if needs_tokens else None
     d_soft = permutation_gradient(x, d_values, scale, tokens, W, t, log_r, log_c, tau) if needs_t else (None,) * 3
     d_weight = weight_like(x.weight_gradient(d_values, scale, tokens, W), weight) if needs_weight else None
