@@ -51,6 +51,14 @@ def problem() -> str | None:
     return _problem
 
 
+def cuda_problem() -> str | None:
+    """Why there are no kernels of csrc/cuda, and how to mend it; None where there are."""
+    if gpu_architectures() is not None:
+        return None
+    found = _problem or f"the compiled kernels were built without CUDA: {MEND}"
+    return f"{found}, and nvcc of torch's CUDA {torch.version.cuda}"
+
+
 def report_once(device: str) -> None:
     """Warns, the first time an op falls back to its reference on a device that kernels could serve."""
     global _reported
@@ -76,6 +84,8 @@ def runs_on_gpu(index: int) -> bool:
 
 @functools.cache
 def _runs_on_gpu(index: int) -> bool:
+    if not torch.cuda.is_available():  # traced for a GPU that is elsewhere
+        return True
     if gpu_architectures() is None or _module.runs_on_gpu(index):
         return True
     major, minor = torch.cuda.get_device_capability(index)

@@ -12,7 +12,7 @@ Items items_of(const Tensor& items, const Tensor& ptr, const Tensor& rank, const
 }
 
 Tensor embed(const Tensor& items_in, const Tensor& values, const Tensor& ptr, const Tensor& rank, const Tensor& order, const Maybe&,
-             const Maybe&, const Maybe&, double, const Tensor& slots, int64_t grid, const Tensor& weight, const Maybe& bias) {
+             const Maybe&, const Maybe&, double, const Tensor& slots, int64_t, int64_t grid, const Tensor& weight, const Maybe& bias) {
   const Items items = items_of(items_in, ptr, rank, order);
   const Axis axis(slots.contiguous(), grid, items.N);
   const Tensor tokens = at::empty({items.B, items.S, items.k == 2 ? grid * grid : grid, weight.size(0)}, weight.options());
@@ -22,7 +22,7 @@ Tensor embed(const Tensor& items_in, const Tensor& values, const Tensor& ptr, co
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> embed_backward(
     const Tensor& d_tokens_in, const Tensor& items_in, const Tensor& values_in, const Tensor& ptr, const Tensor& rank, const Tensor& order,
-    const Maybe& t, const Maybe& log_r, const Maybe& log_c, double tau, const Tensor& slots, int64_t grid, const Tensor& weight,
+    const Maybe& t, const Maybe& log_r, const Maybe& log_c, double tau, const Tensor& slots, int64_t, int64_t grid, const Tensor& weight,
     bool needs_values, bool needs_t, bool needs_weight, bool needs_bias) {
   Items items = items_of(items_in, ptr, rank, order);
   const Axis axis(slots.contiguous(), grid, items.N);

@@ -93,7 +93,7 @@ struct Tiles {
 };
 
 Tensor embed_matrix(const Tensor& matrix_in, const Maybe& num_nodes, const Tensor&, const Tensor& order, const Maybe&, const Maybe&,
-                    const Maybe&, double, const Tensor& slots, int64_t grid, const Tensor& weight, const Maybe& bias_in) {
+                    const Maybe&, double, const Tensor& slots, int64_t, int64_t grid, const Tensor& weight, const Maybe& bias_in) {
   const NoAutocast no_autocast;
   const Tensor matrix = matrix_in.contiguous(), W = weight_rows(weight), flat_t = W.flatten(0, 1).t().contiguous();
   const Tiles x(matrix, num_nodes, order, slots, grid, W);
@@ -113,8 +113,8 @@ Tensor embed_matrix(const Tensor& matrix_in, const Maybe& num_nodes, const Tenso
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> embed_matrix_backward(
     const Tensor& d_tokens_in, const Tensor& matrix_in, const Maybe& num_nodes, const Tensor&, const Tensor& order, const Maybe& t_in,
-    const Maybe& log_r_in, const Maybe& log_c_in, double tau, const Tensor& slots, int64_t grid, const Tensor& weight, bool needs_matrix,
-    bool needs_t, bool needs_weight, bool needs_bias) {
+    const Maybe& log_r_in, const Maybe& log_c_in, double tau, const Tensor& slots, int64_t, int64_t grid, const Tensor& weight,
+    bool needs_matrix, bool needs_t, bool needs_weight, bool needs_bias) {
   const NoAutocast no_autocast;
   const Tensor d_tokens = d_tokens_in.contiguous(), matrix = matrix_in.contiguous(), W = weight_rows(weight), flat = W.flatten(0, 1);
   const Tiles x(matrix, num_nodes, order, slots, grid, W);

@@ -12,7 +12,7 @@ Items items_of(const Tensor& items, const Tensor& ptr, const Tensor& rank, const
 }
 
 Tensor readout(const Tensor& tokens, const Tensor& items_in, const Tensor& ptr, const Tensor& rank, const Tensor& order, const Maybe&,
-               const Maybe&, const Maybe&, double, const Tensor& slots, int64_t grid, const Tensor& weight, const Maybe& bias) {
+               const Maybe&, const Maybe&, double, const Tensor& slots, int64_t, int64_t grid, const Tensor& weight, const Maybe& bias) {
   const Items items = items_of(items_in, ptr, rank, order);
   const Axis axis(slots.contiguous(), grid, items.N);
   const Tensor values = gather(items, axis, tokens.contiguous(), 1.0 / static_cast<double>(items.S), weight_rows(weight));
@@ -21,7 +21,7 @@ Tensor readout(const Tensor& tokens, const Tensor& items_in, const Tensor& ptr, 
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> readout_backward(
     const Tensor& d_values_in, const Tensor& tokens_in, const Tensor& items_in, const Tensor& ptr, const Tensor& rank, const Tensor& order,
-    const Maybe& t, const Maybe& log_r, const Maybe& log_c, double tau, const Tensor& slots, int64_t grid, const Tensor& weight,
+    const Maybe& t, const Maybe& log_r, const Maybe& log_c, double tau, const Tensor& slots, int64_t, int64_t grid, const Tensor& weight,
     bool needs_tokens, bool needs_t, bool needs_weight, bool needs_bias) {
   Items items = items_of(items_in, ptr, rank, order);
   const Axis axis(slots.contiguous(), grid, items.N);

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from probsym_fast import _extension
-from probsym_fast.ops import triton
+from probsym_fast.ops import _fallback, triton
 from probsym_fast.ops._debug import debugging
 
 NAMESPACE = "probsym_fast"
@@ -21,6 +21,7 @@ LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 OPS: dict[str, Op] = {}
 KERNEL_BACKENDS = {"cpu": "cpu", "cuda": "cuda"}  # device type -> the name of the kernels registered for it from C++
 DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
+RUNS_ON_GPU = {"cuda": _extension.runs_on_gpu, "triton": triton.runs_on_gpu}  # backend -> of the GPU of an index
 _instead_of_auto = "auto"
 
 
@@ -107,8 +108,15 @@ class Op:
         if dtype in (torch.float32, torch.float64):
             return dtype
         backend = _instead_of_auto if backend == "auto" else backend
-        taken = backend != "reference" and self.has_kernel(device.type) and dtype in self.kernel_dtypes(device.type)
-        return dtype if taken else torch.float32
+        taken = backend != "reference" and self.available(device)[0] != "reference"
+        return dtype if taken and dtype in self.kernel_dtypes(device.type) else torch.float32
+
+    def available(self, device: torch.device) -> tuple[str, ...]:
+        """`backends` of the device type without kernels that this very GPU cannot run."""
+        listed = BACKENDS[self.name, device.type] if (self.name, device.type) in BACKENDS else ("reference",)
+        if device.type == "cuda" and listed[0] != "reference" and not RUNS_ON_GPU[listed[0]](device.index or 0):
+            return listed[1:]
+        return listed
 
     def select(self, backend: str, device: torch.device, dtype: torch.dtype) -> Callable:
         """The implementation to call with the schema's arguments.
@@ -116,24 +124,41 @@ class Op:
         Raises RuntimeError where the named backend is not there for the device, TypeError where it lacks the dtype.
         """
         backend = _instead_of_auto if backend == "auto" else backend
-        available = BACKENDS[self.name, device.type] if (self.name, device.type) in BACKENDS else ("reference",)
-        if "cuda" in available and not _extension.runs_on_gpu(device.index or 0):
-            available = tuple(x for x in available if x != "cuda")
+        available = self.available(device)
         if backend == "auto":
             if available[0] == "reference":
                 _extension.report_once(device.type)
+                self._report(device)
                 return self.reference
-            return self._checked(available[0]) if dtype in self.kernel_dtypes(device.type) else self.reference
+            if dtype in self.kernel_dtypes(device.type):
+                return self._checked(available[0])
+            self._report(device, f"the kernels take {self._dtype_names(device)}, got {dtype}: convert the inputs")
+            return self.reference
         if backend not in available:
+            problem = triton.problem() if backend == "triton" else _extension.problem()
             raise RuntimeError(
                 f"{self.name}: backend must be one of {('auto', *available)} on {device.type}, got {backend!r}"
-                + (f" ({_extension.problem()})" if _extension.problem() else "")
+                + (f" ({problem})" if problem else "")
             )
         if backend == "reference":
             return self.reference
         if dtype not in self.kernel_dtypes(device.type):
             raise TypeError(f"{self.name}: backend {backend!r} takes {self.kernel_dtypes(device.type)}, got {dtype}")
         return self._checked(backend)
+
+    def without_kernel(self, backend: str, device: torch.device, lacking: str) -> Callable:
+        """The reference, for a call that the kernels do not take whatever is built; `lacking` says of what."""
+        if (_instead_of_auto if backend == "auto" else backend) != "reference":
+            self._report(device, lacking)
+        return self.reference
+
+    def _report(self, device: torch.device, lacking: str | None = None) -> None:
+        """Says that the reference runs on a GPU, for want of a kernel or for what its kernels are lacking."""
+        listed = BACKENDS[self.name, device.type] if (self.name, device.type) in BACKENDS else ("reference",)
+        _fallback.report(self.name, device, listed[0], lacking)
+
+    def _dtype_names(self, device: torch.device) -> str:
+        return ", ".join(str(x).removeprefix("torch.") for x in self.kernel_dtypes(device.type))
 
     def _checked(self, backend: str) -> Callable:
         """The kernel; in debug mode behind the checks that it does not make."""

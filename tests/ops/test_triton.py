@@ -24,7 +24,7 @@ import probsym_fast
 from probsym_fast.ops import OPS
 from probsym_fast.ops import triton as triton_ops
 from probsym_fast.ops._op import BACKENDS
-from probsym_fast.ops._patches import patch_size, slots_of_places
+from probsym_fast.ops._patches import padded_axis, patch_size
 from probsym_fast.ops.triton import KERNELS, _group, _launch
 from probsym_fast.ops.triton import _lazy as through
 
@@ -52,7 +52,7 @@ def interpreted(request):
 
 # --- every configuration compiled ---
 
-ARCHITECTURES = (80, 90, 100)
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 SHARED = 99 * 1024  # bytes that a program may have on the smallest of compute capability 8 and above
 TYPES = {
     torch.float32: "*fp32",
@@ -68,18 +68,18 @@ def specialised(function, arguments, settings):
     named = dict(zip(function.arg_names, arguments, strict=False)) | settings
     signature, constants, attributes = {}, {}, {}
     for i, name in enumerate(function.arg_names):
-        x = named[name]
-        if function.params[i].is_constexpr or x is None or (isinstance(x, int) and x == 1):
+        x, specialises = named[name], not function.params[i].do_not_specialize
+        if function.params[i].is_constexpr or x is None or (isinstance(x, int) and x == 1 and specialises):
             signature[name], constants[i,] = "constexpr", x
             continue
         if isinstance(x, torch.Tensor):
             signature[name] = TYPES[x.dtype]
-            aligned = x.data_ptr() % 16 == 0
+            aligned = x.data_ptr() % 16 == 0 and specialises
         elif isinstance(x, float):
             signature[name], aligned = "fp32", False
         else:
             signature[name] = "i32" if -(2**31) <= x < 2**31 else "i64"
-            aligned = x % 16 == 0
+            aligned = x % 16 == 0 and specialises
         if aligned:
             attributes[i,] = [["tt.divisibility", 16]]
     return signature, constants, attributes
@@ -153,10 +153,10 @@ def items_case(name, dtype):
         ptr, rank = torch.arange(0, B * N + 1, N), torch.arange(N).expand(B, S, N)
         items = torch.zeros(axes, 60, dtype=torch.int64)
         soft = [torch.zeros(B, S, N) for _ in range(3)]
-        slots = slots_of_places(N, grid, pad_mode, False, torch.device("cpu"))
+        axis = padded_axis(N, grid, pad_mode, False, torch.device("cpu"))
         weight = torch.zeros(*[P] * axes, C, D, dtype=dtype).movedim((-1, -2), (0, 1))
         tokens, values = torch.zeros(B, S, grid**axes, D, dtype=dtype), torch.zeros(60, C, dtype=dtype)
-        rest = ptr, rank, rank, *soft, 0.5, slots, grid, weight
+        rest = ptr, rank, rank, *soft, 0.5, *axis, weight
         first, second = (items, values) if name == "embed" else (tokens, items)
         out = tokens if name == "embed" else values
         for bias in (torch.zeros(D if name == "embed" else C, dtype=dtype), None)[: 2 if C == 8 else 1]:
@@ -169,9 +169,9 @@ def embed_matrix_case(dtype):
     for B, S, N, grid, C, D in ((2, 2, 188, 14, 1, 768), (2, 1, 20, 3, 3, 70)):
         P, soft = patch_size(N, grid), [torch.zeros(B, S, N) for _ in range(3)]
         matrix, order = torch.zeros(B, N, N, C, dtype=dtype), torch.arange(N).expand(B, S, N)
-        slots = slots_of_places(N, grid, "zeros", False, matrix.device)
+        axis = padded_axis(N, grid, "zeros", False, matrix.device)
         weight = torch.zeros(P, P, C, D, dtype=dtype).permute(3, 2, 0, 1)
-        rest = matrix, None, order, order, *soft, 0.5, slots, grid, weight
+        rest = matrix, None, order, order, *soft, 0.5, *axis, weight
         through("embed_matrix", "forward")(*rest, torch.zeros(D, dtype=dtype) if S == 2 else None)
         tokens = torch.zeros(B, S, grid**2, D, dtype=dtype)
         through("embed_matrix", "backward")(tokens, *rest, True, True, True, True)
@@ -286,7 +286,7 @@ def measured(monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(triton.testing, "do_bench", lambda call, **settings: calls.append(call) or -len(calls))
+    monkeypatch.setattr(_launch, "milliseconds", lambda run: calls.append(run) or -len(calls))
     monkeypatch.setattr(_launch, "_told", False)
     return calls
 
@@ -359,8 +359,8 @@ def test_ragged_sizes_share_a_choice(measured, monkeypatch):
     def step(nodes, edges):
         x, pairs, ptr = torch.zeros(nodes, 10, 64), torch.zeros(2, edges, dtype=torch.int64), torch.tensor([0, nodes])
         through("aggregate", "forward")(x, pairs, None, None)
-        rank, slots = torch.arange(130).expand(1, 2, 130), slots_of_places(130, 4, "zeros", False, torch.device("cpu"))
-        rest = ptr, rank, rank, *[torch.zeros(1, 2, 130)] * 3, 0.5, slots, 4, torch.zeros(64, 3, 33, 33)
+        rank, axis = torch.arange(130).expand(1, 2, 130), padded_axis(130, 4, "zeros", False, torch.device("cpu"))
+        rest = ptr, rank, rank, *[torch.zeros(1, 2, 130)] * 3, 0.5, *axis, torch.zeros(64, 3, 33, 33)
         tokens, values = torch.zeros(1, 2, 16, 64), torch.zeros(edges, 3)
         through("embed", "forward")(pairs, values, *rest, None)
         through("embed", "backward")(tokens, pairs, values, *rest, True, True, True, True)
@@ -410,7 +410,7 @@ def test_more_than_32_bits_count_is_refused_before_a_launch(monkeypatch):
         raise AssertionError("launched")
 
     monkeypatch.setattr(_launch, "launch", none)
-    slots = slots_of_places(4, 5, "zeros", False, torch.device("meta"))
+    axis = padded_axis(4, 5, "zeros", False, torch.device("meta"))
     with torch.device("meta"):
         order, ptr, many = torch.empty(1, 2**27, 4, dtype=torch.int64), torch.empty(2, dtype=torch.int64), [None] * 3
         items, weight = torch.empty(2, 3, dtype=torch.int64), torch.empty(6, 1, 1, 1)
@@ -419,8 +419,8 @@ def test_more_than_32_bits_count_is_refused_before_a_launch(monkeypatch):
                 torch.empty(1, 2**30, 1, 2),
                 torch.empty(1, 1, 1, 1),
             ),
-            "embed: tokens": (items, torch.empty(3, 1), ptr, order, order, *many, 1.0, slots, 5, weight, None),
-            "embed_matrix: tokens": (torch.empty(1, 4, 4, 1), None, order, order, *many, 1.0, slots, 5, weight, None),
+            "embed: tokens": (items, torch.empty(3, 1), ptr, order, order, *many, 1.0, *axis, weight, None),
+            "embed_matrix: tokens": (torch.empty(1, 4, 4, 1), None, order, order, *many, 1.0, *axis, weight, None),
         }
         for message, arguments in calls.items():
             more = (False, False) if "act" in message else ()

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
+import itertools
 import json
+import statistics
+import time
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -16,10 +20,15 @@ from triton.runtime.cache import get_cache_manager
 from probsym_fast.ops._debug import debugging
 from probsym_fast.ops.triton import KernelFailure, TooLarge
 
+CYCLES = 2.5e9  # of a GPU's clock a second, at most
 MOST = 2**31 - 1024  # that 32 bits count, blocks among them
 # Of every compilation: triton's default for fusion changes; without a bound on registers ptxas aims at a rounder number of
 # them and spills a register or two to reach it. A configuration may have its own bound (maxnreg).
 OPTIONS = {"enable_fp_fusion": True, "maxnreg": 128}
+# Parameters of any kernel that depend on how many nodes, items and graphs a batch has, and so vary from batch to batch: triton
+# would compile a kernel again where one is 1 or a multiple of 16. No wide load's stride is among them.
+RAGGED = {"E", "M", "nodes", "graphs", "STEPS", "samples", "first", "last", "tokens", "none", "total", "keys", "rows"}
+RAGGED |= {"parts", "part", "splits", "p_key", "p_from"}  # the last two point into edge_index, at E numbers of 8 bytes
 
 
 class Kernel:
@@ -72,12 +81,7 @@ class Kernel:
         return self.chosen[key]
 
     def _measure(self, key, grid, arguments, constants) -> dict:
-        times = [
-            triton.testing.do_bench(
-                lambda c=c: launch(self, grid, arguments, constants | c), warmup=5, rep=20, return_mode="median"
-            )
-            for c in self.among(constants)
-        ]
+        times = [milliseconds(lambda c=c: launch(self, grid, arguments, constants | c)) for c in self.among(constants)]
         best = self.among(constants)[times.index(min(times))]
         with not_kept():
             self._cache(key).put(json.dumps(best), "configuration.json", binary=False)
@@ -96,6 +100,29 @@ class Kernel:
     def _cache(self, key):
         whole = f"probsym_fast {triton.__version__} {self.function.cache_key} {key}"
         return get_cache_manager(hashlib.sha256(whole.encode()).hexdigest())
+
+
+def milliseconds(run: Callable[[], None], seconds: float = 0.02, most: int = 100) -> float:
+    """The median time of run() on the current GPU, between events, of up to `most` runs in about so many seconds.
+
+    Nothing is allocated: a configuration is measured within a step whose peak `chunk="auto"` may be measuring. So the cache
+    is warm, for every configuration alike. The GPU waits until all is queued, else short kernels would wait for the host.
+    """
+    run()  # compiles
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    queued = time.perf_counter() - start
+    torch.cuda.synchronize()
+    count = max(5, min(most, int(seconds / (time.perf_counter() - start))))
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    torch.cuda._sleep(int(CYCLES * queued * count))
+    marks[0].record()
+    for mark in marks[1:]:
+        run()
+        mark.record()
+    torch.cuda.synchronize()
+    return statistics.median(before.elapsed_time(after) for before, after in itertools.pairwise(marks))
 
 
 _told = False
@@ -126,7 +153,12 @@ def launch(kernel: Kernel, grid: Callable, arguments: tuple, settings: dict) -> 
 
 def kernel(*configurations: dict, ieee: tuple[dict, ...] = ()) -> Callable:
     """Decorates a function for triton.jit."""
-    return lambda function: Kernel(triton.jit(function), configurations or ({"num_warps": 4},), ieee)
+
+    def decorate(function: Callable) -> Kernel:
+        ragged = [name for name in inspect.signature(function).parameters if name in RAGGED]
+        return Kernel(triton.jit(do_not_specialize=ragged)(function), configurations or ({"num_warps": 4},), ieee)
+
+    return decorate
 
 
 def bucket(size: int) -> int:

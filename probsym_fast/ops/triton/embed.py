@@ -8,15 +8,15 @@ from probsym_fast.ops.triton.items import Items, weight_like, weight_rows
 from probsym_fast.ops.triton.soft_rows import permutation_gradient
 
 
-def forward(items, values, ptr, rank, order, t, log_r, log_c, tau, slots, grid, weight, bias) -> Tensor:
-    return Items(items, ptr, rank, slots, grid).scatter(values, 1.0, weight_rows(weight), bias)
+def forward(items, values, ptr, rank, order, t, log_r, log_c, tau, slots, most_places, grid, weight, bias) -> Tensor:
+    return Items(items, ptr, rank, slots, most_places, grid).scatter(values, 1.0, weight_rows(weight), bias)
 
 
 def backward(
-    d_tokens, items, values, ptr, rank, order, t, log_r, log_c, tau, slots, grid, weight,
+    d_tokens, items, values, ptr, rank, order, t, log_r, log_c, tau, slots, most_places, grid, weight,
     needs_values, needs_t, needs_weight, needs_bias,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    x, W, d_tokens = Items(items, ptr, rank, slots, grid), weight_rows(weight), d_tokens.contiguous()
+    x, W, d_tokens = Items(items, ptr, rank, slots, most_places, grid), weight_rows(weight), d_tokens.contiguous()
     d_values = x.gather(d_tokens, 1.0, W, None) if needs_values else None
     d_soft = permutation_gradient(x, values, 1.0, d_tokens, W, t, log_r, log_c, tau) if needs_t else (None,) * 3
     d_weight = weight_like(x.weight_gradient(values, 1.0, d_tokens, W), weight) if needs_weight else None

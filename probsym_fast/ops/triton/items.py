@@ -19,7 +19,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from probsym_fast.ops._patches import most_places
 from probsym_fast.ops.triton._group import group
 from probsym_fast.ops.triton._launch import bucket, check_counts, kernel, width_block
 
@@ -190,16 +189,15 @@ class Items:
     ptr: Tensor  # (B + 1,)
     rank: Tensor  # (B, S, N)
     slots: Tensor  # (grid patch,)
+    Q: int  # most places of a slot
     grid: int
 
     def __post_init__(self):
         names = ("items", "ptr", "rank", "slots")
-        most = most_places(self.slots, self.rank.shape[-1])  # an attribute of the tensor, lost in a copy
         self.items, self.ptr, self.rank, self.slots = (getattr(self, x).contiguous() for x in names)
         self.axes, self.M = self.items.shape
         self.B, self.S, self.N = self.rank.shape
         self.patch = self.slots.shape[0] // self.grid
-        self.Q = most
         self.copies = self.Q**self.axes
         self.L = self.grid**self.axes
         self.tokens, self.offsets = self.B * self.S * self.L, self.patch**self.axes

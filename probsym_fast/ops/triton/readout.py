@@ -8,15 +8,17 @@ from probsym_fast.ops.triton.items import Items, weight_like, weight_rows
 from probsym_fast.ops.triton.soft_rows import permutation_gradient
 
 
-def forward(tokens, items, ptr, rank, order, t, log_r, log_c, tau, slots, grid, weight, bias) -> Tensor:
-    return Items(items, ptr, rank, slots, grid).gather(tokens, 1 / rank.shape[1], weight_rows(weight), bias)
+def forward(tokens, items, ptr, rank, order, t, log_r, log_c, tau, slots, most_places, grid, weight, bias) -> Tensor:
+    return Items(items, ptr, rank, slots, most_places, grid).gather(
+        tokens, 1 / rank.shape[1], weight_rows(weight), bias
+    )
 
 
 def backward(
-    d_values, tokens, items, ptr, rank, order, t, log_r, log_c, tau, slots, grid, weight,
+    d_values, tokens, items, ptr, rank, order, t, log_r, log_c, tau, slots, most_places, grid, weight,
     needs_tokens, needs_t, needs_weight, needs_bias,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    x, W = Items(items, ptr, rank, slots, grid), weight_rows(weight)
+    x, W = Items(items, ptr, rank, slots, most_places, grid), weight_rows(weight)
     tokens, scale = tokens.contiguous(), 1 / rank.shape[1]
     d_tokens = x.scatter(d_values, scale, W, None) if needs_tokens else None
     d_soft = permutation_gradient(x, d_values, scale, tokens, W, t, log_r, log_c, tau) if needs_t else (None,) * 3
