@@ -59,6 +59,7 @@ def cuda_problem() -> str | None:
     return f"{found}, and nvcc of torch's CUDA {torch.version.cuda}"
 
 
+@torch.compiler.assume_constant_result  # said while a graph is traced, and no part of it
 def report_once(device: str) -> None:
     """Warns, the first time an op falls back to its reference on a device that kernels could serve."""
     global _reported
@@ -84,9 +85,9 @@ def runs_on_gpu(index: int) -> bool:
 
 @functools.cache
 def _runs_on_gpu(index: int) -> bool:
-    if not torch.cuda.is_available():  # traced for a GPU that is elsewhere
-        return True
     if gpu_architectures() is None or _module.runs_on_gpu(index):
+        return True
+    if not torch.cuda.is_available():  # traced for a GPU that is elsewhere
         return True
     major, minor = torch.cuda.get_device_capability(index)
     warnings.warn(

@@ -12,7 +12,7 @@ from probsym_fast.ops import triton
 _reported: set[tuple] = set()
 
 
-@torch.compiler.assume_constant_result  # asked while a graph is traced, and no part of it
+@torch.compiler.assume_constant_result  # said while a graph is traced, and no part of it
 def report(op: str, device: torch.device, backend: str, lacking: str | None) -> None:
     """A RuntimeWarning the first time that this op takes its reference on this type of device for this reason.
 

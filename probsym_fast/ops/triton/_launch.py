@@ -25,8 +25,8 @@ MOST = 2**31 - 1024  # that 32 bits count, blocks among them
 # Of every compilation: triton's default for fusion changes; without a bound on registers ptxas aims at a rounder number of
 # them and spills a register or two to reach it. A configuration may have its own bound (maxnreg).
 OPTIONS = {"enable_fp_fusion": True, "maxnreg": 128}
-# Parameters of any kernel that depend on how many nodes, items and graphs a batch has, and so vary from batch to batch: triton
-# would compile a kernel again where one is 1 or a multiple of 16. No wide load's stride is among them.
+# Parameters of any kernel that depend on how many nodes, items and graphs a batch has. Triton would compile a kernel again
+# where one is 1 or a multiple of 16, batch after batch. No wide load's stride is among them.
 RAGGED = {"E", "M", "nodes", "graphs", "STEPS", "samples", "first", "last", "tokens", "none", "total", "keys", "rows"}
 RAGGED |= {"parts", "part", "splits", "p_key", "p_from"}  # the last two point into edge_index, at E numbers of 8 bytes
 
