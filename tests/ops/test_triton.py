@@ -286,7 +286,7 @@ def measured(monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(_launch, "milliseconds", lambda run: calls.append(run) or -len(calls))
+    monkeypatch.setattr(_launch, "seconds_of", lambda run: calls.append(run) or -len(calls))
     monkeypatch.setattr(_launch, "_told", False)
     return calls
 

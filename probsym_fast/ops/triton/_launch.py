@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
-import itertools
 import json
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -17,10 +15,10 @@ import triton
 from torch import Tensor
 from triton.runtime.cache import get_cache_manager
 
+from probsym_fast._device_time import device_times
 from probsym_fast.ops._debug import debugging
 from probsym_fast.ops.triton import KernelFailure, TooLarge
 
-CYCLES = 2.5e9  # of a GPU's clock a second, at most
 MOST = 2**31 - 1024  # that 32 bits count, blocks among them
 # Of every compilation: triton's default for fusion changes; without a bound on registers ptxas aims at a rounder number of
 # them and spills a register or two to reach it. A configuration may have its own bound (maxnreg).
@@ -81,7 +79,7 @@ class Kernel:
         return self.chosen[key]
 
     def _measure(self, key, grid, arguments, constants) -> dict:
-        times = [milliseconds(lambda c=c: launch(self, grid, arguments, constants | c)) for c in self.among(constants)]
+        times = [seconds_of(lambda c=c: launch(self, grid, arguments, constants | c)) for c in self.among(constants)]
         best = self.among(constants)[times.index(min(times))]
         with not_kept():
             self._cache(key).put(json.dumps(best), "configuration.json", binary=False)
@@ -102,27 +100,14 @@ class Kernel:
         return get_cache_manager(hashlib.sha256(whole.encode()).hexdigest())
 
 
-def milliseconds(run: Callable[[], None], seconds: float = 0.02, most: int = 100) -> float:
-    """The median time of run() on the current GPU, between events, of up to `most` runs in about so many seconds.
+def seconds_of(run: Callable[[], None]) -> float:
+    """The median time of about 20 ms of runs on the current GPU.
 
-    Nothing is allocated: a configuration is measured within a step whose peak `chunk="auto"` may be measuring. So the cache
-    is warm, for every configuration alike. The GPU waits until all is queued, else short kernels would wait for the host.
+    A configuration is measured within a step, whose peak of memory `chunk="auto"` may be measuring: nothing is allocated.
     """
     run()  # compiles
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    queued = time.perf_counter() - start
-    torch.cuda.synchronize()
-    count = max(5, min(most, int(seconds / (time.perf_counter() - start))))
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
-    torch.cuda._sleep(int(CYCLES * queued * count))
-    marks[0].record()
-    for mark in marks[1:]:
-        run()
-        mark.record()
-    torch.cuda.synchronize()
-    return statistics.median(before.elapsed_time(after) for before, after in itertools.pairwise(marks))
+    (first, *_), _ = device_times(run, 3)
+    return statistics.median(device_times(run, max(5, min(100, int(0.02 / (first + 1e-9)))))[0])
 
 
 _told = False
