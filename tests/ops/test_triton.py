@@ -17,6 +17,7 @@ import torch
 
 triton = pytest.importorskip("triton")
 
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -27,8 +28,10 @@ from probsym_fast.ops._op import BACKENDS
 from probsym_fast.ops._patches import padded_axis, patch_size
 from probsym_fast.ops.triton import KERNELS, _group, _launch
 from probsym_fast.ops.triton import _lazy as through
+from tests.gpu_clock import Clock
 
 ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
 
 
 def release(module) -> tuple[int, int]:
@@ -384,6 +387,74 @@ def test_ragged_sizes_share_a_choice(measured, monkeypatch):
         torch.use_deterministic_algorithms(False)
     assert len(measured) == several
     assert all(settings.items() >= kernel.configurations[0].items() for kernel, settings in taken)
+
+
+class NoTensors(TorchDispatchMode):
+    """Refuses every operation of torch."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        raise AssertionError(f"tuning called {func}")
+
+
+@pytest.mark.parametrize("fastest", range(3))
+def test_tuning_allocates_nothing(fastest, monkeypatch, tmp_path):
+    """It runs in a step whose peak `chunk="auto"` may be measuring. Kernels shorter than their launch are told apart, too."""
+    clock, seconds = Clock(monkeypatch), [2e-5, 3e-5, 4e-5]
+    seconds[0], seconds[fastest] = seconds[fastest], seconds[0]
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(_launch, "launch", lambda kernel, grid, arguments, x: clock.run(seconds[x["BLOCK"] - 1]))
+    kernel, tensor = _launch.Kernel(_group._count.function, CONFIGURATIONS), torch.zeros(1)
+    with NoTensors():
+        assert kernel._choose(torch.device("cuda"), None, (tensor,), (100,), {}) == CONFIGURATIONS[fastest]
+
+
+def ragged_batch(B: int, generator: torch.Generator) -> None:
+    """Forward and backward of every op on graphs, for B graphs of any sizes."""
+    S, N, D, C, grid = 3, 24, 64, 4, 4
+    ptr = torch.cat([torch.zeros(1, dtype=torch.int64), torch.randint(1, N + 1, (B,), generator=generator).cumsum(0)])
+    nodes = int(ptr[-1])
+    edges = torch.zeros(2, int(torch.randint(1, 200, (), generator=generator)), dtype=torch.int64)
+    rank, soft, axis = (
+        torch.arange(N).expand(B, S, N),
+        [torch.zeros(B, S, N)] * 3,
+        padded_axis(N, grid, "zeros", False, CPU),
+    )
+    tokens, weight, own = torch.zeros(B, S, grid**2, D), torch.zeros(6, 6, C, D).permute(3, 2, 0, 1), torch.ones(())
+    x, permutation = torch.zeros(nodes + B, S, 64), (ptr, rank, rank, *soft, 0.5)
+    through("aggregate", "forward")(x, edges, ptr, own)
+    through("aggregate", "backward")(x, x, edges, ptr, own, True, True)
+    values = torch.zeros(edges.shape[1], C)
+    through("embed", "forward")(edges, values, *permutation, *axis, weight, torch.zeros(D))
+    through("embed", "backward")(tokens, edges, values, *permutation, *axis, weight, True, True, True, True)
+    through("readout", "forward")(tokens, edges, *permutation, *axis, weight, torch.zeros(C))
+    through("readout", "backward")(values, tokens, edges, *permutation, *axis, weight, True, True, True, True)
+    matrix = torch.zeros(B, N, N, C), ptr.diff(), *permutation[1:], *axis, weight
+    through("embed_matrix", "forward")(*matrix, None)
+    through("embed_matrix", "backward")(tokens, *matrix, True, True, True, True)
+    features = through("node_identifiers", "forward")(*permutation, torch.zeros(N, 64), nodes)
+    through("node_identifiers", "backward")(features, *permutation, torch.zeros(N, 64), True, True)
+    rows, square, row = torch.zeros(nodes * S, 64), torch.zeros(64, 64), torch.zeros(64)
+    y, *statistics = through("linear_batch_norm_relu", "forward")(rows, square, row, row, 1e-5)
+    through("linear_batch_norm_relu", "backward")(y, rows, square, row, row, *statistics, 1e-5, True, True)
+
+
+def test_ragged_batches_share_their_kernels(monkeypatch):
+    """Whatever the numbers of nodes and edges, also 1 and multiples of 16: the first batch has compiled all there is.
+
+    A last, smaller batch is another multiple of 16 in the planes of the soft permutation, which are read in wide loads.
+    """
+    launches, generator = Launches(), torch.Generator().manual_seed(0)
+    monkeypatch.setattr(_launch, "launch", launches)
+    ragged_batch(4, generator)
+    first = set(launches.kept)
+    assert len(first) > 30
+    for _ in range(8):
+        ragged_batch(4, generator)
+    assert set(launches.kept) == first
+    ragged_batch(3, generator)
+    assert {kernel for kernel, _ in set(launches.kept) - first} <= {"reduce_matrix", "reduce_identifiers"}
 
 
 def test_the_lists_of_configurations_are_short():
