@@ -12,6 +12,7 @@ MEND = (
     "build the kernels for this torch with `pip install --no-build-isolation --force-reinstall --no-deps probsym_fast` "
     "(`-e .` in a checkout), which needs a C++ compiler"
 )
+CUDA_KERNELS = ("soft_permutation", "permutation_entropy")  # the ops of csrc/cuda
 NEEDED = ("torch_version", "differentiate", "instruction_set")  # what Python takes from the extension
 _module = None
 _problem: str | None = None

@@ -2,6 +2,7 @@
 
 import importlib.util
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,17 +14,18 @@ from probsym_fast.ops import OPS, _fallback, orthogonal_frame, triton, using_bac
 from probsym_fast.ops._op import BACKENDS
 
 GPU, OTHER_GPU = torch.device("cuda", 0), torch.device("cuda", 1)
-FROM_CSRC = sorted(set(OPS) - set(triton.KERNELS))
+FROM_CSRC = _extension.CUDA_KERNELS
+WITH_KERNELS = tuple(name for name in OPS if name in triton.KERNELS or name in FROM_CSRC)
 SILENCE = 'backend="reference" asks for it in silence.'
 
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet(monkeypatch):
-    """Kernels for every op, as with nvcc and triton; no GPU to ask."""
+    """Kernels for every op that has any, as with nvcc and triton; no GPU to ask."""
     monkeypatch.setattr(_fallback, "_reported", set())
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for name in OPS:
+    for name in WITH_KERNELS:
         monkeypatch.setitem(BACKENDS, (name, "cuda"), ("triton" if name in triton.KERNELS else "cuda", "reference"))
         if name in triton.KERNELS:
             monkeypatch.setitem(OPS[name].from_python, "cuda", ("triton", triton.KERNELS[name]))
@@ -43,8 +45,16 @@ def said(call) -> list[str]:
     return [str(w.message) for w in ours]
 
 
-def select_all(dtype=torch.float32, device=GPU, backend="auto", names=tuple(OPS)):
+def select_all(dtype=torch.float32, device=GPU, backend="auto", names=WITH_KERNELS):
     return {name: OPS[name].select(backend, device, dtype) for name in names}
+
+
+def test_the_lists_are_those_of_the_sources():
+    files = Path(_extension.__file__).parents[1].glob("csrc/cuda/*.torch.cpp")
+    assert {path.name.removesuffix(".torch.cpp") for path in files} in (
+        set(FROM_CSRC),
+        set(),
+    )  # none: installed without
 
 
 def without_kernels(monkeypatch, names):
@@ -63,6 +73,7 @@ def test_kernels_and_named_references_are_silent(monkeypatch):
             with FakeTensorMode():
                 orthogonal_frame(torch.ones(4, 4, device=GPU))
         select_all(device=torch.device("meta"))
+        select_all(names=set(OPS) - set(WITH_KERNELS))  # of one that needs no kernel on a GPU
         for name in OPS:
             monkeypatch.setitem(BACKENDS, (name, "cpu"), ("cpu", "reference"))
         select_all(torch.float16, device=torch.device("cpu"))
@@ -89,12 +100,12 @@ def test_ops_without_a_kernel(monkeypatch):
     found = said(lambda: [select_all(), select_all(torch.float64, names=FROM_CSRC)])
     mend = f"the compiled kernels were built without CUDA: {_extension.MEND}, and nvcc of torch's CUDA {torch.version.cuda}"
     here = "uses its slower reference on this GPU, for"
-    assert found == [f"probsym_fast: {name} {here} {mend}. {SILENCE}" for name in OPS if name in FROM_CSRC]
+    assert found == [f"probsym_fast: {name} {here} {mend}. {SILENCE}" for name in WITH_KERNELS if name in FROM_CSRC]
     without_kernels(monkeypatch, OPS)
     monkeypatch.setattr(_extension, "_problem", f"the compiled kernels are not built: {_extension.MEND}")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     found = said(select_all)
-    assert len(found) == len(OPS)
+    assert len(found) == len(WITH_KERNELS)
     for name in triton.KERNELS:
         mend = "triton is not installed: `pip install triton` as this torch asks for it"
         assert f"probsym_fast: {name} {here} {mend}. {SILENCE}" in found
