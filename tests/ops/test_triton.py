@@ -55,7 +55,8 @@ def interpreted(request):
 
 # --- every configuration compiled ---
 
-ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+ARCHITECTURES = (80, 90, 100)  # with every launch; those below with one of each kernel
+SMALLER = {86: torch.float32, 89: torch.bfloat16, 120: torch.bfloat16}
 SHARED = 99 * 1024  # bytes that a program may have on the smallest of compute capability 8 and above
 TYPES = {
     torch.float32: "*fp32",
@@ -247,6 +248,26 @@ def test_compiles_without_spills(architecture, monkeypatch, tmp_path):
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # most of it is LLVM and ptxas, which run beside each other
         binaries = list(pool.map(lambda launch: compiled(launch, architecture), found.values()))
     for ((kernel, _), launch), made in zip(found.items(), binaries, strict=True):
+        used = resources(made.asm["cubin"], tmp_path)
+        assert made.metadata.shared <= SHARED, (kernel, launch[1], made.metadata.shared)
+        assert used["REG"] <= 65536 // (32 * launch[2]["num_warps"]), (kernel, used)
+        assert used["STACK"] == used["LOCAL"] == 0, (kernel, launch[1], used)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", SMALLER)
+def test_compiles_for_smaller_gpus(architecture, monkeypatch, tmp_path):
+    """As above, one launch of each kernel, another for each architecture: they have about the registers and memory of 8.0."""
+    launches, number = {}, list(SMALLER).index(architecture)
+    for name in CASES:
+        if SMALLER[architecture] in KERNELS[name]:
+            for (kernel, _), launch in launches_of(name, SMALLER[architecture], monkeypatch):
+                launches.setdefault(kernel, []).append(launch)
+    assert len(launches) > 20
+    taken = {kernel: some[len(some) * number // len(SMALLER)] for kernel, some in launches.items()}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        binaries = list(pool.map(lambda launch: compiled(launch, architecture), taken.values()))
+    for (kernel, launch), made in zip(taken.items(), binaries, strict=True):
         used = resources(made.asm["cubin"], tmp_path)
         assert made.metadata.shared <= SHARED, (kernel, launch[1], made.metadata.shared)
         assert used["REG"] <= 65536 // (32 * launch[2]["num_warps"]), (kernel, used)
