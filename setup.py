@@ -66,7 +66,7 @@ def extension():
     cuda = wanted and CUDA_HOME and Path(CUDA_HOME, "bin", "nvcc").exists() and sources("cuda/*.cu")
     if cuda:
         cuda += sources("cuda/*.cpp")
-        newest = "9.0+PTX" if tuple(map(int, torch.version.cuda.split(".")[:2])) < (12, 8) else "9.0;10.0+PTX"
+        newest = "9.0+PTX" if tuple(map(int, torch.version.cuda.split(".")[:2])) < (12, 8) else "9.0;10.0;12.0+PTX"
         architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", f"8.0;{newest}")
         defined = [f'-DPSF_CUDA_ARCHITECTURES="{architectures}"']
     else:

@@ -1,4 +1,4 @@
-"""Options, the table at the end, and the results file of a machine."""
+"""Options, the results file of a machine, written again after every case, and the table at the end."""
 
 import json
 import re
@@ -18,7 +18,10 @@ ROWS: list[Row] = []
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", choices=["cpu", "cuda"], help="where the benchmarks run")
     parser.addoption("--seconds", type=float, default=4.0, help="time given to each case")
-    parser.addoption("--save-results", action="store_true", help="write benchmarks/results/<machine>.json and .md")
+    parser.addoption("--save-results", action="store_true", help="write <machine>.json and .md, case by case")
+    parser.addoption(
+        "--results", type=Path, default=RESULTS, help="the folder to save in; benchmarks/results if not given"
+    )
     parser.addoption("--part", default="", help="of the benchmarks, with results files of its own")
 
 
@@ -38,46 +41,63 @@ def seconds(request) -> float:
 
 
 @pytest.fixture
-def record(benchmark):
-    """Adds rows to the table; pytest-benchmark keeps the first variant's own timing beside them."""
+def record(benchmark, pytestconfig):
+    """Adds rows to the table and saves it; pytest-benchmark keeps the first variant's own timing beside them."""
 
     def add(rows: list[Row], function) -> list[Row]:
-        ROWS.extend(rows)
+        add.rows(rows)
         benchmark.extra_info["rows"] = [asdict(row) for row in rows]
         benchmark.pedantic(function, rounds=3, warmup_rounds=1)
         return rows
 
-    add.rows = ROWS.extend  # rows alone
+    def rows_alone(rows: list[Row]) -> None:
+        ROWS.extend(rows)
+        if pytestconfig.getoption("--save-results"):
+            save(pytestconfig)
+
+    add.rows = rows_alone
     return add
 
 
 def table(rows: list[Row]) -> str:
     lines = [
-        "| case | variant | median ms | quartiles | ratio | share of limit | note |",
-        "|---|---|---|---|---|---|---|",
+        "| case | variant | median ms | quartiles | host ms | ratio | share of limit | note |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         quartiles = f"{r.low * 1e3:.3g} to {r.high * 1e3:.3g}"
-        share = f"{r.share:.1%}" if r.share else ""
+        host, share = f"{r.host * 1e3:.3g}" if r.host else "", f"{r.share:.1%}" if r.share else ""
         note = ", ".join(f"{k} {v}" for k, v in r.extra.items())
         lines.append(
-            f"| {r.case} | {r.variant} | {r.median * 1e3:.3g} | {quartiles} | {r.ratio:.3g} | {share} | {note} |"
+            f"| {r.case} | {r.variant} | {r.median * 1e3:.3g} | {quartiles} | {host} | {r.ratio:.3g} | {share} | {note} |"
         )
     return "\n".join(lines)
+
+
+def heading(facts: dict) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+def save(config) -> Path:
+    """Writes all rows so far, so that a run that is killed keeps them; the path of the table."""
+    facts = machine(config.getoption("--device"))
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{facts['device']}-{facts['threads']}-threads".lower()).strip("-")
+    slug = "-".join(filter(None, (slug, config.getoption("--part"))))
+    folder = config.getoption("--results")
+    text = json.dumps({"machine": facts, "rows": [asdict(r) for r in ROWS]}, indent=1)
+    write_atomically(folder / f"{slug}.json", lambda f: f.write(text.encode()))
+    about = "ratio: median of the case's reference over this one, same run."
+    if config.getoption("--device") == "cuda":
+        about += " Times are the GPU's own; host ms: until the work of one call is queued."
+    page = f"# {facts['device']}\n\n{heading(facts)}\n\n{about}\n\n{table(ROWS)}\n"
+    write_atomically(folder / f"{slug}.md", lambda f: f.write(page.encode()))
+    return folder / f"{slug}.md"
 
 
 def pytest_terminal_summary(terminalreporter, config):
     if not ROWS:
         return
-    device = config.getoption("--device")
-    facts = machine(device)
-    heading = ", ".join(f"{name} {value}" for name, value in facts.items())
-    terminalreporter.write_line(f"\n{heading}\n\n{table(ROWS)}\n")
+    facts = machine(config.getoption("--device"))
+    terminalreporter.write_line(f"\n{heading(facts)}\n\n{table(ROWS)}\n")
     if config.getoption("--save-results"):
-        slug = re.sub(r"[^a-z0-9]+", "-", f"{facts['device']}-{facts['threads']}-threads".lower()).strip("-")
-        slug = "-".join(filter(None, (slug, config.getoption("--part"))))
-        text = json.dumps({"machine": facts, "rows": [asdict(r) for r in ROWS]}, indent=1)
-        write_atomically(RESULTS / f"{slug}.json", lambda f: f.write(text.encode()))
-        page = f"# {facts['device']}\n\n{heading}\n\nratio: median of the case's reference over this one, same run.\n\n"
-        write_atomically(RESULTS / f"{slug}.md", lambda f: f.write((page + table(ROWS) + "\n").encode()))
-        terminalreporter.write_line(f"results: {RESULTS.name}/{slug}.md")
+        terminalreporter.write_line(f"results: {save(config)}")

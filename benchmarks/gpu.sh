@@ -1,104 +1,120 @@
 #!/usr/bin/env bash
-# On a machine with an NVIDIA GPU (Python 3.10 or newer, torch >= 2.11 with CUDA, nvcc): builds, tests on the GPU with
-# whatever backends exist, checks memory, times, and writes benchmarks/results/. Copies the results to $OUT where that is set.
+# On a machine with an NVIDIA GPU (Python 3.10 or newer, torch >= 2.11 with CUDA): builds, tests, checks memory and times.
 #
-#   benchmarks/gpu.sh [build] [tests] [sanitizer] [ops] [steps] [samples]     all of them without an argument
+#   benchmarks/gpu.sh [PART ...]      all parts without an argument, in this order
 #
-# The parts are for machines lent for minutes: build comes first on a fresh one, ops, steps and samples write results files of
-# their own. SECONDS_EACH (1.5): time given to each case of a benchmark. SELECT: of the tests and cases, as pytest's -k takes it.
+#   build         the kernels for the GPU that is there (needs nvcc)
+#   op-tests      the tests of the ops that use the GPU         model-tests   those of groups, models and tasks
+#   sanitizer     memory errors and races, op by op (needs compute-sanitizer)
+#   ops, steps, samples    benchmarks, each with a results file that is written again after every case
+#
+# For machines lent for minutes: take the parts that fit. A part that was asked for and cannot run is a failure, too; the last
+# lines say which parts ran, failed and were skipped. Environment:
+#   OUT             results go to $OUT/benchmarks/results in place of benchmarks/results
+#   WHEELS          a folder of wheels for packages that the machine lacks and cannot fetch
+#   SELECT          of the tests and cases, as pytest's -k takes it
+#   SECONDS_EACH    time given to each case of a benchmark (1.5)
+#   PYTHON          the interpreter (python3)       TORCH_CUDA_ARCH_LIST    what to build for (this GPU alone)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
-SECONDS_EACH=${SECONDS_EACH:-1.5}
-PARTS=(build tests sanitizer ops steps samples)
-parts=("$@")
-[ $# -gt 0 ] || parts=("${PARTS[@]}")
-for part in "${parts[@]}"; do
+RESULTS=${OUT:+$OUT/benchmarks/results}
+RESULTS=${RESULTS:-benchmarks/results}
+PARTS=(build op-tests model-tests sanitizer ops steps samples)
+TRAINING="lightning jsonargparse yaml matplotlib rich torchmetrics timm torch_geometric"
+
+wanted=("$@")
+[ $# -gt 0 ] || wanted=("${PARTS[@]}")
+for part in "${wanted[@]}"; do
   case " ${PARTS[*]} " in *" $part "*) ;; *) echo "gpu.sh: a part must be one of ${PARTS[*]}, got $part" >&2; exit 2 ;; esac
 done
 
 say() { printf '\n== %s (%s s)\n' "$*" "$SECONDS"; }
-wanted() { case " ${parts[*]} " in *" $1 "*) true ;; *) false ;; esac; }
-"$PYTHON" - <<'PY'
-import importlib.util, sys
-if importlib.util.find_spec("torch") is None:
-    sys.exit("gpu.sh: needs torch >= 2.11 with CUDA, found no torch; name another interpreter with PYTHON=...")
-import torch
-if not torch.cuda.is_available():
-    sys.exit(f"gpu.sh: needs a visible NVIDIA GPU and a CUDA build of torch, found none (torch {torch.__version__})")
-PY
-say "machine"
+ask() { "$PYTHON" -c "$@"; }
+if [ -n "${WHEELS:-}" ]; then
+  carried=$(mktemp -d)
+  "$PYTHON" -m pip install -q --no-index --no-deps --target "$carried" "$WHEELS"/*.whl
+fi
+export PYTHONPATH="$PWD${carried:+:$carried}${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+
+ask 'import torch; assert torch.cuda.is_available()' 2>/dev/null || {
+  echo "gpu.sh: needs torch with CUDA and a visible NVIDIA GPU, found none; PYTHON=... names another interpreter" >&2
+  exit 1
+}
+say machine
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
-"$PYTHON" -c 'import sys, torch; print("python", sys.version.split()[0], "torch", torch.__version__, "cuda", torch.version.cuda)'
-missing=$("$PYTHON" - <<'PY'
-import importlib.util
-wanted = ["pytest", "pytest_benchmark", "hypothesis", "lightning", "jsonargparse", "yaml", "matplotlib", "rich", "tensorboard", "torch_geometric", "torchmetrics", "timm", "ninja"]
-print(*[name for name in wanted if importlib.util.find_spec(name) is None])
-PY
-)
-if [ -n "$missing" ]; then
-  echo "gpu.sh: missing Python packages: $missing (install them, or put them on PYTHONPATH)"
-  case " $missing " in *" pytest "* | *" ninja "*) exit 1 ;; esac
-fi
-complete=yes
-for name in lightning jsonargparse torch_geometric torchmetrics timm; do
-  case " $missing " in *" $name "*) complete=no ;; esac
-done
-select=()
-[ -z "${SELECT:-}" ] || select=(-k "$SELECT")
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-failed=()
+ask 'import sys, torch; print("python", sys.version.split()[0], "torch", torch.__version__, "cuda", torch.version.cuda)'
 
-if wanted build; then
-  say "build"
-  PROBSYM_BUILD=1 "$PYTHON" setup.py build_ext --inplace
-  "$PYTHON" -c 'import probsym_fast, json; print(json.dumps(probsym_fast.info(), indent=1))'
-fi
+needs() {  # the packages without which a part would not be whole
+  case $1 in
+    build) echo setuptools ninja ;;
+    op-tests) echo pytest hypothesis ;;
+    model-tests) echo pytest hypothesis tensorboard $TRAINING ;;
+    sanitizer) echo pytest ;;
+    ops) echo pytest pytest_benchmark ;;
+    steps | samples) echo pytest pytest_benchmark $TRAINING ;;
+  esac
+}
 
-if wanted tests; then
-  say "tests"
-  tests=(tests/ops tests/groups tests/models tests/distributions tests/test_synchronisation.py)
-  [ $complete = no ] || tests+=(tests/tasks)
-  # the Triton kernels run here: their interpreter and their compilation for other GPUs are for machines without one
-  "$PYTHON" -m pytest -q "${tests[@]}" --deselect tests/ops/test_triton.py::test_kernels_under_the_interpreter \
-    --deselect tests/ops/test_triton.py::test_compiles_without_spills ${select[@]+"${select[@]}"} || failed+=(tests)
-fi
+lacking() {
+  ask 'import importlib.util as u, sys; print(*(x for x in sys.argv[1:] if u.find_spec(x) is None))' $(needs "$1")
+  case $1 in
+    build) command -v nvcc >/dev/null || [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ] || echo nvcc ;;
+    sanitizer) [ -n "$sanitizer" ] || echo compute-sanitizer ;;
+  esac
+}
+sanitizer=$(command -v compute-sanitizer || ls "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" 2>/dev/null || true)
 
-if wanted sanitizer; then
-  sanitizer=$(command -v compute-sanitizer || ls "${CUDA_HOME:-/usr/local/cuda}"/bin/compute-sanitizer 2>/dev/null || true)
-  if [ -z "$sanitizer" ]; then
-    say "sanitizer: skipped, compute-sanitizer is neither on the PATH nor in ${CUDA_HOME:-/usr/local/cuda}/bin"
-  else
-    for tool in memcheck racecheck; do
-      say "sanitizer: $tool"
-      # torch's own allocator would hide accesses beyond a tensor
-      PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTHONDONTWRITEBYTECODE=1 "$sanitizer" --tool "$tool" --error-exitcode 9 \
-        --target-processes all "$PYTHON" -m pytest -q -p no:cacheprovider tests/ops/test_sanitizer_case.py || failed+=("$tool")
-    done
-  fi
-fi
+run_tests() {
+  local several=()
+  [ -n "$(ask 'import importlib.util as u; print(u.find_spec("xdist") or "")')" ] && several=(-n 8)
+  "$PYTHON" -m pytest -q -m gpu "${several[@]}" ${SELECT:+-k "$SELECT"} "$@"
+}
+run_benchmarks() {
+  local part=$1
+  shift
+  "$PYTHON" -m pytest -q "$@" --device cuda --seconds "${SECONDS_EACH:-1.5}" --save-results --results "$RESULTS" \
+    --part "$part" ${SELECT:+-k "$SELECT"}
+}
+run() {
+  case $1 in
+    build)
+      export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$(ask 'import torch; print("%d.%d" % torch.cuda.get_device_capability())')}
+      PROBSYM_BUILD=1 "$PYTHON" setup.py build_ext --inplace &&
+        ask 'import probsym_fast, json; print(json.dumps(probsym_fast.info(), indent=1))'
+      ;;
+    op-tests) run_tests tests/ops tests/test_synchronisation.py ;;
+    model-tests) run_tests tests/groups tests/distributions tests/models tests/tasks ;;
+    sanitizer)  # torch's own allocator would hide accesses beyond a tensor
+      local tool
+      for tool in memcheck racecheck; do
+        PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTHONDONTWRITEBYTECODE=1 "$sanitizer" --tool "$tool" --error-exitcode 9 \
+          --target-processes all "$PYTHON" -m pytest -q -p no:cacheprovider tests/ops/test_sanitizer_case.py \
+          ${SELECT:+-k "$SELECT"} || return
+      done
+      ;;
+    ops) run_benchmarks ops benchmarks/test_ops.py benchmarks/test_graph_ops.py ;;
+    steps) run_benchmarks steps benchmarks/test_steps.py ;;
+    samples) run_benchmarks samples benchmarks/test_samples.py benchmarks/test_scaling.py ;;
+  esac
+}
 
-if wanted ops; then
-  say "ops"
-  suites=(benchmarks/test_ops.py)
-  [ $complete = no ] || suites+=(benchmarks/test_graph_ops.py)
-  "$PYTHON" -m pytest -q "${suites[@]}" --device cuda --seconds "$SECONDS_EACH" --save-results --part ops ${select[@]+"${select[@]}"} || failed+=(ops)
-fi
-
-for part in steps samples; do
-  wanted $part || continue
-  if [ $complete = no ]; then
-    say "$part: skipped, they need the packages named above"
+ran=() failed=() skipped=()
+for part in "${PARTS[@]}"; do
+  case " ${wanted[*]} " in *" $part "*) ;; *) continue ;; esac
+  missing=$(echo $(lacking "$part"))
+  if [ -n "$missing" ]; then
+    say "$part: skipped, for want of $missing"
+    skipped+=("$part ($missing)")
     continue
   fi
   say "$part"
-  suites=(benchmarks/test_steps.py)
-  [ $part = steps ] || suites=(benchmarks/test_samples.py benchmarks/test_scaling.py)
-  "$PYTHON" -m pytest -q "${suites[@]}" --device cuda --seconds "$SECONDS_EACH" --save-results --part $part ${select[@]+"${select[@]}"} || failed+=($part)
+  if run "$part"; then ran+=("$part"); else failed+=("$part"); fi
 done
 
-if [ -n "${OUT:-}" ]; then
-  find benchmarks/results -maxdepth 1 \( -name '*-ops.*' -o -name '*-steps.*' -o -name '*-samples.*' \) -exec cp {} "$OUT"/ \;
-fi
 say "done"
-if [ ${#failed[@]} -gt 0 ]; then echo "gpu.sh: failed: ${failed[*]}" >&2; exit 1; fi
+listed() { local IFS=,; echo "gpu.sh: $1: ${*:2}"; }
+listed ran "${ran[@]:-none}"
+listed failed "${failed[@]:-none}"
+listed skipped "${skipped[@]:-none}"
+[ $((${#failed[@]} + ${#skipped[@]})) -eq 0 ]

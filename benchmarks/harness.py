@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -11,12 +12,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from probsym_fast import _timing
+from probsym_fast._device_time import device_times
 from probsym_fast._timing import interleave
 
 
 @dataclass
 class Row:
-    """One variant of one case; times in seconds, quartiles of all rounds."""
+    """One variant of one case; times in seconds, quartiles of all rounds: on a GPU by its own clock."""
 
     case: str
     variant: str
@@ -28,6 +30,7 @@ class Row:
     bytes: int = 0
     operations: int = 0
     share: float = 0.0  # of the limit: the larger of bytes over bandwidth and operations over rate, over the median
+    host: float = 0.0  # of a GPU's: until the work of one call is queued, median
     extra: dict = field(default_factory=dict)
 
 
@@ -39,43 +42,70 @@ def compare(
     reference: str = "reference",
     bytes: int = 0,
     operations: int = 0,
+    dtype: torch.dtype = torch.float32,
     seconds: float = 4.0,
+    whole: bool = False,
 ) -> list[Row]:
-    """A row a variant; bytes and operations are those that the computation needs at least."""
-    times = interleave(variants, device, seconds)
-    base = statistics.median(times[reference])
-    bandwidth, rate = limits(device)
-    rows = []
+    """A row a variant; bytes and operations are those that the computation needs at least, dtype that of its products.
+
+    whole: of steps, which follow one another as in training: on a GPU the gaps between kernels count, else they do not.
+    """
+    if device == "cuda":
+        times, host = interleave_on_gpu(variants, seconds, queued=not whole)
+    else:
+        times, host = interleave(variants, device, seconds), {}
+    base, rows = statistics.median(times[reference]), []
     for name, values in times.items():
         low, median, high = statistics.quantiles(values, n=4)
-        limit = max(bytes / bandwidth, operations / rate)
-        rows.append(Row(case, name, low, median, high, len(values), base / median, bytes, operations, limit / median))
+        limit = max(bytes and bytes / bandwidth(device), operations and operations / rate(device, dtype))
+        row = Row(case, name, low, median, high, len(values), base / median, bytes, operations, limit / median)
+        row.host = statistics.median(host[name]) if host else 0.0
+        rows.append(row)
     return rows
 
 
+def interleave_on_gpu(
+    variants: dict[str, Callable], seconds: float, rounds: int = 5, *, queued: bool = True
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """`interleave` by the GPU's clock (`device_times`), a median a turn; the second answer is the host's time."""
+    times, host, repeats = ({name: [] for name in variants} for _ in range(3))
+    for name, function in variants.items():
+        function()  # compiles
+        first, _ = device_times(function, 2, queued=False)
+        repeats[name] = max(1, min(50, int(0.05 / min(first))))
+    stop = time.perf_counter() + seconds
+    while time.perf_counter() < stop or min(map(len, times.values())) < rounds:
+        for name, function in variants.items():
+            found, of_host = device_times(function, repeats[name], queued=queued)
+            times[name].append(statistics.median(found))
+            host[name].append(of_host)
+    return times, host
+
+
+def fastest(ways: dict[str, Callable], device: str) -> float:
+    """Seconds of the fastest call of any of them."""
+    times = interleave_on_gpu(ways, 1.5)[0] if device == "cuda" else interleave(ways, device, 1.5)
+    return min(map(min, times.values()))
+
+
 @cache
-def limits(device: str) -> tuple[float, float]:
-    """Measured here: bytes a second of a large copy (read + write), float32 operations a second of a large product, by the
-    faster of torch's libraries."""
+def bandwidth(device: str) -> float:
+    """Measured here: bytes a second of a large copy, read and written."""
     size = 2**26 if device == "cpu" else 2**29
     x = torch.randn(size, device=device)
     y = torch.empty_like(x)
-    n = 2048 if device == "cpu" else 8192
-    a = torch.randn(n, n, device=device)
-    ways = {"copy": lambda: y.copy_(x), "product": lambda: a @ a}
-    if device == "cpu" and torch.backends.mkldnn.is_available():
-        ways["oneDNN"] = lambda: torch.ops.mkldnn._linear_pointwise(a, a, None, "none", [], "")
-    times = interleave(ways, device, 1.5)
-    return 8 * size / min(times.pop("copy")), 2 * n**3 / min(map(min, times.values()))
+    return 8 * size / fastest({"copy": lambda: y.copy_(x)}, device)
 
 
 @cache
-def matrix_rate(device: str, dtype: torch.dtype) -> float:
-    """Measured here: operations a second of a large matrix product in that dtype, the peak that steps are held against."""
+def rate(device: str, dtype: torch.dtype) -> float:
+    """Measured here: operations a second of a large matrix product in that dtype, by the faster of torch's libraries."""
     n = 2048 if device == "cpu" else 8192
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    times = interleave({"product": lambda: a @ b}, device, 1.5)
-    return 2 * n**3 / min(times["product"])
+    ways = {"product": lambda: a @ b}
+    if device == "cpu" and torch.backends.mkldnn.is_available():
+        ways["oneDNN"] = lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+    return 2 * n**3 / fastest(ways, device)
 
 
 def operations_of(function: Callable) -> int:
@@ -87,10 +117,9 @@ def operations_of(function: Callable) -> int:
 
 def machine(device: str) -> dict:
     """Names the device, its limits and the software."""
-    bandwidth, rate = limits(device)
-    half = {"bfloat16_TFLOP_s": round(matrix_rate(device, torch.bfloat16) / 1e12, 1)} if device == "cuda" else {}
+    half = {"bfloat16_TFLOP_s": round(rate(device, torch.bfloat16) / 1e12, 1)} if device == "cuda" else {}
     return _timing.machine(device) | {
-        "bandwidth_GB_s": round(bandwidth / 1e9, 1),
-        "float32_GFLOP_s": round(rate / 1e9, 1),
+        "bandwidth_GB_s": round(bandwidth(device) / 1e9, 1),
+        "float32_GFLOP_s": round(rate(device, torch.float32) / 1e9, 1),
         **half,
     }

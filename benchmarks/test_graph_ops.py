@@ -29,7 +29,7 @@ def check(variants: dict) -> None:
             assert error < bound, (name, error)
 
 
-def run_all(op, case, call, scores, num_nodes, leaves, device, seconds, record, operations, bytes):
+def run_all(op, case, call, scores, num_nodes, leaves, device, seconds, record, operations, bytes, dtype):
     """call(p, backend) of an op; times the forward on given permutations, then scores to all gradients.
 
     On a GPU beside torch.compile of the dense reference too.
@@ -57,7 +57,7 @@ def run_all(op, case, call, scores, num_nodes, leaves, device, seconds, record, 
     for name, function in (("forward", forward), ("forward and backward, incl. permutation", both)):
         variants = {variant: partial(function, *pair) for variant, pair in pairs.items()}
         check(variants)
-        counted = {"operations": operations, "bytes": bytes} if name == "forward" else {}
+        counted = {"operations": operations, "bytes": bytes, "dtype": dtype} if name == "forward" else {}
         rows = compare(f"{case}, {name}", variants, device=device, seconds=seconds, **counted)
         record(rows, variants["kernel"]) if name != "forward" else record.rows(rows)
 
@@ -103,6 +103,7 @@ def test_peptides(dtype, device, seconds, record):
         record,
         operations=2 * samples * edges * WIDTH,
         bytes=dtype.itemsize * samples * (len(sizes) * GRID**2 + edges) * WIDTH,
+        dtype=dtype,
     )
 
 
@@ -133,6 +134,7 @@ def test_pattern(dtype, device, seconds, record):
         record,
         operations=2 * used * patch * patch * channels * WIDTH,
         bytes=dtype.itemsize * len(sizes) * samples * GRID**2 * WIDTH,
+        dtype=dtype,
     )
 
 
@@ -170,6 +172,7 @@ def test_readout(where, dtype, device, seconds, record):
         operations=2 * samples * items.shape[1] * WIDTH,
         # a token is read once, of those that some output needs
         bytes=dtype.itemsize * samples * WIDTH * min(len(sizes) * GRID**axes, items.shape[1]),
+        dtype=dtype,
     )
 
 

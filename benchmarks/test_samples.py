@@ -41,7 +41,8 @@ def test_samples(name, device, seconds, record):
         label = f"S = {max(SAMPLES)}, chunks of {size}"
         chunked[label] = f"S = {max(SAMPLES)}", f"S = {size}"
         add(label, max(SAMPLES), size)
-    rows = compare(f"{name}, training step", variants, device=device, reference=f"S = {max(SAMPLES)}", seconds=seconds)
+    settings = {"reference": f"S = {max(SAMPLES)}", "seconds": seconds, "whole": True}
+    rows = compare(f"{name}, training step", variants, device=device, **settings)
     medians = {row.variant: row.median for row in rows}
     for row in rows:
         row.extra = {"peak MB": round(peaks[row.variant] / 1e6, 1)}

@@ -149,7 +149,7 @@ def test_parts(name, device, seconds, record, monkeypatch):
         gradients = 4 * sum(p.numel() for p in model.parameters())
     whole = "1 x 1"
     case = f"{name}, {graphs} graphs, S = {samples}, one process of data x samples"
-    rows = compare(case, variants, device=device, reference=whole, seconds=seconds)
+    rows = compare(case, variants, device=device, reference=whole, seconds=seconds, whole=True)
     medians = {row.variant: row.median for row in rows}
     for (data, along), row in zip(LAYOUTS, rows[::2], strict=True):
         count = data * along

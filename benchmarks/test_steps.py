@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.harness import compare, matrix_rate, operations_of
+from benchmarks.harness import compare, operations_of, rate
 from probsym_fast import tasks
 from probsym_fast._steps import Steps, move, training_steps
 from probsym_fast.models import timm_backbone
@@ -103,13 +103,14 @@ def test_training_step(name, device, seconds, record):
         pytest.skip(f"no case of {device}")
     this = OF[device][name](device)
     variants = {"step": this.step, "bare backbone": this.bare, "distribution and embedding": this.distribution}
-    rows = compare(f"{name}, training step", variants, device=device, reference="bare backbone", seconds=3 * seconds)
+    settings = {"reference": "bare backbone", "seconds": 3 * seconds, "whole": True}
+    rows = compare(f"{name}, training step", variants, device=device, **settings)
     rows[0].extra = {"tax": round(1 / rows[0].ratio, 2)}
     if device == "cuda":
         dtype = torch.bfloat16 if "bf16" in name else torch.float32
         for row, function in zip(rows[:2], (this.step, this.bare), strict=True):
             row.operations = operations_of(function)
-            row.share = row.operations / matrix_rate(device, dtype) / row.median
+            row.share = row.operations / rate(device, dtype) / row.median
         rows[0].extra["share of"] = f"the matrix rate in {str(dtype).removeprefix('torch.')}"
     record(rows, this.bare)
 

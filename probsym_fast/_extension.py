@@ -12,6 +12,7 @@ MEND = (
     "build the kernels for this torch with `pip install --no-build-isolation --force-reinstall --no-deps probsym_fast` "
     "(`-e .` in a checkout), which needs a C++ compiler"
 )
+CUDA_KERNELS = ("soft_permutation", "permutation_entropy")  # the ops of csrc/cuda
 NEEDED = ("torch_version", "differentiate", "instruction_set")  # what Python takes from the extension
 _module = None
 _problem: str | None = None
@@ -51,6 +52,15 @@ def problem() -> str | None:
     return _problem
 
 
+def cuda_problem() -> str | None:
+    """Why there are no kernels of csrc/cuda, and how to mend it; None where there are."""
+    if gpu_architectures() is not None:
+        return None
+    found = _problem or f"the compiled kernels were built without CUDA: {MEND}"
+    return f"{found}, and nvcc of torch's CUDA {torch.version.cuda}"
+
+
+@torch.compiler.assume_constant_result  # said while a graph is traced, and no part of it
 def report_once(device: str) -> None:
     """Warns, the first time an op falls back to its reference on a device that kernels could serve."""
     global _reported
@@ -77,6 +87,8 @@ def runs_on_gpu(index: int) -> bool:
 @functools.cache
 def _runs_on_gpu(index: int) -> bool:
     if gpu_architectures() is None or _module.runs_on_gpu(index):
+        return True
+    if not torch.cuda.is_available():  # traced for a GPU that is elsewhere
         return True
     major, minor = torch.cuda.get_device_capability(index)
     warnings.warn(

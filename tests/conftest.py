@@ -43,6 +43,15 @@ def pytest_configure(config):
             os.environ.setdefault(name, f"{folder}/{name}")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items):
+    """Marks what uses a GPU by its fixture or its device; other tests that do so bear the mark themselves."""
+    for item in items:
+        given = item.callspec.params.get("device") if hasattr(item, "callspec") else None
+        if "gpu" in item.fixturenames or given in ("cuda", torch.device("cuda")):
+            item.add_marker("gpu")
+
+
 @pytest.fixture(params=DEVICES)
 def device(request) -> torch.device:
     return torch.device(request.param)

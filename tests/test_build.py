@@ -194,6 +194,7 @@ def gpu(loader, monkeypatch):
 def test_a_build_for_other_gpus_is_said_once_and_not_used(gpu, monkeypatch):
     op = OPS["soft_permutation"]
     monkeypatch.setitem(BACKENDS, (op.name, "cuda"), ("cuda", "reference"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):
@@ -319,7 +320,7 @@ def test_what_is_built_where(tree):
 
     assert json.loads(done.stdout.splitlines()[-1]) == {
         "no cuda files": cpu,
-        "toolkit": with_gpus("8.0;9.0;10.0+PTX"),
+        "toolkit": with_gpus("8.0;9.0;10.0;12.0+PTX"),
         "chosen": with_gpus("7.5 9.0a"),
         "older toolkit": with_gpus("8.0;9.0+PTX"),
         "no toolkit": cpu,

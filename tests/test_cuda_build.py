@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path.name for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
-ARCHITECTURES = ("80", "90", "100")
+ARCHITECTURES = ("80", "90", "100", "120")
 KERNELS = {"soft_permutation.cu": 28, "permutation_entropy.cu": 30}  # two ops, two dtypes, seven teams; two that add up
 MOST_REGISTERS, FILE_REGISTERS, MOST_SHARED = (
     255,

@@ -95,7 +95,7 @@ struct Tiles {
 };
 
 Tensor embed_matrix(const Tensor& matrix_in, const Maybe& num_nodes, const Tensor& rank, const Tensor& order, const Maybe& t,
-                    const Maybe& log_r, const Maybe& log_c, double tau, const Tensor& slots, int64_t grid, const Tensor& weight,
+                    const Maybe& log_r, const Maybe& log_c, double tau, const Tensor& slots, int64_t, int64_t grid, const Tensor& weight,
                     const Maybe& bias_in) {
   const NoAutocast no_autocast;
   Arguments in("embed_matrix");
@@ -120,7 +120,7 @@ Tensor embed_matrix(const Tensor& matrix_in, const Maybe& num_nodes, const Tenso
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> embed_matrix_backward(
     const Tensor& d_tokens_in, const Tensor& matrix_in, const Maybe& num_nodes, const Tensor& rank, const Tensor& order, const Maybe& t_in,
-    const Maybe& log_r_in, const Maybe& log_c_in, double tau, const Tensor& slots, int64_t grid, const Tensor& weight, bool needs_matrix,
+    const Maybe& log_r_in, const Maybe& log_c_in, double tau, const Tensor& slots, int64_t, int64_t grid, const Tensor& weight, bool needs_matrix,
     bool needs_t, bool needs_weight, bool needs_bias) {
   const NoAutocast no_autocast;
   Arguments in("embed_matrix_backward");

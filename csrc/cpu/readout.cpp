@@ -12,7 +12,7 @@ Items items_of(const Tensor& items, const Tensor& ptr, const Tensor& rank, const
 }
 
 Tensor readout(const Tensor& tokens, const Tensor& items_in, const Tensor& ptr, const Tensor& rank, const Tensor& order, const Maybe& t,
-               const Maybe& log_r, const Maybe& log_c, double tau, const Tensor& slots, int64_t grid, const Tensor& weight, const Maybe& bias) {
+               const Maybe& log_r, const Maybe& log_c, double tau, const Tensor& slots, int64_t, int64_t grid, const Tensor& weight, const Maybe& bias) {
   Arguments in("readout");
   PatchedAxes x(in, axes_of(weight), rank, order, t, log_r, log_c, tau, slots, grid, weight);
   x.check_items(in, items_in, ptr);
@@ -26,7 +26,7 @@ Tensor readout(const Tensor& tokens, const Tensor& items_in, const Tensor& ptr, 
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> readout_backward(
     const Tensor& d_values_in, const Tensor& tokens_in, const Tensor& items_in, const Tensor& ptr, const Tensor& rank, const Tensor& order,
-    const Maybe& t, const Maybe& log_r, const Maybe& log_c, double tau, const Tensor& slots, int64_t grid, const Tensor& weight,
+    const Maybe& t, const Maybe& log_r, const Maybe& log_c, double tau, const Tensor& slots, int64_t, int64_t grid, const Tensor& weight,
     bool needs_tokens, bool needs_t, bool needs_weight, bool needs_bias) {
   Arguments in("readout_backward");
   PatchedAxes x(in, axes_of(weight), rank, order, t, log_r, log_c, tau, slots, grid, weight, needs_t);

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
 
 from probsym_fast import _extension
-from probsym_fast.ops import triton
+from probsym_fast.ops import _fallback, triton
 from probsym_fast.ops._debug import debugging
 
 NAMESPACE = "probsym_fast"
@@ -25,6 +26,7 @@ OPS: dict[str, Op] = {}
 KERNEL_BACKENDS = {"cpu": "cpu", "cuda": "cuda"}  # device type -> the name of the kernels registered for it from C++
 DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 UNDER_TRANSFORMS = "FuncTorchDynamicLayerFrontMode"  # the dispatch key that torch.func puts before all others
+RUNS_ON_GPU = {"cuda": _extension.runs_on_gpu, "triton": triton.runs_on_gpu}  # backend -> of the GPU of an index
 _instead_of_auto = "auto"
 
 
@@ -124,8 +126,15 @@ class Op:
         if dtype in (torch.float32, torch.float64):
             return dtype
         backend = self._asked_for(backend)
-        taken = backend != "reference" and self.has_kernel(device.type) and dtype in self.kernel_dtypes(device.type)
-        return dtype if taken else torch.float32
+        taken = backend != "reference" and self.available(device)[0] != "reference"
+        return dtype if taken and dtype in self.kernel_dtypes(device.type) else torch.float32
+
+    def available(self, device: torch.device) -> tuple[str, ...]:
+        """`backends` of the device type without kernels that this very GPU cannot run."""
+        listed = BACKENDS[self.name, device.type] if (self.name, device.type) in BACKENDS else ("reference",)
+        if device.type == "cuda" and listed[0] != "reference" and not RUNS_ON_GPU[listed[0]](device.index or 0):
+            return listed[1:]
+        return listed
 
     def _asked_for(self, backend: str) -> str:
         """What "auto" stands for: the backend of `using_backend`; else the reference under a torch.func transform."""
@@ -140,18 +149,21 @@ class Op:
         TypeError where the backend lacks the dtype.
         """
         backend = self._asked_for(backend)
-        available = BACKENDS[self.name, device.type] if (self.name, device.type) in BACKENDS else ("reference",)
-        if "cuda" in available and not _extension.runs_on_gpu(device.index or 0):
-            available = tuple(x for x in available if x != "cuda")
+        available = self.available(device)
         if backend == "auto":
             if available[0] == "reference":
                 _extension.report_once(device.type)
+                self._report(device)
                 return self.reference
-            return self._checked(available[0]) if dtype in self.kernel_dtypes(device.type) else self.reference
+            if dtype in self.kernel_dtypes(device.type):
+                return self._checked(available[0])
+            self._report(device, f"the kernels take {self._dtype_names(device)}, got {dtype}: convert the inputs")
+            return self.reference
         if backend not in available:
+            problem = triton.problem() if backend == "triton" else _extension.problem()
             raise RuntimeError(
                 f"{self.name}: backend must be one of {('auto', *available)} on {device.type}, got {backend!r}"
-                + (f" ({_extension.problem()})" if _extension.problem() else "")
+                + (f" ({problem})" if problem else "")
             )
         if backend == "reference":
             return self.reference
@@ -167,6 +179,20 @@ class Op:
             f"{self.name}: the kernels take no torch.func transform (grad, vjp, jvp, vmap) and no forward-mode derivative, "
             f'got {got} under one; use backend="reference"'
         )
+
+    def without_kernel(self, backend: str, device: torch.device, lacking: str) -> Callable:
+        """The reference, for a call that the kernels do not take whatever is built; `lacking` says of what."""
+        if self._asked_for(backend) != "reference":
+            self._report(device, lacking)
+        return self.reference
+
+    def _report(self, device: torch.device, lacking: str | None = None) -> None:
+        """Says that the reference runs on a GPU, for want of a kernel or for what its kernels are lacking."""
+        listed = BACKENDS[self.name, device.type] if (self.name, device.type) in BACKENDS else ("reference",)
+        _fallback.report(self.name, device, listed[0], lacking)
+
+    def _dtype_names(self, device: torch.device) -> str:
+        return ", ".join(str(x).removeprefix("torch.") for x in self.kernel_dtypes(device.type))
 
     def _checked(self, backend: str) -> Callable:
         """The kernel; in debug mode behind the checks that it does not make."""
@@ -335,7 +361,7 @@ def check_num_nodes(op: str, num_nodes: Tensor | None, B: int, N: int, device: t
 
 def looks_at_values(x: Tensor, *others: Tensor | None) -> bool:
     """Whether checks may read the values: on the CPU, on a GPU in debug mode, and outside of tracing, capture and vmap."""
-    if torch.compiler.is_compiling() or any(map(_batched, (x, *others))):
+    if torch.compiler.is_compiling() or isinstance(x, FakeTensor) or any(map(_batched, (x, *others))):
         return False
     if x.device.type != "cuda":
         return x.device.type == "cpu"

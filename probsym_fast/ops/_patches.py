@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from probsym_fast.ops._op import Op, check_count, check_float, looks_at_values, transformed
 from probsym_fast.ops.permutation import Permutation, SoftPermutation
@@ -18,13 +19,19 @@ def patch_size(N: int, grid: int) -> int:
     return max(1, -(-N // grid))
 
 
+def padded_axis(N: int, grid: int, pad_mode: str, centered: bool, device: torch.device) -> tuple[Tensor, int, int]:
+    """(slots, most_places, grid) as the schemas take them."""
+    return slots_of_places(N, grid, pad_mode, centered, device), most_places(N, grid, pad_mode, centered), grid
+
+
 def slots_of_places(N: int, grid: int, pad_mode: str, centered: bool, device: torch.device) -> Tensor:
     """(grid patch,) int64: the slot that stands in each place of the padded axis, -1 for a zero.
 
     Padding is grid patch - N places at the end, or half of them (rounded down) in front where `centered`: "zeros",
     "replicate" the nearest slot, "reflect" at the first and last slot, again and again, "circular" modulo N.
     """
-    if torch.compiler.is_compiling() or transformed():  # tensors made there must not be kept
+    # a tensor made in a recording, a transform or by a mode is not kept
+    if torch.compiler.is_compiling() or transformed() or _get_current_dispatch_mode() is not None:
         return _slots(N, grid, pad_mode, centered, device)
     return _kept_slots(N, grid, pad_mode, centered, device)
 
@@ -32,15 +39,27 @@ def slots_of_places(N: int, grid: int, pad_mode: str, centered: bool, device: to
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # kept for calls outside of it too
 def _kept_slots(N: int, grid: int, pad_mode: str, centered: bool, device: torch.device) -> Tensor:
-    slots = _slots(N, grid, pad_mode, centered, device)
-    on_host = _slots(N, grid, pad_mode, centered, torch.device("cpu"))
-    slots.most_places = int(on_host[on_host >= 0].bincount().max())
-    return slots
+    return _slots(N, grid, pad_mode, centered, device)
 
 
-def most_places(slots: Tensor, N: int) -> int:
-    """How many places a slot stands in at most: known of kept slots, else a bound, without looking at a GPU's values."""
-    return getattr(slots, "most_places", slots.shape[0] - N + 1)
+def most_places(N: int, grid: int, pad_mode: str, centered: bool) -> int:
+    """The largest number of places that one slot has in `slots_of_places`, from the sizes only."""
+    places = grid * patch_size(N, grid)
+    front = (places - N) // 2 if centered else 0
+    if pad_mode == "zeros":
+        return 1
+    if pad_mode == "circular" or N == 1:
+        return -(-places // N)
+    if pad_mode == "replicate":
+        return 1 + max(front, places - N - front)
+    # "reflect" walks from one end to the other, N - 1 steps, and back: a whole walk meets an inner slot twice
+    length = N - 1
+    walks, rest = divmod(places, 2 * length)
+    if N == 2:  # two ends, each met once a walk
+        return walks + min(rest, 1)
+    # the rest begins at -front: it meets an inner slot twice where it passes an end and goes on, once where it holds one
+    turns = (rest - 2 - front) // length - -front // length if rest > 2 else 0
+    return 2 * walks + (2 if turns > 0 else 1 if rest > 1 or (rest == 1 and front % length > 0) else 0)
 
 
 def _slots(N: int, grid: int, pad_mode: str, centered: bool, device: torch.device) -> Tensor:

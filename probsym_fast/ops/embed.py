@@ -13,7 +13,7 @@ from probsym_fast.ops._patches import (
     check_ptr,
     common_dtype,
     gradient_shapes,
-    slots_of_places,
+    padded_axis,
     soft_parts,
 )
 from probsym_fast.ops.permutation import Permutation
@@ -21,26 +21,29 @@ from probsym_fast.ops.reference.embed import check_values
 from probsym_fast.ops.reference.embed import embed as reference
 
 
-def _shapes(items, values, ptr, rank, order, t, log_r, log_c, tau, slots, grid, weight, bias):
+def _shapes(items, values, ptr, rank, order, t, log_r, log_c, tau, slots, most_places, grid, weight, bias):
     return weight.new_empty(*rank.shape[:2], grid ** (weight.ndim - 2), weight.shape[0])
 
 
-def _gradient_shapes(d_tokens, items, values, ptr, rank, order, t, log_r, log_c, tau, slots, grid, weight, *needs):
+def _gradient_shapes(
+    d_tokens, items, values, ptr, rank, order, t, log_r, log_c, tau, slots, most_places, grid, weight, *needs
+):
     return gradient_shapes(values, t, weight, weight.shape[0], needs)
 
 
 OP = Op(
     "embed",
     "(Tensor items, Tensor values, Tensor ptr, Tensor rank, Tensor order, Tensor? t, Tensor? log_r, Tensor? log_c,"
-    " float tau, Tensor slots, int grid, Tensor weight, Tensor? bias) -> Tensor tokens",
+    " float tau, Tensor slots, int most_places, int grid, Tensor weight, Tensor? bias) -> Tensor tokens",
     reference=reference,
     values=check_values,
     shapes=_shapes,
 )
 OP.gradient(
     "(Tensor d_tokens, Tensor items, Tensor values, Tensor ptr, Tensor rank, Tensor order, Tensor? t, Tensor? log_r,"
-    " Tensor? log_c, float tau, Tensor slots, int grid, Tensor weight, bool needs_values, bool needs_t, bool needs_weight,"
-    " bool needs_bias) -> (Tensor d_values, Tensor d_t, Tensor d_log_r, Tensor d_log_c, Tensor d_weight, Tensor d_bias)",
+    " Tensor? log_c, float tau, Tensor slots, int most_places, int grid, Tensor weight, bool needs_values, bool needs_t,"
+    " bool needs_weight, bool needs_bias)"
+    " -> (Tensor d_values, Tensor d_t, Tensor d_log_r, Tensor d_log_c, Tensor d_weight, Tensor d_bias)",
     shapes=_gradient_shapes,
 )
 
@@ -129,8 +132,8 @@ def _embed(op, items, name, values, ptr, p, weight, bias, grid, pad_mode, center
     check_devices(op, weight.device, ptr=ptr, edge_index=items)
     if values.shape != (items.shape[1], weight.shape[1]):
         raise ValueError(f"{op}: {name} must be {(items.shape[1], weight.shape[1])}, got {tuple(values.shape)}")
-    slots = slots_of_places(N, grid, pad_mode, centered, ptr.device)
+    axis = padded_axis(N, grid, pad_mode, centered, ptr.device)
     run = OP.select(backend, weight.device, dtype)
     bias = None if bias is None else bias.to(dtype)
-    out = run(items, values.to(dtype), ptr, *soft_parts(p, dtype), slots, grid, weight.to(dtype), bias)
+    out = run(items, values.to(dtype), ptr, *soft_parts(p, dtype), *axis, weight.to(dtype), bias)
     return out.to(weight.dtype)

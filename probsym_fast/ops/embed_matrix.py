@@ -12,32 +12,35 @@ from probsym_fast.ops._patches import (
     check_permutation,
     common_dtype,
     gradient_shapes,
-    slots_of_places,
+    padded_axis,
     soft_parts,
 )
 from probsym_fast.ops.permutation import Permutation
 from probsym_fast.ops.reference.embed_matrix import embed_matrix as reference
 
 
-def _shapes(matrix, num_nodes, rank, order, t, log_r, log_c, tau, slots, grid, weight, bias):
+def _shapes(matrix, num_nodes, rank, order, t, log_r, log_c, tau, slots, most_places, grid, weight, bias):
     return weight.new_empty(*rank.shape[:2], grid * grid, weight.shape[0])
 
 
-def _gradient_shapes(d_tokens, matrix, num_nodes, rank, order, t, log_r, log_c, tau, slots, grid, weight, *needs):
+def _gradient_shapes(
+    d_tokens, matrix, num_nodes, rank, order, t, log_r, log_c, tau, slots, most_places, grid, weight, *needs
+):
     return gradient_shapes(matrix, t, weight, weight.shape[0], needs)
 
 
 OP = Op(
     "embed_matrix",
     "(Tensor matrix, Tensor? num_nodes, Tensor rank, Tensor order, Tensor? t, Tensor? log_r, Tensor? log_c, float tau,"
-    " Tensor slots, int grid, Tensor weight, Tensor? bias) -> Tensor tokens",
+    " Tensor slots, int most_places, int grid, Tensor weight, Tensor? bias) -> Tensor tokens",
     reference=reference,
     shapes=_shapes,
 )
 OP.gradient(
     "(Tensor d_tokens, Tensor matrix, Tensor? num_nodes, Tensor rank, Tensor order, Tensor? t, Tensor? log_r,"
-    " Tensor? log_c, float tau, Tensor slots, int grid, Tensor weight, bool needs_matrix, bool needs_t, bool needs_weight,"
-    " bool needs_bias) -> (Tensor d_matrix, Tensor d_t, Tensor d_log_r, Tensor d_log_c, Tensor d_weight, Tensor d_bias)",
+    " Tensor? log_c, float tau, Tensor slots, int most_places, int grid, Tensor weight, bool needs_matrix, bool needs_t,"
+    " bool needs_weight, bool needs_bias)"
+    " -> (Tensor d_matrix, Tensor d_t, Tensor d_log_r, Tensor d_log_c, Tensor d_weight, Tensor d_bias)",
     shapes=_gradient_shapes,
 )
 
@@ -75,8 +78,8 @@ def embed_matrix(
     if tuple(matrix.shape) != (B, N, N, weight.shape[1]):
         raise ValueError(f"{op}: matrix must be (B, N, N, C) = {(B, N, N, weight.shape[1])}, got {tuple(matrix.shape)}")
     check_devices(op, matrix.device, p=p.order)
-    slots = slots_of_places(N, grid, pad_mode, centered, matrix.device)
+    axis = padded_axis(N, grid, pad_mode, centered, matrix.device)
     run = OP.select(backend, weight.device, dtype)
     bias = None if bias is None else bias.to(dtype)
-    out = run(matrix.to(dtype), p.num_nodes, *soft_parts(p, dtype), slots, grid, weight.to(dtype), bias)
+    out = run(matrix.to(dtype), p.num_nodes, *soft_parts(p, dtype), *axis, weight.to(dtype), bias)
     return out.to(weight.dtype)

@@ -13,7 +13,7 @@ from probsym_fast.ops._patches import (
     common_dtype,
     count_nodes,
     gradient_shapes,
-    slots_of_places,
+    padded_axis,
     soft_parts,
 )
 from probsym_fast.ops.permutation import Permutation
@@ -21,26 +21,29 @@ from probsym_fast.ops.reference.readout import check_values
 from probsym_fast.ops.reference.readout import readout as reference
 
 
-def _shapes(tokens, items, ptr, rank, order, t, log_r, log_c, tau, slots, grid, weight, bias):
+def _shapes(tokens, items, ptr, rank, order, t, log_r, log_c, tau, slots, most_places, grid, weight, bias):
     return tokens.new_empty(items.shape[1], weight.shape[1])
 
 
-def _gradient_shapes(d_values, tokens, items, ptr, rank, order, t, log_r, log_c, tau, slots, grid, weight, *needs):
+def _gradient_shapes(
+    d_values, tokens, items, ptr, rank, order, t, log_r, log_c, tau, slots, most_places, grid, weight, *needs
+):
     return gradient_shapes(tokens, t, weight, weight.shape[1], needs)
 
 
 OP = Op(
     "readout",
     "(Tensor tokens, Tensor items, Tensor ptr, Tensor rank, Tensor order, Tensor? t, Tensor? log_r, Tensor? log_c,"
-    " float tau, Tensor slots, int grid, Tensor weight, Tensor? bias) -> Tensor values",
+    " float tau, Tensor slots, int most_places, int grid, Tensor weight, Tensor? bias) -> Tensor values",
     reference=reference,
     values=check_values,
     shapes=_shapes,
 )
 OP.gradient(
     "(Tensor d_values, Tensor tokens, Tensor items, Tensor ptr, Tensor rank, Tensor order, Tensor? t, Tensor? log_r,"
-    " Tensor? log_c, float tau, Tensor slots, int grid, Tensor weight, bool needs_tokens, bool needs_t, bool needs_weight,"
-    " bool needs_bias) -> (Tensor d_tokens, Tensor d_t, Tensor d_log_r, Tensor d_log_c, Tensor d_weight, Tensor d_bias)",
+    " Tensor? log_c, float tau, Tensor slots, int most_places, int grid, Tensor weight, bool needs_tokens, bool needs_t,"
+    " bool needs_weight, bool needs_bias)"
+    " -> (Tensor d_tokens, Tensor d_t, Tensor d_log_r, Tensor d_log_c, Tensor d_weight, Tensor d_bias)",
     shapes=_gradient_shapes,
 )
 
@@ -92,11 +95,11 @@ def readout(
         raise ValueError(f"readout: tokens must be a square number L of them for pairs, got {L}")
     check_patches("readout", weight, bias, N, grid, axes, bias_axis=1)
     check_devices("readout", tokens.device, ptr=ptr, at=items)
-    slots = slots_of_places(N, grid, "zeros", centered, ptr.device)
+    axis = padded_axis(N, grid, "zeros", centered, ptr.device)
     run = OP.select(backend, tokens.device, dtype)
     bias = None if bias is None else bias.to(dtype)
     with torch.autocast(tokens.device.type, enabled=False):  # the reference multiplies matrices
-        out = run(tokens.to(dtype), items, ptr, *soft_parts(p, dtype), slots, grid, weight.to(dtype), bias)
+        out = run(tokens.to(dtype), items, ptr, *soft_parts(p, dtype), *axis, weight.to(dtype), bias)
     return out.to(tokens.dtype)
 
 

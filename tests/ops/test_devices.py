@@ -134,6 +134,7 @@ def test_debug_mode_looks_at_the_values_of_a_gpu(monkeypatch):
         assert looks_at_values(on_cpu) and not looks_at_values(on_gpu)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_debug_mode_on_a_gpu():
     """The CPU's messages; without it nothing is raised, and memory is left alone."""

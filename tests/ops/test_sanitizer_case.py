@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from probsym_fast.ops import OPS, SoftPermutation, aggregate, embed_edges, embed_matrix, node_identifiers, readout
+from probsym_fast.ops import (
+    OPS,
+    SoftPermutation,
+    aggregate,
+    embed_edges,
+    embed_matrix,
+    node_identifiers,
+    permutation_entropy,
+    readout,
+    soft_permutation,
+)
 from tests.ops.graphs import HALF, batch, weights
 from tests.ops.test_backends import CALLS, matrices
 
@@ -20,6 +30,17 @@ def test_every_op(gpu, name, deterministic):
         torch.use_deterministic_algorithms(False)
     torch.cuda.synchronize()
     assert out.isfinite().all() and x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("N", [3, 7, 300, 1100])
+def test_every_team_of_the_soft_permutation(gpu, N, dtype):
+    """A warp a sample, a block a sample, and rows that stay in memory; samples of few nodes beside full ones."""
+    scores = torch.randn(3, 2, N, dtype=dtype, device=gpu, requires_grad=True)
+    p = soft_permutation(scores, torch.tensor([N, 1, N - 1], device=gpu), tau=0.1, iterations=3)
+    (permutation_entropy(p) + p.log_r.sum() + (p.log_c * p.scores).sum()).backward()
+    torch.cuda.synchronize()
+    assert scores.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])

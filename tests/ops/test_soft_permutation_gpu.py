@@ -6,9 +6,12 @@ import torch
 from probsym_fast.ops import OPS, permutation_entropy, soft_permutation
 from tests.conftest import GRADIENT, VALUE, assert_near
 
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available() or OPS["soft_permutation"].backends("cuda")[0] != "cuda", reason="no CUDA kernels"
-)
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available() or OPS["soft_permutation"].backends("cuda")[0] != "cuda", reason="no CUDA kernels"
+    ),
+]
 SHAPES = [(700, 3, 5), (8, 10, 188), (2, 3, 257), (2, 1, 700), (1, 2, 1024), (1, 2, 1025), (1, 1, 2500)]
 
 

@@ -20,6 +20,7 @@ import torch
 
 triton = pytest.importorskip("triton")
 
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -27,11 +28,13 @@ import probsym_fast
 from probsym_fast.ops import OPS
 from probsym_fast.ops import triton as triton_ops
 from probsym_fast.ops._op import BACKENDS
-from probsym_fast.ops._patches import patch_size, slots_of_places
+from probsym_fast.ops._patches import padded_axis, patch_size
 from probsym_fast.ops.triton import KERNELS, _group, _launch
 from probsym_fast.ops.triton import _lazy as through
+from tests.gpu_clock import Clock
 
 ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
 
 
 def release(module) -> tuple[int, int]:
@@ -55,7 +58,8 @@ def interpreted(request):
 
 # --- every configuration compiled ---
 
-ARCHITECTURES = (80, 90, 100)
+ARCHITECTURES = (80, 90, 100)  # with every launch; those below with one of each kernel
+SMALLER = {86: torch.float32, 89: torch.bfloat16, 120: torch.bfloat16}
 SHARED = 99 * 1024  # bytes that a program may have on the smallest of compute capability 8 and above
 TYPES = {
     torch.float32: "*fp32",
@@ -71,18 +75,18 @@ def specialised(function, arguments, settings):
     named = dict(zip(function.arg_names, arguments, strict=False)) | settings
     signature, constants, attributes = {}, {}, {}
     for i, name in enumerate(function.arg_names):
-        x = named[name]
-        if function.params[i].is_constexpr or x is None or (isinstance(x, int) and x == 1):
+        x, specialises = named[name], not function.params[i].do_not_specialize
+        if function.params[i].is_constexpr or x is None or (isinstance(x, int) and x == 1 and specialises):
             signature[name], constants[i,] = "constexpr", x
             continue
         if isinstance(x, torch.Tensor):
             signature[name] = TYPES[x.dtype]
-            aligned = x.data_ptr() % 16 == 0
+            aligned = x.data_ptr() % 16 == 0 and specialises
         elif isinstance(x, float):
             signature[name], aligned = "fp32", False
         else:
             signature[name] = "i32" if -(2**31) <= x < 2**31 else "i64"
-            aligned = x % 16 == 0
+            aligned = x % 16 == 0 and specialises
         if aligned:
             attributes[i,] = [["tt.divisibility", 16]]
     return signature, constants, attributes
@@ -176,10 +180,10 @@ def items_case(name, dtype):
         ptr, rank = torch.arange(0, B * N + 1, N), torch.arange(N).expand(B, S, N)
         items = torch.zeros(axes, 60, dtype=torch.int64)
         soft = [torch.zeros(B, S, N) for _ in range(3)]
-        slots = slots_of_places(N, grid, pad_mode, False, torch.device("cpu"))
+        axis = padded_axis(N, grid, pad_mode, False, torch.device("cpu"))
         weight = torch.zeros(*[P] * axes, C, D, dtype=dtype).movedim((-1, -2), (0, 1))
         tokens, values = torch.zeros(B, S, grid**axes, D, dtype=dtype), torch.zeros(60, C, dtype=dtype)
-        rest = ptr, rank, rank, *soft, 0.5, slots, grid, weight
+        rest = ptr, rank, rank, *soft, 0.5, *axis, weight
         first, second = (items, values) if name == "embed" else (tokens, items)
         out = tokens if name == "embed" else values
         for bias in (torch.zeros(D if name == "embed" else C, dtype=dtype), None)[: 2 if C == 8 else 1]:
@@ -192,9 +196,9 @@ def embed_matrix_case(dtype):
     for B, S, N, grid, C, D in ((2, 2, 188, 14, 1, 768), (2, 1, 20, 3, 3, 70)):
         P, soft = patch_size(N, grid), [torch.zeros(B, S, N) for _ in range(3)]
         matrix, order = torch.zeros(B, N, N, C, dtype=dtype), torch.arange(N).expand(B, S, N)
-        slots = slots_of_places(N, grid, "zeros", False, matrix.device)
+        axis = padded_axis(N, grid, "zeros", False, matrix.device)
         weight = torch.zeros(P, P, C, D, dtype=dtype).permute(3, 2, 0, 1)
-        rest = matrix, None, order, order, *soft, 0.5, slots, grid, weight
+        rest = matrix, None, order, order, *soft, 0.5, *axis, weight
         through("embed_matrix", "forward")(*rest, torch.zeros(D, dtype=dtype) if S == 2 else None)
         tokens = torch.zeros(B, S, grid**2, D, dtype=dtype)
         through("embed_matrix", "backward")(tokens, *rest, True, True, True, True)
@@ -289,6 +293,26 @@ def test_one_thread_at_a_time_parses(monkeypatch, tmp_path):
     assert len(overlaps) >= len(launches) == 4 and not any(overlaps)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", SMALLER)
+def test_compiles_for_smaller_gpus(architecture, monkeypatch, tmp_path):
+    """As above, one launch of each kernel, another for each architecture: they have about the registers and memory of 8.0."""
+    launches, number = {}, list(SMALLER).index(architecture)
+    for name in CASES:
+        if SMALLER[architecture] in KERNELS[name]:
+            for (kernel, _), launch in launches_of(name, SMALLER[architecture], monkeypatch):
+                launches.setdefault(kernel, []).append(launch)
+    assert len(launches) > 20
+    taken = {kernel: some[len(some) * number // len(SMALLER)] for kernel, some in launches.items()}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        binaries = list(pool.map(lambda launch: compiled(launch, architecture), taken.values()))
+    for (kernel, launch), made in zip(taken.items(), binaries, strict=True):
+        used = resources(made.asm["cubin"], tmp_path)
+        assert made.metadata.shared <= SHARED, (kernel, launch[1], made.metadata.shared)
+        assert used["REG"] <= 65536 // (32 * launch[2]["num_warps"]), (kernel, used)
+        assert used["STACK"] == used["LOCAL"] == 0, (kernel, launch[1], used)
+
+
 @pytest.mark.parametrize("name", ["embed", "readout"])
 def test_rows_move_in_16_bytes(name, monkeypatch):
     """Token and weight rows of a width divisible by 16 are read, and tokens written, in vectors of 16 bytes."""
@@ -325,7 +349,7 @@ def measured(monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(triton.testing, "do_bench", lambda call, **settings: calls.append(call) or -len(calls))
+    monkeypatch.setattr(_launch, "seconds_of", lambda run: calls.append(run) or -len(calls))
     monkeypatch.setattr(_launch, "_told", False)
     return calls
 
@@ -398,8 +422,8 @@ def test_ragged_sizes_share_a_choice(measured, monkeypatch):
     def step(nodes, edges):
         x, pairs, ptr = torch.zeros(nodes, 10, 64), torch.zeros(2, edges, dtype=torch.int64), torch.tensor([0, nodes])
         through("aggregate", "forward")(x, pairs, None, None)
-        rank, slots = torch.arange(130).expand(1, 2, 130), slots_of_places(130, 4, "zeros", False, torch.device("cpu"))
-        rest = ptr, rank, rank, *[torch.zeros(1, 2, 130)] * 3, 0.5, slots, 4, torch.zeros(64, 3, 33, 33)
+        rank, axis = torch.arange(130).expand(1, 2, 130), padded_axis(130, 4, "zeros", False, torch.device("cpu"))
+        rest = ptr, rank, rank, *[torch.zeros(1, 2, 130)] * 3, 0.5, *axis, torch.zeros(64, 3, 33, 33)
         tokens, values = torch.zeros(1, 2, 16, 64), torch.zeros(edges, 3)
         through("embed", "forward")(pairs, values, *rest, None)
         through("embed", "backward")(tokens, pairs, values, *rest, True, True, True, True)
@@ -423,6 +447,74 @@ def test_ragged_sizes_share_a_choice(measured, monkeypatch):
         torch.use_deterministic_algorithms(False)
     assert len(measured) == several
     assert all(settings.items() >= kernel.configurations[0].items() for kernel, settings in taken)
+
+
+class NoTensors(TorchDispatchMode):
+    """Refuses every operation of torch."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        raise AssertionError(f"tuning called {func}")
+
+
+@pytest.mark.parametrize("fastest", range(3))
+def test_tuning_allocates_nothing(fastest, monkeypatch, tmp_path):
+    """It runs in a step whose peak `chunk="auto"` may be measuring. Kernels shorter than their launch are told apart, too."""
+    clock, seconds = Clock(monkeypatch), [2e-5, 3e-5, 4e-5]
+    seconds[0], seconds[fastest] = seconds[fastest], seconds[0]
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(_launch, "launch", lambda kernel, grid, arguments, x: clock.run(seconds[x["BLOCK"] - 1]))
+    kernel, tensor = _launch.Kernel(_group._count.function, CONFIGURATIONS), torch.zeros(1)
+    with NoTensors():
+        assert kernel._choose(torch.device("cuda"), None, (tensor,), (100,), {}) == CONFIGURATIONS[fastest]
+
+
+def ragged_batch(B: int, generator: torch.Generator) -> None:
+    """Forward and backward of every op on graphs, for B graphs of any sizes."""
+    S, N, D, C, grid = 3, 24, 64, 4, 4
+    ptr = torch.cat([torch.zeros(1, dtype=torch.int64), torch.randint(1, N + 1, (B,), generator=generator).cumsum(0)])
+    nodes = int(ptr[-1])
+    edges = torch.zeros(2, int(torch.randint(1, 200, (), generator=generator)), dtype=torch.int64)
+    rank, soft, axis = (
+        torch.arange(N).expand(B, S, N),
+        [torch.zeros(B, S, N)] * 3,
+        padded_axis(N, grid, "zeros", False, CPU),
+    )
+    tokens, weight, own = torch.zeros(B, S, grid**2, D), torch.zeros(6, 6, C, D).permute(3, 2, 0, 1), torch.ones(())
+    x, permutation = torch.zeros(nodes + B, S, 64), (ptr, rank, rank, *soft, 0.5)
+    through("aggregate", "forward")(x, edges, ptr, own)
+    through("aggregate", "backward")(x, x, edges, ptr, own, True, True)
+    values = torch.zeros(edges.shape[1], C)
+    through("embed", "forward")(edges, values, *permutation, *axis, weight, torch.zeros(D))
+    through("embed", "backward")(tokens, edges, values, *permutation, *axis, weight, True, True, True, True)
+    through("readout", "forward")(tokens, edges, *permutation, *axis, weight, torch.zeros(C))
+    through("readout", "backward")(values, tokens, edges, *permutation, *axis, weight, True, True, True, True)
+    matrix = torch.zeros(B, N, N, C), ptr.diff(), *permutation[1:], *axis, weight
+    through("embed_matrix", "forward")(*matrix, None)
+    through("embed_matrix", "backward")(tokens, *matrix, True, True, True, True)
+    features = through("node_identifiers", "forward")(*permutation, torch.zeros(N, 64), nodes)
+    through("node_identifiers", "backward")(features, *permutation, torch.zeros(N, 64), True, True)
+    rows, square, row = torch.zeros(nodes * S, 64), torch.zeros(64, 64), torch.zeros(64)
+    y, *statistics = through("linear_batch_norm_relu", "forward")(rows, square, row, row, 1e-5)
+    through("linear_batch_norm_relu", "backward")(y, rows, square, row, row, *statistics, 1e-5, True, True)
+
+
+def test_ragged_batches_share_their_kernels(monkeypatch):
+    """Whatever the numbers of nodes and edges, also 1 and multiples of 16: the first batch has compiled all there is.
+
+    A last, smaller batch is another multiple of 16 in the planes of the soft permutation, which are read in wide loads.
+    """
+    launches, generator = Launches(), torch.Generator().manual_seed(0)
+    monkeypatch.setattr(_launch, "launch", launches)
+    ragged_batch(4, generator)
+    first = set(launches.kept)
+    assert len(first) > 30
+    for _ in range(8):
+        ragged_batch(4, generator)
+    assert set(launches.kept) == first
+    ragged_batch(3, generator)
+    assert {kernel for kernel, _ in set(launches.kept) - first} <= {"reduce_matrix", "reduce_identifiers"}
 
 
 def test_the_lists_of_configurations_are_short():
@@ -449,7 +541,7 @@ def test_more_than_32_bits_count_is_refused_before_a_launch(monkeypatch):
         raise AssertionError("launched")
 
     monkeypatch.setattr(_launch, "launch", none)
-    slots = slots_of_places(4, 5, "zeros", False, torch.device("meta"))
+    axis = padded_axis(4, 5, "zeros", False, torch.device("meta"))
     with torch.device("meta"):
         order, ptr, many = torch.empty(1, 2**27, 4, dtype=torch.int64), torch.empty(2, dtype=torch.int64), [None] * 3
         items, weight = torch.empty(2, 3, dtype=torch.int64), torch.empty(6, 1, 1, 1)
@@ -458,8 +550,8 @@ def test_more_than_32_bits_count_is_refused_before_a_launch(monkeypatch):
                 torch.empty(1, 2**30, 1, 2),
                 torch.empty(1, 1, 1, 1),
             ),
-            "embed: tokens": (items, torch.empty(3, 1), ptr, order, order, *many, 1.0, slots, 5, weight, None),
-            "embed_matrix: tokens": (torch.empty(1, 4, 4, 1), None, order, order, *many, 1.0, slots, 5, weight, None),
+            "embed: tokens": (items, torch.empty(3, 1), ptr, order, order, *many, 1.0, *axis, weight, None),
+            "embed_matrix: tokens": (torch.empty(1, 4, 4, 1), None, order, order, *many, 1.0, *axis, weight, None),
         }
         for message, arguments in calls.items():
             more = (False, False) if "act" in message else ()

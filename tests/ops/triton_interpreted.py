@@ -16,7 +16,7 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from probsym_fast.ops import OPS, Permutation, aggregate, debug, embed_edges, orthogonal_frame, readout
 from probsym_fast.ops._op import BACKENDS
-from probsym_fast.ops._patches import patch_size, slots_of_places
+from probsym_fast.ops._patches import padded_axis, patch_size
 from probsym_fast.ops.triton import KERNELS, _launch, _lazy
 from tests.conftest import assert_near
 from tests.ops.graphs import batch, weights
@@ -158,18 +158,16 @@ def soft_arguments(data, tau=0.5):
 def test_embed(N, grid, pad_mode, centered, axes, dtype):
     data, P, D = batch([max(1, N - 2), N, 1], N, C=2, S=2, edges=4), patch_size(N, grid), 20
     items, values = (data.edges, data.attr) if axes == 2 else (torch.arange(len(data.x))[None], data.x)
-    slots = slots_of_places(N, grid, pad_mode, centered, torch.device("cpu"))
-    if pad_mode == "reflect":
-        slots = slots.clone()  # how many places a slot has is not known: a bound
-    arguments = [items, values.to(dtype), *soft_arguments(data), slots, grid, weights(D, 2, *[P] * axes).to(dtype)]
-    check("embed", [*arguments, torch.randn(D).to(dtype)], [1, 5, 6, 7, 11, 12])
-    check("embed", [*arguments, None], [11])
+    axis = padded_axis(N, grid, pad_mode, centered, torch.device("cpu"))
+    arguments = [items, values.to(dtype), *soft_arguments(data), *axis, weights(D, 2, *[P] * axes).to(dtype)]
+    check("embed", [*arguments, torch.randn(D).to(dtype)], [1, 5, 6, 7, 12, 13])
+    check("embed", [*arguments, None], [12])
 
 
 @pytest.mark.parametrize("axes", [1, 2])
 def test_embed_of_nothing(axes):
     """No graphs; graphs without nodes; no items; items that no graph has."""
-    slots = slots_of_places(4, 2, "zeros", False, torch.device("cpu"))
+    axis = padded_axis(4, 2, "zeros", False, torch.device("cpu"))
     weight, nothing = weights(5, 2, *[2] * axes).float(), torch.zeros(axes, 0, dtype=torch.int64)
     for B in (0, 2):
         rank, ptr = torch.arange(4).expand(B, 3, 4), torch.zeros(B + 1, dtype=torch.int64)
@@ -183,15 +181,14 @@ def test_embed_of_nothing(axes):
             None,
             None,
             1.0,
-            slots,
-            2,
+            *axis,
             weight,
             torch.randn(5),
         ]
-        check("embed", arguments, [1, 11, 12])
+        check("embed", arguments, [1, 12, 13])
     outside = torch.tensor([[0, 7, -1]]).expand(axes, 3).contiguous()
     rank, ptr = torch.arange(4).expand(1, 3, 4), torch.tensor([0, 3])
-    rest = ptr, rank, rank, None, None, None, 1.0, slots, 2, weight, None
+    rest = ptr, rank, rank, None, None, None, 1.0, *axis, weight, None
     assert torch.equal(
         _lazy("embed", "forward")(outside, torch.ones(3, 2), *rest),
         _lazy("embed", "forward")(outside[:, :1], torch.ones(1, 2), *rest),
@@ -202,13 +199,13 @@ def test_embed_of_nothing(axes):
 @pytest.mark.parametrize(("N", "grid", "pad_mode", "centered"), GRIDS)
 def test_embed_matrix(N, grid, pad_mode, centered, dtype):
     data, P, D = batch([max(1, N - 2), N, 1], N, C=2, S=2), patch_size(N, grid), 20
-    slots = slots_of_places(N, grid, pad_mode, centered, torch.device("cpu"))
-    arguments = [data.matrix.to(dtype), data.ptr.diff(), *soft_arguments(data)[1:], slots, grid]
+    axis = padded_axis(N, grid, pad_mode, centered, torch.device("cpu"))
+    arguments = [data.matrix.to(dtype), data.ptr.diff(), *soft_arguments(data)[1:], *axis]
     arguments += [weights(D, 2, P, P).to(dtype), torch.randn(D).to(dtype)]
-    check("embed_matrix", arguments, [0, 4, 5, 6, 10, 11])
+    check("embed_matrix", arguments, [0, 4, 5, 6, 11, 12])
     if pad_mode == "zeros":
         arguments[4:7] = [None] * 3
-        check("embed_matrix", [*arguments[:-1], None], [10])
+        check("embed_matrix", [*arguments[:-1], None], [11])
 
 
 @pytest.mark.parametrize("parts", [False, True])
@@ -222,17 +219,17 @@ def test_embed_matrix_beyond_one_block(parts, monkeypatch):
         )
         monkeypatch.setattr(gradient, "PRODUCTS", 4 * (grid**2 * P * P * C + N * N * C) * 2)  # of two samples
         monkeypatch.setattr(patches, "SPLIT", 5)
-    slots, weight = slots_of_places(N, grid, "zeros", False, torch.device("cpu")), weights(D, C, P, P).float() / P
-    arguments = [data.matrix.float(), None, *soft_arguments(data)[1:], slots, grid, weight, None]
-    check("embed_matrix", arguments, [0, 4, 5, 6, 10])
+    axis, weight = padded_axis(N, grid, "zeros", False, torch.device("cpu")), weights(D, C, P, P).float() / P
+    arguments = [data.matrix.float(), None, *soft_arguments(data)[1:], *axis, weight, None]
+    check("embed_matrix", arguments, [0, 4, 5, 6, 11])
 
 
 @pytest.mark.parametrize(("B", "S"), [(0, 3), (2, 0)])
 def test_embed_matrix_of_nothing(B, S):
-    slots, order = slots_of_places(4, 2, "zeros", False, torch.device("cpu")), torch.arange(4).expand(B, S, 4)
+    axis, order = padded_axis(4, 2, "zeros", False, torch.device("cpu")), torch.arange(4).expand(B, S, 4)
     soft = [torch.zeros(B, S, 4)] * 3
-    arguments = [torch.randn(B, 4, 4, 2), torch.ones(B, dtype=torch.int64), order, order, *soft, 0.5, slots, 2]
-    check("embed_matrix", [*arguments, weights(5, 2, 2, 2).float(), torch.randn(5)], [0, 4, 5, 6, 10, 11])
+    arguments = [torch.randn(B, 4, 4, 2), torch.ones(B, dtype=torch.int64), order, order, *soft, 0.5, *axis]
+    check("embed_matrix", [*arguments, weights(5, 2, 2, 2).float(), torch.randn(5)], [0, 4, 5, 6, 11, 12])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -254,10 +251,10 @@ def test_other_configurations(number, dtype, monkeypatch, mode):
         return self.configurations[number % len(self.configurations) :]  # of the tensor cores for float32 too
 
     monkeypatch.setattr(_launch.Kernel, "among", numbered)
-    data, slots = batch([3, 4], 4, C=3, S=2), slots_of_places(4, 2, "zeros", False, torch.device("cpu"))
+    data, axis = batch([3, 4], 4, C=3, S=2), padded_axis(4, 2, "zeros", False, torch.device("cpu"))
     p = soft_arguments(data)
-    arguments = [data.matrix.to(dtype), data.ptr.diff(), *p[1:], slots, 2, weights(5, 3, 2, 2).to(dtype), None]
-    check("embed_matrix", arguments, [0, 4, 5, 6, 10])
+    arguments = [data.matrix.to(dtype), data.ptr.diff(), *p[1:], *axis, weights(5, 3, 2, 2).to(dtype), None]
+    check("embed_matrix", arguments, [0, 4, 5, 6, 11])
     check("node_identifiers", [*p, weights(4, 5).to(dtype), 7], [3, 4, 5, 7])
 
 
@@ -284,16 +281,16 @@ def test_readout(N, grid, centered, where, dtype):
     nodes = torch.arange(len(data.x))
     items = {"nodes": nodes[None], "diagonal": torch.stack([nodes, nodes]), "pairs": data.edges}[where]
     axes, P, D, C = items.shape[0], patch_size(N, grid), 20, 18 if where == "nodes" else 3
-    slots = slots_of_places(N, grid, "zeros", centered, torch.device("cpu"))
+    axis = padded_axis(N, grid, "zeros", centered, torch.device("cpu"))
     tokens, weight = torch.randn(3, 2, grid**axes, D).to(dtype), weights(D, C, *[P] * axes).to(dtype)
-    arguments = [tokens, items, *soft_arguments(data), slots, grid, weight]
-    check("readout", [*arguments, torch.randn(C).to(dtype)], [0, 5, 6, 7, 11, 12])
+    arguments = [tokens, items, *soft_arguments(data), *axis, weight]
+    check("readout", [*arguments, torch.randn(C).to(dtype)], [0, 5, 6, 7, 12, 13])
     check("readout", [*arguments, None], [0])
 
 
 @pytest.mark.parametrize("items", [0, 3])
 def test_readout_of_nothing(items):
-    slots = slots_of_places(4, 2, "zeros", False, torch.device("cpu"))
+    axis = padded_axis(4, 2, "zeros", False, torch.device("cpu"))
     B, nodes = (0, 0) if not items else (1, 3)
     rank, ptr = torch.arange(4).expand(B, 2, 4), torch.tensor([0] + [nodes] * B)
     soft = [torch.randn(B, 2, 4).sort(-1, descending=True)[0] * 0.1, torch.zeros(B, 2, 4), torch.zeros(B, 2, 4)]
@@ -306,24 +303,23 @@ def test_readout_of_nothing(items):
         rank,
         *soft,
         0.5,
-        slots,
-        2,
+        *axis,
         weights(5, 3, 2, 2).float(),
         torch.randn(3),
     ]
-    check("readout", arguments, [0, 5, 6, 7, 11, 12])
+    check("readout", arguments, [0, 5, 6, 7, 12, 13])
 
 
 def test_many_entries_are_split():
     """More entries a weight row than one program sums, more samples than one matrix product holds."""
     data = batch([4, 4], 4, C=2, S=1, edges=40)
-    slots, weight = slots_of_places(4, 1, "zeros", False, torch.device("cpu")), weights(20, 2, 4, 4).float()
-    arguments = [data.edges[:, :24], data.attr[:24].float(), *soft_arguments(data), slots, 1, weight, None]
+    axis, weight = padded_axis(4, 1, "zeros", False, torch.device("cpu")), weights(20, 2, 4, 4).float()
+    arguments = [data.edges[:, :24], data.attr[:24].float(), *soft_arguments(data), *axis, weight, None]
     items, soft_rows = (importlib.import_module(f"probsym_fast.ops.triton.{x}") for x in ("items", "soft_rows"))
     kept = items.SPLIT, soft_rows.PRODUCTS
     try:
         items.SPLIT, soft_rows.PRODUCTS = 1, 4 * 16 * 2
-        check("embed", arguments, [1, 5, 6, 7, 11])
+        check("embed", arguments, [1, 5, 6, 7, 12])
     finally:
         items.SPLIT, soft_rows.PRODUCTS = kept
 
@@ -466,7 +462,7 @@ def with_bad_columns(items):
 @pytest.mark.parametrize("axes", [1, 2])
 def test_bad_items_reach_no_memory(axes, fences):
     """Items that are no nodes count as nothing; offsets and permutations that are none read and write nothing beyond."""
-    data, slots = batch([3, 5], 5, C=1, S=2, edges=3), slots_of_places(5, 2, "circular", True, torch.device("cpu"))
+    data, axis = batch([3, 5], 5, C=1, S=2, edges=3), padded_axis(5, 2, "circular", True, torch.device("cpu"))
     items = data.edges if axes == 2 else torch.arange(8)[None]
     bad, good = with_bad_columns(items), items.shape[1]
     ptr, rank, order, *soft = (x.detach() if isinstance(x, torch.Tensor) else x for x in soft_arguments(data))
@@ -474,14 +470,14 @@ def test_bad_items_reach_no_memory(axes, fences):
     tokens = torch.randn(2, 2, 2**axes, 5)
 
     def embed(items, ptr, rank):
-        rest = ptr, rank, order, *soft, slots, 2, weight, torch.arange(5.0)
+        rest = ptr, rank, order, *soft, *axis, weight, torch.arange(5.0)
         return run_fenced(fences, "embed", [items, values[: items.shape[1]], *rest], "tokens")
 
     def readout(items, ptr, rank):
-        rest = ptr, rank, order, *soft, plain, 2, weight, torch.ones(1)
+        rest = ptr, rank, order, *soft, *plain, weight, torch.ones(1)
         return run_fenced(fences, "readout", [tokens, items, *rest], "values")
 
-    plain = slots_of_places(5, 2, "zeros", False, torch.device("cpu"))
+    plain = padded_axis(5, 2, "zeros", False, torch.device("cpu"))
     for x, y in zip(embed(bad, ptr, rank), embed(items, ptr, rank), strict=True):
         if x.shape == values.shape:
             assert (x[good:] == 0).all()
@@ -522,13 +518,13 @@ def with_bad_entries(x):
 @pytest.mark.parametrize("C", [1, 3])
 def test_bad_numbers_reach_no_memory_of_embed_matrix(C, fences):
     """More valid nodes than slots count as all of them; permutations that are none read and write nothing beyond."""
-    data, slots = batch([3, 5], 5, C=C, S=2), slots_of_places(5, 2, "circular", True, torch.device("cpu"))
+    data, axis = batch([3, 5], 5, C=C, S=2), padded_axis(5, 2, "circular", True, torch.device("cpu"))
     matrix, weight = data.matrix.float(), weights(20, C, 3, 3).float()
     _, rank, order, *soft = (x.detach() if isinstance(x, torch.Tensor) else x for x in soft_arguments(data))
 
     def run(counts, rank, order):
         counts = torch.tensor(counts)
-        rest = counts, rank, order, *soft, slots, 2, weight, torch.arange(20.0)
+        rest = counts, rank, order, *soft, *axis, weight, torch.arange(20.0)
         return run_fenced(fences, "embed_matrix", [matrix, *rest], "tokens")
 
     expected = run([5, 5], rank, order)

@@ -13,7 +13,7 @@ def check_values(items: Tensor, values: Tensor, ptr: Tensor, *_) -> None:
     check_items(*(("embed_edges", "edge_index") if len(items) == 2 else ("embed_nodes", "x")), items, ptr)
 
 
-def embed(items, values, ptr, rank, order, t, log_r, log_c, tau, slots, grid, weight, bias) -> Tensor:
+def embed(items, values, ptr, rank, order, t, log_r, log_c, tau, slots, most_places, grid, weight, bias) -> Tensor:
     """items (k, M) nodes or pairs, values (M, C), weight (D, C, P[, P]) -> tokens (B, S, grid^k, D)."""
     check_values(items, values, ptr)
     x = dense_items(items, values, ptr, rank.shape[-1])

@@ -10,7 +10,9 @@ from probsym_fast.ops.reference._dense import permutation_matrix
 from probsym_fast.ops.reference.embed import act, tokens_of
 
 
-def embed_matrix(matrix, num_nodes, rank, order, t, log_r, log_c, tau, slots, grid, weight, bias) -> Tensor:
+def embed_matrix(
+    matrix, num_nodes, rank, order, t, log_r, log_c, tau, slots, most_places, grid, weight, bias
+) -> Tensor:
     """matrix (B, N, N, C), weight (D, C, P, P) -> tokens (B, S, grid^2, D)."""
     if num_nodes is not None:
         valid = valid_slots(num_nodes, matrix.shape[1])[:, 0]

@@ -13,7 +13,7 @@ def check_values(tokens: Tensor, items: Tensor, ptr: Tensor, *_) -> None:
     check_items("readout", "at", items, ptr)
 
 
-def readout(tokens, items, ptr, rank, order, t, log_r, log_c, tau, slots, grid, weight, bias) -> Tensor:
+def readout(tokens, items, ptr, rank, order, t, log_r, log_c, tau, slots, most_places, grid, weight, bias) -> Tensor:
     """tokens (B, S, grid^k, D), weight (D, C, P[, P]), items (k, M) -> values (M, C)."""
     check_values(tokens, items, ptr)
     B, S, _ = rank.shape

@@ -5,8 +5,10 @@ Nothing here imports triton before a kernel is called: the modules are loaded at
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -24,6 +26,9 @@ KERNELS = {  # op -> dtypes
 }
 
 
+LEAST_CAPABILITY = (8, 0)  # of a GPU: below it registers spill, and bfloat16 is not there
+
+
 class KernelFailure(RuntimeError):
     """Of a kernel, with its name and shapes; `_lazy` adds the op."""
 
@@ -32,9 +37,41 @@ class Refused(Exception):
     """Of arguments, with the kind of the error that `_lazy` raises and its message, to which it adds the op."""
 
 
-def register(ops: dict) -> None:
-    """Registers the kernels for CUDA tensors, where triton can be imported."""
+def problem() -> str | None:
+    """Why there are no Triton kernels here, and how to mend it; None where there are."""
+    if torch.version.hip:  # there tensors of a GPU are CUDA tensors too
+        return f"the kernels are for NVIDIA GPUs and this torch is for ROCm {torch.version.hip}"
     if importlib.util.find_spec("triton") is None:
+        return "triton is not installed: `pip install triton` as this torch asks for it"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def runs_on_gpu(index: int) -> bool:
+    """Whether the GPU of that index is new enough; warns, the first time, where it is not. Asked at the first use."""
+    return _runs_on_gpu(index)
+
+
+@functools.cache
+def _runs_on_gpu(index: int) -> bool:
+    if not torch.cuda.is_available():  # traced for a GPU that is elsewhere
+        return True
+    capability = torch.cuda.get_device_capability(index)
+    if capability >= LEAST_CAPABILITY:
+        return True
+    least, found = (".".join(map(str, x)) for x in (LEAST_CAPABILITY, capability))
+    warnings.warn(
+        f"probsym_fast: the Triton kernels need a GPU of compute capability {least} or newer, this one "
+        f"({torch.cuda.get_device_name(index)}) has {found}. Its ops use their slower reference.",
+        RuntimeWarning,
+        stacklevel=5,
+    )
+    return False
+
+
+def register(ops: dict) -> None:
+    """Registers the kernels for CUDA tensors, unless there is a problem."""
+    if problem() is not None:
         return
     for name, dtypes in KERNELS.items():
         ops[name].implement("cuda", "triton", _lazy(name, "forward"), _lazy(name, "backward"), dtypes)

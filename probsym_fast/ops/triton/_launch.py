@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import json
+import statistics
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -13,6 +15,7 @@ import triton
 from torch import Tensor
 from triton.runtime.cache import get_cache_manager
 
+from probsym_fast._device_time import device_times
 from probsym_fast.ops._debug import debugging
 from probsym_fast.ops.triton import KernelFailure, Refused
 
@@ -20,6 +23,10 @@ MOST = 2**31 - 1024  # that 32 bits count, blocks among them
 # Of every compilation: triton's default for fusion changes; without a bound on registers ptxas aims at a rounder number of
 # them and spills a register or two to reach it. A configuration may have its own bound (maxnreg).
 OPTIONS = {"enable_fp_fusion": True, "maxnreg": 128}
+# Parameters of any kernel that depend on how many nodes, items and graphs a batch has. Triton would compile a kernel again
+# where one is 1 or a multiple of 16, batch after batch. No wide load's stride is among them.
+RAGGED = {"E", "M", "nodes", "graphs", "STEPS", "samples", "first", "last", "tokens", "none", "total", "keys", "rows"}
+RAGGED |= {"parts", "part", "splits", "p_key", "p_from"}  # the last two point into edge_index, at E numbers of 8 bytes
 
 
 class Kernel:
@@ -72,12 +79,7 @@ class Kernel:
         return self.chosen[key]
 
     def _measure(self, key, grid, arguments, constants) -> dict:
-        times = [
-            triton.testing.do_bench(
-                lambda c=c: launch(self, grid, arguments, constants | c), warmup=5, rep=20, return_mode="median"
-            )
-            for c in self.among(constants)
-        ]
+        times = [seconds_of(lambda c=c: launch(self, grid, arguments, constants | c)) for c in self.among(constants)]
         best = self.among(constants)[times.index(min(times))]
         with not_kept():
             self._cache(key).put(json.dumps(best), "configuration.json", binary=False)
@@ -96,6 +98,16 @@ class Kernel:
     def _cache(self, key):
         whole = f"probsym_fast {triton.__version__} {self.function.cache_key} {key}"
         return get_cache_manager(hashlib.sha256(whole.encode()).hexdigest())
+
+
+def seconds_of(run: Callable[[], None]) -> float:
+    """The median time of about 20 ms of runs on the current GPU.
+
+    A configuration is measured within a step, whose peak of memory `chunk="auto"` may be measuring: nothing is allocated.
+    """
+    run()  # compiles
+    (first, *_), _ = device_times(run, 3)
+    return statistics.median(device_times(run, max(5, min(100, int(0.02 / (first + 1e-9)))))[0])
 
 
 _told = False
@@ -126,7 +138,12 @@ def launch(kernel: Kernel, grid: Callable, arguments: tuple, settings: dict) -> 
 
 def kernel(*configurations: dict, ieee: tuple[dict, ...] = ()) -> Callable:
     """Decorates a function for triton.jit."""
-    return lambda function: Kernel(triton.jit(function), configurations or ({"num_warps": 4},), ieee)
+
+    def decorate(function: Callable) -> Kernel:
+        ragged = [name for name in inspect.signature(function).parameters if name in RAGGED]
+        return Kernel(triton.jit(do_not_specialize=ragged)(function), configurations or ({"num_warps": 4},), ieee)
+
+    return decorate
 
 
 def bucket(size: int) -> int:

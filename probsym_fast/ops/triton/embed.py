@@ -8,17 +8,17 @@ from probsym_fast.ops.triton.items import Items, weight_like, weight_rows
 from probsym_fast.ops.triton.soft_rows import permutation_gradient
 
 
-def forward(items, values, ptr, rank, order, t, log_r, log_c, tau, slots, grid, weight, bias) -> Tensor:
-    x = Items(items, ptr, rank, slots, grid)
+def forward(items, values, ptr, rank, order, t, log_r, log_c, tau, slots, most_places, grid, weight, bias) -> Tensor:
+    x = Items(items, ptr, rank, slots, most_places, grid)
     x.check(weight, None, values, bias, order, t, log_r, log_c)
     return x.scatter(values, 1.0, weight_rows(weight), bias)
 
 
 def backward(
-    d_tokens, items, values, ptr, rank, order, t, log_r, log_c, tau, slots, grid, weight,
+    d_tokens, items, values, ptr, rank, order, t, log_r, log_c, tau, slots, most_places, grid, weight,
     needs_values, needs_t, needs_weight, needs_bias,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    x = Items(items, ptr, rank, slots, grid)
+    x = Items(items, ptr, rank, slots, most_places, grid)
     x.check(weight, d_tokens, values, None, order, t, log_r, log_c)
     W, d_tokens = weight_rows(weight), d_tokens.contiguous()
     d_values = x.gather(d_tokens, 1.0, W, None) if needs_values else None

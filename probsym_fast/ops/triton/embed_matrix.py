@@ -9,7 +9,7 @@ from probsym_fast.ops.triton.matrix_gradient import MatrixGradient
 from probsym_fast.ops.triton.patches import Patches
 
 
-def forward(matrix, num_nodes, rank, order, t, log_r, log_c, tau, slots, grid, weight, bias) -> Tensor:
+def forward(matrix, num_nodes, rank, order, t, log_r, log_c, tau, slots, most_places, grid, weight, bias) -> Tensor:
     bias = None if bias is None else bias.contiguous()
     x = Patches(matrix, num_nodes, order, slots, grid)
     x.check(weight, None, bias, rank, t, log_r, log_c)
@@ -17,7 +17,7 @@ def forward(matrix, num_nodes, rank, order, t, log_r, log_c, tau, slots, grid, w
 
 
 def backward(
-    d_tokens, matrix, num_nodes, rank, order, t, log_r, log_c, tau, slots, grid, weight,
+    d_tokens, matrix, num_nodes, rank, order, t, log_r, log_c, tau, slots, most_places, grid, weight,
     needs_matrix, needs_t, needs_weight, needs_bias,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     x = Patches(matrix, num_nodes, order, slots, grid)
@@ -25,7 +25,7 @@ def backward(
     W, d_tokens = weight_rows(weight), d_tokens.contiguous()
     d_matrix = d_t = d_log_r = d_log_c = None
     if needs_matrix or needs_t:
-        found = MatrixGradient(x, slots)(
+        found = MatrixGradient(x, most_places)(
             d_tokens, W, rank.contiguous() if needs_matrix else None, (t, log_r, log_c) if needs_t else None, tau
         )
         d_matrix, d_t, d_log_r, d_log_c = found

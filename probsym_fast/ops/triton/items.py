@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from probsym_fast.ops._patches import most_places, patch_size
+from probsym_fast.ops._patches import patch_size
 from probsym_fast.ops.triton import Refused
 from probsym_fast.ops.triton._group import group
 from probsym_fast.ops.triton._launch import bucket, check_axes, check_counts, check_tensors, kernel, width_block
@@ -191,13 +191,11 @@ class Items:
     ptr: Tensor  # (B + 1,)
     rank: Tensor  # (B, S, N)
     slots: Tensor  # (grid patch,)
+    Q: int  # most places of a slot
     grid: int
 
     def __post_init__(self):
         names = ("items", "ptr", "rank", "slots")
-        most = most_places(
-            self.slots, check_axes("rank", self.rank, 3)[-1]
-        )  # an attribute of the tensor, lost in a copy
         self.items, self.ptr, self.rank, self.slots = (getattr(self, x).contiguous() for x in names)
         self.axes, self.M = check_axes("items", self.items, 2)
         self.B, self.S, self.N = check_axes("rank", self.rank, 3)
@@ -210,7 +208,8 @@ class Items:
             ptr=(self.ptr, (self.B + 1,)),
             slots=(self.slots, self.slots.shape),
         )
-        self.Q = most
+        if not 1 <= self.Q <= max(1, self.slots.shape[0]):
+            raise Refused(ValueError, f"most_places must be 1 to the {self.slots.shape[0]} places, got {self.Q}")
         self.copies = self.Q**self.axes
         self.L = self.grid**self.axes
         self.tokens, self.offsets = self.B * self.S * self.L, self.patch**self.axes

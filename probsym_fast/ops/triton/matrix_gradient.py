@@ -12,7 +12,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from probsym_fast.ops._patches import most_places
 from probsym_fast.ops.triton._launch import bucket, kernel, precision
 from probsym_fast.ops.triton.items import places_of_slots
 from probsym_fast.ops.triton.patches import Patches
@@ -107,8 +106,8 @@ def _reduce_matrix(
 class MatrixGradient:
     """Walks over the samples of `Patches`: dA' of as many as fit, what is asked for from it, the next ones."""
 
-    def __init__(self, x: Patches, slots: Tensor):
-        self.x, self.most = x, most_places(slots, x.N)  # an attribute of the tensor, lost in a copy
+    def __init__(self, x: Patches, most_places: int):
+        self.x, self.most = x, most_places
         self.places = places_of_slots(x.slots, x.N, self.most)
         self.line = x.N * x.C
         self.block = min(256, bucket(self.line))

@@ -40,19 +40,19 @@ def rows_of_patches(p_matrix, p_lines, b_cell, b_column, o_o, line, patch):
 
 
 @kernel({"num_warps": 4})
-def _find_nodes(p_order, p_slots, p_counts, p_lines, p_columns, count, S, N, C, places, BLOCK: tl.constexpr):
+def _find_nodes(p_order, p_slots, p_counts, p_lines, p_columns, total, S, N, C, places, BLOCK: tl.constexpr):
     """lines[sample, place]: the matrix row of all graphs' that stands in the place; columns: where its column begins.
 
     Both -1 where the place's slot is none or not valid.
     """
     o_p = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     b_sample = o_p // places
-    b_slot = tl.load(p_slots + o_p % places, mask=o_p < count, other=-1)
-    m_p = (b_slot >= 0) & (b_slot < tl.load(p_counts + b_sample // S, mask=o_p < count, other=0))
+    b_slot = tl.load(p_slots + o_p % places, mask=o_p < total, other=-1)
+    m_p = (b_slot >= 0) & (b_slot < tl.load(p_counts + b_sample // S, mask=o_p < total, other=0))
     b_node = tl.load(p_order + b_sample * N + b_slot, mask=m_p, other=-1)
     m_node = (b_node >= 0) & (b_node < N)
-    tl.store(p_lines + o_p, tl.where(m_node, b_sample // S * N + b_node, -1).to(tl.int32), mask=o_p < count)
-    tl.store(p_columns + o_p, tl.where(m_node, b_node * C, -1).to(tl.int32), mask=o_p < count)
+    tl.store(p_lines + o_p, tl.where(m_node, b_sample // S * N + b_node, -1).to(tl.int32), mask=o_p < total)
+    tl.store(p_columns + o_p, tl.where(m_node, b_node * C, -1).to(tl.int32), mask=o_p < total)
 
 
 @kernel({"num_warps": 4})

@@ -8,17 +8,17 @@ from probsym_fast.ops.triton.items import Items, weight_like, weight_rows
 from probsym_fast.ops.triton.soft_rows import permutation_gradient
 
 
-def forward(tokens, items, ptr, rank, order, t, log_r, log_c, tau, slots, grid, weight, bias) -> Tensor:
-    x = Items(items, ptr, rank, slots, grid)
+def forward(tokens, items, ptr, rank, order, t, log_r, log_c, tau, slots, most_places, grid, weight, bias) -> Tensor:
+    x = Items(items, ptr, rank, slots, most_places, grid)
     x.check(weight, tokens, None, bias, order, t, log_r, log_c)
     return x.gather(tokens, 1 / x.S, weight_rows(weight), bias)
 
 
 def backward(
-    d_values, tokens, items, ptr, rank, order, t, log_r, log_c, tau, slots, grid, weight,
+    d_values, tokens, items, ptr, rank, order, t, log_r, log_c, tau, slots, most_places, grid, weight,
     needs_tokens, needs_t, needs_weight, needs_bias,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    x = Items(items, ptr, rank, slots, grid)
+    x = Items(items, ptr, rank, slots, most_places, grid)
     x.check(weight, tokens, d_values, None, order, t, log_r, log_c)
     W, tokens, scale = weight_rows(weight), tokens.contiguous(), 1 / x.S
     d_tokens = x.scatter(d_values, scale, W, None) if needs_tokens else None

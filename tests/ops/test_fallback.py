@@ -1,0 +1,184 @@
+"""A reference that runs on a GPU is reported once for each op, device type and reason; no GPU is needed to ask `select`."""
+
+import importlib.util
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+
+from probsym_fast import _extension
+from probsym_fast.ops import OPS, _fallback, orthogonal_frame, triton, using_backend
+from probsym_fast.ops._op import BACKENDS
+
+GPU, OTHER_GPU = torch.device("cuda", 0), torch.device("cuda", 1)
+FROM_CSRC = _extension.CUDA_KERNELS
+WITH_KERNELS = tuple(name for name in OPS if name in triton.KERNELS or name in FROM_CSRC)
+SILENCE = 'backend="reference" asks for it in silence.'
+
+
+@pytest.fixture(autouse=True)
+def nothing_said_yet(monkeypatch):
+    """Kernels for every op that has any, as with nvcc and triton; no GPU to ask."""
+    monkeypatch.setattr(_fallback, "_reported", set())
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in WITH_KERNELS:
+        monkeypatch.setitem(BACKENDS, (name, "cuda"), ("triton" if name in triton.KERNELS else "cuda", "reference"))
+        if name in triton.KERNELS:
+            monkeypatch.setitem(OPS[name].from_python, "cuda", ("triton", triton.KERNELS[name]))
+    for asked in (triton._runs_on_gpu, _extension._runs_on_gpu):
+        asked.cache_clear()
+    yield
+    for asked in (triton._runs_on_gpu, _extension._runs_on_gpu):
+        asked.cache_clear()
+
+
+def said(call) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    ours = [w for w in caught if "probsym_fast" in str(w.message)]  # torch warns while it compiles
+    assert all(w.category is RuntimeWarning for w in ours)
+    return [str(w.message) for w in ours]
+
+
+def select_all(dtype=torch.float32, device=GPU, backend="auto", names=WITH_KERNELS):
+    return {name: OPS[name].select(backend, device, dtype) for name in names}
+
+
+def test_the_lists_are_those_of_the_sources():
+    files = Path(_extension.__file__).parents[1].glob("csrc/cuda/*.torch.cpp")
+    assert {path.name.removesuffix(".torch.cpp") for path in files} in (
+        set(FROM_CSRC),
+        set(),
+    )  # none: installed without
+
+
+def without_kernels(monkeypatch, names):
+    for name in names:
+        monkeypatch.setitem(BACKENDS, (name, "cuda"), ("reference",))
+
+
+def test_kernels_and_named_references_are_silent(monkeypatch):
+    def everything():
+        assert all(run is not OPS[name].reference for name, run in select_all().items())
+        assert all(run is OPS[name].reference for name, run in select_all(backend="reference").items())
+        without_kernels(monkeypatch, OPS)
+        select_all(backend="reference")
+        with using_backend("reference"):
+            select_all()
+            with FakeTensorMode():
+                orthogonal_frame(torch.ones(4, 4, device=GPU))
+        select_all(device=torch.device("meta"))
+        select_all(names=set(OPS) - set(WITH_KERNELS))  # of one that needs no kernel on a GPU
+        for name in OPS:
+            monkeypatch.setitem(BACKENDS, (name, "cpu"), ("cpu", "reference"))
+        select_all(torch.float16, device=torch.device("cpu"))
+
+    assert said(everything) == []
+
+
+def test_a_dtype_that_the_kernels_do_not_take(monkeypatch):
+    """By op, and once: in float64 those of triton; both GPUs are of one type."""
+    found = said(lambda: [select_all(torch.float64, device) for device in (GPU, OTHER_GPU, GPU)])
+    assert len(found) == len(triton.KERNELS)
+    for name, dtypes in triton.KERNELS.items():
+        names = ", ".join(str(x).removeprefix("torch.") for x in dtypes)
+        lacking = f"the kernels take {names}, got torch.float64: convert the inputs"
+        assert f"probsym_fast: {name}: {lacking}; it uses its slower reference. {SILENCE}" in found
+    assert len(said(lambda: select_all(torch.float16))) == len(FROM_CSRC) + 1  # and orthogonal_frame: another reason
+
+
+def test_ops_without_a_kernel(monkeypatch):
+    """The usual installation has triton and no nvcc; without triton, too, each op is named with what mends it."""
+    monkeypatch.setattr(_extension, "_module", SimpleNamespace())
+    monkeypatch.setattr(_extension, "_problem", None)
+    without_kernels(monkeypatch, FROM_CSRC)
+    found = said(lambda: [select_all(), select_all(torch.float64, names=FROM_CSRC)])
+    mend = f"the compiled kernels were built without CUDA: {_extension.MEND}, and nvcc of torch's CUDA {torch.version.cuda}"
+    here = "uses its slower reference on this GPU, for"
+    assert found == [f"probsym_fast: {name} {here} {mend}. {SILENCE}" for name in WITH_KERNELS if name in FROM_CSRC]
+    without_kernels(monkeypatch, OPS)
+    monkeypatch.setattr(_extension, "_problem", f"the compiled kernels are not built: {_extension.MEND}")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    found = said(select_all)
+    assert len(found) == len(WITH_KERNELS)
+    for name in triton.KERNELS:
+        mend = "triton is not installed: `pip install triton` as this torch asks for it"
+        assert f"probsym_fast: {name} {here} {mend}. {SILENCE}" in found
+    for name in FROM_CSRC:
+        problem = f"{_extension.problem()}, and nvcc of torch's CUDA {torch.version.cuda}"
+        assert f"probsym_fast: {name} {here} {problem}. {SILENCE}" in found
+    with pytest.raises(RuntimeError, match=r"aggregate: backend must be .*, got 'triton' \(triton is not installed"):
+        OPS["aggregate"].select("triton", GPU, torch.float32)
+
+
+def test_rocm_has_one_warning_and_no_kernels(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "7.1")
+    triton.register({})  # would miss the ops
+    without_kernels(monkeypatch, OPS)
+    reason = (
+        "the kernels are for NVIDIA GPUs and this torch is for ROCm 7.1: every op uses its slower reference on this GPU"
+    )
+    assert said(lambda: [select_all(), select_all(torch.float64)]) == [f"probsym_fast: {reason}. {SILENCE}"]
+    assert OPS["aggregate"].compute_dtype("auto", GPU, torch.bfloat16) == torch.float32
+
+
+def test_other_accelerators_have_one_warning():
+    reason = "there are no kernels for xpu: every op uses its slower reference there"
+    assert said(lambda: select_all(device=torch.device("xpu", 0))) == [f"probsym_fast: {reason}. {SILENCE}"]
+
+
+@pytest.mark.parametrize(("capability", "name"), [((7, 5), "Tesla T4"), ((8, 0), "A100"), ((12, 0), "RTX PRO 6000")])
+def test_old_gpus_have_one_warning_and_the_reference(monkeypatch, capability, name):
+    """Half precision is then computed in float32, as references are; a newer GPU beside it has its kernels."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability if index == 0 else (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: name)
+    old, ops = capability < (8, 0), tuple(triton.KERNELS)
+    runs = {}
+    found = said(lambda: [runs.update(select_all(names=ops)) for _ in range(2)])
+    assert all((run is OPS[name].reference) == old for name, run in runs.items())
+    wanted = (
+        f"probsym_fast: the Triton kernels need a GPU of compute capability 8.0 or newer, this one ({name}) has 7.5. "
+        "Its ops use their slower reference."
+    )
+    assert found == [wanted] * old
+    half = torch.float32 if old else torch.bfloat16
+    assert OPS["embed"].compute_dtype("auto", GPU, torch.bfloat16) == half
+    assert OPS["embed"].compute_dtype("auto", OTHER_GPU, torch.bfloat16) == torch.bfloat16
+    assert OPS["embed"].select("auto", OTHER_GPU, torch.float32) is OPS["embed"].kernel
+    if old:
+        with pytest.raises(RuntimeError, match=r"^embed: backend must be one of \('auto', 'reference'\) on cuda"):
+            OPS["embed"].select("triton", GPU, torch.float32)
+
+
+def test_frames_of_more_dimensions(monkeypatch):
+    """No kernel has them: reported for a GPU, where the reference of another op would be; silent on a CPU as ever."""
+    assert said(lambda: orthogonal_frame(torch.ones(4, 4))) == []
+    with FakeTensorMode():
+        found = said(lambda: [orthogonal_frame(torch.ones(d, d, device=GPU)) for d in (3, 4, 4, 5)])
+    lacking = "the kernels take d in (1, 2, 3), got d = {}"
+    said_of = "probsym_fast: orthogonal_frame: {}; it uses its slower reference. {}"
+    assert found == [said_of.format(lacking.format(d), SILENCE) for d in (4, 5)]
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_a_report_does_not_break_a_graph(monkeypatch, built):
+    """Said while it is traced; the reason is a dtype, or that nothing is built."""
+    if not built:
+        without_kernels(monkeypatch, OPS)
+    monkeypatch.setattr(_extension, "_problem", None if built else "the compiled kernels are not built")
+    edges, x = torch.tensor([[0, 1], [1, 2]]), torch.randn(3, 2, dtype=torch.float64)
+
+    def sums(x):
+        return OPS["aggregate"].select("auto", GPU, x.dtype)(x, edges, None, None)
+
+    torch._dynamo.reset()
+    traced = torch.compile(sums, fullgraph=True, backend="eager")
+    found = said(lambda: [traced(x), traced(x)])
+    assert len([m for m in found if m.startswith("probsym_fast: aggregate")]) == 1
+    assert torch.equal(traced(x), sums(x))

@@ -1,0 +1,94 @@
+"""The benchmarks' own machinery: a killed run keeps its rows, shares are of the right limit, a GPU's time is its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import harness
+from probsym_fast import _device_time
+from tests.gpu_clock import Clock
+
+ROOT = Path(__file__).parents[1]
+
+CASES = """
+import os, signal
+from benchmarks import harness
+from benchmarks.harness import compare
+
+harness.bandwidth = harness.rate = lambda *_: 1e9  # a measurement of seconds, which is not what is tested
+
+def case(name, device, record):
+    variants = {"reference": lambda: sum(range(100)), "kernel": lambda: None}
+    record(compare(name, variants, device=device, bytes=8, seconds=0.01), variants["kernel"])
+
+def test_first(device, record):
+    case("first", device, record)
+
+def test_second(device, record):
+    case("second", device, record)
+
+def test_third(device, record):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_run_that_is_killed_keeps_its_rows(tmp_path):
+    (tmp_path / "test_cases.py").write_text(CASES)
+    out = tmp_path / "out" / "results"
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "benchmarks.conftest",
+        "-p",
+        "no:cacheprovider",
+        "test_cases.py",
+    ]
+    command += ["--save-results", "--results", str(out), "--part", "ops", "--rootdir", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == -9, done.stdout + done.stderr
+    page, table = sorted(out.iterdir(), key=lambda path: path.suffix)
+    assert page.name.endswith("-threads-ops.json") and table.suffix == ".md"
+    rows = json.loads(page.read_text())["rows"]
+    assert [(row["case"], row["variant"]) for row in rows] == [
+        (case, variant) for case in ("first", "second") for variant in ("reference", "kernel")
+    ]
+    assert all(0 < row["low"] <= row["median"] <= row["high"] and row["bytes"] == 8 for row in rows)
+    lines = [line for line in table.read_text().splitlines() if line.startswith(("| first", "| second"))]
+    assert len(lines) == 4 and all(line.count("|") == 9 for line in lines)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    return Clock(monkeypatch)
+
+
+def test_a_gpus_time_is_its_own_and_the_hosts_stands_beside_it(clock):
+    """Short kernels would wait for the host between them; steps as they follow one another keep these gaps."""
+    found, host = _device_time.device_times(clock.run, 10)
+    assert found == pytest.approx([2e-3] * 10) and host == pytest.approx(5e-3)
+    (wait,) = clock.waits
+    assert wait == pytest.approx(_device_time.CYCLES * 1.5 * 10 * 5e-3)
+    found, host = _device_time.device_times(clock.run, 10, queued=False)
+    assert found[1:] == pytest.approx([5e-3] * 9) and host == pytest.approx(5e-3)
+
+
+def test_shares_on_a_gpu_are_of_the_rate_of_the_products_dtype(clock, monkeypatch):
+    """Of half precision by the matrix units, ten times the rate of float32 here."""
+    monkeypatch.setattr(harness, "rate", lambda device, dtype: 1e12 if dtype == torch.float32 else 1e13)
+    monkeypatch.setattr(harness, "bandwidth", lambda device: 1e12)
+    for dtype, share in ((torch.float32, 0.5), (torch.bfloat16, 0.05)):
+        variants = {"reference": clock.run, "kernel": clock.run}
+        rows = harness.compare("case", variants, device="cuda", operations=10**9, dtype=dtype, seconds=0)
+        assert [row.share for row in rows] == pytest.approx([share] * 2)
+        assert [row.host for row in rows] == pytest.approx([5e-3] * 2)
+    (row,) = harness.compare("case", {"step": clock.run}, device="cuda", reference="step", seconds=0, whole=True)
+    assert row.median == pytest.approx(5e-3)
