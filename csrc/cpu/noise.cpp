@@ -35,19 +35,18 @@ struct Part {
 
 Tensor noise(const Tensor& seed, const std::optional<Tensor>& rows_in, at::IntArrayRef shape, int64_t first,
              at::OptionalIntArrayRef forks, at::IntArrayRef streams, int64_t block, bool mirrored) {
+  Arguments in("noise");
   TORCH_CHECK_VALUE(shape.size() >= 2, "noise: shape must be (rows, S, ...), got ", shape);
+  for (const int64_t size : shape) in.count("shape", size, 0, std::numeric_limits<int64_t>::max());
   TORCH_CHECK_VALUE(streams.size() == 1 || streams.size() == 2, "noise: streams must be one or two, got ", streams.size());
-  TORCH_CHECK_VALUE(block >= 1 && first >= 0, "noise: block must be at least 1 and first at least 0, got ", block, " and ", first);
-  TORCH_CHECK_TYPE(seed.scalar_type() == at::kLong, "noise: seed must be int64, got ", seed.scalar_type());
-  TORCH_CHECK_VALUE(seed.numel() == 1, "noise: seed must be one number, got ", seed.sizes());
+  in.count("block", block, 1, std::numeric_limits<int64_t>::max());
+  in.count("first", first, 0, std::numeric_limits<int64_t>::max() - shape[1]);
+  in.integers("seed", seed, {});
+  Dim count{"rows"};
+  count.size = shape[0];
+  const Tensor rows = in.integers("rows", rows_in, {&count});
   const Tensor out = at::empty(shape, seed.options().dtype(at::kDouble));
-  const int64_t count = shape[0], samples = shape[1], pairs = count * samples, places = pairs ? out.numel() / pairs : 0;
-  Tensor rows;
-  if (rows_in) {
-    TORCH_CHECK_TYPE(rows_in->scalar_type() == at::kLong, "noise: rows must be int64, got ", rows_in->scalar_type());
-    TORCH_CHECK_VALUE(rows_in->dim() == 1 && rows_in->size(0) == count, "noise: rows must be (", count, "), got ", rows_in->sizes());
-    rows = rows_in->contiguous();
-  }
+  const int64_t samples = shape[1], pairs = out.numel() ? count * samples : 0, places = pairs ? out.numel() / pairs : 0;
   const int64_t* names = rows.defined() ? rows.const_data_ptr<int64_t>() : nullptr;
   uint64_t root = static_cast<uint64_t>(seed.item<int64_t>());
   for (const int64_t number : forks.value_or(at::IntArrayRef())) root = mix(root + golden * (static_cast<uint64_t>(number) + 1)) >> 2;
@@ -55,7 +54,7 @@ Tensor noise(const Tensor& seed, const std::optional<Tensor>& rows_in, at::IntAr
   for (size_t k = 0; k < streams.size(); ++k) start[k] = mix(root ^ static_cast<uint64_t>(streams[k]));
   const bool normal = streams.size() == 2;
   double* numbers = out.mutable_data_ptr<double>();
-  at::parallel_for(0, places ? pairs : 0, 1 + 8192 / (places + 1), [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, pairs, grain(double(places), 8192), [&](int64_t begin, int64_t end) {
     Part some;
     double* next = numbers + begin * places;
     for (int64_t pair = begin; pair < end; ++pair) {

@@ -32,7 +32,7 @@ class Symmetrized(nn.Module):
     embed: module, embed(batch, group, g) -> tensors (B, S, ...), the inverse action and the tokens: one Tensor, a tuple (the
         backbone's positional inputs) or a dict (its keyword inputs); anything else is a TypeError.
     readout: module, readout(outputs, batch, group, g) -> prediction: the action on the outputs and the mean over samples.
-    distribution: p(g|x), which also names the group.
+    distribution: p(g|x), a `Distribution` or any module with `group` and forward(batch, samples, draws) -> (g, penalties).
     draws: kind of the noise, "independent", "antithetic" or "stratified" (`groups.Draws`).
     chunk, memory: samples that run at once, None for all, or "auto" within so many bytes: the arguments of `Chunks`.
     All three may be set later: `model.draws`, `model.chunk`, `model.memory`, checked as here. `model.chunks` holds the last
@@ -69,7 +69,9 @@ class Symmetrized(nn.Module):
         super().__init__()
         for name, part in (("backbone", backbone), ("embed", embed), ("readout", readout)):
             check_type("Symmetrized", name, part, nn.Module, "an nn.Module")
-        check_type("Symmetrized", "distribution", distribution, Distribution, "a Distribution")
+        if not (isinstance(distribution, nn.Module) and hasattr(distribution, "group")):  # others' own are taken too
+            got = distribution.__name__ if isinstance(distribution, type) else type(distribution).__name__
+            raise TypeError(f"Symmetrized: distribution must be a Distribution, or a module with a group, got {got}")
         self.backbone, self.embed, self.readout, self.distribution = backbone, embed, readout, distribution
         check_sizes("Symmetrized", "chunk", chunk, memory)
         self.draws, self.chunks, self.samples_mesh = draws, Chunks(chunk, memory), samples_mesh

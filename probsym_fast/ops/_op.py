@@ -95,13 +95,14 @@ class Op:
         self.backward = self._defined(f"{self.name}_backward", schema, shapes)
 
     def implement(
-        self, device: str, backend: str, forward: Callable, backward: Callable, dtypes: Sequence[torch.dtype]
+        self, device: str, backend: str, forward: Callable, backward: Callable | None, dtypes: Sequence[torch.dtype]
     ) -> None:
         """Registers kernels written in Python for a device type, unless C++ has its own there."""
         if self.has_kernel(device):
             return
         LIBRARY.impl(self.name, forward, DISPATCH_KEYS[device])
-        LIBRARY.impl(f"{self.name}_backward", backward, DISPATCH_KEYS[device])
+        if backward is not None:
+            LIBRARY.impl(f"{self.name}_backward", backward, DISPATCH_KEYS[device])
         self.from_python[device] = backend, tuple(dtypes)
 
     def has_kernel(self, device: str) -> bool:

@@ -31,6 +31,7 @@ from probsym_fast import _extension
 from probsym_fast.ops import (
     act_orthogonal,
     embed_edges,
+    noise,
     orthogonal_frame,
     permutation_entropy,
     readout,
@@ -98,6 +99,9 @@ def valid_calls() -> list[Call]:
                 act_orthogonal(vectors, orthogonal_frame(matrices), inverse=True),
             ]
             sum(out.sum() for out in outs).backward()
+    with recorder:
+        noise(torch.tensor(3), (4, 3, 5), "x", rows=torch.arange(4), first=2, forks=(1,), block=2, backend="cpu")
+        noise(torch.tensor(3), (2, 3), "x", normal=True, mirrored=True, backend="cpu")
     return recorder.calls
 
 

@@ -88,7 +88,7 @@ def matrices(device="cpu", **kwargs):
 
 
 def test_every_op_is_tested_here():
-    assert set(CALLS) == set(OPS)
+    assert set(CALLS) == {name for name, op in OPS.items() if op.backward is not None}  # noise: test_noise.py
 
 
 @every_op

@@ -236,7 +236,15 @@ def linear_batch_norm_relu_case(dtype):
         through("linear_batch_norm_relu", "backward")(y, x, linear, weight, bias, mean, variance, 1e-5, True, True)
 
 
+def noise_case(dtype):
+    """Uniform and normal, named rows and counted ones, of a fork and of none, mirrored and not."""
+    seed, shape = torch.tensor(3), [5, 4, 300]
+    for rows, forks, streams, mirrored in ((torch.arange(5), [2], [2**40], False), (None, None, [-(2**40), 2**41], True)):
+        through("noise", "forward")(seed, rows, shape, 0, forks, streams, 2, mirrored)
+
+
 CASES = {
+    "noise": noise_case,
     "act_orthogonal": act_orthogonal_case,
     "orthogonal_frame": orthogonal_frame_case,
     "aggregate": aggregate_case,

@@ -70,6 +70,9 @@ def products_of_bfloat16(monkeypatch):
     monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
 
 
+CALLS_OF_TRITON = [name for name in KERNELS if name in CALLS]  # with a gradient
+
+
 class Through(torch.autograd.Function):
     """The launchers of an op as the dispatcher calls them, by the names in the op's schemas."""
 
@@ -134,6 +137,19 @@ def test_aggregate(shape, dtype, virtual):
     x = torch.randn(6 + 4 * virtual, *shape).to(dtype)
     check("aggregate", [x, data.edges, data.ptr if virtual else None, torch.tensor(1.3)], [0, 3])
     check("aggregate", [x, data.edges, data.ptr if virtual else None, None], [0])
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (7, 3), (2, 2, 600), (0, 2, 3)])
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("forks", [None, [2, 5]])
+def test_noise(shape, named, forks):
+    rows = torch.arange(shape[0]) * 7 - 3 if named else None
+    for streams in ([2**62], [-(2**62), 12345]):
+        for block, mirrored in ((1, False), (2, True), (3, False)):
+            call = torch.tensor(2**61 + 5), rows, list(shape), 3, forks, streams, block, mirrored
+            found, expected = _lazy("noise", "forward")(*call), OPS["noise"].reference(*call)
+            assert found.shape == shape and torch.allclose(found, expected, rtol=1e-13, atol=1e-13)
+            assert streams[1:] or torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("nodes", [0, 4])
@@ -564,7 +580,7 @@ def in_place_of_cpu_kernels(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # the dispatcher tells of the override
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", CALLS_OF_TRITON)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_through_the_dispatcher(name, dtype, in_place_of_cpu_kernels):
     """Schemas, autograd with results left out, dtypes of the public functions, fake results like the real ones."""
@@ -600,7 +616,7 @@ def strided(x):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", CALLS_OF_TRITON)
 def test_any_strides(name, in_place_of_cpu_kernels):
     """Forward and backward as the op itself calls them, once more with every tensor strided."""
     leaf = matrices().requires_grad_()
@@ -616,7 +632,7 @@ def test_any_strides(name, in_place_of_cpu_kernels):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", CALLS_OF_TRITON)
 def test_kernels_compute_in_their_dtype_under_autocast(name, in_place_of_cpu_kernels):
     """Forward and backward, bit for bit, as the kernels of the CPU do."""
     x, results = matrices(), []

@@ -23,9 +23,8 @@ KERNELS = {  # op -> dtypes
     "act_orthogonal": HALF,
     "orthogonal_frame": (torch.float32,),
     "linear_batch_norm_relu": HALF,
+    "noise": (torch.float64,),
 }
-
-
 LEAST_CAPABILITY = (8, 0)  # of a GPU: below it registers spill, and bfloat16 is not there
 
 
@@ -74,7 +73,8 @@ def register(ops: dict) -> None:
     if problem() is not None:
         return
     for name, dtypes in KERNELS.items():
-        ops[name].implement("cuda", "triton", _lazy(name, "forward"), _lazy(name, "backward"), dtypes)
+        backward = None if ops[name].backward is None else _lazy(name, "backward")
+        ops[name].implement("cuda", "triton", _lazy(name, "forward"), backward, dtypes)
 
 
 def _lazy(op: str, direction: str) -> Callable:

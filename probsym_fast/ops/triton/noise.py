@@ -11,7 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from probsym_fast.ops.reference.noise import GOLDEN, MASK
-from probsym_fast.ops.triton._launch import kernel
+from probsym_fast.ops.triton import Refused
+from probsym_fast.ops.triton._launch import check_counts, check_tensors, kernel
 
 BLOCK = 1024
 
@@ -102,7 +103,11 @@ def forward(
     block: int,
     mirrored: bool,
 ) -> Tensor:
+    if len(shape) < 2:
+        raise Refused(ValueError, f"shape must be (rows, S, ...), got {tuple(shape)}")
+    check_tensors(seed.device, seed=(seed, ()), rows=(rows, (shape[0],)))
     out = torch.empty(shape, dtype=torch.float64, device=seed.device)
+    check_counts(programs=triton.cdiv(out.numel(), BLOCK))
     samples, places = max(1, shape[1]), max(1, math.prod(shape[2:]))
     _numbers(
         lambda settings: (triton.cdiv(out.numel(), BLOCK),),
