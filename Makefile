@@ -1,8 +1,10 @@
 # `make demo` and `make test` set up what they need in .venv, then run. PYTHON is the interpreter to set up from.
 PYTHON ?= python3
 BIN = .venv/bin
+SANITIZED = build/sanitized
+FUZZ = 2000
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench lint sanitize clean
 demo: .venv/ready
 	$(BIN)/probsym fit -c nbody/demo --folder runs/demo-$$(date +%Y%m%d-%H%M%S)
 
@@ -15,6 +17,17 @@ bench: .venv/ready
 
 lint: .venv/ready
 	$(BIN)/python -m ruff check .
+
+# The CPU kernels under the address and undefined-behaviour sanitizers, in a copy of the package of their own.
+sanitize: .venv/ready
+	mkdir -p $(SANITIZED)
+	cp -R probsym_fast csrc tests setup.py pyproject.toml README.md LICENSE $(SANITIZED)
+	rm -f $(SANITIZED)/probsym_fast/_C*.so
+	cd $(SANITIZED) && PROBSYM_SANITIZE=1 PROBSYM_BUILD=1 PROBSYM_CUDA=0 $(abspath $(BIN))/python setup.py build_ext --inplace
+	cd $(SANITIZED) && export PYTHONPATH=$$PWD ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" && \
+		$(abspath $(BIN))/python -m tests.ops.fuzz --cases $(FUZZ) && \
+		$(abspath $(BIN))/python -m pytest -q -p no:cacheprovider tests/ops --ignore tests/ops/test_triton.py -m "not slow"
 
 # The kernels build against the torch of this environment, hence no build isolation.
 .venv/ready: pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)

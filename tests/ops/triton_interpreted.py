@@ -354,7 +354,9 @@ def test_orthogonal_frame(shape, special):
     check("orthogonal_frame", [matrices, special], [0])
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered in divide")  # of numpy; the kernel brings it back into the range
+@pytest.mark.filterwarnings(
+    "ignore:overflow encountered in divide"
+)  # of numpy; the kernel brings it back into the range
 @pytest.mark.parametrize("special", [False, True])
 @pytest.mark.parametrize("d", [1, 2, 3])
 def test_dependent_columns_are_filled(d, special):
