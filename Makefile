@@ -3,8 +3,10 @@ PYTHON ?= python3
 BIN = .venv/bin
 # -qq: errors only. pip's warnings are about its own configuration, and none asks for anything here.
 PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
+SANITIZED = build/sanitized
+FUZZ = 2000
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench lint sanitize clean
 demo: .venv/ready
 	$(BIN)/probsym fit -c nbody/demo --folder runs/demo-$$(date +%Y%m%d-%H%M%S)
 
@@ -17,6 +19,17 @@ bench: .venv/ready
 
 lint: .venv/ready
 	$(BIN)/python -m ruff check .
+
+# The CPU kernels under the address and undefined-behaviour sanitizers, in a copy of the package of their own.
+sanitize: .venv/ready
+	mkdir -p $(SANITIZED)
+	cp -R probsym_fast csrc tests setup.py pyproject.toml README.md LICENSE $(SANITIZED)
+	rm -f $(SANITIZED)/probsym_fast/_C*.so
+	cd $(SANITIZED) && PROBSYM_SANITIZE=1 PROBSYM_BUILD=1 PROBSYM_CUDA=0 $(abspath $(BIN))/python setup.py build_ext --inplace
+	cd $(SANITIZED) && export PYTHONPATH=$$PWD ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" && \
+		$(abspath $(BIN))/python -m tests.ops.fuzz --cases $(FUZZ) && \
+		$(abspath $(BIN))/python -m pytest -q -p no:cacheprovider tests/ops --ignore tests/ops/test_triton.py -m "not slow"
 
 # The kernels build against the torch of this environment, hence no build isolation. Every step can be repeated: a set-up
 # that was interrupted goes on, and after a change of csrc/ only the kernels are new.

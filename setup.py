@@ -3,7 +3,8 @@
 Without a working compiler the package still installs; every op then runs on its reference (`probsym info` says so).
 Set PROBSYM_BUILD=0 to skip the kernels, PROBSYM_BUILD=1 to make a failing build an error, PROBSYM_CUDA=0 to leave out those
 of csrc/cuda/. TORCH_CUDA_ARCH_LIST says which GPUs the kernels are built for; the newest of the default's is built so that
-drivers of later GPUs can compile it, too.
+drivers of later GPUs can compile it, too. PROBSYM_SANITIZE=1 builds with the address and undefined-behaviour sanitizers of
+the C++ compiler (`make sanitize`).
 """
 
 import os
@@ -73,13 +74,20 @@ def extension():
         defined = []
     # at::parallel_for is inlined, and serial without this; torch brings the runtime, so it is not linked again
     openmp = ["-fopenmp"] if sys.platform == "linux" else []
+    checked = []
+    if os.environ.get("PROBSYM_SANITIZE", "0") != "0":  # vptr wants torch's type information, which it does not export
+        checked = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined"]
+        optimised = ["-O1", "-g", "-fno-omit-frame-pointer"]
+    else:
+        optimised = ["-O3"]
     kind = CUDAExtension if cuda else CppExtension
     return kind(
         "probsym_fast._C",
         sources("*.cpp") + sources("cpu/*.cpp") + (cuda or []),
         depends=sources("**/*.h"),
         include_dirs=[str(ROOT / "csrc")],
-        extra_compile_args={"cxx": ["-O3", "-Wno-psabi", *openmp, *defined], "nvcc": ["-O3"]},
+        extra_compile_args={"cxx": [*optimised, "-Wno-psabi", *openmp, *defined, *checked], "nvcc": ["-O3"]},
+        extra_link_args=checked,
     ), Build
 
 
