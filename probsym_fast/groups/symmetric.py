@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from probsym_fast import ops
-from probsym_fast.groups._batch import Batch, Graphs
+from probsym_fast.groups._batch import Batch
 from probsym_fast.groups._draws import Draws
 from probsym_fast.groups._group import Group, check_layout, sample_axis, wanted
 from probsym_fast.ops import Permutation, SoftPermutation
@@ -89,7 +89,7 @@ class Symmetric(Group):
         "scores" are (B, S, n), or of a ragged batch (nodes, S).
         """
         scores = wanted(outputs, "scores", repr(self))
-        if scores.ndim == 2 and isinstance(batch, Graphs):
+        if scores.ndim == 2 and hasattr(batch, "padded"):
             scores = batch.padded(scores, self.n)
         if scores.shape[-1] != self.n:
             raise ValueError(f"{self}: scores must be (B, S, {self.n}), got {tuple(scores.shape)}")
