@@ -57,7 +57,7 @@ def make_trainer(
     if settings.patience is not None:
         callbacks.append(Patience(monitor, patience=settings.patience))
     if settings.progress:
-        callbacks.append(RichProgressBar() if sys.stderr.isatty() else ProgressLines())
+        callbacks.append(RichProgressBar(console_kwargs={"stderr": True}) if sys.stderr.isatty() else ProgressLines())
     for noise in (
         ".*does not have many workers.*",
         ".*treespec, LeafSpec.*",
