@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
@@ -141,9 +142,8 @@ class Separation(Computation):
         )
         left, seconds = [], []
         seeds = range(config.seed, config.seed + config.seeds)
-        for seed in track(
-            seeds, f"{config.name}: initialisations", disable=not config.progress or not sys.stderr.isatty()
-        ):
+        quiet = not config.progress or not sys.stderr.isatty()
+        for seed in track(seeds, f"{config.name}: initialisations", disable=quiet, console=Console(stderr=True)):
             start = time.perf_counter()
             left.append(pairs.update(self.embeddings(batches, seed)))
             seconds.append(time.perf_counter() - start)

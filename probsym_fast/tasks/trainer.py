@@ -58,7 +58,7 @@ def make_trainer(
     if settings.keep_every is not None:
         callbacks.append(KeptWeights(folder / "checkpoints", settings.keep_every))
     if settings.progress:
-        callbacks.append(RichProgressBar() if sys.stderr.isatty() else ProgressLines())
+        callbacks.append(RichProgressBar(console_kwargs={"stderr": True}) if sys.stderr.isatty() else ProgressLines())
     for noise in (
         ".*does not have many workers.*",
         ".*treespec, LeafSpec.*",

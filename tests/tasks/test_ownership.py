@@ -98,9 +98,8 @@ def test_commands_are_refused_with_one_line(tmp_path, capsys, arguments):
 
 
 def test_folders_that_stay_empty_are_removed(tmp_path):
-    with pytest.raises(RuntimeError), owned(tmp_path / "a" / "b"):
+    with owned(tmp_path / "a" / "b"):
         assert (tmp_path / "a" / "b" / LOCK).is_file()
-        raise RuntimeError
     assert not list(tmp_path.iterdir())
     with owned(tmp_path / "a" / "b"):
         (tmp_path / "a" / "mine").touch()
@@ -135,9 +134,16 @@ def test_a_fork_does_not_end_the_ownership(tmp_path):
             os._exit(0)
 
 
-def test_of_many_processes_one_owns_the_folder(tmp_path):
+def test_of_many_processes_one_owns_the_folder(tmp_path, monkeypatch):
     """Owners come and go, and remove the folder with the lock file each time."""
     folder, inside = tmp_path / "a" / "run", tmp_path / "inside"
+    unlink = Path.unlink
+
+    def slow(path, *arguments, **settings):
+        time.sleep(0.01)  # long enough for another one to come
+        unlink(path, *arguments, **settings)
+
+    monkeypatch.setattr(Path, "unlink", slow)
 
     def work():
         done, until = 0, time.time() + 20
@@ -145,9 +151,9 @@ def test_of_many_processes_one_owns_the_folder(tmp_path):
             assert time.time() < until
             try:
                 with owned(folder):
-                    os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
-                    time.sleep(0.001)
-                    inside.unlink()
+                    os.close(os.open(inside, os.O_CREAT | os.O_EXCL))  # fails where it is there
+                    time.sleep(0.01)
+                    os.unlink(inside)
                     done += 1
             except InUse:
                 pass
