@@ -1,4 +1,4 @@
-"""Why a GPU runs an op's reference where backend="auto" was to take a kernel, and how to mend it: said once."""
+"""Why an op runs its reference on a GPU although backend="auto" prefers a kernel, and how to mend it: reported once."""
 
 from __future__ import annotations
 
@@ -12,34 +12,29 @@ from probsym_fast.ops import triton
 _reported: set[tuple] = set()
 
 
-@torch.compiler.assume_constant_result  # said while a graph is traced, and no part of it
+@torch.compiler.assume_constant_result  # called while a graph is traced, and no part of it
 def report(op: str, device: torch.device, backend: str, lacking: str | None) -> None:
     """A RuntimeWarning the first time that this op takes its reference on this type of device for this reason.
 
     backend: of the op's kernels for the device type, "reference" without any. lacking: what its kernels do not take of the
-    call; None: none of them runs here. A reason that holds for all ops is given once for all. Silent for a CPU, where
-    `_extension.report_once` speaks, and for devices without values.
+    call; None: none of them runs here. A reason that holds for all ops is reported once for all. Silent on a CPU, where
+    `_extension.report_once` reports, and for tensors without values.
     """
     if device.type in ("cpu", "meta"):
         return
     if device.type != "cuda":
-        key, reason = (
-            (device.type,),
-            f"there are no kernels for {device.type}: every op uses its slower reference there",
-        )
+        key, text = (device.type,), f"there are no kernels for {device.type}: every op uses its slower reference there"
     elif torch.version.hip:
-        key, reason = ("ROCm",), f"{triton.problem()}: every op uses its slower reference on this GPU"
+        key, text = ("ROCm",), f"{triton.problem()}: every op uses its slower reference on this GPU"
     elif op not in triton.KERNELS and op not in _extension.CUDA_KERNELS:
         return  # its reference is all that a GPU needs
-    elif lacking is not None:
-        key, reason = (op, device.type, lacking), f"{op}: {lacking}; it uses its slower reference"
-    elif backend == "reference":
-        problem = triton.problem() if op in triton.KERNELS else _extension.cuda_problem()
-        key, reason = (op, device.type, problem), f"{op} uses its slower reference on this GPU, for {problem}"
+    elif lacking is None and backend != "reference":
+        return  # the GPU is too old, or one that nothing was built for: `runs_on_gpu` has reported it for all ops
     else:
-        return  # the GPU is not one that the kernels run on: said by who was asked, once for the GPU
+        problem = triton.problem() if op in triton.KERNELS else _extension.cuda_problem()
+        reason = lacking if lacking is not None else problem
+        key, text = (op, device.type, reason), f"{op} uses its slower reference on this GPU: {reason}"
     if key not in _reported:
         _reported.add(key)
-        warnings.warn(
-            f'probsym_fast: {reason}. backend="reference" asks for it in silence.', RuntimeWarning, stacklevel=4
-        )
+        silence = 'backend="reference" selects it without this warning'
+        warnings.warn(f"probsym_fast: {text}. {silence}.", RuntimeWarning, stacklevel=4)

@@ -158,7 +158,7 @@ class Op:
                 return self.reference
             if dtype in self.kernel_dtypes(device.type):
                 return self._checked(available[0])
-            self._report(device, f"the kernels take {self._dtype_names(device)}, got {dtype}: convert the inputs")
+            self._report(device, f"its kernels take {self._dtype_names(device)}, got {dtype}; convert the inputs")
             return self.reference
         if backend not in available:
             problem = triton.problem() if backend == "triton" else _extension.problem()
@@ -182,13 +182,13 @@ class Op:
         )
 
     def without_kernel(self, backend: str, device: torch.device, lacking: str) -> Callable:
-        """The reference, for a call that the kernels do not take whatever is built; `lacking` says of what."""
+        """The reference, for a call that no kernel takes; `lacking` says why not, for the report on a GPU."""
         if self._asked_for(backend) != "reference":
             self._report(device, lacking)
         return self.reference
 
     def _report(self, device: torch.device, lacking: str | None = None) -> None:
-        """Says that the reference runs on a GPU, for want of a kernel or for what its kernels are lacking."""
+        """Reports that the reference runs on a GPU: there is no kernel, or it does not take the call (`lacking`)."""
         listed = BACKENDS[self.name, device.type] if (self.name, device.type) in BACKENDS else ("reference",)
         _fallback.report(self.name, device, listed[0], lacking)
 

@@ -62,6 +62,6 @@ def orthogonal_frame(matrices: Tensor, *, special: bool = False, backend: str = 
     if d not in KERNEL_DIMENSIONS:
         if backend not in ("auto", "reference"):
             raise ValueError(f"orthogonal_frame: backend {backend!r} takes d in {KERNEL_DIMENSIONS}, got d = {d}")
-        lacking = f"the kernels take d in {KERNEL_DIMENSIONS}, got d = {d}"
+        lacking = f"its kernels take d in {KERNEL_DIMENSIONS}, got d = {d}"
         return OP.without_kernel(backend, matrices.device, lacking)(matrices, bool(special))
     return OP.select(backend, matrices.device, matrices.dtype)(matrices, bool(special))

@@ -15,8 +15,9 @@ from probsym_fast.ops._op import BACKENDS
 
 GPU, OTHER_GPU = torch.device("cuda", 0), torch.device("cuda", 1)
 FROM_CSRC = _extension.CUDA_KERNELS
+HERE = "uses its slower reference on this GPU:"
 WITH_KERNELS = tuple(name for name in OPS if name in triton.KERNELS or name in FROM_CSRC)
-SILENCE = 'backend="reference" asks for it in silence.'
+SILENCE = 'backend="reference" selects it without this warning.'
 
 
 @pytest.fixture(autouse=True)
@@ -87,8 +88,8 @@ def test_a_dtype_that_the_kernels_do_not_take(monkeypatch):
     assert len(found) == len(triton.KERNELS)
     for name, dtypes in triton.KERNELS.items():
         names = ", ".join(str(x).removeprefix("torch.") for x in dtypes)
-        lacking = f"the kernels take {names}, got torch.float64: convert the inputs"
-        assert f"probsym_fast: {name}: {lacking}; it uses its slower reference. {SILENCE}" in found
+        lacking = f"its kernels take {names}, got torch.float64; convert the inputs"
+        assert f"probsym_fast: {name} {HERE} {lacking}. {SILENCE}" in found
     assert len(said(lambda: select_all(torch.float16))) == len(FROM_CSRC) + 1  # and orthogonal_frame: another reason
 
 
@@ -99,19 +100,18 @@ def test_ops_without_a_kernel(monkeypatch):
     without_kernels(monkeypatch, FROM_CSRC)
     found = said(lambda: [select_all(), select_all(torch.float64, names=FROM_CSRC)])
     mend = f"the compiled kernels were built without CUDA: {_extension.MEND}, and nvcc of torch's CUDA {torch.version.cuda}"
-    here = "uses its slower reference on this GPU, for"
-    assert found == [f"probsym_fast: {name} {here} {mend}. {SILENCE}" for name in WITH_KERNELS if name in FROM_CSRC]
+    assert found == [f"probsym_fast: {name} {HERE} {mend}. {SILENCE}" for name in WITH_KERNELS if name in FROM_CSRC]
     without_kernels(monkeypatch, OPS)
     monkeypatch.setattr(_extension, "_problem", f"the compiled kernels are not built: {_extension.MEND}")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     found = said(select_all)
     assert len(found) == len(WITH_KERNELS)
     for name in triton.KERNELS:
-        mend = "triton is not installed: `pip install triton` as this torch asks for it"
-        assert f"probsym_fast: {name} {here} {mend}. {SILENCE}" in found
+        mend = "triton is not installed: `pip install triton`, in the version that this torch requires"
+        assert f"probsym_fast: {name} {HERE} {mend}. {SILENCE}" in found
     for name in FROM_CSRC:
         problem = f"{_extension.problem()}, and nvcc of torch's CUDA {torch.version.cuda}"
-        assert f"probsym_fast: {name} {here} {problem}. {SILENCE}" in found
+        assert f"probsym_fast: {name} {HERE} {problem}. {SILENCE}" in found
     with pytest.raises(RuntimeError, match=r"aggregate: backend must be .*, got 'triton' \(triton is not installed"):
         OPS["aggregate"].select("triton", GPU, torch.float32)
 
@@ -161,8 +161,8 @@ def test_frames_of_more_dimensions(monkeypatch):
     assert said(lambda: orthogonal_frame(torch.ones(4, 4))) == []
     with FakeTensorMode():
         found = said(lambda: [orthogonal_frame(torch.ones(d, d, device=GPU)) for d in (3, 4, 4, 5)])
-    lacking = "the kernels take d in (1, 2, 3), got d = {}"
-    said_of = "probsym_fast: orthogonal_frame: {}; it uses its slower reference. {}"
+    lacking = "its kernels take d in (1, 2, 3), got d = {}"
+    said_of = f"probsym_fast: orthogonal_frame {HERE} {{}}. {{}}"
     assert found == [said_of.format(lacking.format(d), SILENCE) for d in (4, 5)]
 
 

@@ -41,7 +41,7 @@ def problem() -> str | None:
     if torch.version.hip:  # there tensors of a GPU are CUDA tensors too
         return f"the kernels are for NVIDIA GPUs and this torch is for ROCm {torch.version.hip}"
     if importlib.util.find_spec("triton") is None:
-        return "triton is not installed: `pip install triton` as this torch asks for it"
+        return "triton is not installed: `pip install triton`, in the version that this torch requires"
     return None
 
 
