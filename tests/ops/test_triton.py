@@ -239,7 +239,10 @@ def linear_batch_norm_relu_case(dtype):
 def noise_case(dtype):
     """Uniform and normal, named rows and counted ones, of a fork and of none, mirrored and not."""
     seed, shape = torch.tensor(3), [5, 4, 300]
-    for rows, forks, streams, mirrored in ((torch.arange(5), [2], [2**40], False), (None, None, [-(2**40), 2**41], True)):
+    for rows, forks, streams, mirrored in (
+        (torch.arange(5), [2], [2**40], False),
+        (None, None, [-(2**40), 2**41], True),
+    ):
         through("noise", "forward")(seed, rows, shape, 0, forks, streams, 2, mirrored)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from probsym_fast.ops._op import looks_at_values
+from probsym_fast.ops._op import looks_at_values, transformed
 
 # Columns shorter than this share of their length count as dependent on those before.
 DEPENDENT = {torch.float32: 1e-6, torch.float64: 1e-14}
@@ -25,7 +25,8 @@ def orthogonal_frame(matrices: Tensor, special: bool) -> Tensor:
     for k in range(matrices.shape[-1]):
         x = matrices[..., k]
         top = x.detach().abs().amax(-1, keepdim=True)
-        x = _Scaled.apply(x, torch.where(top > 0, top, 1))
+        scale = torch.where(top > 0, top, 1)
+        x = x / scale if transformed() else _Scaled.apply(x, scale)  # torch.compile takes no Function with a jvp
         before = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True)
         x = _without(x, columns)
         squared = (x * x).sum(-1, keepdim=True)
@@ -43,8 +44,6 @@ def orthogonal_frame(matrices: Tensor, special: bool) -> Tensor:
 class _Scaled(torch.autograd.Function):
     """x / scale for a constant scale; a gradient beyond the dtype's range becomes its largest finite number."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor, scale: Tensor) -> Tensor:
         return x / scale
@@ -52,12 +51,6 @@ class _Scaled(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         ctx.save_for_backward(inputs[1])
-        ctx.save_for_forward(inputs[1])
-
-    @staticmethod
-    def jvp(ctx, x: Tensor, _: Tensor | None) -> Tensor:
-        (scale,) = ctx.saved_tensors
-        return x / scale
 
     @staticmethod
     def backward(ctx, d_x: Tensor) -> tuple[Tensor, None]:
