@@ -1,16 +1,18 @@
-// The Python module. The ops register themselves (csrc/cpu/<op>.cpp, csrc/cuda/<op>.torch.cpp).
+// The Python module. The kernels of csrc/cpu/<op>.cpp and csrc/cuda/<op>.torch.cpp wait for register_kernels.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/version.h>
 
 #include "autograd.h"
 #include "cpu/isa.h"
+#include "kernels.h"
 #if defined(PSF_CUDA_ARCHITECTURES)
 #include "cuda/architecture.h"
 #endif
 
 PYBIND11_MODULE(_C, m) {
   m.attr("torch_version") = TORCH_VERSION;
+  m.def("register_kernels", &psf::register_kernels, "Makes the kernels those of the ops; RuntimeError where one does not fit.");
   m.def("differentiate", &psf::differentiate, "Makes an op differentiable by its <op>_backward.");
   m.def("instruction_sets", &psf::instruction_sets, "Those that this machine has, best first.");
   m.def("instruction_set", [] { return psf::name(psf::instruction_set()); }, "The one that the kernels use.");

@@ -13,14 +13,14 @@ MEND = (
     "(`-e .` in a checkout), which needs a C++ compiler"
 )
 CUDA_KERNELS = ("soft_permutation", "permutation_entropy")  # the ops of csrc/cuda
-NEEDED = ("torch_version", "differentiate", "instruction_set")  # what Python takes from the extension
+NEEDED = ("torch_version", "differentiate", "instruction_set", "register_kernels")  # what Python takes from the extension
 _module = None
 _problem: str | None = None
 _reported = False
 
 
 def load() -> None:
-    """Imports probsym_fast._C, whose kernels register themselves; a build for another torch or source is not used."""
+    """Imports probsym_fast._C and registers its kernels; a build for another torch or source is not used."""
     global _module, _problem
     try:
         module = importlib.import_module("probsym_fast._C")
@@ -39,7 +39,13 @@ def load() -> None:
             f"the compiled kernels were built for torch {module.torch_version}, this is {torch.__version__}: {MEND}"
         )
     else:
-        _module = module
+        try:
+            module.register_kernels()
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            _problem = f"the compiled kernels are of another version of probsym_fast ({reason}): {MEND}"
+        else:
+            _module = module
 
 
 def module():

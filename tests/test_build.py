@@ -97,16 +97,17 @@ EXTENSIONS = {  # the file that stands for the extension, what it holds, what is
     "older source": (
         "_C.py",
         f"torch_version = {TORCH!r}",
-        "the compiled kernels are of another version of probsym_fast, without differentiate, instruction_set: ",
+        "the compiled kernels are of another version of probsym_fast, "
+        "without differentiate, instruction_set, register_kernels: ",
     ),
     "without a torch version": (
         "_C.py",
-        "differentiate = instruction_set = None",
+        "differentiate = instruction_set = register_kernels = None",
         "the compiled kernels are of another version of probsym_fast, without torch_version: ",
     ),
     "another torch": (
         "_C.py",
-        "torch_version = '1.13.1'; differentiate = instruction_set = None",
+        "torch_version = '1.13.1'; differentiate = instruction_set = register_kernels = None",
         f"the compiled kernels were built for torch 1.13.1, this is {torch.__version__}: ",
     ),
 }
@@ -130,6 +131,30 @@ def test_everything_works_without_the_extension(tmp_path, extension):
         assert_near(found, expected, {found.dtype: 1e-6})
 
 
+OTHER_SCHEMA = """
+import torch
+define = torch.library.Library.define
+def changed(self, schema, *rest, **more):
+    return define(self, schema.replace("aggregate(Tensor x", "aggregate(int k, Tensor x"), *rest, **more)
+torch.library.Library.define = changed
+import probsym_fast as psf
+print(psf.info()["extension"]["problem"])
+assert all(backends["cpu"] == ["reference"] for backends in psf.info()["ops"].values())
+print(psf.ops.soft_permutation(torch.randn(1, 2, 3)).order.shape)
+"""
+
+
+@pytest.mark.skipif(_extension.module() is None, reason="the extension is not built")
+def test_kernels_of_another_schema_are_not_used_and_end_no_process():
+    done = python(OTHER_SCHEMA, ROOT, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    problem, shape = done.stdout.strip().splitlines()
+    assert (
+        problem.startswith("the compiled kernels are of another version of probsym_fast (") and "aggregate" in problem
+    )
+    assert shape == "torch.Size([1, 2, 3])"
+
+
 @pytest.fixture
 def loader(monkeypatch):
     """Loads again with a given extension module; afterwards all is as before."""
@@ -144,7 +169,8 @@ def loader(monkeypatch):
 
 
 def extension(**changed: object) -> types.SimpleNamespace:
-    return types.SimpleNamespace(**{"torch_version": TORCH, "differentiate": None, "instruction_set": None} | changed)
+    given = {"torch_version": TORCH, "differentiate": None, "instruction_set": None, "register_kernels": lambda: None}
+    return types.SimpleNamespace(**given | changed)
 
 
 def test_kernels_built_for_another_torch_are_not_used(loader):

@@ -1,5 +1,6 @@
 // act_orthogonal and its gradient on the CPU: what is computed for one sample stands in act_orthogonal.kernel.h.
 // Vectors are (B, n, d, C), shared by the samples, or (B, S, n, d, C); frames (B, S, d, d).
+#include "../kernels.h"
 #include "rows.h"
 #define PSF_KERNEL "act_orthogonal.kernel.h"
 #include "each_isa.h"
@@ -72,7 +73,7 @@ std::tuple<Tensor, Tensor> act_orthogonal_backward(const Tensor& d_out_in, const
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(probsym_fast, CPU, m) {
+PSF_KERNELS(CPU, m) {
   m.impl("act_orthogonal", &act_orthogonal);
   m.impl("act_orthogonal_backward", &act_orthogonal_backward);
 }

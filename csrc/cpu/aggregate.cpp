@@ -1,4 +1,5 @@
 // aggregate on the CPU: every node sums its neighbours' rows; the gradient is the same with the edges turned round.
+#include "../kernels.h"
 #include "rows.h"
 #define PSF_KERNEL "aggregate.kernel.h"
 #include "each_isa.h"
@@ -102,7 +103,7 @@ std::tuple<Tensor, Tensor> aggregate_backward(const Tensor& d_sums, const Tensor
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(probsym_fast, CPU, m) {
+PSF_KERNELS(CPU, m) {
   m.impl("aggregate", &aggregate);
   m.impl("aggregate_backward", &aggregate_backward);
 }

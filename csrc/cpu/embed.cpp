@@ -1,4 +1,5 @@
 // embed and its gradient on the CPU: the sums of items.h.
+#include "../kernels.h"
 #include "items.h"
 
 namespace psf {
@@ -48,7 +49,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> embed_backward(
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(probsym_fast, CPU, m) {
+PSF_KERNELS(CPU, m) {
   m.impl("embed", &embed);
   m.impl("embed_backward", &embed_backward);
 }

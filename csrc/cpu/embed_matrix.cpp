@@ -1,5 +1,6 @@
 // embed_matrix and its gradient on the CPU: gathers around the library's matrix products. Tokens without a valid slot are
 // not computed.
+#include "../kernels.h"
 #include "items.h"
 
 #include "product.h"
@@ -175,7 +176,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> embed_matrix_backward
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(probsym_fast, CPU, m) {
+PSF_KERNELS(CPU, m) {
   m.impl("embed_matrix", &embed_matrix);
   m.impl("embed_matrix_backward", &embed_matrix_backward);
 }

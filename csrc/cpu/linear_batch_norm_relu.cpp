@@ -1,6 +1,7 @@
 // linear_batch_norm_relu and its gradient on the CPU, in blocks of rows that stay in the second cache. z = x linear^T lies in
 // y's memory until y takes its place. The gradient computes it again, block by block with the bits that it had: once where
 // it fits into d_x's memory, else for the sums and for d_z.
+#include "../kernels.h"
 #include "rows.h"
 #define PSF_KERNEL "linear_batch_norm_relu.kernel.h"
 #include "each_isa.h"
@@ -140,7 +141,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_batch_norm_relu_backward(const
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(probsym_fast, CPU, m) {
+PSF_KERNELS(CPU, m) {
   m.impl("linear_batch_norm_relu", &linear_batch_norm_relu);
   m.impl("linear_batch_norm_relu_backward", &linear_batch_norm_relu_backward);
 }

@@ -1,4 +1,5 @@
 // node_identifiers and its gradient on the CPU.
+#include "../kernels.h"
 #include "items.h"
 
 #include "rows.h"
@@ -103,7 +104,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> node_identifiers_backward(const Tenso
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(probsym_fast, CPU, m) {
+PSF_KERNELS(CPU, m) {
   m.impl("node_identifiers", &node_identifiers);
   m.impl("node_identifiers_backward", &node_identifiers_backward);
 }

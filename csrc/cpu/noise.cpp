@@ -1,4 +1,5 @@
 // noise on the CPU: keys of (row, sample) here, numbers from counters in noise.kernel.h.
+#include "../kernels.h"
 #include "rows.h"
 #define PSF_KERNEL "noise.kernel.h"
 #include "each_isa.h"
@@ -87,6 +88,6 @@ Tensor noise(const Tensor& seed, const std::optional<Tensor>& rows_in, at::IntAr
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(probsym_fast, CPU, m) { m.impl("noise", &noise); }
+PSF_KERNELS(CPU, m) { m.impl("noise", &noise); }
 
 }  // namespace psf

@@ -1,4 +1,5 @@
 // orthogonal_frame and its gradient on the CPU for d <= 3: what is computed stands in orthogonal_frame.kernel.h.
+#include "../kernels.h"
 #include "rows.h"
 #define PSF_KERNEL "orthogonal_frame.kernel.h"
 #include "each_isa.h"
@@ -58,7 +59,7 @@ Tensor orthogonal_frame_backward(const Tensor& d_frames_in, const Tensor& frames
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(probsym_fast, CPU, m) {
+PSF_KERNELS(CPU, m) {
   m.impl("orthogonal_frame", &orthogonal_frame);
   m.impl("orthogonal_frame_backward", &orthogonal_frame_backward);
 }

@@ -1,4 +1,5 @@
 // permutation_entropy and its gradient on the CPU: what is computed stands in permutation_entropy.kernel.h.
+#include "../kernels.h"
 #include "rows.h"
 #define PSF_KERNEL "permutation_entropy.kernel.h"
 #include "each_isa.h"
@@ -66,7 +67,7 @@ std::tuple<Tensor, Tensor, Tensor> permutation_entropy_backward(const Tensor& d,
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(probsym_fast, CPU, m) {
+PSF_KERNELS(CPU, m) {
   m.impl("permutation_entropy", &permutation_entropy);
   m.impl("permutation_entropy_backward", &permutation_entropy_backward);
 }

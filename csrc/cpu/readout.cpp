@@ -1,4 +1,5 @@
 // readout and its gradient on the CPU: the sums of items.h with the parts of `embed` exchanged.
+#include "../kernels.h"
 #include "items.h"
 
 namespace psf {
@@ -51,7 +52,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> readout_backward(
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(probsym_fast, CPU, m) {
+PSF_KERNELS(CPU, m) {
   m.impl("readout", &readout);
   m.impl("readout_backward", &readout_backward);
 }

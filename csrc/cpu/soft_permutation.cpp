@@ -1,4 +1,5 @@
 // soft_permutation and its gradient on the CPU: what is computed stands in soft_permutation.kernel.h.
+#include "../kernels.h"
 #include "rows.h"
 #define PSF_KERNEL "soft_permutation.kernel.h"
 #include "each_isa.h"
@@ -72,7 +73,7 @@ Tensor soft_permutation_backward(const OptionalTensor& d_t_in, const OptionalTen
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(probsym_fast, CPU, m) {
+PSF_KERNELS(CPU, m) {
   m.impl("soft_permutation", &soft_permutation);
   m.impl("soft_permutation_backward", &soft_permutation_backward);
 }

@@ -1,4 +1,5 @@
 // permutation_entropy and its gradient on NVIDIA GPUs: what is computed stands in permutation_entropy.h. float32 and float64.
+#include "../kernels.h"
 #include "tensors.h"
 
 namespace psf {
@@ -61,7 +62,7 @@ std::tuple<Tensor, Tensor, Tensor> permutation_entropy_backward(const Tensor& d,
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(probsym_fast, CUDA, m) {
+PSF_KERNELS(CUDA, m) {
   m.impl("permutation_entropy", &permutation_entropy);
   m.impl("permutation_entropy_backward", &permutation_entropy_backward);
 }

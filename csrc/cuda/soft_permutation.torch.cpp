@@ -1,5 +1,6 @@
 // soft_permutation and its gradient on NVIDIA GPUs: what is computed stands in soft_permutation.h. float32 and float64: the
 // scans cost little in either, and scores come in float64 where ties are broken by noise.
+#include "../kernels.h"
 #include "tensors.h"
 
 namespace psf {
@@ -68,7 +69,7 @@ Tensor soft_permutation_backward(const OptionalTensor& d_t_in, const OptionalTen
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(probsym_fast, CUDA, m) {
+PSF_KERNELS(CUDA, m) {
   m.impl("soft_permutation", &soft_permutation);
   m.impl("soft_permutation_backward", &soft_permutation_backward);
 }

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from probsym_fast.ops import noise
+from probsym_fast.ops._op import transformed
 from probsym_fast.ops.reference.noise import signed
 
 KINDS = "independent", "antithetic", "stratified"
@@ -147,7 +148,7 @@ def _drawn_seed(
         )
     if isinstance(generator, numpy.random.Generator):
         return int(generator.integers(2**62))
-    if compiling:
+    if compiling or (generator is None and transformed()):  # under vmap it may be another for each of the batch
         return torch.randint(2**62, (), device=device)
     if not _capturing():
         return int(

@@ -214,7 +214,7 @@ def test_node_readout_reads_the_valid_nodes(displacement, group):
 def test_parts_of_other_types():
     group = Euclidean(3)
     good = {"backbone": Net(), "embed": PairTokens(), "readout": MeanReadout(), "distribution": Uniform(group)}
-    module, distribution = "an nn.Module", "a Distribution"
+    module, distribution = "an nn.Module", "a Distribution, or a module with a group"
     for name, bad, wanted, got in (
         ("backbone", lambda x: x, module, "function"),
         ("embed", PairTokens, module, "the class PairTokens"),
