@@ -115,7 +115,9 @@ def compute(experiment: Computation) -> dict[str, Any]:
     path, text = folder / "config.yaml", configuration.dump(_recorded(experiment.config))
     recorded = configuration.read(path) if path.is_file() else None
     if recorded is not None and recorded.get("task") == experiment.config.task:  # keys it does not know have defaults
-        recorded = configuration.read_text(configuration.dump(configuration.parse(type(experiment.config), recorded, [])))
+        recorded = configuration.read_text(
+            configuration.dump(configuration.parse(type(experiment.config), recorded, []))
+        )
     other = recorded is not None and recorded != configuration.read_text(text)
     if other and not experiment.continues:
         raise FileExistsError(f"the run folder {folder} holds another configuration; name a new one with --folder")
