@@ -42,7 +42,7 @@ def load() -> None:
         try:
             module.register_kernels()
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = " ".join(map(str.strip, str(error).strip().splitlines()[:2]))  # what differs, of which op
             _problem = f"the compiled kernels are of another version of probsym_fast ({reason}): {MEND}"
         else:
             _module = module
