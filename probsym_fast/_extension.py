@@ -13,7 +13,12 @@ MEND = (
     "(`-e .` in a checkout), which needs a C++ compiler"
 )
 CUDA_KERNELS = ("soft_permutation", "permutation_entropy")  # the ops of csrc/cuda
-NEEDED = ("torch_version", "differentiate", "instruction_set", "register_kernels")  # what Python takes from the extension
+NEEDED = (
+    "torch_version",
+    "differentiate",
+    "instruction_set",
+    "register_kernels",
+)  # what Python takes from the extension
 _module = None
 _problem: str | None = None
 _reported = False

@@ -106,7 +106,7 @@ Tensor embed_matrix(const Tensor& matrix_in, const Maybe& num_nodes, const Tenso
   const Tensor matrix = matrix_in.contiguous(), W = weight_rows(weight), flat_t = W.flatten(0, 1).t().contiguous();
   const Tiles x(in, axes.B, num_nodes, order, slots, grid, W);
   const Tensor bias = given.defined() ? given : at::zeros({x.D}, W.options());
-  const Tensor tokens = bias.expand({x.B, x.S, grid * grid, x.D}).contiguous();
+  const Tensor tokens = bias.expand({x.B, x.S, grid * grid, x.D}).clone(at::MemoryFormat::Contiguous);  // never the bias itself
   AT_DISPATCH_FLOATING_TYPES(W.scalar_type(), "embed_matrix", [&] {
     using T = scalar_t;
     x.for_each_tile([&](int64_t begin, int64_t end) {

@@ -26,8 +26,6 @@ def report(op: str, device: torch.device, backend: str, lacking: str | None) -> 
         key, text = (device.type,), f"there are no kernels for {device.type}: every op uses its slower reference there"
     elif torch.version.hip:
         key, text = ("ROCm",), f"{triton.problem()}: every op uses its slower reference on this GPU"
-    elif op not in triton.KERNELS and op not in _extension.CUDA_KERNELS:
-        return  # its reference is all that a GPU needs
     elif lacking is None and backend != "reference":
         return  # the GPU is too old, or one that nothing was built for: `runs_on_gpu` has reported it for all ops
     else:

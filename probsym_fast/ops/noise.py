@@ -75,7 +75,7 @@ def noise(
         if rows.ndim != 1 or rows.shape[0] != shape[0]:
             raise ValueError(f"noise: rows must be ({shape[0]},) as shape says, got {tuple(rows.shape)}")
         if rows.device != seed.device:
-            raise RuntimeError(f"noise: rows must be on {seed.device} as the seed is, got {rows.device}")
+            raise RuntimeError(f"noise: rows must be on {seed.device} as seed is, got {rows.device}")
     streams = [_purpose(f"{stream}/radius"), _purpose(f"{stream}/angle")] if normal else [_purpose(stream)]
     run = OP.select(backend, seed.device, torch.float64)
     return run(seed, rows, list(shape), first, list(forks) or None, streams, block, mirrored)

@@ -30,6 +30,7 @@ from probsym_fast.ops import (
     embed_nodes,
     linear_batch_norm_relu,
     node_identifiers,
+    noise,
     orthogonal_frame,
     permutation_entropy,
     readout,
@@ -346,6 +347,23 @@ def orthogonal_frame_case(d: Draw) -> Case:
     return d.case(call)
 
 
+def noise_case(d: Draw) -> Case:
+    shape = [d.size(0, 20), d.size(0, 9), *[d.size(0, 40) for _ in range(d.pick(0, 1, 1, 2))]]
+    seed = torch.tensor(d.pick(0, -1, 2**63 - 1, d.random.randrange(2**62)), device=DEVICE)
+    rows = d.pick(None, d.index(d.integers(-(2**62), 2**62, shape[0])))
+    settings = {
+        "normal": d.chance(0.5),
+        "first": d.pick(0, 1, 2**40),
+        "mirrored": d.chance(0.5),
+        "block": d.pick(1, 2, 5),
+    }
+    forks = d.pick((), (0,), (3, 1))
+    if d.spoil():
+        settings |= d.pick({"block": 0}, {"first": -1}, {"rows": torch.zeros(shape[0] + 1, dtype=torch.int64)})
+    settings = {"rows": rows} | settings
+    return d.case(lambda backend, x: (noise(seed, shape, "x", forks=forks, **settings, backend=backend),))
+
+
 def act_orthogonal_case(d: Draw) -> Case:
     B, S, n, size, C = d.size(0, 4), d.size(1, 5), d.size(0, 20), d.size(1, 5), d.size(0, 9)
     flags, unit = {"inverse": d.chance(0.5), "mean": d.chance(0.5)}, d.unit()
@@ -437,6 +455,7 @@ CASES: dict[str, tuple[str | None, Callable[[Draw], Case]]] = {  # public name: 
     "embed_nodes": ("embed", embed_nodes_case),
     "linear_batch_norm_relu": ("linear_batch_norm_relu", linear_batch_norm_relu_case),
     "node_identifiers": ("node_identifiers", node_identifiers_case),
+    "noise": ("noise", noise_case),
     "orthogonal_frame": ("orthogonal_frame", orthogonal_frame_case),
     "permutation_entropy": ("permutation_entropy", permutation_entropy_case),
     "readout": ("readout", readout_case),

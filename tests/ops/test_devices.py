@@ -10,7 +10,7 @@ import torch
 
 import probsym_fast
 from probsym_fast import ops
-from probsym_fast.ops import OPS, Permutation, SoftPermutation, _debug
+from probsym_fast.ops import OPS, Permutation, SoftPermutation, _debug, _op
 from probsym_fast.ops._op import looks_at_values
 
 B, S, N, C, D, GRID = 2, 2, 4, 3, 5, 2
@@ -77,6 +77,10 @@ CASES = {
         PERMUTATION
         | {"tokens": torch.randn(B, S, 4, D), "ptr": PTR, "weight": MAP, "bias": torch.randn(C), "at": EDGES},
     ),
+    "noise": (
+        lambda seed, rows: ops.noise(seed, (3, 2), "x", rows=rows),
+        {"seed": torch.tensor(1), "rows": torch.arange(3)},
+    ),
     "node_identifiers": (
         on(lambda p, **others: ops.node_identifiers(p=p, nodes=NODES, **others)),
         PERMUTATION | {"ptr": PTR, "weight": torch.randn(N, D)},
@@ -126,6 +130,7 @@ def test_debug_mode_looks_at_the_values_of_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
     monkeypatch.setattr(_debug, "_on", False)
     capturing = False
+    monkeypatch.setattr(_op, "_batched", lambda x: False)  # these are no tensors
     on_gpu, on_cpu, on_meta = (SimpleNamespace(device=torch.device(x)) for x in ("cuda", "cpu", "meta"))
     assert looks_at_values(on_cpu) and not looks_at_values(on_gpu) and not looks_at_values(on_meta)
     with ops.debug():
