@@ -62,6 +62,7 @@ ARCHITECTURES = (80, 90, 100)  # with every launch; those below with one of each
 SMALLER = {86: torch.float32, 89: torch.bfloat16, 120: torch.bfloat16}
 SHARED = 99 * 1024  # bytes that a program may have on the smallest of compute capability 8 and above
 TYPES = {
+    torch.float64: "*fp64",
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
