@@ -94,7 +94,7 @@ class Storage(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """A value that a pickle would make. weight: the values in it, where tuples that share their parts count them anew."""
+    """A value that a pickle would make. weight: the values in it, where tuples that share their parts count them each time."""
 
     weight: int
     value: Any = None  # of scalars, names of globals, and tuples of `_Seen`
@@ -203,7 +203,7 @@ def _made(opcode: pickletools.OpcodeInfo, argument: Any, taken: list[_Seen]) -> 
 
 
 def _note(key: _Seen, found: dict[str, int]) -> None:
-    """Adds the storage that a persistent id of torch's stands for."""
+    """Adds the storage that a persistent id of torch's names."""
     parts = [part.value for part in key.value] if isinstance(key.value, tuple) else []
     kind = parts[1] if len(parts) > 1 and isinstance(parts[1], str) else ""
     if len(parts) < 5 or parts[0] != "storage" or not isinstance(parts[2], str) or not isinstance(parts[4], int):

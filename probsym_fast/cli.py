@@ -191,7 +191,7 @@ def _profile(options: argparse.Namespace, rest: list[str]) -> int:
         return _join(options, rest)
     task = tasks.load(options.config, rest)
     folder = given.get("output") or Path("runs") / tasks.configuration.full_name(task.config) / "profile"
-    with owned(folder):  # what cannot be written is told before the measuring
+    with owned(folder):  # what cannot be written is reported before the measuring
         return _profile_in(folder, task, given)
 
 

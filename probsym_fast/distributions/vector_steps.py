@@ -213,7 +213,7 @@ class EdgeActivation(Fused):
     channel by channel.
 
     near (i, j, M), pool (w, w), scale and shift (w,), x (in, d, n, M); weight (4 w, in) maps x to p and d as a neighbour
-    and p and d as a center, which are added. -> (w, d, n, M). What was taken alone is differentiated.
+    and p and d as a center, which are added. -> (w, d, n, M). Only what was taken is differentiated.
     """
 
     @staticmethod

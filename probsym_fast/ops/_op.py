@@ -138,7 +138,7 @@ class Op:
         return listed
 
     def _asked_for(self, backend: str) -> str:
-        """What "auto" stands for: the backend of `using_backend`; else the reference under a torch.func transform."""
+        """What "auto" means: the backend of `using_backend`; else the reference under a torch.func transform."""
         backend = _instead_of_auto if backend == "auto" else backend
         return "reference" if backend == "auto" and transformed() else backend
 
@@ -370,7 +370,7 @@ def looks_at_values(x: Tensor, *others: Tensor | None) -> bool:
 
 
 def _batched(x: Tensor | None) -> bool:
-    """Whether vmap runs over x: it then stands for several tensors, and has no value of its own."""
+    """Whether vmap runs over x: it then holds several tensors, and has no value of its own."""
     while x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x):
         if torch._C._functorch.is_batchedtensor(x):
             return True

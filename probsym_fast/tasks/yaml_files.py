@@ -63,7 +63,7 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(AliasEvent):
             node = super().compose_node(parent, index)
             if id(node) not in self._weights:
-                raise ValueError(f"an alias within what it stands for, line {line}")
+                raise ValueError(f"an alias within what it names, line {line}")
             self._add(self._weights[id(node)], line)
             return node
         self._level += 1

@@ -249,7 +249,7 @@ def test_second_derivatives_of_fused_steps(name, monkeypatch):
 
 
 def test_a_second_derivative_where_inputs_depend_on_each_other():
-    """Scale and shift are those of x, and every input's gradient is its own alone."""
+    """Scale and shift are those of x, and every input's gradient is only its own."""
     conv, x = vector_layers.EdgeConvolution(2, 3, 2).double(), torch.randn(2, 3, 4, 3, dtype=torch.float64)
     found = []
     for f in (conv, lambda x: convolution(conv, x.permute(3, 2, 0, 1), 2).permute(2, 3, 1, 0)):

@@ -195,7 +195,7 @@ def test_who_takes_every_node_as_valid_says_so():
 @pytest.mark.parametrize("displacement", [True, False])
 @pytest.mark.parametrize("group", [Euclidean(3), Symmetric(9) * Euclidean(3)], ids=repr)
 def test_node_readout_reads_the_valid_nodes(displacement, group):
-    """What stands in the padding, NaN too, does not come out; valid nodes have what they have without padding."""
+    """What is in the padding, NaN too, does not come out; valid nodes have what they have without padding."""
     batch = molecules()
     g = group.uniform(batch, S)
     outputs = torch.randn(2, S, 9, 3)

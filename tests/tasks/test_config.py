@@ -228,7 +228,7 @@ BOMB = "".join(f"a{k + 1}: &a{k + 1} [{', '.join([f'*a{k}'] * 9)}]\n" for k in r
         ("task: nbody\nseed: 1\nseed: 2\n", "expected every key once, got 'seed' in lines 2 and 3"),
         ("training:\n  lr: 1\n  lr: 2\n", "expected every key once, got 'lr' in lines 2 and 3"),
         ("a0: &a0 [1]\n" + BOMB, "more than 20000 values, aliases written out, line"),
-        ("a: &a [*a]", "an alias within what it stands for, line 1"),
+        ("a: &a [*a]", "an alias within what it names, line 1"),
         ("a: " + "[" * 5000 + "]" * 5000, "more than 32 levels, line 1"),
         ("{a: " * 40 + "1" + "}" * 40, "more than 32 levels, line 1"),
         ("1: a", "expected keys that are strings, got 1 in line 1"),
