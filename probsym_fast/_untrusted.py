@@ -94,7 +94,7 @@ class Storage(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """A value that a pickle would make. weight: the values in it, where tuples that share their parts count them each time."""
+    """A value that a pickle would make. weight: the values in it, where tuples that share their parts count each time."""
 
     weight: int
     value: Any = None  # of scalars, names of globals, and tuples of `_Seen`

@@ -14,7 +14,7 @@ from probsym_fast.ops.reference.noise import GOLDEN, MASK
 from probsym_fast.ops.triton import Refused
 from probsym_fast.ops.triton._launch import check_counts, check_tensors, kernel
 
-BLOCK = 1024
+BLOCK = 512
 
 
 @triton.jit
@@ -41,8 +41,7 @@ def cosine_of_turn(bits):
     b_z = b_x * b_x
     b_cosine = tl.zeros_like(b_z) + 1.0
     b_sine = tl.zeros_like(b_z) + 1.0
-    for k in tl.static_range(8):
-        i: tl.constexpr = 8 - k
+    for i in tl.static_range(8, 0, -1):
         b_cosine = 1.0 - b_cosine * b_z / ((2 * i - 1) * (2 * i) * 1.0)
         b_sine = 1.0 - b_sine * b_z / (2 * i * (2 * i + 1) * 1.0)
     b_value = tl.where((b_quarter & 1) != 0, b_x * b_sine, b_cosine)  # cos(y + pi/2) = -sin y
