@@ -237,8 +237,8 @@ def test_bare_backbone_does_what_the_model_does_without_symmetry():
     f.chunks = Chunks(3)
     backbone, parts = bare_backbone(f, graphs(), 7)
     assert [count for _, count in parts] == [3, 3, 1]
-    assert [x.shape for (x,), _ in parts] == [(4, count, N * N + 2 * N) for count in (3, 3, 1)]
-    assert backbone(*parts[0][0]).shape == (4, 3, 3)
+    assert [x.shape for ((x,), _), _ in parts] == [(4, count, N * N + 2 * N) for count in (3, 3, 1)]
+    assert backbone(*parts[0][0][0]).shape == (4, 3, 3)
 
 
 def test_rows_are_kept_where_a_profile_is_ended(tmp_path, capsys, monkeypatch):

@@ -93,9 +93,8 @@ def kept_weights(folder: Path, epochs: int) -> Path:
     return folder / f"epoch{epochs}.ckpt"
 
 
-def best_so_far(path: Path) -> dict[str, Any] | None:
+def best_so_far(state: dict[str, Any]) -> dict[str, Any] | None:
     """The epoch, monitor and value by which a best checkpoint was picked; None where it does not say."""
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # without its weights
     kept = state.get("callbacks", {}).get("checkpoint best", {})
     if kept.get("best_model_score") is None:
         return None

@@ -116,10 +116,11 @@ def test(task: Task) -> dict[str, Any]:
 
 
 def _test(task: Task) -> dict[str, Any]:
-    model, folder = best_model(task), run_folder(task.config)
+    folder = run_folder(task.config)
+    model, state = _best(task)
     with torch.no_grad():
         results = task.report(model, folder)
-    results["best_checkpoint"] = best_so_far(folder / "checkpoints" / "best.ckpt")
+    results["best_checkpoint"] = best_so_far(state)
     _write(folder / "results.json", json.dumps(results, indent=2) + "\n")
     return results
 
@@ -153,16 +154,27 @@ def _compute(experiment: Computation, folder: Path) -> dict[str, Any]:
 
 def best_model(task: Task) -> Symmetrized:
     """The model of the run's best checkpoint, in eval mode. Raises as `trained_model`."""
+    return _best(task)[0]
+
+
+def _best(task: Task) -> tuple[Symmetrized, dict[str, Any]]:
+    """`best_model`, and what else its checkpoint holds."""
     wanted = task.config.training.accelerator
     device = "cuda" if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
-    return trained_model(task, run_folder(task.config) / "checkpoints" / "best.ckpt").to(device).eval()
+    path = run_folder(task.config) / "checkpoints" / "best.ckpt"
+    state = load_checkpoint(path)
+    return _with_weights(task, path, state).to(device).eval(), state
 
 
 def trained_model(task: Task, path: Path) -> Symmetrized:
     """The task's model with a checkpoint's weights. FileNotFoundError without one, ValueError where it does not fit."""
+    return _with_weights(task, path, load_checkpoint(path))
+
+
+def _with_weights(task: Task, path: Path, state: dict[str, Any]) -> Symmetrized:
     module = TrainingModule(task, fresh=False)
     try:
-        module.load_state_dict(load_checkpoint(path)["state_dict"])
+        module.load_state_dict(state["state_dict"])
     except RuntimeError as error:
         raise ValueError(f"checkpoint: {path} must fit the configured model, got {reason(error)}") from error
     return module.model
