@@ -21,7 +21,8 @@ class InUse(FileExistsError):
 
 def is_first_process() -> bool:
     """False in the processes that train on further devices: only the first one owns the folder, writes and tests."""
-    return rank_zero_only.rank == 0
+    rank = os.environ.get("RANK", "")  # of torchrun; Lightning reads it when it is imported, which may be before a fork
+    return int(rank if rank.isdigit() else rank_zero_only.rank) == 0
 
 
 @contextmanager
