@@ -378,6 +378,8 @@ def soft_permutation_case(d: Draw) -> Case:
         return p.scores, p.log_r, p.log_c, p.order, p.rank
 
     d.amplified = 2 / tau * (1 + iterations)  # the kernels keep no iteration: backward runs them again
+    if normalize and scores.numel():  # the gradient is divided by the norm, also where it should vanish
+        d.amplified /= min(1.0, float(scores.nan_to_num().norm(dim=-1).min().clamp(min=1e-6)))
     case = d.case(call, 1.0 if normalize else unit, 1.0, 1.0, 1.0, 1.0)
     case.combined = max(case.units)
     return case
