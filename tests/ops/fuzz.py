@@ -13,7 +13,7 @@ import argparse
 import random
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
@@ -61,10 +61,11 @@ class Case:
 
     call: Callable[[str, SimpleNamespace], tuple[Tensor, ...]]
     leaves: dict[str, Leaf]
-    units: tuple[float, ...] = (1.0,)
-    refused: bool = False
-    wanted: list[str] = field(default_factory=list)
-    amplified: float = 1.0  # how much larger than a last digit of 1 what rounds within the op may come out
+    units: tuple[float, ...]
+    combined: float  # the unit of a sum of the results that have gradients
+    refused: bool
+    wanted: list[str]
+    amplified: float  # how much larger than a last digit of 1 what rounds within the op may come out
 
 
 class Draw:
@@ -75,7 +76,7 @@ class Draw:
         self.generator = torch.Generator().manual_seed(seed)
         self.dtype = self.random.choice(DTYPES)
         self.leaves: dict[str, Leaf] = {}
-        self.refused = False
+        self.refused, self.amplified = False, 1.0
 
     def chance(self, share: float) -> bool:
         return self.random.random() < share
@@ -146,7 +147,8 @@ class Draw:
 
     def case(self, call, *units: float) -> Case:
         wanted = [name for name in self.leaves if self.chance(0.8)]
-        return Case(call, self.leaves, units or (1.0,), self.refused, wanted)
+        units = units or (1.0,)
+        return Case(call, self.leaves, units, units[0], self.refused, wanted, self.amplified)
 
     def slots(self) -> int:
         few, many = (self.random.randint(1, n) for n in (12, 70))
@@ -176,6 +178,7 @@ class Graphs:
         order = keys.argsort(-1)
         self.order, self.rank = d.index(order), d.index(order.argsort(-1))
         if self.soft:
+            d.amplified = 1 / self.tau
             soft = soft_permutation(d.numbers(B, self.S, self.N), counts, self.tau, d.size(0, 5), backend="reference")
             wide = torch.promote_types(d.dtype, torch.float32)
             for name, x in (("t", soft.scores), ("log_r", soft.log_r), ("log_c", soft.log_c)):
@@ -316,14 +319,13 @@ def linear_batch_norm_relu_case(d: Draw) -> Case:
         return linear_batch_norm_relu(x.x, x.linear, x.weight, x.bias, eps, backend=backend)
 
     unit = units[0] * units[1]
-    case = d.case(call, units[2], unit, unit * unit)
-    if not case.refused and C:  # the mean is rounded in z's digits, the deviation divides, sums over rows cancel
+    if not d.refused and C:  # the mean is rounded in z's digits, the deviation divides, sums over rows cancel
         x, linear = (d.leaves[name].tensor.double() for name in ("x", "linear"))
         z = x @ linear.T
         deviation = (z.var(0, correction=0) + eps).sqrt()
         rows = M * max(1.0, float(x.abs().max()) / units[0] if x.numel() else 0.0) * unit
-        case.amplified += float((z / deviation).square().max() + rows / deviation.min())
-    return case
+        d.amplified += float((z / deviation).square().max() + rows / deviation.min())
+    return d.case(call, units[2], unit, unit * unit)
 
 
 def orthogonal_frame_case(d: Draw) -> Case:
@@ -393,8 +395,11 @@ def soft_permutation_case(d: Draw) -> Case:
         p = soft_permutation(x.scores, counts, **settings, backend=backend)
         return p.scores, p.log_r, p.log_c, p.order, p.rank
 
+    d.amplified = 2 / tau * (1 + iterations)  # the kernels keep no iteration: backward runs them again
+    if normalize and scores.numel():  # the gradient is divided by the norm, also where it should vanish
+        d.amplified /= min(1.0, float(scores.nan_to_num().norm(dim=-1).min().clamp(min=1e-6)))
     case = d.case(call, 1.0 if normalize else unit, 1.0, 1.0, 1.0, 1.0)
-    case.amplified = 2 / tau * (1 + iterations)  # the kernels keep no iteration: backward runs them again
+    case.combined = max(case.units)
     return case
 
 
@@ -402,6 +407,7 @@ def permutation_entropy_case(d: Draw) -> Case:
     B, S, N = d.size(1, 4), d.size(1, 4), d.slots()
     counts = d.integers(1, N + 1, B) if d.chance(0.5) else None
     tau = 10 ** d.random.uniform(-1.5, 1)
+    d.amplified = 1 / tau
     soft = soft_permutation(d.numbers(B, S, N), counts, tau, d.pick(0, 1, 20), backend="reference")
     wide = torch.promote_types(d.dtype, torch.float32)
     for name, x in (("t", soft.scores), ("log_r", soft.log_r), ("log_c", soft.log_c)):
@@ -548,7 +554,7 @@ def check(name: str, seed: int) -> None:
     for name, x in found[1].items():
         leaf = case.leaves[name]
         assert x.dtype == leaf.tensor.dtype, f"the gradient to {name} is {x.dtype}"
-        unit = case.units[0] / leaf.unit
+        unit = case.combined / leaf.unit
         near(
             f"the gradient to {name}",
             x,
@@ -614,7 +620,7 @@ def main(arguments: list[str] | None = None) -> int:
                 progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
             progress.advance(task)
     print(f"{cases} cases, {failures} failures")
-    return failures > 0
+    return int(failures > 0)
 
 
 if __name__ == "__main__":
