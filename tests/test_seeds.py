@@ -42,4 +42,4 @@ def test_steps_of_a_training_on_a_cpu_leave_cuda_alone(tmp_path, monkeypatch, se
         counts.append(len(seeded))
     own, torchs = found
     assert all(torch.equal(own[key], torchs[key]) for key in torchs)
-    assert counts[1] == counts[0] + 6  # a step each
+    assert counts[1] == counts[0] + 12  # six steps of training and of validation

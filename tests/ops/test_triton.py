@@ -181,7 +181,7 @@ def items_case(name, dtype):
         ptr, rank = torch.arange(0, B * N + 1, N), torch.arange(N).expand(B, S, N)
         items = torch.zeros(axes, 60, dtype=torch.int64)
         soft = [torch.zeros(B, S, N) for _ in range(3)]
-        axis = padded_axis(N, grid, pad_mode, False, torch.device("cpu"))
+        axis = padded_axis(N, grid, pad_mode, False, rank.device)
         weight = torch.zeros(*[P] * axes, C, D, dtype=dtype).movedim((-1, -2), (0, 1))
         tokens, values = torch.zeros(B, S, grid**axes, D, dtype=dtype), torch.zeros(60, C, dtype=dtype)
         rest = ptr, rank, rank, *soft, 0.5, *axis, weight
