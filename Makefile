@@ -26,7 +26,7 @@ sanitize: .venv/ready
 	cp -R probsym_fast csrc tests setup.py pyproject.toml README.md LICENSE $(SANITIZED)
 	rm -f $(SANITIZED)/probsym_fast/_C*.so
 	cd $(SANITIZED) && PROBSYM_SANITIZE=1 PROBSYM_BUILD=1 PROBSYM_CUDA=0 $(abspath $(BIN))/python setup.py build_ext --inplace
-	cd $(SANITIZED) && export PYTHONPATH=$$PWD ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	cd $(SANITIZED) && export PYTHONPATH=$$PWD ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" && \
 		$(abspath $(BIN))/python -m tests.ops.fuzz --cases $(FUZZ) && \
 		$(abspath $(BIN))/python -m pytest -q -p no:cacheprovider tests/ops --ignore tests/ops/test_triton.py -m "not slow"
