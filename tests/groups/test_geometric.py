@@ -56,7 +56,7 @@ def test_edge_weight_is_edge_attr(shape):
     assert torch.equal(found.edge_attr, weight.view(6, 1)) and torch.equal(found.attributes, found.edge_attr)
 
 
-ADJACENCY = torch.sparse_coo_tensor(EDGES.flip(0), torch.arange(6.0), (5, 5)).coalesce()
+ADJACENCY = torch.sparse_coo_tensor(EDGES.flip(0), torch.arange(6.0), (5, 5), check_invariants=True).coalesce()
 REFUSED = [
     (
         {"batch": torch.tensor([0, 1, 0, 1, 1])},
@@ -137,6 +137,7 @@ def test_fields_that_are_refused(fields, error, message):
         Graphs.from_data(data(**fields))
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
 @pytest.mark.parametrize("layout", ["to_sparse_coo", "to_sparse_csr"])
 def test_the_way_out_of_adj_t(layout):
     from torch_geometric.utils import to_edge_index

@@ -196,8 +196,9 @@ def test_auto_halves_where_memory_ends_in_forward():
         warnings.simplefilter("error")
         outcome(f, batch)
     assert max(rows for rows, _ in f.backbone.calls) == 8  # remembered
-    with torch.no_grad(), pytest.warns(UserWarning, match="out of memory with 7"):  # found for itself without gradients
+    with torch.no_grad(), pytest.warns(UserWarning, match="out of memory") as said:
         f(batch, S)
+    assert len(said) == 2  # found for itself without gradients
     with pytest.warns(UserWarning, match="out of memory"), pytest.raises(torch.OutOfMemoryError):
         outcome(noisy("auto", most=3), batch)
     with pytest.raises(torch.OutOfMemoryError):
@@ -216,8 +217,9 @@ def test_auto_halves_for_every_reduction(reduce):
         return y.detach(), {n: p.grad for n, p in f.named_parameters() if p.grad is not None}, []
 
     f = noisy("auto", dropout=0, most=10)
-    with pytest.warns(UserWarning, match="out of memory with 4 samples at once; 2 from now on"):
+    with pytest.warns(UserWarning, match="out of memory") as said:
         found = gradients(f)
+    assert str(said[-1].message).endswith("out of memory with 4 samples at once; 2 from now on")
     assert_same(found, gradients(noisy(2, dropout=0)))
     small = noisy("auto", memory=1)
     gradients(small)

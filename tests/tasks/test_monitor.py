@@ -79,6 +79,7 @@ def test_a_resumed_run_keeps_the_highest_value(tmp_path):
         assert state["callbacks"]["checkpoint best"]["best_model_score"] == pytest.approx(0.6)
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # Lightning names the callback that is gone
 def test_a_run_that_was_monitored_by_its_loss_goes_on_by_the_new_measure(tmp_path):
     """A score of 0.2 is no worse than a loss that was larger: the first validation under the new monitor is the best yet."""
 
