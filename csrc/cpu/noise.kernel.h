@@ -15,11 +15,6 @@ inline Counter random_bits(Counter x) {
 // Exact, for x < 2^52: x in the digits of a double of exponent 52.
 inline Vec<double> whole_number(Counter x) { return (Vec<double>)(x | 0x4330000000000000u) - 0x1p52; }
 
-inline Vec<double> square_root(Vec<double> x) {
-  for (int l = 0; l < lanes<double>; ++l) x[l] = std::sqrt(x[l]);
-  return x;
-}
-
 // cos(2 pi bits / 2^32): the nearest quarter turn is taken off exactly, the rest by the series of cos and sin.
 inline Vec<double> cosine_of_turn(Counter bits) {
   const Counter quarter = (bits + (uint64_t(1) << 29)) >> 30;
@@ -45,7 +40,7 @@ void uniform_numbers(const uint64_t* counters, const uint64_t* flip, int64_t n, 
 void normal_numbers(const uint64_t* radius, const uint64_t* angle, const uint64_t* flip, int64_t n, double* out) {
   for (int64_t i = 0; i < n; i += lanes<double>) {
     const Vec<double> left = whole_number((uint64_t(1) << 32) - random_bits(load_counter(radius + i))) * 0x1p-32;  // 1 - u
-    const Vec<double> z = square_root(log_positive<double>(left) * -2.0) * cosine_of_turn(random_bits(load_counter(angle + i)));
+    const Vec<double> z = square_root<double>(log_positive<double>(left) * -2.0) * cosine_of_turn(random_bits(load_counter(angle + i)));
     store(out + i, load_counter(flip + i) != 0 ? -z : z);
   }
 }

@@ -6,11 +6,6 @@ template <class T> inline Vec<T> column_dot(const T* x, const T* y, int d) {  //
   return sum;
 }
 
-template <class T> inline Vec<T> root(Vec<T> x) {
-  for (int l = 0; l < lanes<T>; ++l) x[l] = std::sqrt(x[l]);
-  return x;
-}
-
 template <class T> inline bool any(IntVec<T> mask) {
   bool found = false;
   for (int l = 0; l < lanes<T>; ++l) found |= mask[l] != 0;
@@ -48,9 +43,9 @@ template <class T> inline void orthogonalise(const T* q, T* x, int k, int d) {
 // Not inlined: the backward pass repeats the forward's decision, so both must round alike.
 template <class T>
 __attribute__((noinline)) void residual(const T* q, T* x, int k, int d, Vec<T>* length, IntVec<T>* replaced) {
-  const Vec<T> before = root<T>(column_dot<T>(x, x, d));
+  const Vec<T> before = square_root<T>(column_dot<T>(x, x, d));
   orthogonalise(q, x, k, d);
-  *length = root<T>(column_dot<T>(x, x, d));
+  *length = square_root<T>(column_dot<T>(x, x, d));
   *replaced = *length <= dependent<T> * before;
 }
 
@@ -76,7 +71,7 @@ template <class T> inline void fill_column(T* q, int k, int d, IntVec<T> fill) {
   for (int i = 0; i < d; ++i)
     store(x + i * d * L, fill ? (axis == T(i) ? splat<T>(1) : Vec<T>{}) : load(x + i * d * L));
   orthogonalise(q, x, k, d);
-  const Vec<T> norm = root<T>(column_dot<T>(x, x, d));
+  const Vec<T> norm = square_root<T>(column_dot<T>(x, x, d));
   for (int i = 0; i < d; ++i) store(x + i * d * L, load(x + i * d * L) / norm);
 }
 

@@ -45,6 +45,11 @@ template <> inline Vec<float> reciprocal<float>(Vec<float> x) {  // 14 bits, the
 }
 #endif
 
+template <class T> inline Vec<T> square_root(Vec<T> x) {
+  for (int l = 0; l < lanes<T>; ++l) x[l] = std::sqrt(x[l]);
+  return x;
+}
+
 // exp(x); exactly 0 below the smallest normal number. x = k ln 2 + y, |y| <= ln(2)/2, exp(y) by its series.
 template <class T> inline Vec<T> exponential(Vec<T> x) {
   using L = Lanes<T>;
