@@ -11,9 +11,9 @@ from functools import cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from probsym_fast import _timing
-from probsym_fast._device_time import device_times
-from probsym_fast._timing import interleave
+from probsym_fast.ops.triton._device_time import device_times
+from probsym_fast.profiling import timing as _timing
+from probsym_fast.profiling.timing import interleave
 
 
 @dataclass

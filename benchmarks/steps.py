@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from probsym_fast import tasks
-from probsym_fast._steps import training_steps
-from probsym_fast.profile import prepared
-from probsym_fast.tasks.allocator import keep_freed_memory
+from probsym_fast.profiling.measure import prepared
+from probsym_fast.profiling.steps import training_steps
+from probsym_fast.training.allocator import keep_freed_memory
 
 
 def steps_of(

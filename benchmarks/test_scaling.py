@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.harness import compare
 from benchmarks.steps import steps_of
-from probsym_fast.models import samples as sharing
+from probsym_fast.models import processes as sharing
 
 SPREAD = {"n-body GNN-PS": ("nbody/gnn_O3_ps", 100), "n-body Transformer-PS": ("nbody/transformer_S5xO3_ps", 50)}
 S = 20  # over the processes, as published

@@ -11,9 +11,9 @@ import torch
 
 from benchmarks.harness import compare, operations_of, rate
 from probsym_fast import tasks
-from probsym_fast._steps import Steps, move, training_steps
 from probsym_fast.models import timm_backbone
-from probsym_fast.tasks.allocator import keep_freed_memory
+from probsym_fast.profiling.steps import Steps, move, training_steps
+from probsym_fast.training.allocator import keep_freed_memory
 
 
 def case(

@@ -7,10 +7,10 @@ a backbone (`Symmetrized`), and the command `probsym` trains the experiments (`p
 """
 
 from probsym_fast import distributions, groups, models, ops
-from probsym_fast._info import info
 from probsym_fast.models import Symmetrized
 from probsym_fast.ops import debug
-from probsym_fast.profile import profile
+from probsym_fast.ops._info import info
+from probsym_fast.profiling.measure import profile
 
 __version__ = "0.1.0"
 __all__ = ["Symmetrized", "debug", "distributions", "groups", "info", "models", "ops", "profile"]

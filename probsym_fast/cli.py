@@ -153,7 +153,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         configuration.parser_of(tasks.config_type(options.config)).print_help()
         return 0
     task = tasks.load(options.config, rest)
-    from probsym_fast.tasks import training
+    from probsym_fast.training import run as training
 
     if options.command == "fit" and options.resume and isinstance(task, tasks.Computation) and not task.continues:
         wanted = "left out where the experiment is no training of one model: run it again as it is"
@@ -183,8 +183,8 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _profile(options: argparse.Namespace, rest: list[str]) -> int:
     from probsym_fast import tasks
-    from probsym_fast.tasks.ownership import owned
     from probsym_fast.tasks.plots import plot_profile  # noqa: F401  what is missing is found before the measuring
+    from probsym_fast.training.ownership import owned
 
     given = vars(options)
     if "join" in given:
@@ -196,7 +196,7 @@ def _profile(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _profile_in(folder: Path, task: Any, given: dict[str, Any]) -> int:
-    from probsym_fast.profile import profile, trace
+    from probsym_fast.profiling.measure import profile, trace
 
     settings = {name: given[name] for name in PROFILED if name in given}
     found = profile(task, path=folder / "profile.json", **settings)
@@ -217,9 +217,9 @@ def _profile_in(folder: Path, task: Any, given: dict[str, Any]) -> int:
 
 
 def _join(options: argparse.Namespace, rest: list[str]) -> int:
-    from probsym_fast._profiles import gains_table, joined, read_profiles, save_profiles
-    from probsym_fast.tasks.ownership import owned
+    from probsym_fast.profiling.results import gains_table, joined, read_profiles, save_profiles
     from probsym_fast.tasks.plots import plot_variances
+    from probsym_fast.training.ownership import owned
 
     if rest:
         raise ValueError(f"profile: --join must stand without keys of a configuration, got {' '.join(rest)}")
@@ -255,7 +255,7 @@ def _info(options: argparse.Namespace, rest: list[str]) -> int:
         [(op, "; ".join(f"{d}: {', '.join(b)}" for d, b in devices.items())) for op, devices in facts["ops"].items()],
     )
     try:
-        from probsym_fast.tasks.config import available
+        from probsym_fast.training.configuration import available
     except ModuleNotFoundError as error:
         print(f'configurations: need {error.name}: pip install "probsym_fast[train]"')
     else:

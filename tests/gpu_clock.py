@@ -2,7 +2,7 @@
 
 import torch
 
-from probsym_fast import _device_time
+from probsym_fast.ops.triton import _device_time
 
 
 class Clock:

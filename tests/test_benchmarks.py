@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import harness
-from probsym_fast import _device_time
+from probsym_fast.ops.triton import _device_time
 from tests.gpu_clock import Clock
 
 ROOT = Path(__file__).parents[1]

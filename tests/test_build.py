@@ -15,8 +15,7 @@ import pytest
 import torch
 
 import probsym_fast
-from probsym_fast import _extension
-from probsym_fast.ops import OPS, act_orthogonal, orthogonal_frame, permutation_entropy, soft_permutation
+from probsym_fast.ops import OPS, _extension, act_orthogonal, orthogonal_frame, permutation_entropy, soft_permutation
 from probsym_fast.ops._op import BACKENDS
 from tests.conftest import assert_near
 

@@ -35,7 +35,9 @@ def make(tree: Path, *arguments: str) -> tuple[int, str, list[str]]:
     """The exit status, what was printed, and what Python was asked for."""
     (tree / "calls").write_text("")
     command = ["make", ".venv/ready", "PYTHON=./python", *arguments]
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # the tests run under make
+    ours = {
+        name: value for name, value in os.environ.items() if not name.startswith("MAKE")
+    }  # the tests run under make
     done = subprocess.run(command, cwd=tree, capture_output=True, text=True, env=ours | {"LC_ALL": "C"})
     return done.returncode, done.stdout, (tree / "calls").read_text().splitlines()
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from probsym_fast._memory import seed_generators
-from probsym_fast.tasks import module
-from tests.tasks.tiny import run
+from probsym_fast.training import module
+from tests.training.tiny import run
 
 
 @pytest.fixture

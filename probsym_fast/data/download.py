@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.request import urlopen
 
-from probsym_fast.data._progress import announced
+from probsym_fast._progress import announced
 from probsym_fast.data._store import write_atomically
 
 CHUNK = 1 << 16

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from probsym_fast._progress import announced
 from probsym_fast.data import _published
 from probsym_fast.data._graphs import geometric
-from probsym_fast.data._progress import announced
 from probsym_fast.data._store import cache_dir, load_arrays, save_arrays
 from probsym_fast.data.molecules import EDGE_FEATURES, NODE_FEATURES, PCQM, PEPTIDES, MolecularGraphs
 

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from probsym_fast.data._progress import announced
+from probsym_fast._progress import announced
 from probsym_fast.data._store import cache_dir, load_arrays, save_arrays
 
 SEED = 43

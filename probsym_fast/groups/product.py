@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from probsym_fast.groups._batch import Batch
-from probsym_fast.groups._draws import Draws
-from probsym_fast.groups._group import LETTERS, Group, check_layout
+from probsym_fast.batches import Batch
+from probsym_fast.draws import Draws
+from probsym_fast.groups.group import LETTERS, Group, check_layout
 from probsym_fast.ops._op import check_type
 
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from probsym_fast._checkpointing import recomputed, unchanged
 from probsym_fast._memory import RandomState, free_memory, peak_memory
-from probsym_fast._recompute import recomputed, unchanged
 from probsym_fast.groups import Batch
 from probsym_fast.ops._op import as_int, transformed
 

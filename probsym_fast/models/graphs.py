@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from probsym_fast import ops
 from probsym_fast.groups import Graphs, Group
-from probsym_fast.models.mlp import ACTIVATIONS
+from probsym_fast.models.backbones.mlp import ACTIVATIONS
 from probsym_fast.ops import Permutation, SoftPermutation
 from probsym_fast.ops._op import check_count, check_counts, check_dtype
 from probsym_fast.ops._patches import check_items

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from probsym_fast.batches import check_all_valid
 from probsym_fast.groups import Group, PointClouds
-from probsym_fast.groups._batch import check_all_valid
 
 
 class NodeVectors(nn.Module):

@@ -9,16 +9,16 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from probsym_fast._recompute import by_layer, recomputed
+from probsym_fast._checkpointing import by_layer, recomputed
 from probsym_fast.distributions import Distribution
+from probsym_fast.draws import check_kind
 from probsym_fast.groups import Batch, Draws, narrow
-from probsym_fast.groups._draws import check_kind
-from probsym_fast.groups._elements import samples_of, tensors
+from probsym_fast.groups.elements import samples_of, tensors
 from probsym_fast.models import chunks
 from probsym_fast.models.averages import Estimate, check_reduction, estimate, weights_of_rows
 from probsym_fast.models.chunks import Chunks, check_sizes, retried
 from probsym_fast.models.inputs import embedded
-from probsym_fast.models.samples import mean_over_processes
+from probsym_fast.models.processes import mean_over_processes
 from probsym_fast.ops._op import check_count, check_type
 
 if TYPE_CHECKING:  # torch may be built without

@@ -6,8 +6,7 @@ import warnings
 
 import torch
 
-from probsym_fast import _extension
-from probsym_fast.ops import triton
+from probsym_fast.ops import _extension, triton
 
 _reported: set[tuple] = set()
 

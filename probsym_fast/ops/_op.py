@@ -16,8 +16,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
 
-from probsym_fast import _extension
-from probsym_fast.ops import _fallback, triton
+from probsym_fast.ops import _extension, _fallback, triton
 from probsym_fast.ops._debug import debugging
 
 NAMESPACE = "probsym_fast"

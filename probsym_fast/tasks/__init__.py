@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from probsym_fast.tasks import config as configuration
 from probsym_fast.tasks.automorphism import Automorphism, AutomorphismConfig
 from probsym_fast.tasks.comparison import Comparison, ComparisonConfig
 from probsym_fast.tasks.digits import DigitsConfig, DigitsTask
@@ -14,8 +13,9 @@ from probsym_fast.tasks.exp_classify import ExpClassify, ExpClassifyConfig
 from probsym_fast.tasks.nbody import NBodyConfig, NBodyTask
 from probsym_fast.tasks.sample_size import SampleSize, SampleSizeConfig
 from probsym_fast.tasks.separation import Separation, SeparationConfig
-from probsym_fast.tasks.task import Computation, Experiment, Task
 from probsym_fast.tasks.vision import VisionConfig, vision
+from probsym_fast.training import configuration
+from probsym_fast.training.task import Computation, Experiment, Task
 
 TASKS: dict[str, tuple[type, Callable[[Any], Experiment]]] = {
     "nbody": (NBodyConfig, NBodyTask),

@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import torch
 
-from probsym_fast.tasks import config as configuration
-from probsym_fast.tasks.config import Limit
-from probsym_fast.tasks.ownership import LOCK
 from probsym_fast.tasks.plots import history, plot_runs
-from probsym_fast.tasks.settings import may_change
-from probsym_fast.tasks.task import Computation, Experiment, Task
-from probsym_fast.tasks.training import check_recorded, fit, record
+from probsym_fast.training import configuration
+from probsym_fast.training.configuration import Limit
+from probsym_fast.training.ownership import LOCK
+from probsym_fast.training.run import check_recorded, fit, record
+from probsym_fast.training.settings import may_change
+from probsym_fast.training.task import Computation, Experiment, Task
 
 FIRST = "@first"  # in a run's keys: the folder of the run that is trained first
 OWN = ("seed", "folder")  # keys that the comparison gives every run

@@ -13,7 +13,6 @@ from torchmetrics.functional.classification import binary_accuracy
 
 from probsym_fast.groups import Graphs, Symmetric
 from probsym_fast.models import Symmetrized
-from probsym_fast.tasks import config as configuration
 from probsym_fast.tasks.graphs import (
     GRAPH_LIMITS,
     PUBLISHED,
@@ -24,9 +23,10 @@ from probsym_fast.tasks.graphs import (
     load_graphs,
     mlp,
 )
-from probsym_fast.tasks.samples import SAMPLES_LIMITS, Samples
-from probsym_fast.tasks.task import EpochSampler, Task, batches, seeded
-from probsym_fast.tasks.training import TRAINING_LIMITS, Training
+from probsym_fast.training import configuration
+from probsym_fast.training.run import TRAINING_LIMITS, Training
+from probsym_fast.training.samples import SAMPLES_LIMITS, Samples
+from probsym_fast.training.task import EpochSampler, Task, batches, seeded
 
 N, FEATURES = 64, 2
 SPLITS = {"valid": slice(0, 200), "test": slice(200, 400), "train": slice(400, 1200)}

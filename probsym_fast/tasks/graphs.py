@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from probsym_fast._progress import announced
 from probsym_fast.data import cache_dir, exp, graph8c, wl_pairs
 from probsym_fast.data._graphs import geometric
-from probsym_fast.data._progress import announced
 from probsym_fast.data._store import load_arrays, save_arrays
-from probsym_fast.data.laplacian import laplacian_keys
 from probsym_fast.distributions import GIN, Distribution, Frame, Identity, Learned, Uniform, UniformNoise
+from probsym_fast.distributions.laplacian import laplacian_keys
 from probsym_fast.groups import Graphs, Symmetric
 from probsym_fast.models import MLP, FlatGraph, GINBackbone, IdentifiedNodes, MeanReadout
-from probsym_fast.tasks.config import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, between
+from probsym_fast.training.configuration import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, between
 
 SIZES = {"exp": 1200, "wl_pairs": 1200, "graph8c": 11_117}
 PUBLISHED = {"exp": "EXP", "wl_pairs": "our own pairs (not EXP)", "graph8c": "GRAPH8c"}

@@ -14,12 +14,12 @@ from probsym_fast.data import NBody
 from probsym_fast.distributions import Distribution, Identity, Learned, Normal, Uniform, VectorNeurons
 from probsym_fast.groups import Euclidean, Group, PointClouds, SpecialEuclidean, Symmetric, Translation
 from probsym_fast.models import MessagePassing, NodeReadout, NodeVectors, PairTokens, Symmetrized, Transformer
-from probsym_fast.tasks import config as configuration
-from probsym_fast.tasks.config import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, between
 from probsym_fast.tasks.nbody_report import describe, report
-from probsym_fast.tasks.samples import SAMPLES_LIMITS, Samples
-from probsym_fast.tasks.task import EpochSampler, Task, batches
-from probsym_fast.tasks.training import TRAINING_LIMITS, Training
+from probsym_fast.training import configuration
+from probsym_fast.training.configuration import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, between
+from probsym_fast.training.run import TRAINING_LIMITS, Training
+from probsym_fast.training.samples import SAMPLES_LIMITS, Samples
+from probsym_fast.training.task import EpochSampler, Task, batches
 
 BODIES, DIMENSION = 5, 3
 GROUPS = {  # translation is removed and restored in all of them

@@ -18,7 +18,7 @@ from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 from probsym_fast.data._store import write_atomically
-from probsym_fast.tasks.task import Monitor
+from probsym_fast.training.task import Monitor
 
 Row = dict[str, Any]
 PRINTED = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42}

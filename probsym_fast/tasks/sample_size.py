@@ -9,16 +9,17 @@ from typing import Any, Literal
 import torch
 
 from probsym_fast.models import Symmetrized
-from probsym_fast.tasks import config as configuration
-from probsym_fast.tasks import exp_classify, training
-from probsym_fast.tasks.checkpoints import kept_weights
-from probsym_fast.tasks.config import COUNT, Limit, at_least, between
+from probsym_fast.tasks import exp_classify
 from probsym_fast.tasks.exp_classify import ExpClassify, ExpClassifyConfig
 from probsym_fast.tasks.graphs import PUBLISHED
 from probsym_fast.tasks.plots import plot_grid
 from probsym_fast.tasks.sample_figures import Measurement
-from probsym_fast.tasks.settings import may_change
-from probsym_fast.tasks.task import Computation
+from probsym_fast.training import configuration
+from probsym_fast.training import run as training
+from probsym_fast.training.checkpoints import kept_weights
+from probsym_fast.training.configuration import COUNT, Limit, at_least, between
+from probsym_fast.training.settings import may_change
+from probsym_fast.training.task import Computation
 
 NUMBERS = Limit("numbers of samples >= 1", lambda some: all(isinstance(s, int) and s >= 1 for s in some))
 LIMITS = {

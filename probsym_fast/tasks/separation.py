@@ -16,8 +16,6 @@ from torch import Tensor
 
 from probsym_fast.groups import Graphs, Symmetric
 from probsym_fast.models import Symmetrized
-from probsym_fast.tasks import config as configuration
-from probsym_fast.tasks.config import COUNT, NOT_NEGATIVE, between, one_of
 from probsym_fast.tasks.graphs import (
     GRAPH_LIMITS,
     PUBLISHED,
@@ -29,7 +27,9 @@ from probsym_fast.tasks.graphs import (
     mlp,
 )
 from probsym_fast.tasks.plots import plot_grid
-from probsym_fast.tasks.task import Computation, seeded
+from probsym_fast.training import configuration
+from probsym_fast.training.configuration import COUNT, NOT_NEGATIVE, between, one_of
+from probsym_fast.training.task import Computation, seeded
 
 NETWORKS = {  # data: slots, widths of the MLP, node features the MLP reads
     "graph8c": (8, [128, 64, 10], 0),

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from probsym_fast._memory import seed_generators
-from probsym_fast.data._progress import announced
+from probsym_fast._progress import announced
 from probsym_fast.groups import Graphs, Symmetric
 from probsym_fast.models import (
     DiagonalReadout,
@@ -25,14 +25,14 @@ from probsym_fast.models import (
     VisionBackbone,
     timm_backbone,
 )
-from probsym_fast.tasks import config as configuration
 from probsym_fast.tasks import measures
-from probsym_fast.tasks.config import COUNT, Limit
 from probsym_fast.tasks.graphs import GRAPH_LIMITS, GraphDistribution
-from probsym_fast.tasks.samples import SAMPLES_LIMITS, Samples
-from probsym_fast.tasks.task import EpochSampler, Monitor, Task, batches, seeded
-from probsym_fast.tasks.training import TRAINING_LIMITS, Training
 from probsym_fast.tasks.vision_data import SETS, GraphSet, LabelledGraphs, Source
+from probsym_fast.training import configuration
+from probsym_fast.training.configuration import COUNT, Limit
+from probsym_fast.training.run import TRAINING_LIMITS, Training
+from probsym_fast.training.samples import SAMPLES_LIMITS, Samples
+from probsym_fast.training.task import EpochSampler, Monitor, Task, batches, seeded
 
 OWN = (
     "name",

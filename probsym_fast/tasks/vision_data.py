@@ -13,7 +13,7 @@ from probsym_fast.data import MolecularGraphs, lrgb, molecules, pattern, publish
 from probsym_fast.data.molecules import PCQM, PEPTIDES
 from probsym_fast.groups import Graphs
 from probsym_fast.tasks.graphs import add_frames, collate, frames
-from probsym_fast.tasks.task import seeded
+from probsym_fast.training.task import seeded
 
 Source = list[Any] | MolecularGraphs
 RANDOM = {"train": 1024, "valid": 256, "test": 256}  # molecules of a random set

@@ -17,7 +17,7 @@ from probsym_fast.groups import (
     SpecialOrthogonal,
     Symmetric,
 )
-from probsym_fast.groups._elements import samples_of
+from probsym_fast.groups.elements import samples_of
 from probsym_fast.models.averages import LEAST_BLOCKS
 from probsym_fast.models.chunks import Chunks
 from tests.conftest import assert_near

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from probsym_fast import Symmetrized, _recompute, models
+from probsym_fast import Symmetrized, models
+from probsym_fast import _checkpointing as _recompute
 from probsym_fast._memory import peak_memory
 from probsym_fast.distributions import GIN, Frame, Learned, Uniform, UniformNoise, VectorNeurons, distribution
 from probsym_fast.groups import Draws, Euclidean, Symmetric, narrow
-from probsym_fast.groups._elements import samples_of, tensors
+from probsym_fast.groups.elements import samples_of, tensors
 from probsym_fast.models import chunks as module
 from probsym_fast.models.chunks import Chunks, Found
 from tests.conftest import assert_near

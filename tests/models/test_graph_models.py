@@ -19,7 +19,7 @@ from probsym_fast.models import (
     SlotReadout,
     Symmetrized,
 )
-from probsym_fast.models.mlp import ACTIVATIONS
+from probsym_fast.models.backbones.mlp import ACTIVATIONS
 from tests.conftest import GRADIENT, assert_near
 from tests.graphs import adjacency, as_permutation, features, random_graphs, relabelled
 

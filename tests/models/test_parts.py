@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast import Symmetrized
-from probsym_fast._steps import bare_backbone, inference_steps, training_steps
 from probsym_fast.distributions import GIN, Frame, Identity, Learned, Normal, Uniform, UniformNoise, VectorNeurons
 from probsym_fast.groups import Euclidean, Orthogonal, PointClouds, Symmetric, Translation
 from probsym_fast.models import MeanReadout, NodeReadout, NodeVectors, PairTokens
 from probsym_fast.models.chunks import Chunks
+from probsym_fast.profiling.steps import bare_backbone, inference_steps, training_steps
 from tests.conftest import assert_near
 from tests.models.strangers import Molecules, Shifts
 from tests.models.test_symmetrized import clouds

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from probsym_fast import _extension
 from probsym_fast.ops import (
+    _extension,
     act_orthogonal,
     embed_edges,
     noise,

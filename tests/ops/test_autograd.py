@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from probsym_fast import _extension
 from probsym_fast._memory import peak_memory
-from probsym_fast.ops import _op
+from probsym_fast.ops import _extension, _op
 
 SCHEMA = "(Tensor a, Tensor? b, Tensor index, float scale) -> (Tensor product, Tensor doubled, Tensor where)"
 NAMES = itertools.count()

@@ -8,9 +8,9 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import probsym_fast
-from probsym_fast import _extension
 from probsym_fast.ops import (
     OPS,
+    _extension,
     act_orthogonal,
     aggregate,
     embed_edges,

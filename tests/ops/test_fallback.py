@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from probsym_fast import _extension
-from probsym_fast.ops import OPS, _fallback, orthogonal_frame, triton, using_backend
+from probsym_fast.ops import OPS, _extension, _fallback, orthogonal_frame, triton, using_backend
 from probsym_fast.ops._op import BACKENDS
 
 GPU, OTHER_GPU = torch.device("cuda", 0), torch.device("cuda", 1)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from probsym_fast import _extension
 from probsym_fast.ops import (
+    _extension,
     act_orthogonal,
     aggregate,
     embed_edges,

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from probsym_fast import _extension
-from probsym_fast.ops import OPS, soft_permutation, triton
+from probsym_fast.ops import OPS, _extension, soft_permutation, triton
 from tests.ops.raw_calls import valid_calls
 
 ROOT = Path(__file__).parents[2]

@@ -10,11 +10,12 @@ from torch.nn import functional as F
 
 from probsym_fast import cli, tasks
 from probsym_fast.groups import Graphs
-from probsym_fast.tasks import comparison, configuration, digits, measures, training, vision_data
-from probsym_fast.tasks.config import available
+from probsym_fast.tasks import comparison, configuration, digits, measures, vision_data
 from probsym_fast.tasks.plots import history
 from probsym_fast.tasks.vision import GraphClassification, GraphRegression, LinkPrediction, NodeClassification
 from probsym_fast.tasks.vision_data import SETS, LabelledGraphs
+from probsym_fast.training import run as training
+from probsym_fast.training.configuration import available
 
 TINY = [
     "--backbone.name=vit_tiny_patch16_224",
@@ -376,7 +377,7 @@ def test_a_finished_run_needs_its_starting_weights_no_more(tmp_path, monkeypatch
     shutil.rmtree(tmp_path / "first")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    monkeypatch.setattr("probsym_fast.models.pretrained.load_weights", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr("probsym_fast.models.backbones.timm.load_weights", lambda *_: pytest.fail("read again"))
     assert cli.main(["test", "-c", str(config)]) == 0
     assert json.loads((tmp_path / "second" / "results.json").read_text()) == results
     more = ["--training.epochs=2", "--backbone.weights=null", "--training.progress=false"]

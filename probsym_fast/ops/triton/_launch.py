@@ -15,9 +15,9 @@ import triton
 from torch import Tensor
 from triton.runtime.cache import get_cache_manager
 
-from probsym_fast._device_time import device_times
 from probsym_fast.ops._debug import debugging
 from probsym_fast.ops.triton import KernelFailure, Refused
+from probsym_fast.ops.triton._device_time import device_times
 
 MOST = 2**31 - 1024  # that 32 bits count, blocks among them
 # Of every compilation: triton's default for fusion changes; without a bound on registers ptxas aims at a rounder number of

@@ -8,8 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from probsym_fast.ops.triton import Refused
-from probsym_fast.ops.triton._group import group
 from probsym_fast.ops.triton._launch import check_axes, check_tensors, fresh_like, kernel, width_block
+from probsym_fast.ops.triton._sort_by_key import group
 
 PART = 4096  # numbers summed by one program in the gradient of `own`
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from probsym_fast.ops._patches import patch_size
 from probsym_fast.ops.triton import Refused
-from probsym_fast.ops.triton._group import group
 from probsym_fast.ops.triton._launch import bucket, check_axes, check_counts, check_tensors, kernel, width_block
+from probsym_fast.ops.triton._sort_by_key import group
 
 BLOCK = 128
 SPLIT = 1024  # entries of a weight row that one program sums, on average

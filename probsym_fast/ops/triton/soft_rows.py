@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from probsym_fast.ops.triton._group import group
 from probsym_fast.ops.triton._launch import bucket, check_counts, fresh_like, kernel
+from probsym_fast.ops.triton._sort_by_key import group
 from probsym_fast.ops.triton.items import Items
 
 PRODUCTS = 2**28  # bytes of Z at a time

@@ -1,0 +1,267 @@
+"""What groups and distributions read of a batch."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from probsym_fast._geometric import OWNER, check_agreement, fields_of
+from probsym_fast.ops._op import looks_at_values
+
+
+class Batch(Protocol):
+    """size: number of graphs B; num_nodes: (B,) valid nodes or None (all); center: (B, d) centroid or None.
+
+    check: raises where the fields are not what the class says; models and distributions call it first.
+    """
+
+    size: int
+    num_nodes: Tensor | None
+    center: Tensor | None
+    dtype: torch.dtype
+    device: torch.device
+
+    def check(self) -> None: ...
+
+
+class PointClouds(NamedTuple):
+    """B clouds of n points in d dimensions with velocities and pair features.
+
+    positions, velocities: (B, n, d). edges: (B, n, n, C), invariant under rotations and translations.
+    """
+
+    positions: Tensor
+    velocities: Tensor
+    edges: Tensor
+
+    def check(self) -> None:
+        """Raises TypeError where a field is no Tensor, ValueError for shapes, RuntimeError for devices."""
+        owner, x = "PointClouds", self.positions
+        _check_field(owner, "positions", x, "(B, n, d)", (None, None, None))
+        B, n, d = x.shape
+        _check_field(owner, "velocities", self.velocities, f"(B, n, d) = {(B, n, d)}", (B, n, d), x.device)
+        _check_field(owner, "edges", self.edges, f"(B, n, n, C) = ({B}, {n}, {n}, *)", (B, n, n, None), x.device)
+
+    def to(self, *where: Any, **named: Any) -> PointClouds:
+        """On a device, in a floating-point dtype, or as a Tensor is: as `Tensor.to`."""
+        return _to(self, *where, **named)
+
+    def pin_memory(self) -> PointClouds:
+        """In page-locked memory, which a GPU reads on its own."""
+        return type(self)(*(x.pin_memory() for x in self))
+
+    @property
+    def size(self) -> int:
+        return self.positions.shape[0]
+
+    @property
+    def num_nodes(self) -> Tensor | None:
+        return None
+
+    @property
+    def center(self) -> Tensor:
+        return self.positions.mean(1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.positions.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.positions.device
+
+
+class Graphs(NamedTuple):
+    """B graphs as PyTorch Geometric batches them: all nodes in one list.
+
+    x: (nodes, C) node features. edge_index: (2, E) int64, global node numbers, an undirected edge in both directions.
+    ptr: (B + 1,) int64, where each graph's nodes begin. edge_attr: (E, Ce) or None: every edge is a 1. key: (B,) int64 that
+    names the graphs (noise may be fixed to it), or None. frame: (nodes,) int64, classes of a predefined order of the nodes
+    (`distributions.Frame`), or None. pairs: (2, M) int64, global numbers of the pairs of nodes whose output is wanted
+    (`models.PairReadout`), or None.
+    """
+
+    x: Tensor
+    edge_index: Tensor
+    ptr: Tensor
+    edge_attr: Tensor | None = None
+    key: Tensor | None = None
+    frame: Tensor | None = None
+    pairs: Tensor | None = None
+
+    @classmethod
+    def from_data(cls, batch: Any) -> Graphs:
+        """From a PyTorch Geometric `Batch`, or one `Data`.
+
+        x: (nodes,) or (nodes, C), of any real dtype; integers and bools become the default floating dtype (float32 holds
+        integers up to 2^24, larger ones must be held exactly too). edge_attr: the same, (E,) or (E, Ce); edge_weight (E,) is
+        taken in its place. ptr: the data's, or made from `batch` (nodes,), which must not fall (this waits for a GPU);
+        without both the data are one graph. key, frame and pairs (PyG's edge_label_index) are taken where the data have
+        them. Positions, y and other fields are not read.
+
+        Raises as `check`. TypeError for lists (`Batch.from_data_list` joins them), HeteroData and what is no graph;
+        ValueError where x or edge_index is missing, for adj_t, edge_type and node_type, which are not read, for edge_attr
+        and edge_weight together, and where batch and ptr differ (on a GPU in debug mode only).
+        """
+        fields = fields_of(batch)
+        graphs = cls(**fields)
+        graphs.check(OWNER)
+        check_agreement(getattr(batch, "batch", None), graphs)
+        return graphs
+
+    def check(self, owner: str = "Graphs") -> None:
+        """Raises where a field is not as above: TypeError for dtypes, ValueError for shapes, RuntimeError for devices.
+
+        ValueError too for a ptr that does not rise from 0 to the number of nodes (on a GPU in debug mode only). The node
+        numbers in edge_index are left to the ops.
+        """
+        _check_field(owner, "x", self.x, "(nodes, C)", (None, None))
+        nodes, device = self.x.shape[0], self.x.device
+        _check_field(owner, "edge_index", self.edge_index, "(2, E)", (2, None), device, torch.int64)
+        _check_field(owner, "ptr", self.ptr, "(B + 1,)", (None,), device, torch.int64)
+        E, B = self.edge_index.shape[1], self.size
+        if B < 0:
+            raise ValueError(f"{owner}: ptr must be (B + 1,) with B >= 0, got (0,)")
+        if self.edge_attr is not None:
+            _check_field(owner, "edge_attr", self.edge_attr, f"(E, Ce) = ({E}, *)", (E, None), device)
+        if self.key is not None:
+            _check_field(owner, "key", self.key, f"(B,) = ({B},)", (B,), device, torch.int64)
+        if self.frame is not None:
+            _check_field(owner, "frame", self.frame, f"(nodes,) = ({nodes},)", (nodes,), device, torch.int64)
+        if self.pairs is not None:
+            _check_field(owner, "pairs", self.pairs, "(2, M)", (2, None), device, torch.int64)
+        if not looks_at_values(self.ptr):
+            return
+        ptr = self.ptr.tolist()
+        if ptr[0] != 0:
+            raise ValueError(f"{owner}: ptr must begin with 0, got {ptr[0]}")
+        if ptr[-1] != nodes:
+            raise ValueError(f"{owner}: ptr must end with the number of nodes {nodes}, got {ptr[-1]}")
+        if ptr != sorted(ptr):
+            b, some = next((b, some) for b, some in enumerate(pairwise(ptr)) if some[1] < some[0])
+            raise ValueError(f"{owner}: ptr must not fall, got ptr[{b}] = {some[0]} and ptr[{b + 1}] = {some[1]}")
+
+    def to(self, *where: Any, **named: Any) -> Graphs:
+        """On a device, in a floating-point dtype, or as a Tensor is: as `Tensor.to`; other fields keep their dtype."""
+        return _to(self, *where, **named)
+
+    def pin_memory(self) -> Graphs:
+        """In page-locked memory, which a GPU reads on its own."""
+        return type(self)(*(x if x is None else x.pin_memory() for x in self))
+
+    @property
+    def size(self) -> int:
+        return self.ptr.shape[0] - 1
+
+    @property
+    def num_nodes(self) -> Tensor:
+        return self.ptr.diff()
+
+    @property
+    def graph(self) -> Tensor:
+        """(nodes,) the graph of each node."""
+        graphs = torch.arange(self.size, device=self.ptr.device)
+        return graphs.repeat_interleave(self.num_nodes, output_size=self.x.shape[0])
+
+    @property
+    def local(self) -> Tensor:
+        """(nodes,) number of each node in its graph."""
+        return torch.arange(self.x.shape[0], device=self.ptr.device) - self.ptr[self.graph]
+
+    @property
+    def center(self) -> None:
+        return None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.x.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.x.device
+
+    @property
+    def attributes(self) -> Tensor:
+        """(E, Ce): edge_attr, or ones (E, 1)."""
+        return self.x.new_ones(self.edge_index.shape[1], 1) if self.edge_attr is None else self.edge_attr
+
+    def padded(self, values: Tensor, N: int) -> Tensor:
+        """values (nodes, S) as (B, S, N), 0 beyond each graph's nodes. ValueError for a graph of more than N nodes."""
+        if looks_at_values(self.ptr) and self.size and (most := int(self.num_nodes.max())) > N:
+            graph = int(self.num_nodes.argmax())
+            raise ValueError(f"Graphs: a graph must have at most N = {N} nodes, got {most} in graph {graph}")
+        out = values.new_zeros(self.size, N, values.shape[1])
+        return out.index_put((self.graph, self.local), values).mT
+
+    def matrix(self, values: Tensor, N: int) -> Tensor:
+        """values (E, C) as matrices (B, N, N, C): sums over the edges from row to column."""
+        graph, local = self.graph, self.local
+        u, v = self.edge_index
+        out = values.new_zeros(self.size, N, N, values.shape[1])
+        return out.index_put((graph[u], local[u], local[v]), values, accumulate=True)
+
+    def pooled(self, values: Tensor) -> Tensor:
+        """Sums over the nodes of each graph: (nodes, ...) -> (B, ...)."""
+        return values.new_zeros(self.size, *values.shape[1:]).index_add(0, self.graph, values)
+
+
+def _to(
+    batch: Any,
+    *where: torch.device | str | int | torch.dtype | Tensor,
+    device: torch.device | str | int | None = None,
+    dtype: torch.dtype | None = None,
+    non_blocking: bool = False,
+) -> Any:
+    """The NamedTuple's tensors on a device, the floating-point ones in a dtype. TypeError for a dtype of integers."""
+    for one in where:
+        if isinstance(one, Tensor):
+            device, dtype = one.device, one.dtype
+        elif isinstance(one, torch.dtype):
+            dtype = one
+        elif isinstance(one, (torch.device, str, int)) and not isinstance(one, bool):
+            device = one
+        elif one is not None:
+            got = type(one).__name__
+            raise TypeError(f"{type(batch).__name__}.to: must be a device, a dtype or a Tensor, got {got} {one!r}")
+    if dtype is not None and not dtype.is_floating_point:
+        raise TypeError(f"{type(batch).__name__}.to: dtype must be floating point, got {dtype}")
+
+    def moved(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        return x.to(device=device, dtype=dtype if x.is_floating_point() else None, non_blocking=non_blocking)
+
+    return type(batch)(*map(moved, batch))
+
+
+def check_all_valid(owner: str, batch: Batch) -> None:
+    """ValueError where the batch has num_nodes: the owner takes every node as a valid one."""
+    if (given := batch.num_nodes) is not None:
+        got = tuple(given.shape) if isinstance(given, Tensor) else given
+        raise ValueError(f"{owner}: num_nodes must be None, as every node counts as a valid one, got {got}")
+
+
+def _check_field(
+    owner: str,
+    name: str,
+    x: Tensor,
+    axes: str,
+    sizes: tuple[int | None, ...],
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Raises unless x is a Tensor of these sizes (None: any; axes: the same in words), device and dtype."""
+    if x is None:
+        raise ValueError(f"{owner}: {name} must be {axes}, got None")
+    if not isinstance(x, Tensor) or dtype not in (None, x.dtype):
+        wanted = "a Tensor" if dtype is None else f"an {str(dtype).removeprefix('torch.')} Tensor"
+        raise TypeError(
+            f"{owner}: {name} must be {wanted}, got {x.dtype if isinstance(x, Tensor) else type(x).__name__}"
+        )
+    if x.ndim != len(sizes) or any(size not in (None, found) for size, found in zip(sizes, x.shape, strict=True)):
+        raise ValueError(f"{owner}: {name} must be {axes}, got {tuple(x.shape)}")
+    if device not in (None, x.device):
+        raise RuntimeError(f"{owner}: {name} must be on {device} as the nodes are, got {x.device}")

@@ -1,0 +1,144 @@
+"""Weights from local files, fitted to a vision backbone's number of tokens."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from probsym_fast._untrusted import load_tensors, reason
+from probsym_fast.models.backbones.vision import VisionBackbone
+
+RUN = "model.backbone."  # where the checkpoints of `probsym fit` keep the backbone
+PARALLEL = "module."  # of DistributedDataParallel
+TABLE = "relative_position_bias_table"
+HEADS = ("patch_embed", "head", "head_dist")
+
+
+def train_extra(function: str, name: str) -> ModuleType:
+    """The module `name`, imported; ModuleNotFoundError that says how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        text = f'{function}: {name} must be installed, got no {error.name}; pip install "probsym_fast[train]"'
+        raise ModuleNotFoundError(text, name=error.name) from error
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Names in timm's style and tensors of a local file, on the CPU; no code of the file is run.
+
+    path: .safetensors; a torch checkpoint, bare or under "state_dict" or "model"; a checkpoint of `probsym fit`, of which
+    the backbone's part is taken; or a run folder, for its best checkpoint. What torch.compile ("_orig_mod.") and
+    DistributedDataParallel ("module.", before every name) put before the names is left out. Raises FileNotFoundError, and
+    ValueError where the file is damaged or holds no tensors.
+    """
+    path = Path(path)
+    file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"timm_backbone: weights must be a file or a run folder, found no file {file}")
+    try:
+        if file.suffix == ".safetensors":
+            state = train_extra("timm_backbone", "safetensors.torch").load_file(file)
+        else:
+            state = load_tensors(file)
+    except (ModuleNotFoundError, OSError):
+        raise
+    except Exception as error:  # safetensors raises its own
+        text = str(error) if isinstance(error, ValueError) else reason(error)
+        raise ValueError(f"timm_backbone: weights must be a whole checkpoint, got {file}: {text}") from None
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not state:
+        raise ValueError(f"timm_backbone: weights must hold tensors by name, got {file} with {type(state).__name__}")
+    state = {str(name).replace("_orig_mod.", ""): value for name, value in state.items()}  # of torch.compile
+    if all(name.startswith(PARALLEL) for name in state):
+        state = {name[len(PARALLEL) :]: value for name, value in state.items()}
+    if any(name.startswith(RUN) for name in state):
+        state = {name[len(RUN) :]: value for name, value in state.items() if name.startswith(RUN)}
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"timm_backbone: weights must hold tensors, got {name} of {type(value).__name__} in {file}"
+            )
+    return state
+
+
+def load_weights(backbone: VisionBackbone, path: str | Path, dropped: Iterable[str]) -> None:
+    """The tensors of `read_weights(path)` into the backbone, positions fitted to its tokens.
+
+    dropped: first parts of the names that timm's model has and the backbone has not, passed over in the file. A file does
+    not say whether its tokens were a plane: for a backbone on a grid, positions of another square number of tokens are
+    resampled as a plane, those of a sequence too; for a backbone on a sequence, all are resampled along it. Raises
+    ValueError for missing and unexpected names, and for the first tensor that is of another shape, not floating, or not
+    finite in the backbone's dtype.
+    """
+    passed = {*dropped, *HEADS}
+    found = {name: value for name, value in read_weights(path).items() if name.split(".")[0] not in passed}
+    wanted = backbone.state_dict()
+    missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    if missing or unexpected:
+        text = ", ".join(
+            f"{kind} {_listed(names)}" for kind, names in (("missing", missing), ("unexpected", unexpected)) if names
+        )
+        raise ValueError(f"timm_backbone: weights must hold the backbone's names, got {path} with {text}")
+    for name, target in wanted.items():
+        _check_values(name, found[name], target.dtype, path)
+    found = {name: _fitted(name, found[name], target, backbone) for name, target in wanted.items()}
+    for name, target in wanted.items():
+        if found[name].shape != target.shape:
+            raise ValueError(
+                f"timm_backbone: weights must hold {name} of shape {tuple(target.shape)}, "
+                f"got {tuple(found[name].shape)} in {path}"
+            )
+    backbone.load_state_dict(found)
+
+
+def resample_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """(1, prefix + old tokens, D) -> (1, prefix + new tokens, D): timm's bicubic resampling with antialiasing.
+
+    old, new: (rows, columns) of the tokens; (1, tokens) resamples along the sequence. The prefix is kept.
+    """
+    from timm.layers import resample_abs_pos_embed
+
+    prefix = positions.shape[1] - math.prod(old)
+    return resample_abs_pos_embed(positions, new_size=list(new), old_size=list(old), num_prefix_tokens=prefix)
+
+
+def _check_values(name: str, value: Tensor, dtype: torch.dtype, path: str | Path) -> None:
+    if not value.is_floating_point():
+        raise ValueError(f"timm_backbone: weights must be floating, got {name} of {value.dtype} in {path}")
+    wrong = ~value.to(dtype).isfinite()
+    if wrong.any():
+        got = f"{name} with {int(wrong.sum())} of {value.numel()} NaN or infinite"
+        raise ValueError(f"timm_backbone: weights must be finite in {dtype}, got {got} in {path}")
+
+
+def _fitted(name: str, value: Tensor, target: Tensor, backbone: VisionBackbone) -> Tensor:
+    """The tensor for the backbone's tokens, or as it is where it cannot be made to fit."""
+    if value.shape == target.shape or value.ndim != target.ndim or value.shape[-1] != target.shape[-1]:
+        return value
+    if name == "pos_embed":
+        old = value.shape[1] - (target.shape[1] - backbone.tokens)
+        side = math.isqrt(max(old, 0))
+        if old < 1 or (backbone.grid is not None and side * side != old):
+            return value
+        if backbone.grid is None:
+            return resample_positions(value, (1, old), (1, backbone.tokens))
+        return resample_positions(value, (side, side), backbone.grid)
+    if name.endswith(TABLE):  # (2 h - 1)(2 w - 1) offsets, and 3 with the class token
+        side = math.isqrt(max(len(value) - 3, 0))
+        if side % 2 == 1 and side * side == len(value) - 3:
+            from timm.layers import resize_rel_pos_bias_table
+
+            return resize_rel_pos_bias_table(value, backbone.grid, tuple(target.shape))
+    return value
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,225 @@
+"""What a profile holds: its rows, their table, JSON and plots."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from probsym_fast.data._store import write_atomically
+from probsym_fast.draws import check_kind
+
+FIGURES = ("at_once", "latency", "low", "high", "throughput", "peak", "tax", "variance", "error", "gain", "gain_error")
+NEW, OWN = "new", "the model's"
+WHOLE = {"antithetic": 2, "stratified": 8}  # samples of a block, in up to three dimensions
+
+
+@dataclass
+class Row:
+    """Of one number of samples S, in one mode, with one backend, chunk and kind of draws.
+
+    at_once: samples that ran at once, with chunk "auto" as many as were found to fit. latency: median seconds a step (low,
+    high: quartiles). throughput: graphs a second; sampled graphs are S times as many. peak: bytes of a step beyond model and
+    batch. tax: latency over that of the bare backbone, in turn with it. variance: of the prediction over noise, mean over
+    its entries (error: its standard error, None of two predictions). gain: variance with independent draws over this one,
+    everything else equal (gain_error: its standard error). None: not measured (out of memory, or without meaning).
+    """
+
+    mode: str
+    backend: str
+    chunk: int | str | None
+    draws: str
+    samples: int
+    at_once: int | None = None
+    latency: float | None = None
+    low: float | None = None
+    high: float | None = None
+    throughput: float | None = None
+    peak: int | None = None
+    tax: float | None = None
+    variance: float | None = None
+    error: float | None = None
+    gain: float | None = None
+    gain_error: float | None = None
+
+    @property
+    def case(self) -> tuple:
+        """What rows share that differ in their draws alone."""
+        return self.mode, self.backend, self.chunk, self.samples
+
+    def clear(self) -> None:
+        """No figures."""
+        for name in FIGURES:
+            setattr(self, name, None)
+
+
+@dataclass
+class Profile:
+    """What `profile` measured. weights: the path of the checkpoint, NEW of a task's model without one, OWN of a model's."""
+
+    name: str
+    batch: int
+    machine: dict[str, Any]
+    rows: list[Row]
+    weights: str
+    repeats: int
+
+    def state(self) -> str:
+        """The weights in a word or two."""
+        return {NEW: "new weights", OWN: "own weights"}.get(self.weights, "trained")
+
+    def table(self) -> str:
+        """A line a row, plain text."""
+        head = ("mode", "backend", "chunk", "draws", "S", "ms", "graphs/s", "peak MB", "tax", "variance", "gain")
+        lines = [head, *(cells(row) for row in self.rows)]
+        return aligned(lines, str.rjust)
+
+    def json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+    def save(self, path: str | Path) -> None:
+        """The figures as JSON."""
+        write_atomically(Path(path), lambda file: file.write(self.json().encode()))
+
+    def plot(self, path: str | Path) -> None:
+        """Every quantity against S, as the ending says: .png, .pdf or .svg (needs matplotlib)."""
+        from probsym_fast.tasks.plots import plot_profile
+
+        weights = self.state() if self.weights in (NEW, OWN) else self.weights
+        plot_profile(Path(path), f"{self.name}\n{weights}", [asdict(row) for row in self.rows])
+
+
+def set_gains(rows: Sequence[Row]) -> None:
+    """Fills gain and gain_error of the rows that have a row with independent draws beside them.
+
+    The two variances are of independent noise, so that the squares of their relative errors add up; without both errors the
+    gain has none.
+    """
+    independent = {row.case: row for row in rows if row.draws == "independent" and row.variance}
+    for row in rows:
+        base = independent.get(row.case)
+        if base is None or base is row or not row.variance:
+            continue
+        row.gain = base.variance / row.variance
+        if base.error is not None and row.error is not None:
+            row.gain_error = row.gain * math.hypot(base.error / base.variance, row.error / row.variance)
+
+
+def read_profiles(path: str | Path) -> list[Profile]:
+    """The profile of a JSON file that `Profile.save` or `save_profiles` wrote, or the several ones of it.
+
+    Raises FileNotFoundError where there is none and ValueError, naming the file, where it holds something else or nothing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"profile: {path} must exist, found nothing there")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        some = [read_profile(one) for one in (found if isinstance(found, list) else [found])]
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        raise ValueError(f"profile: {path} must hold a profile, got {type(error).__name__}: {error}") from error
+    if not some:
+        raise ValueError(f"profile: {path} must hold a profile, got an empty list")
+    return some
+
+
+def read_profile(values: Any) -> Profile:
+    """From what `Profile.json` says. TypeError, ValueError or LookupError where it is none."""
+    if not isinstance(values, dict):
+        raise TypeError(f"expected keys and values, got {type(values).__name__}")
+    found = Profile(**{**values, "rows": [Row(**row) for row in values["rows"]]})
+    hints = get_type_hints(Row)
+    for row in found.rows:
+        check_kind("row", row.draws)
+        for name, value in asdict(row).items():
+            if not isinstance(value, hints[name]):
+                raise TypeError(f"{name} of a row must be {hints[name]}, got {value!r}")
+    return found
+
+
+def save_profiles(path: str | Path, profiles: Sequence[Profile]) -> None:
+    """Several profiles as one JSON file, a list of what `Profile.save` writes."""
+    text = json.dumps([asdict(one) for one in profiles], indent=1)
+    write_atomically(Path(path), lambda file: file.write(text.encode()))
+
+
+def joined(profiles: Sequence[Profile]) -> list[Profile]:
+    """The profiles' rows with a variance. ValueError where rows of one differ in more than draws and S, or there are none."""
+    found = []
+    for one in profiles:
+        rows = [row for row in one.rows if row.variance is not None]
+        if len({row.case[:-1] for row in rows}) != 1:
+            cases = sorted({" ".join(map(str, row.case[:-1])) for row in rows})
+            raise ValueError(f"profile: {one.name} must have variances of one mode, backend and chunk, got {cases}")
+        found.append(replace(one, rows=rows))
+    return found
+
+
+def pooled_gain(rows: Sequence[Row]) -> tuple[float, float] | None:
+    """One gain of rows that differ in S alone, and its standard error: the mean of the logarithms weighted by their errors.
+
+    Taken where S is made of whole blocks: these are independent, the gain does not depend on their number. It is
+    1 / (1 + rho) with pairs, where rho is the correlation of the predictions of a sample and its mirror image. None without
+    such rows whose gain has an error.
+    """
+    some = [row for row in rows if row.gain and row.gain_error and row.samples % WHOLE[row.draws] == 0]
+    if not some:
+        return None
+    weights = [(row.gain / row.gain_error) ** 2 for row in some]
+    gain = math.exp(sum(w * math.log(row.gain) for w, row in zip(weights, some, strict=True)) / sum(weights))
+    return gain, gain / math.sqrt(sum(weights))
+
+
+def gains_table(profiles: Sequence[Profile]) -> str:
+    """A line a profile and kind of draws other than independent, a column a number of samples: the gains, plain text.
+
+    pooled: `pooled_gain`.
+    """
+    samples = sorted({row.samples for one in profiles for row in one.rows})
+    lines = [("experiment", "weights", "draws", *(f"S = {s}" for s in samples), "pooled")]
+    for one in profiles:
+        for kind in dict.fromkeys(row.draws for row in one.rows if row.gain is not None):
+            gains = {row.samples: row for row in one.rows if row.draws == kind}
+            some = [with_error(gains[s].gain, gains[s].gain_error, ".3g") if s in gains else "-" for s in samples]
+            pooled = with_error(*(pooled_gain(list(gains.values())) or (None, None)), ".3g")
+            lines.append((one.name, one.state(), kind, *some, pooled))
+    return aligned(lines, str.ljust)
+
+
+def aligned(lines: Sequence[Sequence[str]], justify: Callable[[str, int], str]) -> str:
+    """The lines with columns of one width each."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(justify, line, widths)).rstrip() for line in lines)
+
+
+def number(value: float | None, form: str, scale: float = 1.0) -> str:
+    return "-" if value is None else format(value * scale, form)
+
+
+def with_error(value: float | None, error: float | None, form: str) -> str:
+    return number(value, form) if error is None else f"{number(value, form)} +- {number(error, '.1g')}"
+
+
+def chunk_cell(row: Row) -> str:
+    found = f" ({row.at_once})" if row.chunk == "auto" and row.at_once is not None else ""
+    return "all" if row.chunk is None else f"{row.chunk}{found}"
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    empty = all(getattr(row, name) is None for name in FIGURES)
+    return (
+        row.mode,
+        row.backend,
+        chunk_cell(row),
+        row.draws,
+        str(row.samples),
+        "out of memory" if empty else number(row.latency, ".3g", 1e3),
+        number(row.throughput, ".4g"),
+        number(row.peak, ".4g", 1e-6),
+        number(row.tax, ".2f"),
+        with_error(row.variance, row.error, ".2e"),
+        with_error(row.gain, row.gain_error, ".3g"),
+    )

@@ -1,0 +1,125 @@
+"""Checkpoints: when they are written, as whole files, and how they are read."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from probsym_fast._untrusted import load_tensors
+from probsym_fast.data._store import write_atomically
+from probsym_fast.training.callbacks import validated
+from probsym_fast.training.task import Monitor
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, lets it reach the disk, and renames it: there is the old one or the new one.
+
+    state: of the checkpoint that the run continues from, which is read and checked before the trainer asks for it.
+    """
+
+    def __init__(self, state: dict[str, Any] | None = None):
+        super().__init__()
+        self._state = state
+
+    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
+        """The state given, once; the file is not read again. Another checkpoint is read as `load_checkpoint` does."""
+        state, self._state = self._state, None
+        return load_checkpoint(Path(path)) if state is None else state
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        if storage_options is not None:
+            raise TypeError(f"WholeFiles: storage_options must be None, got {storage_options!r}")
+        buffer = BytesIO()  # torch reports a full disk as an internal error of its own
+        torch.save(checkpoint, buffer)
+        write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+
+
+class Checkpoints(ModelCheckpoint):
+    """best.ckpt by the monitor, or last.ckpt without one; a resumed run may have moved, or validate at other epochs.
+
+    Where the run was monitored by another measure before, the first checkpoint after that is the best so far.
+    """
+
+    def __init__(self, folder: Path, filename: str, monitor: Monitor | None = None):
+        super().__init__(
+            folder,
+            filename=filename,
+            monitor=monitor and monitor.key,
+            mode=monitor.direction if monitor else "min",
+            enable_version_counter=False,
+            auto_insert_metric_name=False,
+            save_on_train_epoch_end=True,
+        )
+
+    @property
+    def state_key(self) -> str:
+        return f"checkpoint {self.filename}"
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if validated(trainer):
+            super().on_train_epoch_end(trainer, module)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["monitor"] != self.monitor:
+            return
+        moved = {name: self._here(path) for name, path in state.items() if name.endswith("_path")}
+        scores = {self._here(path): score for path, score in state["best_k_models"].items()}
+        super().load_state_dict({**state, **moved, "best_k_models": scores, "dirpath": self.dirpath})
+
+    def _here(self, path: str) -> str:
+        return str(Path(self.dirpath) / Path(path).name) if path else path
+
+
+class KeptWeights(Callback):
+    """The weights after every so many epochs, as epoch<number>.ckpt."""
+
+    def __init__(self, folder: Path, every: int):
+        self.folder, self.every = folder, every
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if (trainer.current_epoch + 1) % self.every == 0:
+            path = kept_weights(self.folder, trainer.current_epoch + 1)
+            trainer.save_checkpoint(path, weights_only=True)
+
+
+def kept_weights(folder: Path, epochs: int) -> Path:
+    """Where a folder of checkpoints keeps the weights after so many epochs."""
+    return folder / f"epoch{epochs}.ckpt"
+
+
+def best_so_far(state: dict[str, Any]) -> dict[str, Any] | None:
+    """The epoch, monitor and value by which a best checkpoint was picked; None where it does not say."""
+    kept = state.get("callbacks", {}).get("checkpoint best", {})
+    if kept.get("best_model_score") is None:
+        return None
+    return {"epoch": state["epoch"] + 1, "monitor": kept["monitor"], "value": float(kept["best_model_score"])}
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's contents on the CPU. FileNotFoundError where there is none, ValueError where it is damaged."""
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint: {path} must exist, found nothing there; train first with `probsym fit`")
+    try:
+        state = load_tensors(path)
+    except ValueError as error:
+        raise ValueError(f"checkpoint: {path} must be an intact checkpoint, got {error}") from None
+    if not isinstance(state, dict) or "state_dict" not in state:
+        raise ValueError(f"checkpoint: {path} must hold a state_dict, got {type(state).__name__}")
+    return state
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """What the run continues from: last.ckpt; best.ckpt where it is the only one; None where there is none yet.
+
+    best.ckpt, which is whole too, is written first: it is alone where the run was killed between its first two.
+    """
+    for name in ("last", "best"):
+        if (path := folder / "checkpoints" / f"{name}.ckpt").exists():
+            return path
+    return None

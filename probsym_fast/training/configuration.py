@@ -1,0 +1,197 @@
+"""Configurations: a YAML file a row of the published tables, read into the task's dataclass; any key can be overridden."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields, is_dataclass
+from importlib.resources import files
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from probsym_fast.training import yaml_files
+from probsym_fast.training.yaml_files import dump_yaml
+from probsym_fast.training.yaml_files import read_text as read_text
+
+CONFIGS = files("probsym_fast") / "tasks" / "configs"
+EXTENDED = 16  # most files that extend one another
+
+
+class Limit(NamedTuple):
+    """What a value must be, in words, and whether one is."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def at_least(least: int) -> Limit:
+    return Limit(f"at least {least}", lambda x: x >= least)
+
+
+COUNT = at_least(1)
+POSITIVE = Limit("finite and > 0", lambda x: 0 < x < math.inf)
+NOT_NEGATIVE = Limit("finite and >= 0", lambda x: 0 <= x < math.inf)
+SHARE = Limit("at least 0 and below 1", lambda x: 0 <= x < 1)
+
+
+def between(least: int, most: int) -> Limit:
+    return Limit(f"in {least}..{most}", lambda x: least <= x <= most)
+
+
+def one_of(*values: str) -> Limit:
+    return Limit(f"one of {', '.join(values)}", lambda x: x in values)
+
+
+def check(config: Any, limits: Mapping[str, Limit]) -> None:
+    """Raises ValueError for the first value that its key's Literal does not hold or that is beyond its (dotted) key's limit.
+
+    Null is left to the key's type.
+    """
+    _check_literals(config, "")
+    for key, limit in limits.items():
+        value = attrgetter(key)(config)
+        if value is not None and not limit.holds(value):
+            raise ValueError(f"config: {key} must be {limit.words}, got {value!r}")
+
+
+def _check_literals(config: Any, prefix: str) -> None:
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if is_dataclass(value):
+            _check_literals(value, f"{prefix}{name}.")
+        elif get_origin(hint) is Literal and value not in get_args(hint):
+            raise ValueError(f"config: {prefix}{name} must be one of {', '.join(get_args(hint))}, got {value!r}")
+
+
+def available() -> list[str]:
+    """Names of the configurations that come with the package, such as "nbody/gnn_O3_ps"."""
+    root = Path(str(CONFIGS))
+    return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
+
+
+def find(name: str, what: str = "config:") -> Path:
+    """The file of a configuration: a path, or the name of one that comes with the package. what: begins the error's text."""
+    for path in (Path(name), Path(str(CONFIGS)) / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    near = difflib.get_close_matches(name, available(), n=3, cutoff=0.4)
+    raise ValueError(f"{what} must be a file or one of `probsym info`'s configurations, got {name!r}; near it: {near}")
+
+
+def name_of(path: Path, task: str) -> str:
+    """The name that a file gives its configuration: its stem, and the folder of a packaged one where that is not the task."""
+    root, path = Path(str(CONFIGS)).resolve(), path.resolve()
+    own = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
+    return str(own.with_suffix("")).removeprefix(f"{task}/")
+
+
+def full_name(config: Any) -> str:
+    """task/name, or a name that has a slash alone: of a packaged configuration what `find` takes."""
+    return str(config.name) if "/" in config.name else f"{config.task}/{config.name}"
+
+
+def read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping in a YAML file; with a key `extends`, on top of that configuration.
+
+    extending: the files that led to this one. Raises ValueError, with the file and the key, for what `yaml_files.read`
+    refuses, and for an `extends` that names no configuration, leads in a circle, or over more than EXTENDED files.
+    """
+    values = yaml_files.read(path)
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    what = f"config: extends in {path}"
+    if not isinstance(base, str):
+        raise ValueError(f"{what} must be a file or a configuration's name, got {base!r}")
+    following, way = find(base, what), (*extending, path)
+    if any(following.samefile(one) for one in way):
+        raise ValueError(f"{what} must not lead in a circle, got {base!r}, which extends it")
+    if len(way) == EXTENDED:
+        raise ValueError(f"{what} must lead over at most {EXTENDED} files, got {base!r} as another one")
+    return _merged(read(following, way), values)
+
+
+def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """base with the values in place of its own, key by key in nested mappings."""
+    out = dict(base)
+    for key, value in values.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        out[key] = _merged(base[key], value) if both else value
+    return out
+
+
+def parse(kind: type, values: dict[str, Any], overrides: list[str], path: Path | None = None) -> Any:
+    """The dataclass `kind` from a mapping and command-line overrides `--key value` (nested: `--samples.train 4`).
+
+    Raises ValueError for an unknown key (naming near ones) and for a value of the wrong type. path: of the file with the
+    mapping, which the errors of its keys and values name.
+    """
+    parser, given = parser_of(kind), None
+    try:
+        _check_keys(kind, values, "")
+        given = parser.parse_object(values)
+    except (ArgumentError, ValueError) as error:
+        text = " ".join(str(error).split()).removeprefix("config: ")
+        where = "" if path is None else f", in {path}"
+        raise ValueError(f"config: {text}{where}") from error
+    for flag in overrides:
+        if flag.startswith("--"):
+            _check_flag(kind, flag[2:].split("=")[0])
+    try:
+        return kind(**vars(parser.instantiate(parser.parse_args(overrides, namespace=given))))
+    except ArgumentError as error:
+        raise ValueError(f"config: {' '.join(str(error).split())}") from error
+
+
+def parser_of(kind: type) -> ArgumentParser:
+    """A parser with an argument for every key of the dataclass, documented by its docstring."""
+    parser = ArgumentParser(exit_on_error=False, prog="probsym fit -c CONFIG", usage="%(prog)s [--KEY VALUE ...]")
+    parser.add_class_arguments(kind)
+    return parser
+
+
+def dump(config: Any) -> str:
+    """YAML of every key of a configuration, defaults included."""
+    return dump_yaml(asdict(config))
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys and values with dotted keys."""
+    found = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+def _check_keys(kind: type, values: dict[str, Any], prefix: str) -> None:
+    for key, value in values.items():
+        nested = _field(kind, prefix + key)
+        if nested:
+            if not isinstance(value, dict):
+                raise ValueError(f"config: {prefix}{key} must hold keys and values, got {value!r}")
+            _check_keys(nested, value, f"{prefix}{key}.")
+
+
+def _check_flag(kind: type, dotted: str) -> None:
+    nested: type | None = kind
+    parts = dotted.split(".")
+    for k in range(len(parts)):
+        if nested is None:
+            raise ValueError(f"config: {'.'.join(parts[:k])} is a value, got the key {dotted!r} below it")
+        nested = _field(nested, ".".join(parts[: k + 1]))
+
+
+def _field(kind: type, dotted: str) -> type | None:
+    """The nested dataclass behind a key, None for a plain value; ValueError where there is no such key."""
+    known = {f.name: f for f in fields(kind)}
+    name = dotted.split(".")[-1]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"; near it: {', '.join(near)}" if near else ""
+        raise ValueError(f"config: unknown key {dotted!r}, expected one of {', '.join(known)}{hint}")
+    found = get_type_hints(kind)[name]
+    return found if is_dataclass(found) else None

@@ -1,0 +1,111 @@
+"""What a run logs: a row of means an epoch, rows of steps between, in one file that a resumed run continues."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from probsym_fast.data._store import named, write_atomically
+from probsym_fast.tasks.plots import Row, read_rows
+from probsym_fast.training.callbacks import validated
+
+
+class Rows(Logger):
+    """logs/metrics.csv of the folder, in the first process.
+
+    steps: of the checkpoint that the run continues from; rows of later steps, which come again, and a row that was cut off
+    are dropped. Nothing is written before the first row.
+    """
+
+    def __init__(self, folder: Path, steps: int = 0):
+        super().__init__()
+        self.path, self.steps = folder / "logs" / "metrics.csv", steps
+        self._columns: list[str] = []
+        self._waiting: list[Row] = []
+        self._file: BinaryIO | None = None
+
+    @property
+    def name(self) -> str:
+        return "logs"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """They are in config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self._waiting.append({"step": step, **metrics})
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Rows at hand reach the file."""
+        if not self._waiting:
+            return
+        new = sorted({name for row in self._waiting for name in row} - set(self._columns))
+        if self._file is None or new:
+            before = [row for row in read_rows(self.path) if self._file is not None or int(row["step"]) < self.steps]
+            self._close()
+            rows = [*before, *self._waiting]
+            self._columns = list(dict.fromkeys(name for row in rows for name in ("epoch", "step", *sorted(row))))
+            text = _text([dict(zip(self._columns, self._columns, strict=True)), *rows], self._columns)
+            write_atomically(self.path, lambda file: file.write(text))
+            self._file = open(self.path, "ab")
+        else:
+            with named(self.path):
+                self._file.write(_text(self._waiting, self._columns))
+                self._file.flush()
+        self._waiting = []
+
+    @rank_zero_only
+    def flush(self) -> None:
+        """Rows at hand reach the disk."""
+        self.save()
+        if self._file is not None:
+            with named(self.path):
+                os.fsync(self._file.fileno())
+
+    @property
+    def experiment(self) -> Rows:
+        return self
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.save()
+        self._close()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+
+
+class EpochRows(Callback):
+    """Logs the means of every epoch, and lets all rows reach the disk before the epoch's checkpoints are written."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        stages = ("train/", "valid/") if validated(trainer) else ("train/",)  # the others are of an earlier epoch
+        values = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith(stages)}
+        for logger in trainer.loggers:
+            logger.log_metrics({"epoch": trainer.current_epoch, **values}, step=trainer.global_step - 1)
+            logger.save()
+            if validated(trainer):
+                logger.experiment.flush()
+
+
+def _text(rows: Iterable[Row], columns: list[str]) -> bytes:
+    file = io.StringIO(newline="")
+    csv.DictWriter(file, columns, restval="", lineterminator="\n").writerows(rows)
+    return file.getvalue().encode()

@@ -1,0 +1,269 @@
+"""Training and testing of any task with Lightning: logs, checkpoints, resume, plots in one run folder."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from probsym_fast._untrusted import reason
+from probsym_fast.data._store import remove_leftovers, unfinished, write_atomically
+from probsym_fast.models import Symmetrized
+from probsym_fast.tasks.plots import plot_losses
+from probsym_fast.training import configuration
+from probsym_fast.training.allocator import keep_freed_memory
+from probsym_fast.training.callbacks import StopOnSignal, Stopped
+from probsym_fast.training.checkpoints import best_so_far, last_checkpoint, load_checkpoint
+from probsym_fast.training.faults import Fault, faults_told
+from probsym_fast.training.module import TrainingModule
+from probsym_fast.training.optimisation import horizon
+from probsym_fast.training.ownership import LOCK, is_first_process, owned
+from probsym_fast.training.parallel import check_chunks, layout
+from probsym_fast.training.settings import TRAINING_LIMITS, Training, may_change
+from probsym_fast.training.task import Computation, Task
+from probsym_fast.training.trainer import check_devices, make_trainer
+
+CHECKPOINT = {  # what a checkpoint holds, beside Lightning's version
+    "state_dict": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "loops": dict,
+    "callbacks": dict,
+    "epoch": int,
+    "global_step": int,
+}
+
+
+def run_folder(config: Any) -> Path:
+    """Where a configuration's run lives: `folder`, or runs/<full name>/seed<seed>."""
+    return Path(config.folder or Path("runs") / configuration.full_name(config) / f"seed{config.seed}")
+
+
+def fit(task: Task, *, resume: bool = False) -> dict[str, Any] | None:
+    """Trains, tests the best checkpoint, and returns the report's figures (None in all processes but the first).
+
+    Model, data and trainer are built before anything is written. A run without a checkpoint is resumed at its beginning.
+    Raises FileExistsError where the run's folder exists (and `resume` is not asked for) or belongs to another process,
+    FileNotFoundError where there is nothing to resume, ValueError where configuration or checkpoint do not fit, Stopped
+    after SIGINT or SIGTERM, Fault where the run's folder cannot be written, a loader's worker or another process dies, or
+    the loss is no finite number. Whatever ends a run, SIGKILL at any moment included, its last checkpoint is intact and
+    `resume` gives the numbers of a run that was never ended.
+    """
+    with owned(run_folder(task.config)):
+        return _fit(task, resume)
+
+
+def _fit(task: Task, resume: bool) -> dict[str, Any] | None:
+    config, settings = task.config, task.config.training
+    folder = run_folder(config)
+    if resume:
+        check_recorded(folder, config, may_change(settings))
+    elif is_first_process() and not set(folder.iterdir()) <= {folder / LOCK, *unfinished(folder)}:
+        raise FileExistsError(
+            f"fit: the run folder {folder} exists already; continue it with --resume, or name another with --folder"
+        )
+    check_devices(settings)
+    keep_freed_memory()
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    last = _announced(last_checkpoint(folder), folder) if resume else None
+    module = TrainingModule(task, fresh=last is None)
+    state = None if last is None else load_checkpoint(last)
+    steps = 0 if state is None else _check_checkpoint(last, state, module)
+    if settings.compile:
+        module.model.backbone.compile()  # in place: the names of the weights stay
+    loaders = task.loader("train"), task.loader("valid")
+    if is_first_process():
+        task.loader("test")  # data that are missing or damaged are found before the training
+    horizon(settings, len(loaders[0]))  # refuses a schedule that does not fit
+    stop = StopOnSignal(folder)
+    trainer = make_trainer(task, folder, stop, steps, state)
+    del state  # the trainer's, which lets it go once it is restored
+    module.layout = layout(settings, trainer.global_rank, trainer.world_size)
+    check_chunks(module.model, settings, module.layout)
+    for loader in loaders:
+        loader.sampler.share = module.layout.share
+    with faults_told(folder):
+        if is_first_process():
+            remove_leftovers(folder)
+        record(folder, config)
+        try:
+            trainer.fit(module, *loaders, ckpt_path=last)
+            if stop.number:
+                raise Stopped(stop.number, folder)
+        except SystemExit as error:  # Lightning's answer to a signal before the first step, or to a second one
+            terminated = trainer.received_sigterm or stop.number == signal.SIGTERM
+            raise Stopped(signal.SIGTERM if terminated else signal.SIGINT, folder) from error
+        finally:
+            if is_first_process():
+                plot_losses(folder, task.measure, task.monitor)
+        return _test(task) if is_first_process() else None
+
+
+def test(task: Task) -> dict[str, Any]:
+    """Loads the best checkpoint of the task's run, tests it, writes results.json and plots, and returns the figures.
+
+    Raises FileExistsError where the run's folder belongs to another process, and as `trained_model`.
+    """
+    with owned(run_folder(task.config)):
+        return _test(task)
+
+
+def _test(task: Task) -> dict[str, Any]:
+    folder = run_folder(task.config)
+    model, state = _best(task)
+    with torch.no_grad():
+        results = task.report(model, folder)
+    results["best_checkpoint"] = best_so_far(state)
+    _write(folder / "results.json", json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def compute(experiment: Computation) -> dict[str, Any]:
+    """Runs an experiment without training of its own: config.yaml, plots and results.json in its folder, and the figures.
+
+    Raises FileExistsError where the folder belongs to another process, or holds another configuration, unless the experiment
+    `continues`, and then looks after that itself.
+    """
+    folder = run_folder(experiment.config)
+    with owned(folder):
+        return _compute(experiment, folder)
+
+
+def _compute(experiment: Computation, folder: Path) -> dict[str, Any]:
+    path, text = folder / "config.yaml", configuration.dump(_recorded(experiment.config))
+    recorded = configuration.read(path) if path.is_file() else None
+    if recorded is not None and recorded.get("task") == experiment.config.task:  # keys it does not know have defaults
+        recorded = configuration.read_text(
+            configuration.dump(configuration.parse(type(experiment.config), recorded, []))
+        )
+    other = recorded is not None and recorded != configuration.read_text(text)
+    if other and not experiment.continues:
+        raise FileExistsError(f"the run folder {folder} holds another configuration; name a new one with --folder")
+    results = experiment.run(folder)
+    record(folder, experiment.config)  # after the run: one that is refused leaves no configuration
+    _write(folder / "results.json", json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def best_model(task: Task) -> Symmetrized:
+    """The model of the run's best checkpoint, in eval mode. Raises as `trained_model`."""
+    return _best(task)[0]
+
+
+def _best(task: Task) -> tuple[Symmetrized, dict[str, Any]]:
+    """`best_model`, and what else its checkpoint holds."""
+    wanted = task.config.training.accelerator
+    device = "cuda" if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
+    path = run_folder(task.config) / "checkpoints" / "best.ckpt"
+    state = load_checkpoint(path)
+    return _with_weights(task, path, state).to(device).eval(), state
+
+
+def trained_model(task: Task, path: Path) -> Symmetrized:
+    """The task's model with a checkpoint's weights. FileNotFoundError without one, ValueError where it does not fit."""
+    return _with_weights(task, path, load_checkpoint(path))
+
+
+def _with_weights(task: Task, path: Path, state: dict[str, Any]) -> Symmetrized:
+    module = TrainingModule(task, fresh=False)
+    try:
+        module.load_state_dict(state["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(f"checkpoint: {path} must fit the configured model, got {reason(error)}") from error
+    return module.model
+
+
+def _announced(last: Path | None, folder: Path) -> Path | None:
+    """The checkpoint to continue from; says so where it is not last.ckpt."""
+    if is_first_process() and last is None:
+        print(f"resume: there is no checkpoint in {folder} yet; starting from the beginning", file=sys.stderr)
+    elif is_first_process() and last.stem != "last":
+        print(f"resume: there is no last.ckpt in {folder}; continuing from {last.name}", file=sys.stderr)
+    return last
+
+
+def _check_checkpoint(last: Path, state: dict[str, Any], module: TrainingModule) -> int:
+    """Loads the checkpoint's state into the module on trial and returns its steps; ValueError where it does not fit."""
+    if missing := [name for name in CHECKPOINT if name not in state]:
+        raise ValueError(f"checkpoint: {last} must hold {', '.join(CHECKPOINT)}, got none of {', '.join(missing)}")
+    for name, kind in CHECKPOINT.items():
+        if name != "state_dict" and (not isinstance(state[name], kind) or (kind is int and state[name] < 0)):
+            got = state[name] if isinstance(state[name], int) else type(state[name]).__name__
+            raise ValueError(f"checkpoint: {last} must hold {name} of type {kind.__name__}, got {got}")
+    try:
+        module.load_state_dict(state["state_dict"])
+        optimizer = module.configure_optimizers()
+        optimizer = optimizer["optimizer"] if isinstance(optimizer, dict) else optimizer
+        optimizer.load_state_dict(state["optimizer_states"][0])
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"checkpoint: {last} must fit the configured model, got {reason(error)}") from error
+    if (done := state["epoch"] + 1) > module.training_settings.epochs:
+        raise ValueError(
+            f"resume: training.epochs must be at least the {done} done, got {module.training_settings.epochs}"
+        )
+    return state["global_step"]
+
+
+def record(folder: Path, config: Any) -> None:
+    """Writes the run's config.yaml, in the first process."""
+    if is_first_process():
+        _write(folder / "config.yaml", configuration.dump(_recorded(config)))
+
+
+def _recorded(config: Any) -> Any:
+    """The configuration as a run's folder keeps it: good from any working directory, also where the folder is moved."""
+    changes: dict[str, Any] = {"folder": "."}
+    if data := getattr(config, "data", None):
+        changes["data"] = str(Path(data).absolute())
+    backbone = getattr(config, "backbone", None)
+    if weights := getattr(backbone, "weights", None):
+        changes["backbone"] = replace(backbone, weights=str(Path(weights).absolute()))
+    return replace(config, **changes)
+
+
+def check_recorded(folder: Path, config: Any, free: Collection[str]) -> None:
+    """FileNotFoundError where there is no run, ValueError where a (dotted) key differs that is not free to change."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"resume: {path} must exist, found nothing there; train first with `probsym fit`")
+    values = configuration.read(path)
+    if values.get("task") != config.task:
+        raise ValueError(f"resume: task must be {values.get('task')!r} as in {path}, got {config.task!r}")
+    recorded = configuration.parse(type(config), values, [], path)  # keys it does not know have defaults
+    before, now = (
+        configuration.flat(configuration.read_text(configuration.dump(_recorded(c)))) for c in (recorded, config)
+    )
+    for key in sorted((before | now).keys() - set(free)):
+        was, given = before.get(key), now.get(key)
+        if was != given:
+            raise ValueError(f"resume: {key} must be {was!r} as in {path}, got {given!r}")
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+__all__ = [
+    "TRAINING_LIMITS",
+    "Fault",
+    "Stopped",
+    "Training",
+    "TrainingModule",
+    "best_model",
+    "check_recorded",
+    "compute",
+    "fit",
+    "is_first_process",
+    "load_checkpoint",
+    "record",
+    "run_folder",
+    "test",
+    "trained_model",
+]

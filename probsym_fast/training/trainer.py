@@ -1,0 +1,92 @@
+"""Lightning's trainer, set up as a task's configuration says."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from probsym_fast.training.callbacks import EndWithStep, Patience, ProgressLines, StopOnSignal
+from probsym_fast.training.checkpoints import Checkpoints, KeptWeights, WholeFiles
+from probsym_fast.training.faults import Finite
+from probsym_fast.training.logs import EpochRows, Rows
+from probsym_fast.training.parallel import strategy
+from probsym_fast.training.settings import Training
+from probsym_fast.training.task import Task
+
+
+def check_devices(settings: Training) -> None:
+    """Raises ValueError where the machine lacks the devices or cannot train on them in this precision."""
+    count = torch.cuda.device_count()
+    if settings.accelerator == "gpu" and not count:
+        raise ValueError("config: training.accelerator must be auto or cpu where torch sees no GPU, got 'gpu'")
+    if settings.accelerator != "cpu" and settings.devices != "auto" and settings.devices > count > 0:
+        raise ValueError(
+            f"config: training.devices must be at most {count}, the GPUs there are, got {settings.devices}"
+        )
+    if settings.precision == "16-mixed" and (settings.accelerator == "cpu" or not count):
+        raise ValueError("config: training.precision must be 32-true or bf16-mixed on the CPU, got '16-mixed'")
+
+
+def make_trainer(
+    task: Task, folder: Path, stop: StopOnSignal, steps: int = 0, state: dict[str, Any] | None = None
+) -> L.Trainer:
+    """The trainer of a run in this folder, which nothing is written to before it trains.
+
+    steps, state: of the checkpoint that the run continues from; the state is what the trainer gets for the file.
+    """
+    settings: Training = task.config.training
+    validate_every = min(settings.validate_every, settings.epochs)
+    callbacks: list[Callback] = [
+        Checkpoints(folder / "checkpoints", "best", task.monitor),
+        Checkpoints(folder / "checkpoints", "last"),  # after the other: it holds its state
+        stop,
+        Finite(),
+        EpochRows(),
+    ]
+    if settings.steps is not None:
+        callbacks.append(EndWithStep(settings.steps))
+    if settings.patience is not None:
+        callbacks.append(Patience(task.monitor.key, mode=task.monitor.direction, patience=settings.patience))
+    if settings.keep_every is not None:
+        callbacks.append(KeptWeights(folder / "checkpoints", settings.keep_every))
+    if settings.progress:
+        callbacks.append(RichProgressBar(console_kwargs={"stderr": True}) if sys.stderr.isatty() else ProgressLines())
+    for noise in (
+        ".*does not have many workers.*",
+        ".*treespec, LeafSpec.*",
+        "Checkpoint directory .* is not empty",
+        ".*is smaller than the logging interval.*",  # the epoch's means are logged anyway
+    ):
+        warnings.filterwarnings("ignore", message=noise)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    return L.Trainer(
+        max_epochs=settings.epochs,
+        accumulate_grad_batches=settings.accumulate,
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        num_nodes=settings.nodes,
+        strategy=strategy(settings),
+        precision=settings.precision,
+        deterministic=settings.deterministic,
+        check_val_every_n_epoch=validate_every,
+        use_distributed_sampler=False,  # EpochSampler takes its share itself
+        callbacks=callbacks,
+        logger=[
+            Rows(folder, steps),
+            TensorBoardLogger(folder, name="tensorboard", version="", purge_step=steps),  # later steps come again
+        ],
+        plugins=[WholeFiles(state)],
+        log_every_n_steps=settings.log_every or 1,
+        num_sanity_val_steps=0,
+        enable_progress_bar=settings.progress,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )

@@ -1,0 +1,323 @@
+"""Configurations and the command line: what is refused, and how."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from probsym_fast import cli, tasks
+from probsym_fast.data._store import save_arrays
+from probsym_fast.tasks import configuration
+from probsym_fast.tasks.exp_classify import ExpClassifyConfig
+from probsym_fast.tasks.nbody import Backbone
+from probsym_fast.training.run import run_folder
+
+
+def refused(capsys, *arguments: str) -> str:
+    assert cli.main(arguments) == 1
+    return capsys.readouterr().err
+
+
+def test_all_rows_of_the_paper_have_a_file():
+    names = set(configuration.available())
+    for symmetry in ("S5xO3", "S5xSO3", "O3", "SO3", "S5"):
+        for method in ("ps", "ga", "canonical"):
+            assert f"nbody/transformer_{symmetry}_{method}" in names
+            if symmetry in ("O3", "SO3"):
+                assert f"nbody/gnn_{symmetry}_{method}" in names
+
+
+def test_overrides_and_round_trip(tmp_path):
+    task = tasks.load("nbody/gnn_O3_ps", ["--training.lr", "0.5", "--samples.train=3", "--seed", "7"])
+    assert (task.config.training.lr, task.config.samples.train, task.config.seed) == (0.5, 3, 7)
+    assert task.config.name == "gnn_O3_ps"
+    (tmp_path / "again.yaml").write_text(configuration.dump(task.config))
+    assert tasks.load(str(tmp_path / "again.yaml")).config == task.config
+
+
+def test_default_run_folders_are_the_packaged_names(tmp_path):
+    """No two configurations share one; a file of one's own is named by its task and itself."""
+    kinds = {
+        name: tasks.TASKS[configuration.read(configuration.find(name))["task"]][0] for name in configuration.available()
+    }
+    for name, kind in kinds.items():
+        path = configuration.find(name)
+        values = configuration.read(path)
+        config = configuration.parse(kind, values | {"name": configuration.name_of(path, values["task"])}, [])
+        assert run_folder(config) == Path("runs") / name / f"seed{config.seed}"
+    task = tasks.load("pattern/small_ps", ["--seed=2"])
+    assert task.config.name == "pattern/small_ps" and run_folder(task.config) == Path("runs/pattern/small_ps/seed2")
+    (own := tmp_path / "own.yaml").write_text("task: vision\n")
+    assert run_folder(tasks.load(str(own)).config) == Path("runs/vision/own/seed42")
+    own.write_text(configuration.dump(task.config))  # as a run's folder keeps it
+    assert run_folder(tasks.load(str(own)).config) == Path("runs/pattern/small_ps/seed2")
+    assert run_folder(tasks.load("pattern/small_ps", ["--name=mine", "--seed=3"]).config) == Path(
+        "runs/vision/mine/seed3"
+    )
+    assert run_folder(tasks.load("pattern/small_ps", ["--folder=x"]).config) == Path("x")
+
+
+@pytest.mark.parametrize(
+    ("values", "flags", "message"),
+    [
+        ({"sede": 1}, [], r"config: unknown key 'sede', expected one of .*near it: seed"),
+        (
+            {"training": {"learning": 1}},
+            [],
+            r"unknown key 'training.learning', expected one of epochs, batch",
+        ),
+        ({"training": 3}, [], r"config: training must hold keys and values, got 3"),
+        ({"training": {"lr": "fast"}}, [], r"training.lr.*Expected a <class 'float'>. Got value: fast"),
+        ({"symmetry": "O4"}, [], r"symmetry.*S5xO3.*Got value: O4"),
+        ({}, ["--trainng.lr", "1"], r"unknown key 'trainng', expected one of .*near it: training"),
+        ({}, ["--samples.train", "2.5"], r"samples.train.*Got value: 2.5"),
+        ({}, ["--seed.deep", "1"], r"config: seed is a value, got the key 'seed.deep' below it"),
+        ({"symmetry": "S5"}, [], r"config: the gnn is symmetric under permutations itself: .* got S5"),
+        ({"method": "canonical"}, [], r"config: method canonical takes 1 sample, got Samples"),
+    ],
+)
+def test_bad_configurations(tmp_path, values, flags, message):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump({"task": "nbody", **values}))
+    with pytest.raises(ValueError, match=message):
+        tasks.load(str(path), flags)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "must"),
+    [
+        ("seed", "-1", "in 0..4294967295, got -1"),
+        ("seed", "4294967296", "in 0..4294967295, got 4294967296"),
+        ("count", "0", "in 1..10000, got 0"),
+        ("count", "10001", "in 1..10000, got 10001"),
+        ("training.epochs", "0", "at least 1, got 0"),
+        ("training.batch", "0", "at least 1, got 0"),
+        ("training.validate_every", "0", "at least 1, got 0"),
+        ("training.patience", "0", "at least 1, got 0"),
+        ("training.lr", "0", "finite and > 0, got 0.0"),
+        ("training.lr", "-.inf", "finite and > 0, got -inf"),
+        ("training.lr", ".nan", "finite and > 0, got nan"),
+        ("training.weight_decay", "-1", "finite and >= 0, got -1.0"),
+        ("training.entropy", ".nan", "finite and >= 0, got nan"),
+        ("training.precision", "bf16-true", "one of 32-true, bf16-mixed, 16-mixed, got 'bf16-true'"),
+        ("training.precision", "7", "one of 32-true, bf16-mixed, 16-mixed, got '7'"),
+        ("training.accelerator", "abacus", "one of auto, cpu, gpu, got 'abacus'"),
+        ("training.devices", "0", 'at least 1, or "auto", got 0'),
+        ("training.devices", "many", "at least 1, or \"auto\", got 'many'"),
+        ("samples.train", "0", "at least 1, got 0"),
+        ("samples.valid", "0", "at least 1, got 0"),
+        ("samples.test", "-3", "at least 1, got -3"),
+        ("samples.trials", "0", "at least 1, got 0"),
+        ("backbone.layers", "0", "at least 1, got 0"),
+        ("backbone.width", "0", "at least 1, got 0"),
+        ("backbone.dropout", "1", "at least 0 and below 1, got 1.0"),
+        ("distribution.width", "1", "in 2..10000, got 1"),
+        ("distribution.neighbors", "0", "at least 1, got 0"),
+        ("distribution.noise", ".inf", "finite and >= 0, got inf"),
+        ("distribution.tau", "0", "finite and > 0, got 0.0"),
+        ("distribution.iterations", "-1", "in 0..10000, got -1"),
+    ],
+)
+def test_values_out_of_range(capsys, tmp_path, key, value, must):
+    folder = tmp_path / "run"
+    error = refused(capsys, "fit", "-c", "nbody/gnn_O3_ps", f"--{key}={value}", "--folder", str(folder))
+    assert error == f"probsym: error: config: {key} must be {must}\n"
+    assert not folder.exists()
+
+
+def test_heads_must_divide_the_width(capsys):
+    error = refused(capsys, "fit", "-c", "nbody/transformer_O3_ps", "--backbone.heads", "5")
+    assert error == "probsym: error: config: backbone.heads must divide backbone.width = 64, got 5\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2]", "must be readable YAML, got ValueError: expected keys and values, got list"),
+        ("a: [", "must be readable YAML, got ParserError"),
+        ("\x00", "must be readable YAML, got ReaderError"),
+        ("task: unknown", f"must be one of {', '.join(tasks.TASKS)}, got 'unknown'"),
+        ("seed: 1", f"must be one of {', '.join(tasks.TASKS)}, got None"),
+    ],
+)
+def test_unreadable_files(tmp_path, text, message):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tasks.load(str(tmp_path / "c.yaml"))
+
+
+def test_command_line_refuses_with_one_line(capsys, tmp_path):
+    error = refused(capsys, "fit", "-c", "nbody/gnn_O3")
+    assert error.startswith("probsym: error: config: must be a file or one of")
+    assert "nbody/gnn_O3_ps" in error
+    (tmp_path / "something").touch()
+    assert "exists already" in refused(capsys, "fit", "-c", "nbody/gnn_O3_ps", "--folder", str(tmp_path))
+    names = "nbody, graph8c, exp, pattern, published_pattern, peptides-func, peptides-struct, pcqm-contact"
+    assert f"must be one of {names}, got 'mnist'" in refused(capsys, "data", "get", "mnist")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["fit"])
+
+
+def test_info_and_data_list(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("PROBSYM_CACHE", str(tmp_path))
+    assert cli.main(["info"]) == 0
+    out = capsys.readouterr().out
+    for word in ("soft_permutation", "reference", "torch", "nbody/transformer_S5xO3_ps"):
+        assert word in out
+    assert cli.main(["data", "list"]) == 0
+    assert "generated on first use" in capsys.readouterr().out
+    file = tmp_path / "nbody" / "charged5-30-40.npz"
+    save_arrays(file, {"positions": np.ones(3)}, {})
+    assert cli.main(["data", "list"]) == 0
+    assert f"cached in {file}" in capsys.readouterr().out
+    file.write_bytes(file.read_bytes()[:100])
+    assert cli.main(["data", "list"]) == 0
+    out = capsys.readouterr().out
+    assert "damaged: " in out and "probsym data get nbody --force" in out and "cached" not in out
+    assert "data: list must stand alone, got 'extra'" in refused(capsys, "data", "list", "extra")
+    assert "data: list must stand alone, got '--force'" in refused(capsys, "data", "list", "--force")
+
+
+def test_keys_lists_the_documented_keys(capsys):
+    assert cli.main(["fit", "-c", "nbody/gnn_O3_ps", "--keys"]) == 0
+    out = capsys.readouterr().out
+    assert "--training.lr" in out
+    assert "learning rate of Adam" in out
+
+
+def test_truncated_data_file_is_refused(capsys, tmp_path):
+    (tmp_path / "charged5-30-40.npz").write_bytes(b"PK\x03\x04 half a file")
+    error = refused(capsys, "fit", "-c", "nbody/gnn_O3_ps", "--data", str(tmp_path), "--folder", str(tmp_path / "run"))
+    assert "charged5-30-40.npz: expected a readable .npz file" in error
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "message"),
+    [
+        ("nbody", {"symmetry": "O4"}, "symmetry must be one of S5xO3, S5xSO3, O3, SO3, S5, got 'O4'"),
+        ("nbody", {"backbone": Backbone(kind="mlp")}, "backbone.kind must be one of transformer, gnn, got 'mlp'"),
+        ("nbody", {"task": "separation"}, "task must be one of nbody, got 'separation'"),
+        ("separation", {"dataset": "EXP"}, "dataset must be one of graph8c, exp, wl_pairs, got 'EXP'"),
+        ("separation", {"method": None}, "method must be one of ps, ga, fa, canonical, got None"),
+        ("exp_classify", {"backbone": "transformer"}, "backbone must be one of mlp, gin, got 'transformer'"),
+        (
+            "sample_size",
+            {"classify": ExpClassifyConfig(method="none")},
+            "classify.method must be one of ps, ga, fa, canonical, got 'none'",
+        ),
+        ("sample_size", {"train": [2.5]}, "train must be numbers of samples >= 1, got [2.5]"),
+        ("automorphism", {"method": "none"}, "method must be one of ps, ga, fa, canonical, got 'none'"),
+        ("automorphism", {"seed": -1}, "seed must be in 0..4294967295, got -1"),
+    ],
+)
+def test_configurations_built_in_python_are_checked_too(task, settings, message):
+    kind, make = tasks.TASKS[task]
+    make(kind())
+    with pytest.raises(ValueError, match=f"^{re.escape(f'config: {message}')}$"):
+        make(kind(**settings))
+
+
+BOMB = "".join(f"a{k + 1}: &a{k + 1} [{', '.join([f'*a{k}'] * 9)}]\n" for k in range(9))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task: nbody\nseed: 1\nseed: 2\n", "expected every key once, got 'seed' in lines 2 and 3"),
+        ("training:\n  lr: 1\n  lr: 2\n", "expected every key once, got 'lr' in lines 2 and 3"),
+        ("a0: &a0 [1]\n" + BOMB, "more than 20000 values, aliases written out, line"),
+        ("a: &a [*a]", "an alias within what it names, line 1"),
+        ("a: " + "[" * 5000 + "]" * 5000, "more than 32 levels, line 1"),
+        ("{a: " * 40 + "1" + "}" * 40, "more than 32 levels, line 1"),
+        ("1: a", "expected keys that are strings, got 1 in line 1"),
+        ("no: a", "expected keys that are strings, got False in line 1"),
+        ("? [a]\n: b", "expected keys that are strings, got ['a'] in line 1"),
+        ("name: 2024-01-01", "name must be a string, a number or a boolean, got date in line 1"),
+        ("name: !!binary aGk=", "name must be a string, a number or a boolean, got bytes in line 1"),
+        ("name: !!set {a}", "expected plain values, got tag:yaml.org,2002:set in line 1"),
+        ("name: !!python/object:os.system {}", "could not determine a constructor for the tag"),
+        ("seeds: [2024-99-99]", "month must be in 1..12"),
+        ("seed: " + "9" * 5000, "seed in line 1: Exceeds the limit"),
+        ('name: "a\\0b"', "name must hold no NUL character, got one in line 1"),
+        ("a: 1\n---\nb: 2\n", "expected a single document"),
+        ("", "expected keys and values, got NoneType"),
+        ("just text", "expected keys and values, got str"),
+        (b"name: gr\xf6\xdfe", "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xf6"),
+        ("#" * (1 << 19), "expected at most 262144 bytes, got 524288"),
+    ],
+)
+def test_hostile_files_are_refused_in_one_line(tmp_path, text, message):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError) as error:
+        tasks.load(str(path))
+    assert str(error.value).startswith(f"config: {path} must be readable YAML, got ") and message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_aliases_and_merges_within_bounds_are_read(tmp_path):
+    (tmp_path / "c.yaml").write_bytes("\ufeffa: &a {x: ü, y: 2}\nb:\n  <<: *a\n  y: 3\nc: *a\n".encode())
+    assert configuration.read(tmp_path / "c.yaml") == {
+        "a": {"x": "ü", "y": 2},
+        "b": {"x": "ü", "y": 3},
+        "c": {"x": "ü", "y": 2},
+    }
+
+
+def test_extends(tmp_path):
+    files = [tmp_path / f"{k}.yaml" for k in range(20)]
+
+    def extend(path, base):
+        path.write_text(f"extends: {base}\nseed: 1\n", encoding="utf-8")
+
+    def refusal(path):
+        with pytest.raises(ValueError) as error:
+            configuration.read(path)
+        return str(error.value)
+
+    extend(files[0], files[0])
+    assert refusal(files[0]).startswith(f"config: extends in {files[0]} must not lead in a circle, got")
+    (tmp_path / "link.yaml").symlink_to(files[0])
+    extend(files[0], tmp_path / "link.yaml")
+    assert f"config: extends in {files[0]} must not lead in a circle" in refusal(files[0])
+    for path, base in zip(files[:3], (*files[1:3], files[0]), strict=True):
+        extend(path, base)
+    assert refusal(files[0]).startswith(f"config: extends in {files[2]} must not lead in a circle")
+    for path, base in zip(files, (*files[1:], "nbody/demo"), strict=True):
+        extend(path, base)
+    assert f"extends in {files[15]} must lead over at most 16 files" in refusal(files[0])
+    assert configuration.read(files[10])["task"] == "nbody"
+    extend(files[0], "none")
+    assert refusal(files[0]).startswith(f"config: extends in {files[0]} must be a file or one of")
+    extend(files[0], "[nbody/demo]")
+    assert refusal(files[0]) == (
+        f"config: extends in {files[0]} must be a file or a configuration's name, got ['nbody/demo']"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training: {lr: fast}", "training.lr"),
+        ("training: 3", "training must hold keys and values, got 3"),
+        ("sede: 1", "unknown key 'sede'"),
+        ("seed: [1]", "seed"),
+        ("folder: {a: 1}", "folder"),
+    ],
+)
+def test_wrong_values_name_key_and_file(tmp_path, text, message):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"task: nbody\n{text}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        tasks.load(str(path))
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("task", ["[nbody]", "{a: b}", "3", "null"])
+def test_a_task_of_the_wrong_type(tmp_path, capsys, task):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"task: {task}\n", encoding="utf-8")
+    for more in ([], ["--keys"]):
+        assert f"config: task in {path} must be one of" in refused(capsys, "fit", "-c", str(path), *more)
