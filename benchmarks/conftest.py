@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.harness import Row, machine
-from probsym_fast.data._store import write_atomically
+from probsym_fast._files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 ROWS: list[Row] = []

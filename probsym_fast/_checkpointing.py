@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from probsym_fast.ops._op import transformed
+from probsym_fast._checks import transformed
 
 _by_layer = False
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probsym_fast.ops._op import looks_at_values
+from probsym_fast._checks import looks_at_values
 
 OWNER = "Graphs.from_data"
 # fields that change what an edge or a node is, and what to do instead

@@ -43,27 +43,3 @@ def free_memory(device: torch.device) -> int | None:
         return None
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
-class RandomState:
-    """The global random numbers of the CPU and a device, as they stand; `restore` brings them back."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.cpu = torch.get_rng_state()
-        self.gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-    def restore(self) -> None:
-        torch.set_rng_state(self.cpu)
-        if self.gpu is not None:
-            torch.cuda.set_rng_state(self.gpu, self.device)
-
-
-def seed_generators(seed: int) -> None:
-    """torch.manual_seed for the CPU and for GPUs in use.
-
-    Where CUDA is built and not in use, that one formats the caller's stack at every call, to be shown should CUDA start.
-    """
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(seed)

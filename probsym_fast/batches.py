@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from probsym_fast._checks import looks_at_values
 from probsym_fast._geometric import OWNER, check_agreement, fields_of
-from probsym_fast.ops._op import looks_at_values
 
 
 class Batch(Protocol):

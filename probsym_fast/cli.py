@@ -87,7 +87,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def _file_error(error: OSError) -> str | None:
     """One line for an error of a file, of a full disk or of our own; None for another of the system's."""
-    from probsym_fast.data._store import FULL
+    from probsym_fast._files import FULL
 
     if error.errno is None:
         return str(error)
@@ -183,7 +183,6 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _profile(options: argparse.Namespace, rest: list[str]) -> int:
     from probsym_fast import tasks
-    from probsym_fast.tasks.plots import plot_profile  # noqa: F401  what is missing is found before the measuring
     from probsym_fast.training.ownership import owned
 
     given = vars(options)
@@ -217,8 +216,8 @@ def _profile_in(folder: Path, task: Any, given: dict[str, Any]) -> int:
 
 
 def _join(options: argparse.Namespace, rest: list[str]) -> int:
+    from probsym_fast.profiling.plots import plot_variances
     from probsym_fast.profiling.results import gains_table, joined, read_profiles, save_profiles
-    from probsym_fast.tasks.plots import plot_variances
     from probsym_fast.training.ownership import owned
 
     if rest:

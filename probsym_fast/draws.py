@@ -11,8 +11,8 @@ import numpy
 import torch
 from torch import Tensor
 
+from probsym_fast._checks import transformed
 from probsym_fast.ops import noise
-from probsym_fast.ops._op import transformed
 from probsym_fast.ops.reference.noise import signed
 
 KINDS = "independent", "antithetic", "stratified"
@@ -178,3 +178,35 @@ def _checked_seed(seed: int | Tensor) -> int | Tensor:
 def _capturing() -> bool:
     """Whether a CUDA graph is being captured."""
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+class RandomState:
+    """The global random numbers of the CPU and a device, as they stand; `restore` brings them back."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.cpu = torch.get_rng_state()
+        self.gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.gpu is not None:
+            torch.cuda.set_rng_state(self.gpu, self.device)
+
+
+def seed_generators(seed: int) -> None:
+    """torch.manual_seed for the CPU and for GPUs in use.
+
+    Where CUDA is built and not in use, that one formats the caller's stack at every call, to be shown should CUDA start.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
+def seeded(seed: int, purpose: str, step: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator for one draw: the same (seed, purpose, step) gives the same noise, whatever was drawn before."""
+    mixed = seed
+    for part in (*purpose.encode(), step):
+        mixed = (mixed * 6364136223846793005 + part + 1442695040888963407) % 2**63
+    return torch.Generator(device).manual_seed(mixed)

@@ -9,10 +9,10 @@ import torch
 
 import probsym_fast as psf
 from probsym_fast import models, ops
+from probsym_fast._checks import as_int, as_number, check_counts
 from probsym_fast.distributions import GIN, Learned, Normal, Uniform, UniformNoise, VectorNeurons
 from probsym_fast.groups import Euclidean, Orthogonal, Symmetric, Translation
 from probsym_fast.models.chunks import Chunks
-from probsym_fast.ops._op import as_int, as_number, check_counts
 from tests.conftest import assert_near
 from tests.graphs import random_graphs
 

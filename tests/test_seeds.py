@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from probsym_fast._memory import seed_generators
+from probsym_fast.draws import seed_generators
 from probsym_fast.training import module
 from tests.training.tiny import run
 

@@ -1,25 +1,21 @@
-"""Where generated and downloaded data lives; files are written whole or not at all, and checked when read."""
+"""Where generated and downloaded data lives, and arrays in files that are checked when read."""
 
-import errno
 import hashlib
 import json
 import math
 import os
-import re
-import secrets
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from zipfile import ZipFile
 
 import numpy as np
 
+from probsym_fast._files import write_atomically
 from probsym_fast._untrusted import check_zip, open_regular
 
 METADATA = "metadata"  # name of the array that holds the metadata, JSON in UTF-8
 CHECKSUM = "sha256"
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errors of a disk that takes no more
 
 
 def cache_dir() -> Path:
@@ -28,50 +24,6 @@ def cache_dir() -> Path:
         return Path(own).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME")
     return (Path(shared) if shared else Path.home() / ".cache") / "probsym_fast"
-
-
-def write_atomically(path: str | Path, writer: Callable[[BinaryIO], Any]) -> None:
-    """Create or replace the file `path` with what `writer(file)` writes to a binary file.
-
-    The bytes go to a temporary file in the same folder (made if need be), reach the disk, and are then
-    renamed: a reader sees the old file or the new one, never a part. Of several writers at once the last one
-    wins. Whatever `writer` raises, an interrupt included, is passed on; `path` is then as it was and the
-    temporary file is gone.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with named(path), open(temporary, "xb") as file:
-            writer(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Errors of a full disk name the file that is written within, which the system leaves out."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL and error.filename is None:
-            error.filename = str(path)
-        raise
-
-
-def unfinished(folder: Path) -> list[Path]:
-    """The temporary files in the folder (not below it) whose writers were killed, or are at work."""
-    return [path for path in folder.glob(".*.tmp") if re.fullmatch(r"\..+\.[0-9a-f]{16}\.tmp", path.name)]
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files of killed writers in the folder and those right below it; nobody else may write there."""
-    places = [folder, *(path for path in folder.glob("*") if path.is_dir())]
-    for path in (path for place in places for path in unfinished(place)):
-        path.unlink(missing_ok=True)
 
 
 def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:

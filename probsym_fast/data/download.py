@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.request import urlopen
 
+from probsym_fast._files import write_atomically
 from probsym_fast._progress import announced
-from probsym_fast.data._store import write_atomically
 
 CHUNK = 1 << 16
 TIMEOUT = 30.0  # seconds without a byte

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from probsym_fast._files import write_atomically
 from probsym_fast._untrusted import read_bytes
-from probsym_fast.data._store import write_atomically
 
 HEADER = b">>graph6<<"
 LOWEST, HIGHEST = 63, 126  # the bytes in use

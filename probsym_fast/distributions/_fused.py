@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from probsym_fast.ops._op import transformed
+from probsym_fast._checks import transformed
 
 
 class Fused(Function):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from probsym_fast.ops._op import transformed
+from probsym_fast._checks import transformed
 
 
 @torch.no_grad()

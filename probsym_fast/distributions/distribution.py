@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from probsym_fast._checks import as_number, check_count, check_int, check_type
 from probsym_fast.distributions.laplacian import laplacian_keys
 from probsym_fast.groups import Batch, Draws, Graphs, Group, Symmetric
-from probsym_fast.ops._op import as_number, check_count, check_int, check_type
 from probsym_fast.ops.permutation import check_relaxation
 
 Penalties = dict[str, Tensor]

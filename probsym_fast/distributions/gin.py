@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from probsym_fast import ops
 from probsym_fast._checkpointing import layer
+from probsym_fast._checks import check_counts, check_dtype, check_share
 from probsym_fast.distributions._statistics import move_statistics
 from probsym_fast.groups import Graphs
-from probsym_fast.ops._op import check_counts, check_dtype, check_share
 
 
 class GIN(nn.Module):

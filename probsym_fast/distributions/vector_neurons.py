@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probsym_fast._checkpointing import layer
+from probsym_fast._checks import check_count, check_counts, check_int, check_share, looks_at_values
 from probsym_fast.batches import check_all_valid
 from probsym_fast.distributions.vector_layers import EdgeConvolution, Layer, uniform
 from probsym_fast.distributions.vector_steps import LargestInvariant, dot, linear, some_clouds
 from probsym_fast.groups import PointClouds
-from probsym_fast.ops._op import check_count, check_counts, check_int, check_share, looks_at_values
 
 
 @torch.no_grad()

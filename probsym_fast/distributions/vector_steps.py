@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from probsym_fast._checks import transformed
 from probsym_fast.distributions._fused import Fused, gradient, needs_definition
-from probsym_fast.ops._op import transformed
 
 SLOPE = 0.2  # of the leaky ReLU
 NORM_EPS = 1e-6  # |p| is sqrt(<p, p> + NORM_EPS^2): smooth at zero

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from probsym_fast._checks import check_count
 from probsym_fast.batches import Batch
 from probsym_fast.draws import Draws
 from probsym_fast.groups.group import Group, check_layout, sample_axis
 from probsym_fast.groups.orthogonal import Orthogonal, SpecialOrthogonal
-from probsym_fast.ops._op import check_count
 
 
 class Motion(NamedTuple):

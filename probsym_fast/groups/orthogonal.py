@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from probsym_fast import ops
+from probsym_fast._checks import check_count
 from probsym_fast.batches import Batch
 from probsym_fast.draws import Draws
 from probsym_fast.groups.group import Group, check_layout, sample_axis, wanted
-from probsym_fast.ops._op import check_count
 
 
 class Orthogonal(Group):

@@ -1,19 +1,13 @@
 """Symmetrized models: backbones, embeddings, readouts."""
 
+from probsym_fast.models.backbones.gin import GINBackbone
 from probsym_fast.models.backbones.language import LanguageBackbone, hf_backbone
 from probsym_fast.models.backbones.message_passing import MessagePassing
 from probsym_fast.models.backbones.mlp import MLP
 from probsym_fast.models.backbones.timm import timm_backbone
 from probsym_fast.models.backbones.transformer import Transformer
 from probsym_fast.models.backbones.vision import VisionBackbone
-from probsym_fast.models.graphs import (
-    FlatGraph,
-    GINBackbone,
-    IdentifiedNodes,
-    MeanReadout,
-    PatchWeight,
-    SlotReadout,
-)
+from probsym_fast.models.graphs import FlatGraph, IdentifiedNodes, MeanReadout, PatchWeight, SlotReadout
 from probsym_fast.models.point_clouds import NodeReadout, NodeVectors, PairTokens
 from probsym_fast.models.symmetrized import Symmetrized
 from probsym_fast.models.tokens import DiagonalReadout, GraphReadout, GraphTokens, NodeTokens, PairReadout

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from probsym_fast._checks import as_number, check_counts, looks_at_values
 from probsym_fast.groups import Batch, Draws
-from probsym_fast.ops._op import as_number, check_counts, looks_at_values
 
 REDUCTIONS = "mean", "none", "max", "weighted"
 LEAST_BLOCKS = 8  # behind which a standard error may stop `estimate`: of two blocks it is 0 wherever they agree

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast._checkpointing import recomputed, unchanged
-from probsym_fast._memory import RandomState, free_memory, peak_memory
+from probsym_fast._checks import as_int, transformed
+from probsym_fast._memory import free_memory, peak_memory
+from probsym_fast.draws import RandomState
 from probsym_fast.groups import Batch
-from probsym_fast.ops._op import as_int, transformed
 
 MARGIN = 0.9  # of the memory there is: fragments and other allocations take the rest
 Run = Callable[[int, int], Tensor]  # (first sample, count) -> their mean, or each of them

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast import ops
+from probsym_fast._checks import check_count, check_counts, check_dtype
 from probsym_fast.groups import Graphs, Group
-from probsym_fast.models.backbones.mlp import ACTIVATIONS
 from probsym_fast.ops import Permutation, SoftPermutation
-from probsym_fast.ops._op import check_count, check_counts, check_dtype
 from probsym_fast.ops._patches import check_items
 
 
@@ -109,34 +108,6 @@ class IdentifiedNodes(nn.Module):
         check_dtype("IdentifiedNodes", self.features.dtype, x=batch.x)
         h = ops.node_identifiers(batch.ptr, g, self.identifiers, nodes=batch.x.shape[0])
         return h + (batch.x.to(self.features.dtype) @ self.features.T)[:, None], batch
-
-
-class GINBackbone(nn.Module):
-    """GIN with one linear map a layer, then the sum over nodes and a linear map: (nodes, S, width) -> (B, S, out).
-
-    Layer: `h_u <- W ((1 + eps) h_u + sum of h_v over neighbours) + b`, eps learned, drawn from U(0, 1). The first W stands in
-    the embedding, before the sum (both are linear); its bias and eps are here. Edges are unweighted: edge_attr is not read.
-    activation: "tanh",
-    "relu" or "gelu", behind every layer, and with `final` behind the output too.
-    """
-
-    def __init__(self, width: int, layers: int, out_features: int, activation: str, final: bool = False):
-        super().__init__()
-        width, layers, out_features = check_counts("GINBackbone", width=width, layers=layers, out_features=out_features)
-        self.eps = nn.Parameter(torch.rand(layers))
-        self.bias = nn.Parameter(torch.empty(width).uniform_(-1, 1) / math.sqrt(width))
-        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers - 1))
-        self.out = nn.Linear(width, out_features)
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"GINBackbone: activation must be one of {list(ACTIVATIONS)}, got {activation!r}")
-        self.activation = ACTIVATIONS[activation]()
-        self.final = ACTIVATIONS[activation]() if final else nn.Identity()
-
-    def forward(self, h: Tensor, batch: Graphs) -> Tensor:
-        for k, eps in enumerate(self.eps):
-            h = ops.aggregate(h, batch.edge_index, own=1 + eps)
-            h = self.activation(h + self.bias if k == 0 else self.layers[k - 1](h))
-        return self.final(self.out(batch.pooled(h)))
 
 
 class MeanReadout(nn.Module):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, distributed
 
-from probsym_fast._memory import seed_generators
+from probsym_fast.draws import seed_generators
 
 if TYPE_CHECKING:  # torch may be built without
     from torch.distributed.device_mesh import DeviceMesh

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast._checkpointing import by_layer, recomputed
+from probsym_fast._checks import check_count, check_type
 from probsym_fast.distributions import Distribution
 from probsym_fast.draws import check_kind
 from probsym_fast.groups import Batch, Draws, narrow
@@ -19,7 +20,6 @@ from probsym_fast.models.averages import Estimate, check_reduction, estimate, we
 from probsym_fast.models.chunks import Chunks, check_sizes, retried
 from probsym_fast.models.inputs import embedded
 from probsym_fast.models.processes import mean_over_processes
-from probsym_fast.ops._op import check_count, check_type
 
 if TYPE_CHECKING:  # torch may be built without
     from torch.distributed.device_mesh import DeviceMesh

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast import ops
+from probsym_fast._checks import check_count, check_counts, check_dtype
 from probsym_fast.groups import Graphs, Group
 from probsym_fast.models.graphs import PatchWeight
 from probsym_fast.ops import Permutation
-from probsym_fast.ops._op import check_count, check_counts, check_dtype
 from probsym_fast.ops._patches import check_items, check_padding, check_ptr, patch_size
 
 DENSE = 0.07  # share of pairs joined by an edge from which matrix products are faster (AVX-512, 1 and 4 channels)

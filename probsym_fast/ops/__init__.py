@@ -4,7 +4,7 @@ Under torch.func transforms (grad, vjp, jvp, vmap) and in forward mode backend="
 so that all of them work, at its cost. A kernel that is named, or called itself, raises RuntimeError there.
 """
 
-from probsym_fast.ops._debug import debug
+from probsym_fast._checks import debug
 from probsym_fast.ops._op import OPS, fill_table, using_backend
 from probsym_fast.ops.act_orthogonal import act_orthogonal
 from probsym_fast.ops.aggregate import aggregate

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Integral, Real
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
-from torch.autograd import forward_ad
 
+from probsym_fast._checks import debugging, transformed
 from probsym_fast.ops import _extension, _fallback, triton
-from probsym_fast.ops._debug import debugging
 
 NAMESPACE = "probsym_fast"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -44,11 +40,6 @@ def using_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _instead_of_auto = before
-
-
-def transformed() -> bool:
-    """Whether a torch.func transform (grad, vjp, jvp, vmap, ...) or forward-mode differentiation is active."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 class Op:
@@ -265,113 +256,3 @@ def differentiate(op: Op) -> None:
 
     torch.library.register_autograd(op.qualified, backward, setup_context=save, lib=LIBRARY)
     torch.library.register_autograd(f"{op.qualified}_backward", no_second_gradient, lib=LIBRARY)
-
-
-# --- checks shared by the ops; values are looked at where that needs no synchronisation, or in debug mode ---
-
-
-def check_float(op: str, **tensors: Tensor) -> None:
-    """TypeError unless every tensor is floating point."""
-    for name, x in tensors.items():
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{op}: {name} must be a Tensor, got {type(x).__name__}")
-        if not x.is_floating_point():
-            raise TypeError(f"{op}: {name} must be floating point, got {x.dtype}")
-
-
-def check_dtype(owner: str, dtype: torch.dtype, **tensors: Tensor) -> None:
-    """TypeError unless every tensor is of the weights' dtype; under autocast it may be of any floating one."""
-    for name, x in tensors.items():
-        if x.dtype != dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
-            raise TypeError(f"{owner}: {name} must be {dtype} as the weights are, got {x.dtype}")
-
-
-def as_int(value: Any) -> int | torch.SymInt | None:
-    """The Python int of an int, Python's or NumPy's; None for anything else: bools, floats, tensors, arrays."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, (int, torch.SymInt)):
-        return value
-    return int(value) if isinstance(value, Integral) else None
-
-
-def as_number(value: Any) -> float | int | None:
-    """The Python number of a real number, Python's or NumPy's; None for anything else: bools, tensors, arrays."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
-        return value
-    if isinstance(value, Integral):
-        return int(value)
-    return float(value) if isinstance(value, Real) else None
-
-
-def check_int(owner: str, name: str, value: Any) -> int:
-    """value as a Python int; TypeError unless it is an int, Python's or NumPy's."""
-    if (found := as_int(value)) is None:
-        raise TypeError(f"{owner}: {name} must be an int, got {type(value).__name__} {value!r}")
-    return found
-
-
-def check_count(owner: str, name: str, value: Any, least: int = 1) -> int:
-    """value as a Python int; TypeError as `check_int`, ValueError where it is below `least`."""
-    count = check_int(owner, name, value)
-    if count < least:
-        raise ValueError(f"{owner}: {name} must be at least {least}, got {count}")
-    return count
-
-
-def check_counts(owner: str, **counts: Any) -> tuple[int, ...]:
-    """The values as Python ints >= 1, in order; raises as `check_count`."""
-    return tuple(check_count(owner, name, value) for name, value in counts.items())
-
-
-def check_share(owner: str, name: str, value: Any) -> float:
-    """value as a Python number in 0..1; TypeError unless it is a number, ValueError where it is out of range."""
-    if (share := as_number(value)) is None:
-        raise TypeError(f"{owner}: {name} must be a number, got {type(value).__name__} {value!r}")
-    if not 0 <= share <= 1:
-        raise ValueError(f"{owner}: {name} must be in 0..1, got {share}")
-    return share
-
-
-def check_type(owner: str, name: str, value: Any, kind: type, words: str) -> None:
-    """TypeError unless value is of the kind, which the message calls `words`."""
-    if not isinstance(value, kind):
-        got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-        raise TypeError(f"{owner}: {name} must be {words}, got {got}")
-
-
-def check_num_nodes(op: str, num_nodes: Tensor | None, B: int, N: int, device: torch.device) -> Tensor | None:
-    """(B,) integer counts in 1..N on `device` as int64; None passes."""
-    if num_nodes is None:
-        return None
-    if not isinstance(num_nodes, Tensor) or num_nodes.is_floating_point() or num_nodes.dtype == torch.bool:
-        got = num_nodes.dtype if isinstance(num_nodes, Tensor) else type(num_nodes).__name__
-        raise TypeError(f"{op}: num_nodes must be an integer Tensor, got {got}")
-    if tuple(num_nodes.shape) != (B,):
-        raise ValueError(f"{op}: num_nodes must be (B,) = ({B},), got {tuple(num_nodes.shape)}")
-    if num_nodes.device != device:
-        raise RuntimeError(f"{op}: num_nodes must be on {device}, got {num_nodes.device}")
-    if looks_at_values(num_nodes) and B and (int(num_nodes.min()) < 1 or int(num_nodes.max()) > N):
-        bad = next(i for i, n in enumerate(num_nodes.tolist()) if not 1 <= n <= N)
-        raise ValueError(f"{op}: num_nodes must be between 1 and N = {N}, got {int(num_nodes[bad])} for graph {bad}")
-    return num_nodes.to(torch.int64).contiguous()
-
-
-def looks_at_values(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether checks may read the values: on the CPU, on a GPU in debug mode, and outside of tracing, capture and vmap."""
-    if torch.compiler.is_compiling() or isinstance(x, FakeTensor) or any(map(_batched, (x, *others))):
-        return False
-    if x.device.type != "cuda":
-        return x.device.type == "cpu"
-    return debugging() and not torch.cuda.is_current_stream_capturing()
-
-
-def _batched(x: Tensor | None) -> bool:
-    """Whether vmap runs over x: it then holds several tensors, and has no value of its own."""
-    while x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x):
-        if torch._C._functorch.is_batchedtensor(x):
-            return True
-        x = torch._C._functorch.get_unwrapped(x)
-    return False

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from probsym_fast.ops._op import Op, check_count, check_float, looks_at_values, transformed
+from probsym_fast._checks import check_count, check_float, looks_at_values, transformed
+from probsym_fast.ops._op import Op
 from probsym_fast.ops.permutation import Permutation, SoftPermutation
 
 PAD_MODES = ("zeros", "replicate", "reflect", "circular")

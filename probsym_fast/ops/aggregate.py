@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from probsym_fast.ops._op import Op, check_float
+from probsym_fast._checks import check_float
+from probsym_fast.ops._op import Op
 from probsym_fast.ops.reference.aggregate import aggregate as reference
 from probsym_fast.ops.reference.aggregate import check_values
 

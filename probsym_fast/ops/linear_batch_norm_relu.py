@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from probsym_fast.ops._op import Op, as_number, check_float
+from probsym_fast._checks import as_number, check_float
+from probsym_fast.ops._op import Op
 from probsym_fast.ops.reference.linear_batch_norm_relu import linear_batch_norm_relu as reference
 
 

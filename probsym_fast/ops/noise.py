@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from probsym_fast.ops._op import Op, check_count
+from probsym_fast._checks import check_count
+from probsym_fast.ops._op import Op
 from probsym_fast.ops.reference.noise import GOLDEN, mix_int, signed
 from probsym_fast.ops.reference.noise import noise as reference
 

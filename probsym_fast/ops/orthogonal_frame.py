@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from probsym_fast.ops._op import Op, check_float
+from probsym_fast._checks import check_float
+from probsym_fast.ops._op import Op
 from probsym_fast.ops.reference.orthogonal_frame import check_values
 from probsym_fast.ops.reference.orthogonal_frame import orthogonal_frame as reference
 

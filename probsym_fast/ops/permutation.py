@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from probsym_fast.ops._op import as_int, as_number, check_float, check_num_nodes, looks_at_values, transformed
+from probsym_fast._checks import as_int, as_number, check_float, check_num_nodes, looks_at_values, transformed
 
 SMALLEST_TAU = 1e-30  # 1 / tau stays a number in float32
 MOST_ITERATIONS = 10_000

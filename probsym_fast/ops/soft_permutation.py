@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from probsym_fast.ops._op import Op, check_float, check_num_nodes
+from probsym_fast._checks import check_float, check_num_nodes
+from probsym_fast.ops._op import Op
 from probsym_fast.ops.permutation import SoftPermutation, check_relaxation
 from probsym_fast.ops.reference.soft_permutation import check_values
 from probsym_fast.ops.reference.soft_permutation import soft_permutation as reference

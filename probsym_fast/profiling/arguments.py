@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from probsym_fast._checks import as_number, check_count
 from probsym_fast.draws import check_kind
 from probsym_fast.models.chunks import check_sizes
-from probsym_fast.ops._op import BACKENDS, as_number, check_count
+from probsym_fast.ops._op import BACKENDS
 
 TIMED = ("training", "inference")
 MODES = (*TIMED, "variance")

@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 
+from probsym_fast._checks import check_count
 from probsym_fast._memory import peak_memory
 from probsym_fast._progress import announced
 from probsym_fast.models import Symmetrized
 from probsym_fast.models.chunks import Chunks
 from probsym_fast.ops import using_backend
-from probsym_fast.ops._op import check_count
 from probsym_fast.profiling.arguments import TIMED, check_backends, check_lists, check_values, checked_device
 from probsym_fast.profiling.results import NEW, OWN, Profile, Row, set_gains
 from probsym_fast.profiling.steps import Loss, Steps, inference_steps, move, training_steps

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from probsym_fast.data._store import write_atomically
+from probsym_fast._files import write_atomically
 from probsym_fast.draws import check_kind
 
 FIGURES = ("at_once", "latency", "low", "high", "throughput", "peak", "tax", "variance", "error", "gain", "gain_error")
@@ -86,7 +86,7 @@ class Profile:
 
     def plot(self, path: str | Path) -> None:
         """Every quantity against S, as the ending says: .png, .pdf or .svg (needs matplotlib)."""
-        from probsym_fast.tasks.plots import plot_profile
+        from probsym_fast.profiling.plots import plot_profile
 
         weights = self.state() if self.weights in (NEW, OWN) else self.weights
         plot_profile(Path(path), f"{self.name}\n{weights}", [asdict(row) for row in self.rows])

@@ -10,13 +10,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from probsym_fast.draws import seeded
 from probsym_fast.groups import Graphs, Symmetric
 from probsym_fast.models import MLP, FlatGraph, SlotReadout, Symmetrized
 from probsym_fast.tasks.graphs import GRAPH_LIMITS, GraphDistribution
 from probsym_fast.tasks.plots import plot_graphs
 from probsym_fast.training import configuration
 from probsym_fast.training.configuration import COUNT, at_least, between
-from probsym_fast.training.task import Computation, seeded
+from probsym_fast.training.task import Computation
 
 SLOTS = 25
 WIDTHS = [2048, 4096, 2048]

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import torch
 
-from probsym_fast.tasks.plots import history, plot_runs
+from probsym_fast.tasks.plots import plot_runs
 from probsym_fast.training import configuration
 from probsym_fast.training.configuration import Limit
+from probsym_fast.training.logs import history
 from probsym_fast.training.ownership import LOCK
 from probsym_fast.training.run import check_recorded, fit, record
 from probsym_fast.training.settings import may_change

@@ -13,13 +13,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from probsym_fast.distributions import Identity
+from probsym_fast.draws import seeded
 from probsym_fast.groups import Symmetric
 from probsym_fast.models import GraphReadout, Symmetrized
 from probsym_fast.tasks.vision import BACKBONE_LIMITS, Backbone
 from probsym_fast.training import configuration
-from probsym_fast.training.run import TRAINING_LIMITS, Training
-from probsym_fast.training.samples import Samples
-from probsym_fast.training.task import EpochSampler, Task, batches, seeded
+from probsym_fast.training.loading import EpochSampler, batches
+from probsym_fast.training.settings import TRAINING_LIMITS, Samples, Training
+from probsym_fast.training.task import Task
 
 SIDE, CLASSES = 8, 10  # of an image, in pixels; of digits
 SPLITS = {"test": slice(0, 297), "valid": slice(297, 597), "train": slice(597, None)}  # of 1797, in one random order

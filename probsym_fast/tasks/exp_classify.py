@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional.classification import binary_accuracy
 
+from probsym_fast.draws import seeded
 from probsym_fast.groups import Graphs, Symmetric
 from probsym_fast.models import Symmetrized
 from probsym_fast.tasks.graphs import (
@@ -24,9 +25,9 @@ from probsym_fast.tasks.graphs import (
     mlp,
 )
 from probsym_fast.training import configuration
-from probsym_fast.training.run import TRAINING_LIMITS, Training
-from probsym_fast.training.samples import SAMPLES_LIMITS, Samples
-from probsym_fast.training.task import EpochSampler, Task, batches, seeded
+from probsym_fast.training.loading import EpochSampler, batches
+from probsym_fast.training.settings import SAMPLES_LIMITS, TRAINING_LIMITS, Samples, Training
+from probsym_fast.training.task import Task
 
 N, FEATURES = 64, 2
 SPLITS = {"valid": slice(0, 200), "test": slice(200, 400), "train": slice(400, 1200)}

@@ -17,9 +17,9 @@ from probsym_fast.models import MessagePassing, NodeReadout, NodeVectors, PairTo
 from probsym_fast.tasks.nbody_report import describe, report
 from probsym_fast.training import configuration
 from probsym_fast.training.configuration import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, between
-from probsym_fast.training.run import TRAINING_LIMITS, Training
-from probsym_fast.training.samples import SAMPLES_LIMITS, Samples
-from probsym_fast.training.task import EpochSampler, Task, batches
+from probsym_fast.training.loading import EpochSampler, batches
+from probsym_fast.training.settings import SAMPLES_LIMITS, TRAINING_LIMITS, Samples, Training
+from probsym_fast.training.task import Task
 
 BODIES, DIMENSION = 5, 3
 GROUPS = {  # translation is removed and restored in all of them

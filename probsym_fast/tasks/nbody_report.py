@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from probsym_fast.distributions import Identity
+from probsym_fast.draws import seeded
 from probsym_fast.groups import Draws, PointClouds, SpecialOrthogonal
 from probsym_fast.models import Symmetrized
 from probsym_fast.tasks.plots import plot_against_samples, plot_trajectories
-from probsym_fast.training.task import seeded
 
 if TYPE_CHECKING:
     from probsym_fast.tasks.nbody import NBodyTask

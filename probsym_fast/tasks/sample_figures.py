@@ -14,13 +14,12 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
 from probsym_fast._checkpointing import unchanged
-from probsym_fast._memory import seed_generators
+from probsym_fast._files import write_atomically
 from probsym_fast._progress import announced
-from probsym_fast.data._store import write_atomically
+from probsym_fast.draws import seed_generators, seeded
 from probsym_fast.groups import Draws, Graphs
 from probsym_fast.models import Symmetrized
 from probsym_fast.tasks.exp_classify import ExpClassify
-from probsym_fast.training.task import seeded
 
 Advance = Callable[[int], object]
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from probsym_fast.draws import seeded
 from probsym_fast.groups import Graphs, Symmetric
 from probsym_fast.models import Symmetrized
 from probsym_fast.tasks.graphs import (
@@ -29,7 +30,7 @@ from probsym_fast.tasks.graphs import (
 from probsym_fast.tasks.plots import plot_grid
 from probsym_fast.training import configuration
 from probsym_fast.training.configuration import COUNT, NOT_NEGATIVE, between, one_of
-from probsym_fast.training.task import Computation, seeded
+from probsym_fast.training.task import Computation
 
 NETWORKS = {  # data: slots, widths of the MLP, node features the MLP reads
     "graph8c": (8, [128, 64, 10], 0),

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from probsym_fast._memory import seed_generators
 from probsym_fast._progress import announced
+from probsym_fast.draws import seed_generators, seeded
 from probsym_fast.groups import Graphs, Symmetric
 from probsym_fast.models import (
     DiagonalReadout,
@@ -30,9 +30,9 @@ from probsym_fast.tasks.graphs import GRAPH_LIMITS, GraphDistribution
 from probsym_fast.tasks.vision_data import SETS, GraphSet, LabelledGraphs, Source
 from probsym_fast.training import configuration
 from probsym_fast.training.configuration import COUNT, Limit
-from probsym_fast.training.run import TRAINING_LIMITS, Training
-from probsym_fast.training.samples import SAMPLES_LIMITS, Samples
-from probsym_fast.training.task import EpochSampler, Monitor, Task, batches, seeded
+from probsym_fast.training.loading import EpochSampler, batches
+from probsym_fast.training.settings import SAMPLES_LIMITS, TRAINING_LIMITS, Samples, Training
+from probsym_fast.training.task import Monitor, Task
 
 OWN = (
     "name",

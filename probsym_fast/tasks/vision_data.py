@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 
 from probsym_fast.data import MolecularGraphs, lrgb, molecules, pattern, published_pattern
 from probsym_fast.data.molecules import PCQM, PEPTIDES
+from probsym_fast.draws import seeded
 from probsym_fast.groups import Graphs
 from probsym_fast.tasks.graphs import add_frames, collate, frames
-from probsym_fast.training.task import seeded
 
 Source = list[Any] | MolecularGraphs
 RANDOM = {"train": 1024, "valid": 256, "test": 256}  # molecules of a random set

@@ -11,8 +11,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
+from probsym_fast._files import write_atomically
 from probsym_fast._untrusted import load_tensors
-from probsym_fast.data._store import write_atomically
 from probsym_fast.training.callbacks import validated
 from probsym_fast.training.task import Monitor
 

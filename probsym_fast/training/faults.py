@@ -14,9 +14,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, distributed
 
-from probsym_fast.data._store import FULL
+from probsym_fast._files import FULL
 from probsym_fast.training.checkpoints import last_checkpoint, load_checkpoint
-from probsym_fast.training.task import WorkerDied
+from probsym_fast.training.loading import WorkerDied
 
 UNWRITABLE = FULL | {errno.EROFS}  # of writing alone
 CLOSED = {errno.EACCES, errno.EPERM}  # of reading and other things too

@@ -14,9 +14,35 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from probsym_fast.data._store import named, write_atomically
-from probsym_fast.tasks.plots import Row, read_rows
+from probsym_fast._files import named, write_atomically
 from probsym_fast.training.callbacks import validated
+
+Row = dict[str, Any]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """A log's whole rows, values as text, "" where a row has none; [] without a file. ValueError where it is damaged."""
+    if not path.is_file():
+        return []
+    whole, _, _ = path.read_bytes().rpartition(b"\n")  # a row that was cut off has no end
+    try:
+        rows = list(csv.DictReader(io.StringIO(whole.decode(), newline="")))
+        for number, row in enumerate(rows, 2):
+            if None in row or None in row.values() or not row.get("step", "").isdecimal():
+                raise ValueError(f"a value a column and a step, got another row {number}")
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"log: {path} must hold rows as they were written: {error}") from error
+    return rows
+
+
+def history(folder: Path) -> dict[str, dict[int, float]]:
+    """Every quantity logged by epoch (not "step/...")."""
+    series: dict[str, dict[int, float]] = {}
+    for row in read_rows(folder / "logs" / "metrics.csv"):
+        for name, value in row.items():
+            if value and name not in ("epoch", "step") and not name.startswith("step/"):
+                series.setdefault(name, {})[int(row["epoch"])] = float(value)
+    return series
 
 
 class Rows(Logger):

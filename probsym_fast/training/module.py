@@ -12,12 +12,12 @@ from torch import distributed
 from torch.distributed.tensor import DTensor
 
 from probsym_fast._checkpointing import unchanged
-from probsym_fast._memory import seed_generators
+from probsym_fast.draws import seed_generators, seeded
 from probsym_fast.training import optimisation
 from probsym_fast.training.faults import too_large
 from probsym_fast.training.parallel import Layout, spread
 from probsym_fast.training.settings import Training
-from probsym_fast.training.task import Task, seeded
+from probsym_fast.training.task import Task
 
 
 class TrainingModule(L.LightningModule):

@@ -13,10 +13,9 @@ from typing import Any
 import lightning as L
 import torch
 
+from probsym_fast._files import remove_leftovers, unfinished, write_atomically
 from probsym_fast._untrusted import reason
-from probsym_fast.data._store import remove_leftovers, unfinished, write_atomically
 from probsym_fast.models import Symmetrized
-from probsym_fast.tasks.plots import plot_losses
 from probsym_fast.training import configuration
 from probsym_fast.training.allocator import keep_freed_memory
 from probsym_fast.training.callbacks import StopOnSignal, Stopped
@@ -26,6 +25,7 @@ from probsym_fast.training.module import TrainingModule
 from probsym_fast.training.optimisation import horizon
 from probsym_fast.training.ownership import LOCK, is_first_process, owned
 from probsym_fast.training.parallel import check_chunks, layout
+from probsym_fast.training.plots import plot_losses
 from probsym_fast.training.settings import TRAINING_LIMITS, Training, may_change
 from probsym_fast.training.task import Computation, Task
 from probsym_fast.training.trainer import check_devices, make_trainer

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
 from probsym_fast.models import Symmetrized
 
@@ -114,86 +113,3 @@ class Task(Experiment):
     def count(self, target: Any) -> int:
         """What a batch counts in means over the set: its targets, or 1 where they are no tensor."""
         return len(target) if isinstance(target, Tensor) else 1
-
-
-class EpochSampler(Sampler):
-    """Index tensors of whole batches, shuffled by (seed, epoch): the order of an epoch depends on nothing else.
-
-    share: (k, processes) gives process k its part of every batch. A batch is the same for any number of processes, but a last
-    one with fewer than a part for each of them joins the one before: all take equally many steps, as collectives demand.
-    """
-
-    def __init__(self, count: int, batch: int, *, shuffle: bool = False, drop_last: bool = False, seed: int = 0):
-        self.count, self.batch, self.shuffle, self.drop_last, self.seed = (
-            count,
-            batch,
-            shuffle,
-            drop_last,
-            seed,
-        )
-        self.epoch = 0
-        self.share = 0, 1
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self._sizes())
-
-    def _sizes(self) -> list[int]:
-        """Of all processes' batches."""
-        full, rest = divmod(self.count, self.batch)
-        sizes = [self.batch] * full + [rest] * (rest > 0 and not self.drop_last)
-        _, processes = self.share
-        if len(sizes) > 1 and sizes[-1] < processes:
-            sizes[-2:] = [sizes[-2] + sizes[-1]]
-        if sizes and sizes[-1] < processes:
-            raise ValueError(f"EpochSampler: count must be at least the {processes} processes, got {self.count}")
-        return sizes
-
-    def __iter__(self) -> Iterator[Tensor]:
-        order = torch.arange(self.count)
-        if self.shuffle:
-            order = torch.randperm(self.count, generator=seeded(self.seed, "order", self.epoch))
-        first, step = self.share
-        sizes = self._sizes()
-        yield from (batch[first::step] for batch in order[: sum(sizes)].split(sizes))
-
-
-class WorkerDied(RuntimeError):
-    """A process that loads batches is gone."""
-
-
-class Batches(DataLoader):
-    """A loader whose workers start with the first batch that is asked for.
-
-    A resumed trainer makes the iterator before it sets the sampler's epoch, and the workers would load another one ahead.
-    """
-
-    def __iter__(self) -> Iterator[Any]:
-        try:
-            yield from super().__iter__()
-        except (ConnectionError, EOFError, FileNotFoundError) as error:  # a worker died while it handed a batch over
-            if self.num_workers == 0 or str(error).startswith("Caught"):  # the data set's own
-                raise
-            raise WorkerDied(f"{type(error).__name__}: {error}") from error
-
-
-def batches(dataset: Dataset, sampler: EpochSampler, workers: int = 0) -> DataLoader:
-    """A loader for data sets in memory that take an index tensor: one index per batch, nothing to collate.
-
-    workers: processes that load ahead and live as long as the loader, into pinned memory where torch sees a GPU.
-    """
-    ahead = workers > 0
-    pin = ahead and torch.cuda.is_available()
-    return Batches(
-        dataset, sampler=sampler, batch_size=None, num_workers=workers, persistent_workers=ahead, pin_memory=pin
-    )
-
-
-def seeded(seed: int, purpose: str, step: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator for one draw: the same (seed, purpose, step) gives the same noise, whatever was drawn before."""
-    mixed = seed
-    for part in (*purpose.encode(), step):
-        mixed = (mixed * 6364136223846793005 + part + 1442695040888963407) % 2**63
-    return torch.Generator(device).manual_seed(mixed)

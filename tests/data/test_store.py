@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from probsym_fast.data._store import cache_dir, load_arrays, save_arrays, write_atomically
+from probsym_fast._files import write_atomically
+from probsym_fast.data._store import cache_dir, load_arrays, save_arrays
 
 ARRAYS = {"a": np.arange(6.0).reshape(2, 3), "b": np.array([1, 2], np.int8), "c": np.array(7)}
 SHAPES = {"a": (2, 3), "b": (None,), "c": ()}

@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from probsym_fast import Symmetrized, models
-from probsym_fast import _checkpointing as _recompute
+from probsym_fast import Symmetrized, _checkpointing, models
 from probsym_fast._memory import peak_memory
 from probsym_fast.distributions import GIN, Frame, Learned, Uniform, UniformNoise, VectorNeurons, distribution
 from probsym_fast.groups import Draws, Euclidean, Symmetric, narrow
@@ -167,7 +166,7 @@ def test_recomputation_repeats_dropout_and_counts_statistics_once(monkeypatch):
     batch = random_graphs([3, 1, 9, 5])
     f = noisy(3)
     found = outcome(f, batch)
-    monkeypatch.setattr(_recompute, "checkpoint", lambda function, *arguments, **_: function(*arguments))
+    monkeypatch.setattr(_checkpointing, "checkpoint", lambda function, *arguments, **_: function(*arguments))
     kept = noisy(3)
     expected = outcome(kept, batch)
     assert len(f.backbone.calls) == 2 * len(kept.backbone.calls) - 1  # all but the last chunk
@@ -293,7 +292,7 @@ def test_steps_that_fail_leave_gradients_and_statistics_alone(error):
 
 FAILING = """
 import sys, torch
-from probsym_fast._recompute import recomputed
+from probsym_fast._checkpointing import recomputed
 
 def function(x):
     if torch._C._current_graph_task_id() >= 0:
@@ -522,7 +521,7 @@ def test_memory_is_flat_in_the_samples(name):
 def test_layers_computed_again_change_nothing_but_memory(name, share):
     """Elements, gradients and statistics bit for bit, dropout too."""
     found, peaks = [], []
-    for how in (nullcontext, _recompute.by_layer):
+    for how in (nullcontext, _checkpointing.by_layer):
         torch.manual_seed(0)
         if name == "GIN":
             f, batch = Learned(Symmetric(N), GIN(C, 32, dropout=0.1), UniformNoise(), tau=0.1), some_graphs()

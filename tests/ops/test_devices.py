@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import probsym_fast
-from probsym_fast import ops
-from probsym_fast.ops import OPS, Permutation, SoftPermutation, _debug, _op
-from probsym_fast.ops._op import looks_at_values
+from probsym_fast import _checks, ops
+from probsym_fast._checks import looks_at_values
+from probsym_fast.ops import OPS, Permutation, SoftPermutation
 
 B, S, N, C, D, GRID = 2, 2, 4, 3, 5, 2
 NODES, ITEMS = 7, 6
@@ -111,26 +111,26 @@ def test_permutations_of_two_devices_are_refused():
 
 def test_debug_mode_is_for_a_while_and_for_the_process(monkeypatch):
     assert probsym_fast.debug is ops.debug
-    monkeypatch.setattr(_debug, "_on", False)
+    monkeypatch.setattr(_checks, "_on", False)
     with ops.debug():
-        assert _debug.debugging()
+        assert _checks.debugging()
         with ops.debug(False):
-            assert not _debug.debugging()
+            assert not _checks.debugging()
         with pytest.raises(KeyError), ops.debug(False):
             raise KeyError
-        assert _debug.debugging()
-    assert not _debug.debugging()
+        assert _checks.debugging()
+    assert not _checks.debugging()
     for value, expected in (("1", True), ("0", False), ("", False)):
         monkeypatch.setenv("PROBSYM_DEBUG", value)
-        path = Path(_debug.__file__)
+        path = Path(_checks.__file__)
         assert runpy.run_path(str(path))["debugging"]() == expected
 
 
 def test_debug_mode_looks_at_the_values_of_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    monkeypatch.setattr(_debug, "_on", False)
+    monkeypatch.setattr(_checks, "_on", False)
     capturing = False
-    monkeypatch.setattr(_op, "_batched", lambda x: False)  # these are no tensors
+    monkeypatch.setattr(_checks, "_batched", lambda x: False)  # these are no tensors
     on_gpu, on_cpu, on_meta = (SimpleNamespace(device=torch.device(x)) for x in ("cuda", "cpu", "meta"))
     assert looks_at_values(on_cpu) and not looks_at_values(on_gpu) and not looks_at_values(on_meta)
     with ops.debug():

@@ -10,13 +10,13 @@ import torch
 
 from probsym_fast import cli, tasks
 from probsym_fast.data import graph8c, wl_pairs, write_g6
+from probsym_fast.draws import seeded
 from probsym_fast.groups import Draws, Graphs
 from probsym_fast.tasks import automorphism, exp_classify, graphs, sample_figures, separation
 from probsym_fast.tasks.sample_figures import permutation_entropy
 from probsym_fast.tasks.separation import AllPairs, Partners
 from probsym_fast.training import run as training
 from probsym_fast.training.configuration import available
-from probsym_fast.training.task import seeded
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from probsym_fast import cli, tasks
 from probsym_fast.groups import Graphs
 from probsym_fast.tasks import comparison, configuration, digits, measures, vision_data
-from probsym_fast.tasks.plots import history
 from probsym_fast.tasks.vision import GraphClassification, GraphRegression, LinkPrediction, NodeClassification
 from probsym_fast.tasks.vision_data import SETS, LabelledGraphs
 from probsym_fast.training import run as training
 from probsym_fast.training.configuration import available
+from probsym_fast.training.logs import history
 
 TINY = [
     "--backbone.name=vit_tiny_patch16_224",

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch.core.hooks import ModelHooks
 
-from probsym_fast.data import _store
+from probsym_fast import _files
 from probsym_fast.models.chunks import Found
 from probsym_fast.tasks.nbody import Samples
 from probsym_fast.training import logs
@@ -80,7 +80,7 @@ def session(folder: Path, name: str, deaths: dict[int, Death], *, together: bool
 
     def work(rank: int) -> None:
         if (death := deaths.get(rank)) is not None:
-            _store.open = logs.open = death.open
+            _files.open = logs.open = death.open
             sys.setprofile(death)
         fitted(folder, rank, name)
         sys.setprofile(None)

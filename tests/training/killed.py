@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from probsym_fast.data import _store
+from probsym_fast import _files
 from probsym_fast.training import logs
 from tests.training.tiny import run
 
@@ -67,7 +67,7 @@ def session(folder: Path, death: Death, **settings) -> int | None:
     """A run, or its resumption, in a process of its own: the calls it took, None where it was killed."""
     read, write = os.pipe()
     if not (pid := os.fork()):
-        _store.open = logs.open = death.open
+        _files.open = logs.open = death.open
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 2)
         sys.setprofile(death)

@@ -11,7 +11,7 @@ from probsym_fast import tasks
 from probsym_fast.models import Symmetrized
 from probsym_fast.models.chunks import Found
 from probsym_fast.training import run as training
-from probsym_fast.training.samples import Samples
+from probsym_fast.training.settings import Samples
 from tests.training.tiny import Tiny, tiny
 
 S = 5

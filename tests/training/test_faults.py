@@ -14,11 +14,10 @@ import torch
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from torch.utils.data import get_worker_info
 
-from probsym_fast.data import _store
-from probsym_fast.tasks.plots import history, read_rows
+from probsym_fast import _files
 from probsym_fast.training import faults
 from probsym_fast.training import run as training
-from probsym_fast.training.logs import Rows
+from probsym_fast.training.logs import Rows, history, read_rows
 from tests.training.killed import Halved
 from tests.training.tiny import Tiny, Vectors, run, tiny
 
@@ -100,7 +99,7 @@ class Unbroken:
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_a_disk_that_is_full_or_closed_is_told_and_the_last_checkpoint_is_whole(tmp_path, monkeypatch, name, number):
     broken = Broken(number, name)
-    monkeypatch.setattr(_store, "open", broken.open, raising=False)
+    monkeypatch.setattr(_files, "open", broken.open, raising=False)
 
     class Filling(Tiny):
         def inputs(self, batch):
@@ -151,7 +150,7 @@ def test_files_that_may_not_grow_are_told(tmp_path):
 def test_a_folder_that_cannot_be_written_is_told_before_the_training(tmp_path, monkeypatch):
     broken = Broken(errno.EROFS, "config.yaml")
     broken.armed = True
-    monkeypatch.setattr(_store, "open", broken.open, raising=False)
+    monkeypatch.setattr(_files, "open", broken.open, raising=False)
     folder = tmp_path / "run"
     with pytest.raises(
         training.Fault, match=rf"^fit: {folder}/\S+ must be writable, .*; there is no checkpoint in {folder} yet"

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from probsym_fast.tasks import configuration
-from probsym_fast.tasks.plots import best_epoch, history
 from probsym_fast.training import run as training
+from probsym_fast.training.logs import history
+from probsym_fast.training.plots import best_epoch
 from probsym_fast.training.task import Monitor
 from tests.training.tiny import Tiny, run, tiny
 

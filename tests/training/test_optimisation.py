@@ -7,10 +7,10 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 
-from probsym_fast.tasks.plots import history, read_rows
+from probsym_fast.draws import seeded
 from probsym_fast.training import optimisation
 from probsym_fast.training import run as training
-from probsym_fast.training.task import seeded
+from probsym_fast.training.logs import history, read_rows
 from tests.training.tiny import Tiny, run, tiny
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from probsym_fast.tasks.plots import history
 from probsym_fast.training import run as training
+from probsym_fast.training.logs import history
 from probsym_fast.training.parallel import Layout, layout
-from probsym_fast.training.run import Training
+from probsym_fast.training.settings import Training
 from tests.training.spread import RUNS, UNEVEN, task
 from tests.training.tiny import COUNTS
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from probsym_fast.tasks.plots import history
+from probsym_fast.training.logs import history
 from tests.training.test_training import fit, overrides, weights
 
 # `probsym` on few clouds, which notes what is written, and sends itself a signal in the second step of an epoch
@@ -17,7 +17,8 @@ SCRIPT = """
 import os, sys
 from probsym_fast import cli
 from probsym_fast.data import NBody
-from probsym_fast.tasks import nbody, nbody_report, training
+from probsym_fast.tasks import nbody, nbody_report
+from probsym_fast.training import run as training
 
 def dataset(self, split):
     return NBody(split, self.config.data, self.config.count if split == "train" else 40)

@@ -9,9 +9,9 @@ import torch
 
 from probsym_fast import tasks
 from probsym_fast.tasks import configuration
-from probsym_fast.tasks.plots import history
 from probsym_fast.training import run as training
-from probsym_fast.training.task import EpochSampler
+from probsym_fast.training.loading import EpochSampler
+from probsym_fast.training.logs import history
 
 SMALL = {
     "count": 60,

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from probsym_fast.tasks.plots import history
 from probsym_fast.training import run as training
+from probsym_fast.training.logs import history
 from tests.training.tiny import Tiny, run, tiny
 
 SCRIPT = """
 import sys
 from pathlib import Path
-from probsym_fast.tasks import training
+from probsym_fast.training import run as training
 from tests.training.test_whole_set import Whole
 from tests.training.tiny import tiny
 

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from probsym_fast.draws import seeded
 from probsym_fast.models import Symmetrized
 from probsym_fast.training import run as training
-from probsym_fast.training.run import Training
-from probsym_fast.training.samples import Samples
-from probsym_fast.training.task import EpochSampler, Task, batches, seeded
+from probsym_fast.training.loading import EpochSampler, batches
+from probsym_fast.training.settings import Samples, Training
+from probsym_fast.training.task import Task
 
 COUNTS = {"train": 24, "valid": 20, "test": 10}
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from probsym_fast._checks import check_int
 from probsym_fast.models.backbones.checkpoints import train_extra
-from probsym_fast.ops._op import check_int
 
 FAMILIES = ("bert", "roberta", "xlm-roberta")
 

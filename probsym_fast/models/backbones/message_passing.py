@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from probsym_fast.ops._op import check_count, check_counts
+from probsym_fast._checks import check_count, check_counts
 
 
 class Layer(nn.Module):

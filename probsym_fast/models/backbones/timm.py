@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from probsym_fast._checks import as_number, check_count
 from probsym_fast.models.backbones.checkpoints import load_weights, resample_positions, train_extra
 from probsym_fast.models.backbones.vision import VisionBackbone
-from probsym_fast.ops._op import as_number, check_count
 
 READS = ("pooled", "tokens", "diagonal")
 RESERVED = ("num_classes", "features_only", "patch_drop_rate")  # of timm, which have no meaning here

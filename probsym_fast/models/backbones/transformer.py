@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from probsym_fast.ops._op import check_count, check_counts, check_int, check_share, check_type
+from probsym_fast._checks import check_count, check_counts, check_int, check_share, check_type
 
 SHORT = 40  # tokens: beyond, the fused kernel is faster
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from probsym_fast.ops._op import looks_at_values
+from probsym_fast._checks import looks_at_values
 
 
 def aggregate(x: Tensor, edge_index: Tensor, ptr: Tensor | None, own: Tensor | None) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from probsym_fast.ops._op import looks_at_values, transformed
+from probsym_fast._checks import looks_at_values, transformed
 
 # Columns shorter than this share of their length count as dependent on those before.
 DEPENDENT = {torch.float32: 1e-6, torch.float64: 1e-14}

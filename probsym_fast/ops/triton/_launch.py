@@ -15,7 +15,7 @@ import triton
 from torch import Tensor
 from triton.runtime.cache import get_cache_manager
 
-from probsym_fast.ops._debug import debugging
+from probsym_fast._checks import debugging
 from probsym_fast.ops.triton import KernelFailure, Refused
 from probsym_fast.ops.triton._device_time import device_times
 
