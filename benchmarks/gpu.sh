@@ -84,7 +84,7 @@ run() {
         ask 'import probsym_fast, json; print(json.dumps(probsym_fast.info(), indent=1))'
       ;;
     op-tests) run_tests tests/ops tests/test_synchronisation.py ;;
-    model-tests) run_tests tests/groups tests/distributions tests/models tests/tasks ;;
+    model-tests) run_tests tests/batches tests/groups tests/distributions tests/models tests/training tests/tasks ;;
     sanitizer)  # torch's own allocator would hide accesses beyond a tensor
       local tool
       for tool in memcheck racecheck; do

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from probsym_fast import tasks
-from probsym_fast.profiling.measure import prepared
+from probsym_fast.profiling.cases import prepared
 from probsym_fast.profiling.steps import training_steps
 from probsym_fast.training.allocator import keep_freed_memory
 
@@ -18,9 +18,14 @@ def steps_of(
 ) -> tuple[Any, Callable[[], None], Callable[[], Any]]:
     """The model, its training step and its forward pass with the loss. spread: what is trained in the model's place."""
     keep_freed_memory()  # as training does
-    model, batch, loss, settings, _ = prepared(tasks.load(configuration, changes), None, device)
+    case = prepared(tasks.load(configuration, changes), None, device)
+    model, batch, loss = case.model, case.batch, case.loss
     trained = model
     if spread is not None:
         trained = spread(model)
         trained.chunks = model.chunks  # all that a step reads of the model itself
-    return model, training_steps(trained, batch, samples, loss, **settings).step, lambda: loss(*trained(batch, samples))
+    return (
+        model,
+        training_steps(trained, batch, samples, loss, **case.settings).step,
+        lambda: loss(*trained(batch, samples)),
+    )

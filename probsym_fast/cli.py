@@ -195,7 +195,8 @@ def _profile(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _profile_in(folder: Path, task: Any, given: dict[str, Any]) -> int:
-    from probsym_fast.profiling.measure import profile, trace
+    from probsym_fast.profiling.measure import profile
+    from probsym_fast.profiling.tracing import trace
 
     settings = {name: given[name] for name in PROFILED if name in given}
     found = profile(task, path=folder / "profile.json", **settings)

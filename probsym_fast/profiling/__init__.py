@@ -1,0 +1,7 @@
+"""What samples cost and buy: profiles of throughput, memory and variance, and traces of a step."""
+
+from probsym_fast.profiling.measure import profile
+from probsym_fast.profiling.results import Profile
+from probsym_fast.profiling.tracing import trace
+
+__all__ = ["Profile", "profile", "trace"]

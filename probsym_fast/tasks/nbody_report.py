@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,14 +13,12 @@ from probsym_fast.draws import seeded
 from probsym_fast.groups import Draws, PointClouds, SpecialOrthogonal
 from probsym_fast.models import Symmetrized
 from probsym_fast.tasks.plots import plot_against_samples, plot_trajectories
-
-if TYPE_CHECKING:
-    from probsym_fast.tasks.nbody import NBodyTask
+from probsym_fast.training.task import Task
 
 SAMPLE_COUNTS = (1, 4, 16, 64)
 
 
-def report(task: NBodyTask, model: Symmetrized, folder: Path) -> dict[str, Any]:
+def report(task: Task, model: Symmetrized, folder: Path) -> dict[str, Any]:
     """Test errors (mean squared, over all coordinates) and equivariance errors; writes plots/*.png.
 
     test: as configured, mean and standard deviation over trials. rotated: every test cloud turned at random.

@@ -145,7 +145,7 @@ class SampleSize(Computation):
         rows = {0: random}
         for epoch in range(self.config.every, task.config.training.epochs + 1, self.config.every):
             if (path := kept_weights(checkpoints, epoch)).is_file():  # none after an early stop
-                model = training.trained_model(task, path).to(device).eval()
+                model = task.trained(path).to(device).eval()
                 rows[epoch] = self.measured(f"{task.config.name}_epoch{epoch}", model, task, folder)
         return {"epochs": list(rows), **{key: [row[key] for row in rows.values()] for key in random}}
 

@@ -31,8 +31,8 @@ from probsym_fast.tasks.vision_data import SETS, GraphSet, LabelledGraphs, Sourc
 from probsym_fast.training import configuration
 from probsym_fast.training.configuration import COUNT, Limit
 from probsym_fast.training.loading import EpochSampler, batches
-from probsym_fast.training.settings import SAMPLES_LIMITS, TRAINING_LIMITS, Samples, Training
-from probsym_fast.training.task import Monitor, Task
+from probsym_fast.training.settings import SAMPLES_LIMITS, TRAINING_LIMITS, Monitor, Samples, Training
+from probsym_fast.training.task import Task
 
 OWN = (
     "name",

@@ -10,11 +10,12 @@ import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch import nn
 
 from probsym_fast._files import write_atomically
-from probsym_fast._untrusted import load_tensors
+from probsym_fast._untrusted import load_tensors, reason
 from probsym_fast.training.callbacks import validated
-from probsym_fast.training.task import Monitor
+from probsym_fast.training.settings import Monitor
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -112,6 +113,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or "state_dict" not in state:
         raise ValueError(f"checkpoint: {path} must hold a state_dict, got {type(state).__name__}")
     return state
+
+
+def with_weights(model: nn.Module, path: Path, state: dict[str, Any]) -> nn.Module:
+    """The model, with the weights of the checkpoint at `path` that holds `state`. ValueError where they do not fit."""
+    module = nn.Module()
+    module.model = model  # the weights' names are those of a training module
+    try:
+        module.load_state_dict(state["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(f"checkpoint: {path} must fit the configured model, got {reason(error)}") from error
+    return model
 
 
 def last_checkpoint(folder: Path) -> Path | None:

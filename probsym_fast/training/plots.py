@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 
 from probsym_fast._plots import save
 from probsym_fast.training.logs import history
-from probsym_fast.training.task import Monitor
+from probsym_fast.training.settings import Monitor
 
 
 def plot_losses(folder: Path, measure: str, monitor: Monitor) -> None:

@@ -19,7 +19,7 @@ from probsym_fast.models import Symmetrized
 from probsym_fast.training import configuration
 from probsym_fast.training.allocator import keep_freed_memory
 from probsym_fast.training.callbacks import StopOnSignal, Stopped
-from probsym_fast.training.checkpoints import best_so_far, last_checkpoint, load_checkpoint
+from probsym_fast.training.checkpoints import best_so_far, last_checkpoint, load_checkpoint, with_weights
 from probsym_fast.training.faults import Fault, faults_told
 from probsym_fast.training.module import TrainingModule
 from probsym_fast.training.optimisation import horizon
@@ -109,7 +109,7 @@ def _fit(task: Task, resume: bool) -> dict[str, Any] | None:
 def test(task: Task) -> dict[str, Any]:
     """Loads the best checkpoint of the task's run, tests it, writes results.json and plots, and returns the figures.
 
-    Raises FileExistsError where the run's folder belongs to another process, and as `trained_model`.
+    Raises FileExistsError where the run's folder belongs to another process, and as `Task.trained`.
     """
     with owned(run_folder(task.config)):
         return _test(task)
@@ -153,7 +153,7 @@ def _compute(experiment: Computation, folder: Path) -> dict[str, Any]:
 
 
 def best_model(task: Task) -> Symmetrized:
-    """The model of the run's best checkpoint, in eval mode. Raises as `trained_model`."""
+    """The model of the run's best checkpoint, in eval mode. Raises as `Task.trained`."""
     return _best(task)[0]
 
 
@@ -163,21 +163,7 @@ def _best(task: Task) -> tuple[Symmetrized, dict[str, Any]]:
     device = "cuda" if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
     path = run_folder(task.config) / "checkpoints" / "best.ckpt"
     state = load_checkpoint(path)
-    return _with_weights(task, path, state).to(device).eval(), state
-
-
-def trained_model(task: Task, path: Path) -> Symmetrized:
-    """The task's model with a checkpoint's weights. FileNotFoundError without one, ValueError where it does not fit."""
-    return _with_weights(task, path, load_checkpoint(path))
-
-
-def _with_weights(task: Task, path: Path, state: dict[str, Any]) -> Symmetrized:
-    module = TrainingModule(task, fresh=False)
-    try:
-        module.load_state_dict(state["state_dict"])
-    except RuntimeError as error:
-        raise ValueError(f"checkpoint: {path} must fit the configured model, got {reason(error)}") from error
-    return module.model
+    return with_weights(task.model(fresh=False), path, state).to(device).eval(), state
 
 
 def _announced(last: Path | None, folder: Path) -> Path | None:
@@ -265,5 +251,4 @@ __all__ = [
     "record",
     "run_folder",
     "test",
-    "trained_model",
 ]

@@ -8,6 +8,26 @@ from typing import Any, Literal
 from probsym_fast.training.configuration import COUNT, NOT_NEGATIVE, POSITIVE, Limit, at_least, between, one_of
 
 
+@dataclass(frozen=True)
+class Monitor:
+    """The validation measure that picks the best checkpoint and ends a training early.
+
+    name: of the loss or of one of the task's measures. direction: "min" where lower is better, "max" where higher is.
+    """
+
+    name: str
+    direction: str = "min"
+
+    def __post_init__(self) -> None:
+        if self.direction not in ("min", "max"):
+            raise ValueError(f"Monitor: direction must be min or max, got {self.direction!r}")
+
+    @property
+    def key(self) -> str:
+        """Its name in the logs."""
+        return f"valid/{self.name}"
+
+
 @dataclass
 class Training:
     """How a task is trained.

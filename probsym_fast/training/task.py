@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from probsym_fast.models import Symmetrized
-
-
-@dataclass(frozen=True)
-class Monitor:
-    """The validation measure that picks the best checkpoint and ends a training early.
-
-    name: of the loss or of one of the task's measures. direction: "min" where lower is better, "max" where higher is.
-    """
-
-    name: str
-    direction: str = "min"
-
-    def __post_init__(self) -> None:
-        if self.direction not in ("min", "max"):
-            raise ValueError(f"Monitor: direction must be min or max, got {self.direction!r}")
-
-    @property
-    def key(self) -> str:
-        """Its name in the logs."""
-        return f"valid/{self.name}"
+from probsym_fast.profiling.cases import Case
+from probsym_fast.profiling.steps import move
+from probsym_fast.training.configuration import full_name
+from probsym_fast.training.settings import Monitor
 
 
 class Experiment(ABC):
@@ -85,6 +68,25 @@ class Task(Experiment):
 
         fresh: False: a checkpoint overwrites the weights: none are read.
         """
+
+    def trained(self, path: Path) -> Symmetrized:
+        """The model with a checkpoint's weights. FileNotFoundError without one, ValueError where it does not fit."""
+        from probsym_fast.training.checkpoints import load_checkpoint, with_weights
+
+        return with_weights(self.model(fresh=False), path, load_checkpoint(path))
+
+    def case(self, device: torch.device, weights: Path | None = None) -> Case:
+        """What profiles measure: a model, new or `trained`, on the first training batch, with the loss that is trained."""
+        config = self.config
+        torch.manual_seed(config.seed)
+        model = (self.model() if weights is None else self.trained(weights)).to(device)
+        batch, target = self.inputs(move(next(iter(self.loader("train"))), device))
+
+        def loss(prediction: Any, penalties: Any) -> Tensor:
+            return self.loss(prediction, target) + config.training.entropy * sum(penalties.values())
+
+        precision = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(config.training.precision)
+        return Case(full_name(config), model, batch, loss, {"clip": config.training.clip, "autocast": precision})
 
     @abstractmethod
     def loader(self, split: str) -> DataLoader:

@@ -15,9 +15,10 @@ from probsym_fast.distributions import GIN, Identity, Learned, Uniform, UniformN
 from probsym_fast.groups import Euclidean, Symmetric
 from probsym_fast.models.chunks import Chunks
 from probsym_fast.ops import OPS
-from probsym_fast.profiling.measure import trace, variance_of
+from probsym_fast.profiling.measure import variance_of
 from probsym_fast.profiling.results import Row, pooled_gain, read_profiles, set_gains
 from probsym_fast.profiling.steps import bare_backbone
+from probsym_fast.profiling.tracing import trace
 from tests.graphs import random_graphs
 from tests.models.test_symmetrized import clouds
 

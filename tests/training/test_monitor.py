@@ -10,7 +10,7 @@ from probsym_fast.tasks import configuration
 from probsym_fast.training import run as training
 from probsym_fast.training.logs import history
 from probsym_fast.training.plots import best_epoch
-from probsym_fast.training.task import Monitor
+from probsym_fast.training.settings import Monitor
 from tests.training.tiny import Tiny, run, tiny
 
 SCORES = [0.2, 0.6, 0.6, 0.4, 0.5, 0.1]
@@ -130,7 +130,7 @@ def test_weights_are_kept_every_few_epochs(tmp_path):
     weights = training.load_checkpoint(kept)
     assert "optimizer_states" not in weights
     assert all(torch.equal(value, state[name]) for name, value in weights["state_dict"].items())
-    model = training.trained_model(tiny(tmp_path / "run"), kept)
+    model = tiny(tmp_path / "run").trained(kept)
     assert torch.equal(model.backbone[0].weight, state["model.backbone.0.weight"])
 
 

@@ -1,0 +1,1 @@
+"""Networks to be symmetrized, from others' libraries too."""

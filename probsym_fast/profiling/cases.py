@@ -1,0 +1,73 @@
+"""What is measured: a model on a batch with its loss, from a model of the caller's or a task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from probsym_fast.models import Symmetrized
+from probsym_fast.models.chunks import Chunks
+from probsym_fast.profiling.arguments import checked_device
+from probsym_fast.profiling.steps import Loss, move
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and a batch on one device, and the loss of a training step.
+
+    settings: what else `steps.training_steps` takes.
+    """
+
+    name: str
+    model: Symmetrized
+    batch: Any
+    loss: Loss
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def prepared(what: Any, batch: Any, device: Any, weights: str | Path | None = None) -> Case:
+    """The case of a model with a batch, whose loss is the mean square of its prediction, or of a task (`Task.case`).
+
+    device: None: the batch's, of a task the GPU if there is one. weights: of a task, a checkpoint.
+    """
+    if isinstance(what, Symmetrized):
+        if batch is None:
+            raise TypeError("profile: batch must be given with a model, got None")
+        if weights is not None:
+            raise TypeError(f"profile: weights must be None with a model, which has its own, got {str(weights)!r}")
+        device = batch.device if device is None else checked_device(device)
+        square = lambda y, penalties: y.float().square().mean() + sum(penalties.values())  # noqa: E731
+        return Case("model", what.to(device), move(batch, device), square)
+    if not hasattr(what, "case"):
+        raise TypeError(f"profile: what must be a Symmetrized or a task that is trained, got {type(what).__name__}")
+    device = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return what.case(device, None if weights is None else Path(weights))
+
+
+@contextmanager
+def kept(model: Symmetrized) -> Iterator[None]:
+    """Behind it the model has the weights, buffers, gradients, modes, chunks and draws of before; gradients start empty."""
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    modes = [(part, part.training) for part in model.modules()]
+    chunks, draws = model.chunks, model.draws
+    model.zero_grad()
+    try:
+        yield
+    finally:
+        model.chunks, model.draws = chunks, draws
+        model.load_state_dict(state)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for part, training in modes:
+            part.training = training
+
+
+def chunks_like(model: Symmetrized, size: int | str | None) -> Chunks:
+    """New chunks of the size; "auto" within the memory that the model's may take."""
+    return Chunks(size, model.chunks.memory if size == "auto" else None)
