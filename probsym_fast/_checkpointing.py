@@ -15,10 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 from probsym_fast._checks import transformed
 
-_by_layer = False
+_checkpoints_layers = False
 
 
-def recomputed(
+def checkpointed(
     function: Callable[..., Any], *arguments: Any, device: torch.device, modules: Sequence[nn.Module]
 ) -> Any:
     """function(*arguments); with gradients on it is computed again in the backward pass and keeps nothing until then.
@@ -43,7 +43,7 @@ def _checkpointed(
 
     def run(_: Tensor, *some: Any) -> Any:  # before the backward pass, and in every one
         nonlocal again
-        context, again = unchanged(*modules) if again else nullcontext(), True
+        context, again = restored_buffers(*modules) if again else nullcontext(), True
         with context:
             return function(*some)
 
@@ -55,7 +55,7 @@ def _free_before_the_end() -> None:
     """At the interpreter's exit frees what a backward pass that raised has left behind.
 
     torch keeps the rest of such a pass in its thread's queue, which the thread's next pass empties, or else its end: for the
-    main thread that is behind the interpreter, where a checkpoint's hooks, which are Python objects, crash.
+    main thread that is after the interpreter, where a checkpoint's hooks, which are Python objects, crash.
     """
     process = os.getpid()
 
@@ -67,33 +67,35 @@ def _free_before_the_end() -> None:
 
 
 @contextmanager
-def by_layer() -> Iterator[None]:
-    """Within it, networks keep what enters their layers alone (`layer`)."""
-    global _by_layer
-    before, _by_layer = _by_layer, True
+def checkpointing_layers() -> Iterator[None]:
+    """Within it, networks keep only what enters their layers (`checkpoint_layer`)."""
+    global _checkpoints_layers
+    before, _checkpoints_layers = _checkpoints_layers, True
     try:
         yield
     finally:
-        _by_layer = before
+        _checkpoints_layers = before
 
 
-def layer(function: Callable[..., Tensor], *inputs: Tensor, modules: Sequence[nn.Module]) -> Tensor:
-    """function(*inputs), a layer of a network with these modules; `by_layer` it is computed again in the backward pass, and
-    the layers within it then too."""
-    if not _by_layer:
+def checkpoint_layer(function: Callable[..., Tensor], *inputs: Tensor, modules: Sequence[nn.Module]) -> Tensor:
+    """function(*inputs), a layer of a network with these modules.
+
+    Within `checkpointing_layers` it is computed again in the backward pass, and so are the layers within it.
+    """
+    if not _checkpoints_layers:
         return function(*inputs)
-    return recomputed(by_layer()(function), *inputs, device=inputs[0].device, modules=modules)
+    return checkpointed(checkpointing_layers()(function), *inputs, device=inputs[0].device, modules=modules)
 
 
 @contextmanager
-def unchanged(*modules: nn.Module, after_errors_alone: bool = False) -> Iterator[None]:
-    """Behind it, the buffers of modules in training are as before."""
+def restored_buffers(*modules: nn.Module, after_errors_only: bool = False) -> Iterator[None]:
+    """Restores the buffers of modules in training on exit, or only where an error leaves."""
     buffers = [(x, x.clone()) for m in modules if m.training for x in m.buffers()]
     failed = True
     try:
         yield
         failed = False
     finally:
-        if failed or not after_errors_alone:
+        if failed or not after_errors_only:
             for x, before in buffers:
                 x.data.copy_(before)  # past autograd: what the backward pass has kept of x stays good

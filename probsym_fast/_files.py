@@ -24,7 +24,7 @@ def write_atomically(path: str | Path, writer: Callable[[BinaryIO], Any]) -> Non
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with named(path), open(temporary, "xb") as file:
+        with naming_file(path), open(temporary, "xb") as file:
             writer(file)
             file.flush()
             os.fsync(file.fileno())
@@ -34,7 +34,7 @@ def write_atomically(path: str | Path, writer: Callable[[BinaryIO], Any]) -> Non
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
+def naming_file(path: Path) -> Iterator[None]:
     """Errors of a full disk name the file that is written within, which the system leaves out."""
     try:
         yield

@@ -32,9 +32,12 @@ MODULES = {
 
 
 def imports(name: str) -> set[str]:
-    """The modules of the package that this one imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+    """The modules of the package that this one imports, anywhere in it but for type checkers."""
+    found, nodes = set(), [ast.parse(MODULES[name].read_text(encoding="utf-8"))]
+    while nodes:
+        node = nodes.pop()
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            nodes += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
             found |= {x.name.partition(".")[2] for x in node.names if x.name.split(".")[0] == "probsym_fast"}
         elif isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "probsym_fast":

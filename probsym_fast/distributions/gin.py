@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast import ops
-from probsym_fast._checkpointing import layer
+from probsym_fast._checkpointing import checkpoint_layer
 from probsym_fast._checks import check_counts, check_dtype, check_share
 from probsym_fast.distributions._statistics import move_statistics
 from probsym_fast.groups import Graphs
@@ -72,14 +72,14 @@ class GIN(nn.Module):
                 return self.dropout(self.layers[k][0](h.flatten(0, 1)))
 
             def step(h: Tensor, k: int) -> Tensor:
-                h = self.layers[k][1](layer(partial(first, k=k), h, modules=self.layers[k][:1]))
+                h = self.layers[k][1](checkpoint_layer(partial(first, k=k), h, modules=self.layers[k][:1]))
                 return h.unflatten(0, (nodes + batch.size, samples))
 
             def through(h: Tensor, count: int) -> Tensor:
                 """The first layers. By layer: of those before the last of them nothing is kept, not even what they give."""
                 if not count:
                     return h
-                before = layer(partial(through, count=count - 1), h, modules=self.layers[: count - 1])
+                before = checkpoint_layer(partial(through, count=count - 1), h, modules=self.layers[: count - 1])
                 return step(before, count - 1)
 
             h = through(h, len(self.layers))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from probsym_fast._checkpointing import layer
+from probsym_fast._checkpointing import checkpoint_layer
 from probsym_fast._checks import check_count, check_counts, check_int, check_share, looks_at_values
 from probsym_fast.batches import check_all_valid
 from probsym_fast.distributions.vector_layers import EdgeConvolution, Layer, uniform
@@ -124,10 +124,10 @@ class VectorNeurons(nn.Module):
         """
         x2 = self.conv2(x1)
         x2 = x2 * F.dropout(torch.ones_like(x2[:, :1]), self.dropout, self.training)
-        x3 = layer(self.conv3, x1, x2, modules=[self.conv3])
+        x3 = checkpoint_layer(self.conv3, x1, x2, modules=[self.conv3])
         mean = x3.mean(2, keepdim=True)
-        z = layer(self.frame1, x3, mean, modules=[self.frame1])
-        z = layer(self.frame2, z, modules=[self.frame2])
+        z = checkpoint_layer(self.frame1, x3, mean, modules=[self.frame1])
+        z = checkpoint_layer(self.frame2, z, modules=[self.frame2])
         z = linear(self.frame_head, z)  # (v, d, n, M)
         cloud, node = self.score_head.weight.view(2, 2 * self.width, self.dim)  # (2 w, v) each
         node1, node2 = node.t().split(self.width, 1)

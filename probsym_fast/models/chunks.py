@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from probsym_fast._checkpointing import recomputed, unchanged
+from probsym_fast._checkpointing import restored_buffers
 from probsym_fast._checks import as_int, transformed
 from probsym_fast._memory import free_memory, peak_memory
 from probsym_fast.draws import RandomState
-from probsym_fast.groups import Batch
+
+if TYPE_CHECKING:
+    from probsym_fast.models.passes import Pass
 
 MARGIN = 0.9  # of the memory there is: fragments and other allocations take the rest
-Run = Callable[[int, int], Tensor]  # (first sample, count) -> their mean, or each of them
 
 
 class Chunks:
@@ -33,7 +34,7 @@ class Chunks:
 
     def __init__(self, size: int | str | None = None, memory: int | None = None):
         self._size, self._memory = check_sizes("Chunks", "size", size, memory)
-        self._found = {grad: Found() for grad in (True, False)}  # with gradients or without
+        self._fit = {grad: Fit() for grad in (True, False)}  # with gradients or without
 
     def __repr__(self) -> str:
         return f"Chunks({self.size!r}, memory={self.memory})"
@@ -54,68 +55,64 @@ class Chunks:
     def memory(self, memory: int | None) -> None:
         self._size, self._memory = check_sizes("Chunks", "size", self._size, memory)
 
-    def now(self, samples: int) -> int:
+    def size_for(self, samples: int) -> int:
         """How many of so many samples run at once: with "auto" what has been found, all before anything has."""
-        size = self._found[torch.is_grad_enabled()].size if self.size == "auto" else self.size
+        size = self._fit[torch.is_grad_enabled()].size if self.size == "auto" else self.size
         return min(size or samples, samples)
 
     def halve(self, samples: int) -> bool:
-        """Half as many samples at once from now on, in steps as the present one; whether that is fewer. "auto" alone."""
-        size = self.now(samples)
+        """Runs half as many samples at once from now on, in steps like the present one. False, without effect, unless "auto"
+        runs more than one."""
+        size, grad = self.size_for(samples), torch.is_grad_enabled()
         if self.size != "auto" or size == 1:
             return False
-        half, found = -(-size // 2), self._found[torch.is_grad_enabled()]
-        self._found[torch.is_grad_enabled()] = Found(max(samples, found.samples), found.graphs, half, half)
+        half, fit = -(-size // 2), self._fit[grad]
+        self._fit[grad] = Fit(max(samples, fit.samples), fit.graphs, half, half)
         warnings.warn(f"Symmetrized: out of memory with {size} samples at once; {half} from now on", stacklevel=2)
         return True
 
-    def tried(
-        self,
-        attempt: Callable[[], Any],
-        once: Callable[[int], Tensor],
-        samples: int,
-        batch: Batch,
-        model: nn.Module,
-        inputs: Iterable[Tensor] = (),
-    ) -> Any:
-        """attempt(), a forward pass of the model in chunks. "auto" measures before it, and tries again where memory ends.
-
-        once: a scalar of the forward pass with so many samples, all at once, to be measured with its gradients, those of the
-        inputs too.
-        """
+    def run(self, forward: Pass) -> tuple[Tensor, dict[str, Tensor]]:
+        """`forward.result` in chunks. "auto" measures first, and halves the chunks after an out-of-memory error."""
+        samples, batch = forward.samples, forward.batch
         if self.size != "auto" or samples == 1 or transformed():
-            return attempt()
-        before, found = RandomState(batch.device), self._found[torch.is_grad_enabled()]
-        if samples > found.samples or batch.size > found.graphs:
-            self._measure(once, samples, batch, model, inputs)
+            return forward.result(self.size_for(samples))
+        before, fit = RandomState(batch.device), self._fit[torch.is_grad_enabled()]
+        if samples > fit.samples or batch.size > fit.graphs:
+            self._measure(forward)
             before.restore()
         while True:
             try:
-                with unchanged(model, after_errors_alone=True):
-                    return attempt()
+                with restored_buffers(forward.model, after_errors_only=True):
+                    return forward.result(self.size_for(samples))
             except torch.OutOfMemoryError:
                 if not self.halve(samples):
                     raise
-            forget(batch.device)  # behind the handler: the error holds the tensors of its frames
+            release_memory(batch.device)  # after the handler: the error holds the tensors of its frames
             before.restore()
 
-    def _measure(
-        self, once: Callable[[int], Tensor], samples: int, batch: Batch, model: nn.Module, inputs: Iterable[Tensor]
-    ) -> None:
-        device, found = batch.device, self._found[torch.is_grad_enabled()]
-        free = free_memory(device) if self.memory is None else self.memory
-        size = samples
+    def _measure(self, forward: Pass) -> None:
+        samples, batch, grad = forward.samples, forward.batch, torch.is_grad_enabled()
+        free = free_memory(batch.device) if self.memory is None else self.memory
+        size, fit, leaves = samples, self._fit[grad], forward.leaves()
         if free is not None:
-            parameters = [p for p in model.parameters() if p.requires_grad]
-            leaves = [*parameters, *(x for x in inputs if x.requires_grad)]
-            if self.memory is None and torch.is_grad_enabled():  # gradients and Adam's two moments are still to come
-                free -= 3 * sum(p.numel() * p.element_size() for p in parameters if p.grad is None)
-            size = largest(lambda count: peak_memory(lambda: probe(once, count, leaves, model), device), samples, free)
-            forget(device)
-        size = min(size, found.most or size)
-        self._found[torch.is_grad_enabled()] = Found(
-            max(samples, found.samples), max(batch.size, found.graphs), size, found.most
-        )
+            if self.memory is None and grad:  # gradients and Adam's two moments are still to come
+                free -= 3 * sum(p.numel() * p.element_size() for p in forward.model.parameters() if needs_gradient(p))
+
+            def step(count: int) -> None:
+                with restored_buffers(forward.model):
+                    total = forward.probe(count)
+                    if total.requires_grad:
+                        torch.autograd.grad(total, leaves, allow_unused=True)
+
+            size = largest(lambda count: peak_memory(lambda: step(count), batch.device), samples, free)
+            release_memory(batch.device)
+        size = min(size, fit.most or size)
+        self._fit[grad] = Fit(max(samples, fit.samples), max(batch.size, fit.graphs), size, fit.most)
+
+
+def needs_gradient(p: Tensor) -> bool:
+    """Whether a parameter's gradient is still to be allocated."""
+    return p.requires_grad and p.grad is None
 
 
 def check_sizes(
@@ -138,49 +135,16 @@ def _checked_size(argument: str, size: Any, wanted: str) -> int:
     return found
 
 
-class Found(NamedTuple):
-    """What "auto" has found: for so many samples asked for and graphs, samples at once; most: what errors have left.
+class Fit(NamedTuple):
+    """What "auto" has found to fit: `size` samples at once, with up to so many samples asked for and graphs.
 
-    None: nothing yet.
+    most: the largest size that out-of-memory errors have left. None: nothing yet.
     """
 
     samples: int = 0
     graphs: int = 0
     size: int | None = None
     most: int | None = None
-
-
-def mean(run: Run, samples: int, size: int, device: torch.device, modules: Sequence[nn.Module]) -> Tensor:
-    """The mean over all samples, `size` at once: sum over chunks of count / S run(first, count), in float32 or better.
-
-    With gradients every chunk but the last, where the backward pass begins, is computed again in it. modules: those that
-    `run` reads.
-    """
-    total = None
-    for count, y in _in_chunks(run, samples, size, device, modules):
-        if count == samples:
-            return y
-        if total is None:
-            total = y.to(torch.promote_types(y.dtype, torch.float32)) * (count / samples)
-        else:
-            total = total.add_(y, alpha=count / samples)
-    return total.to(y.dtype)
-
-
-def each(run: Run, samples: int, size: int, device: torch.device, modules: Sequence[nn.Module]) -> Tensor:
-    """`mean` without the mean: (S, ...) where run(first, count) gives (count, ...)."""
-    parts = [y for _, y in _in_chunks(run, samples, size, device, modules)]
-    return torch.cat(parts) if parts[1:] else parts[0]
-
-
-def _in_chunks(
-    run: Run, samples: int, size: int, device: torch.device, modules: Sequence[nn.Module]
-) -> Iterator[tuple[int, Tensor]]:
-    """(count, run(first, count)) chunk by chunk; what the last one keeps is read before any other is computed again."""
-    for first in range(0, samples, size):
-        count = min(size, samples - first)
-        last = first + count == samples
-        yield count, run(first, count) if last else recomputed(run, first, count, device=device, modules=modules)
 
 
 def largest(peak: Callable[[int], int], samples: int, free: int) -> int:
@@ -202,15 +166,9 @@ def largest(peak: Callable[[int], int], samples: int, free: int) -> int:
     return max(1, min(most, count + math.floor((room - high) / slope)))
 
 
-def probe(once: Callable[[int], Tensor], count: int, leaves: list[Tensor], model: nn.Module) -> None:
-    """Runs some samples, and their backward pass where gradients are on, without a trace."""
-    with unchanged(model):
-        total = once(count)
-        if total.requires_grad:
-            torch.autograd.grad(total, leaves, allow_unused=True)
-
-
-def retried(model: nn.Module, chunks: Chunks, samples: int, step: Callable[[], Any], device: torch.device) -> Any:
+def step_with_smaller_chunks(
+    model: nn.Module, chunks: Chunks, samples: int, step: Callable[[], Any], device: torch.device
+) -> Any:
     """step(): forward, loss and backward of the model; after an out-of-memory error once more with half the chunk.
 
     For errors in the backward pass, which the model cannot see. Gradients that were there before are added to as backward
@@ -223,7 +181,7 @@ def retried(model: nn.Module, chunks: Chunks, samples: int, step: Callable[[], A
         for p in parameters:
             p.grad = None
         try:
-            with unchanged(model, after_errors_alone=True):
+            with restored_buffers(model, after_errors_only=True):
                 result = step()
         except BaseException as error:
             for p, old in zip(parameters, held, strict=True):
@@ -235,11 +193,11 @@ def retried(model: nn.Module, chunks: Chunks, samples: int, step: Callable[[], A
                 if old is not None:
                     p.grad = old if p.grad is None else old.add_(p.grad)
             return result
-        forget(device)
+        release_memory(device)
         before.restore()
 
 
-def forget(device: torch.device) -> None:
+def release_memory(device: torch.device) -> None:
     """Gives the GPU's unused memory back, which is in pieces after an error."""
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -9,17 +9,15 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from probsym_fast._checkpointing import by_layer, recomputed
 from probsym_fast._checks import check_count, check_type
 from probsym_fast.distributions import Distribution
 from probsym_fast.draws import check_kind
-from probsym_fast.groups import Batch, Draws, narrow
-from probsym_fast.groups.elements import samples_of, tensors
-from probsym_fast.models import chunks
-from probsym_fast.models.averages import Estimate, check_reduction, estimate, weights_of_rows
-from probsym_fast.models.chunks import Chunks, check_sizes, retried
-from probsym_fast.models.inputs import embedded
-from probsym_fast.models.processes import mean_over_processes
+from probsym_fast.groups import Batch, Draws
+from probsym_fast.groups.elements import samples_of
+from probsym_fast.models.chunks import Chunks, check_sizes, step_with_smaller_chunks
+from probsym_fast.models.estimates import Estimate, estimate
+from probsym_fast.models.passes import Pass
+from probsym_fast.models.reductions import check_reduction
 
 if TYPE_CHECKING:  # torch may be built without
     from torch.distributed.device_mesh import DeviceMesh
@@ -47,7 +45,7 @@ class Symmetrized(nn.Module):
     training run as they are: compile the backbone instead.
     samples_mesh: processes over which `forward` spreads the samples (one axis of a DeviceMesh), which have the same batch and
         generators in the same state. Each draws all elements and keeps its own, or in inference draws its own alone; see
-        `models.samples.mean_over_processes` for what the gradients mean.
+        `models.processes.mean_over_processes` for what the gradients mean.
     torch.func transforms work on the model (`torch.func.functional_call`): the ops take their references, and chunks keep
     what they compute. vmap wants randomness="same". In training mode the transform must hold the buffers too, since running
     statistics are written in place.
@@ -141,19 +139,7 @@ class Symmetrized(nn.Module):
         if self.samples_mesh is not None and reduce != "mean":
             raise ValueError(f"Symmetrized: reduce must be 'mean' where processes share the samples, got {reduce!r}")
         draws = Draws(generator, seed=seed, kind=self.draws, device=batch.device)
-
-        def attempt() -> tuple[Tensor, dict[str, Tensor]]:
-            if self.samples_mesh is not None:
-                return self._over_processes(batch, samples, draws)
-            g, penalties = self._draw(batch, samples, draws)
-            if reduce == "mean":
-                return self._mean(batch, g, samples), penalties
-            each = self._each(batch, g, samples)
-            if reduce == "weighted":
-                each = (weights_of_rows(self.readout, batch, weights, each) * each).sum(0)
-            return each.amax(0) if reduce == "max" else each, penalties
-
-        return self._tried(attempt, batch, samples, draws)
+        return self.chunks.run(Pass(self, batch, samples, draws=draws, reduce=reduce, weights=weights))
 
     def estimate(
         self,
@@ -180,80 +166,9 @@ class Symmetrized(nn.Module):
     def apply_elements(self, batch: Batch, g: Any) -> Tensor:
         """The prediction for group elements given by hand. Raises what the batch's `check` raises."""
         batch.check()
-        samples = samples_of(g)
-        run = self._read(batch, g, samples)
-        once = lambda count: run(0, count).float().sum()  # noqa: E731
-        return self.chunks.tried(lambda: self._mean(batch, g, samples), once, samples, batch, self, tensors(g))
+        return self.chunks.run(Pass(self, batch, samples_of(g), elements=g))[0]
 
-    def retried(self, step: Callable[[], Any], samples: int) -> Any:
-        """step(): a forward pass with so many samples, the loss and its backward pass; where memory ends with chunk="auto",
-        in the backward pass too, once more with half the chunk (see `chunks.retried`)."""
-        return retried(self, self.chunks, samples, step, next(self.parameters()).device)
-
-    def _tried(self, attempt: Callable[[], Any], batch: Batch, samples: int, draws: Draws) -> Any:
-        """attempt(), in chunks as `Chunks.tried` finds them."""
-
-        def once(count: int) -> Tensor:
-            g, penalties = self.distribution(batch, count, draws)
-            return sum(penalties.values(), self._read(batch, g, count)(0, count).float().sum())
-
-        return self.chunks.tried(attempt, once, samples, batch, self)
-
-    def _predictions(self, batch: Batch, samples: int, draws: Draws) -> Tensor:
-        """(S, ...) every sample's own prediction, of elements that are drawn."""
-        attempt = lambda: self._each(batch, self._draw(batch, samples, draws)[0], samples)  # noqa: E731
-        return self._tried(attempt, batch, samples, draws)
-
-    def _draw(self, batch: Batch, samples: int, draws: Draws) -> tuple[Any, dict[str, Tensor]]:
-        learns = any(p.requires_grad for p in self.distribution.parameters())
-        if not learns or self.chunks.now(samples) == samples:
-            return self.distribution(batch, samples, draws)
-
-        def draw() -> tuple[Any, dict[str, Tensor]]:
-            with by_layer():
-                return self.distribution(batch, samples, draws)
-
-        return recomputed(draw, device=batch.device, modules=[self.distribution])
-
-    def _over_processes(self, batch: Batch, samples: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """In inference samples do not see each other: every process draws its own. Penalties are means over samples."""
-        seen = torch.is_grad_enabled() or any(module.training for module in self.modules())
-        g, penalties = self._draw(batch, samples, draws) if seen else (None, {})
-
-        def part(first: int, count: int) -> dict[str, Tensor]:
-            some, own = (
-                (narrow(g, first, count), {}) if seen else self.distribution(batch, count, draws.starting(first))
-            )
-            return {"": self._mean(batch, some, count), **own}
-
-        means = mean_over_processes(part, samples, self.samples_mesh, own=self.training)
-        return means.pop(""), penalties | means
-
-    def _mean(self, batch: Batch, g: Any, samples: int) -> Tensor:
-        return chunks.mean(
-            self._read(batch, g, samples), samples, self.chunks.now(samples), batch.device, self._readers
-        )
-
-    def _each(self, batch: Batch, g: Any, samples: int) -> Tensor:
-        """(S, ...) every sample's prediction, chunk by chunk."""
-        run = self._read(batch, g, samples, each=True)
-        return chunks.each(run, samples, self.chunks.now(samples), batch.device, self._readers)
-
-    @property
-    def _readers(self) -> list[nn.Module]:
-        return [self.embed, self.backbone, self.readout]
-
-    def _read(self, batch: Batch, g: Any, samples: int, each: bool = False) -> Callable[[int, int], Tensor]:
-        """run(first, count): the prediction of so many of the samples of g, their mean or each of them (count, ...)."""
-        group = self.distribution.group
-
-        def run(first: int, count: int) -> Tensor:
-            some = g if count == samples else narrow(g, first, count)
-            arguments, keywords = embedded(self.embed, batch, group, some)
-            outputs = self.backbone(*arguments, **keywords)
-            if not each:
-                return self.readout(outputs, batch, group, some)
-            parts = [(outputs.narrow(1, s, 1), narrow(some, s, 1)) for s in range(count)]
-            return torch.stack([self.readout(y, batch, group, one) for y, one in parts])
-
-        return run
+    def step_with_smaller_chunks(self, step: Callable[[], Any], samples: int) -> Any:
+        """step(): a forward pass with so many samples, the loss and its backward pass. Where memory ends with chunk="auto",
+        in the backward pass too, once more in chunks of half the size (see `chunks.step_with_smaller_chunks`)."""
+        return step_with_smaller_chunks(self, self.chunks, samples, step, next(self.parameters()).device)

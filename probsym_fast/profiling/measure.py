@@ -99,7 +99,7 @@ def measure(row: Row, case: Case, seconds: float, repeats: int) -> None:
         if row.mode != "training":
             row.variance, row.error = variance_of([steps.step() for _ in range(repeats)])
         with torch.set_grad_enabled(row.mode == "training"):
-            row.at_once = model.chunks.now(row.samples)
+            row.at_once = model.chunks.size_for(row.samples)
     except torch.OutOfMemoryError:
         row.clear()
 

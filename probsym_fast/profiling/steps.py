@@ -63,7 +63,7 @@ def training_steps(
     def step() -> None:
         begin(optimizer)
         if model.chunks.size == "auto":
-            model.retried(gradients, samples)
+            model.step_with_smaller_chunks(gradients, samples)
         else:
             gradients()
         if clip:
@@ -145,7 +145,7 @@ def bare_backbone(model: Symmetrized, batch: Any, samples: int) -> tuple[nn.Modu
     if isinstance(backbone, VisionBackbone):
         backbone = deepcopy(backbone)
         backbone.all_tokens = True
-    size = model.chunks.now(samples)
+    size = model.chunks.size_for(samples)
     counts = [min(size, samples - first) for first in range(0, samples, size)]
     for count in set(counts):
         if isinstance(model.embed, FlatGraph):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
-from probsym_fast._checkpointing import unchanged
+from probsym_fast._checkpointing import restored_buffers
 from probsym_fast._files import write_atomically
 from probsym_fast._progress import announced
 from probsym_fast.draws import seed_generators, seeded
@@ -113,7 +113,7 @@ class Measurement:
         parameters = [*model.embed.parameters(), *model.backbone.parameters()]
         count = min(self.gradients, len(data))
         model.train().zero_grad()
-        with unchanged(model):
+        with restored_buffers(model):
             for number in range(count):
                 graphs, target = data[torch.tensor([number])]
                 seed_generators(seeded(self.seed, "gradient dropout", number).initial_seed())

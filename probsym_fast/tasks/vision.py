@@ -229,7 +229,7 @@ class VisionTask(Task):
         """From the tokens that are read to the prediction."""
 
     def model(self, fresh: bool = True) -> Symmetrized:
-        config, of = self.config, self.set
+        config, of = self.config, self.graph_set
         backbone = config.backbone.build(self.read, fresh)  # first: a seed gives it the same weights with every method
         grid, width = config.backbone.grid, backbone.width
         embed = GraphTokens(
@@ -243,7 +243,7 @@ class VisionTask(Task):
     def dataset(self, split: str) -> LabelledGraphs:
         if split not in self._sets:
             config = self.config
-            source = self.set.load(
+            source = self.graph_set.load(
                 split, getattr(config.graphs, split), config.data, config.seed if self._random() else 0
             )
             self.check_labels(source)
@@ -272,17 +272,17 @@ class VisionTask(Task):
         text = f"{split}: {len(self.dataset(split))} graphs, {samples} samples, trial {trial + 1}"
         with announced(text, len(loader)) as advance:
             for k, (graphs, target) in enumerate(loader):
-                asked = self.asked(graphs).to(device)
+                asked = self.for_test(graphs).to(device)
                 seed_generators(seeded(self.config.seed, f"{split} patches {k}", trial).initial_seed())
                 prediction, _ = model(asked, samples, seeded(self.config.seed, f"{split} {k}", trial, device))
                 yield Predicted(prediction.float().cpu(), target, graphs)
                 advance(1)
 
-    def asked(self, graphs: Graphs) -> Graphs:
+    def for_test(self, graphs: Graphs) -> Graphs:
         """The graphs as the test asks for them."""
         return graphs
 
-    def tested(self, model: Symmetrized, split: str, samples: int, trial: int) -> dict[str, float]:
+    def evaluate(self, model: Symmetrized, split: str, samples: int, trial: int) -> dict[str, float]:
         """The measures of one pass over the split."""
         predictions, targets, _ = zip(*self.predictions(model, split, samples, trial), strict=True)
         return {name: float(x) for name, x in self.measures(torch.cat(predictions), torch.cat(targets)).items()}
@@ -290,9 +290,9 @@ class VisionTask(Task):
     def report(self, model: Symmetrized, folder: Path) -> dict[str, Any]:
         config = self.config
         samples, trials = config.samples.test, config.samples.trials
-        figures: dict[str, Any] = {"data": self.set.about, "samples": samples, "trials": trials}
+        figures: dict[str, Any] = {"data": self.graph_set.about, "samples": samples, "trials": trials}
         for count, ending in ((samples, ""), *((S, f"_S{S}") for S in config.also_test)):
-            found = [self.tested(model, "test", count, k) for k in range(trials)]
+            found = [self.evaluate(model, "test", count, k) for k in range(trials)]
             for name in found[0]:
                 values = torch.tensor([each[name] for each in found], dtype=torch.float64)
                 figures[f"test_{name}{ending}"] = values.mean().item()
@@ -315,7 +315,7 @@ class NodeClassification(VisionTask):
     figures = ("test_accuracy",)
 
     def readout(self, width: int, grid: int) -> torch.nn.Module:
-        return DiagonalReadout(self.set.N, width, grid, self.set.outputs)
+        return DiagonalReadout(self.graph_set.N, width, grid, self.graph_set.outputs)
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         return measures.weighted_cross_entropy(prediction, target)
@@ -323,7 +323,7 @@ class NodeClassification(VisionTask):
     def measures(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         return {"accuracy": measures.class_accuracy(prediction, target)}
 
-    def tested(self, model: Symmetrized, split: str, samples: int, trial: int) -> dict[str, float]:
+    def evaluate(self, model: Symmetrized, split: str, samples: int, trial: int) -> dict[str, float]:
         predictions, targets, graphs = zip(*self.predictions(model, split, samples, trial), strict=True)
         ptr = torch.cat([torch.zeros(1, dtype=torch.int64), *(x.num_nodes for x in graphs)]).cumsum(0)
         return {"accuracy": measures.batched_class_accuracy(torch.cat(predictions), torch.cat(targets), ptr).item()}
@@ -337,7 +337,7 @@ class GraphClassification(VisionTask):
     figures = ("test_average_precision",)
 
     def readout(self, width: int, grid: int) -> torch.nn.Module:
-        return GraphReadout(width, self.set.outputs)
+        return GraphReadout(width, self.graph_set.outputs)
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         return binary_loss(prediction, target)
@@ -356,7 +356,7 @@ class GraphRegression(VisionTask):
     figures = "test_mae", "test_r2"
 
     def readout(self, width: int, grid: int) -> torch.nn.Module:
-        return GraphReadout(width, self.set.outputs)
+        return GraphReadout(width, self.graph_set.outputs)
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         return F.l1_loss(prediction, target)
@@ -376,7 +376,7 @@ class LinkPrediction(VisionTask):
     )
 
     def readout(self, width: int, grid: int) -> torch.nn.Module:
-        return PairReadout(self.set.N, width, grid, self.set.outputs)
+        return PairReadout(self.graph_set.N, width, grid, self.graph_set.outputs)
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         return binary_loss(prediction, target)
@@ -384,10 +384,10 @@ class LinkPrediction(VisionTask):
     def check_labels(self, source: Source) -> None:
         check_binary(self.config.dataset, source.edge_label)
 
-    def asked(self, graphs: Graphs) -> Graphs:
+    def for_test(self, graphs: Graphs) -> Graphs:
         return graphs._replace(pairs=measures.all_pairs(graphs.ptr))
 
-    def tested(self, model: Symmetrized, split: str, samples: int, trial: int) -> dict[str, float]:
+    def evaluate(self, model: Symmetrized, split: str, samples: int, trial: int) -> dict[str, float]:
         found: dict[str, list[Tensor]] = {}
         for scores, target, graphs in self.predictions(model, split, samples, trial):
             for name, values in measures.contact_measures(scores[:, 0], graphs.ptr, graphs.pairs, target[:, 0]).items():

@@ -44,7 +44,7 @@ class StopOnSignal(Callback):
             raise Stopped(self.number or signal.SIGTERM, self.folder)
 
 
-class EndWithStep(Callback):
+class StopAtStep(Callback):
     """Ends a run with so many steps, within an epoch too; it is validated and kept there.
 
     In place of the trainer's max_steps, with which a resumed run would count its epochs otherwise.

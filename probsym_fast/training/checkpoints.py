@@ -18,7 +18,7 @@ from probsym_fast.training.callbacks import validated
 from probsym_fast.training.settings import Monitor
 
 
-class WholeFiles(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place, lets it reach the disk, and renames it: there is the old one or the new one.
 
     state: of the checkpoint that the run continues from, which is read and checked before the trainer asks for it.
@@ -35,7 +35,7 @@ class WholeFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         if storage_options is not None:
-            raise TypeError(f"WholeFiles: storage_options must be None, got {storage_options!r}")
+            raise TypeError(f"AtomicCheckpointIO: storage_options must be None, got {storage_options!r}")
         buffer = BytesIO()  # torch reports a full disk as an internal error of its own
         torch.save(checkpoint, buffer)
         write_atomically(path, lambda file: file.write(buffer.getbuffer()))

@@ -81,7 +81,7 @@ def left(folder: Path) -> str:
     return f"{last} is intact (epoch {epochs}): continue with --resume"
 
 
-class Finite(Callback):
+class StopOnNonFinite(Callback):
     """Ends a training whose loss is no finite number, or whose weights are none where a checkpoint is due.
 
     One process on the CPU looks before every backward; elsewhere the first such step is kept on the device and looked at

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from probsym_fast._files import named, write_atomically
+from probsym_fast._files import naming_file, write_atomically
 from probsym_fast.training.callbacks import validated
 
 Row = dict[str, Any]
@@ -45,7 +45,7 @@ def history(folder: Path) -> dict[str, dict[int, float]]:
     return series
 
 
-class Rows(Logger):
+class CsvLogger(Logger):
     """logs/metrics.csv of the folder, in the first process.
 
     steps: of the checkpoint that the run continues from; rows of later steps, which come again, and a row that was cut off
@@ -77,7 +77,7 @@ class Rows(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Rows at hand reach the file."""
+        """CsvLogger at hand reach the file."""
         if not self._waiting:
             return
         new = sorted({name for row in self._waiting for name in row} - set(self._columns))
@@ -90,21 +90,21 @@ class Rows(Logger):
             write_atomically(self.path, lambda file: file.write(text))
             self._file = open(self.path, "ab")
         else:
-            with named(self.path):
+            with naming_file(self.path):
                 self._file.write(_text(self._waiting, self._columns))
                 self._file.flush()
         self._waiting = []
 
     @rank_zero_only
     def flush(self) -> None:
-        """Rows at hand reach the disk."""
+        """CsvLogger at hand reach the disk."""
         self.save()
         if self._file is not None:
-            with named(self.path):
+            with naming_file(self.path):
                 os.fsync(self._file.fileno())
 
     @property
-    def experiment(self) -> Rows:
+    def experiment(self) -> CsvLogger:
         return self
 
     @rank_zero_only

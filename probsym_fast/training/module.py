@@ -11,7 +11,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import distributed
 from torch.distributed.tensor import DTensor
 
-from probsym_fast._checkpointing import unchanged
+from probsym_fast._checkpointing import restored_buffers
 from probsym_fast.draws import seed_generators, seeded
 from probsym_fast.training import optimisation
 from probsym_fast.training.faults import too_large
@@ -82,7 +82,7 @@ class TrainingModule(L.LightningModule):
             try:
                 super().backward(loss, *arguments, **settings)
             except torch.OutOfMemoryError as error:
-                raise too_large(self.model.chunks.now(samples), self.trainer) from error
+                raise too_large(self.model.chunks.size_for(samples), self.trainer) from error
             return
         first = [loss]
 
@@ -94,11 +94,11 @@ class TrainingModule(L.LightningModule):
                 this.detach_()  # the trainer holds it, and all that its graph keeps
                 raise
 
-        self.model.retried(step, samples)
+        self.model.step_with_smaller_chunks(step, samples)
 
     def _again(self) -> torch.Tensor:
         """The loss of the batch at hand; statistics have counted it already."""
-        with self.trainer.precision_plugin.train_step_context(), unchanged(self.model):
+        with self.trainer.precision_plugin.train_step_context(), restored_buffers(self.model):
             _, _, loss, penalties = self._predict(*self._at_hand)
         return self._total(loss, penalties) / self.training_settings.accumulate
 

@@ -13,10 +13,10 @@ import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from probsym_fast.training.callbacks import EndWithStep, Patience, ProgressLines, StopOnSignal
-from probsym_fast.training.checkpoints import Checkpoints, KeptWeights, WholeFiles
-from probsym_fast.training.faults import Finite
-from probsym_fast.training.logs import EpochRows, Rows
+from probsym_fast.training.callbacks import Patience, ProgressLines, StopAtStep, StopOnSignal
+from probsym_fast.training.checkpoints import AtomicCheckpointIO, Checkpoints, KeptWeights
+from probsym_fast.training.faults import StopOnNonFinite
+from probsym_fast.training.logs import CsvLogger, EpochRows
 from probsym_fast.training.parallel import strategy
 from probsym_fast.training.settings import Training
 from probsym_fast.training.task import Task
@@ -48,11 +48,11 @@ def make_trainer(
         Checkpoints(folder / "checkpoints", "best", task.monitor),
         Checkpoints(folder / "checkpoints", "last"),  # after the other: it holds its state
         stop,
-        Finite(),
+        StopOnNonFinite(),
         EpochRows(),
     ]
     if settings.steps is not None:
-        callbacks.append(EndWithStep(settings.steps))
+        callbacks.append(StopAtStep(settings.steps))
     if settings.patience is not None:
         callbacks.append(Patience(task.monitor.key, mode=task.monitor.direction, patience=settings.patience))
     if settings.keep_every is not None:
@@ -80,10 +80,10 @@ def make_trainer(
         use_distributed_sampler=False,  # EpochSampler takes its share itself
         callbacks=callbacks,
         logger=[
-            Rows(folder, steps),
+            CsvLogger(folder, steps),
             TensorBoardLogger(folder, name="tensorboard", version="", purge_step=steps),  # later steps come again
         ],
-        plugins=[WholeFiles(state)],
+        plugins=[AtomicCheckpointIO(state)],
         log_every_n_steps=settings.log_every or 1,
         num_sanity_val_steps=0,
         enable_progress_bar=settings.progress,

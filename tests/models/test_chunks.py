@@ -17,7 +17,7 @@ from probsym_fast.distributions import GIN, Frame, Learned, Uniform, UniformNois
 from probsym_fast.groups import Draws, Euclidean, Symmetric, narrow
 from probsym_fast.groups.elements import samples_of, tensors
 from probsym_fast.models import chunks as module
-from probsym_fast.models.chunks import Chunks, Found
+from probsym_fast.models.chunks import Chunks, Fit
 from tests.conftest import assert_near
 from tests.graphs import random_graphs
 from tests.models.test_symmetrized import SYMMETRIES, clouds
@@ -223,7 +223,7 @@ def test_auto_halves_for_every_reduction(reduce):
     assert_same(found, gradients(noisy(2, dropout=0)))
     small = noisy("auto", memory=1)
     gradients(small)
-    assert small.chunks.now(S) == 1  # measured
+    assert small.chunks.size_for(S) == 1  # measured
 
 
 def noisy_after(chunk: int, batch) -> list:
@@ -237,7 +237,7 @@ def test_steps_that_run_out_of_memory_in_backward_are_retried(before):
     """Nothing is lost: gradients of the failed attempt are dropped, those of before are added to once."""
     batch = random_graphs([3, 1, 9, 5])
     f, other = noisy("auto", most=10), noisy(2)
-    f.chunks._found[True] = Found(S, 4, 4)  # 4 samples, 16 rows, are too many in the backward pass alone
+    f.chunks._fit[True] = Fit(S, 4, 4)  # 4 samples, 16 rows, are too many in the backward pass alone
     f.backbone.recomputed_alone = True
     for each in (f, other):
         for p in each.parameters():
@@ -253,7 +253,7 @@ def test_steps_that_run_out_of_memory_in_backward_are_retried(before):
     state = torch.get_rng_state()
     torch.manual_seed(3)
     with pytest.warns(UserWarning, match="out of memory with 4 samples at once; 2 from now on"):
-        found = f.retried(lambda: step(f), S)
+        found = f.step_with_smaller_chunks(lambda: step(f), S)
     assert torch.equal(found, expected)
     assert torch.equal(torch.get_rng_state(), state)
     for (name, p), q in zip(f.named_parameters(), other.parameters(), strict=True):
@@ -264,7 +264,7 @@ def test_steps_that_run_out_of_memory_in_backward_are_retried(before):
     f.backbone.most = 3
     kept = [None if p.grad is None else p.grad.clone() for p in f.parameters()]
     with pytest.warns(UserWarning, match="out of memory"), pytest.raises(torch.OutOfMemoryError):
-        f.retried(lambda: step(f), S)
+        f.step_with_smaller_chunks(lambda: step(f), S)
     for p, q in zip(f.parameters(), kept, strict=True):
         assert p.grad is q is None or torch.equal(p.grad, q)
 
@@ -284,7 +284,7 @@ def test_steps_that_fail_leave_gradients_and_statistics_alone(error):
         raise error("behind the backward pass")
 
     with pytest.raises(error, match="behind the backward pass"):
-        f.retried(step, S)
+        f.step_with_smaller_chunks(step, S)
     for p, old in zip(f.parameters(), held, strict=True):
         assert p.grad is old and torch.equal(old, torch.ones_like(p))
     assert all(torch.equal(x, buffers[name]) for name, x in f.named_buffers())
@@ -292,7 +292,7 @@ def test_steps_that_fail_leave_gradients_and_statistics_alone(error):
 
 FAILING = """
 import sys, torch
-from probsym_fast._checkpointing import recomputed
+from probsym_fast._checkpointing import checkpointed
 
 def function(x):
     if torch._C._current_graph_task_id() >= 0:
@@ -300,7 +300,7 @@ def function(x):
     return x.sin().cos()
 
 x = torch.randn(5, requires_grad=True)
-y = [recomputed(function, k * x, device=x.device, modules=[]) for k in range(3)]
+y = [checkpointed(function, k * x, device=x.device, modules=[]) for k in range(3)]
 try:
     sum(y).sum().backward()
 except torch.OutOfMemoryError as error:
@@ -321,13 +321,13 @@ def test_auto_measures_the_largest_chunk_within_a_limit(grad):
         whole = noisy("auto")
         state = torch.get_rng_state()
         whole.train()(batch, 32, torch.Generator().manual_seed(1))
-        assert whole.chunks.now(32) == 32  # a CPU without a limit
+        assert whole.chunks.size_for(32) == 32  # a CPU without a limit
         sizes, limits = {}, (1, 400_000, 900_000, 10**9) if grad else (1, 120_000, 300_000, 10**9)
         for limit in limits:
             f = noisy("auto", memory=limit).train()
             torch.set_rng_state(state)
             f(batch, 32, torch.Generator().manual_seed(1))
-            sizes[limit] = f.chunks.now(32)
+            sizes[limit] = f.chunks.size_for(32)
             assert f.backbone.norm.num_batches_tracked == -(-32 // sizes[limit])  # probes leave no trace
         none, some, more, all_of_them = sizes.values()
         assert none == 1 < some < more < 32 == all_of_them
@@ -341,7 +341,7 @@ def test_a_step_stays_within_its_memory(limit):
     for graphs in (8, 24):
         batch = random_graphs([9] * graphs)
         f(batch, 32)
-        size = f.chunks.now(32)
+        size = f.chunks.size_for(32)
         assert peak_at_once(batch, size) <= limit or size == 1
         assert peak_at_once(batch, min(2 * size, 32)) > 0.9 * limit or size == 32
 
@@ -378,11 +378,9 @@ def test_auto_tries_again_where_the_distribution_runs_out_of_memory():
         found = outcome(f, batch)
     assert failed == [S]
     assert_same(found, outcome(other, batch))
-    f.chunks._found[True] = f.chunks._found[True]._replace(
-        samples=1
-    )  # as if more samples were asked for: 4 stay the most
+    f.chunks._fit[True] = f.chunks._fit[True]._replace(samples=1)  # as if more samples were asked for: 4 stay the most
     outcome(f, batch)
-    assert f.chunks.now(S) == 4
+    assert f.chunks.size_for(S) == 4
 
 
 def test_chunks_are_differentiated_again():
@@ -521,7 +519,7 @@ def test_memory_is_flat_in_the_samples(name):
 def test_layers_computed_again_change_nothing_but_memory(name, share):
     """Elements, gradients and statistics bit for bit, dropout too."""
     found, peaks = [], []
-    for how in (nullcontext, _checkpointing.by_layer):
+    for how in (nullcontext, _checkpointing.checkpointing_layers):
         torch.manual_seed(0)
         if name == "GIN":
             f, batch = Learned(Symmetric(N), GIN(C, 32, dropout=0.1), UniformNoise(), tau=0.1), some_graphs()

@@ -251,7 +251,7 @@ def test_chunk_memory_and_draws_may_be_set():
     model, batch = parts_of(FORMS["tensor"]), clouds(2)
     assert model.chunk is None and model.memory is None and model.draws == "independent"
     model.chunk = 4
-    assert model.chunk == 4 and model.chunks.size == 4 and model.chunks.now(10) == 4
+    assert model.chunk == 4 and model.chunks.size == 4 and model.chunks.size_for(10) == 4
     seen = []
     model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
     with torch.no_grad():

@@ -134,7 +134,7 @@ def test_further_numbers_of_samples_are_tested(tmp_path):
     figures = task.report(model, tmp_path)
     assert set(task.figures) == {"test_accuracy", "test_accuracy_S1", "test_accuracy_S2"}
     for samples, ending in ((3, ""), (1, "_S1"), (2, "_S2")):
-        trials = [task.tested(model, "test", samples, k)["accuracy"] for k in range(2)]
+        trials = [task.evaluate(model, "test", samples, k)["accuracy"] for k in range(2)]
         assert figures[f"test_accuracy{ending}"] == pytest.approx(sum(trials) / 2)
         assert figures[f"test_accuracy{ending}_std"] == pytest.approx(abs(trials[0] - trials[1]) / 2)
     assert ("test accuracy, S = 1") in dict(task.describe(figures))
@@ -176,7 +176,7 @@ def test_patches_are_dropped_in_evaluation_where_asked_for(tmp_path):
         model = task.model().eval()
         counts = []
         model.backbone.blocks[0].register_forward_pre_hook(lambda _, x, counts=counts: counts.append(x[0].shape[-2]))
-        found[always] = [task.tested(model, "test", 1, trial)["mae"] for trial in (0, 1, 0)]
+        found[always] = [task.evaluate(model, "test", 1, trial)["mae"] for trial in (0, 1, 0)]
         assert set(counts) == ({1 + 8} if always == "true" else {1 + 16})
         training.fit(task)  # validation, too
         training.fit(tasks.load(name, [*changes, f"--folder={tmp_path / always}2"]))
@@ -272,7 +272,7 @@ def test_the_reports_figures_are_those_of_the_whole_split(tmp_path):
     with torch.no_grad():
         scores, _ = model(graphs._replace(pairs=measures.all_pairs(graphs.ptr)), 1)
     whole = measures.contact_measures(scores[:, 0], graphs.ptr, graphs.pairs, target[:, 0])
-    found = task.tested(model, "test", 1, 0)
+    found = task.evaluate(model, "test", 1, 0)
     for key, values in whole.items():
         assert found[key] == pytest.approx(values.mean().item(), abs=1e-6), key
 

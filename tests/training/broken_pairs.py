@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.core.hooks import ModelHooks
 
 from probsym_fast import _files
-from probsym_fast.models.chunks import Found
+from probsym_fast.models.chunks import Fit
 from probsym_fast.tasks.nbody import Samples
 from probsym_fast.training import logs
 from probsym_fast.training import run as training
@@ -55,7 +55,7 @@ class Chunked(Tiny):
         if self.chunk is not None:
             model.chunks.size = "auto" if isinstance(self.chunk, tuple) else self.chunk
         if isinstance(self.chunk, tuple):  # as if measured
-            model.chunks._found = {grad: Found(S, 10**6, self.chunk[self.rank]) for grad in (True, False)}
+            model.chunks._fit = {grad: Fit(S, 10**6, self.chunk[self.rank]) for grad in (True, False)}
         if self.fails and self.rank == 1:
             model.backbone.register_forward_pre_hook(self.fail)
         return model

@@ -9,7 +9,7 @@ from torch import nn
 
 from probsym_fast import tasks
 from probsym_fast.models import Symmetrized
-from probsym_fast.models.chunks import Found
+from probsym_fast.models.chunks import Fit
 from probsym_fast.training import run as training
 from probsym_fast.training.settings import Samples
 from tests.training.tiny import Tiny, tiny
@@ -42,7 +42,7 @@ class Chunked(Tiny):
         net = Small(whole.backbone, self.most, self.failures)
         model = Symmetrized(net, whole.embed, whole.readout, whole.distribution, chunk=self.chunk)
         if self.chunk == "auto":  # as if measured
-            model.chunks._found[True] = Found(S, 10**6, 2)
+            model.chunks._fit[True] = Fit(S, 10**6, 2)
         return model
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import get_worker_info
 from probsym_fast import _files
 from probsym_fast.training import faults
 from probsym_fast.training import run as training
-from probsym_fast.training.logs import Rows, history, read_rows
+from probsym_fast.training.logs import CsvLogger, history, read_rows
 from tests.training.killed import Halved
 from tests.training.tiny import Tiny, Vectors, run, tiny
 
@@ -222,7 +222,7 @@ def test_a_full_device_is_told(tmp_path):
 
 
 def test_rows_that_reach_no_disk_name_their_file(tmp_path):
-    rows = Rows(tmp_path)
+    rows = CsvLogger(tmp_path)
     rows.log_metrics({"loss": 1.0}, 0)
     rows.save()
     rows._file.close()
@@ -240,7 +240,7 @@ def test_rows_that_reach_no_disk_name_their_file(tmp_path):
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path, monkeypatch, value, at_once):
     if not at_once:  # as on a GPU
-        monkeypatch.setattr(faults.Finite, "_at_once", staticmethod(lambda trainer, loss: False))
+        monkeypatch.setattr(faults.StopOnNonFinite, "_at_once", staticmethod(lambda trainer, loss: False))
     folder = tmp_path / "run"
 
     class Diverging(Tiny):

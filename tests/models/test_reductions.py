@@ -18,8 +18,8 @@ from probsym_fast.groups import (
     Symmetric,
 )
 from probsym_fast.groups.elements import samples_of
-from probsym_fast.models.averages import LEAST_BLOCKS
 from probsym_fast.models.chunks import Chunks
+from probsym_fast.models.estimates import LEAST_BLOCKS
 from tests.conftest import assert_near
 from tests.graphs import random_graphs
 

@@ -1,16 +1,16 @@
-"""Averages over samples other than the plain mean, and the mean's standard error."""
+"""The mean over samples with its standard error, samples drawn until it is small enough."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from probsym_fast._checks import as_number, check_counts, looks_at_values
+from probsym_fast._checks import as_number, check_counts
 from probsym_fast.groups import Batch, Draws
+from probsym_fast.models.passes import Pass
 
-REDUCTIONS = "mean", "none", "max", "weighted"
 LEAST_BLOCKS = 8  # behind which a standard error may stop `estimate`: of two blocks it is 0 wherever they agree
 
 
@@ -21,44 +21,6 @@ class Estimate(NamedTuple):
     prediction: Tensor
     standard_error: Tensor
     samples: int
-
-
-def check_reduction(reduce: str, weights: Tensor | None, batch: Batch, samples: int) -> None:
-    """Raises unless reduce is one of REDUCTIONS; with "weighted" alone, weights (B, S), finite, >= 0, not all 0."""
-    if reduce not in REDUCTIONS:
-        raise ValueError(f"Symmetrized: reduce must be one of {REDUCTIONS}, got {reduce!r}")
-    if not isinstance(weights, Tensor | None):
-        raise TypeError(f"Symmetrized: weights must be a Tensor or None, got {type(weights).__name__}")
-    if (weights is None) == (reduce == "weighted"):
-        wanted = f"(B, S) = {(batch.size, samples)}" if reduce == "weighted" else f"None with reduce {reduce!r}"
-        raise ValueError(
-            f"Symmetrized: weights must be {wanted}, got {None if weights is None else tuple(weights.shape)}"
-        )
-    if weights is None:
-        return
-    if tuple(weights.shape) != (batch.size, samples):
-        raise ValueError(f"Symmetrized: weights must be (B, S) = {(batch.size, samples)}, got {tuple(weights.shape)}")
-    if not weights.is_floating_point():
-        raise TypeError(f"Symmetrized: weights must be floating point, got {weights.dtype}")
-    if looks_at_values(weights):
-        bad = ~(weights.isfinite() & (weights >= 0)).all(1) | (weights.sum(1) == 0)
-        if bad.any():
-            b = int(bad.nonzero()[0])
-            raise ValueError(f"Symmetrized: weights must be finite, >= 0 and of a sum > 0, got {weights[b].tolist()}")
-
-
-def weights_of_rows(readout: nn.Module, batch: Any, weights: Tensor, each: Tensor) -> Tensor:
-    """weights (B, S), divided by their sums, for the rows of predictions (S, rows, ...): (S, rows, 1, ...).
-
-    A row belongs to a graph, or to the graph of its node or pair, as the readout's attribute `rows` says. By the largest
-    weight first, which changes neither quotients nor gradients, so that no sum overflows.
-    """
-    weights = weights / weights.detach().amax(1, keepdim=True)
-    shares = (weights / weights.sum(1, keepdim=True)).to(each.dtype)
-    rows = getattr(readout, "rows", "graphs")
-    if rows != "graphs":
-        shares = shares[batch.graph if rows == "nodes" else batch.graph[batch.pairs[0]]]
-    return shares.T.reshape(*each.shape[:2], *[1] * (each.ndim - 2))
 
 
 @torch.no_grad()
@@ -84,7 +46,7 @@ def estimate(
     done = 0  # blocks
     while done * block < samples:
         count = min(step, samples - done * block)
-        each = model._predictions(batch, count, draws.starting(done * block))
+        each, _ = model.chunks.run(Pass(model, batch, count, draws=draws.starting(done * block), reduce="none"))
         dtype, n = each.dtype, count // block
         each = each.to(torch.promote_types(dtype, torch.float32)).unflatten(0, (n, block)).mean(1)
         here = each.mean(0)
