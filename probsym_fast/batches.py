@@ -11,6 +11,8 @@ from torch import Tensor
 from probsym_fast._checks import looks_at_values
 from probsym_fast._geometric import OWNER, check_agreement, fields_of
 
+MOST_NODES = 2**20  # of a graph, for names of nodes
+
 
 class Batch(Protocol):
     """size: number of graphs B; num_nodes: (B,) valid nodes or None (all); center: (B, d) centroid or None.
@@ -25,6 +27,9 @@ class Batch(Protocol):
     device: torch.device
 
     def check(self) -> None: ...
+
+    def names(self, rows: int) -> Tensor | None:
+        """(rows,) int64 that fixed noise belongs to, rows graphs or nodes; None: their numbers."""
 
 
 class PointClouds(NamedTuple):
@@ -52,6 +57,9 @@ class PointClouds(NamedTuple):
     def pin_memory(self) -> PointClouds:
         """In page-locked memory, which a GPU reads on its own."""
         return type(self)(*(x.pin_memory() for x in self))
+
+    def names(self, rows: int) -> None:
+        """None: fixed noise belongs to a cloud's place in the batch."""
 
     @property
     def size(self) -> int:
@@ -187,6 +195,12 @@ class Graphs(NamedTuple):
     def attributes(self) -> Tensor:
         """(E, Ce): edge_attr, or ones (E, 1)."""
         return self.x.new_ones(self.edge_index.shape[1], 1) if self.edge_attr is None else self.edge_attr
+
+    def names(self, rows: int) -> Tensor:
+        """(rows,) names of the nodes by their graph's `key` (without one: its place) and their places in it; with a row a
+        graph, of its first node."""
+        key = torch.arange(self.size, device=self.device) if self.key is None else self.key
+        return key * MOST_NODES if rows == self.size else key[self.graph] * MOST_NODES + self.local
 
     def padded(self, values: Tensor, N: int) -> Tensor:
         """values (nodes, S) as (B, S, N), 0 beyond each graph's nodes. ValueError for a graph of more than N nodes."""

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from probsym_fast._checks import as_number, check_count, check_int, check_type
 from probsym_fast.distributions.laplacian import laplacian_keys
 from probsym_fast.groups import Batch, Draws, Graphs, Group, Symmetric
-from probsym_fast.ops.permutation import check_relaxation
+from probsym_fast.ops.permutation import Relaxation, check_relaxation
 
 Penalties = dict[str, Tensor]
-MOST_NODES = 2**20  # of a graph, for names of nodes
 AT_ONCE = 2**18  # numbers of noise that a network takes at once where samples do not see each other
 
 
@@ -42,6 +41,9 @@ class Distribution(nn.Module, ABC):
     @abstractmethod
     def draw(self, batch: Batch, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:
         """`forward` of arguments that are checked."""
+
+    def extra_repr(self) -> str:
+        return str(self.group)
 
 
 class Uniform(Distribution):
@@ -104,7 +106,7 @@ class Noise(ABC):
         if self.fixed is None:
             draws, rows = draws or Draws(), None
         else:
-            draws, rows = (draws or Draws(seed=0)).seeded(self.fixed), _names(batch, shape[0])
+            draws, rows = (draws or Draws(seed=0)).seeded(self.fixed), batch.names(shape[0])
         return self.scale * self.draw(draws, shape, rows, batch.device).to(dtype)
 
     @abstractmethod
@@ -124,14 +126,6 @@ class UniformNoise(Noise):
 
     def draw(self, draws: Draws, shape: tuple[int, ...], rows: Tensor | None, device: torch.device) -> Tensor:
         return draws.uniform(shape, "noise", rows=rows, device=device)
-
-
-def _names(batch: Batch, rows: int) -> Tensor | None:
-    """(rows,) names of the nodes by graph and place in it, of a graph as of its first node; None: by their numbers."""
-    if not isinstance(batch, Graphs):
-        return None
-    key = torch.arange(batch.size, device=batch.device) if batch.key is None else batch.key
-    return key * MOST_NODES if rows == batch.size else key[batch.graph] * MOST_NODES + batch.local
 
 
 class Learned(Distribution):
@@ -163,6 +157,9 @@ class Learned(Distribution):
         self.noise = Normal(1.0) if noise is None else noise
         self.tau, self.iterations = check_relaxation("Learned", tau, iterations)
 
+    def extra_repr(self) -> str:
+        return f"{self.group}, noise={self.noise}, tau={self.tau}, iterations={self.iterations}"
+
     def draw(
         self,
         batch: Batch,
@@ -190,4 +187,4 @@ class Learned(Distribution):
         outputs = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]} if parts[1:] else parts[0]
         if self.noise.fixed is not None:  # ties too
             draws = draws.seeded(self.noise.fixed)
-        return self.group.project(outputs, batch, tau=self.tau, iterations=self.iterations, draws=draws)
+        return self.group.project(outputs, batch, relaxation=Relaxation(self.tau, self.iterations), draws=draws)

@@ -13,6 +13,7 @@ from probsym_fast.batches import Batch
 from probsym_fast.draws import Draws
 from probsym_fast.groups.group import Group, check_layout, sample_axis
 from probsym_fast.groups.orthogonal import Orthogonal, SpecialOrthogonal
+from probsym_fast.ops.permutation import Relaxation
 
 
 class Motion(NamedTuple):
@@ -96,8 +97,7 @@ class Translation(Group):
         outputs: Mapping[str, Tensor],
         batch: Batch,
         *,
-        tau: float = 0.01,
-        iterations: int = 20,
+        relaxation: Relaxation = Relaxation(),
         draws: Draws | None = None,
     ) -> tuple[Motion, dict[str, Tensor]]:
         if self.linear is None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from probsym_fast._checks import check_type
 from probsym_fast.batches import Batch
 from probsym_fast.draws import Draws
+from probsym_fast.ops.permutation import Relaxation
 
 
 class Group(ABC):
@@ -63,13 +64,12 @@ class Group(ABC):
         outputs: Mapping[str, Tensor],
         batch: Batch,
         *,
-        tau: float = 0.01,
-        iterations: int = 20,
+        relaxation: Relaxation = Relaxation(),
         draws: Draws | None = None,
     ) -> tuple[Any, dict[str, Tensor]]:
         """Elements from the outputs of an equivariant network, and penalties (scalars) to be added to the loss.
 
-        "scores" (B, S, N) go to permutations (tau and iterations as in `ops.soft_permutation`), "matrices"
+        "scores" (B, S, N) go to soft permutations (`relaxation`: how soft), "matrices"
         (B, S, d, d) to orthogonal matrices, the batch's centre to translations. Raises KeyError for an output that is
         missing.
         """

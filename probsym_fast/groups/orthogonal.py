@@ -13,6 +13,7 @@ from probsym_fast._checks import check_count
 from probsym_fast.batches import Batch
 from probsym_fast.draws import Draws
 from probsym_fast.groups.group import Group, check_layout, sample_axis, wanted
+from probsym_fast.ops.permutation import Relaxation
 
 
 class Orthogonal(Group):
@@ -94,8 +95,7 @@ class Orthogonal(Group):
         outputs: Mapping[str, Tensor],
         batch: Batch,
         *,
-        tau: float = 0.01,
-        iterations: int = 20,
+        relaxation: Relaxation = Relaxation(),
         draws: Draws | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         matrices = wanted(outputs, "matrices", repr(self))

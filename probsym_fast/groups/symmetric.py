@@ -14,6 +14,7 @@ from probsym_fast.batches import Batch
 from probsym_fast.draws import Draws
 from probsym_fast.groups.group import Group, check_layout, sample_axis, wanted
 from probsym_fast.ops import Permutation, SoftPermutation
+from probsym_fast.ops.permutation import Relaxation
 
 TIE_NOISE = 1e-6
 
@@ -80,8 +81,7 @@ class Symmetric(Group):
         outputs: Mapping[str, Tensor],
         batch: Batch,
         *,
-        tau: float = 0.01,
-        iterations: int = 20,
+        relaxation: Relaxation = Relaxation(),
         draws: Draws | None = None,
     ) -> tuple[SoftPermutation, dict[str, Tensor]]:
         """Scores with ties broken by noise U(0, 1e-6) -> soft permutation (float64) and its "entropy" (float32 or better).
@@ -96,7 +96,7 @@ class Symmetric(Group):
         names = getattr(batch, "key", None)  # ties are a graph's own too, where its noise is
         ties = (draws or Draws()).uniform(tuple(scores.shape), "ties", rows=names, device=scores.device)
         # in float32 the noise would be rounded to a few values, or away, and ties broken by the nodes' numbers
-        p = ops.soft_permutation(scores.double() + TIE_NOISE * ties, batch.num_nodes, tau, iterations)
+        p = ops.soft_permutation(scores.double() + TIE_NOISE * ties, batch.num_nodes, *relaxation)
         return p, {"entropy": ops.permutation_entropy(p).to(torch.promote_types(scores.dtype, torch.float32))}
 
 

@@ -65,7 +65,7 @@ class FlatGraph(nn.Module):
             tokens = tokens + ops.embed_nodes(batch.x, batch.ptr, g, self.nodes(), tokens=1)
         return (tokens[:, :, 0],)
 
-    def dense_layer(self) -> nn.Linear:
+    def bare(self) -> nn.Linear:
         """A layer of the shape of this one that takes the flattened matrices and features, as a plain MLP has it."""
         rows = [part.rows for part in (self.edges, self.nodes) if part is not None]
         return nn.Linear(sum(x[..., 0].numel() for x in rows), len(self.bias))

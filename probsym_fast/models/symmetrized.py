@@ -74,6 +74,10 @@ class Symmetrized(nn.Module):
         check_sizes("Symmetrized", "chunk", chunk, memory)
         self.draws, self.chunks, self.samples_mesh = draws, Chunks(chunk, memory), samples_mesh
 
+    def extra_repr(self) -> str:
+        memory = "" if self.memory is None else f", memory={self.memory}"
+        return f"draws={self.draws!r}, chunk={self.chunk!r}{memory}"
+
     @property
     def draws(self) -> str:
         """The kind of the noise."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import InitVar, dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -184,6 +184,13 @@ def sorted_distance(t: Tensor) -> Tensor:
     difference = t[..., :, None] - t[..., None, :]
     slots = torch.arange(t.shape[-1], device=t.device)
     return torch.where(slots[:, None] <= slots, difference, -difference)
+
+
+class Relaxation(NamedTuple):
+    """How soft a soft permutation is: the temperature and the Sinkhorn iterations of `ops.soft_permutation`."""
+
+    tau: float = 0.01
+    iterations: int = 20
 
 
 def check_relaxation(owner: str, tau: Any, iterations: Any) -> tuple[float, int]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probsym_fast.models import FlatGraph, Symmetrized, VisionBackbone
+from probsym_fast.models import Symmetrized
 from probsym_fast.models.inputs import embedded
 
 Inputs = tuple[tuple, dict[str, Any]]  # positional, by keyword
@@ -135,20 +135,19 @@ def inference_steps(model: Symmetrized, batch: Any, samples: int, *, autocast: t
 def bare_backbone(model: Symmetrized, batch: Any, samples: int) -> tuple[nn.Module, list[tuple[Inputs, int]]]:
     """The backbone, and for every chunk random inputs and its number of samples; chunks of one size share them.
 
-    An MLP has its first linear map back, dense on the flattened matrix (`FlatGraph` stands for it); a vision transformer
-    computes all tokens of its last block.
+    A part says by its method `bare` what is timed in its place: a backbone what it was without symmetrization, an embedding
+    that the backbone's first layer was fused into this layer, which takes (B, S, in_features).
     """
     backbone, inputs = model.backbone, {}
-    if isinstance(model.embed, FlatGraph):
-        dense = model.embed.dense_layer().to(batch.device)
+    if hasattr(backbone, "bare"):
+        backbone = backbone.bare()
+    dense = model.embed.bare().to(batch.device) if hasattr(model.embed, "bare") else None
+    if dense is not None:
         backbone = nn.Sequential(dense, backbone)
-    if isinstance(backbone, VisionBackbone):
-        backbone = deepcopy(backbone)
-        backbone.all_tokens = True
     size = model.chunks.size_for(samples)
     counts = [min(size, samples - first) for first in range(0, samples, size)]
     for count in set(counts):
-        if isinstance(model.embed, FlatGraph):
+        if dense is not None:
             inputs[count] = (torch.randn(batch.size, count, dense.in_features, device=batch.device),), {}
             continue
         with torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -76,6 +77,12 @@ class VisionBackbone(nn.Module):
 
     def extra_repr(self) -> str:
         return f"tokens={self.tokens}, width={self.width}, read={self.read!r}"
+
+    def bare(self) -> VisionBackbone:
+        """A copy that computes all tokens of the last block, as timm does."""
+        copy = deepcopy(self)
+        copy.all_tokens = True
+        return copy
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., L, D) -> "pooled" (..., D), "tokens" (..., L, D) or "diagonal" (..., grid, D).
