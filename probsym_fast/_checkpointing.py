@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from probsym_fast._checks import transformed
+from probsym_fast._compilers import left_alone
 
 _checkpoints_layers = False
 
@@ -28,12 +30,19 @@ def checkpointed(
     """
     if transformed() or not torch.is_grad_enabled():
         return function(*arguments)
-    return _checkpointed(function, arguments, device, modules)
+    run = _checkpointed if not torch.compiler.is_dynamo_compiling() else sys.modules[__name__].uncompiled
+    return run(function, arguments, device, modules)
 
 
-@torch.compiler.disable(
-    reason="what is computed again in the backward pass runs as it is: compile the backbone instead"
-)
+def __getattr__(name: str) -> Any:
+    """`uncompiled`: `_checkpointed`, which torch.compile leaves alone; made when it is first met."""
+    if name != "uncompiled":
+        raise AttributeError(name)
+    reason = "what is computed again in the backward pass runs as it is: compile the backbone instead"
+    globals()[name] = left_alone(_checkpointed, reason)
+    return globals()[name]
+
+
 def _checkpointed(
     function: Callable[..., Any], arguments: tuple, device: torch.device, modules: Sequence[nn.Module]
 ) -> Any:

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
+
+from probsym_fast._compilers import is_fake
 
 _on = os.environ.get("PROBSYM_DEBUG", "0") not in ("", "0")
 
@@ -138,7 +139,7 @@ def check_num_nodes(op: str, num_nodes: Tensor | None, B: int, N: int, device: t
 
 def looks_at_values(x: Tensor, *others: Tensor | None) -> bool:
     """Whether checks may read the values: on the CPU, on a GPU in debug mode, and outside of tracing, capture and vmap."""
-    if torch.compiler.is_compiling() or isinstance(x, FakeTensor) or any(map(_batched, (x, *others))):
+    if torch.compiler.is_compiling() or is_fake(x) or any(map(_batched, (x, *others))):
         return False
     if x.device.type != "cuda":
         return x.device.type == "cpu"

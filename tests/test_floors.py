@@ -10,8 +10,9 @@ import probsym_fast
 
 ROOT = Path(probsym_fast.__file__).parent
 FLOORS = (  # a room may import itself and the rooms of the floors before its own
-    {"_checks", "_files", "_memory", "_output", "_progress", "_untrusted"},
-    {"_checkpointing", "_plots"},
+    {"_compilers", "_files", "_memory", "_output", "_progress", "_untrusted"},
+    {"_checks", "_plots"},
+    {"_checkpointing"},
     {"ops", "data"},
     {"_geometric", "draws"},
     {"batches"},

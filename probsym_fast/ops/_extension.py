@@ -8,6 +8,8 @@ import warnings
 
 import torch
 
+from probsym_fast._compilers import constant_in_programs
+
 MEND = (
     "build the kernels for this torch with `pip install --no-build-isolation --force-reinstall --no-deps probsym_fast` "
     "(`-e .` in a checkout), which needs a C++ compiler"
@@ -71,7 +73,7 @@ def cuda_problem() -> str | None:
     return f"{found}, and nvcc of torch's CUDA {torch.version.cuda}"
 
 
-@torch.compiler.assume_constant_result  # said while a graph is traced, and no part of it
+@constant_in_programs  # said while a graph is traced, and no part of it
 def report_once(device: str) -> None:
     """Warns, the first time an op falls back to its reference on a device that kernels could serve."""
     global _reported
@@ -86,7 +88,7 @@ def gpu_architectures() -> str | None:
     return getattr(_module, "cuda_architectures", None)
 
 
-@torch.compiler.assume_constant_result
+@constant_in_programs
 def runs_on_gpu(index: int) -> bool:
     """Whether the CUDA kernels have code for the GPU of that index; warns, the first time, where they have not.
 

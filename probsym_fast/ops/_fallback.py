@@ -6,12 +6,13 @@ import warnings
 
 import torch
 
+from probsym_fast._compilers import constant_in_programs
 from probsym_fast.ops import _extension, triton
 
 _reported: set[tuple] = set()
 
 
-@torch.compiler.assume_constant_result  # called while a graph is traced, and no part of it
+@constant_in_programs  # called while a graph is traced, and no part of it
 def report(op: str, device: torch.device, backend: str, lacking: str | None) -> None:
     """A RuntimeWarning the first time that this op takes its reference on this type of device for this reason.
 

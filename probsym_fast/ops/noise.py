@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from probsym_fast._checks import check_count
+from probsym_fast._compilers import constant_in_programs
 from probsym_fast.ops._op import Op
 from probsym_fast.ops.reference.noise import GOLDEN, mix_int, signed
 from probsym_fast.ops.reference.noise import noise as reference
@@ -82,6 +83,6 @@ def noise(
     return run(seed, rows, list(shape), first, list(forks) or None, streams, block, mirrored)
 
 
-@torch.compiler.assume_constant_result
+@constant_in_programs
 def _purpose(stream: str) -> int:
     return signed(mix_int(zlib.crc32(stream.encode()) * GOLDEN))

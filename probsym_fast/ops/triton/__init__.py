@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 import torch
 
+from probsym_fast._compilers import constant_in_programs
+
 HALF = (torch.float32, torch.bfloat16, torch.float16)
 KERNELS = {  # op -> dtypes
     "aggregate": HALF,
@@ -45,7 +47,7 @@ def problem() -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@constant_in_programs
 def runs_on_gpu(index: int) -> bool:
     """Whether the GPU of that index is new enough; warns, the first time, where it is not. Asked at the first use."""
     return _runs_on_gpu(index)

@@ -1,0 +1,29 @@
+"""What torch's compilers are to make of our functions, said without importing them, which takes a second."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+F = TypeVar("F", bound=Callable)
+
+
+def constant_in_programs(function: F) -> F:
+    """`torch.compiler.assume_constant_result`: called once while a program is recorded, and no part of it."""
+    function._dynamo_marked_constant = True
+    return function
+
+
+def left_alone(function: F, reason: str) -> F:
+    """`torch.compiler.disable`. Imports the compiler: call it where one is at work."""
+    return torch.compiler.disable(function, reason=reason)
+
+
+def is_fake(x: Tensor) -> bool:
+    """Whether x is a FakeTensor, which has a shape and no values."""
+    fake = sys.modules.get("torch._subclasses.fake_tensor")  # without it there is none
+    return fake is not None and isinstance(x, fake.FakeTensor)
