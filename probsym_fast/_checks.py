@@ -84,6 +84,15 @@ def as_number(value: Any) -> float | int | None:
     return float(value) if isinstance(value, Real) else None
 
 
+def check_bool(owner: str, name: str, value: Any) -> bool:
+    """value as a Python bool; TypeError unless it is one, Python's or NumPy's: a string such as "no" would count as true."""
+    if isinstance(value, bool):
+        return value
+    if type(value).__name__ in ("bool", "bool_") and type(value).__module__ == "numpy":
+        return bool(value)
+    raise TypeError(f"{owner}: {name} must be a bool, got {type(value).__name__} {value!r}")
+
+
 def check_int(owner: str, name: str, value: Any) -> int:
     """value as a Python int; TypeError unless it is an int, Python's or NumPy's."""
     if (found := as_int(value)) is None:

@@ -30,13 +30,17 @@ def fields_of(data: Any) -> dict[str, Any]:
         if value is None:
             raise ValueError(f"{OWNER}: {name} must be {axes}, got None; the data hold {_held(data)}")
     x = _columns("x", x)
-    if isinstance(x, Tensor):
+    if isinstance(x, Tensor) and x.ndim:
         nodes = getattr(data, "num_nodes", None)
+        nodes = int(nodes) if isinstance(nodes, Tensor) and nodes.numel() == 1 and looks_at_values(nodes) else nodes
         if isinstance(nodes, int) and nodes != x.shape[0]:
             raise ValueError(f"{OWNER}: num_nodes must be the {x.shape[0]} nodes of x, got {nodes}")
     key = getattr(data, "key", None)
     if isinstance(x, Tensor) and key is not None:  # of one Data it may be a number
-        key = torch.as_tensor(key, device=x.device).reshape(-1)
+        try:
+            key = torch.as_tensor(key, device=x.device).reshape(-1)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise TypeError(f"{OWNER}: key must be an int64 number a graph, got {key!r}") from error
     return {
         "x": x,
         "edge_index": edge_index,
@@ -54,7 +58,13 @@ def check_kind(data: Any) -> None:
     if isinstance(data, (list, tuple)):
         way_out = "join the graphs with torch_geometric.data.Batch.from_data_list"
         raise TypeError(f"{OWNER}: batch must be one Data or Batch, got {kind} of {len(data)}; {way_out}")
-    if any(base.__name__ == "HeteroData" for base in type(data).__mro__):
+    bases = {base.__name__ for base in type(data).__mro__}
+    if "Dataset" in bases:
+        way_out = "take one graph, or join them with torch_geometric.data.Batch.from_data_list(list(dataset))"
+        raise TypeError(f"{OWNER}: batch must be one Data or Batch, got the data set {kind} of {len(data)}; {way_out}")
+    if "HyperGraphData" in bases:
+        raise TypeError(f"{OWNER}: batch must have edges between two nodes, got {kind}")
+    if "HeteroData" in bases:
         way_out = "take batch.to_homogeneous() and give the types of nodes and edges as features"
         raise TypeError(f"{OWNER}: batch must have one kind of nodes and edges, got {kind}; {way_out}")
     if not (hasattr(data, "x") or hasattr(data, "edge_index")):
@@ -77,7 +87,7 @@ def check_agreement(batch: Tensor | None, graphs: Any) -> None:
 def _ptr(data: Any, x: Any) -> Any:
     """ptr; or from `batch`, which waits for a GPU; or of one graph."""
     ptr, batch = getattr(data, "ptr", None), getattr(data, "batch", None)
-    if not isinstance(x, Tensor):  # refused by `Graphs.check`
+    if not isinstance(x, Tensor) or not x.ndim:  # refused by `Graphs.check`
         return ptr
     nodes = x.shape[0]
     if batch is not None:
@@ -112,6 +122,8 @@ def _edge_attr(data: Any, edge_index: Any) -> Any:
     if attr is not None:
         way_out = "join them as edge_attr = torch.cat([edge_attr, edge_weight[:, None]], 1)"
         raise ValueError(f"{OWNER}: edge_attr and edge_weight must be given one at a time, got both; {way_out}")
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{OWNER}: edge_weight must be a Tensor, got {type(weight).__name__}")
     column = _columns("edge_weight", weight)
     if isinstance(column, Tensor) and isinstance(edge_index, Tensor) and edge_index.ndim == 2:
         E = edge_index.shape[1]
@@ -124,8 +136,9 @@ def _columns(name: str, values: Any) -> Any:
     """Features (rows,) as (rows, 1); integers and bools in the default dtype. What is no Tensor is left to the checks."""
     if not isinstance(values, Tensor):
         return values
-    if values.layout is not torch.strided:
-        raise TypeError(f"{OWNER}: {name} must be a dense Tensor, got {values.layout}")
+    if values.layout is not torch.strided or values.is_nested:
+        got = "a nested one" if values.is_nested else values.layout
+        raise TypeError(f"{OWNER}: {name} must be a dense Tensor, got {got}")
     if values.is_complex():
         raise TypeError(f"{OWNER}: {name} must be real, got {values.dtype}")
     values = values[:, None] if values.ndim == 1 else values

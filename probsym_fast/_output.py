@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+GONE = {errno.EPIPE, errno.EIO, errno.EBADF}  # a pipe without a reader, a terminal that was closed, no output at all
 
 
 class _Patient:
@@ -18,11 +21,10 @@ class _Patient:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
-        except BrokenPipeError:
+        except OSError as error:
             self._drop()
-            return len(text)
-        except OSError:
-            self._drop()
+            if error.errno in GONE:
+                return len(text)
             raise
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -32,11 +34,10 @@ class _Patient:
     def flush(self) -> None:
         try:
             self._stream.flush()
-        except BrokenPipeError:
-            self._drop()
-        except OSError:  # a full disk: said once, not again when Python ends
-            self._drop()
-            raise
+        except OSError as error:
+            self._drop()  # a full disk is reported once, not again when Python ends
+            if error.errno not in GONE:
+                raise
 
     def _drop(self) -> None:
         """What is buffered goes nowhere too, also when Python flushes the stream at its end."""

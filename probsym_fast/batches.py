@@ -11,7 +11,7 @@ from torch import Tensor
 from probsym_fast._checks import looks_at_values
 from probsym_fast._geometric import OWNER, check_agreement, fields_of
 
-MOST_NODES = 2**20  # of a graph, for names of nodes
+MOST_NODES, MOST_KEYS = 2**20, 2**43  # of a graph, and of graphs, for names of nodes
 
 
 class Batch(Protocol):
@@ -86,10 +86,10 @@ class Graphs(NamedTuple):
     """B graphs as PyTorch Geometric batches them: all nodes in one list.
 
     x: (nodes, C) node features. edge_index: (2, E) int64, global node numbers, an undirected edge in both directions.
-    ptr: (B + 1,) int64, where each graph's nodes begin. edge_attr: (E, Ce) or None: every edge is a 1. key: (B,) int64 that
-    names the graphs (noise may be fixed to it), or None. frame: (nodes,) int64, classes of a predefined order of the nodes
-    (`distributions.Frame`), or None. pairs: (2, M) int64, global numbers of the pairs of nodes whose output is wanted
-    (`models.PairReadout`), or None.
+    ptr: (B + 1,) int64, where each graph's nodes begin. edge_attr: (E, Ce) or None: every edge is a 1. key: (B,) int64 in
+    0..2^43 - 1, names of the graphs (noise may be fixed to them), or None. frame: (nodes,) int64, classes of a predefined
+    order of the nodes (`distributions.Frame`), or None. pairs: (2, M) int64, global numbers of the pairs of nodes whose
+    output is wanted (`models.PairReadout`), or None.
     """
 
     x: Tensor
@@ -143,6 +143,9 @@ class Graphs(NamedTuple):
             _check_field(owner, "pairs", self.pairs, "(2, M)", (2, None), device, torch.int64)
         if not looks_at_values(self.ptr):
             return
+        if self.key is not None and B and not (0 <= int(self.key.min()) and int(self.key.max()) < MOST_KEYS):
+            bad = next(key for key in self.key.tolist() if not 0 <= key < MOST_KEYS)
+            raise ValueError(f"{owner}: key must be in 0..2^43 - 1, got {bad}")
         ptr = self.ptr.tolist()
         if ptr[0] != 0:
             raise ValueError(f"{owner}: ptr must begin with 0, got {ptr[0]}")
@@ -249,6 +252,18 @@ def _to(
         return x.to(device=device, dtype=dtype if x.is_floating_point() else None, non_blocking=non_blocking)
 
     return type(batch)(*map(moved, batch))
+
+
+def check_batch(owner: str, batch: Any, *fields: str) -> None:
+    """TypeError where batch is no batch, or has none of the fields that the owner reads."""
+    kind = type(batch).__name__
+    if not hasattr(batch, "check"):
+        way_out = "; read it with psf.Graphs.from_data" if hasattr(batch, "edge_index") else ""
+        raise TypeError(
+            f"{owner}: batch must be Graphs, PointClouds or another batch with a check, got {kind}{way_out}"
+        )
+    if missing := [name for name in fields if not hasattr(batch, name)]:
+        raise TypeError(f"{owner}: batch must have {' and '.join(fields)}, got {kind} without {missing[0]}")
 
 
 def check_all_valid(owner: str, batch: Batch) -> None:

@@ -11,9 +11,8 @@ import numpy
 import torch
 from torch import Tensor
 
-from probsym_fast._checks import transformed
+from probsym_fast._checks import check_count, check_type, transformed
 from probsym_fast.ops import noise
-from probsym_fast.ops.reference.noise import signed
 
 KINDS = "independent", "antithetic", "stratified"
 
@@ -52,7 +51,8 @@ class Draws:
             raise ValueError("Draws: either generator or seed must be None, got both")
         if seed is None:
             seed = _drawn_seed(generator, device)
-        self.seed, self.first, self.kind = _checked_seed(seed), first, kind
+        self.seed, self.kind = check_seed("Draws", "seed", seed), kind
+        self.first = check_count("Draws", "first", first, least=0)
         self.forks: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
@@ -110,11 +110,13 @@ class Draws:
         return self._noise(shape, stream, rows, device, block, normal=True)
 
     def _noise(self, shape, stream, rows, device, block, *, normal: bool) -> Tensor:
+        check_type("Draws", "stream", stream, str, "a str")
+        check_type("Draws", "rows", rows, Tensor | None, "a Tensor or None")
         device = torch.device(device)
         if isinstance(self.seed, Tensor):
             seed = self.seed.to(device)
         else:  # a fill, not a copy, which a GPU would wait for
-            seed = torch.full((), signed(self.seed), dtype=torch.int64, device=device)
+            seed = torch.full((), self.seed, dtype=torch.int64, device=device)
         mirrored = block is None and self.kind != "independent"
         return noise(
             seed,
@@ -124,7 +126,7 @@ class Draws:
             rows=None if rows is None else rows.to(device),
             first=self.first,
             forks=self.forks,
-            block=2 if mirrored else block or 1,
+            block=2 if mirrored else 1 if block is None else block,
             mirrored=mirrored,
         )
 
@@ -158,21 +160,28 @@ def _drawn_seed(
     return torch.randint(2**62, (), generator=generator, device=device)  # the capture registers generators of the GPU
 
 
-def _checked_seed(seed: int | Tensor) -> int | Tensor:
+def check_seed(owner: str, name: str, seed: int | Tensor) -> int | Tensor:
+    """A seed as the int64 of its bits, or as the () tensor that it is.
+
+    Raises TypeError for what is neither, ValueError for an int of more than 64 bits and a tensor of another shape.
+    """
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64:
-            raise TypeError(f"Draws: seed must be an int or a () int64 Tensor, got {seed.dtype}")
+            raise TypeError(f"{owner}: {name} must be an int or a () int64 Tensor, got {seed.dtype}")
         if seed.ndim != 0:
-            raise ValueError(f"Draws: seed must be an int or a () int64 Tensor, got shape {tuple(seed.shape)}")
+            raise ValueError(f"{owner}: {name} must be an int or a () int64 Tensor, got shape {tuple(seed.shape)}")
         return seed
-    if isinstance(seed, torch.SymInt):
-        return seed
-    if isinstance(seed, bool) or not isinstance(seed, int | numpy.integer):
-        raise TypeError(f"Draws: seed must be an int or a () int64 Tensor, got {type(seed).__name__} {seed!r}")
-    seed = operator.index(seed)
+    if isinstance(seed, bool) or not isinstance(seed, int | numpy.integer | torch.SymInt):
+        kind = type(seed).__name__
+        got = (
+            kind if torch.compiler.is_compiling() else f"{kind} {seed!r}"
+        )  # a compiler cannot print a value of NumPy's
+        raise TypeError(f"{owner}: {name} must be an int or a () int64 Tensor, got {got}")
+    if isinstance(seed, numpy.integer):  # of others index would fix a compiled program to this seed
+        seed = operator.index(seed)
     if not -(2**63) <= seed < 2**64:
-        raise ValueError(f"Draws: seed must be an int of 64 bits, got {seed}")
-    return seed
+        raise ValueError(f"{owner}: {name} must be an int of 64 bits, got {seed}")
+    return seed - 2**64 if seed >= 2**63 else seed
 
 
 def _capturing() -> bool:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast._checks import as_number, check_count, check_int, check_type
+from probsym_fast.batches import check_batch
 from probsym_fast.distributions.laplacian import laplacian_keys
+from probsym_fast.draws import check_seed
 from probsym_fast.groups import Batch, Draws, Graphs, Group, Symmetric
 from probsym_fast.ops.permutation import Relaxation, check_relaxation
 
@@ -35,6 +37,7 @@ class Distribution(nn.Module, ABC):
         Raises TypeError where samples is no int, ValueError where it is below 1, and what the batch's `check` raises.
         """
         samples = check_count(type(self).__name__, "samples", samples)
+        check_batch(type(self).__name__, batch)
         batch.check()
         return self.draw(batch, samples, draws, **given)
 
@@ -93,7 +96,10 @@ class Noise(ABC):
             raise TypeError(f"{owner}: scale must be a number, got {type(scale).__name__} {scale!r}")
         if not 0 <= number < math.inf:
             raise ValueError(f"{owner}: scale must be finite and >= 0, got {number}")
-        self.scale, self.fixed = number, None if fixed is None else check_int(owner, "fixed", fixed)
+        self.scale, self.fixed = (
+            number,
+            None if fixed is None else check_seed(owner, "fixed", check_int(owner, "fixed", fixed)),
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.scale})"

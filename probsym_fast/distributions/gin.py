@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from probsym_fast import ops
 from probsym_fast._checkpointing import checkpoint_layer
 from probsym_fast._checks import check_counts, check_dtype, check_share
+from probsym_fast.batches import check_batch
 from probsym_fast.distributions._statistics import move_statistics
 from probsym_fast.groups import Graphs
 
@@ -44,6 +45,7 @@ class GIN(nn.Module):
 
     def noise_shape(self, batch: Graphs, samples: int) -> tuple[int, ...]:
         """(nodes, S, C): added to the node features; the virtual node has none."""
+        check_batch("GIN", batch, "x", "edge_index")
         return batch.x.shape[0], samples, self.in_features
 
     def forward(self, batch: Graphs, noise: Tensor) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from probsym_fast._checkpointing import checkpoint_layer
 from probsym_fast._checks import check_count, check_counts, check_int, check_share, looks_at_values
-from probsym_fast.batches import check_all_valid
+from probsym_fast.batches import check_all_valid, check_batch
 from probsym_fast.distributions.vector_layers import EdgeConvolution, Layer, uniform
 from probsym_fast.distributions.vector_steps import LargestInvariant, dot, linear, some_clouds
 from probsym_fast.groups import PointClouds
@@ -83,6 +83,7 @@ class VectorNeurons(nn.Module):
 
     def noise_shape(self, batch: PointClouds, samples: int) -> tuple[int, ...]:
         """(B, S, n, d, channels)."""
+        check_batch("VectorNeurons", batch, "positions", "velocities")
         B, n, d = batch.positions.shape
         return B, samples, n, d, self.channels
 

@@ -72,7 +72,7 @@ class Translation(Group):
         check_layout(self, layout)
         if layout.count("p") > 1:
             raise ValueError(f"{self}: layout must have at most one point axis, got {layout!r}")
-        first, point = 2 if sample_axis(x, layout) else 1, layout.find("p")
+        first, point = 2 if sample_axis(x, layout, g.shift.shape) else 1, layout.find("p")
         if point >= 0 and x.shape[first + point] != self.d:
             raise ValueError(f"{self}: axis {first + point} of x must have size {self.d}, got {tuple(x.shape)}")
         if inverse and point >= 0:

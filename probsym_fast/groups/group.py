@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -24,11 +24,12 @@ class Group(ABC):
     have letters of its own: it names them in `moves`, so that a `Product` passes them to it and to no other factor.
 
     moves: the letters of the axes that the group moves and that no other factor of a product may move. None: not known;
-        the group then counts as moving every axis. outputs: the names of the outputs that `project` reads.
+        the group then counts as moving every axis. outputs: the names of the outputs that `project` reads;
+        None: not known.
     """
 
     moves: str | None = None
-    outputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] | None = None
 
     @abstractmethod
     def identity(self, batch: Batch, samples: int) -> Any:
@@ -95,13 +96,19 @@ def check_layout(owner: object, layout: str, letters: str = LETTERS) -> None:
         raise ValueError(f"{owner}: layout must be of the letters {letters!r}, got {unknown[0]!r} in {layout!r}")
 
 
-def sample_axis(x: Tensor, layout: str) -> bool:
-    """Whether x has a sample axis before those of the layout; ValueError where it has neither one nor none."""
+def sample_axis(x: Tensor, layout: str, shape: Sequence[int]) -> bool:
+    """Whether x has a sample axis before those of the layout. ValueError where it has neither one nor none, and where its
+    graphs and samples are not those of the elements, whose shape begins with (B, S)."""
     if x.ndim not in (len(layout) + 1, len(layout) + 2):
         raise ValueError(
             f"act: x must be (B, [S,] *{layout!r}), {len(layout)} axes behind the batch, got {tuple(x.shape)}"
         )
-    return x.ndim == len(layout) + 2
+    has_samples = x.ndim == len(layout) + 2
+    given, wanted = tuple(x.shape[: 1 + has_samples]), tuple(shape[: 1 + has_samples])
+    if given != wanted and not (has_samples and given == (wanted[0], 1)):
+        axes = "(B, S)" if has_samples else "(B,)"
+        raise ValueError(f"act: x must begin with {axes} = {wanted} as g does, got {given}")
+    return has_samples
 
 
 def wanted(outputs: Mapping[str, Tensor], name: str, group: str) -> Tensor:
@@ -125,13 +132,20 @@ class Product(Group):
         flat = [f for factor in factors for f in (factor.factors if isinstance(factor, Product) else (factor,))]
         if not flat:
             raise ValueError("Product: needs at least one group, got none")
+        for factor in flat:
+            check_type(repr(factor), "moves", factor.moves, str | None, "a str or None")
+            names = factor.outputs
+            if names is not None and not (
+                isinstance(names, (tuple, list)) and all(isinstance(name, str) for name in names)
+            ):
+                raise TypeError(f"{factor}: outputs must be a tuple of names, got {names!r}")
         self.factors = tuple(flat)
         moved = "".join(f.moves or "" for f in flat)
         self.moves = None if None in [f.moves for f in flat] else "".join(dict.fromkeys(moved))
-        self.outputs = tuple(dict.fromkeys(name for f in flat for name in f.outputs))
+        known = [f.outputs for f in flat]
+        self.outputs = None if None in known else tuple(dict.fromkeys(name for names in known for name in names))
         self._letters = "".join(dict.fromkeys(LETTERS + moved))
         self._shared_letters = _twice(moved)
-        self._shared_outputs = _twice(name for f in flat for name in f.outputs)
 
     def __repr__(self) -> str:
         return " * ".join(map(repr, self.factors))
@@ -162,6 +176,13 @@ class Product(Group):
                 raise ValueError(
                     f"{self}: the factors must move different axes of x, got layout {layout!r} with {letter!r} moved by two"
                 )
+        unknown = [f for f in self.factors if f.moves is None]
+        others = "".join(f.moves or "" for f in self.factors)
+        for factor in unknown:
+            if len(unknown) > 1 or set(layout) & set(others):
+                raise ValueError(
+                    f"{self}: the factors must move different axes of x, and {factor} does not name its own in `moves`"
+                )
         last = len(self.factors) - 1
         for k, (factor, element) in enumerate(zip(self.factors, g, strict=True)):
             known = LETTERS + (factor.moves or "")  # another factor's own letters are channels to this one
@@ -172,12 +193,14 @@ class Product(Group):
     def project(
         self, outputs: Mapping[str, Tensor], batch: Batch, *, draws: Draws | None = None, **settings: Any
     ) -> tuple[tuple, dict[str, Tensor]]:
-        if self._shared_outputs:
-            raise ValueError(
-                f"{self}: each output must be read by one factor, got {self._shared_outputs[0]!r} read by two"
-            )
-        draws = draws or Draws()
-        pairs = [f.project(outputs, batch, draws=draws.fork(k), **settings) for k, f in enumerate(self.factors)]
+        draws, readers = draws or Draws(), {}
+        pairs = []
+        for k, factor in enumerate(self.factors):
+            given = _Noted(outputs) if factor.outputs is None else outputs
+            pairs.append(factor.project(given, batch, draws=draws.fork(k), **settings))
+            for name in given.read if factor.outputs is None else factor.outputs:
+                if readers.setdefault(name, factor) is not factor:
+                    raise ValueError(f"{self}: each output must be read by one factor, got {name!r} read by two")
         penalties: dict[str, Tensor] = {}
         for _, some in pairs:
             for name, value in some.items():
@@ -185,6 +208,27 @@ class Product(Group):
                     raise ValueError(f"{self}: each penalty must be of one factor, got {name!r} of two")
                 penalties[name] = value
         return tuple(g for g, _ in pairs), penalties
+
+
+class _Noted(Mapping):
+    """Outputs that note which of them are read, by a group that does not name them in `outputs`."""
+
+    def __init__(self, outputs: Mapping[str, Tensor]):
+        self.outputs, self.read = outputs, set()
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = self.outputs[name]
+        self.read.add(name)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.outputs)
+
+    def __len__(self) -> int:
+        return len(self.outputs)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.outputs
 
 
 def _twice(items: Iterable[str]) -> list[str]:

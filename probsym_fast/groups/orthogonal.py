@@ -74,7 +74,7 @@ class Orthogonal(Group):
 
     def act(self, g: Tensor, x: Tensor, layout: str, *, inverse: bool = False, mean: bool = False) -> Tensor:
         check_layout(self, layout)
-        has_samples = sample_axis(x, layout)
+        has_samples = sample_axis(x, layout, g.shape)
         axes = [i for i, letter in enumerate(layout) if letter in "vp"]
         for k, axis in enumerate(axes):
             first = 2 if has_samples else 1

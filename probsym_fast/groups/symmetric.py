@@ -63,7 +63,7 @@ class Symmetric(Group):
 
     def act(self, g: Permutation, x: Tensor, layout: str, *, inverse: bool = False, mean: bool = False) -> Tensor:
         check_layout(self, layout)
-        has_samples = sample_axis(x, layout)
+        has_samples = sample_axis(x, layout, g.shape)
         x = x if has_samples else x[:, None]
         x = x.expand(g.shape[0], g.shape[1], *x.shape[2:])
         soft = isinstance(g, SoftPermutation) and g.requires_grad

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from probsym_fast import ops
 from probsym_fast._checks import check_count, check_counts, check_dtype
+from probsym_fast.batches import check_batch
 from probsym_fast.groups import Graphs, Group
 from probsym_fast.ops import Permutation, SoftPermutation
 from probsym_fast.ops._patches import check_items
@@ -53,6 +54,7 @@ class FlatGraph(nn.Module):
         self.bias = nn.Parameter(torch.empty(width).uniform_(-1, 1) / math.sqrt(inputs))
 
     def forward(self, batch: Graphs, group: Group, g: Permutation) -> tuple[Tensor]:
+        check_batch("FlatGraph", batch, "x", "edge_index")
         dtype = self.bias.dtype
         attributes = batch.attributes.to(dtype) if batch.edge_attr is None else batch.edge_attr
         check_dtype("FlatGraph", dtype, edge_attr=attributes)
@@ -100,6 +102,7 @@ class IdentifiedNodes(nn.Module):
         self.identifiers = nn.Parameter(torch.empty(N, width).uniform_(-bound, bound))
 
     def forward(self, batch: Graphs, group: Group, g: Permutation) -> tuple[Tensor, Graphs]:
+        check_batch("IdentifiedNodes", batch, "x", "edge_index")
         check_items("IdentifiedNodes", "edge_index", batch.edge_index, batch.ptr)
         if batch.x.shape[1] != self.features.shape[1]:
             raise ValueError(

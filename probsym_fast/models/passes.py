@@ -62,7 +62,8 @@ class Pass:
         if self.given is not None:
             return self.given, {}
         distribution = self.model.distribution
-        if size >= self.samples or not any(p.requires_grad for p in distribution.parameters()):
+        learns = torch.is_grad_enabled() and any(p.requires_grad for p in distribution.parameters())
+        if size >= self.samples or not learns:
             return distribution(self.batch, self.samples, self.draws)
 
         def draw() -> tuple[Any, dict[str, Tensor]]:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probsym_fast.batches import check_all_valid
+from probsym_fast._checks import check_bool
+from probsym_fast.batches import check_all_valid, check_batch
 from probsym_fast.groups import Group, PointClouds
 
 
@@ -19,6 +20,7 @@ class NodeVectors(nn.Module):
     """
 
     def forward(self, batch: PointClouds, group: Group, g: Any) -> tuple[Tensor, Tensor]:
+        check_batch("NodeVectors", batch, "positions", "edges")
         x = _coordinates("NodeVectors", batch, group, g)
         edges = batch.edges[:, None] if group.keeps("nnc") else group.act(g, batch.edges, "nnc", inverse=True)
         return x, edges
@@ -31,6 +33,7 @@ class PairTokens(nn.Module):
     """
 
     def forward(self, batch: PointClouds, group: Group, g: Any) -> tuple[Tensor]:
+        check_batch("PairTokens", batch, "positions", "edges")
         x = _coordinates("PairTokens", batch, group, g)  # (B, S, n, 2 d)
         B, S, n, width = x.shape
         edges = group.act(g, batch.edges, "nnc", inverse=True)
@@ -48,7 +51,7 @@ class NodeReadout(nn.Module):
 
     def __init__(self, displacement: bool):
         super().__init__()
-        self.displacement = displacement
+        self.displacement = check_bool("NodeReadout", "displacement", displacement)
 
     def forward(self, outputs: Tensor, batch: PointClouds, group: Group, g: Any) -> Tensor:
         y = group.act(g, outputs, "nv" if self.displacement else "np", mean=True)

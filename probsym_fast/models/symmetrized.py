@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast._checks import check_count, check_type
+from probsym_fast.batches import check_batch
 from probsym_fast.distributions import Distribution
 from probsym_fast.draws import check_kind
 from probsym_fast.groups import Batch, Draws
@@ -138,6 +139,7 @@ class Symmetrized(nn.Module):
         read out sample by sample. Raises TypeError where samples is no int and weights no floating-point Tensor, ValueError
         where samples is below 1, for another reduce and for weights that do not fit, and what the batch's `check` raises.
         """
+        check_batch("Symmetrized", batch)
         samples = check_count("Symmetrized", "samples", samples)
         check_reduction(reduce, weights, batch, samples)
         if self.samples_mesh is not None and reduce != "mean":
@@ -169,6 +171,7 @@ class Symmetrized(nn.Module):
 
     def apply_elements(self, batch: Batch, g: Any) -> Tensor:
         """The prediction for group elements given by hand. Raises what the batch's `check` raises."""
+        check_batch("Symmetrized", batch)
         batch.check()
         return self.chunks.run(Pass(self, batch, samples_of(g), elements=g))[0]
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from probsym_fast import ops
 from probsym_fast._checks import check_count, check_counts, check_dtype
+from probsym_fast.batches import check_batch
 from probsym_fast.groups import Graphs, Group
 from probsym_fast.models.graphs import PatchWeight
 from probsym_fast.ops import Permutation
@@ -52,7 +53,7 @@ class GraphTokens(nn.Module):
         owner = "GraphTokens"
         N, width, grid, edge_features = check_counts(owner, N=N, width=width, grid=grid, edge_features=edge_features)
         node_features = check_count(owner, "node_features", node_features, least=0)
-        check_padding("GraphTokens", pad_mode)
+        check_padding("GraphTokens", pad_mode, centered)
         if nodes not in ("diagonal", "tokens"):
             raise ValueError(f"GraphTokens: nodes must be diagonal or tokens, got {nodes!r}")
         if nodes == "diagonal" and (pad_mode != "zeros" or centered):
@@ -74,6 +75,7 @@ class GraphTokens(nn.Module):
         return f"N={self.N}, grid={self.grid}, nodes={self.nodes_at}, {self.padding}"
 
     def forward(self, batch: Graphs, group: Group, g: Permutation) -> tuple[Tensor]:
+        check_batch("GraphTokens", batch, "x", "edge_index")
         _check_slots("GraphTokens", self.N, g)
         weight, dtype = self.edges(), self.bias.dtype
         attributes = batch.attributes.to(dtype) if batch.edge_attr is None else batch.edge_attr
@@ -118,7 +120,7 @@ class NodeTokens(nn.Module):
         N, width, tokens, node_features = check_counts(
             owner, N=N, width=width, tokens=tokens, node_features=node_features
         )
-        check_padding("NodeTokens", pad_mode)
+        check_padding("NodeTokens", pad_mode, centered)
         self.N, self.tokens, self.padding = N, tokens, {"pad_mode": pad_mode, "centered": centered}
         P = patch_size(N, tokens)
         self.nodes = PatchWeight(width, node_features, P)
@@ -128,6 +130,7 @@ class NodeTokens(nn.Module):
         return f"N={self.N}, tokens={self.tokens}, {self.padding}"
 
     def forward(self, batch: Graphs, group: Group, g: Permutation) -> tuple[Tensor]:
+        check_batch("NodeTokens", batch, "x")
         _check_slots("NodeTokens", self.N, g)
         check_dtype("NodeTokens", self.bias.dtype, x=batch.x)
         weight = self.nodes()

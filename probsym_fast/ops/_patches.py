@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from probsym_fast._checks import check_count, check_float, looks_at_values, transformed
+from probsym_fast._checks import check_bool, check_count, check_float, looks_at_values, transformed
 from probsym_fast.ops._op import Op
 from probsym_fast.ops.permutation import Permutation, SoftPermutation
 
@@ -102,7 +102,8 @@ def check_patches(op: str, weight: Tensor, bias: Tensor | None, N: int, grid: in
     return grid
 
 
-def check_padding(op: str, pad_mode: str) -> None:
+def check_padding(op: str, pad_mode: str, centered: bool) -> None:
+    check_bool(op, "centered", centered)
     if pad_mode not in PAD_MODES:
         raise ValueError(f"{op}: pad_mode must be one of {PAD_MODES}, got {pad_mode!r}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from probsym_fast._checks import check_float
+from probsym_fast._checks import check_bool, check_float
 from probsym_fast.ops._op import Op
 from probsym_fast.ops.reference.act_orthogonal import act_orthogonal as reference
 
@@ -50,6 +50,7 @@ def act_orthogonal(
     Raises: TypeError (dtypes), ValueError (shapes), RuntimeError (devices, backend).
     """
     check_float("act_orthogonal", vectors=vectors, frames=frames)
+    inverse, mean = check_bool("act_orthogonal", "inverse", inverse), check_bool("act_orthogonal", "mean", mean)
     if frames.ndim != 4 or frames.shape[-1] != frames.shape[-2]:
         raise ValueError(f"act_orthogonal: frames must be (B, S, d, d), got {tuple(frames.shape)}")
     B, S, d, _ = frames.shape
@@ -65,4 +66,4 @@ def act_orthogonal(
     dtype = OP.compute_dtype(backend, vectors.device, vectors.dtype)
     frames = frames.to(torch.promote_types(dtype, torch.float32))
     run = OP.select(backend, vectors.device, dtype)
-    return run(vectors.to(dtype), frames, bool(inverse), bool(mean)).to(vectors.dtype)
+    return run(vectors.to(dtype), frames, inverse, mean).to(vectors.dtype)

@@ -126,7 +126,7 @@ def embed_nodes(
 
 def _embed(op, items, name, values, ptr, p, weight, bias, grid, pad_mode, centered, backend) -> Tensor:
     check_ptr(op, ptr, p)
-    check_padding(op, pad_mode)
+    check_padding(op, pad_mode, centered)
     dtype = common_dtype(op, OP, backend, weight=weight, **{name: values}, bias=bias)
     N, k = p.shape[-1], items.shape[0]
     grid = check_patches(op, weight, bias, N, grid, k, bias_axis=0)

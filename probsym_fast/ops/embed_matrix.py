@@ -71,7 +71,7 @@ def embed_matrix(
     """
     op = "embed_matrix"
     check_permutation(op, p)
-    check_padding(op, pad_mode)
+    check_padding(op, pad_mode, centered)
     dtype = common_dtype(op, OP, backend, weight=weight, matrix=matrix, bias=bias)
     B, _, N = p.shape
     grid = check_patches(op, weight, bias, N, grid, 2, bias_axis=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from probsym_fast._checks import check_float
+from probsym_fast._checks import check_bool, check_float
 from probsym_fast.ops._op import Op
 from probsym_fast.ops.reference.orthogonal_frame import check_values
 from probsym_fast.ops.reference.orthogonal_frame import orthogonal_frame as reference
@@ -56,6 +56,7 @@ def orthogonal_frame(matrices: Tensor, *, special: bool = False, backend: str = 
     Source: the orthogonalisation of Kim et al. 2023 (arXiv 2306.02866).
     """
     check_float("orthogonal_frame", matrices=matrices)
+    special = check_bool("orthogonal_frame", "special", special)
     if matrices.ndim < 2 or matrices.shape[-1] != matrices.shape[-2] or matrices.shape[-1] < 1:
         raise ValueError(f"orthogonal_frame: matrices must be (..., d, d), got {tuple(matrices.shape)}")
     matrices = matrices.to(OP.compute_dtype(backend, matrices.device, matrices.dtype))
@@ -64,5 +65,5 @@ def orthogonal_frame(matrices: Tensor, *, special: bool = False, backend: str = 
         if backend not in ("auto", "reference"):
             raise ValueError(f"orthogonal_frame: backend {backend!r} takes d in {KERNEL_DIMENSIONS}, got d = {d}")
         lacking = f"its kernels take d in {KERNEL_DIMENSIONS}, got d = {d}"
-        return OP.without_kernel(backend, matrices.device, lacking)(matrices, bool(special))
-    return OP.select(backend, matrices.device, matrices.dtype)(matrices, bool(special))
+        return OP.without_kernel(backend, matrices.device, lacking)(matrices, special)
+    return OP.select(backend, matrices.device, matrices.dtype)(matrices, special)

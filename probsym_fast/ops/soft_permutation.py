@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from probsym_fast._checks import check_float, check_num_nodes
+from probsym_fast._checks import check_bool, check_float, check_num_nodes
 from probsym_fast.ops._op import Op
 from probsym_fast.ops.permutation import SoftPermutation, check_relaxation
 from probsym_fast.ops.reference.soft_permutation import check_values
@@ -80,5 +80,6 @@ def soft_permutation(
     if scores.dtype not in OP.dtypes:
         scores = scores.float()
     run = OP.select(backend, scores.device, scores.dtype)
-    t, log_r, log_c, order, rank = run(scores, num_nodes, float(tau), iterations, bool(normalize))
+    normalize = check_bool("soft_permutation", "normalize", normalize)
+    t, log_r, log_c, order, rank = run(scores, num_nodes, float(tau), iterations, normalize)
     return SoftPermutation(order, num_nodes, rank, t, log_r, log_c, float(tau), checked=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from importlib.resources import files
 from operator import attrgetter
@@ -75,11 +75,24 @@ def available() -> list[str]:
 
 def find(name: str, what: str = "config:") -> Path:
     """The file of a configuration: a path, or the name of one that comes with the package. what: begins the error's text."""
+    got = f"{name[:100]!r}{'...' if len(name) > 100 else ''}"
     for path in (Path(name), Path(str(CONFIGS)) / f"{name}.yaml"):
-        if path.is_file():
-            return path
-    near = difflib.get_close_matches(name, available(), n=3, cutoff=0.4)
-    raise ValueError(f"{what} must be a file or one of `probsym info`'s configurations, got {name!r}; near it: {near}")
+        try:
+            if path.is_file():
+                return path
+        except (OSError, ValueError) as error:  # a name that no file can have
+            raise ValueError(
+                f"{what} must be a file or a configuration's name, got {got}: {getattr(error, 'strerror', error)}"
+            ) from error
+    raise ValueError(
+        f"{what} must be a file or one of `probsym info`'s configurations, got {got}{meant(name, available())}"
+    )
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """The end of an error's message: what the name may have been meant to be."""
+    near = difflib.get_close_matches(name[:100], known, n=3, cutoff=0.4)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def name_of(path: Path, task: str) -> str:
@@ -168,12 +181,15 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _check_keys(kind: type, values: dict[str, Any], prefix: str) -> None:
+    hints = get_type_hints(kind)
     for key, value in values.items():
         nested = _field(kind, prefix + key)
         if nested:
             if not isinstance(value, dict):
                 raise ValueError(f"config: {prefix}{key} must hold keys and values, got {value!r}")
             _check_keys(nested, value, f"{prefix}{key}.")
+        elif value is None and type(None) not in get_args(hints[key]):
+            raise ValueError(f"config: {prefix}{key} must not be null")
 
 
 def _check_flag(kind: type, dotted: str) -> None:
@@ -183,6 +199,11 @@ def _check_flag(kind: type, dotted: str) -> None:
         if nested is None:
             raise ValueError(f"config: {'.'.join(parts[:k])} is a value, got the key {dotted!r} below it")
         nested = _field(nested, ".".join(parts[: k + 1]))
+    if nested is not None:
+        first = fields(nested)[0].name
+        raise ValueError(
+            f"config: {dotted} must be set key by key, such as --{dotted}.{first}, got a value for all of it"
+        )
 
 
 def _field(kind: type, dotted: str) -> type | None:
@@ -190,8 +211,7 @@ def _field(kind: type, dotted: str) -> type | None:
     known = {f.name: f for f in fields(kind)}
     name = dotted.split(".")[-1]
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
-        hint = f"; near it: {', '.join(near)}" if near else ""
+        hint = meant(name, known)
         raise ValueError(f"config: unknown key {dotted!r}, expected one of {', '.join(known)}{hint}")
     found = get_type_hints(kind)[name]
     return found if is_dataclass(found) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from probsym_fast._untrusted import read_bytes
 LARGEST = 1 << 18  # bytes of a file
 DEEPEST = 32  # levels of keys and lists
 NODES = 20_000  # keys, values and lists, with what aliases repeat
+_NUMBERS = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_NUMBER = re.compile(  # decimal or 0x, in no more digits than anyone writes
+    r"0x[0-9a-fA-F]{1,32}|[-+]?((0|[1-9][\d_]{0,39})(\.\d*)?|\.\d+)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+)
 PLAIN = (str, int, float, bool, type(None))  # values
 
 
@@ -109,6 +114,11 @@ class _Loader(yaml.SafeLoader):
 
     def _check_value(self, key: str, node: ScalarNode) -> None:
         line = node.start_mark.line + 1
+        if node.tag in _NUMBERS and node.style is None and not _NUMBER.fullmatch(node.value):
+            raise ValueError(
+                f"{key} must be a number without a leading 0 or a colon, or a string in quotes, got {node.value[:40]}"
+                f" in line {line}"
+            )
         try:
             value = self.construct_object(node, deep=True)
         except (ValueError, OverflowError, yaml.YAMLError) as error:

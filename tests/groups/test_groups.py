@@ -20,6 +20,7 @@ from probsym_fast.groups import (
     Translation,
 )
 from probsym_fast.ops import Permutation
+from probsym_fast.ops.permutation import Relaxation
 from tests.conftest import assert_near
 from tests.graphs import random_graphs
 
@@ -242,8 +243,10 @@ def test_ragged_scores_are_sorted_within_their_graphs():
     """project of scores (nodes, S): as for padded scores, and gradients come back to the nodes."""
     batch, n = random_graphs([3, 1, 5]), 6
     scores = torch.randn(9, S, dtype=torch.float64, requires_grad=True)
-    p, penalties = Symmetric(n).project({"scores": scores}, batch, tau=0.3, draws=Draws(seed=1))
-    q, same = Symmetric(n).project({"scores": batch.padded(scores, n)}, batch, tau=0.3, draws=Draws(seed=1))
+    p, penalties = Symmetric(n).project({"scores": scores}, batch, relaxation=Relaxation(0.3), draws=Draws(seed=1))
+    q, same = Symmetric(n).project(
+        {"scores": batch.padded(scores, n)}, batch, relaxation=Relaxation(0.3), draws=Draws(seed=1)
+    )
     assert torch.equal(p.order, q.order) and torch.equal(penalties["entropy"], same["entropy"])
     for b, (start, count) in enumerate(zip(batch.ptr.tolist(), batch.num_nodes.tolist(), strict=False)):
         expected = scores[start : start + count].argsort(0, descending=True).T

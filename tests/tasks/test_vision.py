@@ -328,7 +328,7 @@ def test_missing_data_and_unknown_backbones_leave_nothing_behind(tmp_path, capsy
     name, changes = tiny("pattern", "ps", run)
     assert cli.main(["fit", "-c", name, *changes, "--dataset=published_pattern", "--graphs=null"]) == 1
     assert cli.main(["fit", "-c", name, *changes, "--backbone.name=vit_tinny_patch16_224"]) == 1
-    assert "near it: vit_tiny_patch16_224" in capsys.readouterr().err
+    assert "did you mean vit_tiny_patch16_224" in capsys.readouterr().err
     assert not run.exists()
 
 
@@ -340,7 +340,7 @@ def test_a_configuration_extends_another(tmp_path):
     (tmp_path / "more.yaml").write_text(f"extends: {tmp_path / 'base.yaml'}\nb: {{d: 4}}\ne: 5\n")
     assert configuration.read(tmp_path / "more.yaml") == {"a": 1, "b": {"c": 2, "d": 4}, "e": 5}
     (tmp_path / "lost.yaml").write_text("extends: pattern/pretraned_ps\n")
-    with pytest.raises(ValueError, match=r"near it: .*pattern/pretrained_ps"):
+    with pytest.raises(ValueError, match=r"did you mean .*pattern/pretrained_ps"):
         configuration.read(tmp_path / "lost.yaml")
 
 
