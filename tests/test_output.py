@@ -1,5 +1,6 @@
 """The command's output: readers that go away, terminals of few characters, errors of files in one line."""
 
+import errno
 import io
 import os
 import subprocess
@@ -127,3 +128,17 @@ def test_output_to_a_full_disk(capsys, monkeypatch, tmp_path):
     with open("/dev/full", "w", encoding="utf-8") as full:
         monkeypatch.setattr(sys, "stdout", full)
         assert refused(capsys, "data", "list") == "No space left on device"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EBADF])
+def test_a_terminal_that_is_gone_is_no_error(monkeypatch, number):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise OSError(number, os.strerror(number))
+
+        def fileno(self):
+            return os.open(os.devnull, os.O_WRONLY)
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with patient_output():
+        print("x", file=sys.stderr)

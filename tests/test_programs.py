@@ -159,6 +159,29 @@ def test_generators_are_refused_where_programs_are_recorded():
             torch.compile(model, fullgraph=True, backend="eager")(batch, S, generator=generator)
 
 
+def test_seeds_do_not_compile_anew():
+    """Neither ints nor tensors, and the ints give the eager numbers."""
+    model, batch = points_gnn()
+    model = model.eval()
+    for seeds in ([3, 4, 2**40, 17, 2**62, 5, 2**63 + 1, -1], [torch.tensor(x) for x in (1, 2, 3)]):
+        torch._dynamo.reset()
+        counter = torch._dynamo.testing.CompileCounter()
+        program = torch.compile(model, backend=counter, fullgraph=True)
+        with torch.no_grad():
+            for seed in seeds:
+                torch.testing.assert_close(program(batch, S, seed=seed)[0], model(batch, S, seed=seed)[0])
+        assert counter.frame_count <= 4, counter.frame_count  # one a sign of the 64 bits, and one before ints vary
+
+
+def test_inference_in_chunks_is_one_program():
+    model, batch = flat_mlp()
+    model = model.eval()
+    model.chunk = 2
+    with torch.no_grad():
+        found = torch.compile(model, backend="eager", fullgraph=True)(batch, S, seed=SEED)[0]
+        assert torch.equal(found, model(batch, S, seed=SEED)[0])
+
+
 def test_traces_are_refused():
     program, inputs = Program(flat_mlp()[0].eval()), graphs(5, 6, 7)[:3]
     with warnings.catch_warnings():

@@ -198,3 +198,14 @@ def test_a_large_graph_takes_little_more_than_its_bits(tmp_path):
     with little_work(memory=150 << 20):
         (found,) = read_g6(tmp_path / "x.g6")
     assert found.shape == (n, n) and not found.any()
+
+
+def test_a_flipped_bit_of_a_checkpoint_is_seen(tmp_path):
+    path = tmp_path / "a.ckpt"
+    torch.save({"state_dict": {"w": torch.randn(50, 100)}, "epoch": 3}, path)
+    whole = path.read_bytes()
+    start = whole.index(b"data/0")
+    for place in range(start + 200, start + 20_000, 3000):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=r"expected the bytes that were written, got others in .*data/0"):
+            load_tensors(path)

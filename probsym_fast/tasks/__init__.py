@@ -40,7 +40,11 @@ def load(name: str, overrides: list[str] | None = None) -> Experiment:
     values.setdefault("name", configuration.name_of(path, task))
     if values.get("folder") == ".":
         values["folder"] = str(path.parent)
-    return make(configuration.parse(kind, values, overrides or [], path))
+    config = configuration.parse(kind, values, overrides or [], path)
+    try:
+        return make(config)
+    except ValueError as error:
+        raise configuration.with_file(error, path, values, overrides or []) from None
 
 
 def config_type(name: str) -> type:

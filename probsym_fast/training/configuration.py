@@ -160,6 +160,13 @@ def parse(kind: type, values: dict[str, Any], overrides: list[str], path: Path |
         raise ValueError(f"config: {' '.join(str(error).split())}") from error
 
 
+def with_file(error: ValueError, path: Path, values: dict[str, Any], overrides: list[str]) -> ValueError:
+    """The error of a key, with the file where the key's value is from it."""
+    key = str(error).removeprefix("config: ").split(" ")[0]
+    overridden = {flag[2:].split("=")[0] for flag in overrides if flag.startswith("--")}
+    return ValueError(f"{error}, in {path}") if key in flat(values).keys() - overridden else error
+
+
 def parser_of(kind: type) -> ArgumentParser:
     """A parser with an argument for every key of the dataclass, documented by its docstring."""
     parser = ArgumentParser(exit_on_error=False, prog="probsym fit -c CONFIG", usage="%(prog)s [--KEY VALUE ...]")

@@ -8,6 +8,8 @@ import torch
 from probsym_fast.groups import Graphs, PointClouds
 
 geometric = pytest.importorskip("torch_geometric.data")
+HyperGraphData = pytest.importorskip("torch_geometric.data.hypergraph_data").HyperGraphData
+FakeDataset = pytest.importorskip("torch_geometric.datasets").FakeDataset
 FIRST, SECOND = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]]), torch.tensor([[0, 1], [1, 0]])
 EDGES = torch.cat([FIRST, SECOND + 3], 1)  # of two graphs, 3 and 2 nodes
 
@@ -162,6 +164,15 @@ def test_other_things_than_one_graph():
             geometric.Batch.from_data_list([hetero]),
             f"batch must have one kind of nodes and edges, got HeteroDataBatch; {kinds}",
         ),
+        (
+            FakeDataset(3),
+            "batch must be one Data or Batch, got the data set FakeDataset of 3; take one graph, or join them with "
+            "torch_geometric.data.Batch.from_data_list(list(dataset))",
+        ),
+        (HyperGraphData(x=one.x), "batch must have edges between two nodes, got HyperGraphData"),
+        (data(key="a"), "key must be an int64 number a graph, got 'a'"),
+        (data(key=2**70), f"key must be an int64 number a graph, got {2**70}"),
+        (data(edge_weight=[1.0] * 6), "edge_weight must be a Tensor, got list"),
         ({"x": one.x}, "batch must be a Data or Batch of PyTorch Geometric, got dict"),
         (one.x, "batch must be a Data or Batch of PyTorch Geometric, got Tensor"),
         (None, "batch must be a Data or Batch of PyTorch Geometric, got NoneType"),
@@ -213,3 +224,13 @@ def test_pinned_memory(make, gpu):
     assert type(found) is type(batch) and all(x.is_pinned() for x in found)
     for before, after in zip(batch, found.to(gpu, non_blocking=True), strict=True):
         assert after.device.type == "cuda" and torch.equal(after.cpu(), before)
+
+
+def test_numbers_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"^Graphs.from_data: num_nodes must be the 5 nodes of x, got 4$"):
+        Graphs.from_data(data(num_nodes=torch.tensor(4)))
+    with pytest.raises(ValueError, match=r"^Graphs.from_data: x must be \(nodes, C\), got \(\)$"):
+        Graphs.from_data(data(x=torch.tensor(1.0)))
+    for key in (-1, 2**43):
+        with pytest.raises(ValueError, match=rf"^Graphs.from_data: key must be in 0..2\^43 - 1, got {key}$"):
+            Graphs.from_data(data(key=key))

@@ -235,3 +235,45 @@ def test_factors_must_be_groups():
         with pytest.raises(TypeError, match="unsupported operand"):
             Symmetric(5) * bad
     assert isinstance(Symmetric(5) * Orthogonal(2), Group)
+
+
+class Flip(Orthogonal):
+    """A group of one's own that names neither what it moves nor what it reads."""
+
+    moves, outputs = None, None
+
+    def project(self, outputs, batch, **settings):
+        return super().project({"matrices": outputs["scores"]}, batch)
+
+
+def test_factors_that_do_not_say_what_they_share():
+    batch = clouds()
+    product = Flip(3) * Symmetric(N)
+    g = product.uniform(batch, S)
+    with pytest.raises(ValueError, match=r"and Flip\(3\) does not name its own in `moves`$"):
+        product.act(g, torch.ones(2, N, 3), "np")
+    assert product.act(g, torch.ones(2, 3), "v").shape == (2, S, 3)  # nobody else moves it
+    assert not product.keeps("c") and product.outputs is None
+    with pytest.raises(ValueError, match=r"each output must be read by one factor, got 'scores' read by two$"):
+        (Flip(N) * Symmetric(N)).project({"scores": torch.randn(2, N, N)}, batch)
+    with pytest.raises(ValueError, match="does not name its own"):
+        (Flip(3) * Flip(3)).act(Product(Flip(3), Flip(3)).uniform(batch, S), torch.ones(2, 3), "v")
+
+
+@pytest.mark.parametrize(("name", "value"), [("outputs", "scores"), ("outputs", (1,)), ("moves", ["n"])])
+def test_declarations_of_another_type(name, value):
+    with pytest.raises(TypeError, match=f"{name} must be "):
+        type("Own", (Orthogonal,), {name: value})(3) * Symmetric(N)
+
+
+@pytest.mark.parametrize("group", [Symmetric(N), Orthogonal(3), Euclidean(3)], ids=repr)
+def test_other_graphs_and_samples_are_not_broadcast(group):
+    g = group.uniform(clouds(), S)
+    for shape, wanted in (
+        ((1, N, 3), "(B,) = (2,)"),
+        ((9, N, 3), "(B,) = (2,)"),
+        ((2, S + 1, N, 3), f"(B, S) = (2, {S})"),
+    ):
+        for layout in ("nv", "cc"):
+            with pytest.raises(ValueError, match=re.escape(f"act: x must begin with {wanted} as g does, got ")):
+                group.act(g, torch.ones(shape), layout)

@@ -324,3 +324,48 @@ def test_a_task_of_the_wrong_type(tmp_path, capsys, task):
     path.write_text(f"task: {task}\n", encoding="utf-8")
     for more in ([], ["--keys"]):
         assert f"config: task in {path} must be one of" in refused(capsys, "fit", "-c", str(path), *more)
+
+
+def test_a_group_of_keys_takes_no_value_at_once(capsys, tmp_path):
+    """What reads it is not the reader of configurations: files of others would be read without its bounds."""
+    (file := tmp_path / "samples.yaml").write_text("train: 7\ntrain: 9\n")
+    for given in (
+        ["--samples", str(file)],
+        [f"--samples={file}"],
+        ["--samples", "{train: 1, train: 2}"],
+        ["--training", "x"],
+    ):
+        error = refused(capsys, "fit", "-c", "nbody/gnn_O3_ps", *given)
+        key = given[0][2:].split("=")[0]
+        assert f"config: {key} must be set key by key, such as --{key}." in error
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: null", "config: name must not be null"),
+        ("training: {lr: null}", "config: training.lr must not be null"),
+        ("seed: 010", "seed must be a number without a leading 0 or a colon, or a string in quotes, got 010 in line 2"),
+        ("seed: 1:30", "got 1:30 in line 2"),
+        ("seed: -1", "config: seed must be in 0..4294967295, got -1, in"),
+    ],
+)
+def test_values_that_mean_something_else(capsys, tmp_path, text, message):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"task: nbody\n{text}\n")
+    error = refused(capsys, "fit", "-c", str(path))
+    assert message in error and str(path) in error
+
+
+def test_numbers_as_one_writes_them(tmp_path):
+    (path := tmp_path / "c.yaml").write_text("a: [1_000, 0x1F, -3, +2, 0, 1e3, 1.5e-3, .5, 2., .inf, -.inf, 0.0]")
+    expected = [1000, 31, -3, 2, 0, "1e3", 1.5e-3, 0.5, 2.0, float("inf"), -float("inf"), 0.0]  # as YAML 1.1 has it
+    assert configuration.read(path) == {"a": expected}
+
+
+def test_an_absurd_name_to_extend(tmp_path):
+    (path := tmp_path / "c.yaml").write_text(f"extends: {'x' * 5000}\n")
+    with pytest.raises(
+        ValueError, match=r"^config: extends in .* must be a file or .*, got 'x+'\.\.\.: File name too long$"
+    ):
+        configuration.read(path)
