@@ -2,15 +2,59 @@
 
     f(x) = mean over samples g ~ p(g|x) of  g . backbone(g^-1 . x)
 
-`ops` are fused functions on tensors, `groups` act on data, `distributions` draw group elements, `models` put them around
-a backbone (`Symmetrized`), and the command `probsym` trains the experiments (`pip install probsym_fast[train]`).
+A `Symmetrized` model puts a distribution over group elements around any backbone. `Graphs` and `PointClouds` are what it
+takes, `groups`, `distributions` and `models` hold its parts, `ops` the fused functions below them. `profile` and
+`equivariance_error` measure it. The experiments (`tasks`, and the command `probsym`) need `pip install probsym_fast[train]`.
 """
 
-from probsym_fast import distributions, groups, models, ops
-from probsym_fast.models import Symmetrized
-from probsym_fast.ops import debug
+from typing import TYPE_CHECKING, Any
+
+from probsym_fast import distributions, groups, models, ops, profiling
+from probsym_fast._checks import debug
+from probsym_fast.batches import Graphs, PointClouds
+from probsym_fast.draws import Draws
+from probsym_fast.models.chunks import Chunks
+from probsym_fast.models.estimates import Estimate
+from probsym_fast.models.symmetrized import Symmetrized
 from probsym_fast.ops._info import info
-from probsym_fast.profiling.measure import profile
+from probsym_fast.ops.permutation import Permutation, SoftPermutation
+from probsym_fast.profiling import Profile, equivariance_error, profile
+
+if TYPE_CHECKING:
+    from probsym_fast import tasks
 
 __version__ = "0.1.0"
-__all__ = ["Symmetrized", "debug", "distributions", "groups", "info", "models", "ops", "profile"]
+__all__ = [
+    "Chunks",
+    "Draws",
+    "Estimate",
+    "Graphs",
+    "Permutation",
+    "PointClouds",
+    "Profile",
+    "SoftPermutation",
+    "Symmetrized",
+    "debug",
+    "distributions",
+    "equivariance_error",
+    "groups",
+    "info",
+    "models",
+    "ops",
+    "profile",
+    "profiling",
+    "tasks",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """`tasks`, imported when it is first asked for: it needs the extra `train`."""
+    if name != "tasks":
+        raise AttributeError(f"module 'probsym_fast' has no attribute {name!r}")
+    import importlib
+
+    return importlib.import_module("probsym_fast.tasks")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -58,6 +58,18 @@ class PointClouds(NamedTuple):
         """In page-locked memory, which a GPU reads on its own."""
         return type(self)(*(x.pin_memory() for x in self))
 
+    def moved(self, group: Any, g: Any) -> PointClouds:
+        """g . batch, for elements g of one sample a cloud: positions are points, velocities vectors, edges between nodes."""
+        positions, velocities = (
+            self.carried(group, g, self.positions, "np"),
+            self.carried(group, g, self.velocities, "nv"),
+        )
+        return type(self)(positions, velocities, self.carried(group, g, self.edges, "nnc"))
+
+    def carried(self, group: Any, g: Any, values: Tensor, layout: str) -> Tensor:
+        """g . values, for elements g of one sample a cloud and values (B, ...) of that layout (`groups.Group`)."""
+        return group.act(g, values, layout)[:, 0]
+
     def names(self, rows: int) -> None:
         """None: fixed noise belongs to a cloud's place in the batch."""
 
@@ -198,6 +210,30 @@ class Graphs(NamedTuple):
     def attributes(self) -> Tensor:
         """(E, Ce): edge_attr, or ones (E, 1)."""
         return self.x.new_ones(self.edge_index.shape[1], 1) if self.edge_attr is None else self.edge_attr
+
+    def moved(self, group: Any, g: Any) -> Graphs:
+        """g . batch, for elements g of one sample a graph: the nodes in their new order, edges and pairs renumbered."""
+        old = self._old_numbers(group, g)
+        new = torch.empty_like(old).index_put((old,), torch.arange(len(old), device=old.device))
+        frame, pairs = None if self.frame is None else self.frame[old], None if self.pairs is None else new[self.pairs]
+        return self._replace(x=self.x[old], edge_index=new[self.edge_index], frame=frame, pairs=pairs)
+
+    def carried(self, group: Any, g: Any, values: Tensor, layout: str) -> Tensor:
+        """g . values, for elements g of one sample a graph: values of nodes (nodes, ...), layout "nc", or of graphs or pairs,
+        layout "c", which stay. ValueError for other layouts."""
+        if layout not in ("nc", "c"):
+            raise ValueError(f"Graphs.carried: layout must be 'nc' or 'c', got {layout!r}")
+        return values[self._old_numbers(group, g)] if layout == "nc" else values
+
+    def _old_numbers(self, group: Any, g: Any) -> Tensor:
+        """(nodes,) the global number that every node of g . batch has in the batch."""
+        if group.keeps("n"):
+            return torch.arange(self.x.shape[0], device=self.device)
+        if (N := getattr(group, "n", None)) is None:
+            raise ValueError(f"Graphs: group must permute n nodes, as Symmetric(n) does, or keep them, got {group!r}")
+        local = torch.arange(N, device=self.device, dtype=torch.float64).expand(self.size, N)
+        old = group.act(g, local, "n")[:, 0].round().to(torch.int64) + self.ptr[:-1, None]
+        return old[torch.arange(N, device=self.device) < self.num_nodes[:, None]]
 
     def names(self, rows: int) -> Tensor:
         """(rows,) names of the nodes by their graph's `key` (without one: its place) and their places in it; with a row a

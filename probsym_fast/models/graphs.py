@@ -116,6 +116,8 @@ class IdentifiedNodes(nn.Module):
 class MeanReadout(nn.Module):
     """Invariant outputs, averaged over samples: (B, S, C) -> (B, C)."""
 
+    layout = "c"  # of the prediction, for `equivariance_error`
+
     def forward(self, outputs: Tensor, batch: Any, group: Group, g: Any) -> Tensor:
         return outputs.mean(1)
 
@@ -124,6 +126,7 @@ class SlotReadout(nn.Module):
     """The last linear map of an MLP to a value a slot, carried back to the nodes, averaged: (B, S, D) -> (nodes, C)."""
 
     rows = "nodes"  # of the prediction
+    layout = "nc"  # of the prediction, for `equivariance_error`
 
     def __init__(self, N: int, width: int, out_features: int = 1):
         super().__init__()

@@ -49,6 +49,8 @@ class NodeReadout(nn.Module):
     Of a batch with num_nodes the rows of the other nodes are 0.
     """
 
+    layout = "np"  # of the prediction, for `equivariance_error`
+
     def __init__(self, displacement: bool):
         super().__init__()
         self.displacement = check_bool("NodeReadout", "displacement", displacement)

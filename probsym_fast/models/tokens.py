@@ -145,6 +145,8 @@ class GraphReadout(nn.Module):
     Computed and returned in the weights' dtype, under autocast too.
     """
 
+    layout = "c"  # of the prediction, for `equivariance_error`
+
     def __init__(self, width: int, out_features: int):
         super().__init__()
         self.head = nn.Linear(*check_counts("GraphReadout", width=width, out_features=out_features))
@@ -163,6 +165,7 @@ class DiagonalReadout(nn.Module):
     """
 
     rows = "nodes"  # of the prediction
+    layout = "nc"  # of the prediction, for `equivariance_error`
 
     def __init__(self, N: int, width: int, grid: int, out_features: int):
         super().__init__()
@@ -188,6 +191,7 @@ class PairReadout(nn.Module):
     """
 
     rows = "pairs"  # of the prediction
+    layout = "c"  # of the prediction, for `equivariance_error`
 
     def __init__(self, N: int, width: int, grid: int, out_features: int = 1):
         super().__init__()

@@ -1,7 +1,8 @@
 """What samples cost and buy: profiles of throughput, memory and variance, and traces of a step."""
 
+from probsym_fast.profiling.equivariance import equivariance_error
 from probsym_fast.profiling.measure import profile
 from probsym_fast.profiling.results import Profile
 from probsym_fast.profiling.tracing import trace
 
-__all__ = ["Profile", "profile", "trace"]
+__all__ = ["Profile", "equivariance_error", "profile", "trace"]

@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from probsym_fast.distributions import Identity
 from probsym_fast.draws import seeded
-from probsym_fast.groups import Draws, PointClouds, SpecialOrthogonal
+from probsym_fast.groups import Draws, SpecialOrthogonal
 from probsym_fast.models import Symmetrized
+from probsym_fast.profiling import equivariance_error
 from probsym_fast.tasks.plots import plot_against_samples, plot_trajectories
 from probsym_fast.training.task import Task
 
 SAMPLE_COUNTS = (1, 4, 16, 64)
+ROTATIONS = SpecialOrthogonal(3)
 
 
 def report(task: Task, model: Symmetrized, folder: Path) -> dict[str, Any]:
@@ -70,16 +71,6 @@ def describe(results: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _rotate(frames: Tensor, x: Tensor) -> Tensor:
-    """frames (B, 3, 3) on vectors (B, n, 3)."""
-    return x @ frames.mT
-
-
-def _turned(inputs: PointClouds, target: Tensor, frames: Tensor) -> tuple[PointClouds, Tensor]:
-    moved = inputs._replace(positions=_rotate(frames, inputs.positions), velocities=_rotate(frames, inputs.velocities))
-    return moved, _rotate(frames, target)
-
-
 def _error(task, model, samples: int, generator, turn=None) -> float:
     """Mean squared error over the test set; `turn`: generator of a rotation for every cloud."""
     device = next(model.parameters()).device
@@ -87,8 +78,9 @@ def _error(task, model, samples: int, generator, turn=None) -> float:
     for batch in task.loader("test"):
         inputs, target = task.inputs(tuple(x.to(device) for x in batch))
         if turn is not None:
-            frames = SpecialOrthogonal(3).uniform(inputs, 1, Draws(turn))[:, 0]
-            inputs, target = _turned(inputs, target, frames)
+            frames = ROTATIONS.uniform(inputs, 1, Draws(turn))
+            target = inputs.carried(ROTATIONS, frames, target, "np")
+            inputs = inputs.moved(ROTATIONS, frames)
         prediction, _ = model(inputs, samples, generator)
         total += (prediction - target).square().sum().item()
         count += target.numel()
@@ -96,17 +88,11 @@ def _error(task, model, samples: int, generator, turn=None) -> float:
 
 
 def _equivariance(task, model, device, clouds: int = 200) -> dict[str, float]:
-    """Noise is drawn independently on both sides, so that the error falls as 1/sqrt(S) where f is equivariant."""
+    """By samples; relative to the displacement."""
     dataset = task.dataset("test")
     some = torch.arange(min(clouds, len(dataset)))
     inputs, target = task.inputs(tuple(x.to(device) for x in dataset[some]))
-    frames = SpecialOrthogonal(3).uniform(inputs, 1, Draws(seeded(task.config.seed, "turn", 1, device)))[:, 0]
-    moved, _ = _turned(inputs, target, frames)
-    canonical = task.config.method == "canonical" or task.config.method == "none"
-    errors = {}
-    for samples in (1,) if canonical else SAMPLE_COUNTS:
-        here, _ = model(inputs, samples, seeded(task.config.seed, "here", samples, device))
-        there, _ = model(moved, samples, seeded(task.config.seed, "there", samples, device))
-        difference = (there - _rotate(frames, here)).square().mean().sqrt()
-        errors[str(samples)] = (difference / (target - inputs.positions).square().mean().sqrt()).item()
-    return errors
+    displacement = (target - inputs.positions).square().mean().sqrt().item()
+    counts = (1,) if task.config.method in ("canonical", "none") else SAMPLE_COUNTS
+    settings = {"group": ROTATIONS, "seed": task.config.seed, "scale": displacement}
+    return {str(samples): equivariance_error(model, inputs, samples, **settings) for samples in counts}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from probsym_fast import Symmetrized
+from probsym_fast import Symmetrized, equivariance_error
 from probsym_fast.distributions import Identity, Learned, Normal, Uniform, VectorNeurons
 from probsym_fast.groups import (
     Draws,
@@ -40,15 +40,6 @@ def clouds(count=3, dtype=torch.float64) -> PointClouds:
 
 def network(scores: bool, matrices: bool, **settings) -> VectorNeurons:
     return VectorNeurons(width=6, scores=scores, matrices=matrices, **settings)
-
-
-def moved(group, h, batch: PointClouds) -> PointClouds:
-    """h . batch, h of one sample a graph."""
-    return PointClouds(
-        group.act(h, batch.positions, "np")[:, 0],
-        group.act(h, batch.velocities, "nv")[:, 0],
-        group.act(h, batch.edges, "nnc")[:, 0],
-    )
 
 
 def for_samples(group, h):
@@ -93,7 +84,7 @@ def test_learned_elements_follow_the_input(symmetry):
     noise = torch.randn(learned.network.noise_shape(batch, S), dtype=torch.float64)
     g, penalties = learned(batch, S, noise=noise)
     h_all = for_samples(group, h)
-    gh, moved_penalties = learned(moved(group, h, batch), S, noise=group.act(h_all, noise, "nvc"))
+    gh, moved_penalties = learned(batch.moved(group, h), S, noise=group.act(h_all, noise, "nvc"))
     x = torch.randn(3, S, N, 3, dtype=torch.float64)
     assert_near(group.act(gh, x, "np"), group.act(h_all, group.act(g, x, "np"), "np"), {torch.float64: 1e-9})
     for name, value in penalties.items():
@@ -111,23 +102,15 @@ def test_model_is_equivariant_for_shared_elements(symmetry, displacement, embed)
     h = group.uniform(batch, 1, Draws(seed=12))
     g = group.uniform(batch, S, Draws(seed=13))
     hg = group.compose(for_samples(group, h), g)
-    found = f.apply_elements(moved(group, h, batch), hg)
+    found = f.apply_elements(batch.moved(group, h), hg)
     expected = group.act(h, f.apply_elements(batch, g), "np")[:, 0]
     assert_near(found, expected, {torch.float64: 1e-10})
 
 
 def test_equivariance_error_falls_with_the_samples():
     f = model("O3", distribution=Uniform(Euclidean(3)))
-    batch = clouds(20)
-    h = f.distribution.group.uniform(batch, 1, Draws(seed=12))
-    turned = moved(f.distribution.group, h, batch)
-    errors = []
-    with torch.no_grad():
-        for samples in (4, 256):
-            here = f(batch, samples, torch.Generator().manual_seed(1))[0]
-            there = f(turned, samples, torch.Generator().manual_seed(2))[0]
-            errors.append((there - f.distribution.group.act(h, here, "np")[:, 0]).square().mean().sqrt().item())
-    assert 5 < errors[0] / errors[1] < 13  # sqrt(256 / 4) = 8
+    few, many = (equivariance_error(f, clouds(20), samples, moves=2) for samples in (4, 256))
+    assert 5 < few / many < 13  # sqrt(256 / 4) = 8
 
 
 def test_generator_repeats_and_noise_matters():
