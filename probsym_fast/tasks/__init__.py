@@ -35,16 +35,19 @@ def load(name: str, overrides: list[str] | None = None) -> Experiment:
     The folder "." in a file is the one where the file lies, so that a run folder may be moved.
     Raises ValueError for unknown files, tasks, keys and values.
     """
-    path, values, kind, make = _found(name)
-    task = values["task"]
-    values.setdefault("name", configuration.name_of(path, task))
+    path, layers, kind, make = _found(name)
+    overrides = overrides or []
+    if (method := configuration.value_of("method", overrides)) is not None:
+        layers.append({"method": method})
+    values = configuration.merged(layers, getattr(kind, "of_method", None))
+    values.setdefault("name", configuration.name_of(path, values["task"]))
     if values.get("folder") == ".":
         values["folder"] = str(path.parent)
-    config = configuration.parse(kind, values, overrides or [], path)
+    config = configuration.parse(kind, values, overrides, path)
     try:
         return make(config)
     except ValueError as error:
-        raise configuration.with_file(error, path, values, overrides or []) from None
+        raise configuration.with_file(error, path, values, overrides) from None
 
 
 def config_type(name: str) -> type:
@@ -52,14 +55,14 @@ def config_type(name: str) -> type:
     return _found(name)[2]
 
 
-def _found(name: str) -> tuple[Path, dict[str, Any], type, Callable[[Any], Experiment]]:
-    """Path and values of the configuration, and its task's entry in TASKS."""
+def _found(name: str) -> tuple[Path, list[dict[str, Any]], type, Callable[[Any], Experiment]]:
+    """Path and layers of the configuration, and its task's entry in TASKS."""
     path = configuration.find(name)
-    values = configuration.read(path)
-    task = values.get("task")
+    layers = configuration.layers(path)
+    task = configuration.merged(layers).get("task")
     if not isinstance(task, str) or task not in TASKS:
         raise ValueError(f"config: task in {path} must be one of {', '.join(TASKS)}, got {task!r}")
-    return path, values, *TASKS[task]
+    return path, layers, *TASKS[task]
 
 
 __all__ = ["TASKS", "Computation", "Experiment", "Task", "load"]
