@@ -77,7 +77,7 @@ def test_default_run_folders_are_the_packaged_names(tmp_path):
         ({}, ["--samples.train", "2.5"], r"samples.train.*Got value: 2.5"),
         ({}, ["--seed.deep", "1"], r"config: seed is a value, got the key 'seed.deep' below it"),
         ({"symmetry": "S5"}, [], r"config: the gnn is symmetric under permutations itself: .* got S5"),
-        ({"method": "canonical"}, [], r"config: method canonical takes 1 sample, got Samples"),
+        ({"method": "canonical", "samples": {"test": 2}}, [], r"config: method canonical takes 1 sample, got Samples"),
     ],
 )
 def test_bad_configurations(tmp_path, values, flags, message):
