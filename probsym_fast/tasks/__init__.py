@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from probsym_fast.tasks.automorphism import Automorphism, AutomorphismConfig
-from probsym_fast.tasks.comparison import Comparison, ComparisonConfig
-from probsym_fast.tasks.digits import DigitsConfig, DigitsTask
-from probsym_fast.tasks.exp_classify import ExpClassify, ExpClassifyConfig
-from probsym_fast.tasks.nbody import NBodyConfig, NBodyTask
-from probsym_fast.tasks.sample_size import SampleSize, SampleSizeConfig
-from probsym_fast.tasks.separation import Separation, SeparationConfig
-from probsym_fast.tasks.vision import VisionConfig, vision
 from probsym_fast.training import configuration
 from probsym_fast.training.task import Computation, Experiment, Task
 
-TASKS: dict[str, tuple[type, Callable[[Any], Experiment]]] = {
-    "nbody": (NBodyConfig, NBodyTask),
-    "separation": (SeparationConfig, Separation),
-    "exp_classify": (ExpClassifyConfig, ExpClassify),
-    "sample_size": (SampleSizeConfig, SampleSize),
-    "automorphism": (AutomorphismConfig, Automorphism),
-    "vision": (VisionConfig, vision),
-    "digits": (DigitsConfig, DigitsTask),
-    "comparison": (ComparisonConfig, lambda config: Comparison(config, load)),
+NAMES = {  # of a task: its module, its configuration, and what makes it
+    "nbody": ("nbody", "NBodyConfig", "NBodyTask"),
+    "separation": ("separation", "SeparationConfig", "Separation"),
+    "exp_classify": ("exp_classify", "ExpClassifyConfig", "ExpClassify"),
+    "sample_size": ("sample_size", "SampleSizeConfig", "SampleSize"),
+    "automorphism": ("automorphism", "AutomorphismConfig", "Automorphism"),
+    "vision": ("vision", "VisionConfig", "vision"),
+    "digits": ("digits", "DigitsConfig", "DigitsTask"),
+    "comparison": ("comparison", "ComparisonConfig", "Comparison"),
 }
+
+
+class _Tasks(Mapping):
+    """Name of a task -> (dataclass of its configuration, what makes the task). The module is imported when asked for."""
+
+    def __getitem__(self, name: str) -> tuple[type, Callable[[Any], Experiment]]:
+        where, config, make = NAMES[name]
+        module = import_module(f"probsym_fast.tasks.{where}")
+        made = getattr(module, make)
+        return getattr(module, config), partial(made, load=load) if name == "comparison" else made
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(NAMES)
+
+    def __len__(self) -> int:
+        return len(NAMES)
+
+
+TASKS = _Tasks()
 
 
 def load(name: str, overrides: list[str] | None = None) -> Experiment:

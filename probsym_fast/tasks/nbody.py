@@ -13,7 +13,6 @@ from probsym_fast.data import NBody
 from probsym_fast.distributions import Distribution, Identity, Learned, Normal, Uniform, VectorNeurons
 from probsym_fast.groups import Euclidean, Group, PointClouds, SpecialEuclidean, Symmetric, Translation
 from probsym_fast.models import MessagePassing, NodeReadout, NodeVectors, PairTokens, Symmetrized, Transformer
-from probsym_fast.tasks.nbody_report import describe, report
 from probsym_fast.training import configuration
 from probsym_fast.training.configuration import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, between
 from probsym_fast.training.settings import SAMPLES_LIMITS, TRAINING_LIMITS, Run, Samples, Training
@@ -196,9 +195,13 @@ class NBodyTask(Task):
         return torch.nn.functional.mse_loss(prediction, target)
 
     def report(self, model: Symmetrized, folder: Path) -> dict[str, Any]:
+        from probsym_fast.tasks.nbody_report import report
+
         return report(self, model, folder)
 
     def describe(self, results: dict[str, Any]) -> list[tuple[str, str]]:
+        from probsym_fast.tasks.nbody_report import describe
+
         return describe(results)
 
 

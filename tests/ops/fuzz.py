@@ -346,7 +346,9 @@ def orthogonal_frame_case(d: Draw) -> Case:
     kept = torch.where(shares > 1e-15, shares, 1.0).prod(
         -1
     )  # gradients are divided by the one column's and the next one's
-    d.amplified = 1 / float(kept.min()) ** 2 if kept.numel() else 1.0  # what rounds in q = u / |u| is divided by |u| again
+    d.amplified = (
+        1 / float(kept.min()) ** 2 if kept.numel() else 1.0
+    )  # what rounds in q = u / |u| is divided by |u| again
     if a.numel() and d.spoil():
         a[..., -1, -1] = d.pick(float("nan"), float("inf"))
     most = {torch.float64: 900, torch.float16: 0}.get(d.dtype, 110)
