@@ -18,11 +18,10 @@ from probsym_fast._checks import transformed
 from probsym_fast._compilers import left_alone
 
 _checkpoints_layers = False
+Modules = Sequence[nn.Module] | nn.ModuleList | nn.Sequential
 
 
-def checkpointed(
-    function: Callable[..., Any], *arguments: Any, device: torch.device, modules: Sequence[nn.Module]
-) -> Any:
+def checkpointed(function: Callable[..., Any], *arguments: Any, device: torch.device, modules: Modules) -> Any:
     """function(*arguments); with gradients on it is computed again in the backward pass and keeps nothing until then.
 
     Random numbers are the same both times, and buffers of the modules (running statistics) change once. Under a torch.func
@@ -43,9 +42,7 @@ def __getattr__(name: str) -> Any:
     return globals()[name]
 
 
-def _checkpointed(
-    function: Callable[..., Any], arguments: tuple, device: torch.device, modules: Sequence[nn.Module]
-) -> Any:
+def _checkpointed(function: Callable[..., Any], arguments: tuple, device: torch.device, modules: Modules) -> Any:
     _free_before_the_end()
     here = torch.empty(0, device=device)  # the checkpoint keeps the random state of its arguments' devices
     again = False
@@ -86,7 +83,7 @@ def checkpointing_layers() -> Iterator[None]:
         _checkpoints_layers = before
 
 
-def checkpoint_layer(function: Callable[..., Tensor], *inputs: Tensor, modules: Sequence[nn.Module]) -> Tensor:
+def checkpoint_layer(function: Callable[..., Tensor], *inputs: Tensor, modules: Modules) -> Tensor:
     """function(*inputs), a layer of a network with these modules.
 
     Within `checkpointing_layers` it is computed again in the backward pass, and so are the layers within it.

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
+from types import UnionType
 from typing import Any
 
 import torch
@@ -64,12 +65,12 @@ def check_dtype(owner: str, dtype: torch.dtype, **tensors: Tensor) -> None:
             raise TypeError(f"{owner}: {name} must be {dtype} as the weights are, got {x.dtype}")
 
 
-def as_int(value: Any) -> int | torch.SymInt | None:
+def as_int(value: Any) -> int | None:
     """The Python int of an int, Python's or NumPy's; None for anything else: bools, floats, tensors, arrays."""
     if isinstance(value, bool):
         return None
     if isinstance(value, (int, torch.SymInt)):
-        return value
+        return value  # type: ignore[return-value]  # a SymInt stands for an int in a traced program
     return int(value) if isinstance(value, Integral) else None
 
 
@@ -78,7 +79,7 @@ def as_number(value: Any) -> float | int | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
-        return value
+        return value  # type: ignore[return-value]  # as in `as_int`
     if isinstance(value, Integral):
         return int(value)
     return float(value) if isinstance(value, Real) else None
@@ -122,7 +123,7 @@ def check_share(owner: str, name: str, value: Any) -> float:
     return share
 
 
-def check_type(owner: str, name: str, value: Any, kind: type, words: str) -> None:
+def check_type(owner: str, name: str, value: Any, kind: type | UnionType, words: str) -> None:
     """TypeError unless value is of the kind, which the message calls `words`."""
     if not isinstance(value, kind):
         got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ F = TypeVar("F", bound=Callable)
 
 def constant_in_programs(function: F) -> F:
     """`torch.compiler.assume_constant_result`: called once while a program is recorded, and no part of it."""
-    function._dynamo_marked_constant = True
+    cast(Any, function)._dynamo_marked_constant = True  # an attribute that functions take and their type does not list
     return function
 
 

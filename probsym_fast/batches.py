@@ -20,11 +20,20 @@ class Batch(Protocol):
     check: raises where the fields are not what the class says; models and distributions call it first.
     """
 
-    size: int
-    num_nodes: Tensor | None
-    center: Tensor | None
-    dtype: torch.dtype
-    device: torch.device
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def num_nodes(self) -> Tensor | None: ...
+
+    @property
+    def center(self) -> Tensor | None: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device: ...
 
     def check(self) -> None: ...
 
@@ -173,7 +182,8 @@ class Graphs(NamedTuple):
 
     def pin_memory(self) -> Graphs:
         """In page-locked memory, which a GPU reads on its own."""
-        return type(self)(*(x if x is None else x.pin_memory() for x in self))
+        fields: list[Any] = [x if x is None else x.pin_memory() for x in self]
+        return type(self)(*fields)
 
     @property
     def size(self) -> int:

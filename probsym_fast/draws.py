@@ -138,7 +138,7 @@ def check_kind(owner: str, kind: str, name: str = "kind") -> None:
 
 
 def _drawn_seed(
-    generator: torch.Generator | numpy.random.Generator | None, device: torch.device | None
+    generator: torch.Generator | numpy.random.Generator | None, device: torch.device | str | None
 ) -> int | Tensor:
     """62 random bits; where operations are recorded a tensor on the device, which every run draws again."""
     if not isinstance(generator, torch.Generator | numpy.random.Generator | None):

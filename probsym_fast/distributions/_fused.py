@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +19,12 @@ class Fused(Function):
     """
 
     @staticmethod
-    def definition(*inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def definition(*inputs: Any, **named: Any) -> Any:
         raise NotImplementedError
 
     @classmethod
-    def of(cls, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """The step."""
+    def of(cls, *inputs: Tensor) -> Any:
+        """The step: a Tensor or a tuple of them, as `definition` returns."""
         return cls.definition(*inputs) if transformed() else cls.apply(*inputs)
 
 

@@ -42,7 +42,7 @@ class Distribution(nn.Module, ABC):
         return self.draw(batch, samples, draws, **given)
 
     @abstractmethod
-    def draw(self, batch: Batch, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:
+    def draw(self, batch: Any, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:
         """`forward` of arguments that are checked."""
 
     def extra_repr(self) -> str:
@@ -69,6 +69,8 @@ class Frame(Distribution):
     Where the batch has no classes they are those of the Laplacian's eigenvectors (`data.laplacian_keys`).
     Source: Puny et al. 2022 (arXiv 2110.03336).
     """
+
+    group: Symmetric
 
     def __init__(self, group: Symmetric):
         if not isinstance(group, Symmetric):
@@ -147,6 +149,8 @@ class Learned(Distribution):
     ValueError where tau or iterations are out of range.
     Source: Kim et al. 2023 (arXiv 2306.02866).
     """
+
+    network: Any  # an nn.Module with `noise_shape`
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ class GIN(nn.Module):
     second linear map of each layer; nothing is dropped between layers or before the scores.
     Source: the distribution of Kim et al. 2023 (arXiv 2306.02866); GIN is Xu et al. 2019 (arXiv 1810.00826).
     """
+
+    layers: Any  # a ModuleList of Sequentials, which torch types as Modules
 
     def __init__(self, in_features: int, width: int = 64, layers: int = 3, dropout: float = 0.0):
         super().__init__()
@@ -92,6 +95,9 @@ class LinearBatchNormRelu(nn.Module):
     """A linear map, BatchNorm1d and ReLU of rows, (M, in_features) -> (M, width): fused in training, by the running
     statistics in eval mode. The linear map has no bias: BatchNorm would take it away again.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, in_features: int, width: int, eps: float = 1e-5, momentum: float = 0.1):
         super().__init__()

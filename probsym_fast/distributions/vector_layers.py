@@ -40,6 +40,9 @@ def nearest(x: Tensor, k: int) -> Tensor:
 class Norm(nn.Module):
     """Batch normalisation of the vectors' norms, as (scale, shift): |p| becomes scale |p| + shift."""
 
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
@@ -93,12 +96,15 @@ class EdgeConvolution(Layer):
     no gradient reaches its direction (argmax), so this is a buffer, and only what was taken is differentiated.
     """
 
+    pool: Tensor
+
     def __init__(self, in_width: int, width: int, neighbors: int) -> None:
         super().__init__(2 * in_width, width)
         self.neighbors = neighbors
         self.register_buffer("pool", uniform(width, width))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
+        (x,) = inputs
         near = nearest(x, self.neighbors)
         (a_p, c_p), (a_d, c_d) = self.feature.chunk(2, 1), self.direction.chunk(2, 1)
         scale, shift = self.norm.of_pairs(near, torch.cat([a_p, c_p - a_p]), x)

@@ -45,6 +45,8 @@ class VectorNeurons(nn.Module):
     velocities or noise that are not finite (on a GPU in debug mode only).
     """
 
+    pool: Tensor
+
     def __init__(
         self,
         channels: int = 2,

@@ -229,7 +229,8 @@ class EdgeActivation(Fused):
         """With the neighbours that pooling takes, (w, n, M)."""
         neighbor, center = linear(weight, x).unflatten(0, (2, 2, -1))  # of p and d both
         index = taken.long().unsqueeze(1).expand_as(neighbor)
-        return VectorActivation.definition(*neighbor.gather(3, index) + center, scale, shift)
+        p, d = neighbor.gather(3, index) + center
+        return VectorActivation.definition(p, d, scale, shift)
 
     @staticmethod
     def forward(ctx, near: Tensor, pool: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, x: Tensor) -> Tensor:

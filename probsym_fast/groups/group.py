@@ -126,6 +126,8 @@ class Product(Group):
     any product has them. Raises TypeError where a factor is no group, ValueError without factors.
     """
 
+    factors: tuple[Group, ...]
+
     def __init__(self, *factors: Group):
         for factor in factors:
             check_type("Product", "each factor", factor, Group, "a Group")
@@ -143,7 +145,7 @@ class Product(Group):
         moved = "".join(f.moves or "" for f in flat)
         self.moves = None if None in [f.moves for f in flat] else "".join(dict.fromkeys(moved))
         known = [f.outputs for f in flat]
-        self.outputs = None if None in known else tuple(dict.fromkeys(name for names in known for name in names))
+        self.outputs = None if None in known else tuple(dict.fromkeys(name for names in known for name in names or ()))
         self._letters = "".join(dict.fromkeys(LETTERS + moved))
         self._shared_letters = _twice(moved)
 
@@ -193,12 +195,14 @@ class Product(Group):
     def project(
         self, outputs: Mapping[str, Tensor], batch: Batch, *, draws: Draws | None = None, **settings: Any
     ) -> tuple[tuple, dict[str, Tensor]]:
-        draws, readers = draws or Draws(), {}
-        pairs = []
+        draws, pairs = draws or Draws(), []
+        readers: dict[str, Group] = {}
         for k, factor in enumerate(self.factors):
-            given = _Noted(outputs) if factor.outputs is None else outputs
-            pairs.append(factor.project(given, batch, draws=draws.fork(k), **settings))
-            for name in given.read if factor.outputs is None else factor.outputs:
+            noted = _Noted(outputs)
+            pairs.append(
+                factor.project(noted if factor.outputs is None else outputs, batch, draws=draws.fork(k), **settings)
+            )
+            for name in noted.read if factor.outputs is None else factor.outputs:
                 if readers.setdefault(name, factor) is not factor:
                     raise ValueError(f"{self}: each output must be read by one factor, got {name!r} read by two")
         penalties: dict[str, Tensor] = {}
@@ -210,11 +214,12 @@ class Product(Group):
         return tuple(g for g, _ in pairs), penalties
 
 
-class _Noted(Mapping):
+class _Noted(Mapping[str, Tensor]):
     """Outputs that note which of them are read, by a group that does not name them in `outputs`."""
 
     def __init__(self, outputs: Mapping[str, Tensor]):
-        self.outputs, self.read = outputs, set()
+        self.outputs = outputs
+        self.read: set[str] = set()
 
     def __getitem__(self, name: str) -> Tensor:
         value = self.outputs[name]

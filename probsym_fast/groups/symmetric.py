@@ -73,7 +73,10 @@ class Symmetric(Group):
                 continue
             if x.shape[axis] != self.n:
                 raise ValueError(f"Symmetric({self.n}): axis {axis} of x must have size {self.n}, got {tuple(x.shape)}")
-            x = _multiply(matrix, x, axis, inverse) if soft else _gather(g.order if inverse else g.rank, x, axis)
+            if matrix is not None:
+                x = _multiply(matrix, x, axis, inverse)
+            else:
+                x = _gather(g.order if inverse else g.rank, x, axis)
         return x.mean(1) if mean else x
 
     def project(

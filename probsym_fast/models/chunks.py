@@ -57,7 +57,7 @@ class Chunks:
 
     def size_for(self, samples: int) -> int:
         """How many of so many samples run at once: with "auto" what has been found, all before anything has."""
-        size = self._fit[torch.is_grad_enabled()].size if self.size == "auto" else self.size
+        size = self._fit[torch.is_grad_enabled()].size if isinstance(self.size, str) else self.size  # "auto"
         return min(size or samples, samples)
 
     def halve(self, samples: int) -> bool:

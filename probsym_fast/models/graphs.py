@@ -136,5 +136,5 @@ class SlotReadout(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features).uniform_(-bound, bound))
 
     def forward(self, outputs: Tensor, batch: Graphs, group: Group, g: Permutation) -> Tensor:
-        settings = {"at": "nodes", "nodes": batch.x.shape[0]}
+        settings: dict[str, Any] = {"at": "nodes", "nodes": batch.x.shape[0]}
         return ops.readout(outputs[:, :, None], batch.ptr, g, self.weight(), self.bias, **settings)

@@ -51,6 +51,7 @@ class Pass:
             return self.mean(g, self.samples, size), penalties
         each = self.each(g, size)
         if self.reduce == "weighted":
+            assert self.weights is not None  # `check_reduction`
             each = (weights_of_rows(self.model.readout, self.batch, self.weights, each) * each).sum(0)
         return each.amax(0) if self.reduce == "max" else each, penalties
 
@@ -92,6 +93,7 @@ class Pass:
                 total = y.to(torch.promote_types(y.dtype, torch.float32)) * (count / samples)
             else:
                 total = total.add_(y, alpha=count / samples)
+        assert total is not None  # there are at least two chunks
         return total.to(y.dtype)
 
     def each(self, g: Any, size: int) -> Tensor:
@@ -130,7 +132,8 @@ class Pass:
 
         In inference samples do not see each other: every process draws only its own. Penalties are means over samples.
         """
-        model, batch = self.model, self.batch
+        model, batch, draws, mesh = self.model, self.batch, self.draws, self.model.samples_mesh
+        assert draws is not None and mesh is not None  # `result`
         seen = torch.is_grad_enabled() or any(module.training for module in model.modules())
         g, penalties = self.elements(size) if seen else (None, {})
 
@@ -138,8 +141,8 @@ class Pass:
             if seen:
                 some, own = narrow(g, first, count), {}
             else:
-                some, own = model.distribution(batch, count, self.draws.starting(first))
+                some, own = model.distribution(batch, count, draws.starting(first))
             return {"": self.mean(some, count, size), **own}
 
-        means = mean_over_processes(part, self.samples, model.samples_mesh, own=model.training)
+        means = mean_over_processes(part, self.samples, mesh, own=model.training)
         return means.pop(""), penalties | means

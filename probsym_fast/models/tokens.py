@@ -60,7 +60,7 @@ class GraphTokens(nn.Module):
             got = f"{pad_mode}, centered {centered}"
             raise ValueError(f"GraphTokens: padding must be zeros at the end for nodes on the diagonal, got {got}")
         self.N, self.grid, self.nodes_at, self.dense = N, grid, nodes, dense
-        self.padding = {"pad_mode": pad_mode, "centered": centered}
+        self.padding: dict[str, Any] = {"pad_mode": pad_mode, "centered": centered}
         self.cells = grid if nodes == "diagonal" else grid**2  # segments of the nodes
         P = patch_size(N, grid)
         inputs = (edge_features + (node_features if nodes == "diagonal" else 0)) * P * P
@@ -121,7 +121,8 @@ class NodeTokens(nn.Module):
             owner, N=N, width=width, tokens=tokens, node_features=node_features
         )
         check_padding("NodeTokens", pad_mode, centered)
-        self.N, self.tokens, self.padding = N, tokens, {"pad_mode": pad_mode, "centered": centered}
+        self.N, self.tokens = N, tokens
+        self.padding: dict[str, Any] = {"pad_mode": pad_mode, "centered": centered}
         P = patch_size(N, tokens)
         self.nodes = PatchWeight(width, node_features, P)
         self.bias = nn.Parameter(torch.empty(width).uniform_(-1, 1) / math.sqrt(node_features * P))
@@ -149,7 +150,8 @@ class GraphReadout(nn.Module):
 
     def __init__(self, width: int, out_features: int):
         super().__init__()
-        self.head = nn.Linear(*check_counts("GraphReadout", width=width, out_features=out_features))
+        width, out_features = check_counts("GraphReadout", width=width, out_features=out_features)
+        self.head = nn.Linear(width, out_features)
 
     def forward(self, outputs: Tensor, batch: Any, group: Group, g: Any) -> Tensor:
         with torch.autocast(outputs.device.type, enabled=False):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import warnings
+from types import ModuleType
 
 import torch
 
@@ -21,7 +22,7 @@ NEEDED = (
     "instruction_set",
     "register_kernels",
 )  # what Python takes from the extension
-_module = None
+_module: ModuleType | None = None
 _problem: str | None = None
 _reported = False
 
@@ -55,7 +56,7 @@ def load() -> None:
             _module = module
 
 
-def module():
+def module() -> ModuleType | None:
     """The extension in use, or None."""
     return _module
 
@@ -99,7 +100,7 @@ def runs_on_gpu(index: int) -> bool:
 
 @functools.cache
 def _runs_on_gpu(index: int) -> bool:
-    if gpu_architectures() is None or _module.runs_on_gpu(index):
+    if _module is None or gpu_architectures() is None or _module.runs_on_gpu(index):
         return True
     if not torch.cuda.is_available():  # traced for a GPU that is elsewhere
         return True

@@ -22,6 +22,7 @@ def report(op: str, device: torch.device, backend: str, lacking: str | None) -> 
     """
     if device.type in ("cpu", "meta"):
         return
+    key: tuple
     if device.type != "cuda":
         key, text = (device.type,), f"there are no kernels for {device.type}: every op uses its slower reference there"
     elif torch.version.hip:

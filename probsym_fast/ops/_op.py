@@ -71,7 +71,7 @@ class Op:
         if opaque:
             self.reference = self._defined(f"{name}_reference", schema, shapes)
             LIBRARY.impl(f"{name}_reference", reference, "CompositeExplicitAutograd")
-        self.backward = None
+        self.backward: torch._ops.OpOverload | None = None
         OPS[name] = self
 
     @staticmethod
@@ -220,6 +220,7 @@ def differentiate(op: Op) -> None:
     argument or result of that name; a result d_<argument> is the gradient of that argument. The gradient has no gradient
     of its own, and says so.
     """
+    assert op.backward is not None  # `fill_table`
     arguments = [x.name for x in op.kernel._schema.arguments]
     results = [x.name for x in op.kernel._schema.returns]
     takes = [x.name for x in op.backward._schema.arguments]

@@ -196,7 +196,7 @@ def gradient_shapes(x: Tensor, t: Tensor | None, weight: Tensor, bias: int, need
     needs_x, needs_t, needs_weight, needs_bias = needs
     return (
         x.new_empty(x.shape) if needs_x else None,
-        *(t.new_empty(t.shape) if needs_t else None for _ in range(3)),
+        *(t.new_empty(t.shape) if t is not None and needs_t else None for _ in range(3)),
         rows_like(weight) if needs_weight else None,
         weight.new_empty(bias) if needs_bias else None,
     )

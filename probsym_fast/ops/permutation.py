@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import InitVar, dataclass, field, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from probsym_fast._checks import as_int, as_number, check_float, check_num_nodes
 
 SMALLEST_TAU = 1e-30  # 1 / tau stays a number in float32
 MOST_ITERATIONS = 10_000
+NOT_GIVEN = cast(Tensor, None)  # the default of a field that a Permutation has in the end
 
 
 @dataclass(eq=False)
@@ -27,7 +28,7 @@ class Permutation:
 
     order: Tensor
     num_nodes: Tensor | None = None
-    rank: Tensor | None = None
+    rank: Tensor = NOT_GIVEN
     checked: InitVar[bool] = field(default=False, kw_only=True)
 
     by_sample: ClassVar[tuple[str, ...]] = ("order", "rank")  # fields (B, S, N)
@@ -112,9 +113,9 @@ class SoftPermutation(Permutation):
     ValueError for their shapes and tau, RuntimeError for their devices.
     """
 
-    scores: Tensor = None
-    log_r: Tensor = None
-    log_c: Tensor = None
+    scores: Tensor = NOT_GIVEN
+    log_r: Tensor = NOT_GIVEN
+    log_c: Tensor = NOT_GIVEN
     tau: float = 0.01
 
     by_sample: ClassVar[tuple[str, ...]] = ("order", "rank", "scores", "log_r", "log_c")

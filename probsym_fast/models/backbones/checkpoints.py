@@ -136,6 +136,7 @@ def _fitted(name: str, value: Tensor, target: Tensor, backbone: VisionBackbone) 
         if side % 2 == 1 and side * side == len(value) - 3:
             from timm.layers import resize_rel_pos_bias_table
 
+            assert backbone.grid is not None  # a BEiT, whose tokens are a plane
             return resize_rel_pos_bias_table(value, backbone.grid, tuple(target.shape))
     return value
 

@@ -21,7 +21,7 @@ class LanguageBackbone(nn.Module):
     model's tables that L tokens of the first type take.
     """
 
-    def __init__(self, model: nn.Module, tokens: int, read: str):
+    def __init__(self, model: Any, tokens: int, read: str):
         super().__init__()
         self.tokens, self.width, self.read = tokens, model.config.hidden_size, read
         embeddings = model.embeddings
@@ -124,7 +124,7 @@ def _config(transformers: Any, name_or_config: Any, pretrained: bool, arguments:
     return config
 
 
-def _loaded(transformers: Any, name: Any, config: Any) -> nn.Module:
+def _loaded(transformers: Any, name: Any, config: Any) -> Any:
     """The model with its weights; transformers by itself would draw what is missing."""
     try:
         model, report = transformers.AutoModel.from_pretrained(

@@ -94,12 +94,12 @@ def timm_backbone(
         text = f"{type(error).__name__}: {error}"
         raise ValueError(f"timm_backbone: {name} must load (a local file: weights=path), got {text}") from error
     shape = tuple(model.patch_embed.grid_size) if tokens is None else None
+    L = math.prod(model.patch_embed.grid_size) if tokens is None else tokens
     if tokens is not None and model.pos_embed is not None:
         positions = resample_positions(model.pos_embed.data, (1, math.prod(old)), (1, tokens))
         model.pos_embed = nn.Parameter(positions)
         if not pretrained:
             nn.init.trunc_normal_(model.pos_embed, std=0.02)
-    L = math.prod(shape) if shape else tokens
     backbone = VisionBackbone(model, L, shape, read, (low, high), checkpointing, all_tokens, patch_dropout_always)
     if weights is not None:
         names = {key.split(".")[0] for key in model.state_dict()} - {key.split(".")[0] for key in backbone.state_dict()}
@@ -127,8 +127,8 @@ def _check_name(timm: ModuleType, name: str) -> None:
 def _rates(patch_dropout: float | tuple[float, float]) -> tuple[float, float]:
     """(low, high) of one rate or two."""
     pair = tuple(patch_dropout) if isinstance(patch_dropout, tuple | list) else (patch_dropout, patch_dropout)
-    rates = tuple(map(as_number, pair))
-    if None in rates:
+    rates = tuple(rate for rate in map(as_number, pair) if rate is not None)
+    if len(rates) < len(pair):
         raise TypeError(f"timm_backbone: patch_dropout must be a number or two, got {patch_dropout!r}")
     if len(rates) != 2:
         raise ValueError(f"timm_backbone: patch_dropout must be a number or two, got {len(rates)}: {patch_dropout!r}")
@@ -162,9 +162,7 @@ def _check_settings(
         refuse("timm_arguments", f"without {', '.join(reserved)}", given)
 
 
-def _check_model(
-    model: nn.Module, name: str, read: str, tokens: int | None, grid: tuple[int, int], dropout: float
-) -> None:
+def _check_model(model: Any, name: str, read: str, tokens: int | None, grid: tuple[int, int], dropout: float) -> None:
     """What the settings ask of this model."""
     beit = _is_beit(model)
     if read == "pooled" and not model.global_pool:
@@ -184,12 +182,12 @@ def _is_beit(model: nn.Module) -> bool:
     return type(model).__name__ == "Beit"
 
 
-def _unsuitable(model: nn.Module) -> str | None:
+def _unsuitable(model: Any) -> str | None:
     """Why the blocks of the model cannot take tokens; None where they can."""
     from timm.models import beit, deit
     from timm.models import vision_transformer as vit
 
-    kinds = {
+    kinds: dict[type, tuple[Any, Any]] = {
         vit.VisionTransformer: (vit.Block, vit.Attention),
         deit.VisionTransformerDistilled: (vit.Block, vit.Attention),
         beit.Beit: (beit.Block, beit.Attention),

@@ -27,7 +27,7 @@ class VisionBackbone(nn.Module):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         tokens: int,
         grid: tuple[int, int] | None,
         read: str,
@@ -63,6 +63,7 @@ class VisionBackbone(nn.Module):
         """The tokens read, of prefix and patches."""
         P = self.prefix_tokens
         if self.read == "diagonal":
+            assert self.grid is not None  # `timm_backbone` refuses it for a sequence
             return slice(P, None, self.grid[1] + 1)
         if self.read == "pooled" and self.pool == "token":
             return slice(0, 2 if self.distilled else 1)
@@ -160,7 +161,7 @@ class VisionBackbone(nn.Module):
 
 
 @torch.no_grad()
-def set_constants(module: nn.Module) -> None:
+def set_constants(module: Any) -> None:
     """Sets the buffers of a BEiT's attention that no state dict holds: places in the table of positions, a bias of 0."""
     outside = {name: module.get_buffer(name) for name in module._non_persistent_buffers_set}
     if (index := outside.get("relative_position_index")) is not None:
@@ -171,14 +172,14 @@ def set_constants(module: nn.Module) -> None:
         bias.zero_()
 
 
-def read_block(block: nn.Module, x: Tensor, rows: slice, bias: Tensor | None) -> Tensor:
+def read_block(block: Any, x: Tensor, rows: slice, bias: Tensor | None) -> Tensor:
     """`block(x, bias)[:, rows]`, computed for these tokens alone: (M, tokens, D) -> (M, read, D)."""
     y = block.drop_path1(_scaled(block, 1, read_attention(block.attn, block.norm1(x), rows, bias)))
     x = x[:, rows] + y
     return x + block.drop_path2(_scaled(block, 2, block.mlp(block.norm2(x))))
 
 
-def _scaled(block: nn.Module, k: int, y: Tensor) -> Tensor:
+def _scaled(block: Any, k: int, y: Tensor) -> Tensor:
     """LayerScale: a module in timm's ViT, a parameter or None in its BEiT."""
     if scale := getattr(block, f"ls{k}", None):
         return scale(y)
@@ -186,7 +187,7 @@ def _scaled(block: nn.Module, k: int, y: Tensor) -> Tensor:
     return y if gamma is None else gamma * y
 
 
-def read_attention(attn: nn.Module, x: Tensor, rows: slice, shared: Tensor | None) -> Tensor:
+def read_attention(attn: Any, x: Tensor, rows: slice, shared: Tensor | None) -> Tensor:
     """`attn(x)[:, rows]` of timm's attention (ViT, BEiT). shared: (heads, tokens, tokens), added to the scores."""
     h = x[:, rows]
     (M, L, _), R, heads, inner = x.shape, h.shape[1], attn.num_heads, attn.proj.in_features

@@ -19,7 +19,7 @@ def permutation_matrix(
     dtype: torch.dtype,
 ) -> Tensor:
     """(B, S, N, N), rows nodes, columns slots: value hard, gradient that of the soft permutation where there is one."""
-    if t is None:
+    if t is None or log_r is None or log_c is None:
         return Permutation(order, num_nodes, rank, checked=True).hard(dtype)
     return SoftPermutation(order, num_nodes, rank, t, log_r, log_c, tau, checked=True).dense().to(dtype)
 

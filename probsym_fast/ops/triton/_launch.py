@@ -9,6 +9,8 @@ import json
 import statistics
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 import triton
@@ -37,7 +39,7 @@ class Kernel:
     ieee: in place of the others where PRECISION is "ieee", which has no tensor cores and unrolls products into single ones.
     """
 
-    def __init__(self, function: Callable, configurations: tuple[dict, ...], ieee: tuple[dict, ...] = ()):
+    def __init__(self, function: Any, configurations: tuple[dict, ...], ieee: tuple[dict, ...] = ()):
         self.function, self.configurations, self.ieee = function, configurations, ieee
         self.name = function.__name__.strip("_")
         self.chosen: dict[str, dict] = {}
@@ -79,7 +81,7 @@ class Kernel:
         return self.chosen[key]
 
     def _measure(self, key, grid, arguments, constants) -> dict:
-        times = [seconds_of(lambda c=c: launch(self, grid, arguments, constants | c)) for c in self.among(constants)]
+        times = [seconds_of(partial(launch, self, grid, arguments, constants | c)) for c in self.among(constants)]
         best = self.among(constants)[times.index(min(times))]
         with not_kept():
             self._cache(key).put(json.dumps(best), "configuration.json", binary=False)

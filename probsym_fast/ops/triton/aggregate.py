@@ -133,6 +133,7 @@ def backward(
     d_x = _sum_over(d_sums, edge_index, ptr, own, 1) if needs_x else None
     d_own = None
     if needs_own:
+        assert own is not None  # its gradient is asked for
         x, d_sums = x.contiguous(), d_sums.contiguous()
         parts = torch.empty(triton.cdiv(x.numel(), PART), dtype=torch.float32, device=x.device)
         _product(lambda settings: (parts.numel(),), x, d_sums, parts, x.numel(), BLOCK=PART)

@@ -122,7 +122,7 @@ class MatrixGradient:
         for first in range(0, x.samples, step):
             last = min(x.samples, first + step)
             d_acted = self._acted(product(d_rows[first:last].flatten(0, 1), weight), first, last)
-            if d_matrix is not None:
+            if d_matrix is not None and rank is not None:
                 self._add(d_acted, rank, d_matrix, first, last)
             if tiles is not None:
                 self._reduce(d_acted, tiles, tau, first, last)

@@ -135,11 +135,11 @@ def permutation_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """d_t, d_log_r, d_log_c (B, S, N) of scale sum value_c <tokens[token], W[offset, c]>."""
     t, log_r, log_c, values = (y.contiguous() for y in (t, log_r, log_c, values))
-    d_soft = tuple(fresh_like(y) for y in (t, log_r, log_c))
+    d_t, d_log_r, d_log_c = (fresh_like(y) for y in (t, log_r, log_c))
     samples, (offsets, C, D), places = x.B * x.S, W.shape, x.slots.shape[0]
     check_counts(**{"places" if x.axes == 1 else "pairs_of_places": places**x.axes})
     if not samples:
-        return d_soft
+        return d_t, d_log_r, d_log_c
     key = x.token.view(x.S, x.M, x.copies)[0, :, 0] // (x.S * x.L)  # the graph of each item; B where it has none
     begin, entry = group(key.contiguous(), x.B)
     width = offsets * C
@@ -164,8 +164,8 @@ def permutation_gradient(
     def slots(settings):
         return samples, triton.cdiv(x.N, block)
 
-    _add_places(slots, parts, x.places, *d_soft, samples, x.N, places, x.Q, splits, BLOCK_N=block)
-    return d_soft
+    _add_places(slots, parts, x.places, d_t, d_log_r, d_log_c, samples, x.N, places, x.Q, splits, BLOCK_N=block)
+    return d_t, d_log_r, d_log_c
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

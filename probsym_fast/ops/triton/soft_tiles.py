@@ -53,4 +53,5 @@ class SoftTiles:
         """d_t, d_log_r, d_log_c (B, S, N)."""
         columns = self.columns.sum(0)
         found = self.rows[0] + columns[0], self.rows[1], columns[1]
-        return tuple(x.view(self.shape).to(self.dtype) for x in found)
+        d_t, d_log_r, d_log_c = (x.view(self.shape).to(self.dtype) for x in found)
+        return d_t, d_log_r, d_log_c
