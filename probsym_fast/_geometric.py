@@ -14,8 +14,8 @@ OWNER = "Graphs.from_data"
 # fields that change what an edge or a node is, and what to do instead
 REFUSED = {
     "adj_t": "read it with edge_index, edge_attr = torch_geometric.utils.to_edge_index(data.adj_t.t())",
-    "edge_type": "give it as edge_attr, such as torch.nn.functional.one_hot(data.edge_type)",
-    "node_type": "give it as x, such as torch.nn.functional.one_hot(data.node_type)",
+    "edge_type": "pass it as edge_attr, for example torch.nn.functional.one_hot(data.edge_type)",
+    "node_type": "pass it as x, for example torch.nn.functional.one_hot(data.node_type)",
 }
 
 
@@ -34,13 +34,13 @@ def fields_of(data: Any) -> dict[str, Any]:
         nodes = getattr(data, "num_nodes", None)
         nodes = int(nodes) if isinstance(nodes, Tensor) and nodes.numel() == 1 and looks_at_values(nodes) else nodes
         if isinstance(nodes, int) and nodes != x.shape[0]:
-            raise ValueError(f"{OWNER}: num_nodes must be the {x.shape[0]} nodes of x, got {nodes}")
+            raise ValueError(f"{OWNER}: num_nodes must be {x.shape[0]} as x has rows, got {nodes}")
     key = getattr(data, "key", None)
     if isinstance(x, Tensor) and key is not None:  # of one Data it may be a number
         try:
             key = torch.as_tensor(key, device=x.device).reshape(-1)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise TypeError(f"{OWNER}: key must be an int64 number a graph, got {key!r}") from error
+            raise TypeError(f"{OWNER}: key must be one int64 number per graph, got {key!r}") from error
     return {
         "x": x,
         "edge_index": edge_index,
@@ -65,7 +65,7 @@ def check_kind(data: Any) -> None:
     if "HyperGraphData" in bases:
         raise TypeError(f"{OWNER}: batch must have edges between two nodes, got {kind}")
     if "HeteroData" in bases:
-        way_out = "take batch.to_homogeneous() and give the types of nodes and edges as features"
+        way_out = "call batch.to_homogeneous() and pass the node and edge types as features"
         raise TypeError(f"{OWNER}: batch must have one kind of nodes and edges, got {kind}; {way_out}")
     if not (hasattr(data, "x") or hasattr(data, "edge_index")):
         raise TypeError(f"{OWNER}: batch must be a Data or Batch of PyTorch Geometric, got {kind}")
@@ -108,7 +108,7 @@ def _ptr(data: Any, x: Any) -> Any:
     if len(falls):
         k = int(falls[0])
         got = f"batch[{k}] = {int(batch[k])} and batch[{k + 1}] = {int(batch[k + 1])}"
-        raise ValueError(f"{OWNER}: batch must not fall, got {got}; sort the nodes by their graphs")
+        raise ValueError(f"{OWNER}: batch must not decrease, got {got}; sort the nodes by graph")
     size = getattr(data, "num_graphs", None) or 0  # the last graphs may be empty
     counts = torch.bincount(batch, minlength=size)
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
@@ -121,7 +121,7 @@ def _edge_attr(data: Any, edge_index: Any) -> Any:
         return _columns("edge_attr", attr)
     if attr is not None:
         way_out = "join them as edge_attr = torch.cat([edge_attr, edge_weight[:, None]], 1)"
-        raise ValueError(f"{OWNER}: edge_attr and edge_weight must be given one at a time, got both; {way_out}")
+        raise ValueError(f"{OWNER}: edge_attr or edge_weight must be None, got both; {way_out}")
     if not isinstance(weight, Tensor):
         raise TypeError(f"{OWNER}: edge_weight must be a Tensor, got {type(weight).__name__}")
     column = _columns("edge_weight", weight)
@@ -137,7 +137,7 @@ def _columns(name: str, values: Any) -> Any:
     if not isinstance(values, Tensor):
         return values
     if values.layout is not torch.strided or values.is_nested:
-        got = "a nested one" if values.is_nested else values.layout
+        got = "a nested Tensor" if values.is_nested else values.layout
         raise TypeError(f"{OWNER}: {name} must be a dense Tensor, got {got}")
     if values.is_complex():
         raise TypeError(f"{OWNER}: {name} must be real, got {values.dtype}")

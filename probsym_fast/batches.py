@@ -174,7 +174,7 @@ class Graphs(NamedTuple):
             raise ValueError(f"{owner}: ptr must end with the number of nodes {nodes}, got {ptr[-1]}")
         if ptr != sorted(ptr):
             b, some = next((b, some) for b, some in enumerate(pairwise(ptr)) if some[1] < some[0])
-            raise ValueError(f"{owner}: ptr must not fall, got ptr[{b}] = {some[0]} and ptr[{b + 1}] = {some[1]}")
+            raise ValueError(f"{owner}: ptr must not decrease, got ptr[{b}] = {some[0]} and ptr[{b + 1}] = {some[1]}")
 
     def to(self, *where: Any, **named: Any) -> Graphs:
         """On a device, in a floating-point dtype, or as a Tensor is: as `Tensor.to`; other fields keep their dtype."""
@@ -304,9 +304,9 @@ def check_batch(owner: str, batch: Any, *fields: str) -> None:
     """TypeError where batch is no batch, or has none of the fields that the owner reads."""
     kind = type(batch).__name__
     if not hasattr(batch, "check"):
-        way_out = "; read it with psf.Graphs.from_data" if hasattr(batch, "edge_index") else ""
+        way_out = "; convert it with psf.Graphs.from_data" if hasattr(batch, "edge_index") else ""
         raise TypeError(
-            f"{owner}: batch must be Graphs, PointClouds or another batch with a check, got {kind}{way_out}"
+            f"{owner}: batch must be Graphs, PointClouds or another batch with a check method, got {kind}{way_out}"
         )
     if missing := [name for name in fields if not hasattr(batch, name)]:
         raise TypeError(f"{owner}: batch must have {' and '.join(fields)}, got {kind} without {missing[0]}")
@@ -316,7 +316,7 @@ def check_all_valid(owner: str, batch: Batch) -> None:
     """ValueError where the batch has num_nodes: the owner takes every node as a valid one."""
     if (given := batch.num_nodes) is not None:
         got = tuple(given.shape) if isinstance(given, Tensor) else given
-        raise ValueError(f"{owner}: num_nodes must be None, as every node counts as a valid one, got {got}")
+        raise ValueError(f"{owner}: num_nodes must be None (every node counts as valid), got {got}")
 
 
 def _check_field(

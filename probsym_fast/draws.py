@@ -46,7 +46,7 @@ class Draws:
     ):
         check_kind("Draws", kind)
         if torch.jit.is_tracing():
-            raise RuntimeError("Draws: torch.jit.trace would keep one set of random numbers; use torch.export")
+            raise RuntimeError("Draws: torch.jit.trace would freeze the random numbers; use torch.export")
         if generator is not None and seed is not None:
             raise ValueError("Draws: either generator or seed must be None, got both")
         if seed is None:
@@ -145,9 +145,7 @@ def _drawn_seed(
         raise TypeError(f"Draws: generator must be torch's or numpy's Generator, got {type(generator).__name__}")
     compiling = torch.compiler.is_compiling()
     if generator is not None and (compiling or (isinstance(generator, numpy.random.Generator) and _capturing())):
-        raise RuntimeError(
-            "Draws: a generator cannot be recorded; pass seed=, a () int64 tensor, for numbers of your own"
-        )
+        raise RuntimeError("Draws: a generator cannot be recorded; pass seed=, an int or a () int64 tensor")
     if isinstance(generator, numpy.random.Generator):
         return int(generator.integers(2**62))
     if compiling or (generator is None and transformed()):  # under vmap it may be another for each of the batch

@@ -93,7 +93,7 @@ def check_layout(owner: object, layout: str, letters: str = LETTERS) -> None:
     if not isinstance(layout, str):
         raise TypeError(f"{owner}: layout must be a str, got {type(layout).__name__}")
     if unknown := [letter for letter in layout if letter not in letters]:
-        raise ValueError(f"{owner}: layout must be of the letters {letters!r}, got {unknown[0]!r} in {layout!r}")
+        raise ValueError(f"{owner}: layout must use only the letters {letters!r}, got {unknown[0]!r} in {layout!r}")
 
 
 def sample_axis(x: Tensor, layout: str, shape: Sequence[int]) -> bool:
@@ -101,7 +101,7 @@ def sample_axis(x: Tensor, layout: str, shape: Sequence[int]) -> bool:
     graphs and samples are not those of the elements, whose shape begins with (B, S)."""
     if x.ndim not in (len(layout) + 1, len(layout) + 2):
         raise ValueError(
-            f"act: x must be (B, [S,] *{layout!r}), {len(layout)} axes behind the batch, got {tuple(x.shape)}"
+            f"act: x must be (B, [S,] *{layout!r}), {len(layout)} axes after the batch, got {tuple(x.shape)}"
         )
     has_samples = x.ndim == len(layout) + 2
     given, wanted = tuple(x.shape[: 1 + has_samples]), tuple(shape[: 1 + has_samples])
@@ -183,7 +183,7 @@ class Product(Group):
         for factor in unknown:
             if len(unknown) > 1 or set(layout) & set(others):
                 raise ValueError(
-                    f"{self}: the factors must move different axes of x, and {factor} does not name its own in `moves`"
+                    f"{self}: the factors must move different axes of x, and {factor} does not list its own in `moves`"
                 )
         last = len(self.factors) - 1
         for k, (factor, element) in enumerate(zip(self.factors, g, strict=True)):
@@ -209,7 +209,7 @@ class Product(Group):
         for _, some in pairs:
             for name, value in some.items():
                 if name in penalties:
-                    raise ValueError(f"{self}: each penalty must be of one factor, got {name!r} of two")
+                    raise ValueError(f"{self}: each penalty must come from one factor, got {name!r} from two")
                 penalties[name] = value
         return tuple(g for g, _ in pairs), penalties
 

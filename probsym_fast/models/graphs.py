@@ -74,7 +74,9 @@ class FlatGraph(nn.Module):
 
     def _soft(self, batch: Graphs, attributes: Tensor, g: Permutation) -> Tensor:
         if not isinstance(g, SoftPermutation):
-            raise TypeError(f"FlatGraph: soft takes SoftPermutations (a learned distribution), got {type(g).__name__}")
+            raise TypeError(
+                f"FlatGraph: g must be a SoftPermutation with soft=True (use a learned distribution), got {type(g).__name__}"
+            )
         p, N, weight = g.soft().to(self.edges.rows.dtype), self.N, self.edges()
         check_items("FlatGraph", "edge_index", batch.edge_index, batch.ptr)
         graph, local = batch.graph, batch.local

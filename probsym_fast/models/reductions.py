@@ -33,7 +33,7 @@ def check_reduction(reduce: str, weights: Tensor | None, batch: Batch, samples: 
         bad = ~(weights.isfinite() & (weights >= 0)).all(1) | (weights.sum(1) == 0)
         if bad.any():
             b = int(bad.nonzero()[0])
-            raise ValueError(f"Symmetrized: weights must be finite, >= 0 and of a sum > 0, got {weights[b].tolist()}")
+            raise ValueError(f"Symmetrized: weights must be finite and >= 0 with a sum > 0, got {weights[b].tolist()}")
 
 
 def weights_of_rows(readout: nn.Module, batch: Any, weights: Tensor, each: Tensor) -> Tensor:

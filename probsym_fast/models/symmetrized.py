@@ -96,7 +96,7 @@ class Symmetrized(nn.Module):
 
     @chunks.setter
     def chunks(self, chunks: Chunks) -> None:
-        check_type("Symmetrized", "chunks", chunks, Chunks, "a Chunks (a number of samples or 'auto': set chunk)")
+        check_type("Symmetrized", "chunks", chunks, Chunks, "a Chunks (for a number of samples or 'auto' set chunk)")
         self._chunks = chunks
 
     @property
@@ -143,7 +143,7 @@ class Symmetrized(nn.Module):
         samples = check_count("Symmetrized", "samples", samples)
         check_reduction(reduce, weights, batch, samples)
         if self.samples_mesh is not None and reduce != "mean":
-            raise ValueError(f"Symmetrized: reduce must be 'mean' where processes share the samples, got {reduce!r}")
+            raise ValueError(f"Symmetrized: reduce must be 'mean' with a samples_mesh, got {reduce!r}")
         draws = Draws(generator, seed=seed, kind=self.draws, device=batch.device)
         return self.chunks.run(Pass(self, batch, samples, draws=draws, reduce=reduce, weights=weights))
 

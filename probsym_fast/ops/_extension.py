@@ -41,7 +41,9 @@ def load() -> None:
         _problem = f"the compiled kernels do not load under torch {torch.__version__} ({error}): {MEND}"
         return
     if missing := [name for name in NEEDED if not hasattr(module, name)]:
-        _problem = f"the compiled kernels are of another version of probsym_fast, without {', '.join(missing)}: {MEND}"
+        _problem = (
+            f"the compiled kernels come from another version of probsym_fast, without {', '.join(missing)}: {MEND}"
+        )
     elif module.torch_version != torch.__version__.split("+")[0]:
         _problem = (
             f"the compiled kernels were built for torch {module.torch_version}, this is {torch.__version__}: {MEND}"
@@ -51,7 +53,7 @@ def load() -> None:
             module.register_kernels()
         except RuntimeError as error:
             reason = " ".join(map(str.strip, str(error).strip().splitlines()[:2]))  # what differs, of which op
-            _problem = f"the compiled kernels are of another version of probsym_fast ({reason}): {MEND}"
+            _problem = f"the compiled kernels come from another version of probsym_fast ({reason}): {MEND}"
         else:
             _module = module
 

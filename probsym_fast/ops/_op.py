@@ -167,7 +167,7 @@ class Op:
     def _refuse_transform(self, *_: object, backend: str | None = None) -> None:
         got = "a direct call" if backend is None else f"backend {backend!r}"
         raise RuntimeError(
-            f"{self.name}: the kernels take no torch.func transform (grad, vjp, jvp, vmap) and no forward-mode derivative, "
+            f"{self.name}: the kernels support neither torch.func transforms (grad, vjp, jvp, vmap) nor forward mode, "
             f'got {got} under one; use backend="reference"'
         )
 

@@ -93,7 +93,7 @@ class Permutation:
         if self.requires_grad:
             raise RuntimeError(
                 f"{name}: the result carries no gradient, so the permutation must not require one, got a SoftPermutation"
-                " that does; take p.detach(), or torch.no_grad()"
+                " that does; use p.detach() or torch.no_grad()"
             )
 
     def narrow(self, start: int, count: int) -> Permutation:

@@ -92,7 +92,7 @@ def readout(
     axes = items.shape[0]
     grid = L if axes == 1 else round(L**0.5)
     if axes == 2 and grid * grid != L:
-        raise ValueError(f"readout: tokens must be a square number L of them for pairs, got {L}")
+        raise ValueError(f"readout: tokens must have a square number L for pairs, got {L}")
     check_patches("readout", weight, bias, N, grid, axes, bias_axis=1)
     check_devices("readout", tokens.device, ptr=ptr, at=items)
     axis = padded_axis(N, grid, "zeros", centered, ptr.device)

@@ -50,7 +50,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise
     except Exception as error:  # safetensors raises its own
         text = str(error) if isinstance(error, ValueError) else reason(error)
-        raise ValueError(f"timm_backbone: weights must be a whole checkpoint, got {file}: {text}") from None
+        raise ValueError(f"timm_backbone: weights must be an intact checkpoint, got {file}: {text}") from None
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -112,7 +112,7 @@ def resample_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, 
 
 def _check_values(name: str, value: Tensor, dtype: torch.dtype, path: str | Path) -> None:
     if not value.is_floating_point():
-        raise ValueError(f"timm_backbone: weights must be floating, got {name} of {value.dtype} in {path}")
+        raise ValueError(f"timm_backbone: weights must be floating point, got {name} of {value.dtype} in {path}")
     wrong = ~value.to(dtype).isfinite()
     if wrong.any():
         got = f"{name} with {int(wrong.sum())} of {value.numel()} NaN or infinite"

@@ -43,7 +43,7 @@ class LanguageBackbone(nn.Module):
         dtype = self.types.dtype
         fits = torch.is_autocast_enabled(x.device.type) or torch.promote_types(x.dtype, dtype) == dtype
         if not x.is_floating_point() or not fits:
-            raise TypeError(f"LanguageBackbone: x must be {dtype}, that of the weights, got {x.dtype}")
+            raise TypeError(f"LanguageBackbone: x must be {dtype} as the weights are, got {x.dtype}")
         lead, M = x.shape[:-2], math.prod(x.shape[:-2])
         h = x.reshape(M, self.tokens, self.width) if M else x.new_zeros(1, self.tokens, self.width)  # BERT takes no 0
         h = self.dropout(self.norm(h + self.types + self.positions))
@@ -111,7 +111,9 @@ def _config(transformers: Any, name_or_config: Any, pretrained: bool, arguments:
     if isinstance(name_or_config, transformers.PretrainedConfig):
         if pretrained or arguments:
             got = f"pretrained={pretrained} and {sorted(arguments)}"
-            raise ValueError(f"hf_backbone: a config must come with pretrained=False and nothing to set, got {got}")
+            raise ValueError(
+                f"hf_backbone: a config must come with pretrained=False and no config_arguments, got {got}"
+            )
         return name_or_config
     try:
         config, unused = transformers.AutoConfig.from_pretrained(name_or_config, return_unused_kwargs=True, **arguments)
@@ -135,5 +137,5 @@ def _loaded(transformers: Any, name: Any, config: Any) -> Any:
             f"hf_backbone: the weights of {name!r} must load, got {type(error).__name__}: {error}"
         ) from error
     if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"hf_backbone: the weights of {name!r} must be complete, got none of {', '.join(missing[:5])}")
+        raise ValueError(f"hf_backbone: the weights of {name!r} must be complete, got no {', '.join(missing[:5])}")
     return model

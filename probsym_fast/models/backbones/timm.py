@@ -118,10 +118,11 @@ def _check_name(timm: ModuleType, name: str) -> None:
             return
         except RuntimeError:  # its architecture has no such tag
             kind, known = "tag", timm.list_pretrained(f"{architecture}.*")
-    wanted = "a model of timm" if kind == "model" else f"{architecture}, alone or with a tag of timm"
+    wanted = "a model of timm" if kind == "model" else f"{architecture}, with or without a tag of timm"
     near = difflib.get_close_matches(architecture if kind == "model" else name, known, n=4, cutoff=0.5)
     near = near or (known[:4] if kind == "tag" else [])
-    raise ValueError(f"timm_backbone: name must be {wanted}, got {name!r}; near it: {', '.join(near) or '-'}")
+    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    raise ValueError(f"timm_backbone: name must be {wanted}, got {name!r}{hint}")
 
 
 def _rates(patch_dropout: float | tuple[float, float]) -> tuple[float, float]:
@@ -150,13 +151,13 @@ def _check_settings(
     if read not in READS:
         refuse("read", f"one of {', '.join(READS)}", repr(read))
     if grid is not None and tokens is not None:
-        refuse("grid and tokens", "given one at a time", f"{grid} and {tokens}")
+        refuse("grid or tokens", "None", f"{grid} and {tokens}")
     if not 0 <= rates[0] <= rates[1] < 1:
         refuse("patch_dropout", "0 <= low <= high < 1", rates)
     if rates[1] > 0 and read != "pooled":
-        refuse("patch_dropout", f"0 with read {read!r}, which returns every place", rates)
+        refuse("patch_dropout", f"0 with read {read!r}, which returns every token", rates)
     if pretrained and weights is not None:
-        refuse("pretrained and weights", "given one at a time", f"{pretrained} and {str(weights)!r}")
+        refuse("pretrained", "False with weights", f"{pretrained} and {str(weights)!r}")
     reserved = RESERVED if grid is None and tokens is None else (*RESERVED, "img_size")
     if given := [key for key in reserved if key in timm_arguments]:
         refuse("timm_arguments", f"without {', '.join(reserved)}", given)
@@ -169,7 +170,7 @@ def _check_model(model: Any, name: str, read: str, tokens: int | None, grid: tup
         raise ValueError(f"timm_backbone: global_pool must be given for read 'pooled', got {model.global_pool!r}")
     if tokens is not None and beit:
         raise ValueError(
-            f"timm_backbone: tokens must be a square for {name}, whose positions are those of a square, got {tokens}"
+            f"timm_backbone: tokens must be a square for {name}, whose positions lie on a square grid, got {tokens}"
         )
     if read == "diagonal" and (tokens is not None or grid[0] != grid[1]):
         got = f"{tokens} tokens in a sequence" if tokens is not None else grid
@@ -195,12 +196,12 @@ def _unsuitable(model: Any) -> str | None:
     if type(model) not in kinds:
         kind = type(model).__name__
         if getattr(model, "rope", None) is not None:
-            return f"{kind} turns its tokens by rotary positions, which is not supported"
+            return f"{kind} uses rotary positions, which are not supported"
         if any(type(module).__name__ == "PatchMerging" for module in model.modules()):
             return f"{kind} merges its patches between blocks"
         if any(isinstance(part, nn.Conv2d) and "patch_embed" not in key for key, part in model.named_modules()):
             return f"{kind} has convolutions besides a patch embedding"
-        return f"{kind} is not one sequence of tokens through blocks that are known here"
+        return f"{kind} is not a plain sequence of supported blocks"
     block, attention = kinds[type(model)]
     if not len(model.blocks):
         return "it has no blocks"

@@ -119,7 +119,7 @@ class VisionBackbone(nn.Module):
         cast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
         fits = cast or torch.promote_types(x.dtype, dtype) == dtype
         if not x.is_floating_point() or not fits:
-            raise TypeError(f"VisionBackbone: x must be {dtype}, that of the weights, got {x.dtype}")
+            raise TypeError(f"VisionBackbone: x must be {dtype} as the weights are, got {x.dtype}")
 
     def _with_prefix(self, x: Tensor) -> Tensor:
         """(M, L, D) -> (M, prefix + L, D), with positions."""

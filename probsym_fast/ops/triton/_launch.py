@@ -125,7 +125,7 @@ def not_kept() -> Iterator[None]:
         if not _told:
             _told = True
             warnings.warn(
-                f"probsym_fast: choices of kernels cannot be kept in triton's cache, and are measured again: {error}",
+                f"probsym_fast: triton's cache cannot keep the kernel configurations; they are measured again: {error}",
                 RuntimeWarning,
                 stacklevel=2,
             )
