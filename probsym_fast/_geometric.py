@@ -1,4 +1,4 @@
-"""What `Graphs` read of PyTorch Geometric's data, and what they refuse."""
+"""Reads PyTorch Geometric data for `Graphs`, and refuses what `Graphs` cannot hold."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from probsym_fast._checks import looks_at_values
 
 OWNER = "Graphs.from_data"
-# fields that change what an edge or a node is, and what to do instead
+# fields that change the meaning of edges or nodes, and what to do instead
 REFUSED = {
     "adj_t": "read it with edge_index, edge_attr = torch_geometric.utils.to_edge_index(data.adj_t.t())",
     "edge_type": "pass it as edge_attr, for example torch.nn.functional.one_hot(data.edge_type)",
@@ -20,7 +20,7 @@ REFUSED = {
 
 
 def fields_of(data: Any) -> dict[str, Any]:
-    """The fields of `Graphs`. Raises as `Graphs.from_data` for what `Graphs.check` does not see."""
+    """The fields of `Graphs`. Raises as `Graphs.from_data` for what `Graphs.check` cannot see."""
     check_kind(data)
     for name, way_out in REFUSED.items():
         if (value := getattr(data, name, None)) is not None:
@@ -36,7 +36,7 @@ def fields_of(data: Any) -> dict[str, Any]:
         if isinstance(nodes, int) and nodes != x.shape[0]:
             raise ValueError(f"{OWNER}: num_nodes must be {x.shape[0]} as x has rows, got {nodes}")
     key = getattr(data, "key", None)
-    if isinstance(x, Tensor) and key is not None:  # of one Data it may be a number
+    if isinstance(x, Tensor) and key is not None:  # a number in a single Data
         try:
             key = torch.as_tensor(key, device=x.device).reshape(-1)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -53,7 +53,7 @@ def fields_of(data: Any) -> dict[str, Any]:
 
 
 def check_kind(data: Any) -> None:
-    """TypeError for what is no graph, or several of them, or of several kinds of nodes."""
+    """TypeError unless data is one graph or batch with one kind of nodes and edges."""
     kind = type(data).__name__
     if isinstance(data, (list, tuple)):
         way_out = "join the graphs with torch_geometric.data.Batch.from_data_list"
@@ -72,7 +72,7 @@ def check_kind(data: Any) -> None:
 
 
 def check_agreement(batch: Tensor | None, graphs: Any) -> None:
-    """ValueError where the data's `batch` (nodes,) and the ptr of the graphs differ."""
+    """ValueError where the data's `batch` (nodes,) and the ptr of the graphs disagree."""
     if batch is None or not looks_at_values(batch):
         return
     graph = graphs.graph
@@ -85,7 +85,7 @@ def check_agreement(batch: Tensor | None, graphs: Any) -> None:
 
 
 def _ptr(data: Any, x: Any) -> Any:
-    """ptr; or from `batch`, which waits for a GPU; or of one graph."""
+    """The data's ptr; else made from `batch`, which waits for a GPU; else that of a single graph."""
     ptr, batch = getattr(data, "ptr", None), getattr(data, "batch", None)
     if not isinstance(x, Tensor) or not x.ndim:  # refused by `Graphs.check`
         return ptr
@@ -115,7 +115,7 @@ def _ptr(data: Any, x: Any) -> Any:
 
 
 def _edge_attr(data: Any, edge_index: Any) -> Any:
-    """edge_attr, or edge_weight in its place."""
+    """edge_attr, or edge_weight if there is none."""
     attr, weight = getattr(data, "edge_attr", None), getattr(data, "edge_weight", None)
     if weight is None:
         return _columns("edge_attr", attr)
@@ -133,7 +133,7 @@ def _edge_attr(data: Any, edge_index: Any) -> Any:
 
 
 def _columns(name: str, values: Any) -> Any:
-    """Features (rows,) as (rows, 1); integers and bools in the default dtype. What is no Tensor is left to the checks."""
+    """Features (rows,) as (rows, 1), integers and bools in the default dtype. Leaves other objects to the checks."""
     if not isinstance(values, Tensor):
         return values
     if values.layout is not torch.strided or values.is_nested:

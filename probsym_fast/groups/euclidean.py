@@ -1,4 +1,4 @@
-"""Rigid motions: translations, alone or with rotations and reflections."""
+"""Rigid motions: translations, with or without rotations and reflections."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Motion(NamedTuple):
 
 
 class Translation(Group):
-    """R^d on the point ("p") axes. Its element for a batch is the centroid: translation is removed and restored."""
+    """R^d on the point ("p") axes. Its element for a batch is the centroid, so translation is removed and restored."""
 
     moves: str | None = "p"
     outputs: tuple[str, ...] | None = ()
