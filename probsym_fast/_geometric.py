@@ -34,7 +34,7 @@ def fields_of(data: Any) -> dict[str, Any]:
         nodes = getattr(data, "num_nodes", None)
         nodes = int(nodes) if isinstance(nodes, Tensor) and nodes.numel() == 1 and looks_at_values(nodes) else nodes
         if isinstance(nodes, int) and nodes != x.shape[0]:
-            raise ValueError(f"{OWNER}: num_nodes must be {x.shape[0]} as x has rows, got {nodes}")
+            raise ValueError(f"{OWNER}: num_nodes must equal the {x.shape[0]} rows of x, got {nodes}")
     key = getattr(data, "key", None)
     if isinstance(x, Tensor) and key is not None:  # a number in a single Data
         try:

@@ -105,7 +105,7 @@ REFUSED = [
         "node_type must be None, as it is not read, got (5,);"
         " pass it as x, for example torch.nn.functional.one_hot(data.node_type)",
     ),
-    ({"num_nodes": 7}, ValueError, "num_nodes must be 5 as x has rows, got 7"),
+    ({"num_nodes": 7}, ValueError, "num_nodes must equal the 5 rows of x, got 7"),
     (
         {"x": None, "pos": torch.randn(5, 3), "z": torch.ones(5).long()},
         ValueError,
@@ -227,7 +227,7 @@ def test_pinned_memory(make, gpu):
 
 
 def test_numbers_that_do_not_fit():
-    with pytest.raises(ValueError, match=r"^Graphs.from_data: num_nodes must be 5 as x has rows, got 4$"):
+    with pytest.raises(ValueError, match=r"^Graphs.from_data: num_nodes must equal the 5 rows of x, got 4$"):
         Graphs.from_data(data(num_nodes=torch.tensor(4)))
     with pytest.raises(ValueError, match=r"^Graphs.from_data: x must be \(nodes, C\), got \(\)$"):
         Graphs.from_data(data(x=torch.tensor(1.0)))
