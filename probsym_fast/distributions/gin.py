@@ -19,15 +19,15 @@ from probsym_fast.groups import Graphs
 class GIN(nn.Module):
     """Scores of nodes by message passing with a virtual node; S samples share one adjacency.
 
-    Layer: `h_u <- MLP((1 + eps) h_u + sum of h_v over neighbours + h_virtual)`. The virtual node is joined to itself
-    and to every node: `h_virtual <- MLP((2 + eps) h_virtual + sum of all h_u)`. Both share one MLP of two linear maps,
-    each with BatchNorm (over all nodes of all samples, no padding) and ReLU. The virtual node starts as a learned
-    vector. A linear map of the last layer gives one score per node. In eval mode graphs and samples do not depend on
-    each other. Edges are unweighted: edge_attr is not read.
+    Layer: `h_u <- MLP((1 + eps) h_u + sum of h_v over neighbours + h_virtual)`. The virtual node is joined to itself and to
+    every node: `h_virtual <- MLP((2 + eps) h_virtual + sum of all h_u)`. Both share one MLP of two linear maps, each with
+    BatchNorm (over all nodes of all samples, no padding) and ReLU. The virtual node starts as a learned vector. A linear
+    map of the last layer gives one score per node. In eval mode graphs and samples do not depend on each other. Edges are
+    unweighted: edge_attr is not read.
 
-    in_features: C of the nodes. width: hidden. layers: message passing steps >= 1. dropout: in training, of the input
-    of each layer's second linear map; nothing is dropped between layers or before the scores. Source: the distribution
-    of Kim et al. 2023 (arXiv 2306.02866); GIN is Xu et al. 2019 (arXiv 1810.00826).
+    in_features: C of the nodes. width: hidden. layers: message passing steps >= 1. dropout: in training, of the input of
+    each layer's second linear map; nothing is dropped between layers or before the scores.
+    Source: the distribution of Kim et al. 2023 (arXiv 2306.02866); GIN is Xu et al. 2019 (arXiv 1810.00826).
     """
 
     layers: Any  # a ModuleList of Sequentials, which torch types as Modules

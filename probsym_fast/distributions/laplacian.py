@@ -22,17 +22,18 @@ def laplacian_keys(edge_index: Tensor, ptr: Tensor) -> Tensor:
     and class[u] is the number of distinct rows of the graph before row[u] in lexicographic order. The norm does not depend
     on the basis; in one dimension it is the absolute value of the eigenvector's entry.
 
-    Permuting the nodes permutes the classes despite rounding errors. Neighbouring eigenvalues share an eigenspace if
-    they differ by at most 1e-6 lambda_max, which bounds the error of p by about 1e-9. r rounds up from 1e-8 below the
-    half, so values at the half, such as 1/8 in a graph of 64 nodes, all go up. It can fail only if some p lies within
-    its error (median 1e-15) of half - 1e-8, or a gap within its error of the tolerance.
+    Permuting the nodes permutes the classes despite rounding errors. Neighbouring eigenvalues share an eigenspace if they
+    differ by at most 1e-6 lambda_max, which bounds the error of p by about 1e-9. r rounds up from 1e-8 below the half, so
+    values at the half, such as 1/8 in a graph of 64 nodes, all go up. It can fail only if some p lies within its error
+    (median 1e-15) of half - 1e-8, or a gap within its error of the tolerance.
 
-    edge_index: (2, E) int64, global node numbers. A is 0 or 1: an edge counts in both directions, duplicates count
-    once, and loops do not count. ptr: (B + 1,) int64, graph b has the nodes ptr[b]..ptr[b + 1] - 1, at least one. Cost:
-    O(n^3) per graph in float64, on one CPU thread: about 0.16 ms for n = 44, 1.2 ms for 117, 3.3 ms for 188. The result
-    is on the device of ptr. Raises TypeError for other dtypes; ValueError for other shapes, for a ptr that does not
-    start at 0 and increase, and for edges out of range or between two graphs. Source: Puny et al. 2022 (arXiv
-    2110.03336).
+    edge_index: (2, E) int64, global node numbers. A is 0 or 1: an edge counts in both directions, duplicates count once,
+    and loops do not count. ptr: (B + 1,) int64, graph b has the nodes ptr[b]..ptr[b + 1] - 1, at least one.
+    Cost: O(n^3) per graph in float64, on one CPU thread: about 0.16 ms for n = 44, 1.2 ms for 117, 3.3 ms for 188.
+    The result is on the device of ptr.
+    Raises TypeError for other dtypes; ValueError for other shapes, for a ptr that does not start at 0 and increase, and
+    for edges out of range or between two graphs.
+    Source: Puny et al. 2022 (arXiv 2110.03336).
     """
     edges, starts, graph = _check(edge_index, ptr)
     with _one_thread():

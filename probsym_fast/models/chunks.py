@@ -29,7 +29,8 @@ class Chunks:
     the peak memory of 1, 2, 4, ... samples, forward and backward, including the distribution. An out-of-memory error
     (torch.OutOfMemoryError) halves the size for good and runs the step again. Under a torch.func transform nothing is
     measured. memory: bytes that a step may use with "auto"; None: what the GPU has; on a CPU all samples then run at
-    once. Raises TypeError if size or memory is no int, ValueError if it is below 1 and for a memory without "auto".
+    once.
+    Raises TypeError if size or memory is no int, ValueError if it is below 1 and for a memory without "auto".
     """
 
     def __init__(self, size: int | str | None = None, memory: int | None = None):
