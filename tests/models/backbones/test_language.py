@@ -156,8 +156,16 @@ def test_settings_that_are_refused(model, arguments, message):
         (torch.zeros(2, 8, 12), ValueError, r"x must be \(..., 7, 12\), got \(2, 8, 12\)"),
         (torch.zeros(2, 7, 11), ValueError, r"x must be \(..., 7, 12\), got \(2, 7, 11\)"),
         (torch.zeros(12), ValueError, r"x must be \(..., 7, 12\), got \(12,\)"),
-        (torch.zeros(7, 12, dtype=torch.long), TypeError, "x must be torch.float32, .* got torch.int64"),
-        (torch.zeros(7, 12, dtype=torch.float64), TypeError, "x must be torch.float32, .* got torch.float64"),
+        (
+            torch.zeros(7, 12, dtype=torch.long),
+            TypeError,
+            "x must be torch.float32 as the weights are, got torch.int64",
+        ),
+        (
+            torch.zeros(7, 12, dtype=torch.float64),
+            TypeError,
+            "x must be torch.float32 as the weights are, got torch.float64",
+        ),
     ],
 )
 def test_wrong_inputs(x, error, message):
