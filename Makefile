@@ -6,7 +6,7 @@ PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
 SANITIZED = build/sanitized
 FUZZ = 2000
 
-.PHONY: demo test bench lint sanitize clean
+.PHONY: demo test bench lint docs figures sanitize clean
 demo: .venv/ready
 	$(BIN)/probsym fit -c nbody/demo --folder runs/demo-$$(date +%Y%m%d-%H%M%S)
 
@@ -19,6 +19,15 @@ bench: .venv/ready
 
 lint: .venv/ready
 	$(BIN)/python -m ruff check .
+
+# The documentation site in build/site, with the packages of the extra docs; a link that leads nowhere ends it.
+docs: .venv/ready
+	$(PIP) "mkdocs-material>=9.6" "mkdocstrings[python]>=1.0"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# The figures of the documentation, which are checked in.
+figures: .venv/ready
+	for name in overview soft_permutation tokens; do $(BIN)/python docs/figures/$$name.py || exit 1; done
 
 # The CPU kernels under the address and undefined-behaviour sanitizers, in a copy of the package of their own.
 sanitize: .venv/ready
