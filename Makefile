@@ -6,7 +6,7 @@ PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
 SANITIZED = build/sanitized
 FUZZ = 2000
 
-.PHONY: demo test bench lint sanitize clean
+.PHONY: demo test bench lint docs figures sanitize clean
 # The demo does without the kernels of csrc/cuda where there is no GPU: nvcc takes minutes.
 demo: export PROBSYM_CUDA ?= $(if $(wildcard /dev/nvidia0),1,0)
 demo: .venv/ready
@@ -21,6 +21,15 @@ bench: .venv/complete
 
 lint: .venv/ready
 	$(BIN)/python -m ruff check .
+
+# The documentation site in build/site, with the packages of the extra docs; a link that leads nowhere ends it.
+docs: .venv/ready
+	$(PIP) "mkdocs-material>=9.6" "mkdocstrings[python]>=1.0"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# The figures of the documentation, which are checked in.
+figures: .venv/ready
+	for name in overview soft_permutation tokens; do $(BIN)/python docs/figures/$$name.py || exit 1; done
 
 # The CPU kernels under the address and undefined-behaviour sanitizers, in a copy of the package of their own.
 sanitize: .venv/ready
