@@ -6,7 +6,7 @@ PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
 SANITIZED = build/sanitized
 FUZZ = 2000
 
-.PHONY: demo test bench lint sanitize clean
+.PHONY: demo test bench lint types sanitize clean
 demo: .venv/ready
 	$(BIN)/probsym fit -c nbody/demo --folder runs/demo-$$(date +%Y%m%d-%H%M%S)
 
@@ -19,6 +19,9 @@ bench: .venv/ready
 
 lint: .venv/ready
 	$(BIN)/python -m ruff check .
+
+types: .venv/ready
+	$(BIN)/python -m mypy
 
 # The CPU kernels under the address and undefined-behaviour sanitizers, in a copy of the package of their own.
 sanitize: .venv/ready

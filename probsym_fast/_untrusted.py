@@ -100,6 +100,12 @@ class _Seen(NamedTuple):
     value: Any = None  # of scalars, names of globals, and tuples of `_Seen`
 
 
+OBJECTS = (
+    pickletools.pydict,
+    pickletools.anyobject,
+    pickletools.pyfrozenset,
+    pickletools.pybuffer,  # type: ignore[attr-defined]  # not in its stub
+)
 _SCALAR = 1  # weight of what may be a key
 _OBJECT = _Seen(2)
 _LIST = _Seen(ARGUMENTS + 1)  # in no call's arguments: `set` and its kin would hash what is in it
@@ -116,6 +122,8 @@ def check_pickle(stream: BinaryIO, size: int, names: Collection[str] | None = No
     marks: list[int] = []
     memo: dict[int, _Seen] = {}
     found: dict[str, int] = {}
+    opcode: pickletools.OpcodeInfo
+    argument: Any
     for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         name = opcode.name
         if count >= OPCODES:
@@ -195,7 +203,7 @@ def _made(opcode: pickletools.OpcodeInfo, argument: Any, taken: list[_Seen]) -> 
         for kind in opcode.stack_after:
             if kind in (pickletools.pylist, pickletools.pyset):
                 yield _LIST
-            elif kind in (pickletools.pydict, pickletools.anyobject, pickletools.pyfrozenset, pickletools.pybuffer):
+            elif kind in OBJECTS:
                 yield _OBJECT
             else:
                 large = isinstance(argument, int) and argument.bit_length() > 31

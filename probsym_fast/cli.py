@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from probsym_fast._output import patient_output
 
@@ -41,12 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="probsym", description="Probabilistic symmetrization, fast.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="fit | test | profile | info | data")
-    for name, text in (
+    for name, about in (
         ("fit", "train a configuration, then test it"),
         ("test", "test a trained configuration"),
     ):
         command = commands.add_parser(
-            name, help=text, description=text.capitalize() + ". Any key of the configuration: --key value."
+            name, help=about, description=about.capitalize() + ". Any key of the configuration: --key value."
         )
         command.add_argument(
             "-c", "--config", required=True, help="a YAML file, or a packaged name such as nbody/gnn_O3_ps"
@@ -161,9 +161,10 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     folder = training.run_folder(task.config)
     if training.is_first_process():
         print(f"{options.command} {options.config}: run folder {folder}", flush=True)
+    results: dict[str, Any] | None
     try:
-        if not isinstance(task, tasks.Task):
-            results = training.compute(task)  # nothing is trained, or the experiment trains several runs itself
+        if not isinstance(task, tasks.Task):  # nothing is trained, or the experiment trains several runs itself
+            results = training.compute(cast("tasks.Computation", task))
         else:
             results = training.fit(task, resume=options.resume) if options.command == "fit" else training.test(task)
     except training.Stopped as stop:
@@ -315,8 +316,8 @@ def _data(options: argparse.Namespace, rest: list[str]) -> int:
         counts = [len(published_pattern(s, download=True, force=f)) for s, f in zip(splits, first, strict=True)]
         print(f"published_pattern: {' + '.join(map(str, counts))} graphs in {cache_dir() / 'gnn_benchmark'}")
     elif options.name in benchmark:
-        sets = [lrgb(options.name, s, download=True, force=options.force and s == "train") for s in splits]
-        print(f"{options.name}: {' + '.join(str(len(s)) for s in sets)} graphs in {cache_dir() / 'lrgb'}")
+        counts = [len(lrgb(options.name, s, download=True, force=options.force and s == "train")) for s in splits]
+        print(f"{options.name}: {' + '.join(map(str, counts))} graphs in {cache_dir() / 'lrgb'}")
     else:
         names = ", ".join(["nbody", "graph8c", "exp", "pattern", "published_pattern", *benchmark])
         raise ValueError(f"data: name must be one of {names}, got {options.name!r}")
@@ -333,7 +334,7 @@ def _state(file: Path) -> str:
     return f"cached in {file}"
 
 
-def _table(title: str, rows: list[tuple[str, object]]) -> None:
+def _table(title: str, rows: Sequence[tuple[str, object]]) -> None:
     """Two columns, plain text."""
     width = max((len(name) for name, _ in rows), default=0)
     print(f"\n{title}")

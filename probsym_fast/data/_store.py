@@ -38,7 +38,7 @@ def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Ma
         raise TypeError(f"save_arrays: arrays must hold numbers or strings, got Python objects in {objects}")
     metadata = json.loads(json.dumps(dict(metadata)))
     text = json.dumps({**metadata, CHECKSUM: _checksum(arrays, metadata)})
-    stored = {**arrays, METADATA: np.frombuffer(text.encode(), np.uint8)}
+    stored: dict[str, Any] = {**arrays, METADATA: np.frombuffer(text.encode(), np.uint8)}
     write_atomically(path, lambda file: np.savez(file, **stored))
 
 

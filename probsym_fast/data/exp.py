@@ -9,6 +9,7 @@ import io
 import math
 import pickle
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def _empty(*arguments: Any) -> None:
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        known = {
+        known: dict[str, Callable[..., Any]] = {
             "torch._utils._rebuild_tensor_v2": _tensor,
             "torch.storage._load_from_bytes": _storage,
             "collections.OrderedDict": _empty,

@@ -67,7 +67,7 @@ def all_graphs(n: int) -> np.ndarray:
     graphs = np.zeros((1, 1, 1), bool)
     for size in range(2, n + 1):
         joined = np.array(list(product([False, True], repeat=size - 1)))  # (2^(size-1), size-1)
-        larger = np.zeros((len(graphs), len(joined), size, size), bool)
+        larger: np.ndarray = np.zeros((len(graphs), len(joined), size, size), bool)
         larger[:, :, :-1, :-1] = graphs[:, None]
         larger[:, :, -1, :-1] = larger[:, :, :-1, -1] = joined
         larger = larger.reshape(-1, size, size)

@@ -238,10 +238,9 @@ class NBody(torch.utils.data.Dataset):
 def _generate(total: int, frames: tuple[int, int]) -> dict[str, np.ndarray]:
     steps = total * STEPS_PER_FRAME * (max(frames) + 1)
     with announced(f"n-body: simulating {total} trajectories up to frame {max(frames)}", steps) as advance:
-        charges, *start = initial_conditions(total)
-        (x, target), (v, _) = (
-            a.astype(np.float32).swapaxes(0, 1) for a in simulate(charges, *start, frames, advance=advance)
-        )
+        charges, positions, velocities = initial_conditions(total)
+        kept = simulate(charges, positions, velocities, frames, advance=advance)
+        (x, target), (v, _) = (a.astype(np.float32).swapaxes(0, 1) for a in kept)
     return {"charges": charges.astype(np.int8), "positions": x, "velocities": v, "target": target}
 
 

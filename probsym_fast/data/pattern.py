@@ -64,7 +64,7 @@ def pattern(
     path, about = folder / f"{split}-{count}-seed{seed}.npz", {"split": split, "count": count, "seed": seed}
     if force or not path.exists():
         with announced(f"PATTERN: drawing {count} graphs ({split})", count) as advance:
-            graphs = []
+            graphs: list[tuple[np.ndarray, ...]] = []
             for number in range(count):
                 adjacency, features, community = draw(seed, split, number)
                 graphs.append((adjacency, features, community == COMMUNITIES))
@@ -171,8 +171,8 @@ def _load(path: Path, count: int, about: dict[str, Any], mend: str) -> list[Any]
     ):
         adjacency = _symmetric(np.unpackbits(b, count=n * (n - 1) // 2).view(bool), n)
         edge_index = torch.from_numpy(np.stack(adjacency.nonzero()))
-        y = torch.from_numpy(y.astype(np.int64))
-        graphs.append(data(x=one_hot[torch.from_numpy(x.astype(np.int64))], edge_index=edge_index, y=y))
+        label = torch.from_numpy(y.astype(np.int64))
+        graphs.append(data(x=one_hot[torch.from_numpy(x.astype(np.int64))], edge_index=edge_index, y=label))
     return graphs
 
 

@@ -47,22 +47,25 @@ def equivariance_error(
     owner = "equivariance_error"
     check_batch(owner, batch, "moved", "carried")
     samples, moves = check_count(owner, "samples", samples), check_count(owner, "moves", moves)
-    ours = isinstance(model, Symmetrized)
+    ours = model if isinstance(model, Symmetrized) else None
     if not callable(model):
         raise TypeError(f"{owner}: model must be a Symmetrized or a function, got {type(model).__name__}")
-    group = model.distribution.group if group is None and ours else group
-    output = getattr(model.readout, "layout", None) if output is None and ours else output
+    if ours is not None:
+        group = ours.distribution.group if group is None else group
+        output = getattr(ours.readout, "layout", None) if output is None else output
     for name, value, kind in (("group", group, Group), ("output", output, str)):
         if value is None:
             raise ValueError(f"{owner}: {name} must be given, as the model does not say it")
         check_type(owner, name, value, kind, f"a {kind.__name__}")
     difference = size = 0.0
-    f = partial(_prediction, model, samples) if ours else lambda x, _: model(x)
+    assert group is not None
+    movable: Any = batch  # `check_batch` found the two methods
+    f: Callable[..., Tensor] = partial(_prediction, ours, samples) if ours is not None else lambda x, _: model(x)
     with restored_buffers(*([model] if isinstance(model, nn.Module) else [])):
         for k in range(moves):
             g = group.uniform(batch, 1, Draws(seeded(seed, "moved by", k)))
-            expected = batch.carried(group, g, f(batch, seeded(seed, "here", k)), output)
-            found = f(batch.moved(group, g), seeded(seed, "there", k))
+            expected = movable.carried(group, g, f(batch, seeded(seed, "here", k)), output)
+            found = f(movable.moved(group, g), seeded(seed, "there", k))
             difference += (found - expected).double().square().mean().item() / moves
             size += expected.double().square().mean().item() / moves
     return difference**0.5 / (size**0.5 if scale is None else scale)

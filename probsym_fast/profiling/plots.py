@@ -21,13 +21,13 @@ Row = dict[str, Any]
 def plot_profile(path: Path, name: str, rows: list[dict[str, Any]]) -> None:
     """Latency, throughput, peak memory, tax and variance against S, a line a mode, backend, chunk and kind of draws;
     rows as of `profile.Row`."""
-    panels = (
+    panels = [
         ("latency", 1e3, "step (ms)"),
         ("throughput", 1.0, "graphs / s"),
         ("peak", 1e-6, "peak memory (MB)"),
         ("tax", 1.0, "step / bare backbone"),
         ("variance", 1.0, "variance of the prediction"),
-    )
+    ]
     panels = [panel for panel in panels if any(row[panel[0]] for row in rows)]  # a variance of 0 has no logarithm
     parts = {key: {row[key] for row in rows} for key in ("mode", "backend", "chunk", "draws")}
     lines: dict[str, list[dict[str, Any]]] = {}
@@ -90,8 +90,7 @@ def plot_variances(path: Path, profiles: list[tuple[str, str, list[Row]]]) -> No
     with plt.rc_context(PRINTED):
         size = (2.3 * len(names), 2.2 * count + 0.35)
         figure, axes = plt.subplots(count, len(names), figsize=size, squeeze=False, sharex=True)
-        for i, k in np.ndindex(axes.shape):
-            axis = axes[i, k]
+        for (i, k), axis in np.ndenumerate(axes):
             if i >= len(stacks[k]):
                 axis.axis("off")
                 continue
@@ -109,8 +108,8 @@ def plot_variances(path: Path, profiles: list[tuple[str, str, list[Row]]]) -> No
                 axis.set(xscale="log", yscale="log")
                 axis.set_xscale("log", base=2)
                 axis.set_xticks(ticks, list(map(str, ticks)))
-                values = [row["variance"] for row in some]
-                if max(values) < 100 * min(values):  # a tick a decade would be one or none
+                variances = [row["variance"] for row in some]
+                if max(variances) < 100 * min(variances):  # a tick a decade would be one or none
                     axis.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
             axis.set_title(f"{names[k]}\n{weights}" if i == 0 else weights, fontsize=9)
             axis.set(xlabel="samples S" if i == len(stacks[k]) - 1 else "", ylabel="" if k else "variance")

@@ -103,6 +103,7 @@ def set_gains(rows: Sequence[Row]) -> None:
         base = independent.get(row.case)
         if base is None or base is row or not row.variance:
             continue
+        assert base.variance is not None
         row.gain = base.variance / row.variance
         if base.error is not None and row.error is not None:
             row.gain_error = row.gain * math.hypot(base.error / base.variance, row.error / row.variance)
@@ -165,11 +166,11 @@ def pooled_gain(rows: Sequence[Row]) -> tuple[float, float] | None:
     1 / (1 + rho) with pairs, where rho is the correlation of the predictions of a sample and its mirror image. None without
     such rows whose gain has an error.
     """
-    some = [row for row in rows if row.gain and row.gain_error and row.samples % WHOLE[row.draws] == 0]
+    some = [(r.gain, r.gain_error) for r in rows if r.gain and r.gain_error and r.samples % WHOLE[r.draws] == 0]
     if not some:
         return None
-    weights = [(row.gain / row.gain_error) ** 2 for row in some]
-    gain = math.exp(sum(w * math.log(row.gain) for w, row in zip(weights, some, strict=True)) / sum(weights))
+    weights = [(gain / error) ** 2 for gain, error in some]
+    gain = math.exp(sum(w * math.log(one) for w, (one, _) in zip(weights, some, strict=True)) / sum(weights))
     return gain, gain / math.sqrt(sum(weights))
 
 
@@ -184,8 +185,8 @@ def gains_table(profiles: Sequence[Profile]) -> str:
         for kind in dict.fromkeys(row.draws for row in one.rows if row.gain is not None):
             gains = {row.samples: row for row in one.rows if row.draws == kind}
             some = [with_error(gains[s].gain, gains[s].gain_error, ".3g") if s in gains else "-" for s in samples]
-            pooled = with_error(*(pooled_gain(list(gains.values())) or (None, None)), ".3g")
-            lines.append((one.name, one.state(), kind, *some, pooled))
+            gain, error = pooled_gain(list(gains.values())) or (None, None)
+            lines.append((one.name, one.state(), kind, *some, with_error(gain, error, ".3g")))
     return aligned(lines, str.ljust)
 
 

@@ -138,10 +138,12 @@ def bare_backbone(model: Symmetrized, batch: Any, samples: int) -> tuple[nn.Modu
     A part says by its method `bare` what is timed in its place: a backbone what it was without symmetrization, an embedding
     that the backbone's first layer was fused into this layer, which takes (B, S, in_features).
     """
-    backbone, inputs = model.backbone, {}
+    backbone: Any = model.backbone
+    embed: Any = model.embed
+    inputs: dict[int, Inputs] = {}
     if hasattr(backbone, "bare"):
         backbone = backbone.bare()
-    dense = model.embed.bare().to(batch.device) if hasattr(model.embed, "bare") else None
+    dense = embed.bare().to(batch.device) if hasattr(embed, "bare") else None
     if dense is not None:
         backbone = nn.Sequential(dense, backbone)
     size = model.chunks.size_for(samples)

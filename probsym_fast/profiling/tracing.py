@@ -68,7 +68,8 @@ def with_named_ranges(model: Symmetrized) -> Iterator[None]:
     """Within it, a recorded trace names the model's parts and the ops that run as plain torch (kernels have names)."""
     with ExitStack() as stack:
         for name in ("distribution", "embed", "backbone", "readout"):
-            part, open_ranges = getattr(model, name), []
+            part = getattr(model, name)
+            open_ranges: list[record_function] = []
             for hook in hooks(f"Symmetrized.{name}", open_ranges):
                 handle = getattr(part, hook.__name__)(hook, **({} if "pre" in hook.__name__ else {"always_call": True}))
                 stack.callback(handle.remove)
@@ -78,7 +79,7 @@ def with_named_ranges(model: Symmetrized) -> Iterator[None]:
         yield
 
 
-def hooks(name: str, open_ranges: list) -> tuple[Callable, Callable]:
+def hooks(name: str, open_ranges: list[record_function]) -> tuple[Callable, Callable]:
     """Forward hooks of a module, called as the methods that register them, that open and close a range of the trace."""
 
     def register_forward_pre_hook(module: nn.Module, _: Any) -> None:

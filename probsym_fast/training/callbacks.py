@@ -7,10 +7,13 @@ import sys
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar
+
+if TYPE_CHECKING:  # it imports this file
+    from probsym_fast.training.module import TrainingModule
 
 
 class Stopped(Exception):
@@ -30,7 +33,7 @@ class StopOnSignal(Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():  # the trainer restores the handlers
-            before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+            before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
             def note(number: int, frame: FrameType | None) -> None:
                 self.number = number
@@ -85,9 +88,10 @@ class ProgressLines(ProgressBar):
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if not self.enabled or not validated(trainer):
             return
-        measures = {name: value for name, value in trainer.callback_metrics.items() if name in module.shown}
+        training = cast("TrainingModule", module)
+        measures = {name: value for name, value in trainer.callback_metrics.items() if name in training.shown}
         text = "  ".join(f"{name} {value:.5f}" for name, value in sorted(measures.items()))
-        steps = module.training_settings.steps
+        steps = training.training_settings.steps
         if steps is None:
             place = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         else:
@@ -97,4 +101,6 @@ class ProgressLines(ProgressBar):
 
 def validated(trainer: L.Trainer) -> bool:
     """Whether the epoch that ends has been validated."""
-    return (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch == 0
+    every = trainer.check_val_every_n_epoch
+    assert every is not None  # `make_trainer` sets it
+    return (trainer.current_epoch + 1) % every == 0

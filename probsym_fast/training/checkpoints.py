@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -16,6 +16,8 @@ from probsym_fast._files import write_atomically
 from probsym_fast._untrusted import load_tensors, reason
 from probsym_fast.training.callbacks import validated
 from probsym_fast.training.settings import Monitor
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -51,7 +53,7 @@ class Checkpoints(ModelCheckpoint):
         super().__init__(
             folder,
             filename=filename,
-            monitor=monitor and monitor.key,
+            monitor=monitor.key if monitor else None,
             mode=monitor.direction if monitor else "min",
             enable_version_counter=False,
             auto_insert_metric_name=False,
@@ -74,6 +76,7 @@ class Checkpoints(ModelCheckpoint):
         super().load_state_dict({**state, **moved, "best_k_models": scores, "dirpath": self.dirpath})
 
     def _here(self, path: str) -> str:
+        assert self.dirpath is not None  # given to __init__
         return str(Path(self.dirpath) / Path(path).name) if path else path
 
 
@@ -115,7 +118,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def with_weights(model: nn.Module, path: Path, state: dict[str, Any]) -> nn.Module:
+def with_weights(model: Model, path: Path, state: dict[str, Any]) -> Model:
     """The model, with the weights of the checkpoint at `path` that holds `state`. ValueError where they do not fit."""
     module = nn.Module()
     module.model = model  # the weights' names are those of a training module

@@ -181,7 +181,7 @@ def dump(config: Any) -> str:
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested keys and values with dotted keys."""
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in values.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return found
@@ -221,4 +221,4 @@ def _field(kind: type, dotted: str) -> type | None:
         hint = meant(name, known)
         raise ValueError(f"config: unknown key {dotted!r}, expected one of {', '.join(known)}{hint}")
     found = get_type_hints(kind)[name]
-    return found if is_dataclass(found) else None
+    return found if isinstance(found, type) and is_dataclass(found) else None

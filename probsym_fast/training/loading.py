@@ -66,7 +66,7 @@ class Batches(DataLoader):
     A resumed trainer makes the iterator before it sets the sampler's epoch, and the workers would load another one ahead.
     """
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names its own iterator's class
         try:
             yield from super().__iter__()
         except (ConnectionError, EOFError, FileNotFoundError) as error:  # a worker died while it handed a batch over

@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -128,7 +128,7 @@ class EpochRows(Callback):
             logger.log_metrics({"epoch": trainer.current_epoch, **values}, step=trainer.global_step - 1)
             logger.save()
             if validated(trainer):
-                logger.experiment.flush()
+                cast(Any, logger).experiment.flush()  # both loggers of `make_trainer` have one
 
 
 def _text(rows: Iterable[Row], columns: list[str]) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import distributed
 from torch.distributed.tensor import DTensor
 
@@ -98,6 +99,7 @@ class TrainingModule(L.LightningModule):
 
     def _again(self) -> torch.Tensor:
         """The loss of the batch at hand; statistics have counted it already."""
+        assert self._at_hand is not None  # set by `training_step`
         with self.trainer.precision_plugin.train_step_context(), restored_buffers(self.model):
             _, _, loss, penalties = self._predict(*self._at_hand)
         return self._total(loss, penalties) / self.training_settings.accumulate
@@ -142,7 +144,7 @@ class TrainingModule(L.LightningModule):
         whole = batch_size * self.trainer.world_size  # Lightning rounds the processes' mean size down
         self.log(name, value, on_epoch=True, sync_dist=True, logger=False, batch_size=whole, **where)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer | dict[str, Any]:
+    def configure_optimizers(self) -> torch.optim.Optimizer | OptimizerLRSchedulerConfig:
         settings = self.training_settings
         optimizer = optimisation.optimizer(self.model, settings)
         if not (settings.warmup or settings.warmup_steps or settings.decay != "none"):

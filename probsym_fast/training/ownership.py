@@ -22,7 +22,8 @@ class InUse(FileExistsError):
 def is_first_process() -> bool:
     """False in the processes that train on further devices: only the first one owns the folder, writes and tests."""
     rank = os.environ.get("RANK", "")  # of torchrun; Lightning reads it when it is imported, which may be before a fork
-    return int(rank if rank.isdigit() else rank_zero_only.rank) == 0
+    ours = rank if rank.isdigit() else rank_zero_only.rank  # type: ignore[attr-defined]  # set by Lightning
+    return int(ours) == 0
 
 
 @contextmanager

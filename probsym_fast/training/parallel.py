@@ -53,7 +53,7 @@ def check_chunks(model: Symmetrized, settings: Training, where: Layout) -> None:
 
 def strategy(settings: Training) -> Strategy | str:
     """Lightning's strategy: its own choice, DDP where there are several processes, or FSDP2 over all of them."""
-    devices = torch.cuda.device_count() if settings.devices == "auto" else settings.devices
+    devices = torch.cuda.device_count() if isinstance(settings.devices, str) else settings.devices  # a str: "auto"
     if settings.strategy != "fsdp" or devices * settings.nodes <= 1:
         return "auto"
     return FullySharded(devices * settings.nodes, 1, save_distributed_checkpoint=False)  # as of one device
@@ -63,6 +63,7 @@ class FullySharded(ModelParallelStrategy):
     """FSDP2 that restores a run from the trainer's checkpoint plugin; Lightning's own reads the file past it."""
 
     def load_checkpoint(self, checkpoint_path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
+        assert self.model is not None  # set up before a checkpoint is loaded
         state = self.checkpoint_io.load_checkpoint(checkpoint_path)
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
         set_model_state_dict(self.model, state["state_dict"], options=options)

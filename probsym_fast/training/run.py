@@ -8,7 +8,7 @@ import sys
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -21,6 +21,7 @@ from probsym_fast.training.allocator import keep_freed_memory
 from probsym_fast.training.callbacks import StopOnSignal, Stopped
 from probsym_fast.training.checkpoints import best_so_far, last_checkpoint, load_checkpoint, with_weights
 from probsym_fast.training.faults import Fault, faults_told
+from probsym_fast.training.loading import EpochSampler
 from probsym_fast.training.module import TrainingModule
 from probsym_fast.training.optimisation import horizon
 from probsym_fast.training.ownership import LOCK, is_first_process, owned
@@ -75,7 +76,7 @@ def _fit(task: Task, resume: bool) -> dict[str, Any] | None:
     last = _announced(last_checkpoint(folder), folder) if resume else None
     module = TrainingModule(task, fresh=last is None)
     state = None if last is None else load_checkpoint(last)
-    steps = 0 if state is None else _check_checkpoint(last, state, module)
+    steps = 0 if last is None or state is None else _check_checkpoint(last, state, module)
     if settings.compile:
         module.model.backbone.compile()  # in place: the names of the weights stay
     loaders = task.loader("train"), task.loader("valid")
@@ -88,7 +89,7 @@ def _fit(task: Task, resume: bool) -> dict[str, Any] | None:
     module.layout = layout(settings, trainer.global_rank, trainer.world_size)
     check_chunks(module.model, settings, module.layout)
     for loader in loaders:
-        loader.sampler.share = module.layout.share
+        cast(EpochSampler, loader.sampler).share = module.layout.share
     with faults_told(folder):
         if is_first_process():
             remove_leftovers(folder)
@@ -170,7 +171,7 @@ def _announced(last: Path | None, folder: Path) -> Path | None:
     """The checkpoint to continue from; says so where it is not last.ckpt."""
     if is_first_process() and last is None:
         print(f"resume: there is no checkpoint in {folder} yet; starting from the beginning", file=sys.stderr)
-    elif is_first_process() and last.stem != "last":
+    elif is_first_process() and last is not None and last.stem != "last":
         print(f"resume: there is no last.ckpt in {folder}; continuing from {last.name}", file=sys.stderr)
     return last
 
@@ -208,7 +209,7 @@ def _recorded(config: Any) -> Any:
     changes: dict[str, Any] = {"folder": "."}
     if data := getattr(config, "data", None):
         changes["data"] = str(Path(data).absolute())
-    backbone = getattr(config, "backbone", None)
+    backbone: Any = getattr(config, "backbone", None)
     if weights := getattr(backbone, "weights", None):
         changes["backbone"] = replace(backbone, weights=str(Path(weights).absolute()))
     return replace(config, **changes)

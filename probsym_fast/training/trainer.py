@@ -6,7 +6,7 @@ import logging
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -27,7 +27,7 @@ def check_devices(settings: Training) -> None:
     count = torch.cuda.device_count()
     if settings.accelerator == "gpu" and not count:
         raise ValueError("config: training.accelerator must be auto or cpu where torch sees no GPU, got 'gpu'")
-    if settings.accelerator != "cpu" and settings.devices != "auto" and settings.devices > count > 0:
+    if settings.accelerator != "cpu" and not isinstance(settings.devices, str) and settings.devices > count > 0:
         raise ValueError(
             f"config: training.devices must be at most {count}, the GPUs there are, got {settings.devices}"
         )
@@ -74,7 +74,7 @@ def make_trainer(
         devices=settings.devices,
         num_nodes=settings.nodes,
         strategy=strategy(settings),
-        precision=settings.precision,
+        precision=cast(Any, settings.precision),  # of Lightning's literals
         deterministic=settings.deterministic,
         check_val_every_n_epoch=validate_every,
         use_distributed_sampler=False,  # EpochSampler takes its share itself

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 from yaml.events import AliasEvent
-from yaml.nodes import MappingNode, Node, ScalarNode
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from probsym_fast._untrusted import read_bytes
 
@@ -61,9 +61,9 @@ class _Loader(yaml.SafeLoader):
         self._level = 0
         self._count = 0  # of nodes so far, with what aliases repeat
         self._weights: dict[int, int] = {}  # id of a node that is complete: how many nodes it has
-        self._kept: list[Node] = []  # so that no id comes twice
+        self._kept: list[Node | None] = []  # so that no id comes twice
 
-    def compose_node(self, parent: Any, index: Any) -> Node:
+    def compose_node(self, parent: Any, index: Any) -> Node | None:
         line = self.peek_event().start_mark.line + 1
         if self.check_event(AliasEvent):
             node = super().compose_node(parent, index)
@@ -106,7 +106,7 @@ class _Loader(yaml.SafeLoader):
         self.flatten_mapping(node)
         return super().construct_mapping(node, deep=deep)
 
-    def construct_sequence(self, node: Node, deep: bool = False) -> list[Any]:
+    def construct_sequence(self, node: SequenceNode, deep: bool = False) -> list[Any]:
         for value in node.value:
             if isinstance(value, ScalarNode):
                 self._check_value("a list", value)
