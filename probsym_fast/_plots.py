@@ -1,4 +1,4 @@
-"""Figures: how they look, and how they are written."""
+"""The style of figures, and saving them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PRINTED: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spine
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes the figure whole or not at all, as the path's ending says, and closes it."""
+    """Writes the figure atomically, in the format of the path's suffix, and closes it."""
     buffer = BytesIO()
     figure.savefig(buffer, format=path.suffix[1:], dpi=130, bbox_inches="tight")
     plt.close(figure)

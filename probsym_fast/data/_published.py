@@ -38,13 +38,13 @@ def fetch(dataset: type, root: Path, name: str, files: list[str]) -> None:
         try:
             Download(str(temporary), name)
         except (BadZipFile, EOFError, zlib.error, FileNotFoundError) as error:  # the last: unpacked, but not there
-            text = f"expected a zip archive of {files} to be downloaded, got {type(error).__name__}: {error}"
+            text = f"expected to download a zip archive of {files}, got {type(error).__name__}: {error}"
             raise ValueError(f"{name}: {text}") from error
         except (OSError, HTTPException) as error:
-            raise ConnectionError(f"{name}: the published files cannot be fetched: {error}") from error
+            raise ConnectionError(f"{name}: the published files cannot be downloaded: {error}") from error
         raw = temporary / name / "raw"
         if missing := [file for file in files if not (raw / file).is_file()]:
-            raise ValueError(f"{name}: expected a zip archive of {files} to be downloaded, got one without {missing}")
+            raise ValueError(f"{name}: expected to download a zip archive of {files}, got one without {missing}")
         place = root / name / "raw"
         place.mkdir(parents=True, exist_ok=True)
         for file in files:
@@ -56,7 +56,7 @@ def fetch(dataset: type, root: Path, name: str, files: list[str]) -> None:
 def mending(name: str, own_root: bool) -> str:
     """What makes a compact file anew: of raw files in a root of the user's own, the command knows nothing."""
     if own_root:
-        return "delete the file (it is made of the raw files at the next use)"
+        return "delete the file (the next use rebuilds it from the raw files)"
     return f"delete the file or run `probsym data get {name} --force`"
 
 
@@ -69,7 +69,7 @@ def read(path: Path, name: str, own_root: bool) -> Any:
     command = f"probsym data get {name}"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} must be the published file, found nothing; fetch it with `{command}`, or give the folder of a copy"
+            f"{path} must be the published file, found nothing; download it with `{command}`, or pass the folder of a copy"
         )
     try:
         with open_regular(path) as file:
@@ -81,7 +81,7 @@ def read(path: Path, name: str, own_root: bool) -> Any:
     except Exception as error:  # damage may show anywhere
         text = type(error).__name__ if isinstance(error, UnpicklingError) else reason(error)
         mend = f"delete {path} and " + ("call again with download=True" if own_root else f"run `{command} --force`")
-        raise ValueError(f"{path}: expected tensors in torch's file format, got {text}; to mend it, {mend}") from None
+        raise ValueError(f"{path}: expected tensors in torch's file format, got {text}; to fix it, {mend}") from None
 
 
 def integers(what: str, value: Any, shape: tuple[int | None, ...], end: int | None = None) -> Tensor:

@@ -63,7 +63,7 @@ def load_arrays(
     """
 
     def refusal(expected: object, got: object) -> ValueError:
-        return ValueError(f"{path}: expected {expected}, got {got}; to mend it, {mend}")
+        return ValueError(f"{path}: expected {expected}, got {got}; to fix it, {mend}")
 
     try:
         _check_sizes(Path(path))

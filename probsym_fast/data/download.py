@@ -53,6 +53,6 @@ def _fetch(url: str, file: BinaryIO, sha256: str) -> None:
                 if expected is not None and got != expected:
                     raise ConnectionError(f"expected {expected} bytes, got {got}")
     except (OSError, ValueError, HTTPException) as error:
-        raise ConnectionError(f"download: {url} cannot be fetched: {error}") from error
+        raise ConnectionError(f"download: {url} cannot be downloaded: {error}") from error
     if (found := digest.hexdigest()) != sha256:
         raise ValueError(f"download: expected SHA-256 {sha256} of {url}, got {found} ({got} bytes)")

@@ -119,7 +119,7 @@ def simulate(
         pool.shutdown(cancel_futures=True)
     if not (finite := np.isfinite(kept).all((0, 2, 3, 4))).all():
         where = np.flatnonzero(~finite)[:5].tolist()
-        raise ValueError(f"simulate: bodies must stay at distinct finite points, but not in {where}")
+        raise ValueError(f"simulate: bodies must stay at distinct finite points, got others in simulations {where}")
     return kept[0], kept[1]
 
 

@@ -70,7 +70,7 @@ def pattern(
                 graphs.append((adjacency, features, community == COMMUNITIES))
                 advance(1)
         save_arrays(path, _packed(graphs), about)
-    rest = " (it is drawn anew at the next use)" if own else " or run `probsym data get pattern --force`"
+    rest = " (the next use draws it again)" if own else " or run `probsym data get pattern --force`"
     return _load(path, count, about, f"delete the file{rest}")
 
 

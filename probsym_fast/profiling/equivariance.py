@@ -55,7 +55,7 @@ def equivariance_error(
         output = getattr(ours.readout, "layout", None) if output is None else output
     for name, value, kind in (("group", group, Group), ("output", output, str)):
         if value is None:
-            raise ValueError(f"{owner}: {name} must be given, as the model does not say it")
+            raise ValueError(f"{owner}: {name} must be given: the model does not define it")
         check_type(owner, name, value, kind, f"a {kind.__name__}")
     difference = size = 0.0
     assert group is not None
