@@ -1,4 +1,4 @@
-"""How far a model is from equivariant."""
+"""Equivariance error of a model."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def equivariance_error(
     moves: int = 1,
     scale: float | None = None,
 ) -> float:
-    """`|f(g x) - g f(x)| / |g f(x)|` over random elements g: root mean squares over all entries and `moves` uniform elements.
+    """`|f(g x) - g f(x)| / |g f(x)|` for random g: root mean squares over all entries and `moves` uniform elements.
 
-    Both sides of a `Symmetrized` model draw their own noise, so that the error of an equivariant one is that of two means
-    over `samples`: it falls as 1 / sqrt(samples). It runs without gradients, in the model's mode, and leaves the
-    model's buffers as they are.
+    In a `Symmetrized` model, f(g x) and f(x) draw separate noise. If it is equivariant, they differ only as two means over
+    `samples` do, and the error falls as 1 / sqrt(samples). Runs without gradients, in the model's current mode, and restores
+    the model's buffers.
 
-    model: a `Symmetrized`, or any function of a batch that returns the prediction; then `group` and `output` must be given.
-    batch: `Graphs`, `PointClouds` or another one with the methods `moved` (g x) and `carried` (g f(x)).
-    group: that g is drawn from; None: the model's own.
-    output: layout of the prediction, as `Group.act` has it: "np" positions, "nv" vectors, "nc" values of nodes, "c"
-        invariant. None: what the model's readout declares (`layout`).
-    seed: of g and the noise. scale: that the root mean square of the difference is divided by, in place of |g f(x)|.
+    model: a `Symmetrized`, or any function from a batch to the prediction; the latter needs `group` and `output`.
+    batch: `Graphs`, `PointClouds` or another batch with the methods `moved` (g x) and `carried` (g f(x)).
+    group: the group of g; None: the model's own.
+    output: layout of the prediction, as in `Group.act`: "np" positions, "nv" vectors, "nc" values of nodes, "c" invariant.
+        None: the `layout` of the model's readout.
+    seed: seed of g and of the noise. scale: divides the root mean square of the difference, in place of |g f(x)|.
 
-    Raises TypeError for other types, ValueError where group or output is not known, and what the model raises.
+    Raises TypeError for other types, ValueError if group or output is unknown, and what the model raises.
     """
     owner = "equivariance_error"
     check_batch(owner, batch, "moved", "carried")
@@ -59,7 +59,7 @@ def equivariance_error(
         check_type(owner, name, value, kind, f"a {kind.__name__}")
     difference = size = 0.0
     assert group is not None
-    movable: Any = batch  # `check_batch` found the two methods
+    movable: Any = batch  # `check_batch` has checked for both methods
     f: Callable[..., Tensor] = partial(_prediction, ours, samples) if ours is not None else lambda x, _: model(x)
     with restored_buffers(*([model] if isinstance(model, nn.Module) else [])):
         for k in range(moves):

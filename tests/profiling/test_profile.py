@@ -374,7 +374,9 @@ def test_command(tmp_path, capsys):
     told = capsys.readouterr()
     assert "File exists" in told.err and "rows ..." not in told.err
     assert cli.main(["profile", "-c", "automorphism/ps"]) == 1
-    assert "profile: what must be a Symmetrized or a task that is trained, got Automorphism" in capsys.readouterr().err
+    assert (
+        "profile: what must be a Symmetrized or a task that trains a model, got Automorphism" in capsys.readouterr().err
+    )
 
 
 FIT = ["--training.epochs=1", "--training.validate_every=1", "--training.progress=false", "--samples.trials=1"]
