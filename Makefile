@@ -1,7 +1,7 @@
-# `make demo` and `make test` set up what they need in .venv, then run. PYTHON is the interpreter to set up from.
+# `make demo` and `make test` set up .venv first. PYTHON is the interpreter to create it with.
 PYTHON ?= python3
 BIN = .venv/bin
-# -qq: errors only. pip's warnings are about its own configuration, and none asks for anything here.
+# -qq: only errors; pip's warnings are about its own configuration.
 PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
 SANITIZED = build/sanitized
 FUZZ = 2000
@@ -23,7 +23,7 @@ lint: .venv/ready
 types: .venv/ready
 	$(BIN)/python -m mypy
 
-# The CPU kernels under the address and undefined-behaviour sanitizers, in a copy of the package of their own.
+# Tests the CPU kernels under the address and undefined-behaviour sanitizers, in a copy of the package.
 sanitize: .venv/ready
 	mkdir -p $(SANITIZED)
 	cp -R probsym_fast csrc tests setup.py pyproject.toml README.md LICENSE $(SANITIZED)
@@ -34,8 +34,8 @@ sanitize: .venv/ready
 		$(abspath $(BIN))/python -m tests.ops.fuzz --cases $(FUZZ) && \
 		$(abspath $(BIN))/python -m pytest -q -p no:cacheprovider tests/ops --ignore tests/ops/test_triton.py -m "not slow"
 
-# The kernels build against the torch of this environment, hence no build isolation. Every step can be repeated: a set-up
-# that was interrupted goes on, and after a change of csrc/ only the kernels are new.
+# The kernels build against the torch of this environment, hence no build isolation. Every step can be repeated: an
+# interrupted set-up continues, and a change in csrc/ rebuilds only the kernels.
 .venv/ready: pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v < (3, 10) and sys.exit("probsym_fast needs Python 3.10 or newer; %s is %d.%d: make PYTHON=..." % (sys.executable, v[0], v[1]))'
 	@echo "Setting up .venv: up to 6 GB on disk"
@@ -43,7 +43,7 @@ sanitize: .venv/ready
 	@echo "1/3 PyTorch: up to 3 GB to download"
 	@$(PIP) "pip>=23" "setuptools>=77" wheel ninja pybind11
 	@$(PIP) "torch>=2.11" numpy
-	@echo "2/3 packages for the experiments and the tests: 0.3 GB to download"
+	@echo "2/3 packages for experiments and tests: 0.3 GB to download"
 	@PROBSYM_BUILD=0 $(PIP) --no-build-isolation -e ".[train,test]"
 	@echo "3/3 compiling the kernels: 2 minutes on two cores, 6 where nvcc is installed"
 	@$(PIP) --no-build-isolation --no-deps -e .
