@@ -7,14 +7,16 @@ SANITIZED = build/sanitized
 FUZZ = 2000
 
 .PHONY: demo test bench lint types sanitize clean
+# Without a GPU the demo skips the kernels of csrc/cuda: nvcc takes minutes.
+demo: export PROBSYM_CUDA ?= $(if $(wildcard /dev/nvidia0),1,0)
 demo: .venv/ready
 	$(BIN)/probsym fit -c nbody/demo --folder runs/demo-$$(date +%Y%m%d-%H%M%S)
 
-test: .venv/ready
+test: .venv/complete
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m pytest -q
 
-bench: .venv/ready
+bench: .venv/complete
 	$(BIN)/python -m pytest benchmarks -q --save-results
 
 lint: .venv/ready
@@ -45,9 +47,15 @@ sanitize: .venv/ready
 	@$(PIP) "torch>=2.11" numpy
 	@echo "2/3 packages for experiments and tests: 0.3 GB to download"
 	@PROBSYM_BUILD=0 $(PIP) --no-build-isolation -e ".[train,test]"
-	@echo "3/3 compiling the kernels: 2 minutes on two cores, 6 where nvcc is installed"
+	@echo "3/3 compiling the kernels: 2 minutes on two cores, 6 with those for GPUs"
 	@$(PIP) --no-build-isolation --no-deps -e .
 	@$(BIN)/python -c 'import probsym_fast as psf; print("Ready:", psf.info()["extension"]["problem"] or "the kernels are compiled. Next: make demo, make test, .venv/bin/probsym info")'
+	@touch $@
+
+# With the kernels for GPUs too, where nvcc is installed.
+.venv/complete: .venv/ready
+	@$(BIN)/python -c 'import shutil, sys, probsym_fast as psf; sys.exit(shutil.which("nvcc") is not None and psf.info()["extension"]["gpu_architectures"] is None)' || { \
+		echo "Compiling the kernels for GPUs: 5 minutes on two cores"; $(PIP) --no-build-isolation --no-deps -e .; }
 	@touch $@
 
 clean:

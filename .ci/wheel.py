@@ -20,7 +20,7 @@ import pathlib, sys
 import torch
 import probsym_fast as psf
 from probsym_fast.ops import OPS
-from probsym_fast.tasks import configuration
+from probsym_fast.training import configuration
 
 assert pathlib.Path(psf.__file__).is_relative_to(sys.prefix), psf.__file__
 assert psf.info()["extension"]["problem"] is None, psf.info()["extension"]

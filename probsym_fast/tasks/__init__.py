@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from probsym_fast.tasks.automorphism import Automorphism, AutomorphismConfig
-from probsym_fast.tasks.comparison import Comparison, ComparisonConfig
-from probsym_fast.tasks.digits import DigitsConfig, DigitsTask
-from probsym_fast.tasks.exp_classify import ExpClassify, ExpClassifyConfig
-from probsym_fast.tasks.nbody import NBodyConfig, NBodyTask
-from probsym_fast.tasks.sample_size import SampleSize, SampleSizeConfig
-from probsym_fast.tasks.separation import Separation, SeparationConfig
-from probsym_fast.tasks.vision import VisionConfig, vision
 from probsym_fast.training import configuration
 from probsym_fast.training.task import Computation, Experiment, Task
 
-TASKS: dict[str, tuple[type, Callable[[Any], Experiment]]] = {
-    "nbody": (NBodyConfig, NBodyTask),
-    "separation": (SeparationConfig, Separation),
-    "exp_classify": (ExpClassifyConfig, ExpClassify),
-    "sample_size": (SampleSizeConfig, SampleSize),
-    "automorphism": (AutomorphismConfig, Automorphism),
-    "vision": (VisionConfig, vision),
-    "digits": (DigitsConfig, DigitsTask),
-    "comparison": (ComparisonConfig, lambda config: Comparison(config, load)),
+NAMES = {  # of a task: its module, its configuration, and what makes it
+    "nbody": ("nbody", "NBodyConfig", "NBodyTask"),
+    "separation": ("separation", "SeparationConfig", "Separation"),
+    "exp_classify": ("exp_classify", "ExpClassifyConfig", "ExpClassify"),
+    "sample_size": ("sample_size", "SampleSizeConfig", "SampleSize"),
+    "automorphism": ("automorphism", "AutomorphismConfig", "Automorphism"),
+    "vision": ("vision", "VisionConfig", "vision"),
+    "digits": ("digits", "DigitsConfig", "DigitsTask"),
+    "comparison": ("comparison", "ComparisonConfig", "Comparison"),
 }
+
+
+class _Tasks(Mapping):
+    """Name of a task -> (dataclass of its configuration, what makes the task). The module is imported when asked for."""
+
+    def __getitem__(self, name: str) -> tuple[type, Callable[[Any], Experiment]]:
+        where, config, make = NAMES[name]
+        module = import_module(f"probsym_fast.tasks.{where}")
+        made = getattr(module, make)
+        return getattr(module, config), partial(made, load=load) if name == "comparison" else made
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(NAMES)
+
+    def __len__(self) -> int:
+        return len(NAMES)
+
+
+TASKS = _Tasks()
 
 
 def load(name: str, overrides: list[str] | None = None) -> Experiment:
@@ -35,16 +48,19 @@ def load(name: str, overrides: list[str] | None = None) -> Experiment:
     The folder "." in a file is the one where the file lies, so that a run folder may be moved.
     Raises ValueError for unknown files, tasks, keys and values.
     """
-    path, values, kind, make = _found(name)
-    task = values["task"]
-    values.setdefault("name", configuration.name_of(path, task))
+    path, layers, kind, make = _found(name)
+    overrides = overrides or []
+    if (method := configuration.value_of("method", overrides)) is not None:
+        layers.append({"method": method})
+    values = configuration.merged(layers, getattr(kind, "of_method", None))
+    values.setdefault("name", configuration.name_of(path, values["task"]))
     if values.get("folder") == ".":
         values["folder"] = str(path.parent)
-    config = configuration.parse(kind, values, overrides or [], path)
+    config = configuration.parse(kind, values, overrides, path)
     try:
         return make(config)
     except ValueError as error:
-        raise configuration.with_file(error, path, values, overrides or []) from None
+        raise configuration.with_file(error, path, values, overrides) from None
 
 
 def config_type(name: str) -> type:
@@ -52,14 +68,14 @@ def config_type(name: str) -> type:
     return _found(name)[2]
 
 
-def _found(name: str) -> tuple[Path, dict[str, Any], type, Callable[[Any], Experiment]]:
-    """Path and values of the configuration, and its task's entry in TASKS."""
+def _found(name: str) -> tuple[Path, list[dict[str, Any]], type, Callable[[Any], Experiment]]:
+    """Path and layers of the configuration, and its task's entry in TASKS."""
     path = configuration.find(name)
-    values = configuration.read(path)
-    task = values.get("task")
+    layers = configuration.layers(path)
+    task = configuration.merged(layers).get("task")
     if not isinstance(task, str) or task not in TASKS:
         raise ValueError(f"config: task in {path} must be one of {', '.join(TASKS)}, got {task!r}")
-    return path, values, *TASKS[task]
+    return path, layers, *TASKS[task]
 
 
 __all__ = ["TASKS", "Computation", "Experiment", "Task", "load"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from probsym_fast.tasks.graphs import GRAPH_LIMITS, GraphDistribution
 from probsym_fast.tasks.plots import plot_graphs
 from probsym_fast.training import configuration
 from probsym_fast.training.configuration import COUNT, at_least, between
+from probsym_fast.training.settings import Run
 from probsym_fast.training.task import Computation
 
 SLOTS = 25
@@ -30,28 +31,26 @@ LIMITS = {
 
 
 @dataclass
-class AutomorphismConfig:
+class AutomorphismConfig(Run):
     """Outputs on the orbits of five small graphs, Kim et al. 2023; defaults are the published settings
     (docs/differences.md).
 
     Args:
         task: "automorphism".
-        name: of the run; its full name is <task>/<name>, or the name alone where it has a slash, as in `probsym info`.
         method: "ps" learned distribution, "ga" uniform, "fa" Laplacian frame, "canonical" learned, no noise, one sample.
         samples: permutations a graph (canonical: 1).
         trials: how often the average is repeated, for its sampling error; figures and pictures are those of the first.
         seed: of weights and noise.
-        folder: of the run; null: runs/<full name>/seed<seed>.
         distribution: settings of the learned distribution.
     """
 
+    of_method: ClassVar[dict[str, dict[str, Any]]] = {"canonical": {"samples": 1}}
+
     task: Literal["automorphism"] = "automorphism"
-    name: str = "custom"
     method: Literal["ps", "ga", "fa", "canonical"] = "ps"
     samples: int = 100
     trials: int = 10
     seed: int = 777
-    folder: str | None = None
     distribution: GraphDistribution = field(default_factory=GraphDistribution)
 
 

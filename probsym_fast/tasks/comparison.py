@@ -17,7 +17,7 @@ from probsym_fast.training.configuration import Limit
 from probsym_fast.training.logs import history
 from probsym_fast.training.ownership import LOCK
 from probsym_fast.training.run import check_recorded, fit, record
-from probsym_fast.training.settings import may_change
+from probsym_fast.training.settings import Run, may_change
 from probsym_fast.training.task import Computation, Experiment, Task
 
 FIRST = "@first"  # in a run's keys: the folder of the run that is trained first
@@ -44,12 +44,11 @@ LIMITS = {
 
 
 @dataclass
-class ComparisonConfig:
+class ComparisonConfig(Run):
     """Runs of several configurations, everything else equal.
 
     Args:
         task: "comparison".
-        name: of the run; its full name is <task>/<name>, or the name alone where it has a slash, as in `probsym info`.
         first: a run that is trained once before the others, which may start from its weights, given as one of `runs`; null:
             none.
         runs: name: {config: NAME, key: value, ...}; nested keys with dots; the value "@first" is the first run's folder.
@@ -63,13 +62,11 @@ class ComparisonConfig:
     """
 
     task: Literal["comparison"] = "comparison"
-    name: str = "custom"
     first: dict[str, Any] | None = None
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     common: dict[str, Any] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     measure: str = "test_accuracy"
-    seed: int = 1
     folder: str | None = None
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from probsym_fast.distributions import Identity
 from probsym_fast.draws import seeded
@@ -18,8 +18,7 @@ from probsym_fast.groups import Symmetric
 from probsym_fast.models import GraphReadout, Symmetrized
 from probsym_fast.tasks.vision import BACKBONE_LIMITS, Backbone
 from probsym_fast.training import configuration
-from probsym_fast.training.loading import EpochSampler, batches
-from probsym_fast.training.settings import TRAINING_LIMITS, Samples, Training
+from probsym_fast.training.settings import TRAINING_LIMITS, Run, Samples, Training
 from probsym_fast.training.task import Task
 
 SIDE, CLASSES = 8, 10  # of an image, in pixels; of digits
@@ -94,25 +93,20 @@ class Digits(Dataset):
 
 
 @dataclass
-class DigitsConfig:
+class DigitsConfig(Run):
     """A vision transformer on scikit-learn's digits: 1,797 images of 8 x 8 pixels; its weights start others.
 
     Args:
         task: "digits".
-        name: of the run; its full name is <task>/<name>, or the name alone where it has a slash, as in `probsym info`.
         backbone: the vision transformer; its grid must divide 8.
         seed: of weights, order, shifts and dropout.
-        folder: of the run; null: runs/<full name>/seed<seed>.
         training: optimiser, epochs, devices.
     """
 
     samples: ClassVar[Samples] = Samples(1, 1, 1, 1)  # without symmetry they would all be equal
 
     task: Literal["digits"] = "digits"
-    name: str = "custom"
     backbone: Backbone = field(default_factory=lambda: Backbone("vit_tiny_patch16_224", pretrained=False, grid=4))
-    seed: int = 1
-    folder: str | None = None
     training: Training = field(default_factory=lambda: Training(epochs=40, batch=100, optimizer="adamw", entropy=0.0))
 
 
@@ -140,15 +134,6 @@ class DigitsTask(Task):
         pixels = pixels.float().view(-1, 1, SIDE, SIDE) / 8 - 1  # 0..16 as -1..1
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[SPLITS[split]]
         return Digits(pixels[order], labels[order], moved=split == "train")
-
-    def loader(self, split: str) -> DataLoader:
-        dataset, train, settings = self.dataset(split), split == "train", self.config.training
-        size = min(settings.batch, len(dataset))
-        sampler = EpochSampler(len(dataset), size, shuffle=train, drop_last=train, seed=self.config.seed)
-        return batches(dataset, sampler, settings.workers)
-
-    def inputs(self, batch: tuple[Images, Tensor]) -> tuple[Images, Tensor]:
-        return batch
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(prediction, target)

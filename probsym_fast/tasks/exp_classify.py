@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchmetrics.functional.classification import binary_accuracy
 
 from probsym_fast.draws import seeded
@@ -25,8 +25,7 @@ from probsym_fast.tasks.graphs import (
     mlp,
 )
 from probsym_fast.training import configuration
-from probsym_fast.training.loading import EpochSampler, batches
-from probsym_fast.training.settings import SAMPLES_LIMITS, TRAINING_LIMITS, Samples, Training
+from probsym_fast.training.settings import SAMPLES_LIMITS, TRAINING_LIMITS, Run, Samples, Training
 from probsym_fast.training.task import Task
 
 N, FEATURES = 64, 2
@@ -48,34 +47,32 @@ def _training() -> Training:
 
 
 @dataclass
-class ExpClassifyConfig:
+class ExpClassifyConfig(Run):
     """EXP-classify of Kim et al. 2023, table 1; defaults are the published settings (docs/differences.md), on data that need
     no download.
 
     Args:
         task: "exp_classify".
-        name: of the run; its full name is <task>/<name>, or the name alone where it has a slash, as in `probsym info`.
         dataset: "wl_pairs" our own pairs of the same kind (not EXP), or "exp" the published set.
         data: the published pickle; null: from the cache, where `probsym data get exp` puts it.
         backbone: "mlp" or "gin" (with node identifiers).
         method: "ps" learned distribution, "ga" uniform, "fa" Laplacian frame, "canonical" learned, no noise, one sample.
         soft: let the soft permutation act (mlp, ps; an ablation).
-        seed: of weights, order, noise and dropout.
-        folder: of the run; null: runs/<full name>/seed<seed>.
         distribution: settings of the learned distribution.
         samples: group elements a graph.
         training: optimiser, epochs, devices.
     """
 
+    of_method: ClassVar[dict[str, dict[str, Any]]] = {
+        "canonical": {"samples": {"train": 1, "valid": 1, "test": 1, "trials": 1}}
+    }
+
     task: Literal["exp_classify"] = "exp_classify"
-    name: str = "custom"
     dataset: Literal["wl_pairs", "exp"] = "wl_pairs"
     data: str | None = None
     backbone: Literal["mlp", "gin"] = "mlp"
     method: Literal["ps", "ga", "fa", "canonical"] = "ps"
     soft: bool = False
-    seed: int = 1
-    folder: str | None = None
     distribution: GraphDistribution = field(default_factory=GraphDistribution)
     samples: Samples = field(default_factory=_samples)
     training: Training = field(default_factory=_training)
@@ -127,15 +124,6 @@ class ExpClassify(Task):
             if self.config.method == "fa":
                 add_frames(self._data)
         return GraphLabels(self._data[SPLITS[split]])
-
-    def loader(self, split: str) -> DataLoader:
-        dataset, train, settings = self.dataset(split), split == "train", self.config.training
-        size = min(settings.batch, len(dataset))
-        sampler = EpochSampler(len(dataset), size, shuffle=train, drop_last=train, seed=self.config.seed)
-        return batches(dataset, sampler, settings.workers)
-
-    def inputs(self, batch: tuple[Graphs, Tensor]) -> tuple[Graphs, Tensor]:
-        return batch
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         return nn.functional.binary_cross_entropy_with_logits(prediction, target)

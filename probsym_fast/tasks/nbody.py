@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from probsym_fast.data import NBody
 from probsym_fast.distributions import Distribution, Identity, Learned, Normal, Uniform, VectorNeurons
 from probsym_fast.groups import Euclidean, Group, PointClouds, SpecialEuclidean, Symmetric, Translation
 from probsym_fast.models import MessagePassing, NodeReadout, NodeVectors, PairTokens, Symmetrized, Transformer
-from probsym_fast.tasks.nbody_report import describe, report
 from probsym_fast.training import configuration
 from probsym_fast.training.configuration import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, between
-from probsym_fast.training.loading import EpochSampler, batches
-from probsym_fast.training.settings import SAMPLES_LIMITS, TRAINING_LIMITS, Samples, Training
+from probsym_fast.training.settings import SAMPLES_LIMITS, TRAINING_LIMITS, Run, Samples, Training
 from probsym_fast.training.task import Task
 
 BODIES, DIMENSION = 5, 3
@@ -95,32 +92,28 @@ class LearnedDistribution:
 
 
 @dataclass
-class NBodyConfig:
+class NBodyConfig(Run):
     """The n-body experiment of Kim et al. 2023; defaults are the published settings (docs/differences.md).
 
     Args:
         task: "nbody".
-        name: of the run; its full name is <task>/<name>, or the name alone where it has a slash, as in `probsym info`.
         symmetry: the group; translation is removed and restored in every case.
         method: "ps" learned distribution, "ga" uniform, "canonical" learned without noise and one sample, "none" no group.
-        seed: of weights, order, noise and dropout.
         count: training simulations used, of 10,000.
         data: folder of the data set; null: the cache.
-        folder: of the run; null: runs/<full name>/seed<seed>; ".": where the file with this key lies.
         backbone: the network that is symmetrized.
         distribution: settings of the learned distribution.
         samples: group elements a graph.
         training: optimiser, epochs, devices.
     """
 
+    of_method: ClassVar[dict[str, dict[str, Any]]] = {"canonical": {"samples": {"train": 1, "valid": 1, "test": 1}}}
+
     task: Literal["nbody"] = "nbody"
-    name: str = "custom"
     symmetry: Literal["S5xO3", "S5xSO3", "O3", "SO3", "S5"] = "O3"
     method: Literal["ps", "ga", "canonical", "none"] = "ps"
-    seed: int = 1
     count: int = 3000
     data: str | None = None
-    folder: str | None = None
     backbone: Backbone = field(default_factory=Backbone)
     distribution: LearnedDistribution = field(default_factory=LearnedDistribution)
     samples: Samples = field(default_factory=Samples)
@@ -194,12 +187,6 @@ class NBodyTask(Task):
     def dataset(self, split: str) -> NBody:
         return NBody(split, self.config.data, self.config.count if split == "train" else None)
 
-    def loader(self, split: str) -> DataLoader:
-        dataset, train, settings = self.dataset(split), split == "train", self.config.training
-        size = min(settings.batch, len(dataset))
-        sampler = EpochSampler(len(dataset), size, shuffle=train, drop_last=train, seed=self.config.seed)
-        return batches(dataset, sampler, settings.workers)
-
     def inputs(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[PointClouds, Tensor]:
         positions, velocities, charges, target = batch
         return clouds(positions, velocities, charges), target
@@ -208,9 +195,13 @@ class NBodyTask(Task):
         return torch.nn.functional.mse_loss(prediction, target)
 
     def report(self, model: Symmetrized, folder: Path) -> dict[str, Any]:
+        from probsym_fast.tasks.nbody_report import report
+
         return report(self, model, folder)
 
     def describe(self, results: dict[str, Any]) -> list[tuple[str, str]]:
+        from probsym_fast.tasks.nbody_report import describe
+
         return describe(results)
 
 

@@ -18,7 +18,7 @@ from probsym_fast.training import configuration
 from probsym_fast.training import run as training
 from probsym_fast.training.checkpoints import kept_weights
 from probsym_fast.training.configuration import COUNT, Limit, at_least, between
-from probsym_fast.training.settings import may_change
+from probsym_fast.training.settings import Run, may_change
 from probsym_fast.training.task import Computation
 
 NUMBERS = Limit("numbers of samples >= 1", lambda some: all(isinstance(s, int) and s >= 1 for s in some))
@@ -38,13 +38,12 @@ Row = dict[str, Any]
 
 
 @dataclass
-class SampleSizeConfig:
+class SampleSizeConfig(Run):
     """The sample-size analysis of Kim et al. 2023 on EXP-classify; defaults are the published settings
     (docs/differences.md).
 
     Args:
         task: "sample_size".
-        name: of the run; its full name is <task>/<name>, or the name alone where it has a slash, as in `probsym info`.
         train: numbers of training samples; PS is trained with each (continued where a run is there already).
         compared: PS and GA are both trained with so many samples, and measured every few epochs; null: neither.
         every: epochs between those measurements; the weights are kept, 100 MB each for the MLP.
@@ -59,7 +58,6 @@ class SampleSizeConfig:
     """
 
     task: Literal["sample_size"] = "sample_size"
-    name: str = "custom"
     train: list[int] = field(default_factory=lambda: [1, 2, 5, 10, 20, 50])
     compared: int | None = 10
     every: int = 100
@@ -68,8 +66,6 @@ class SampleSizeConfig:
     graphs: int = 200
     permutations: int = 100
     gradients: int = 800
-    seed: int = 1
-    folder: str | None = None
     classify: ExpClassifyConfig = field(default_factory=ExpClassifyConfig)
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from rich.console import Console
@@ -30,6 +30,7 @@ from probsym_fast.tasks.graphs import (
 from probsym_fast.tasks.plots import plot_grid
 from probsym_fast.training import configuration
 from probsym_fast.training.configuration import COUNT, NOT_NEGATIVE, between, one_of
+from probsym_fast.training.settings import Run
 from probsym_fast.training.task import Computation
 
 NETWORKS = {  # data: slots, widths of the MLP, node features the MLP reads
@@ -51,13 +52,12 @@ FEW = 2_000_000  # pairs from which on they are kept as a list
 
 
 @dataclass
-class SeparationConfig:
+class SeparationConfig(Run):
     """Separation of graphs at random initialisation, Kim et al. 2023, table 1; defaults are the published settings
     (docs/differences.md).
 
     Args:
         task: "separation".
-        name: of the run; its full name is <task>/<name>, or the name alone where it has a slash, as in `probsym info`.
         dataset: "graph8c" all connected graphs of 8 nodes, "exp" the published pairs, "wl_pairs" our own pairs of that kind.
         data: a .g6 file, or the published EXP pickle; null: enumerated, or from the cache.
         backbone: "mlp" or "gin" (with node identifiers).
@@ -69,13 +69,13 @@ class SeparationConfig:
         batch: graphs at a time.
         stop: stop when no pair is left.
         device: "cpu" or "cuda".
-        folder: of the run; null: runs/<full name>/seed<seed>.
         progress: show a progress bar.
         distribution: settings of the learned distribution.
     """
 
+    of_method: ClassVar[dict[str, dict[str, Any]]] = {"canonical": {"samples": 1}}
+
     task: Literal["separation"] = "separation"
-    name: str = "custom"
     dataset: Literal["graph8c", "exp", "wl_pairs"] = "graph8c"
     data: str | None = None
     backbone: Literal["mlp", "gin"] = "mlp"
@@ -87,7 +87,6 @@ class SeparationConfig:
     batch: int = 200
     stop: bool = True
     device: str = "cpu"
-    folder: str | None = None
     progress: bool = True
     distribution: GraphDistribution = field(default_factory=GraphDistribution)
 

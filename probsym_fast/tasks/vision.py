@@ -6,12 +6,11 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from probsym_fast._progress import announced
 from probsym_fast.draws import seed_generators, seeded
@@ -30,8 +29,7 @@ from probsym_fast.tasks.graphs import GRAPH_LIMITS, GraphDistribution
 from probsym_fast.tasks.vision_data import SETS, GraphSet, LabelledGraphs, Source
 from probsym_fast.training import configuration
 from probsym_fast.training.configuration import COUNT, Limit
-from probsym_fast.training.loading import EpochSampler, batches
-from probsym_fast.training.settings import SAMPLES_LIMITS, TRAINING_LIMITS, Monitor, Samples, Training
+from probsym_fast.training.settings import SAMPLES_LIMITS, TRAINING_LIMITS, Monitor, Run, Samples, Training
 from probsym_fast.training.task import Task
 
 OWN = (
@@ -136,13 +134,12 @@ def _training() -> Training:
 
 
 @dataclass
-class VisionConfig:
+class VisionConfig(Run):
     """A vision transformer on graphs (Kim et al. 2023, tables 3 to 6); what differs from its public code is in
     docs/differences.md.
 
     Args:
         task: "vision".
-        name: of the run; its full name is <task>/<name>, or the name alone where it has a slash, as in `probsym info`.
         dataset: "pattern" (our own draw, no download), "published_pattern", "peptides_func", "peptides_struct",
             "pcqm_contact" (`probsym data get`), or "random_..." molecules with random labels, for benchmarks.
         data: folder of the data files; null: the cache.
@@ -152,16 +149,17 @@ class VisionConfig:
         nodes: node features on the "diagonal" of the matrix or as one-dimensional patches added to the "tokens".
         pad_mode: of the matrix to whole patches: "zeros", "replicate", "reflect" or "circular".
         centered: half of the padding in front.
-        seed: of weights, order, noise and dropout.
-        folder: of the run; null: runs/<full name>/seed<seed>.
         distribution: settings of the learned distribution.
         samples: group elements a graph.
         also_test: further numbers of samples to test with, as often as the first; their figures end in _S<number>.
         training: optimiser, steps, devices.
     """
 
+    of_method: ClassVar[dict[str, dict[str, Any]]] = {
+        method: {"samples": {"train": 1, "valid": 1, "test": 1}, "also_test": []} for method in ("canonical", "fa")
+    }
+
     task: Literal["vision"] = "vision"
-    name: str = "custom"
     dataset: Literal[
         "pattern",
         "published_pattern",
@@ -180,7 +178,6 @@ class VisionConfig:
     pad_mode: Literal["zeros", "replicate", "reflect", "circular"] = "zeros"
     centered: bool = False
     seed: int = 42
-    folder: str | None = None
     distribution: GraphDistribution = field(default_factory=lambda: GraphDistribution(dropout=0.1))
     samples: Samples = field(default_factory=lambda: Samples(train=1, valid=10, test=10, trials=1))
     also_test: list[int] = field(default_factory=list)
@@ -221,7 +218,7 @@ class VisionTask(Task):
         self._sets: dict[str, LabelledGraphs] = {}
 
     @property
-    def set(self) -> GraphSet:
+    def graph_set(self) -> GraphSet:
         return SETS[self.config.dataset]
 
     @abstractmethod
@@ -255,15 +252,6 @@ class VisionTask(Task):
 
     def _random(self) -> bool:
         return self.config.dataset.startswith("random")
-
-    def loader(self, split: str) -> DataLoader:
-        dataset, train, settings = self.dataset(split), split == "train", self.config.training
-        size = min(settings.batch, len(dataset))
-        sampler = EpochSampler(len(dataset), size, shuffle=train, drop_last=train, seed=self.config.seed)
-        return batches(dataset, sampler, workers=settings.workers)
-
-    def inputs(self, batch: tuple[Graphs, Tensor]) -> tuple[Graphs, Tensor]:
-        return batch
 
     @torch.no_grad()
     def predictions(self, model: Symmetrized, split: str, samples: int, trial: int) -> Iterator[Predicted]:

@@ -11,7 +11,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser
 
 from probsym_fast.training import yaml_files
 from probsym_fast.training.yaml_files import dump_yaml
@@ -107,8 +107,13 @@ def full_name(config: Any) -> str:
     return str(config.name) if "/" in config.name else f"{config.task}/{config.name}"
 
 
-def read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The mapping in a YAML file, merged over the configuration that its key `extends` names, if any.
+def read(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, merged over the configuration that its key `extends` names, if any. Raises as `layers`."""
+    return merged(layers(path))
+
+
+def layers(path: Path, extending: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
+    """The mapping in a YAML file, preceded by those of the configurations that it extends, base first.
 
     extending: the files that led to this one. Raises ValueError, with the file and the key, for what `yaml_files.read`
     refuses, and for an `extends` that names no configuration, forms a cycle, or chains more than EXTENDED files.
@@ -116,7 +121,7 @@ def read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     values = yaml_files.read(path)
     base = values.pop("extends", None)
     if base is None:
-        return values
+        return [values]
     what = f"config: extends in {path}"
     if not isinstance(base, str):
         raise ValueError(f"{what} must be a file or a configuration's name, got {base!r}")
@@ -125,7 +130,22 @@ def read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ValueError(f"{what} must not form a cycle, got {base!r}, which extends this file")
     if len(way) == EXTENDED:
         raise ValueError(f"{what} must lead through at most {EXTENDED} files, got one more, {base!r}")
-    return _merged(read(following, way), values)
+    return [*layers(following, way), values]
+
+
+def merged(some: list[dict[str, Any]], of_method: Mapping[str, dict[str, Any]] | None = None) -> dict[str, Any]:
+    """The layers merged, each over those before it.
+
+    of_method: default values per method, such as one sample for canonicalization. They go under the layer that names the
+    method, and over the layers before it.
+    """
+    found: dict[str, Any] = {}
+    for values in some:
+        method = values.get("method")
+        if of_method is not None and isinstance(method, str):
+            found = _merged(found, of_method.get(method, {}))
+        found = _merged(found, values)
+    return found
 
 
 def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -160,6 +180,17 @@ def parse(kind: type, values: dict[str, Any], overrides: list[str], path: Path |
         raise ValueError(f"config: {' '.join(str(error).split())}") from error
 
 
+def value_of(key: str, overrides: list[str]) -> str | None:
+    """The last value of a key on the command line."""
+    found = None
+    for k, flag in enumerate(overrides):
+        if flag == f"--{key}" and k + 1 < len(overrides):
+            found = overrides[k + 1]
+        elif flag.startswith(f"--{key}="):
+            found = flag.partition("=")[2]
+    return found
+
+
 def with_file(error: ValueError, path: Path, values: dict[str, Any], overrides: list[str]) -> ValueError:
     """The error, naming the file if the key's value comes from it."""
     key = str(error).removeprefix("config: ").split(" ")[0]
@@ -171,6 +202,10 @@ def parser_of(kind: type) -> ArgumentParser:
     """A parser with an argument for every key of the dataclass, documented by its docstring."""
     parser = ArgumentParser(exit_on_error=False, prog="probsym fit -c CONFIG", usage="%(prog)s [--KEY VALUE ...]")
     parser.add_class_arguments(kind)
+    groups = {f"--{f.name}" for f in fields(kind) if _field(kind, f.name)}
+    for action in parser._actions:
+        if groups & set(action.option_strings):  # a file for a whole group, which `parse` refuses
+            action.help = SUPPRESS
     return parser
 
 

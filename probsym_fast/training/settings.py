@@ -29,6 +29,21 @@ class Monitor:
 
 
 @dataclass
+class Run:
+    """What every experiment's configuration has.
+
+    Args:
+        name: of the run; its full name is <task>/<name>, or just the name where it has a slash, as in `probsym info`.
+        seed: of weights, order, noise and dropout.
+        folder: of the run; null: runs/<full name>/seed<seed>; ".": where the file with this key lies.
+    """
+
+    name: str = "custom"
+    seed: int = 1
+    folder: str | None = None
+
+
+@dataclass
 class Training:
     """How a task is trained.
 

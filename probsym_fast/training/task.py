@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from probsym_fast.models import Symmetrized
 from probsym_fast.profiling.cases import Case
 from probsym_fast.profiling.steps import move
 from probsym_fast.training.configuration import full_name
+from probsym_fast.training.loading import EpochSampler, batches
 from probsym_fast.training.settings import Monitor
 
 
@@ -87,12 +89,19 @@ class Task(Experiment):
         return Case(full_name(config), model, batch, loss, {"clip": config.training.clip, "autocast": precision})
 
     @abstractmethod
-    def loader(self, split: str) -> DataLoader:
-        """Batches of "train" (reshuffled every epoch), "valid" or "test"."""
+    def dataset(self, split: str) -> Sized:
+        """The graphs of "train", "valid" or "test", in memory: an index tensor gives a batch."""
 
-    @abstractmethod
-    def inputs(self, batch: Any) -> tuple[Any, Tensor]:
-        """What the model takes, and the target."""
+    def loader(self, split: str) -> DataLoader:
+        """Batches of a split; those of "train" have equal sizes and are reshuffled every epoch."""
+        dataset, train, settings = self.dataset(split), split == "train", self.config.training
+        size = min(settings.batch, len(dataset))
+        sampler = EpochSampler(len(dataset), size, shuffle=train, drop_last=train, seed=self.config.seed)
+        return batches(dataset, sampler, settings.workers)
+
+    def inputs(self, batch: Any) -> tuple[Any, Any]:
+        """The model's inputs and the target of a batch; by default a batch is this pair."""
+        return batch
 
     @abstractmethod
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:

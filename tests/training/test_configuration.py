@@ -1,6 +1,8 @@
 """Configurations and the command line: what is refused, and how."""
 
+import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +77,7 @@ def test_default_run_folders_are_the_packaged_names(tmp_path):
         ({}, ["--samples.train", "2.5"], r"samples.train.*Got value: 2.5"),
         ({}, ["--seed.deep", "1"], r"config: seed is a single value, got the key 'seed.deep' under it"),
         ({"symmetry": "S5"}, [], r"config: the gnn is symmetric under permutations itself: .* got S5"),
-        ({"method": "canonical"}, [], r"config: method canonical takes 1 sample, got Samples"),
+        ({"method": "canonical", "samples": {"test": 2}}, [], r"config: method canonical takes 1 sample, got Samples"),
     ],
 )
 def test_bad_configurations(tmp_path, values, flags, message):
@@ -369,3 +371,38 @@ def test_an_absurd_name_to_extend(tmp_path):
         ValueError, match=r"^config: extends in .* must be a file or .*, got 'x+'\.\.\.: File name too long$"
     ):
         configuration.read(path)
+
+
+RECORD = Path(__file__).parents[1] / "tasks" / "configurations.json"
+
+
+def test_packaged_configurations_have_the_recorded_values():
+    """Every key of every one, as it was when its row was published or measured; the record is changed by hand only."""
+    record = json.loads(RECORD.read_text())
+    assert sorted(record["configurations"]) == configuration.available()
+    for task, (kind, _) in tasks.TASKS.items():
+        assert configuration.flat(asdict(kind())) == record["defaults"][task]
+    for name, own in record["configurations"].items():
+        defaults = record["defaults"][own["task"]]
+        expected = {key: x for key, x in defaults.items() if not any(k.startswith(f"{key}.") for k in own)} | own
+        assert configuration.flat(asdict(tasks.load(name).config)) == expected, name
+
+
+def test_a_method_brings_its_samples(tmp_path):
+    """Over the values of the configuration that is extended, and under those beside it."""
+    assert tasks.load("nbody/transformer_O3_ps").config.samples.test == 200
+    for overrides in (["--method", "canonical"], ["--method=canonical", "--samples.trials", "2"]):
+        samples = tasks.load("nbody/transformer_O3_ps", overrides).config.samples
+        assert (samples.train, samples.valid, samples.test) == (1, 1, 1)
+    (path := tmp_path / "own.yaml").write_text(
+        "extends: nbody/transformer_O3_ps\nmethod: canonical\nsamples: {test: 2}\n"
+    )
+    with pytest.raises(ValueError, match="method canonical takes 1 sample"):
+        tasks.load(str(path))
+    assert tasks.load("exp/mlp_ps", ["--method", "canonical"]).config.samples == 1
+
+
+def test_keys_of_groups_are_not_offered(capsys):
+    assert cli.main(["fit", "-c", "nbody/demo", "--keys"]) == 0
+    out = capsys.readouterr().out
+    assert "--samples.train" in out and "Path to a configuration file" not in out
