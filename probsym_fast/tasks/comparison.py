@@ -83,8 +83,8 @@ class Comparison(Computation):
                     f"config: runs must have plain folder names other than {', '.join(TAKEN)}, got {name!r}"
                 )
         groups = {"common": config.common} | {f"runs.{name}": keys for name, keys in config.runs.items()}
-        for where, keys in groups.items():
-            _check_keys(where, keys, config.first is not None)
+        for group, keys in groups.items():
+            _check_keys(group, keys, config.first is not None)
         if config.first is not None:
             _check_keys("first", config.first, False)
         runs = {name: _absolute(keys) for name, keys in config.runs.items()}

@@ -124,12 +124,14 @@ def collate(data: list[Any]) -> Graphs:
 
 def mlp(
     N: int, widths: list[int], features: int, activation: str, last: bool, soft: bool = False
-) -> tuple[nn.Module, ...]:
+) -> tuple[nn.Module, nn.Module, nn.Module]:
     """Backbone, embedding and readout of an MLP on the flattened permuted graph; widths from the first hidden layer on."""
     return MLP(widths, activation, last), FlatGraph(N, widths[0], features, soft=soft), MeanReadout()
 
 
-def gin(N: int, widths: list[int], features: int, activation: str, last: bool) -> tuple[nn.Module, ...]:
+def gin(
+    N: int, widths: list[int], features: int, activation: str, last: bool
+) -> tuple[nn.Module, nn.Module, nn.Module]:
     """GIN-ID: 3 layers of width 64 on features joined with the slots' identifiers; widths: of the layers after it."""
     backbone: nn.Module = GINBackbone(64, 3, widths[0], activation, final=last)
     if len(widths) > 1:

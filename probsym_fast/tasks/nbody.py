@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from probsym_fast.data import NBody
 from probsym_fast.distributions import Distribution, Identity, Learned, Normal, Uniform, VectorNeurons
@@ -166,9 +166,10 @@ class NBodyTask(Task):
     def model(self, fresh: bool = True) -> Symmetrized:
         backbone = self.config.backbone
         width, layers = backbone.size()
+        parts: tuple[nn.Module, nn.Module, nn.Module]
         if backbone.kind == "gnn":
-            network = MessagePassing(2 * DIMENSION, 2, width, layers, DIMENSION)
-            parts = network, NodeVectors(), NodeReadout(displacement=False)
+            messages = MessagePassing(2 * DIMENSION, 2, width, layers, DIMENSION)
+            parts = messages, NodeVectors(), NodeReadout(displacement=False)
             return Symmetrized(*parts, self.distribution(), **self.config.samples.settings())
         network = Transformer(
             in_features=2 * DIMENSION + 2,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from probsym_fast.data import NBody
 from probsym_fast.distributions import Identity
 from probsym_fast.draws import seeded
 from probsym_fast.groups import Draws, SpecialOrthogonal
@@ -27,7 +28,7 @@ def report(task: Task, model: Symmetrized, folder: Path) -> dict[str, Any]:
     equivariance: root mean square of f(hx) - h f(x) over random rotations h, relative to the displacement.
     """
     config = task.config
-    dataset = task.dataset("test")
+    dataset = cast(NBody, task.dataset("test"))
     device = next(model.parameters()).device
     trials = [
         _error(task, model, config.samples.test, seeded(config.seed, "test", k, device))
@@ -89,7 +90,7 @@ def _error(task, model, samples: int, generator, turn=None) -> float:
 
 def _equivariance(task, model, device, clouds: int = 200) -> dict[str, float]:
     """By samples; relative to the displacement."""
-    dataset = task.dataset("test")
+    dataset = cast(NBody, task.dataset("test"))
     some = torch.arange(min(clouds, len(dataset)))
     inputs, target = task.inputs(tuple(x.to(device) for x in dataset[some]))
     displacement = (target - inputs.positions).square().mean().sqrt().item()

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -121,7 +121,7 @@ class Measurement:
                 prediction, _ = model(graphs.to(device), samples, generator)
                 (task.loss(prediction, target.to(device)) / count).backward(inputs=parameters)
                 advance(1)
-        norm = torch.stack([parameter.grad.norm() for parameter in parameters]).norm().item()
+        norm = torch.stack([cast(Tensor, parameter.grad).norm() for parameter in parameters]).norm().item()
         model.eval().zero_grad()
         return norm
 

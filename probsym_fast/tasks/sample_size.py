@@ -126,11 +126,13 @@ class SampleSize(Computation):
     def best(self, task: ExpClassify, folder: Path) -> Row:
         """Of the best checkpoint of the training, which is done now, or taken up where it is there."""
         where = training.run_folder(task.config)
+        accuracy: dict[str, Any] | None
         if (where / "results.json").is_file():
             training.check_recorded(where, task.config, may_change(task.config.training))
             accuracy = training.test(task)
         else:
             accuracy = training.fit(task, resume=(where / "config.yaml").is_file())
+        assert accuracy is not None  # this is the first process
         row = self.measured(f"{task.config.name}_best", training.best_model(task), task, folder)
         return {key: accuracy[key] for key in ("test_accuracy", "test_accuracy_std")} | row
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from probsym_fast._progress import announced
+from probsym_fast.data import MolecularGraphs
 from probsym_fast.draws import seed_generators, seeded
 from probsym_fast.groups import Graphs, Symmetric
 from probsym_fast.models import (
@@ -32,6 +33,7 @@ from probsym_fast.training.configuration import COUNT, Limit
 from probsym_fast.training.settings import SAMPLES_LIMITS, TRAINING_LIMITS, Monitor, Run, Samples, Training
 from probsym_fast.training.task import Task
 
+Read = Literal["pooled", "tokens", "diagonal"]  # tokens of the backbone that are read
 OWN = (
     "name",
     "pretrained",
@@ -90,7 +92,7 @@ class Backbone:
     checkpointing: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
 
-    def build(self, read: str, fresh: bool = True) -> VisionBackbone:
+    def build(self, read: Read, fresh: bool = True) -> VisionBackbone:
         """fresh: False: the architecture alone, no weights are read."""
         settings: dict[str, Any] = {
             "pretrained": self.pretrained and fresh,
@@ -195,7 +197,7 @@ class Predicted(NamedTuple):
 class VisionTask(Task):
     """What the four experiments share; `vision` makes the one for a set."""
 
-    read: str  # of the backbone
+    read: Read  # of the backbone
 
     def __init__(self, config: VisionConfig):
         configuration.check(config, LIMITS)
@@ -331,6 +333,7 @@ class GraphClassification(VisionTask):
         return binary_loss(prediction, target)
 
     def check_labels(self, source: Source) -> None:
+        assert isinstance(source, MolecularGraphs) and source.y is not None
         check_binary(self.config.dataset, source.y)
 
     def measures(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -370,6 +373,7 @@ class LinkPrediction(VisionTask):
         return binary_loss(prediction, target)
 
     def check_labels(self, source: Source) -> None:
+        assert isinstance(source, MolecularGraphs)
         check_binary(self.config.dataset, source.edge_label)
 
     def for_test(self, graphs: Graphs) -> Graphs:
@@ -378,6 +382,7 @@ class LinkPrediction(VisionTask):
     def evaluate(self, model: Symmetrized, split: str, samples: int, trial: int) -> dict[str, float]:
         found: dict[str, list[Tensor]] = {}
         for scores, target, graphs in self.predictions(model, split, samples, trial):
+            assert graphs.pairs is not None  # in every graph of PCQM-Contact
             for name, values in measures.contact_measures(scores[:, 0], graphs.ptr, graphs.pairs, target[:, 0]).items():
                 found.setdefault(name, []).append(values)
         return {name: torch.cat(values).mean().item() for name, values in found.items()}
@@ -397,7 +402,7 @@ def check_binary(name: str, labels: Tensor) -> None:
         raise ValueError(f"{name}: labels must be 0, 1 or NaN (missing), got {wrong[0].item()}")
 
 
-KINDS = {
+KINDS: dict[str, Callable[[VisionConfig], VisionTask]] = {
     "pattern": NodeClassification,
     "peptides_func": GraphClassification,
     "peptides_struct": GraphRegression,

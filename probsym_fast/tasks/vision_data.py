@@ -79,7 +79,7 @@ class LabelledGraphs(Dataset):
         self.frames: list[Tensor] | None = None
         if by_frame and isinstance(source, list):
             add_frames(source)
-        elif by_frame:
+        elif by_frame and isinstance(source, MolecularGraphs):
             self.frames = frames(source.edges(), source.ptr)
 
     def __len__(self) -> int:

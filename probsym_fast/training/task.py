@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from probsym_fast.models import Symmetrized
 from probsym_fast.profiling.cases import Case
@@ -97,7 +97,7 @@ class Task(Experiment):
         dataset, train, settings = self.dataset(split), split == "train", self.config.training
         size = min(settings.batch, len(dataset))
         sampler = EpochSampler(len(dataset), size, shuffle=train, drop_last=train, seed=self.config.seed)
-        return batches(dataset, sampler, settings.workers)
+        return batches(cast(Dataset, dataset), sampler, settings.workers)
 
     def inputs(self, batch: Any) -> tuple[Any, Any]:
         """The model's inputs and the target of a batch; by default a batch is this pair."""
