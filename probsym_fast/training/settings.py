@@ -30,12 +30,12 @@ class Monitor:
 
 @dataclass
 class Run:
-    """What every experiment's configuration has.
+    """Keys that every experiment has.
 
     Args:
-        name: of the run; its full name is <task>/<name>, or just the name where it has a slash, as in `probsym info`.
-        seed: of weights, order, noise and dropout.
-        folder: of the run; null: runs/<full name>/seed<seed>; ".": where the file with this key lies.
+        name: name of the run; its full name is <task>/<name>, or just the name if it has a slash, as in `probsym info`.
+        seed: seed of weights, order, noise and dropout.
+        folder: run folder; null: runs/<full name>/seed<seed>; ".": the folder of the file with this key.
     """
 
     name: str = "custom"

@@ -76,7 +76,7 @@ def test_default_run_folders_are_the_packaged_names(tmp_path):
         ({}, ["--trainng.lr", "1"], r"unknown key 'trainng', expected one of .*did you mean training"),
         ({}, ["--samples.train", "2.5"], r"samples.train.*Got value: 2.5"),
         ({}, ["--seed.deep", "1"], r"config: seed is a single value, got the key 'seed.deep' under it"),
-        ({"symmetry": "S5"}, [], r"config: the gnn is symmetric under permutations itself: .* got S5"),
+        ({"symmetry": "S5"}, [], r"config: symmetry must be O3 or SO3 for the gnn, .* got S5"),
         ({"method": "canonical", "samples": {"test": 2}}, [], r"config: method canonical takes 1 sample, got Samples"),
     ],
 )
