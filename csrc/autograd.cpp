@@ -1,9 +1,9 @@
-// The gradient of every op, read off the names in its schemas. <op>_backward takes and gives what they say:
-//   argument d_<result>   gradient of that result of the op; None if none came, or no call where it is not optional
-//   argument needs_<argument>  bool: whether its result d_<argument> is asked for
+// The gradient of every op, derived from the names in the schema of <op>_backward:
+//   argument d_<result>   gradient of that result of the op; None if there is none (no call if it is not optional)
+//   argument needs_<argument>  bool: whether its result d_<argument> is needed
 //   any other argument    the op's argument or result of that name
 //   result d_<argument>   gradient of that argument of the op
-// ops/_op.py does the same in Python where this extension is missing, at ten times the cost of a call.
+// Without this extension ops/_op.py does the same in Python, at ten times the cost of a call.
 #include "autograd.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -22,7 +22,7 @@ using torch::jit::Stack;
 struct Source {
   enum Kind { gradient, tensor, value, result, needed } kind;  // tensor, value, needed: an argument of the op
   size_t index = 0;
-  bool required = true;  // gradient: the backward cannot do without
+  bool required = true;  // gradient: the backward needs it
 };
 
 struct Plan {
@@ -31,7 +31,7 @@ struct Plan {
   std::vector<size_t> gives;  // the op's argument that each result of the backward belongs to
 };
 
-// What stands behind the prefix; empty without it.
+// The part of the name after the prefix; empty without it.
 std::string after(const std::string& prefix, const std::string& name) {
   return name.rfind(prefix, 0) == 0 ? name.substr(prefix.size()) : "";
 }
@@ -73,19 +73,19 @@ Plan make_plan(const std::string& name) {
   return plan;
 }
 
-// A boxed call on its way through autograd.
+// A boxed call passing through autograd.
 struct Call {
   const c10::OperatorHandle& op;
   c10::DispatchKeySet keys;
   Stack* stack;
-  mutable std::vector<bool> absent;  // results that the kernel left out; autograd sees the others
-  mutable variable_list made;        // the others, and who keeps some of them for the backward pass
+  mutable std::vector<bool> absent;  // results that the kernel omitted; autograd sees the others
+  mutable variable_list made;        // the other results, and the context that saves some of them
   mutable AutogradContext* keeper = nullptr;
   size_t arguments() const { return op.schema().arguments().size(); }
   size_t results() const { return op.schema().returns().size(); }
   const IValue& argument(size_t i) const { return torch::jit::peek(*stack, i, arguments()); }
   bool has_tensor(size_t i) const { return argument(i).isTensor() && argument(i).toTensor().defined(); }
-  variable_list tensors() const {  // those given, in the order of the arguments
+  variable_list tensors() const {  // the given ones, in the order of the arguments
     variable_list list;
     for (size_t i = 0; i < arguments(); ++i)
       if (has_tensor(i)) list.push_back(argument(i).toTensor());
@@ -124,9 +124,9 @@ template <class Function, class... Extra> struct Recorded : c10::OperatorKernel 
       auto next = results.begin();
       for (const bool absent : call.absent) stack->emplace_back(absent ? Tensor() : *next++);
     } catch (...) {
-      // A hook on saved tensors threw, as checkpoints do to end a recomputation: context, node and the results that it was to
-      // keep would hold each other for ever.
-      const auto has_node = [](const Tensor& x) { return x.grad_fn() != nullptr; };  // without one the context is gone
+      // A hook on saved tensors threw, as checkpoints do to end a recomputation. Context, node and saved results would keep
+      // each other alive forever.
+      const auto has_node = [](const Tensor& x) { return x.grad_fn() != nullptr; };  // without a node the context is gone
       if (std::any_of(call.made.begin(), call.made.end(), has_node)) call.keeper->save_for_backward({});
       throw;
     }
@@ -172,7 +172,7 @@ struct FirstGradient : torch::autograd::Function<FirstGradient> {
     variable_list out(given.size() + 2);  // call and plan have none
     Stack stack;
     size_t next_value = 0, next_tensor = 0, next_result = 0;
-    for (const Source& source : plan.takes) next_result += source.kind == Source::tensor;  // results are kept behind tensors
+    for (const Source& source : plan.takes) next_result += source.kind == Source::tensor;  // saved results follow saved tensors
     for (const Source& source : plan.takes) {
       if (source.kind == Source::value) {
         stack.push_back(values->elements()[next_value++]);
@@ -182,7 +182,7 @@ struct FirstGradient : torch::autograd::Function<FirstGradient> {
         const Tensor& x = source.kind == Source::gradient ? gradients[source.index]
                           : source.kind == Source::tensor ? kept[next_tensor++]
                                                           : kept[next_result++];
-        if (source.kind == Source::gradient && source.required && !x.defined()) return out;  // nothing came: nothing goes
+        if (source.kind == Source::gradient && source.required && !x.defined()) return out;  // no gradient in, none out
         stack.push_back(x.defined() ? IValue(x) : IValue());
       }
     }
@@ -193,7 +193,7 @@ struct FirstGradient : torch::autograd::Function<FirstGradient> {
   }
 };
 
-// The gradient of a gradient: an error when it is asked for, never a result that is silently detached.
+// Second derivatives raise an error; they are never silently detached.
 struct NoSecondGradient : torch::autograd::Function<NoSecondGradient> {
   static variable_list forward(AutogradContext* ctx, at::TensorList, const Call* call, const std::string* name) {
     ctx->saved_data["name"] = *name;
@@ -207,7 +207,7 @@ struct NoSecondGradient : torch::autograd::Function<NoSecondGradient> {
 }  // namespace
 
 void differentiate(const std::string& name) {
-  // never destroyed: the dispatcher may be gone before it
+  // never destroyed: the dispatcher may be destroyed first
   static auto& library = *new torch::Library(torch::Library::IMPL, "probsym_fast", c10::DispatchKey::Autograd, __FILE__, __LINE__);
   library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Recorded<FirstGradient, Plan>>(make_plan(name))));
   library.impl((name + "_backward").c_str(),

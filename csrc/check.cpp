@@ -6,11 +6,11 @@
 namespace psf {
 namespace {
 
-constexpr int64_t most_numbers = int64_t{1} << 60;  // of a tensor: the bytes of a few are counted in 64 bits
+constexpr int64_t most_numbers = int64_t{1} << 60;  // per tensor: the bytes of a few of them fit 64 bits
 
 std::string spelled(at::ScalarType dtype) { return std::string("torch.").append(c10::getDtypeNames(dtype).first); }
 
-// What a shape should be: the sizes that are known, else their limits.
+// The expected shape: known sizes, else their limits.
 std::string expected(Dims dims) {
   std::ostringstream names, sizes;
   for (const Dim* const* dim = dims.begin(); dim != dims.end(); ++dim) {
@@ -33,7 +33,7 @@ std::string expected(Dims dims) {
 
 }  // namespace
 
-// All of the tensor must be there: a storage can be made shorter after its tensor.
+// The whole tensor must be in memory: a storage can shrink after the tensor is made.
 void Arguments::memory(const char* name, const at::Tensor& x) const {
   TORCH_CHECK_TYPE(x.defined(), op, ": ", name, " must be a tensor, got None");
   TORCH_CHECK(x.device() == device_ && x.layout() == at::kStrided, op, ": ", name, " must be a dense tensor on ", device_, ", got ",

@@ -1,6 +1,6 @@
-// The argument checks of the kernels. The Python function of an op checks its arguments in its own words. Here stands what
-// memory safety needs whoever calls, torch.ops included: sizes, dtypes, devices and counts before anything is read, and
-// values (node numbers, slots, offsets) where they are read anyway.
+// The argument checks of the kernels, for memory safety in any call, torch.ops included. (An op's Python function has its own
+// checks.) Sizes, dtypes, devices and counts are checked before anything is read; values (node numbers, slots, offsets)
+// where they are read anyway.
 #pragma once
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -12,12 +12,12 @@
 namespace psf {
 
 constexpr int64_t most_slots = (int64_t{1} << 24) - 1;  // float32 counts the slots of a row exactly
-constexpr int64_t most_iterations = 10000;              // as ops/soft_permutation.py has it
+constexpr int64_t most_iterations = 10000;              // as in ops/permutation.py
 
-// An axis of an op's tensors. The first tensor that has it gives its size, and the others must agree.
+// An axis of an op's tensors. The first tensor with this axis sets its size, and the others must agree.
 struct Dim {
   const char* name;
-  int64_t least = 0, most = std::numeric_limits<int64_t>::max(), size = -1;  // size: -1 while it is not known
+  int64_t least = 0, most = std::numeric_limits<int64_t>::max(), size = -1;  // size: -1 until known
   operator int64_t() const { return size; }
 };
 using Dims = std::initializer_list<Dim*>;
@@ -28,18 +28,18 @@ class Arguments {
   explicit Arguments(const char* op, at::Device device = at::kCPU) : op(op), device_(device) {}
   const char* const op;
 
-  // float32 or float64, the same for all of a call.
+  // float32 or float64, the same for all tensors of a call.
   const at::Tensor& floats(const char* name, const at::Tensor& x);
   const at::Tensor& floats(const char* name, const at::Tensor& x, Dims dims);
   const at::Tensor& integers(const char* name, const at::Tensor& x, Dims dims);  // int64
-  // Contiguous; undefined where it is not given.
+  // Contiguous; undefined if not given.
   at::Tensor floats(const char* name, const std::optional<at::Tensor>& x, Dims dims) {
     return x ? floats(name, *x, dims).contiguous() : at::Tensor();
   }
   at::Tensor integers(const char* name, const std::optional<at::Tensor>& x, Dims dims) {
     return x ? integers(name, *x, dims).contiguous() : at::Tensor();
   }
-  // t, log_r and log_c of a soft permutation: all are given, or none, which is refused where their gradients are asked for.
+  // t, log_r and log_c of a soft permutation: all or none are given; none is refused if `needed`, for their gradients.
   void soft(const std::optional<at::Tensor>& t, const std::optional<at::Tensor>& log_r, const std::optional<at::Tensor>& log_c,
             double tau, Dims dims, bool needed = false);
   void same_shape(const char* name, const at::Tensor& x, const char* as, const at::Tensor& y) const;
@@ -54,7 +54,7 @@ class Arguments {
   void shape(const char* name, const at::Tensor& x, Dims dims) const;
 };
 
-// (B,) numbers of valid nodes, 1 to N each; null where all N are valid. CPU only.
+// (B,) numbers of valid nodes, 1 to N each; null if all N are valid. CPU only.
 class NumNodes {
   at::Tensor held_;
   const int64_t* counts_ = nullptr;
@@ -67,7 +67,7 @@ class NumNodes {
 // offsets (B + 1): those of graphs of at most N nodes each.
 void check_offsets(const char* op, const int64_t* offsets, int64_t B, int64_t N);
 
-// n slots or nodes of a sample of graph b, by which memory is read or written: each must be 0 to end - 1.
+// n slots or nodes of a sample of graph b, used as memory indices: each must be 0 to end - 1.
 void check_row(const char* op, const char* name, const int64_t* row, int64_t n, int64_t end, int64_t b);
 
 // The first count(b) entries of every row of x (B, S, N): each must be 0 to limit(b) - 1.
@@ -78,7 +78,7 @@ void check_rows(const char* op, const char* name, const at::Tensor& x, Count cou
     for (int64_t s = 0; s < S; ++s, row += N) check_row(op, name, row, count(b), limit(b), b);
 }
 
-// How many turns of a loop a thread takes at least: enough for `least` operations, at about `cost` a turn.
+// The least number of loop iterations per thread: enough for `least` operations, at about `cost` per iteration.
 inline int64_t grain(double cost, double least = 16384) { return 1 + static_cast<int64_t>(least / (1 + cost)); }
 
 // Products inside a kernel stay in its dtype, under torch.autocast too.

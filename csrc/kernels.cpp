@@ -18,7 +18,7 @@ Kernels::Kernels(c10::DispatchKey key, void (*add)(torch::Library&), const char*
 }
 
 void register_kernels() {
-  // never destroyed: the dispatcher may be gone before it
+  // never destroyed: the dispatcher may be destroyed first
   static auto& libraries = *new std::vector<std::unique_ptr<torch::Library>>;
   if (!libraries.empty()) return;
   try {

@@ -1,6 +1,6 @@
-// What the CPU and the CUDA kernels compute alike, slot by slot, with the Laplacian kernel K of one sorted vector
-// (cpu/laplace.h, cuda/laplace.h). V is a vector of lanes on the CPU, one thread's number on the GPU. No guard: the CPU
-// includes it once for each instruction set, in that one's namespace.
+// Steps shared by the CPU and CUDA kernels, slot by slot, for the Laplacian kernel K of one sorted vector (cpu/laplace.h,
+// cuda/laplace.h). V is a vector of lanes on the CPU, one thread's value on the GPU. No include guard: the CPU includes it
+// once per instruction set, in that namespace.
 #ifndef PSF_STEP
 #if defined(__CUDACC__)
 #define PSF_STEP __device__ __forceinline__
@@ -32,6 +32,6 @@ template <class V> struct Scans {
 template <class V> PSF_STEP V row_entropy(V log_m, V q, V by_m) { return log_m - q * by_m; }
 template <class V> PSF_STEP V row_entropy_beta(V q, V by_m) { return -q * by_m * by_m; }
 
-// Back through x = 1 / (K y) with w = x dL/dx: what it adds to tau dL/dt, and to dL/dlog y.
+// Backward of x = 1 / (K y) with w = x dL/dx: its contributions to tau dL/dt and to dL/dlog y.
 template <class V> PSF_STEP V inverse_by_t(V y, V sgn_y, V w, V sgn_w) { return w * sgn_y + y * sgn_w; }
 template <class V> PSF_STEP V inverse_by_log(V y, V K_w) { return -y * K_w; }

@@ -1,4 +1,4 @@
-// The Python module. The kernels of csrc/cpu/<op>.cpp and csrc/cuda/<op>.torch.cpp wait for register_kernels.
+// The Python module. register_kernels adds the kernels of csrc/cpu/<op>.cpp and csrc/cuda/<op>.torch.cpp.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/version.h>

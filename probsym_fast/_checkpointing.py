@@ -1,4 +1,4 @@
-"""Memory for time: what is computed again in the backward pass instead of kept."""
+"""Activation checkpointing: the backward pass computes again what the forward pass did not keep."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from probsym_fast._checks import transformed
 from probsym_fast._compilers import left_alone
 
 _checkpoints_layers = False
+Modules = Sequence[nn.Module] | nn.ModuleList | nn.Sequential
 
 
-def checkpointed(
-    function: Callable[..., Any], *arguments: Any, device: torch.device, modules: Sequence[nn.Module]
-) -> Any:
-    """function(*arguments); with gradients on it is computed again in the backward pass and keeps nothing until then.
+def checkpointed(function: Callable[..., Any], *arguments: Any, device: torch.device, modules: Modules) -> Any:
+    """function(*arguments). With gradients on, the backward pass computes it again, and nothing is kept until then.
 
-    Random numbers are the same both times, and buffers of the modules (running statistics) change once. Under a torch.func
-    transform nothing is computed again, since checkpoints do not work there.
+    Both times draw the same random numbers, and buffers of the modules (running statistics) change only once. Under a
+    torch.func transform, where torch's checkpoints do not work, the function simply runs.
     """
     if transformed() or not torch.is_grad_enabled():
         return function(*arguments)
@@ -35,22 +34,20 @@ def checkpointed(
 
 
 def __getattr__(name: str) -> Any:
-    """`uncompiled`: `_checkpointed`, which torch.compile leaves alone; made when it is first met."""
+    """`uncompiled`: `_checkpointed`, excluded from torch.compile; made on first use."""
     if name != "uncompiled":
         raise AttributeError(name)
-    reason = "what is computed again in the backward pass runs as it is: compile the backbone instead"
+    reason = "checkpointed code is not compiled; compile the backbone instead"
     globals()[name] = left_alone(_checkpointed, reason)
     return globals()[name]
 
 
-def _checkpointed(
-    function: Callable[..., Any], arguments: tuple, device: torch.device, modules: Sequence[nn.Module]
-) -> Any:
+def _checkpointed(function: Callable[..., Any], arguments: tuple, device: torch.device, modules: Modules) -> Any:
     _free_before_the_end()
-    here = torch.empty(0, device=device)  # the checkpoint keeps the random state of its arguments' devices
+    here = torch.empty(0, device=device)  # the checkpoint saves the random state of its arguments' devices
     again = False
 
-    def run(_: Tensor, *some: Any) -> Any:  # before the backward pass, and in every one
+    def run(_: Tensor, *some: Any) -> Any:  # once in the forward pass, then in every backward pass
         nonlocal again
         context, again = restored_buffers(*modules) if again else nullcontext(), True
         with context:
@@ -61,10 +58,10 @@ def _checkpointed(
 
 @cache
 def _free_before_the_end() -> None:
-    """At the interpreter's exit frees what a backward pass that raised has left behind.
+    """At interpreter exit, frees what is left of a backward pass that raised.
 
-    torch keeps the rest of such a pass in its thread's queue, which the thread's next pass empties, or else its end: for the
-    main thread that is after the interpreter, where a checkpoint's hooks, which are Python objects, crash.
+    torch keeps the rest of it in the thread's queue until the thread's next pass or its end. The main thread ends after the
+    interpreter, where the hooks of a checkpoint, which are Python objects, crash.
     """
     process = os.getpid()
 
@@ -77,7 +74,7 @@ def _free_before_the_end() -> None:
 
 @contextmanager
 def checkpointing_layers() -> Iterator[None]:
-    """Within it, networks keep only what enters their layers (`checkpoint_layer`)."""
+    """Within it, networks keep only the inputs of their layers (`checkpoint_layer`)."""
     global _checkpoints_layers
     before, _checkpoints_layers = _checkpoints_layers, True
     try:
@@ -86,10 +83,10 @@ def checkpointing_layers() -> Iterator[None]:
         _checkpoints_layers = before
 
 
-def checkpoint_layer(function: Callable[..., Tensor], *inputs: Tensor, modules: Sequence[nn.Module]) -> Tensor:
+def checkpoint_layer(function: Callable[..., Tensor], *inputs: Tensor, modules: Modules) -> Tensor:
     """function(*inputs), a layer of a network with these modules.
 
-    Within `checkpointing_layers` it is computed again in the backward pass, and so are the layers within it.
+    Within `checkpointing_layers` the backward pass computes it again, and the layers inside it too.
     """
     if not _checkpoints_layers:
         return function(*inputs)
@@ -98,7 +95,7 @@ def checkpoint_layer(function: Callable[..., Tensor], *inputs: Tensor, modules: 
 
 @contextmanager
 def restored_buffers(*modules: nn.Module, after_errors_only: bool = False) -> Iterator[None]:
-    """Restores the buffers of modules in training on exit, or only where an error leaves."""
+    """Restores the buffers of modules in training on exit, or only after an error."""
     buffers = [(x, x.clone()) for m in modules if m.training for x in m.buffers()]
     failed = True
     try:
@@ -107,4 +104,4 @@ def restored_buffers(*modules: nn.Module, after_errors_only: bool = False) -> It
     finally:
         if failed or not after_errors_only:
             for x, before in buffers:
-                x.data.copy_(before)  # past autograd: what the backward pass has kept of x stays good
+                x.data.copy_(before)  # bypasses autograd: what it saved of x stays valid

@@ -1,7 +1,7 @@
-"""Checks of arguments, shared by all floors, and debug mode.
+"""Argument checks that all modules share, and debug mode.
 
-Values are looked at where that needs no synchronisation, or in debug mode: a GPU's values are then checked as the CPU's are,
-and its kernels are waited for.
+A check reads values only where that needs no synchronisation. In debug mode it also reads values on a GPU, and waits for
+every kernel.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
+from types import UnionType
 from typing import Any
 
 import torch
@@ -29,11 +30,11 @@ def debugging() -> bool:
 def debug(enabled: bool = True) -> Iterator[None]:
     """Within it, or in a process with PROBSYM_DEBUG=1, bad values on a GPU raise as they do on the CPU.
 
-    Without it values on a GPU are not read, since that waits for it: a node number out of range counts as no node there, and
-    NaN goes on. With it every op checks its node numbers, offsets, permutations and counts, and that scores and matrices
-    are finite, before a kernel is launched, with the CPU's messages; and every Triton kernel is waited for, so that one
-    that fails is named with its op and shapes. Slow. Code traced by torch.compile and CUDA graphs while they are captured
-    are not checked. For all threads.
+    Outside it no check reads values on a GPU, since that waits for the GPU: a node number out of range counts as no
+    node, and NaN propagates. Within it every op checks node numbers, offsets, permutations, counts and that scores and
+    matrices are finite, before it launches a kernel, with the CPU's messages. It also waits for every Triton kernel,
+    and an error names the op and its shapes. Slow. Code traced by torch.compile and CUDA graphs during capture are not
+    checked. Applies to all threads.
     """
     global _on
     before, _on = _on, bool(enabled)
@@ -58,34 +59,34 @@ def check_float(op: str, **tensors: Tensor) -> None:
 
 
 def check_dtype(owner: str, dtype: torch.dtype, **tensors: Tensor) -> None:
-    """TypeError unless every tensor is of the weights' dtype; under autocast it may be of any floating one."""
+    """TypeError unless every tensor has the dtype of the weights; under autocast any floating dtype passes."""
     for name, x in tensors.items():
         if x.dtype != dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
             raise TypeError(f"{owner}: {name} must be {dtype} as the weights are, got {x.dtype}")
 
 
-def as_int(value: Any) -> int | torch.SymInt | None:
-    """The Python int of an int, Python's or NumPy's; None for anything else: bools, floats, tensors, arrays."""
+def as_int(value: Any) -> int | None:
+    """value as a Python int if it is an int, Python's or NumPy's; None for bools, floats, tensors and arrays."""
     if isinstance(value, bool):
         return None
     if isinstance(value, (int, torch.SymInt)):
-        return value
+        return value  # type: ignore[return-value]  # a SymInt stands for an int in a traced program
     return int(value) if isinstance(value, Integral) else None
 
 
 def as_number(value: Any) -> float | int | None:
-    """The Python number of a real number, Python's or NumPy's; None for anything else: bools, tensors, arrays."""
+    """value as a Python number if it is a real number, Python's or NumPy's; None for bools, tensors and arrays."""
     if isinstance(value, bool):
         return None
     if isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
-        return value
+        return value  # type: ignore[return-value]  # as in `as_int`
     if isinstance(value, Integral):
         return int(value)
     return float(value) if isinstance(value, Real) else None
 
 
 def check_bool(owner: str, name: str, value: Any) -> bool:
-    """value as a Python bool; TypeError unless it is one, Python's or NumPy's: a string such as "no" would count as true."""
+    """value as a Python bool. TypeError unless it is a bool, Python's or NumPy's: the string "no" would be true."""
     if isinstance(value, bool):
         return value
     if type(value).__name__ in ("bool", "bool_") and type(value).__module__ == "numpy":
@@ -101,7 +102,7 @@ def check_int(owner: str, name: str, value: Any) -> int:
 
 
 def check_count(owner: str, name: str, value: Any, least: int = 1) -> int:
-    """value as a Python int; TypeError as `check_int`, ValueError where it is below `least`."""
+    """value as a Python int. TypeError as `check_int`, ValueError below `least`."""
     count = check_int(owner, name, value)
     if count < least:
         raise ValueError(f"{owner}: {name} must be at least {least}, got {count}")
@@ -114,7 +115,7 @@ def check_counts(owner: str, **counts: Any) -> tuple[int, ...]:
 
 
 def check_share(owner: str, name: str, value: Any) -> float:
-    """value as a Python number in 0..1; TypeError unless it is a number, ValueError where it is out of range."""
+    """value as a Python number in 0..1. TypeError unless it is a number, ValueError out of range."""
     if (share := as_number(value)) is None:
         raise TypeError(f"{owner}: {name} must be a number, got {type(value).__name__} {value!r}")
     if not 0 <= share <= 1:
@@ -122,15 +123,15 @@ def check_share(owner: str, name: str, value: Any) -> float:
     return share
 
 
-def check_type(owner: str, name: str, value: Any, kind: type, words: str) -> None:
-    """TypeError unless value is of the kind, which the message calls `words`."""
+def check_type(owner: str, name: str, value: Any, kind: type | UnionType, words: str) -> None:
+    """TypeError unless value is an instance of `kind`, which the message calls `words`."""
     if not isinstance(value, kind):
         got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
         raise TypeError(f"{owner}: {name} must be {words}, got {got}")
 
 
 def check_num_nodes(op: str, num_nodes: Tensor | None, B: int, N: int, device: torch.device) -> Tensor | None:
-    """(B,) integer counts in 1..N on `device` as int64; None passes."""
+    """num_nodes as int64, checked to be (B,) integers in 1..N on `device`. None passes."""
     if num_nodes is None:
         return None
     if not isinstance(num_nodes, Tensor) or num_nodes.is_floating_point() or num_nodes.dtype == torch.bool:
@@ -147,7 +148,7 @@ def check_num_nodes(op: str, num_nodes: Tensor | None, B: int, N: int, device: t
 
 
 def looks_at_values(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether checks may read the values: on the CPU, on a GPU in debug mode, and outside of tracing, capture and vmap."""
+    """Whether checks may read the values: on the CPU, or on a GPU in debug mode; never in tracing, capture or vmap."""
     if torch.compiler.is_compiling() or is_fake(x) or any(map(_batched, (x, *others))):
         return False
     if x.device.type != "cuda":
@@ -156,7 +157,7 @@ def looks_at_values(x: Tensor, *others: Tensor | None) -> bool:
 
 
 def _batched(x: Tensor | None) -> bool:
-    """Whether vmap runs over x: it then holds several tensors, and has no value of its own."""
+    """Whether vmap runs over x, which then holds several tensors and has no single value."""
     while x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x):
         if torch._C._functorch.is_batchedtensor(x):
             return True

@@ -1,10 +1,10 @@
-"""What torch's compilers are to make of our functions, said without importing them, which takes a second."""
+"""Marks for torch's compilers, set without importing them, which takes a second."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -13,17 +13,17 @@ F = TypeVar("F", bound=Callable)
 
 
 def constant_in_programs(function: F) -> F:
-    """`torch.compiler.assume_constant_result`: called once while a program is recorded, and no part of it."""
-    function._dynamo_marked_constant = True
+    """`torch.compiler.assume_constant_result`: called once while a program is traced, and not part of it."""
+    cast(Any, function)._dynamo_marked_constant = True  # functions accept any attribute
     return function
 
 
 def left_alone(function: F, reason: str) -> F:
-    """`torch.compiler.disable`. Imports the compiler: call it where one is at work."""
+    """`torch.compiler.disable`. It imports the compiler, so call it only while one is at work."""
     return torch.compiler.disable(function, reason=reason)
 
 
 def is_fake(x: Tensor) -> bool:
-    """Whether x is a FakeTensor, which has a shape and no values."""
+    """Whether x is a FakeTensor, which has a shape but no values."""
     fake = sys.modules.get("torch._subclasses.fake_tensor")  # without it there is none
     return fake is not None and isinstance(x, fake.FakeTensor)

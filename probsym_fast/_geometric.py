@@ -1,4 +1,4 @@
-"""What `Graphs` read of PyTorch Geometric's data, and what they refuse."""
+"""Reads PyTorch Geometric data for `Graphs`, and refuses what `Graphs` cannot hold."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 from probsym_fast._checks import looks_at_values
 
 OWNER = "Graphs.from_data"
-# fields that change what an edge or a node is, and what to do instead
+# fields that change the meaning of edges or nodes, and what to do instead
 REFUSED = {
     "adj_t": "read it with edge_index, edge_attr = torch_geometric.utils.to_edge_index(data.adj_t.t())",
-    "edge_type": "give it as edge_attr, such as torch.nn.functional.one_hot(data.edge_type)",
-    "node_type": "give it as x, such as torch.nn.functional.one_hot(data.node_type)",
+    "edge_type": "pass it as edge_attr, for example torch.nn.functional.one_hot(data.edge_type)",
+    "node_type": "pass it as x, for example torch.nn.functional.one_hot(data.node_type)",
 }
 
 
 def fields_of(data: Any) -> dict[str, Any]:
-    """The fields of `Graphs`. Raises as `Graphs.from_data` for what `Graphs.check` does not see."""
+    """The fields of `Graphs`. Raises as `Graphs.from_data` for what `Graphs.check` cannot see."""
     check_kind(data)
     for name, way_out in REFUSED.items():
         if (value := getattr(data, name, None)) is not None:
@@ -34,13 +34,13 @@ def fields_of(data: Any) -> dict[str, Any]:
         nodes = getattr(data, "num_nodes", None)
         nodes = int(nodes) if isinstance(nodes, Tensor) and nodes.numel() == 1 and looks_at_values(nodes) else nodes
         if isinstance(nodes, int) and nodes != x.shape[0]:
-            raise ValueError(f"{OWNER}: num_nodes must be the {x.shape[0]} nodes of x, got {nodes}")
+            raise ValueError(f"{OWNER}: num_nodes must equal the {x.shape[0]} rows of x, got {nodes}")
     key = getattr(data, "key", None)
-    if isinstance(x, Tensor) and key is not None:  # of one Data it may be a number
+    if isinstance(x, Tensor) and key is not None:  # a number in a single Data
         try:
             key = torch.as_tensor(key, device=x.device).reshape(-1)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise TypeError(f"{OWNER}: key must be an int64 number a graph, got {key!r}") from error
+            raise TypeError(f"{OWNER}: key must be one int64 number per graph, got {key!r}") from error
     return {
         "x": x,
         "edge_index": edge_index,
@@ -53,7 +53,7 @@ def fields_of(data: Any) -> dict[str, Any]:
 
 
 def check_kind(data: Any) -> None:
-    """TypeError for what is no graph, or several of them, or of several kinds of nodes."""
+    """TypeError unless data is one graph or batch with one kind of nodes and edges."""
     kind = type(data).__name__
     if isinstance(data, (list, tuple)):
         way_out = "join the graphs with torch_geometric.data.Batch.from_data_list"
@@ -65,14 +65,14 @@ def check_kind(data: Any) -> None:
     if "HyperGraphData" in bases:
         raise TypeError(f"{OWNER}: batch must have edges between two nodes, got {kind}")
     if "HeteroData" in bases:
-        way_out = "take batch.to_homogeneous() and give the types of nodes and edges as features"
+        way_out = "call batch.to_homogeneous() and pass the node and edge types as features"
         raise TypeError(f"{OWNER}: batch must have one kind of nodes and edges, got {kind}; {way_out}")
     if not (hasattr(data, "x") or hasattr(data, "edge_index")):
         raise TypeError(f"{OWNER}: batch must be a Data or Batch of PyTorch Geometric, got {kind}")
 
 
 def check_agreement(batch: Tensor | None, graphs: Any) -> None:
-    """ValueError where the data's `batch` (nodes,) and the ptr of the graphs differ."""
+    """ValueError where the data's `batch` (nodes,) and the ptr of the graphs disagree."""
     if batch is None or not looks_at_values(batch):
         return
     graph = graphs.graph
@@ -85,7 +85,7 @@ def check_agreement(batch: Tensor | None, graphs: Any) -> None:
 
 
 def _ptr(data: Any, x: Any) -> Any:
-    """ptr; or from `batch`, which waits for a GPU; or of one graph."""
+    """The data's ptr; else made from `batch`, which waits for a GPU; else that of a single graph."""
     ptr, batch = getattr(data, "ptr", None), getattr(data, "batch", None)
     if not isinstance(x, Tensor) or not x.ndim:  # refused by `Graphs.check`
         return ptr
@@ -108,20 +108,20 @@ def _ptr(data: Any, x: Any) -> Any:
     if len(falls):
         k = int(falls[0])
         got = f"batch[{k}] = {int(batch[k])} and batch[{k + 1}] = {int(batch[k + 1])}"
-        raise ValueError(f"{OWNER}: batch must not fall, got {got}; sort the nodes by their graphs")
+        raise ValueError(f"{OWNER}: batch must not decrease, got {got}; sort the nodes by graph")
     size = getattr(data, "num_graphs", None) or 0  # the last graphs may be empty
     counts = torch.bincount(batch, minlength=size)
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
 def _edge_attr(data: Any, edge_index: Any) -> Any:
-    """edge_attr, or edge_weight in its place."""
+    """edge_attr, or edge_weight if there is none."""
     attr, weight = getattr(data, "edge_attr", None), getattr(data, "edge_weight", None)
     if weight is None:
         return _columns("edge_attr", attr)
     if attr is not None:
         way_out = "join them as edge_attr = torch.cat([edge_attr, edge_weight[:, None]], 1)"
-        raise ValueError(f"{OWNER}: edge_attr and edge_weight must be given one at a time, got both; {way_out}")
+        raise ValueError(f"{OWNER}: edge_attr or edge_weight must be None, got both; {way_out}")
     if not isinstance(weight, Tensor):
         raise TypeError(f"{OWNER}: edge_weight must be a Tensor, got {type(weight).__name__}")
     column = _columns("edge_weight", weight)
@@ -133,11 +133,11 @@ def _edge_attr(data: Any, edge_index: Any) -> Any:
 
 
 def _columns(name: str, values: Any) -> Any:
-    """Features (rows,) as (rows, 1); integers and bools in the default dtype. What is no Tensor is left to the checks."""
+    """Features (rows,) as (rows, 1), integers and bools in the default dtype. Leaves other objects to the checks."""
     if not isinstance(values, Tensor):
         return values
     if values.layout is not torch.strided or values.is_nested:
-        got = "a nested one" if values.is_nested else values.layout
+        got = "a nested Tensor" if values.is_nested else values.layout
         raise TypeError(f"{OWNER}: {name} must be a dense Tensor, got {got}")
     if values.is_complex():
         raise TypeError(f"{OWNER}: {name} must be real, got {values.dtype}")

@@ -1,4 +1,4 @@
-"""What groups and distributions read of a batch."""
+"""Batches: what groups and distributions read of them."""
 
 from __future__ import annotations
 
@@ -11,25 +11,34 @@ from torch import Tensor
 from probsym_fast._checks import looks_at_values
 from probsym_fast._geometric import OWNER, check_agreement, fields_of
 
-MOST_NODES, MOST_KEYS = 2**20, 2**43  # of a graph, and of graphs, for names of nodes
+MOST_NODES, MOST_KEYS = 2**20, 2**43  # nodes per graph and graph keys: together they name a node in 63 bits
 
 
 class Batch(Protocol):
-    """size: number of graphs B; num_nodes: (B,) valid nodes or None (all); center: (B, d) centroid or None.
+    """size: number of graphs B. num_nodes: (B,) valid nodes, or None (all). center: (B, d) centroids, or None.
 
-    check: raises where the fields are not what the class says; models and distributions call it first.
+    check: raises where fields do not fit the class's description; models and distributions call it first.
     """
 
-    size: int
-    num_nodes: Tensor | None
-    center: Tensor | None
-    dtype: torch.dtype
-    device: torch.device
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def num_nodes(self) -> Tensor | None: ...
+
+    @property
+    def center(self) -> Tensor | None: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device: ...
 
     def check(self) -> None: ...
 
     def names(self, rows: int) -> Tensor | None:
-        """(rows,) int64 that fixed noise belongs to, rows graphs or nodes; None: their numbers."""
+        """(rows,) int64 keys of fixed noise, one per row (graph or node); None: the row numbers."""
 
 
 class PointClouds(NamedTuple):
@@ -51,15 +60,18 @@ class PointClouds(NamedTuple):
         _check_field(owner, "edges", self.edges, f"(B, n, n, C) = ({B}, {n}, {n}, *)", (B, n, n, None), x.device)
 
     def to(self, *where: Any, **named: Any) -> PointClouds:
-        """On a device, in a floating-point dtype, or as a Tensor is: as `Tensor.to`."""
+        """Moved to a device, a floating-point dtype, or those of a Tensor, as `Tensor.to`."""
         return _to(self, *where, **named)
 
     def pin_memory(self) -> PointClouds:
-        """In page-locked memory, which a GPU reads on its own."""
+        """In page-locked memory, for faster copies to a GPU."""
         return type(self)(*(x.pin_memory() for x in self))
 
     def moved(self, group: Any, g: Any) -> PointClouds:
-        """g . batch, for elements g of one sample a cloud: positions are points, velocities vectors, edges between nodes."""
+        """g . batch, for elements g with one sample per cloud.
+
+        Moves positions as points, velocities as vectors and edges as pairs of nodes.
+        """
         positions, velocities = (
             self.carried(group, g, self.positions, "np"),
             self.carried(group, g, self.velocities, "nv"),
@@ -67,11 +79,11 @@ class PointClouds(NamedTuple):
         return type(self)(positions, velocities, self.carried(group, g, self.edges, "nnc"))
 
     def carried(self, group: Any, g: Any, values: Tensor, layout: str) -> Tensor:
-        """g . values, for elements g of one sample a cloud and values (B, ...) of that layout (`groups.Group`)."""
+        """g . values, for elements g with one sample per cloud and values (B, ...) of that layout (`groups.Group`)."""
         return group.act(g, values, layout)[:, 0]
 
     def names(self, rows: int) -> None:
-        """None: fixed noise belongs to a cloud's place in the batch."""
+        """None: fixed noise goes by a cloud's position in the batch."""
 
     @property
     def size(self) -> int:
@@ -95,13 +107,13 @@ class PointClouds(NamedTuple):
 
 
 class Graphs(NamedTuple):
-    """B graphs as PyTorch Geometric batches them: all nodes in one list.
+    """B graphs as PyTorch Geometric batches them, with all nodes in one list.
 
-    x: (nodes, C) node features. edge_index: (2, E) int64, global node numbers, an undirected edge in both directions.
-    ptr: (B + 1,) int64, where each graph's nodes begin. edge_attr: (E, Ce) or None: every edge is a 1. key: (B,) int64 in
-    0..2^43 - 1, names of the graphs (noise may be fixed to them), or None. frame: (nodes,) int64, classes of a predefined
-    order of the nodes (`distributions.Frame`), or None. pairs: (2, M) int64, global numbers of the pairs of nodes whose
-    output is wanted (`models.PairReadout`), or None.
+    x: (nodes, C) node features. edge_index: (2, E) int64 global node numbers, an undirected edge in both directions.
+    ptr: (B + 1,) int64, where each graph's nodes begin. edge_attr: (E, Ce), or None: every edge is a 1. key: (B,) int64 in
+    0..2^43 - 1, keys of the graphs for fixed noise, or None. frame: (nodes,) int64 classes of a predefined node order
+    (`distributions.Frame`), or None. pairs: (2, M) int64 global numbers of the node pairs to predict (`models.PairReadout`),
+    or None.
     """
 
     x: Tensor
@@ -116,15 +128,15 @@ class Graphs(NamedTuple):
     def from_data(cls, batch: Any) -> Graphs:
         """From a PyTorch Geometric `Batch`, or one `Data`.
 
-        x: (nodes,) or (nodes, C), of any real dtype; integers and bools become the default floating dtype (float32 holds
-        integers up to 2^24, larger ones must be held exactly too). edge_attr: the same, (E,) or (E, Ce); edge_weight (E,) is
-        taken in its place. ptr: the data's, or made from `batch` (nodes,), which must not fall (this waits for a GPU);
-        without both the data are one graph. key, frame and pairs (PyG's edge_label_index) are taken where the data have
-        them. Positions, y and other fields are not read.
+        x: (nodes,) or (nodes, C), of any real dtype. Integers and bools become the default floating dtype, which must
+        hold them exactly (float32 holds integers up to 2^24). edge_attr: the same, (E,) or (E, Ce). edge_weight (E,)
+        takes its place if there is none. ptr: the data's, or made from `batch` (nodes,), which must not decrease (this
+        waits for a GPU); without both the data are one graph. key, frame and pairs (PyG's edge_label_index) are read if
+        present. Positions, y and other fields are ignored.
 
-        Raises as `check`. TypeError for lists (`Batch.from_data_list` joins them), HeteroData and what is no graph;
-        ValueError where x or edge_index is missing, for adj_t, edge_type and node_type, which are not read, for edge_attr
-        and edge_weight together, and where batch and ptr differ (on a GPU in debug mode only).
+        Raises as `check`. TypeError for lists (`Batch.from_data_list` joins them), HeteroData and objects that are no
+        graph. ValueError for a missing x or edge_index, for adj_t, edge_type and node_type, for both edge_attr and
+        edge_weight, and where batch and ptr disagree (on a GPU only in debug mode).
         """
         fields = fields_of(batch)
         graphs = cls(**fields)
@@ -133,10 +145,10 @@ class Graphs(NamedTuple):
         return graphs
 
     def check(self, owner: str = "Graphs") -> None:
-        """Raises where a field is not as above: TypeError for dtypes, ValueError for shapes, RuntimeError for devices.
+        """Raises unless the fields are as above: TypeError for dtypes, ValueError for shapes, RuntimeError for devices.
 
-        ValueError too for a ptr that does not rise from 0 to the number of nodes (on a GPU in debug mode only). The node
-        numbers in edge_index are left to the ops.
+        Also ValueError unless ptr rises from 0 to the number of nodes (on a GPU only in debug mode). The ops check the node
+        numbers in edge_index.
         """
         _check_field(owner, "x", self.x, "(nodes, C)", (None, None))
         nodes, device = self.x.shape[0], self.x.device
@@ -165,15 +177,16 @@ class Graphs(NamedTuple):
             raise ValueError(f"{owner}: ptr must end with the number of nodes {nodes}, got {ptr[-1]}")
         if ptr != sorted(ptr):
             b, some = next((b, some) for b, some in enumerate(pairwise(ptr)) if some[1] < some[0])
-            raise ValueError(f"{owner}: ptr must not fall, got ptr[{b}] = {some[0]} and ptr[{b + 1}] = {some[1]}")
+            raise ValueError(f"{owner}: ptr must not decrease, got ptr[{b}] = {some[0]} and ptr[{b + 1}] = {some[1]}")
 
     def to(self, *where: Any, **named: Any) -> Graphs:
-        """On a device, in a floating-point dtype, or as a Tensor is: as `Tensor.to`; other fields keep their dtype."""
+        """Moved to a device, a floating-point dtype or those of a Tensor, as `Tensor.to`; integers keep their dtype."""
         return _to(self, *where, **named)
 
     def pin_memory(self) -> Graphs:
-        """In page-locked memory, which a GPU reads on its own."""
-        return type(self)(*(x if x is None else x.pin_memory() for x in self))
+        """In page-locked memory, for faster copies to a GPU."""
+        fields: list[Any] = [x if x is None else x.pin_memory() for x in self]
+        return type(self)(*fields)
 
     @property
     def size(self) -> int:
@@ -191,7 +204,7 @@ class Graphs(NamedTuple):
 
     @property
     def local(self) -> Tensor:
-        """(nodes,) number of each node in its graph."""
+        """(nodes,) the number of each node within its graph."""
         return torch.arange(self.x.shape[0], device=self.ptr.device) - self.ptr[self.graph]
 
     @property
@@ -212,21 +225,24 @@ class Graphs(NamedTuple):
         return self.x.new_ones(self.edge_index.shape[1], 1) if self.edge_attr is None else self.edge_attr
 
     def moved(self, group: Any, g: Any) -> Graphs:
-        """g . batch, for elements g of one sample a graph: the nodes in their new order, edges and pairs renumbered."""
+        """g . batch, for elements g with one sample per graph: nodes reordered, edges and pairs renumbered."""
         old = self._old_numbers(group, g)
         new = torch.empty_like(old).index_put((old,), torch.arange(len(old), device=old.device))
         frame, pairs = None if self.frame is None else self.frame[old], None if self.pairs is None else new[self.pairs]
         return self._replace(x=self.x[old], edge_index=new[self.edge_index], frame=frame, pairs=pairs)
 
     def carried(self, group: Any, g: Any, values: Tensor, layout: str) -> Tensor:
-        """g . values, for elements g of one sample a graph: values of nodes (nodes, ...), layout "nc", or of graphs or pairs,
-        layout "c", which stay. ValueError for other layouts."""
+        """g . values, for elements g with one sample per graph.
+
+        layout "nc": values of nodes (nodes, ...), which move. layout "c": values of graphs or pairs, which stay. ValueError
+        for other layouts.
+        """
         if layout not in ("nc", "c"):
             raise ValueError(f"Graphs.carried: layout must be 'nc' or 'c', got {layout!r}")
         return values[self._old_numbers(group, g)] if layout == "nc" else values
 
     def _old_numbers(self, group: Any, g: Any) -> Tensor:
-        """(nodes,) the global number that every node of g . batch has in the batch."""
+        """(nodes,) the number in the batch of every node of g . batch."""
         if group.keeps("n"):
             return torch.arange(self.x.shape[0], device=self.device)
         if (N := getattr(group, "n", None)) is None:
@@ -236,13 +252,15 @@ class Graphs(NamedTuple):
         return old[torch.arange(N, device=self.device) < self.num_nodes[:, None]]
 
     def names(self, rows: int) -> Tensor:
-        """(rows,) names of the nodes by their graph's `key` (without one: its place) and their places in it; with a row a
-        graph, of its first node."""
+        """(rows,) keys for fixed noise, one per node, or one per graph: that of its first node.
+
+        A key combines the graph's `key` (default: its position in the batch) and the node's number in the graph.
+        """
         key = torch.arange(self.size, device=self.device) if self.key is None else self.key
         return key * MOST_NODES if rows == self.size else key[self.graph] * MOST_NODES + self.local
 
     def padded(self, values: Tensor, N: int) -> Tensor:
-        """values (nodes, S) as (B, S, N), 0 beyond each graph's nodes. ValueError for a graph of more than N nodes."""
+        """values (nodes, S) as (B, S, N), zero-padded. ValueError for a graph with more than N nodes."""
         if looks_at_values(self.ptr) and self.size and (most := int(self.num_nodes.max())) > N:
             graph = int(self.num_nodes.argmax())
             raise ValueError(f"Graphs: a graph must have at most N = {N} nodes, got {most} in graph {graph}")
@@ -250,7 +268,7 @@ class Graphs(NamedTuple):
         return out.index_put((self.graph, self.local), values).mT
 
     def matrix(self, values: Tensor, N: int) -> Tensor:
-        """values (E, C) as matrices (B, N, N, C): sums over the edges from row to column."""
+        """values (E, C) as matrices (B, N, N, C), summed over the edges from row to column."""
         graph, local = self.graph, self.local
         u, v = self.edge_index
         out = values.new_zeros(self.size, N, N, values.shape[1])
@@ -268,7 +286,7 @@ def _to(
     dtype: torch.dtype | None = None,
     non_blocking: bool = False,
 ) -> Any:
-    """The NamedTuple's tensors on a device, the floating-point ones in a dtype. TypeError for a dtype of integers."""
+    """The NamedTuple with its tensors on a device, floating-point ones in a dtype. TypeError for an integer dtype."""
     for one in where:
         if isinstance(one, Tensor):
             device, dtype = one.device, one.dtype
@@ -291,22 +309,22 @@ def _to(
 
 
 def check_batch(owner: str, batch: Any, *fields: str) -> None:
-    """TypeError where batch is no batch, or has none of the fields that the owner reads."""
+    """TypeError unless batch is a batch with the fields that the owner reads."""
     kind = type(batch).__name__
     if not hasattr(batch, "check"):
-        way_out = "; read it with psf.Graphs.from_data" if hasattr(batch, "edge_index") else ""
+        way_out = "; convert it with psf.Graphs.from_data" if hasattr(batch, "edge_index") else ""
         raise TypeError(
-            f"{owner}: batch must be Graphs, PointClouds or another batch with a check, got {kind}{way_out}"
+            f"{owner}: batch must be Graphs, PointClouds or another batch with a check method, got {kind}{way_out}"
         )
     if missing := [name for name in fields if not hasattr(batch, name)]:
         raise TypeError(f"{owner}: batch must have {' and '.join(fields)}, got {kind} without {missing[0]}")
 
 
 def check_all_valid(owner: str, batch: Batch) -> None:
-    """ValueError where the batch has num_nodes: the owner takes every node as a valid one."""
+    """ValueError if the batch has num_nodes, for an owner that treats every node as valid."""
     if (given := batch.num_nodes) is not None:
         got = tuple(given.shape) if isinstance(given, Tensor) else given
-        raise ValueError(f"{owner}: num_nodes must be None, as every node counts as a valid one, got {got}")
+        raise ValueError(f"{owner}: num_nodes must be None (every node counts as valid), got {got}")
 
 
 def _check_field(
@@ -318,7 +336,7 @@ def _check_field(
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Raises unless x is a Tensor of these sizes (None: any; axes: the same in words), device and dtype."""
+    """Raises unless x is a Tensor of these sizes (None: any), device and dtype. axes: the sizes in words."""
     if x is None:
         raise ValueError(f"{owner}: {name} must be {axes}, got None")
     if not isinstance(x, Tensor) or dtype not in (None, x.dtype):

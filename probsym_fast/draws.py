@@ -1,6 +1,6 @@
-"""Random numbers from a counter: a number depends on (seed, stream, row, sample, place) alone, not on what was drawn before.
+"""Counter-based random numbers: each depends only on (seed, stream, row, sample, place), not on earlier draws.
 
-So a sample's noise is the same whether the samples are drawn together or in chunks, on any device.
+So a sample's noise is the same for any chunking of the samples and on any device.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ KINDS = "independent", "antithetic", "stratified"
 class Draws:
     """The noise of one forward pass: samples `first`, `first + 1`, ... of the seed.
 
-    generator: the seed is drawn from it (None: torch's global generator; one of a GPU is waited for), a torch.Generator or
-    numpy's. seed: given instead, an int (also numpy's) of 64 bits or a () int64 tensor. Where operations are recorded
-    (torch.compile, torch.export, a CUDA graph) every run of the recording draws its own numbers: of the tensor that is given
-    as seed, else from torch's global generator, on `device`.
+    generator: source of the seed, a torch.Generator or NumPy's; None: torch's global generator. A GPU's generator waits for
+    the GPU. seed: given instead, an int (also NumPy's) of 64 bits or a () int64 tensor. Where operations are recorded
+    (torch.compile, torch.export, a CUDA graph) every run of the recording draws its own numbers: from the seed tensor, else
+    from torch's global generator, on `device`.
 
-    kind: "independent" samples; "antithetic": samples 2k and 2k + 1 mirror each other, z and -z, u and 1 - u, and uniform
-    elements of O(d) and SO(d) g and a partner; "stratified": the same, but these elements run through the signs of the axes,
-    2^d or 2^(d - 1) samples in turn. A sample alone is distributed as ever, so that no expectation changes; a mean over all
-    of a block varies less where what is averaged is odd in the noise, and more where it is even.
+    kind: "independent" samples. "antithetic": samples 2k and 2k + 1 mirror each other: z and -z, u and 1 - u, and for
+    uniform elements of O(d) and SO(d) g and a partner. "stratified": the same, but these elements run through the signs of
+    the axes, 2^d or 2^(d - 1) consecutive samples. Each single sample keeps its distribution, so no expectation changes. A
+    mean over whole blocks has less variance for functions that are odd in the noise, and more for even ones.
 
-    Raises TypeError for another seed or generator, ValueError for a seed of more than 64 bits and for both together,
-    RuntimeError for a generator where operations are recorded (a recording cannot take it in: pass a seed), and under
-    torch.jit.trace, which would keep one set of numbers for ever (use torch.export).
+    Raises TypeError for another seed or generator. ValueError for a seed of more than 64 bits, and for both together.
+    RuntimeError for a generator where operations are recorded (pass a seed), and under torch.jit.trace, which would freeze
+    the numbers (use torch.export).
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Draws:
     ):
         check_kind("Draws", kind)
         if torch.jit.is_tracing():
-            raise RuntimeError("Draws: torch.jit.trace would keep one set of random numbers; use torch.export")
+            raise RuntimeError("Draws: torch.jit.trace would freeze the random numbers; use torch.export")
         if generator is not None and seed is not None:
             raise ValueError("Draws: either generator or seed must be None, got both")
         if seed is None:
@@ -66,11 +66,11 @@ class Draws:
         return draws
 
     def starting(self, first: int) -> Draws:
-        """The same numbers from another sample on: of a later chunk."""
+        """The same numbers from sample `first` on, for a later chunk."""
         return self._with(self.forks, first=first)
 
     def seeded(self, seed: int | Tensor) -> Draws:
-        """The same samples and kind with numbers of another seed."""
+        """The same samples and kind, with the numbers of another seed."""
         return self._with((), seed=seed)
 
     def fork(self, number: int) -> Draws:
@@ -78,7 +78,7 @@ class Draws:
         return self._with((*self.forks, number))
 
     def place(self, samples: int, block: int, device: torch.device | str = "cpu") -> Tensor:
-        """(samples,) int64: where in its block of so many each sample stands."""
+        """(samples,) int64: the position of each sample in its block of `block` samples."""
         return torch.arange(self.first, self.first + samples, device=device) % block
 
     def uniform(
@@ -92,8 +92,9 @@ class Draws:
     ) -> Tensor:
         """U[0, 1) of shape (rows, S, ...), float64 with 32 random bits.
 
-        stream: a name for the purpose; other names, other numbers. rows: (shape[0],) int64 that name the rows in place of
-        0, 1, ... . block: so many samples in turn get the same numbers; None: as the kind says, mirrored or one by one.
+        stream: name of the purpose; another name gives other numbers. rows: (shape[0],) int64 keys of the rows in place
+        of 0, 1, ... . block: number of consecutive samples that share their numbers; None: as the kind says, mirrored
+        or one by one.
         """
         return self._noise(shape, stream, rows, device, block, normal=False)
 
@@ -106,7 +107,7 @@ class Draws:
         device: torch.device | str = "cpu",
         block: int | None = None,
     ) -> Tensor:
-        """N(0, 1) of shape (rows, S, ...), float64; arguments as of `uniform`."""
+        """N(0, 1) of shape (rows, S, ...), float64; arguments as in `uniform`."""
         return self._noise(shape, stream, rows, device, block, normal=True)
 
     def _noise(self, shape, stream, rows, device, block, *, normal: bool) -> Tensor:
@@ -115,7 +116,7 @@ class Draws:
         device = torch.device(device)
         if isinstance(self.seed, Tensor):
             seed = self.seed.to(device)
-        else:  # a fill, not a copy, which a GPU would wait for
+        else:  # a fill: a copy would wait for the GPU
             seed = torch.full((), self.seed, dtype=torch.int64, device=device)
         mirrored = block is None and self.kind != "independent"
         return noise(
@@ -138,32 +139,30 @@ def check_kind(owner: str, kind: str, name: str = "kind") -> None:
 
 
 def _drawn_seed(
-    generator: torch.Generator | numpy.random.Generator | None, device: torch.device | None
+    generator: torch.Generator | numpy.random.Generator | None, device: torch.device | str | None
 ) -> int | Tensor:
-    """62 random bits; where operations are recorded a tensor on the device, which every run draws again."""
+    """62 random bits. Where operations are recorded, a tensor on the device that every run draws again."""
     if not isinstance(generator, torch.Generator | numpy.random.Generator | None):
         raise TypeError(f"Draws: generator must be torch's or numpy's Generator, got {type(generator).__name__}")
     compiling = torch.compiler.is_compiling()
     if generator is not None and (compiling or (isinstance(generator, numpy.random.Generator) and _capturing())):
-        raise RuntimeError(
-            "Draws: a generator cannot be recorded; pass seed=, a () int64 tensor, for numbers of your own"
-        )
+        raise RuntimeError("Draws: a generator cannot be recorded; pass seed=, an int or a () int64 tensor")
     if isinstance(generator, numpy.random.Generator):
         return int(generator.integers(2**62))
-    if compiling or (generator is None and transformed()):  # under vmap it may be another for each of the batch
+    if compiling or (generator is None and transformed()):  # vmap may ask for a different seed per example
         return torch.randint(2**62, (), device=device)
     if not _capturing():
         return int(
             torch.randint(2**62, (), generator=generator, device=None if generator is None else generator.device)
         )
     device = "cuda" if generator is None else generator.device
-    return torch.randint(2**62, (), generator=generator, device=device)  # the capture registers generators of the GPU
+    return torch.randint(2**62, (), generator=generator, device=device)  # the capture registers the GPU's generators
 
 
 def check_seed(owner: str, name: str, seed: int | Tensor) -> int | Tensor:
-    """A seed as the int64 of its bits, or as the () tensor that it is.
+    """A seed as the int64 with its bits, or the () tensor itself.
 
-    Raises TypeError for what is neither, ValueError for an int of more than 64 bits and a tensor of another shape.
+    Raises TypeError for other types, ValueError for an int of more than 64 bits and for a tensor of another shape.
     """
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64:
@@ -177,7 +176,7 @@ def check_seed(owner: str, name: str, seed: int | Tensor) -> int | Tensor:
             kind if torch.compiler.is_compiling() else f"{kind} {seed!r}"
         )  # a compiler cannot print a value of NumPy's
         raise TypeError(f"{owner}: {name} must be an int or a () int64 Tensor, got {got}")
-    if isinstance(seed, numpy.integer):  # of others index would fix a compiled program to this seed
+    if isinstance(seed, numpy.integer):  # index() of a SymInt would fix a compiled program to this seed
         seed = operator.index(seed)
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"{owner}: {name} must be an int of 64 bits, got {seed}")
@@ -190,7 +189,7 @@ def _capturing() -> bool:
 
 
 class RandomState:
-    """The global random numbers of the CPU and a device, as they stand; `restore` brings them back."""
+    """Snapshot of the global random state of the CPU and a device; `restore` brings it back."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -206,7 +205,7 @@ class RandomState:
 def seed_generators(seed: int) -> None:
     """torch.manual_seed for the CPU and for GPUs in use.
 
-    Where CUDA is built and not in use, that one formats the caller's stack at every call, to be shown should CUDA start.
+    With CUDA built but not in use, torch's own function formats the caller's stack at every call.
     """
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
@@ -214,7 +213,7 @@ def seed_generators(seed: int) -> None:
 
 
 def seeded(seed: int, purpose: str, step: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator for one draw: the same (seed, purpose, step) gives the same noise, whatever was drawn before."""
+    """A generator for one draw: the same (seed, purpose, step) gives the same noise, independent of earlier draws."""
     mixed = seed
     for part in (*purpose.encode(), step):
         mixed = (mixed * 6364136223846793005 + part + 1442695040888963407) % 2**63

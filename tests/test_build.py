@@ -96,13 +96,13 @@ EXTENSIONS = {  # the file that stands for the extension, what it holds, what is
     "older source": (
         "_C.py",
         f"torch_version = {TORCH!r}",
-        "the compiled kernels are of another version of probsym_fast, "
+        "the compiled kernels come from another version of probsym_fast, "
         "without differentiate, instruction_set, register_kernels: ",
     ),
     "without a torch version": (
         "_C.py",
         "differentiate = instruction_set = register_kernels = None",
-        "the compiled kernels are of another version of probsym_fast, without torch_version: ",
+        "the compiled kernels come from another version of probsym_fast, without torch_version: ",
     ),
     "another torch": (
         "_C.py",
@@ -149,7 +149,8 @@ def test_kernels_of_another_schema_are_not_used_and_end_no_process():
     assert done.returncode == 0, done.stderr
     problem, shape = done.stdout.strip().splitlines()
     assert (
-        problem.startswith("the compiled kernels are of another version of probsym_fast (") and "aggregate" in problem
+        problem.startswith("the compiled kernels come from another version of probsym_fast (")
+        and "aggregate" in problem
     )
     assert shape == "torch.Size([1, 2, 3])"
 

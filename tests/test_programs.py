@@ -187,6 +187,6 @@ def test_traces_are_refused():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tracing, which is deprecated
         with pytest.raises(
-            RuntimeError, match=r"Draws: torch\.jit\.trace would keep one set of random numbers; use torch\.export"
+            RuntimeError, match=r"Draws: torch\.jit\.trace would freeze the random numbers; use torch\.export"
         ):
             torch.jit.trace(program, tuple(inputs), check_trace=False)

@@ -1,4 +1,4 @@
-// act_orthogonal and its gradient on the CPU: what is computed for one sample stands in act_orthogonal.kernel.h.
+// act_orthogonal and its gradient on the CPU: act_orthogonal.kernel.h computes one sample.
 // Vectors are (B, n, d, C), shared by the samples, or (B, S, n, d, C); frames (B, S, d, d).
 #include "../kernels.h"
 #include "rows.h"

@@ -1,4 +1,4 @@
-// aggregate on the CPU: every node sums its neighbours' rows; the gradient is the same with the edges turned round.
+// aggregate on the CPU: every node sums its neighbours' rows; the gradient does the same with the edges reversed.
 #include "../kernels.h"
 #include "rows.h"
 #define PSF_KERNEL "aggregate.kernel.h"
@@ -12,7 +12,7 @@ namespace {
 using at::Tensor;
 using Maybe = std::optional<Tensor>;
 
-constexpr int64_t part = 4096;  // numbers summed at a time in the gradient of `own`, whatever the threads
+constexpr int64_t part = 4096;  // values summed at a time in the gradient of `own`, for any number of threads
 
 void check(Arguments& in, const Tensor& x, const Tensor& edge_index, const Maybe& ptr, const Maybe& own) {
   in.floats("x", x);

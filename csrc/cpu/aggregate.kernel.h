@@ -1,4 +1,4 @@
-// sums += rows of x, n numbers each: those with the numbers given, or `count` neighbouring ones.
+// sums += rows of x, n values each: those with the given indices, or `count` consecutive ones.
 #include "vectors.h"
 
 template <class T> void add_rows(const T* x, const int64_t* rows, int64_t count, int64_t n, T* sums) {

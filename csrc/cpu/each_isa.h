@@ -1,6 +1,6 @@
 // Includes the header PSF_KERNEL once for each instruction set, inside namespace psf::baseline, psf::avx2, psf::avx512.
-// No guard: every op includes it. simd.h stands before the header, in the same namespace and with vectors as wide as the
-// registers of the instruction set; the header may include laplace.h, which is written for the same.
+// No include guard: every op includes it. simd.h comes before the header, in the same namespace, with vectors as wide as the
+// registers of the instruction set. The header may include laplace.h, which is written for the same use.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>

@@ -16,7 +16,7 @@ using Maybe = std::optional<Tensor>;
 
 constexpr int64_t tile_bytes = 32 << 20;  // of patch matrices at a time
 
-// Samples one after the other, and which tokens of each hold valid slots.
+// The samples in order, and the tokens of each that hold valid slots.
 struct Tiles {
   int64_t B, S, N, C, D, grid, patch, width;
   const int64_t *order, *slots;
@@ -25,7 +25,7 @@ struct Tiles {
   std::vector<std::vector<int32_t>> cells;   // of each graph: (cell, cell') of its tokens
   std::vector<int64_t> first;                // row of a sample's first token, over all samples
 
-  // Of checked arguments, but for num_nodes and the values.
+  // The arguments are checked, except num_nodes and the values.
   Tiles(Arguments& in, Dim& graphs, const Maybe& num_nodes, const Tensor& order_in, const Tensor& slots_in, int64_t grid, const Tensor& W)
       : B(order_in.size(0)), S(order_in.size(1)), N(order_in.size(2)), C(W.size(1)), D(W.size(2)), grid(grid),
         patch(slots_in.size(0) / grid), width(W.size(0) * W.size(1)), order_(order_in.contiguous()), slots_(slots_in.contiguous()) {
@@ -42,7 +42,7 @@ struct Tiles {
             used.push_back(static_cast<int32_t>(cell));
             break;
           }
-      pairs.reserve(2 * used.size() * used.size());  // refused at once where there are too many
+      pairs.reserve(2 * used.size() * used.size());  // fails at once if there are too many
       for (const int32_t i : used)
         for (const int32_t j : used) pairs.insert(pairs.end(), {i, j});
       for (int64_t s = 0; s < S; ++s) first.push_back(first.back() + static_cast<int64_t>(pairs.size() / 2));
@@ -53,7 +53,7 @@ struct Tiles {
   int64_t samples() const { return B * S; }
   int64_t rows(int64_t sample) const { return first[sample + 1] - first[sample]; }
 
-  // f(first sample, samples) of as many as fit the tile.
+  // f(first sample, samples), for as many as fit the tile.
   template <class F> void for_each_tile(F f) const {
     for (int64_t begin = 0; begin < samples();) {
       int64_t end = begin + 1;
@@ -77,7 +77,7 @@ struct Tiles {
     return out;
   }
 
-  // f(row of the tile's compact rows, row of all tokens) for every token of the samples.
+  // f(row among the tile's compact rows, row among all tokens) for every token of the samples.
   template <class F> void for_each_token(int64_t begin, int64_t end, F f) const {
     at::parallel_for(begin, end, 1, [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i)
@@ -148,7 +148,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> embed_matrix_backward
       if (!needs_matrix && !needs_t) return;
       const Tensor d_patches = product(d_out, flat);
       const T* d = d_patches.const_data_ptr<T>();
-      // graphs are spread over the threads, so that the sums of d_matrix over samples keep their order
+      // one thread per graph, so that the sums of d_matrix over samples keep their order
       at::parallel_for(begin / x.S, (end - 1) / x.S + 1, 1, [&](int64_t from, int64_t to) {
         for (int64_t i = std::max(begin, from * x.S); i < std::min(end, to * x.S); ++i) {
           const int64_t b = i / x.S, n = x.nodes[b], at = i * x.N;

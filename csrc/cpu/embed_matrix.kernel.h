@@ -1,9 +1,9 @@
-// Dense matrices: what stands between them and the matrix products. Rows of a patch matrix are tokens, (rows, patch^2 C).
+// Gathers between dense matrices and the matrix products. Rows of a patch matrix are tokens, (rows, patch^2 C).
 #include "vectors.h"
 #include "soft_rows.h"
 
 // The permuted matrix of a sample in patches: out[row][o, o', :] = A[order[i], order[j], :] for the rows given by their
-// (cell, cell'), slot(cell, o) = i, slot(cell', o') = j; 0 where a place has no valid slot.
+// (cell, cell'), slot(cell, o) = i, slot(cell', o') = j; 0 if a place has no valid slot.
 template <class T>
 void gather_patches(const T* A, const int64_t* order, int64_t nodes, int64_t N, int64_t C, const int64_t* slots, int64_t patch,
                     const int32_t* cells, int64_t rows, T* out) {
@@ -19,7 +19,7 @@ void gather_patches(const T* A, const int64_t* order, int64_t nodes, int64_t N, 
     }
 }
 
-// The way back, added up: dA'[i, j, :] (n, n, C).
+// The transpose, summed: dA'[i, j, :] (n, n, C).
 template <class T>
 void scatter_patches(const T* patches, int64_t nodes, int64_t C, const int64_t* slots, int64_t patch, const int32_t* cells, int64_t rows,
                      T* out) {

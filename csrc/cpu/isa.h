@@ -1,4 +1,4 @@
-// Which instruction set the CPU kernels use: each kernel is compiled once for each (each_isa.h) and chosen at run time.
+// The instruction set of the CPU kernels: each kernel is compiled once per set (each_isa.h) and selected at run time.
 #pragma once
 #include <c10/util/Exception.h>
 

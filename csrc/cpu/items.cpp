@@ -1,4 +1,4 @@
-// The four sums of items.h: what is spread over the threads, and in which blocks.
+// The four sums of items.h: their blocks, and how threads share them.
 #include "items.h"
 
 #include "product.h"
@@ -14,12 +14,12 @@ using at::Tensor;
 
 namespace {
 
-constexpr int64_t block_bytes = 256;       // of a packed block of the width: many weight rows stay in the second cache
-constexpr int64_t most_entries = 1 << 24;  // in a list, of 12 or 16 bytes
-constexpr double gemm_gain = 5;            // how much faster a product in a GEMM is than one in a dot
-constexpr int64_t gemm_bytes = 2 << 20;    // of the products kept at a time: they stay in the cache
+constexpr int64_t block_bytes = 256;       // of a packed block of the width: many weight rows fit the L2 cache
+constexpr int64_t most_entries = 1 << 24;  // in a list, 12 or 16 bytes each
+constexpr double gemm_gain = 5;            // speed of a product in a GEMM relative to one in a dot
+constexpr int64_t gemm_bytes = 2 << 20;    // of the products kept at a time: they fit the cache
 
-// Counting sort: where the elements with each key begin, and the elements by key, in their order.
+// Stable counting sort: where the elements of each key begin, and the elements by key.
 void sort_by(const int64_t* key, int64_t count, int64_t keys, std::vector<int64_t>& begin, std::vector<int64_t>& sorted) {
   begin.assign(keys + 1, 0);
   for (int64_t i = 0; i < count; ++i) ++begin[key[i] + 1];
@@ -29,9 +29,9 @@ void sort_by(const int64_t* key, int64_t count, int64_t keys, std::vector<int64_
   for (int64_t i = 0; i < count; ++i) sorted[next[key[i]]++] = i;
 }
 
-// Whether the entries are so many that each weight row is read often, and few enough to list: then blocks are packed.
+// Whether to pack blocks: enough entries that each weight row is read often, but few enough to list.
 bool is_dense(const Items& items, at::IntArrayRef W, int64_t L) {
-  constexpr int64_t most = std::numeric_limits<int32_t>::max();  // of rows that an entry can name
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();  // most rows that an entry can index
   const int64_t entries = items.M * items.S;
   return items.B * items.S * L <= most && W[0] * W[1] <= most && entries > 2 * W[0] * W[1] && entries * W[1] < most_entries && W[2] >= 16;
 }
@@ -44,7 +44,7 @@ template <class T> std::vector<Entry<T>> entries_of(const Items& items, const Ax
   return entries;
 }
 
-// The same terms the other way round, sorted by what is now `to`, in their order.
+// The transposed terms, stably sorted by the new `to`.
 template <class T> std::vector<Entry<T>> by_weight_row(const std::vector<Entry<T>>& entries, int64_t rows) {
   std::vector<int64_t> next(rows + 1);
   for (const Entry<T>& x : entries) ++next[x.from + 1];
@@ -54,7 +54,7 @@ template <class T> std::vector<Entry<T>> by_weight_row(const std::vector<Entry<T
   return sorted;
 }
 
-// Whether the entries fill so much of a matrix (to, from) that a GEMM is faster than adding rows.
+// Whether the entries fill enough of a matrix (to, from) for a GEMM to be faster than adding rows.
 template <class T> bool fills(const std::vector<Entry<T>>& entries, int64_t to, int64_t from) {
   return gemm_gain * static_cast<double>(entries.size()) > static_cast<double>(to) * static_cast<double>(from);
 }
@@ -74,8 +74,8 @@ std::vector<int32_t> transposed_rows(int64_t N, int64_t C) {
   return rows;
 }
 
-// out[to] += scale value in[from] over all entries, in blocks of the width: pack(row, first, count, memory) fetches row of `in`,
-// of `rows`; out (*, D). fresh: out[to] = the sum, of entries sorted by `to`, and out[mirror[to]] too.
+// out[to] += scale value in[from] over all entries, in blocks of the width. pack(row, first, count, memory) fetches a row of
+// the `rows` rows of `in`; out (*, D). fresh: out[to] = the sum, for entries sorted by `to`, and out[mirror[to]] too.
 template <class T, class Pack>
 void add_products(const std::vector<Entry<T>>& entries, T scale, Pack pack, int64_t rows, T* out, int64_t D, bool fresh, const int32_t* mirror = nullptr) {
   constexpr int64_t block = block_bytes / sizeof(T);
@@ -90,7 +90,7 @@ template <class T> auto copied_rows(const T* in, int64_t D) {
   return [in, D](int64_t row, int64_t from, int64_t width, T* memory) { std::memcpy(memory, in + row * D + from, width * sizeof(T)); };
 }
 
-// tokens[to] += scale value (W[i, j] + W[j, i]) over the pairs i <= j of symmetric values, with one token; the diagonal half.
+// tokens[to] += scale value (W[i, j] + W[j, i]) over the pairs i <= j of symmetric values, with one token; half on the diagonal.
 template <class T>
 void add_symmetric_products(std::vector<Entry<T>>& entries, T scale, const T* W, int64_t N, int64_t C, T* tokens, int64_t D) {
   std::vector<std::array<int64_t, 2>> pair(pairs(N) * C);
@@ -290,7 +290,7 @@ Tensor weight_gradient(const Items& items, const Axis& axis, const Tensor& value
     using T = scalar_t;
     const T *a = values.const_data_ptr<T>(), *x = tokens.const_data_ptr<T>();
     T* out = dW.mutable_data_ptr<T>();
-    // every thread has its own part of the width: the order of the sums does not depend on the threads
+    // each thread has its own part of the width, so the order of the sums does not depend on the threads
     if (is_dense(items, shape, L)) {
       const int64_t rows = shape[0] * C;
       std::vector<Entry<T>> entries = entries_of<T>(items, axis, values, L);
@@ -358,20 +358,20 @@ std::array<Tensor, 3> permutation_gradient(Items& items, const Axis& axis, const
   const Tensor t = t_in.contiguous(), log_r = log_r_in.contiguous(), log_c = log_c_in.contiguous();
   const std::array<Tensor, 3> out{at::zeros_like(t), at::zeros_like(t), at::zeros_like(t)};
   const int64_t C = W.size(1), D = W.size(2), L = tokens.size(2), S = items.S, N = items.N, samples = items.B * S, width = W.size(0) * C;
-  // All products of a sample at once, by a GEMM of a few samples, where so many of them are needed.
+  // If most products are needed, a GEMM over a few samples computes all of them.
   const bool gemm = static_cast<double>(samples) * static_cast<double>(L * width) < gemm_gain * items.products();
   AT_DISPATCH_FLOATING_TYPES(W.scalar_type(), "permutation_gradient", [&] {
     using T = scalar_t;
     const T *a = values.const_data_ptr<T>(), *x = tokens.const_data_ptr<T>();
     const int64_t tile = gemm ? std::clamp<int64_t>(gemm_bytes / (L * width * static_cast<int64_t>(sizeof(T))), 1, std::max<int64_t>(1, samples)) : samples;
     const Tensor flat = tokens.flatten(0, 1);
-    // with one token the first offset is the first slot: samples of few nodes together need no more of them
+    // with one token the first offset is the first slot: samples with few nodes need only the first offsets
     std::vector<int64_t> sorted(samples);
     std::iota(sorted.begin(), sorted.end(), 0);
     const bool one_token = gemm && axis.grid == 1;
     if (one_token) std::stable_sort(sorted.begin(), sorted.end(), [&](int64_t i, int64_t j) { return items.nodes(i / S) < items.nodes(j / S); });
     const Tensor picked = one_token ? flat.index_select(0, at::tensor(sorted)) : flat;
-    // with one token every slot is a place: a symmetric graph's gradient needs the products with W + W^T alone, once a pair
+    // with one token every slot is a place: a symmetric graph's gradient needs only products with W + W^T, one per pair
     const bool symmetric = one_token && samples > 0 && items.symmetric(values);
     const Tensor rows = symmetric ? symmetric_rows(W, N, items.nodes(sorted.back() / S)) : W.flatten(0, 1);
     const int64_t mixed = axis.patch * D, scratch = soft_scratch(N) + (gemm ? 0 : mixed);

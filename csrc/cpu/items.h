@@ -1,7 +1,7 @@
-// Items on patches, the common ground of `embed` and `readout`. An item is a node (k = 1) or a pair of nodes (k = 2) of one
-// graph, with C values. Under a sample's permutation it stands in a slot, or pair of slots, of the N (x N) array; padding
-// gives a slot any number of places along an axis of grid * patch, and a place (pair) is in a token, at an offset in its
-// patch. So an item has entries (token, offset), and everything is a sum over the entries of all items:
+// Items on patches, shared by `embed` and `readout`. An item is a node (k = 1) or a pair of nodes (k = 2) of one graph, with
+// C values. A sample's permutation puts it into a slot, or pair of slots, of the N (x N) array. Padding gives a slot any
+// number of places along an axis of grid * patch. A place (pair) is in a token, at an offset in its patch. So an item has
+// entries (token, offset), and every result is a sum over the entries of all items:
 //   scatter               tokens[token] += scale value_c W[offset, c]
 //   gather                value_c        = scale sum_samples <tokens[token], W[offset, c]>
 //   weight_gradient       dW[offset, c] += scale value_c tokens[token]
@@ -15,8 +15,8 @@
 
 namespace psf {
 
-// The axes of the ops on patches, and the checks of the arguments that they share: `axes` of N slots each (as many as items
-// have nodes), cut into `grid` patches of P = max(1, ceil(N / grid)).
+// The axes of the ops on patches, and their shared argument checks: `axes` axes of N slots each (one per node of an item),
+// cut into `grid` patches of P = max(1, ceil(N / grid)).
 struct PatchedAxes {
   Dim B{"B"}, S{"S"}, N{"N", 1, most_slots}, D{"D", 1}, C{"C", 1}, P{"P"}, L{"L"}, M{"M"};
   Dim k{"k"}, places{"grid P"}, offsets{"B + 1"};
@@ -27,7 +27,7 @@ struct PatchedAxes {
 };
 inline int64_t axes_of(const at::Tensor& weight) { return weight.dim() == 4 ? 2 : 1; }
 
-// One axis: where the slots are after padding, as (cell, offset in the patch) of every place.
+// One axis: the places of the slots after padding, as (cell, offset in the patch).
 struct Axis {
   int64_t grid, patch;
   std::vector<int32_t> start, cell, offset;  // the places of slot j are start[j] to start[j + 1] - 1
@@ -40,7 +40,7 @@ template <class T> struct Soft {
   T* out[3];  // d_t, d_log_r, d_log_c
   T by_tau;
 };
-inline int64_t soft_scratch(int64_t N) { return 7 * (N + 16); }  // numbers that SoftRows needs, vectors of 16 at most
+inline int64_t soft_scratch(int64_t N) { return 7 * (N + 16); }  // values that SoftRows needs, with vectors of up to 16
 
 inline int64_t pairs(int64_t n) { return n * (n + 1) / 2; }  // of slots i <= j < n
 
@@ -54,10 +54,10 @@ template <class T> struct Entry {
 struct SampleView {
   const int64_t *rank, *order;       // slot of each local node and back
   int64_t first, nodes;              // global number of local node 0, valid nodes
-  const int64_t *u, *v;              // items by global node numbers; v null where k = 1
+  const int64_t *u, *v;              // items by global node numbers; v null if k = 1
   const int64_t* items;              // those of this graph
   int64_t count;
-  const int64_t *u_begin, *u_items;  // items by their first node and by their second: u_items[u_begin[node] ...]
+  const int64_t *u_begin, *u_items;  // items by first node and by second node: u_items[u_begin[node] ...]
   const int64_t *v_begin, *v_items;
 };
 
@@ -69,10 +69,10 @@ class Items {
   SampleView sample(int64_t b, int64_t s) const;
   int64_t graph(int64_t item) const { return graph_[item]; }
   int64_t nodes(int64_t graph) const { return ptr_.const_data_ptr<int64_t>()[graph + 1] - ptr_.const_data_ptr<int64_t>()[graph]; }
-  void sort_by_node();  // wanted for permutation_gradient; checks order, as a soft permutation's is read by it
+  void sort_by_node();  // for permutation_gradient; checks order, which a soft permutation's gradient reads
   // Whether the values of pairs (M, C) sum to a symmetric matrix in every graph.
   bool symmetric(const at::Tensor& values) const;
-  // 2 num_nodes summed over the items of all samples: the products with tokens that permutation_gradient makes without a GEMM.
+  // The sum of 2 num_nodes over the items of all samples: products with tokens in permutation_gradient without a GEMM.
   double products() const;
 
  private:
@@ -82,7 +82,7 @@ class Items {
 };
 
 at::Tensor weight_rows(const at::Tensor& weight);                        // (D, C, patch[, patch]) -> (patch^k, C, D), contiguous
-at::Tensor weight_like(const at::Tensor& rows, const at::Tensor& weight);  // the way back, a view
+at::Tensor weight_like(const at::Tensor& rows, const at::Tensor& weight);  // the inverse, a view
 
 void scatter(const Items& items, const Axis& axis, const at::Tensor& values, double scale, const at::Tensor& W,
              const std::optional<at::Tensor>& bias, const at::Tensor& tokens);

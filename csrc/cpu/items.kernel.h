@@ -27,7 +27,7 @@ void scatter_sample(const Axis& axis, const SampleView& x, const T* values, int6
   });
 }
 
-// The entries of one sample with their values, tokens counted over all samples: at `out` for every nonzero value.
+// Appends the entries of one sample with nonzero values to `out`; tokens are counted over all samples.
 template <class T>
 void list_entries(const Axis& axis, const SampleView& x, const T* values, int64_t C, int64_t first_token, std::vector<Entry<T>>* out) {
   for_each_entry(axis, x, [&](int64_t item, int64_t token, int64_t offset) {
@@ -37,9 +37,9 @@ void list_entries(const Axis& axis, const SampleView& x, const T* values, int64_
   });
 }
 
-// out[to] += scale value in[from], `width` numbers of each: `in` is packed, in rows of 256 bytes, those of `out` are `stride`
-// apart. Neighbouring entries to one row are summed in registers. fresh: the sums take the place of what was there. mirror:
-// where each row of `out` stands a second time.
+// out[to] += scale value in[from], `width` values of each. `in` is packed in rows of 256 bytes; rows of `out` are `stride`
+// apart. Consecutive entries of one row are summed in registers. fresh: overwrite instead of adding. mirror: a second
+// position for each row of `out`.
 constexpr int block_vectors = 256 / PSF_VECTOR_BYTES;
 template <class T>
 void add_entries(const Entry<T>* entries, int64_t count, const T* in, T scale, T* out, int64_t stride, int64_t width, bool fresh, const int32_t* mirror) {
@@ -62,7 +62,7 @@ void add_entries(const Entry<T>* entries, int64_t count, const T* in, T scale, T
   }
 }
 
-// `width` numbers of the rows of dW (patch^k, C, D) and tokens (L, D).
+// `width` values of the rows of dW (patch^k, C, D) and tokens (L, D).
 template <class T>
 void weight_gradient_sample(const Axis& axis, const SampleView& x, const T* values, int64_t C, T scale, const T* tokens, int64_t D,
                             T* dW, int64_t width) {
@@ -72,7 +72,7 @@ void weight_gradient_sample(const Axis& axis, const SampleView& x, const T* valu
   });
 }
 
-// values (C,) of one item over all samples of its graph: x is the first sample's view with that item alone.
+// values (C,) of one item over all samples of its graph: x is the first sample's view of only that item.
 template <class T>
 void gather_item(const Axis& axis, SampleView x, int64_t S, int64_t N, const T* tokens, int64_t L, T scale, const T* W, int64_t C,
                  int64_t D, T* out) {
@@ -91,16 +91,16 @@ template <class T> void add_rows(const T* a, const T* b, int64_t count, T* out) 
   for (; i < count; ++i) out[i] = a[i] + b[i];
 }
 
-// How often one sample's row i of dL/dP takes <tokens[token], W[offset, c]>, the item's other index being fixed.
+// Adds multiples of <tokens[token], W[offset, c]> to row i of one sample's dL/dP, with the item's other index fixed.
 template <class T> struct Products {
   const Axis& axis;
   const T *tokens, *W, *Z;  // Z (L, patch^k, C): the products themselves, or null
-  bool one_token;           // Z (C, slots) where k = 1: every slot is a place
+  bool one_token;           // Z (C, slots), if k = 1: every slot is a place
   bool symmetric;           // Z (pairs of slots i <= j, C) holds those with W + W^T, of symmetric values
-  int64_t C, D, width;      // width: of Z, a token
+  int64_t C, D, width;      // width: of Z, per token
   T* mixed;                 // (patch, D)
 
-  // row[j] += sum_c a_c <tokens, W> with the moving index j of n in front (before: true) or behind the fixed slot.
+  // row[j] += sum_c a_c <tokens, W> with the moving index j of n before (before: true) or after the fixed slot.
   void add(T* row, int64_t n, const T* a, T scale, bool pair, bool before, int64_t fixed) const {
     if (!pair && one_token) {
       for (int64_t c = 0; c < C; ++c)
@@ -114,7 +114,7 @@ template <class T> struct Products {
              : add_at(row, n, a, scale, 1, 1, axis.cell[p] * axis.grid, axis.offset[p] * axis.patch);
   }
 
-  // Both terms of the pair at once.
+  // Both terms of a symmetric pair at once.
   void add_symmetric(T* row, int64_t n, const T* a, T scale, int64_t fixed) const {
     for (int64_t c = 0; c < C; ++c) {
       const T factor = scale * a[c];
@@ -142,7 +142,7 @@ template <class T> struct Products {
     const T* rows = W + (in_patch * C + last) * D;
     int64_t step = offsets * C * D;
     T factor = scale * a[last];
-    if (used > 1) {  // one mixed weight row an offset, for all slots
+    if (used > 1) {  // one mixed weight row per offset, for all slots
       for (int64_t o = 0; o < axis.patch; ++o) {
         std::memset(mixed + o * D, 0, D * sizeof(T));
         for (int64_t c = 0; c < C; ++c)

@@ -1,8 +1,8 @@
 // Products with the Laplacian kernel K[i, j] = exp(-|t_i - t_j| / tau) of one sorted vector t, in two scans of n:
 //   f_i = v_i + a_i f_{i-1},  b_i = v_i + a_{i+1} b_{i+1},  K v = f + b - v,  (sgn o K) v = b - f,
 // with a_i = exp(-(t_{i-1} - t_i) / tau), 0 at the ends. Every array holds the n slots of a tile's lanes side by side.
-// A slot with a_i = a_{i+1} = 0 is alone: padding is made of such slots and needs no masks.
-// A scan of a lane alone differs from the scan of its row by what enters from the lane's neighbour, times decays up to there.
+// A slot with a_i = a_{i+1} = 0 is isolated: padding consists of such slots and needs no masks.
+// A lane's own scan differs from its row's scan by what enters from the neighbouring lane, times the decays up to the slot.
 
 #include "../laplace_steps.h"
 
@@ -19,7 +19,7 @@ template <class T> struct Laplace {
     constexpr int L = lanes<T>;
     const int64_t step = (n + 1) * L;
     a = scratch, d = a + step, head = d + step, tail = head + step;
-    Vec<T> valid{}, inner{};  // inner: the row goes on to the left of the lane
+    Vec<T> valid{}, inner{};  // inner: the row continues to the left of the lane
     for (int l = 0; l < L; ++l) valid[l] = static_cast<T>(tile.count[l]);
     for (int l = 0; l < L; ++l) inner[l] = static_cast<T>(l % segments);
     const Vec<T> by_tau = splat<T>(1) / splat<T>(tau);
@@ -27,7 +27,7 @@ template <class T> struct Laplace {
     for (int64_t i = 0; i < n; ++i) {
       const Vec<T> here = load(t + i * L), gap = (before - here) * by_tau;
       Vec<T> decay = exponential<T>(-gap);
-      decay = splat<T>(static_cast<T>(i)) < valid ? decay : Vec<T>{};  // gap may be anything in the padding
+      decay = splat<T>(static_cast<T>(i)) < valid ? decay : Vec<T>{};  // the gap is arbitrary in the padding
       if (i == 0) decay = inner > T(0) ? decay : Vec<T>{};
       if (i > 0) product = product * decay;
       product = product > Lanes<T>::negligible ? product : Vec<T>{};
@@ -68,15 +68,15 @@ template <class T> struct Laplace {
   }
 };
 
-// A vector v between two passes: its values, its scan in the direction of the last pass, each lane for itself, and each
-// lane's sums over head_i v_i and tail_i v_i.
+// A vector v between two passes: its values, its scan within each lane in the direction of the last pass, and each lane's
+// sums of head_i v_i and tail_i v_i.
 template <class T> struct Scanned {
   T *v, *scan;
   Vec<T> to_first, to_last;
 };
 
-// One pass over the slots finishes the product with K of v and begins that of next(i, v_i, (K v)_i, ((sgn o K) v)_i),
-// which it leaves at `out`. up: with rising slots, after a pass with falling slots; else the other way round.
+// One pass over the slots finishes the product of K with v and starts that with next(i, v_i, (K v)_i, ((sgn o K) v)_i),
+// which it stores at `out`. up: in ascending order of slots, after a descending pass; else the reverse.
 template <bool up, class T, class Next> inline void pass(const Laplace<T>& K, Scanned<T>& x, T* out, const Next& next) {
   constexpr int L = lanes<T>;
   const T *a = up ? K.a : K.a + L, *to_other = up ? K.tail : K.head, *to_begin = up ? K.head : K.tail;
@@ -98,7 +98,7 @@ template <bool up, class T, class Next> inline void pass(const Laplace<T>& K, Sc
   x.to_last = up ? g : sum;
 }
 
-// Makes x ready for a first pass with rising slots.
+// Prepares x for a first ascending pass.
 template <class T> inline void begin(const Laplace<T>& K, Scanned<T>& x) {
   constexpr int L = lanes<T>;
   Vec<T> b{}, sum{};

@@ -1,6 +1,6 @@
-// linear_batch_norm_relu and its gradient on the CPU, in blocks of rows that stay in the second cache. z = x linear^T lies in
-// y's memory until y takes its place. The gradient computes it again, block by block with the bits that it had: once where
-// it fits into d_x's memory, else for the sums and for d_z.
+// linear_batch_norm_relu and its gradient on the CPU, in blocks of rows that fit the L2 cache. z = x linear^T is stored in
+// y's memory until y overwrites it. The gradient computes z again, block by block and bit by bit the same: once if it fits
+// into d_x's memory, else once for the sums and once for d_z.
 #include "../kernels.h"
 #include "rows.h"
 #define PSF_KERNEL "linear_batch_norm_relu.kernel.h"
@@ -13,7 +13,7 @@ namespace {
 
 using at::Tensor;
 
-constexpr int64_t block = 512;  // rows at a time, whatever the threads
+constexpr int64_t block = 512;  // rows at a time, for any number of threads
 
 // f(number, first row, rows) over blocks of rows.
 template <class F> void for_each_block(int64_t M, F f) {
@@ -68,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_batch_norm_relu(const Tensor& x_in, co
     const int64_t blocks = (M + block - 1) / block;
     const Product<T> product{x.const_data_ptr<T>(), linear_t.const_data_ptr<T>(), K, C};
     T *z = y.mutable_data_ptr<T>(), *m = mean.mutable_data_ptr<T>(), *v = variance.mutable_data_ptr<T>();
-    std::vector<T> parts(blocks * 2 * C);  // of every block: its mean, and the squares of the distances from it
+    std::vector<T> parts(blocks * 2 * C);  // of every block: its mean, and the sum of squared distances from it
     for_each_block(M, [&](int64_t k, int64_t row, int64_t rows) {
       product(row, rows, z + row * C);
       PSF_DISPATCH(moments<T>(z + row * C, rows, C, parts.data() + k * 2 * C, parts.data() + (k * 2 + 1) * C));
@@ -110,7 +110,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_batch_norm_relu_backward(const
     const Affine<T> to(mean, variance, weight, bias.contiguous(), eps);
     const Product<T> product{x.const_data_ptr<T>(), linear_t.const_data_ptr<T>(), K, C};
     std::vector<T> gradients(blocks * 2 * C);
-    T* const space = needs_x && K >= C ? d_x.mutable_data_ptr<T>() : nullptr;  // where d_x has room for z, it is kept there
+    T* const space = needs_x && K >= C ? d_x.mutable_data_ptr<T>() : nullptr;  // if d_x has room for z, z is kept there
     for_each_group<T>(blocks, block * C, [&](int64_t k, T* scratch) {
       const int64_t row = k * block, rows = std::min(block, M - row);
       T *z = space ? space + row * K : scratch, *sum = gradients.data() + k * 2 * C;
@@ -130,7 +130,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_batch_norm_relu_backward(const
     for_each_group<T>(blocks, block * C, [&](int64_t k, T* d_z) {
       const int64_t row = k * block, rows = std::min(block, M - row);
       const T* z = space ? space + row * K : d_z;
-      if (!space) product(row, rows, d_z);  // d_z takes z's place
+      if (!space) product(row, rows, d_z);  // overwritten by d_z
       PSF_DISPATCH(input_gradients<T>(d + row * C, z, to.scale.data(), to.shift.data(), m, offset.data(), slope.data(), rows, C, d_z));
       if (into) PSF_DISPATCH(products<T>(d_z, C, 1, linear.const_data_ptr<T>(), rows, C, K, into + row * K));
       if (part) PSF_DISPATCH(products<T>(d_z, 1, C, x.const_data_ptr<T>() + row * K, C, rows, K, part + k * C * K));

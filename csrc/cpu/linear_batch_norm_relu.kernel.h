@@ -1,7 +1,7 @@
-// Rows of C channels: their moments, and what is computed from those. A vector of channels at a time.
+// Rows of C channels: their moments and normalisation, a vector of channels at a time.
 #include "vectors.h"
 
-// `count` numbers; the rest of the vector is 0.
+// `count` values; the rest of the vector is 0.
 template <class T> inline Vec<T> load_some(const T* p, int64_t count) {
   if (count >= lanes<T>) return load(p);
   Vec<T> v{};
@@ -35,11 +35,11 @@ template <class T> void scale_relu(T* __restrict__ z, const T* __restrict__ scal
       z[r * C + c] = u > T(0) ? u : u == u ? T(0) : u;
     }
 }
-// The gradient where the ReLU is on. (Written with vectors: of a condition compilers make a masked load, several times slower.)
+// The gradient where the ReLU is on. (With vector operations: compilers turn a condition into a masked load, much slower.)
 template <class T> inline Vec<T> passed(Vec<T> z, Vec<T> d_y, Vec<T> scale, Vec<T> shift) {
   return z * scale + shift > T(0) ? d_y : Vec<T>{};
 }
-// Sums of g and g (z - mean), g the gradient behind the ReLU.
+// Sums of g and g (z - mean), g the gradient before the ReLU.
 template <class T>
 void add_gradients(const T* __restrict__ d_y, const T* __restrict__ z, const T* __restrict__ scale, const T* __restrict__ shift, const T* __restrict__ mean, int64_t rows, int64_t C, T* __restrict__ sum, T* __restrict__ product) {
   for (int64_t c = 0; c < C; c += lanes<T>) {
@@ -54,7 +54,7 @@ void add_gradients(const T* __restrict__ d_y, const T* __restrict__ z, const T* 
     for (int64_t l = 0; l < count; ++l) sum[c + l] += s[l], product[c + l] += p[l];
   }
 }
-// d_z = scale g - offset - slope (z - mean); may lie where z does
+// d_z = scale g - offset - slope (z - mean); may share z's memory
 template <class T>
 void input_gradients(const T* __restrict__ d_y, const T* z, const T* __restrict__ scale, const T* __restrict__ shift, const T* __restrict__ mean, const T* __restrict__ offset, const T* __restrict__ slope, int64_t rows,
                      int64_t C, T* d_z) {
@@ -84,7 +84,7 @@ void products(const T* a, int64_t step_i, int64_t step_r, const T* b, int64_t I,
       for (int n = 0; n < 4; ++n)
         for (int v = 0; v < vectors; ++v) store(out + (i + n) * K + k + v * lanes<T>, sum[n][v]);
     }
-  for (int64_t i = 0; i < I; ++i)  // what the tiles leave
+  for (int64_t i = 0; i < I; ++i)  // the rest after the tiles
     if (const int64_t done = i < tiled_i ? tiled_k : 0; done < K) {
       std::memset(out + i * K + done, 0, (K - done) * sizeof(T));
       for (int64_t r = 0; r < R; ++r) axpy(out + i * K + done, a[i * step_i + r * step_r], b + r * K + done, K - done);

@@ -12,7 +12,7 @@ namespace {
 using at::Tensor;
 using Maybe = std::optional<Tensor>;
 
-// The axes of a call, and its offsets of the graphs.
+// The axes of a call, and the graphs' offsets.
 struct Axes {
   Dim B{"B"}, S{"S"}, N{"N", 0, most_slots}, D{"D"}, ends{"B + 1"}, nodes{"nodes"};
   Tensor ptr;
@@ -73,7 +73,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> node_identifiers_backward(const Tenso
     if (needs_weight) {
       d_weight = at::zeros_like(weight);
       T* sum = d_weight.mutable_data_ptr<T>();
-      at::parallel_for(0, N, 1, [&](int64_t begin, int64_t end) {  // a slot's sum has one thread and one order
+      at::parallel_for(0, N, 1, [&](int64_t begin, int64_t end) {  // one thread per slot, so its sum has one order
         for (int64_t b = 0; b < B; ++b)
           for (int64_t s = 0; s < S; ++s)
             for (int64_t j = begin; j < end; ++j)

@@ -10,7 +10,7 @@ namespace {
 using at::Tensor;
 
 constexpr uint64_t golden = 0x9E3779B97F4A7C15u;
-constexpr int64_t part = 512;  // numbers at a time, whole vectors
+constexpr int64_t part = 512;  // values at a time, whole vectors
 
 uint64_t mix(uint64_t x) {
   x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
@@ -18,7 +18,7 @@ uint64_t mix(uint64_t x) {
   return x ^ x >> 31;
 }
 
-// Counters of up to `part` numbers, one list a stream.
+// Counters of up to `part` values, one list per stream.
 struct Part {
   uint64_t counters[2][part] = {}, flip[part] = {};
   double numbers[part];

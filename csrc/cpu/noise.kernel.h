@@ -15,7 +15,7 @@ inline Counter random_bits(Counter x) {
 // Exact, for x < 2^52: x in the digits of a double of exponent 52.
 inline Vec<double> whole_number(Counter x) { return (Vec<double>)(x | 0x4330000000000000u) - 0x1p52; }
 
-// cos(2 pi bits / 2^32): the nearest quarter turn is taken off exactly, the rest by the series of cos and sin.
+// cos(2 pi bits / 2^32): subtracts the nearest quarter turn exactly, then uses the series of cos and sin.
 inline Vec<double> cosine_of_turn(Counter bits) {
   const Counter quarter = (bits + (uint64_t(1) << 29)) >> 30;
   const Vec<double> rest = whole_number(bits) - whole_number(quarter << 30);
@@ -29,7 +29,7 @@ inline Vec<double> cosine_of_turn(Counter bits) {
   return ((quarter + 1) & 2) != 0 ? -value : value;
 }
 
-// counters: n rounded up to whole vectors. flip: of each number 0, or 2^32 - 1 where it is mirrored.
+// counters: n rounded up to whole vectors. flip: per number 0, or 2^32 - 1 if it is mirrored.
 // U[0, 1), mirrored 1 - 2^-32 - u.
 void uniform_numbers(const uint64_t* counters, const uint64_t* flip, int64_t n, double* out) {
   for (int64_t i = 0; i < n; i += lanes<double>)

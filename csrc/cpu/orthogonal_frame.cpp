@@ -1,4 +1,4 @@
-// orthogonal_frame and its gradient on the CPU for d <= 3: what is computed stands in orthogonal_frame.kernel.h.
+// orthogonal_frame and its gradient on the CPU for d <= 3: the computation is in orthogonal_frame.kernel.h.
 #include "../kernels.h"
 #include "rows.h"
 #define PSF_KERNEL "orthogonal_frame.kernel.h"

@@ -12,11 +12,11 @@ template <class T> inline bool any(IntVec<T> mask) {
   return found;
 }
 
-// Columns shorter than this share of their length count as dependent on those before.
+// A column whose orthogonal part is shorter than this share of its length depends on those before it.
 template <class T> constexpr T dependent = sizeof(T) == 4 ? T(1e-6) : T(1e-14);
 template <class T> constexpr T tie = T(0.999);
 
-// Divides column x by its largest absolute entry (a zero column by 1), which is returned: squares neither over- nor underflow.
+// Divides column x by its largest absolute entry (a zero column by 1) and returns it: squares neither over- nor underflow.
 template <class T> inline Vec<T> divide_by_largest(T* x, int d) {
   constexpr int L = lanes<T>;
   Vec<T> top{};
@@ -29,7 +29,7 @@ template <class T> inline Vec<T> divide_by_largest(T* x, int d) {
   return scale;
 }
 
-// Takes columns 0..k-1 of q out of column x, twice: once leaves what rounding let through.
+// Removes columns 0..k-1 of q from column x; twice, since rounding leaves some after one pass.
 template <class T> inline void orthogonalise(const T* q, T* x, int k, int d) {
   constexpr int L = lanes<T>;
   for (int pass = 0; pass < 2; ++pass)
@@ -39,7 +39,7 @@ template <class T> inline void orthogonalise(const T* q, T* x, int k, int d) {
     }
 }
 
-// x becomes u, its part orthogonal to columns 0..k-1 of q, of the given length; where it depends on them, x is replaced.
+// x becomes u, its part orthogonal to columns 0..k-1 of q, of the given length; x is replaced if it depends on them.
 // Not inlined: the backward pass repeats the forward's decision, so both must round alike.
 template <class T>
 __attribute__((noinline)) void residual(const T* q, T* x, int k, int d, Vec<T>* length, IntVec<T>* replaced) {
@@ -50,7 +50,7 @@ __attribute__((noinline)) void residual(const T* q, T* x, int k, int d, Vec<T>* 
 }
 
 // The axis farthest from the span of columns 0..k-1, orthogonalised and normalised, where `fill` says so. Of axes as far to
-// within `tie` the first: rounding does not choose between them.
+// within `tie` the first, so that rounding does not choose.
 template <class T> inline void fill_column(T* q, int k, int d, IntVec<T> fill) {
   constexpr int L = lanes<T>;
   const auto distance = [q, k, d](int i) __attribute__((always_inline)) {
@@ -138,7 +138,7 @@ void orthogonal_frame_backward_lanes(const T* d_q_in, const T* q_in, const T* a_
     for (int j = 0; j < k; ++j) r[j] = column_dot<T>(q + j * L, u, d);
     residual<T>(q, u, k, d, &length, &replaced);
     const Vec<T> along = column_dot<T>(q_k, u, d), inner = column_dot<T>(q_k, d_x, d);
-    const Vec<T> signed_length = along < T(0) ? -length : length;  // negative where the column was mirrored
+    const Vec<T> signed_length = along < T(0) ? -length : length;  // negative if the column was mirrored
     const Vec<T> inverse = replaced ? Vec<T>{} : T(1) / (replaced ? splat<T>(1) : signed_length);
     for (int i = 0; i < d; ++i) {
       T* x = d_x + i * d * L;

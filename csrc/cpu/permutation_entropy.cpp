@@ -1,4 +1,4 @@
-// permutation_entropy and its gradient on the CPU: what is computed stands in permutation_entropy.kernel.h.
+// permutation_entropy and its gradient on the CPU: the computation is in permutation_entropy.kernel.h.
 #include "../kernels.h"
 #include "rows.h"
 #define PSF_KERNEL "permutation_entropy.kernel.h"

@@ -1,9 +1,9 @@
 // Entropies of the rows and columns of P[i, j] = r_i K_ij c_j, a tile of samples. A normalised row does not depend on r:
-// p_ij = K_ij c_j / m_i with m = K c; columns are the same with r in the place of c. With l = log v, D the scaled distances
+// p_ij = K_ij c_j / m_i with m = K c; columns are the same with r in place of c. With l = log v, D the scaled distances
 // and q = K(v l) - (D o K) v:   H_i = log m_i - q_i / m_i.
 #include "laplace.h"
 
-// What enters each lane from its neighbour: the lanes' own scans, passed on over `segments` lanes.
+// The scan that enters each lane from its neighbour: the lanes' own scans, passed on over `segments` lanes.
 template <bool up, class T> inline Scans<Vec<T>> entering(const Laplace<T>& K, const T* p, const T* q) {
   constexpr int L = lanes<T>;
   Scans<Vec<T>> own, in;

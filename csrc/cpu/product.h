@@ -1,5 +1,5 @@
-// Matrix products inside kernels. float32 goes through oneDNN, where torch has it and has not been told otherwise
-// (torch.backends.mkldnn): its code uses the widest vectors of any CPU, the BLAS's on some only half of them.
+// Matrix products inside kernels. float32 uses oneDNN if torch has it and torch.backends.mkldnn enables it: it uses the widest
+// vectors of any CPU, while BLAS uses half of them on some.
 #pragma once
 #include "../check.h"
 

@@ -1,4 +1,4 @@
-// readout and its gradient on the CPU: the sums of items.h with the parts of `embed` exchanged.
+// readout and its gradient on the CPU: the sums of items.h with the roles of `embed` swapped.
 #include "../kernels.h"
 #include "items.h"
 

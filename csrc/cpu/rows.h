@@ -1,4 +1,4 @@
-// The one loop of the kernels over samples: (B, S) rows in groups that fill the lanes, groups spread over the threads.
+// The kernels' loop over samples: (B, S) rows in groups that fill the lanes, with groups spread over the threads.
 #pragma once
 #include "../check.h"
 #include "isa.h"
@@ -9,7 +9,7 @@
 
 namespace psf {
 
-// This thread's scratch memory, kept between calls: fresh pages would cost more than the kernels.
+// This thread's scratch memory, kept between calls, since fresh pages would cost more than the kernels.
 template <class T> T* scratch_memory(int64_t count) {
   static thread_local at::Tensor memory;
   const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
@@ -17,7 +17,7 @@ template <class T> T* scratch_memory(int64_t count) {
   return reinterpret_cast<T*>(memory.mutable_data_ptr<uint8_t>());
 }
 
-// Spreads `groups` of rows over the threads: f(group, this thread's scratch of `scratch` numbers of type T).
+// Spreads `groups` of rows over the threads: f(group, this thread's scratch of `scratch` values of type T).
 template <class T, class F> void for_each_group(int64_t groups, int64_t scratch, F f) {
   const int64_t threads = std::clamp<int64_t>(groups, 1, at::get_num_threads());
   at::parallel_for(0, groups, (groups + threads - 1) / threads, [&](int64_t begin, int64_t end) {
@@ -26,7 +26,7 @@ template <class T, class F> void for_each_group(int64_t groups, int64_t scratch,
   });
 }
 
-// f(first row, rows in the group, scratch of `scratch` numbers a lane): M rows, one a lane.
+// f(first row, rows in the group, scratch of `scratch` values per lane): M rows, one per lane.
 template <class T, class F> void for_each_lane(int64_t M, int64_t scratch, F f) {
   const int64_t L = lane_count<T>();
   for_each_group<T>((M + L - 1) / L, scratch * L, [&](int64_t group, T* memory) {
@@ -34,7 +34,7 @@ template <class T, class F> void for_each_lane(int64_t M, int64_t scratch, F f) 
   });
 }
 
-// f(tile, its first row, scratch of `scratch(slots)` numbers a lane): (B, S) rows of N nodes.
+// f(tile, its first row, scratch of `scratch(slots)` values per lane): (B, S) rows of N nodes.
 template <class T, class Scratch, class F>
 void for_each_tile(int64_t B, int64_t S, int64_t N, const int64_t* num_nodes, Scratch scratch, F f) {
   const int L = lane_count<T>(), segments = row_segments(N, L), step = L / segments;

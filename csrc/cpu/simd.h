@@ -22,7 +22,7 @@ template <class T> using IntVec = typename Lanes<T>::I;
 template <class T> constexpr int lanes = PSF_VECTOR_BYTES / sizeof(T);
 
 template <class T> inline Vec<T> splat(T x) { return Vec<T>{} + x; }
-// whole + x has no binary digits behind the point: its bits less those of `whole` are x as an integer.
+// whole + x has no fractional bits: its bits minus those of `whole` are x as an integer.
 template <class T> constexpr T whole = T(1.5) * T(int64_t(1) << Lanes<T>::mantissa_bits);
 
 template <class V> inline V load_as(const void* p) {
@@ -83,7 +83,7 @@ template <class T> inline Vec<T> log_positive(Vec<T> x) {
   return kf * ln2_high + (kf * ln2_low + T(2) * s * p);
 }
 
-// Lanes moved by constant distances. exchange: lane l takes lane l ^ x. from_left: lane l takes lane l - x, 0 comes in;
+// Lanes shifted by constant distances. exchange: lane l takes lane l ^ x. from_left: lane l takes lane l - x, 0 comes in;
 // from_right: lane l takes lane l + x.
 template <int x, class V, int... l> inline V exchange(V v, std::integer_sequence<int, l...>) {
   return __builtin_shufflevector(v, v, (l ^ x)...);
@@ -120,7 +120,7 @@ template <class V> inline void transpose(V* v) {
   }
 }
 
-// Row-major numbers side by side: lane l of out[j] is in[start[l] + j], 0 from count[l] on.
+// Row-major values side by side: lane l of out[j] is in[start[l] + j], 0 from count[l] on.
 template <class E> inline void load_lanes(const E* in, const int64_t* start, const int64_t* count, int64_t slots, E* out) {
   constexpr int L = PSF_VECTOR_BYTES / sizeof(E);
   using V = decltype(load(in));
@@ -139,7 +139,7 @@ template <class E> inline void load_lanes(const E* in, const int64_t* start, con
     for (int64_t i = 0; i < L && j + i < slots; ++i) store(out + (j + i) * L, v[i]);
   }
 }
-// The way back; leaves what is not valid as it is.
+// The inverse; leaves invalid entries unchanged.
 template <class E> inline void store_lanes(E* out, const int64_t* start, const int64_t* count, int64_t slots, const E* in) {
   constexpr int L = PSF_VECTOR_BYTES / sizeof(E);
   using V = decltype(load(in));

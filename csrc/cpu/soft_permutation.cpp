@@ -1,4 +1,4 @@
-// soft_permutation and its gradient on the CPU: what is computed stands in soft_permutation.kernel.h.
+// soft_permutation and its gradient on the CPU: the computation is in soft_permutation.kernel.h.
 #include "../kernels.h"
 #include "rows.h"
 #define PSF_KERNEL "soft_permutation.kernel.h"
@@ -60,7 +60,7 @@ Tensor soft_permutation_backward(const OptionalTensor& d_t_in, const OptionalTen
         B, S, N, counts, [&](int64_t slots) { return baseline::soft_permutation_backward_scratch(slots, steps); },
         [&](const Tile<T>& tile, int64_t first, T* scratch) {
           const int64_t at = first * N;
-          for (int row = 0; row < tile.rows; ++row)  // d_scores is written by it
+          for (int row = 0; row < tile.rows; ++row)  // writes d_scores
             check_row(in.op, "order", order.const_data_ptr<int64_t>() + at + row * N, tile.nodes[row], tile.nodes[row], (first + row) / S);
           PSF_DISPATCH(soft_permutation_backward_lanes<T>(
               tile, d_t.const_data_ptr<T>() + at, d_log_r.const_data_ptr<T>() + at, d_log_c.const_data_ptr<T>() + at,

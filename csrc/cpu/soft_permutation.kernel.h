@@ -43,7 +43,7 @@ template <class T> inline void sort_lanes(T* key, typename Lanes<T>::Int* index,
   }
 }
 
-// In every pair of lanes l, l ^ x the earlier of the entries u and its partner goes to the lane without the bit `low`.
+// In every pair of lanes l, l ^ x the earlier of u and its partner goes to the lane without the bit `low`.
 template <int x, int low, class T> inline Entry<T> exchange_ordered(const Entry<T>& u, const Entry<T>& partner, IntVec<T> lane) {
   const Entry<T> v = exchange<x, T>(partner);
   const IntVec<T> keep = precedes<T>(u, v);
@@ -83,7 +83,7 @@ inline int64_t power_of_two(int64_t n) {
   return power;
 }
 
-// sqrt(sum of squares) of each row's valid scores, at least 1e-6; ones where scores are not normalised.
+// sqrt(sum of squares) of each row's valid scores, at least 1e-6; ones if scores are not normalised.
 template <class T> inline Vec<T> norms(const Tile<T>& tile, const T* scores, bool normalize) {
   if (!normalize) return splat<T>(1);
   Vec<T> top{}, sum{};
@@ -113,7 +113,7 @@ template <class T> inline bool all_finite(const T* x, int64_t n) {
 
 inline int64_t soft_permutation_scratch(int64_t slots) { return 10 * (slots + 1); }
 
-// t and order of the tile's rows, row-major. false where a valid score is not finite.
+// t and order of the tile's rows, row-major. Returns false if a valid score is not finite.
 template <class T>
 inline bool sort_rows(const Tile<T>& tile, const T* scores, bool normalize, T* key, T* t, int64_t* order, int64_t* rank) {
   constexpr int L = lanes<T>;
@@ -176,9 +176,9 @@ inline int64_t soft_permutation_backward_scratch(int64_t slots, int iterations) 
   return (13 + 4 * iterations) * (slots + 1);
 }
 
-// Back through x_m = 1 / (K x) with x = x_{m-1}: from w = x_m dL/dx_m to the same of x, and the gradient of K to that of t.
+// Backward of x_m = 1 / (K x) with x = x_{m-1}: from w = x_m dL/dx_m to that of x, and adds the gradient of t through K.
 template <class T, bool last> struct InvertBackward {
-  const T *x, *sgn_x, *d_log_x;  // d_log_x: what reaches log x from outside, where m is the last
+  const T *x, *sgn_x, *d_log_x;  // d_log_x: the gradient of log x from outside, if m is the last
   T* dt;
   __attribute__((always_inline)) Vec<T> operator()(int64_t i, Vec<T> w, Vec<T> Kw, Vec<T> sgn_w) const {
     const Vec<T> xi = load(x + i);
@@ -220,7 +220,7 @@ void soft_permutation_backward_lanes(const Tile<T>& tile, const T* d_t, const T*
     }
   }
 
-  // t = s / norm: d_s = (d_t - t <t, d_t>) / norm, without the second term where the norm is clamped.
+  // t = s / norm: d_s = (d_t - t <t, d_t>) / norm, without the second term if the norm is clamped.
   load_tile(tile, d_t, w);
   load_tile(tile, scores, scan);
   const Vec<T> norm = norms(tile, scan, normalize), by_tau = splat<T>(1) / splat<T>(tau);

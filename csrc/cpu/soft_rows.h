@@ -1,4 +1,4 @@
-// The gradient dL/dP of whatever reads a permutation P, row by row in sorted order, reduced against
+// The gradient dL/dP of anything that reads a permutation P, row by row in sorted order, reduced against
 // P[i, j] = exp(log_r_i + log_c_j - |t_i - t_j| / tau), so that no matrix is kept. Made for each_isa.h, after vectors.h.
 // With Q = G o P:  d log_r_i = sum_j Q_ij,  d log_c_j = sum_i Q_ij,
 // d t_i = (sum_{j<i} (Q_ij + Q_ji) - sum_{j>i} (Q_ij + Q_ji)) / tau.
@@ -15,7 +15,7 @@ template <class T> struct SoftRows {
     std::memcpy(t, p.t, n * sizeof(T));
     std::memcpy(log_r, p.log_r, n * sizeof(T));
     std::memcpy(log_c, p.log_c, n * sizeof(T));
-    std::fill(log_c + n, log_c + padded, -std::numeric_limits<T>::max() / 4);  // P = 0 there, whatever t_i
+    std::fill(log_c + n, log_c + padded, -std::numeric_limits<T>::max() / 4);  // P = 0 there for any t_i
   }
   T* begin_row() {
     std::memset(row, 0, padded * sizeof(T));

@@ -1,5 +1,5 @@
-// Rows of nodes side by side in the lanes of vectors. A row takes `segments` neighbouring lanes: lane row * segments + s
-// holds its slots s * slots to (s + 1) * slots - 1, so that few rows fill the lanes too.
+// Rows of nodes side by side in the lanes of vectors. A row has `segments` neighbouring lanes, so even few rows fill the
+// lanes: lane row * segments + s holds its slots s * slots to (s + 1) * slots - 1.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -13,9 +13,9 @@ template <class T> struct Tile {
   int64_t slots = 0;
   int64_t nodes[most_lanes] = {};  // valid nodes of each row
   int64_t start[most_lanes] = {};  // where each lane's slots begin, counted from the first row
-  int64_t count[most_lanes] = {};  // how many of them are valid: 0 for a lane without a row
+  int64_t count[most_lanes] = {};  // number of valid ones: 0 for a lane without a row
 
-  // The same rows with another number of slots a lane.
+  // The same rows with another number of slots per lane.
   Tile with_slots(int64_t n) const {
     Tile tile = *this;
     tile.slots = n;
@@ -28,8 +28,8 @@ template <class T> struct Tile {
   }
 };
 
-// Lanes for each row, by N alone, so that a row's results depend neither on the batch nor on the threads. About 50 slots a
-// lane: enough of them to pay for beginning a pass, few enough for their arrays to stay in the first cache.
+// Lanes per row, from N only, so that a row's results depend neither on the batch nor on the threads. About 50 slots per
+// lane: enough to pay for starting a pass, few enough for their arrays to fit the L1 cache.
 inline int row_segments(int64_t N, int lanes) {
   int segments = 1;
   while (segments < 8 && segments < lanes && N > 56 * segments) segments *= 2;

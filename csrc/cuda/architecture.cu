@@ -1,4 +1,4 @@
-// Whether this build has machine code for a GPU: asked of a kernel, since all files are built for the same ones.
+// Whether this build has machine code for a GPU. One kernel answers for all files, which are built for the same GPUs.
 #include "architecture.h"
 
 #include <cuda_runtime.h>
@@ -14,7 +14,7 @@ bool runs_on(int device) {
   cudaFuncAttributes attributes;
   if (cudaGetDevice(&current) != cudaSuccess || cudaSetDevice(device) != cudaSuccess) return false;
   const bool found = cudaFuncGetAttributes(&attributes, no_work) == cudaSuccess;
-  cudaGetLastError();  // a failure is no error of the next launch
+  cudaGetLastError();  // clears the error, so that the next launch does not report it
   cudaSetDevice(current);
   return found;
 }

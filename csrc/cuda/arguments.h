@@ -1,4 +1,4 @@
-// What the row ops are called with: contiguous (B, S, N), `rows` = B S of them; num_nodes (B,) or null.
+// Arguments of the row ops: contiguous (B, S, N) with `rows` = B S rows; num_nodes (B,) or null.
 #pragma once
 #include <cstdint>
 

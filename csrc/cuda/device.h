@@ -1,4 +1,4 @@
-// Words of the CUDA kernels that mean something else where the tests compile them for the host.
+// CUDA keywords that are redefined when the tests compile the kernels for the host.
 #pragma once
 #include <cmath>
 #include <cstdint>

@@ -1,4 +1,4 @@
-// What the .cu files give to the .cpp files, so that nvcc reads no header of torch. P: one of arguments.h.
+// What the .cu files provide to the .cpp files, so that nvcc needs no torch headers. P: one of arguments.h.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -7,7 +7,7 @@
 namespace psf::cuda {
 
 template <class P> int64_t workspace_bytes(const P& p);
-template <class P> cudaError_t launch(const P& p, void* workspace, cudaStream_t stream);  // what the launch says
+template <class P> cudaError_t launch(const P& p, void* workspace, cudaStream_t stream);  // the launch's status
 template <class T> cudaError_t add_up(const double* sums, int64_t count, T* out, cudaStream_t stream);  // NaN for none
 
 }  // namespace psf::cuda

@@ -1,6 +1,6 @@
 // Products with the Laplacian kernel K[i, j] = exp(-|t_i - t_j| / tau) of a row held by a team, by two scans:
 //   f_i = v_i + a_i f_{i-1},  b_i = v_i + a_{i+1} b_{i+1},  K v = f + b - v,  (sgn o K) v = b - f,
-// with a_i = exp(-(t_{i-1} - t_i) / tau), 0 at the ends. A slot with a_i = a_{i+1} = 0 is alone: padding is made of such.
+// with a_i = exp(-(t_{i-1} - t_i) / tau), 0 at the ends. A slot with a_i = a_{i+1} = 0 is isolated, as in the padding.
 // A thread first scans its own slots; what enters from its neighbours is a scan over the threads, whose decays are the same
 // for every product.
 #pragma once
@@ -69,7 +69,7 @@ template <class Team, class T, int K, bool with_distances> struct Laplace {
       }
     }
     prepare<true>(left, from_left, left_distance);
-    prepare<false>(right, from_right, right_distance);  // what it shares is read behind the barrier in enter()
+    prepare<false>(right, from_right, right_distance);  // the shared values are read after the barrier in enter()
   }
 
   PSF_STEP int k() const { return K > 0 ? K : count; }
@@ -80,7 +80,7 @@ template <class Team, class T, int K, bool with_distances> struct Laplace {
   // decay, distance: across this thread, from the neighbour's nearest slot to this one's farthest.
   template <bool up> PSF_STEP void prepare(Side& side, T decay, T distance) {
     const int lane = team.lane(), end = up ? 0 : warp_size - 1;
-    T inside = lane == end ? T(0) : decay;  // 0 where the way leaves the warp
+    T inside = lane == end ? T(0) : decay;  // 0 where the path leaves the warp
     side.reach = decay;
     side.reach_distance = distance;
 PSF_UNROLLED

@@ -1,4 +1,4 @@
-// The one kernel that all row ops share, and its launch.
+// The kernel shared by all row ops, and its launch.
 #pragma once
 #include <cuda_runtime.h>
 

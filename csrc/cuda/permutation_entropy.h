@@ -1,5 +1,5 @@
 // One sample of permutation_entropy, forward and backward, by a team of threads. A normalised row of P[i, j] = r_i K_ij c_j
-// does not depend on r: p_ij = K_ij c_j / m_i with m = K c; columns are the same with r in the place of c. With l = log v,
+// does not depend on r: p_ij = K_ij c_j / m_i with m = K c; columns are the same with r in place of c. With l = log v,
 // D the scaled distances and q = K(v l) - (D o K) v:   H_i = log m_i - q_i / m_i.
 #pragma once
 #include "laplace.h"

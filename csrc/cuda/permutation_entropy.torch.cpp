@@ -1,4 +1,4 @@
-// permutation_entropy and its gradient on NVIDIA GPUs: what is computed stands in permutation_entropy.h. float32 and float64.
+// permutation_entropy and its gradient on NVIDIA GPUs: the computation is in permutation_entropy.h. float32 and float64.
 #include "../kernels.h"
 #include "tensors.h"
 

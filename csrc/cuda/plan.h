@@ -1,4 +1,4 @@
-// Which team takes a row, and what memory that needs.
+// The team for a row, and the memory it needs.
 #pragma once
 #include <type_traits>
 
@@ -6,7 +6,7 @@
 
 namespace psf::cuda {
 
-// The team for rows of N: K slots a thread in registers, or `slots` in memory where K is 0.
+// The team for rows of N: K slots a thread in registers, or `slots` in memory if K is 0.
 struct Shape {
   int K, threads, slots;
 };
@@ -33,14 +33,14 @@ template <class F> auto with_shape(const Shape& shape, F f) {
   }
 }
 
-// Blocks, and bytes for each of them: in shared memory, and of a workspace, of which the arena takes the first part.
+// Blocks, and bytes per block: in shared memory, and in a workspace that starts with the arena.
 struct Plan {
   Shape shape;
   int blocks;
   int64_t shared_bytes, arena_bytes, workspace_bytes;
 };
-constexpr int64_t most_shared_bytes = 40 << 10;      // with what the kernel declares itself, within every device's default
-constexpr int64_t most_workspace_bytes = 256 << 20;  // where more rows at once would need more, blocks take several in turn
+constexpr int64_t most_shared_bytes = 40 << 10;      // plus the kernel's own, within every device's default limit
+constexpr int64_t most_workspace_bytes = 256 << 20;  // if all rows at once need more, each block runs several rows in turn
 
 template <class P> Plan plan_with(const Shape& shape, const P& p) {
   using T = typename P::Number;

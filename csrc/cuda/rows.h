@@ -5,17 +5,17 @@
 
 namespace psf::cuda {
 
-// Valid nodes of a row. Values are not checked on the GPU: what is out of range is cut, so that memory is safe.
+// Valid nodes of a row. Values are not checked on the GPU: counts out of range are clamped, for memory safety.
 template <class P> PSF_STEP int valid_nodes(const P& p, int64_t row) {
   const int64_t n = p.num_nodes ? p.num_nodes[row / p.S] : p.N;
   return static_cast<int>(n < 0 ? 0 : n > p.N ? p.N : n);
 }
 
-// What an op needs of a block's memory; each op says more with an overload of its own.
-// saved_numbers: that a thread saves between the passes. memory_bytes: of the arena, where K is 0.
+// What an op needs of a block's memory; each op adds its own overload.
+// saved_numbers: values that a thread saves between the passes. memory_bytes: of the arena, if K is 0.
 template <class P> int64_t saved_numbers(const P&, int64_t) { return 0; }
 
-// A thread's slots of a row, which begin at `first`.
+// A thread's slots of a row, starting at `first`.
 template <int K, class T> PSF_STEP void load_slots(Slots<T, K>& x, const T* row, int64_t first, int n, int k, T beyond) {
   PSF_UNROLLED
   for (int i = 0; i < k; ++i) x[i] = first + i < n ? row[first + i] : beyond;

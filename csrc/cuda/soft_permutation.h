@@ -11,10 +11,10 @@ inline PSF_BOTH int power_of_two(int n) {
   return power;
 }
 
-// Slots a thread for sorting: a power of two.
+// Slots per thread for sorting: a power of two.
 template <int K> PSF_BOTH constexpr int sort_slots() { return K <= 2 ? K : K <= 4 ? 4 : 8; }
 
-// sqrt(sum of squares) of the valid scores x, at least 1e-6; 1 where scores are not normalised.
+// sqrt(sum of squares) of the valid scores x, at least 1e-6; 1 if scores are not normalised.
 template <int K, class T, class Team> PSF_STEP T norm_of(Team& team, const Slots<T, K>& x, int k, bool normalize) {
   if (!normalize) return T(1);
   T top = 0, sum = 0;
@@ -80,7 +80,7 @@ template <class T> int64_t saved_numbers(const SoftPermutationBackward<T>& p, in
   return p.iterations > 1 ? (p.iterations - 1) * slots : 0;
 }
 
-// slots: slots a thread where K is 0.
+// slots: slots per thread if K is 0.
 template <int K, class T, class Team>
 PSF_STEP void compute_row(Team& team, Arena arena, T*, const SoftPermutation<T>& p, int64_t row, int slots) {
   const int n = valid_nodes(p, row), k = K > 0 ? K : slots;
@@ -100,7 +100,7 @@ PSF_STEP void compute_row(Team& team, Arena arena, T*, const SoftPermutation<T>&
   store_log<K, T>(c, p.log_c + at, first, n, p.N, k);
 }
 
-// A gradient from outside, 0 where none came and in the padding.
+// An incoming gradient; 0 if there is none, and in the padding.
 template <class T> PSF_STEP T outside(const T* d, int64_t at, int n, int64_t j) { return d && j < n ? d[at + j] : T(0); }
 
 // saved: room for c after all iterations but the last, each thread's slots for itself.
@@ -161,7 +161,7 @@ PSF_STEP void compute_row(Team& team, Arena arena, T* saved, const SoftPermutati
     }
   }
 
-  // t = s / norm: d_s = (d_t - t <t, d_t>) / norm, without the second term where the norm is clamped.
+  // t = s / norm: d_s = (d_t - t <t, d_t>) / norm, without the second term if the norm is clamped.
   Slots<T, K> x = arena.slots<T, K>(k);
   load_slots<K>(x, p.scores + at, first, n, k, T(0));
   const T norm = norm_of<K>(team, x, k, p.normalize);

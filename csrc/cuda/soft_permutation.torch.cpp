@@ -1,5 +1,5 @@
-// soft_permutation and its gradient on NVIDIA GPUs: what is computed stands in soft_permutation.h. float32 and float64: the
-// scans cost little in either, and scores come in float64 where ties are broken by noise.
+// soft_permutation and its gradient on NVIDIA GPUs: the computation is in soft_permutation.h. float32 and float64: the
+// scans cost little in either, and scores are float64 if noise breaks their ties.
 #include "../kernels.h"
 #include "tensors.h"
 

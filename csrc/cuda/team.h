@@ -1,6 +1,6 @@
-// A team of threads that shares a sample, and what each of them holds of it. The team is a warp, or the warps of a block;
-// thread i holds the neighbouring slots i K to (i + 1) K - 1 of the row, in registers, or in memory where K is 0: then
-// rows may be of any length.
+// A team of threads that shares a sample, and each thread's part of it. The team is a warp, or the warps of a block. Thread
+// i holds the neighbouring slots i K to (i + 1) K - 1 of the row in registers. With K = 0 they are in memory, and rows may
+// have any length.
 #pragma once
 #include "device.h"
 
@@ -8,7 +8,7 @@ namespace psf::cuda {
 
 constexpr int warp_size = 32, warp_steps = 5, most_warps = 8;
 
-// A thread's `count` numbers: registers, or memory that the threads' numbers take turns in.
+// A thread's `count` values: in registers, or in memory, interleaved over the threads.
 template <class T, int K> struct Slots {
   T x[K];
   PSF_STEP T& operator[](int i) { return x[i]; }
@@ -20,7 +20,7 @@ template <class T> struct Slots<T, 0> {
   PSF_STEP T& operator[](int i) const { return x[static_cast<int64_t>(i) * stride]; }
 };
 
-// Hands out a block's memory; takes it back with the copy that it was handed out by.
+// Allocates from a block's memory; discarding a copy frees what the copy allocated.
 struct Arena {
   char* memory;
   int threads, thread;
@@ -36,8 +36,8 @@ struct Arena {
   static PSF_BOTH int64_t bytes(int64_t count, int64_t size, int threads) { return count * size * threads; }
 };
 
-// What the warps of a block tell each other. Every use takes the half that the last use did not, so that one barrier
-// between writing and reading is enough.
+// What the warps of a block exchange. Each use takes the half that the last use did not, so one barrier between writing and
+// reading is enough.
 template <class T> struct Shared {
   T carry[2][2][3][most_warps];
   T part[2][most_warps];
@@ -108,7 +108,7 @@ template <class T> PSF_STEP bool precedes(const Entry<T>& u, const Entry<T>& v) 
   return u.key > v.key || (u.key == v.key && u.index < v.index);
 }
 
-// Puts the entries of slots i and j of this thread in order, or the other way round.
+// Puts the entries of slots i and j of this thread in order (forward), or in reverse order.
 template <class T, int K> PSF_STEP void compare(Slots<T, K>& key, Slots<int, K>& index, int i, int j, bool forward) {
   const Entry<T> u{key[i], index[i]}, v{key[j], index[j]};
   const bool keep = precedes(u, v) == forward;

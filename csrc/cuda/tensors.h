@@ -1,4 +1,4 @@
-// The CUDA ops' side of torch: the device, the stream, the workspace, and what is said when a launch fails.
+// The CUDA ops' side of torch: the device, the stream, the workspace, and the error of a failed launch.
 #pragma once
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -18,7 +18,7 @@ inline void check_launch(const char* op, cudaError_t status, at::IntArrayRef sha
   TORCH_CHECK(status == cudaSuccess, op, ": the kernel failed for (B, S, N) = ", shape, ": ", cudaGetErrorString(status));
 }
 
-// Launches on the current stream of the device that `like` is on.
+// Launches on the current stream of the device of `like`.
 template <class P> void launch_rows(const char* op, const P& p, const at::Tensor& like) {
   const at::Tensor workspace = at::empty({workspace_bytes(p)}, like.options().dtype(at::kByte));
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream(like.get_device());

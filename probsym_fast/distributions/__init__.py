@@ -1,4 +1,4 @@
-"""Distributions over group elements: uniform (GA), learned (PS), a predefined frame (FA), none."""
+"""Distributions over group elements: uniform (GA), learned (PS), a predefined frame (FA), the identity."""
 
 from probsym_fast.distributions.distribution import (
     Distribution,

@@ -1,8 +1,9 @@
-"""Autograd functions with a definition in plain torch, which does what they cannot."""
+"""Autograd functions with hand-written gradients, and their definitions in plain torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,23 +13,23 @@ from probsym_fast._checks import transformed
 
 
 class Fused(Function):
-    """A step with a gradient of its own, which keeps less and takes less time than that of its `definition` in plain torch.
+    """A step with its own gradient, which saves less memory and runs faster than that of its `definition` in plain torch.
 
-    The definition takes its place under a torch.func transform, and in a backward pass whose result may be differentiated.
+    The definition runs under torch.func transforms, and in a backward pass whose result may itself be differentiated.
     """
 
     @staticmethod
-    def definition(*inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def definition(*inputs: Any, **named: Any) -> Any:
         raise NotImplementedError
 
     @classmethod
-    def of(cls, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """The step."""
+    def of(cls, *inputs: Tensor) -> Any:
+        """The step: a Tensor or a tuple of them, as `definition` returns."""
         return cls.definition(*inputs) if transformed() else cls.apply(*inputs)
 
 
 def needs_definition(*d_outputs: Tensor) -> bool:
-    """In a backward pass: whether its result may be differentiated (create_graph), or vmap runs over it."""
+    """In a backward pass: whether its result may be differentiated (create_graph) or vmap runs over it."""
     if torch.compiler.is_compiling():
         return False
     batched = map(torch._C._functorch.is_legacy_batchedtensor, d_outputs)  # of autograd.grad(is_grads_batched=True)
@@ -36,10 +37,10 @@ def needs_definition(*d_outputs: Tensor) -> bool:
 
 
 def gradient(definition: Callable, inputs: Sequence[Tensor], *d_outputs: Tensor) -> list[Tensor | None]:
-    """The gradients of definition(*inputs), None for inputs that need none; they have gradients where these are on."""
-    with torch.autocast(inputs[-1].device.type, enabled=False):  # it may be on in the backward pass
+    """The gradients of definition(*inputs), None for inputs without one; differentiable if gradients are on."""
+    with torch.autocast(inputs[-1].device.type, enabled=False):  # may be on in the backward pass
         with torch.enable_grad():
-            own = [x.view_as(x) for x in inputs]  # where one depends on another, its gradient ends at the view
+            own = [x.view_as(x) for x in inputs]  # an input that depends on another gets its gradient at the view
             outputs = definition(*own)
         needed = [x for x in own if x.requires_grad]
         found = iter(torch.autograd.grad(outputs, needed, d_outputs, create_graph=torch.is_grad_enabled()))

@@ -1,4 +1,4 @@
-"""Running statistics of the batch normalisations."""
+"""Running statistics of batch normalisation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from probsym_fast._checks import transformed
 def move_statistics(owner: str, running: Sequence[Tensor], seen: Sequence[Tensor], momentum: float) -> None:
     """running <- (1 - momentum) running + momentum seen, in place.
 
-    Raises RuntimeError under a torch.func transform that the buffers are not inputs of: it cannot change them.
+    Raises RuntimeError under a torch.func transform that does not take the buffers as inputs and so cannot change them.
     """
     for before, now in zip(running, seen, strict=True):
         try:

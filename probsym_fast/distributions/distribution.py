@@ -1,4 +1,4 @@
-"""p(g|x): which group elements a batch is averaged over."""
+"""p(g|x): the group elements to average a batch over."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from probsym_fast.groups import Batch, Draws, Graphs, Group, Symmetric
 from probsym_fast.ops.permutation import Relaxation, check_relaxation
 
 Penalties = dict[str, Tensor]
-AT_ONCE = 2**18  # numbers of noise that a network takes at once where samples do not see each other
+AT_ONCE = 2**18  # noise values that a network takes at once, where samples do not depend on each other
 
 
 class Distribution(nn.Module, ABC):
-    """Draws S group elements a graph: forward(batch, samples, draws) -> (elements, penalties). A kind is its `draw`.
+    """Draws S group elements per graph: forward(batch, samples, draws) -> (elements, penalties). Subclasses define `draw`.
 
-    Raises TypeError where group is no `Group`.
+    Raises TypeError if group is no `Group`.
     """
 
     def __init__(self, group: Group):
@@ -32,9 +32,9 @@ class Distribution(nn.Module, ABC):
         self.group = group
 
     def forward(self, batch: Batch, samples: int, draws: Draws | None = None, **given: Any) -> tuple[Any, Penalties]:
-        """The elements, batched (B, S), and penalties for the loss (scalars). given: what the kind's `draw` takes besides.
+        """The elements, batched (B, S), and penalties for the loss (scalars). given: further arguments of `draw`.
 
-        Raises TypeError where samples is no int, ValueError where it is below 1, and what the batch's `check` raises.
+        Raises TypeError if samples is no int, ValueError if it is below 1, and what the batch's `check` raises.
         """
         samples = check_count(type(self).__name__, "samples", samples)
         check_batch(type(self).__name__, batch)
@@ -42,8 +42,8 @@ class Distribution(nn.Module, ABC):
         return self.draw(batch, samples, draws, **given)
 
     @abstractmethod
-    def draw(self, batch: Batch, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:
-        """`forward` of arguments that are checked."""
+    def draw(self, batch: Any, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:
+        """`forward` with checked arguments."""
 
     def extra_repr(self) -> str:
         return str(self.group)
@@ -57,18 +57,20 @@ class Uniform(Distribution):
 
 
 class Identity(Distribution):
-    """No symmetrization: the neutral element, for the bare backbone."""
+    """No symmetrization: the identity element, for the bare backbone."""
 
     def draw(self, batch: Batch, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:
         return self.group.identity(batch, samples), {}
 
 
 class Frame(Distribution):
-    """Frame averaging (FA) with a predefined order: nodes by rising class `batch.frame`, ties broken at random per sample.
+    """Frame averaging (FA) with a predefined order: nodes by ascending class `batch.frame`, ties broken at random per sample.
 
-    Where the batch has no classes they are those of the Laplacian's eigenvectors (`data.laplacian_keys`).
+    A batch without classes gets those of the Laplacian's eigenvectors (`data.laplacian_keys`).
     Source: Puny et al. 2022 (arXiv 2110.03336).
     """
+
+    group: Symmetric
 
     def __init__(self, group: Symmetric):
         if not isinstance(group, Symmetric):
@@ -83,11 +85,11 @@ class Frame(Distribution):
 
 
 class Noise(ABC):
-    """Noise of a distribution's network. scale 0 draws nothing.
+    """Noise for a distribution's network. With scale 0 it draws nothing.
 
-    fixed: a seed. The same noise at every call, from the graphs' `key` (without one: their place in the batch) and the
-    places of the nodes in them alone.
-    Raises TypeError where scale is no number and fixed no int, ValueError for a scale that is negative or not finite.
+    fixed: a seed. Every call then gives the same noise, which depends only on the graphs' `key` (default: their position in
+    the batch) and the node numbers within each graph.
+    Raises TypeError if scale is no number or fixed no int, ValueError unless scale is finite and >= 0.
     """
 
     def __init__(self, scale: float = 1.0, fixed: int | None = None):
@@ -105,7 +107,7 @@ class Noise(ABC):
         return f"{type(self).__name__}({self.scale})"
 
     def __call__(self, shape: tuple[int, ...], batch: Batch, draws: Draws | None = None) -> Tensor:
-        """(rows, S, ...), rows graphs or nodes; float32 or better."""
+        """(rows, S, ...), one row per graph or node; float32 or better."""
         dtype = batch.dtype if batch.dtype == torch.float64 else torch.float32
         if self.scale == 0:
             return torch.zeros(shape, device=batch.device, dtype=dtype)
@@ -121,7 +123,7 @@ class Noise(ABC):
 
 
 class Normal(Noise):
-    """N(0, scale^2): the same under rotations and permutations."""
+    """N(0, scale^2): invariant under rotations and permutations."""
 
     def draw(self, draws: Draws, shape: tuple[int, ...], rows: Tensor | None, device: torch.device) -> Tensor:
         return draws.normal(shape, "noise", rows=rows, device=device)
@@ -138,15 +140,17 @@ class Learned(Distribution):
     """Probabilistic symmetrization (PS): g = project(network(x, z)) with invariant noise z, so p(hg|hx) = p(g|x).
 
     network: an equivariant module with `noise_shape(batch, samples)` and `forward(batch, noise)`, which returns the
-    outputs that the group's `project` wants (VectorNeurons for S_n x O(d)), all with the samples on axis 1. noise:
-    Normal(scale); with scale 0 and one sample this is canonicalization. tau, iterations: as in `ops.soft_permutation`.
+    outputs that the group's `project` reads (VectorNeurons for S_n x O(d)), with the samples on axis 1. noise:
+    Normal(scale); scale 0 with one sample is canonicalization. tau, iterations: as in `ops.soft_permutation`.
 
-    In eval mode the network must not let samples see each other. There, without gradients, it takes as many samples at once
-    as have AT_ONCE numbers of noise, so that its memory does not grow with all of them. In training it takes all together.
-    Raises TypeError where group is no `Group`, network no module, noise no `Noise`, tau no number and iterations no int;
-    ValueError where tau or iterations are out of range.
+    In eval mode the samples must not depend on each other in the network. Without gradients samples then run in parts of at
+    most AT_ONCE noise values, which bounds the memory. In training all samples run together.
+    Raises TypeError if group is no `Group`, network no module, noise no `Noise`, tau no number or iterations no int;
+    ValueError if tau or iterations are out of range.
     Source: Kim et al. 2023 (arXiv 2306.02866).
     """
+
+    network: Any  # an nn.Module with `noise_shape`
 
     def __init__(
         self,
@@ -173,7 +177,7 @@ class Learned(Distribution):
         draws: Draws | None = None,
         noise: Tensor | None = None,
     ) -> tuple[Any, Penalties]:
-        """noise: given by hand instead of drawn, of shape `network.noise_shape(batch, samples)`."""
+        """noise: given instead of drawn, of shape `network.noise_shape(batch, samples)`."""
         shape = tuple(self.network.noise_shape(batch, samples))
         draws = draws or Draws()
         if noise is not None and tuple(noise.shape) != shape:
@@ -191,6 +195,6 @@ class Learned(Distribution):
                 z = noise.narrow(1, first, count)
             parts.append(self.network(batch, z))
         outputs = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]} if parts[1:] else parts[0]
-        if self.noise.fixed is not None:  # ties too
+        if self.noise.fixed is not None:  # fixes the ties too
             draws = draws.seeded(self.noise.fixed)
         return self.group.project(outputs, batch, relaxation=Relaxation(self.tau, self.iterations), draws=draws)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +19,18 @@ from probsym_fast.groups import Graphs
 class GIN(nn.Module):
     """Scores of nodes by message passing with a virtual node; S samples share one adjacency.
 
-    Layer: `h_u <- MLP((1 + eps) h_u + sum of h_v over neighbours + h_virtual)` and for the virtual node, which is joined to
-    itself and to every node, `h_virtual <- MLP((2 + eps) h_virtual + sum of all h_u)`, with one MLP of two linear maps,
-    each with BatchNorm (over all nodes of all samples, no padding) and ReLU. The virtual node begins as a learned vector.
-    A linear map of the last layer gives a score a node. In eval mode graphs and samples do not see each other. Edges are
+    Layer: `h_u <- MLP((1 + eps) h_u + sum of h_v over neighbours + h_virtual)`. The virtual node is joined to itself and to
+    every node: `h_virtual <- MLP((2 + eps) h_virtual + sum of all h_u)`. Both share one MLP of two linear maps, each with
+    BatchNorm (over all nodes of all samples, no padding) and ReLU. The virtual node starts as a learned vector. A linear
+    map of the last layer gives one score per node. In eval mode graphs and samples do not depend on each other. Edges are
     unweighted: edge_attr is not read.
 
-    in_features: C of the nodes. width: hidden. layers: message passing steps >= 1. dropout: in training, of what enters the
-    second linear map of each layer; nothing is dropped between layers or before the scores.
+    in_features: C of the nodes. width: hidden. layers: message passing steps >= 1. dropout: in training, of the input of
+    each layer's second linear map; nothing is dropped between layers or before the scores.
     Source: the distribution of Kim et al. 2023 (arXiv 2306.02866); GIN is Xu et al. 2019 (arXiv 1810.00826).
     """
+
+    layers: Any  # a ModuleList of Sequentials, which torch types as Modules
 
     def __init__(self, in_features: int, width: int = 64, layers: int = 3, dropout: float = 0.0):
         super().__init__()
@@ -44,15 +47,15 @@ class GIN(nn.Module):
         self.score = nn.Linear(width, 1)
 
     def noise_shape(self, batch: Graphs, samples: int) -> tuple[int, ...]:
-        """(nodes, S, C): added to the node features; the virtual node has none."""
+        """(nodes, S, C): added to the node features; the virtual node has no noise."""
         check_batch("GIN", batch, "x", "edge_index")
         return batch.x.shape[0], samples, self.in_features
 
     def forward(self, batch: Graphs, noise: Tensor) -> dict[str, Tensor]:
         """noise (nodes, S, C) -> "scores" (nodes, S) in the dtype of the weights, also under autocast.
 
-        Raises TypeError where x or noise would lose digits in that dtype (autocast: they may), ValueError for shapes, and as
-        `Graphs.check`.
+        Raises TypeError where x or noise would lose precision in that dtype (allowed under autocast), ValueError for
+        shapes, and as `Graphs.check`.
         """
         batch.check()
         nodes, C = batch.x.shape
@@ -78,7 +81,7 @@ class GIN(nn.Module):
                 return h.unflatten(0, (nodes + batch.size, samples))
 
             def through(h: Tensor, count: int) -> Tensor:
-                """The first layers. By layer: of those before the last of them nothing is kept, not even what they give."""
+                """The first `count` layers. With checkpointed layers it keeps nothing of those before the last."""
                 if not count:
                     return h
                 before = checkpoint_layer(partial(through, count=count - 1), h, modules=self.layers[: count - 1])
@@ -89,9 +92,14 @@ class GIN(nn.Module):
 
 
 class LinearBatchNormRelu(nn.Module):
-    """A linear map, BatchNorm1d and ReLU of rows, (M, in_features) -> (M, width): fused in training, by the running
-    statistics in eval mode. The linear map has no bias: BatchNorm would take it away again.
+    """A linear map, BatchNorm1d and ReLU of rows, (M, in_features) -> (M, width).
+
+    One fused op in training; eval mode uses the running statistics. The linear map has no bias, which BatchNorm would
+    cancel.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, in_features: int, width: int, eps: float = 1e-5, momentum: float = 0.1):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The predefined frame of graphs: nodes sorted by what the eigenspaces of the Laplacian say of them."""
+"""The predefined frame of graphs: nodes sorted by the Laplacian's eigenspaces."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 SAME_EIGENVALUE = 1e-6  # of the graph's largest eigenvalue
 MARGIN = 1e-8
-CHUNK = 2**21  # matrix entries to work on at once
+CHUNK = 2**21  # matrix entries at a time
 
 
 def laplacian_keys(edge_index: Tensor, ptr: Tensor) -> Tensor:
@@ -19,20 +19,20 @@ def laplacian_keys(edge_index: Tensor, ptr: Tensor) -> Tensor:
 
     With L = D - A, not normalised, and V_k an orthonormal basis of its k-th eigenspace, eigenvalues ascending,
         row[u] = (r(|V_1^T e_u|), r(|V_2^T e_u|), ...),   r(p) = floor(100 p + 1/2) / 100,
-    and class[u] is the number of different rows of the graph that come before row[u] in lexicographic order. The norm
-    does not depend on the basis; in one dimension it is the absolute value of the eigenvector's entry.
+    and class[u] is the number of distinct rows of the graph before row[u] in lexicographic order. The norm does not depend
+    on the basis; in one dimension it is the absolute value of the eigenvector's entry.
 
-    Permuting the nodes permutes the classes, whatever the rounding errors: eigenvalues belong to one eigenspace where
-    neighbours differ by at most 1e-6 lambda_max, which bounds the error of p by about 1e-9, and r rounds up from 1e-8
-    below the half, so that values at the half, such as 1/8 in a graph of 64 nodes, all go up. Left is the chance that a
-    p lies within its error (1e-15 in the median) of half - 1e-8, or a gap within its error of the tolerance.
+    Permuting the nodes permutes the classes despite rounding errors. Neighbouring eigenvalues share an eigenspace if they
+    differ by at most 1e-6 lambda_max, which bounds the error of p by about 1e-9. r rounds up from 1e-8 below the half, so
+    values at the half, such as 1/8 in a graph of 64 nodes, all go up. It can fail only if some p lies within its error
+    (median 1e-15) of half - 1e-8, or a gap within its error of the tolerance.
 
-    edge_index: (2, E) int64, global node numbers. A is 0 or 1: an edge counts in both directions, given twice as once, and
-    a loop not at all. ptr: (B + 1,) int64, graph b has the nodes ptr[b]..ptr[b + 1] - 1, at least one.
-    Cost: O(n^3) a graph in float64, on one thread of the CPU: about 0.16 ms for n = 44, 1.2 ms for 117, 3.3 ms for 188.
+    edge_index: (2, E) int64, global node numbers. A is 0 or 1: an edge counts in both directions, duplicates count once,
+    and loops do not count. ptr: (B + 1,) int64, graph b has the nodes ptr[b]..ptr[b + 1] - 1, at least one.
+    Cost: O(n^3) per graph in float64, on one CPU thread: about 0.16 ms for n = 44, 1.2 ms for 117, 3.3 ms for 188.
     The result is on the device of ptr.
-    Raises TypeError for other dtypes; ValueError for other shapes, a ptr that does not start at 0 and increase, edges out
-    of range or between two graphs.
+    Raises TypeError for other dtypes; ValueError for other shapes, for a ptr that does not start at 0 and increase, and
+    for edges out of range or between two graphs.
     Source: Puny et al. 2022 (arXiv 2110.03336).
     """
     edges, starts, graph = _check(edge_index, ptr)
@@ -41,7 +41,7 @@ def laplacian_keys(edge_index: Tensor, ptr: Tensor) -> Tensor:
 
 
 def _by_size(edges: Tensor, starts: Tensor, graph: Tensor) -> Tensor:
-    """Graphs of one size together. edges: (2, E). starts: (B + 1,). graph: (E,), of each edge. -> (nodes,)."""
+    """Graphs of one size together. edges: (2, E). starts: (B + 1,). graph: (E,), the graph of each edge. -> (nodes,)."""
     sizes, by_size = starts.diff().sort(stable=True)
     slot = torch.empty_like(by_size).scatter_(0, by_size, torch.arange(len(by_size)))[graph]
     slot, by_slot = slot.sort()
@@ -62,7 +62,7 @@ def _by_size(edges: Tensor, starts: Tensor, graph: Tensor) -> Tensor:
 
 
 def _rows(adjacency: Tensor) -> Tensor:
-    """Symmetric (G, n, n) -> 100 row[u]: (G, n, n) int64 in 0..100, columns beyond the number of eigenspaces 0."""
+    """Symmetric (G, n, n) -> 100 row[u]: (G, n, n) int64 in 0..100; columns beyond the number of eigenspaces are 0."""
     values, vectors = torch.linalg.eigh(torch.diag_embed(adjacency.sum(-1)) - adjacency)  # loops cancel
     new = values.diff(dim=-1) > SAME_EIGENVALUE * values[:, -1:]
     space = pad(new.cumsum(-1), (1, 0))[:, None].expand(vectors.shape)
@@ -72,7 +72,7 @@ def _rows(adjacency: Tensor) -> Tensor:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """For eigh of small matrices: where other processes use the cores, 44 x 44 took 300 times as long on two threads."""
+    """For eigh of small matrices: on two threads 44 x 44 took 300 times as long while other processes used the cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

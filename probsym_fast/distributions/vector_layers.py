@@ -1,4 +1,4 @@
-"""The layers of Vector Neurons: parameters around the steps of `vector_steps`, where the axes are explained."""
+"""The layers of Vector Neurons: parameters around the steps of `vector_steps`, which explains the axes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ MOMENTUM = 0.1  # of the running statistics
 
 
 def uniform(*shape: int) -> Tensor:
-    """Weights as nn.Linear draws them."""
+    """Weights drawn as in nn.Linear."""
     return torch.empty(shape).uniform_(-1, 1) / math.sqrt(shape[-1])
 
 
 @torch.no_grad()
 def nearest(x: Tensor, k: int) -> Tensor:
-    """(i, j, M): whether j is among the k nodes nearest to i, itself included, over all channels. Nodes as far as
-    the k-th are in, which keeps the choice independent of the order of the nodes."""
+    """(i, j, M): whether j is among the k nodes nearest to i, itself included, over all channels.
+
+    Includes all nodes as far as the k-th, so the choice does not depend on the order of the nodes.
+    """
     n, clouds = x.shape[2:]
     if k >= n:
         return torch.ones(n, n, clouds, dtype=torch.bool, device=x.device)
@@ -40,6 +42,9 @@ def nearest(x: Tensor, k: int) -> Tensor:
 class Norm(nn.Module):
     """Batch normalisation of the vectors' norms, as (scale, shift): |p| becomes scale |p| + shift."""
 
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
@@ -48,20 +53,20 @@ class Norm(nn.Module):
         self.register_buffer("running_var", torch.ones(width))
 
     def forward(self, p: Tensor) -> tuple[Tensor, Tensor]:
-        """p (w, d, ...)"""
+        """p (w, d, ...) -> scale, shift (w,)."""
         moments = NormMoments.of(p) if self.training and p.numel() else None
         return self._scaling(moments, p[0, 0].numel())
 
     def of_pairs(self, near: Tensor, weight: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As `PairNormMoments` has them."""
+        """Arguments as of `PairNormMoments`."""
         moments = PairNormMoments.of(near, weight, x) if self.training and x.numel() else None
         return self._scaling(moments, near.sum() if moments else 0)
 
     def _scaling(self, moments: tuple[Tensor, Tensor] | None, count: Tensor | int) -> tuple[Tensor, Tensor]:
-        """None: the running statistics."""
+        """moments None: the running statistics."""
         mean, variance = moments or (self.running_mean, self.running_var)
         if moments:
-            with torch.no_grad():  # NaN and infinity would stay in the statistics for good
+            with torch.no_grad():  # NaN and infinity would stay in the statistics forever
                 finite = (mean + variance).isfinite()
                 unbiased = variance * (count / (count - 1))
                 seen = (torch.where(finite, mean, self.running_mean), torch.where(finite, unbiased, self.running_var))
@@ -71,7 +76,7 @@ class Norm(nn.Module):
 
 
 class Layer(nn.Module):
-    """Linear, norm batch normalisation and leaky ReLU; the inputs are concatenated (a size of 1 is broadcast)."""
+    """Linear map, batch normalisation of norms and leaky ReLU; inputs are concatenated (axes of size 1 broadcast)."""
 
     def __init__(self, in_width: int, width: int, shared_direction: bool = False) -> None:
         super().__init__()
@@ -89,16 +94,20 @@ class Layer(nn.Module):
 class EdgeConvolution(Layer):
     """The layer on [x_j - x_i, x_i] for the k nearest j, then VN max pooling over them.
 
-    The linear map is made once a node: W [x_j - x_i, x_i] = A x_j + C x_i. Pooling takes one neighbour a channel and
-    no gradient reaches its direction (argmax), so this is a buffer, and only what was taken is differentiated.
+    The linear map runs once per node: W [x_j - x_i, x_i] = A x_j + C x_i. Pooling takes one neighbour per channel. No
+    gradient reaches its direction (argmax), which is therefore a buffer, and only the pooled neighbours are
+    differentiated.
     """
+
+    pool: Tensor
 
     def __init__(self, in_width: int, width: int, neighbors: int) -> None:
         super().__init__(2 * in_width, width)
         self.neighbors = neighbors
         self.register_buffer("pool", uniform(width, width))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
+        (x,) = inputs
         near = nearest(x, self.neighbors)
         (a_p, c_p), (a_d, c_d) = self.feature.chunk(2, 1), self.direction.chunk(2, 1)
         scale, shift = self.norm.of_pairs(near, torch.cat([a_p, c_p - a_p]), x)

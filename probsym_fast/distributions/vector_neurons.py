@@ -24,26 +24,29 @@ def _farthest_along(x: Tensor, direction: Tensor) -> Tensor:
 
 
 class VectorNeurons(nn.Module):
-    """Scores (invariant, one a node) and matrices (equivariant columns) of point clouds with noise.
+    """Scores (invariant, one per node) and matrices (equivariant columns) of point clouds with noise.
 
-    A DGCNN (Wang et al. 2019) of vector neurons (Deng et al. 2021, arXiv 2104.12229), as in Kim et al. 2023. Under an
-    orthogonal h on every vector the scores stay and matrices become h M; a permutation of the nodes permutes the scores.
+    A DGCNN (Wang et al. 2019) of vector neurons (Deng et al. 2021, arXiv 2104.12229), as in Kim et al. 2023. An
+    orthogonal h on every vector leaves the scores unchanged and turns matrices M into h M; permuting the nodes permutes
+    the scores.
 
     Args:
         channels: 1 (positions) or 2 (positions and velocities).
-        width: vectors a node inside.
-        neighbors: k nearest nodes joined to a node, itself included; at most n are taken.
+        width: hidden vectors per node.
+        neighbors: k nearest nodes joined to a node, itself included; at most n are used.
         dropout: share of whole vectors dropped in training.
         scores, matrices: the outputs to build.
         dim: d.
 
-    forward(batch, noise): noise (B, S, n, d, channels) is added to [positions - center, velocities]. Returns a dict with
-    "scores" (B, S, n) and "matrices" (B, S, d, d), as asked for, in the dtype of the parameters under any autocast.
+    forward(batch, noise): adds noise (B, S, n, d, channels) to [positions - center, velocities]. Returns a dict with
+    "scores" (B, S, n) and "matrices" (B, S, d, d), if built, in the dtype of the parameters under any autocast.
     Gradients: of any order, to the parameters, the noise and the batch. Time and memory grow as B S n^2 width d.
-    Under torch.func transforms it runs in plain torch; in training mode these must hold its buffers too.
-    Raises ValueError for shapes, for a batch with num_nodes (every node counts as a valid one), and for positions,
-    velocities or noise that are not finite (on a GPU in debug mode only).
+    Under torch.func transforms it runs in plain torch; in training mode they must take its buffers as inputs too.
+    Raises ValueError for shapes, for a batch with num_nodes (every node counts as valid), and for positions, velocities or
+    noise that are not finite (on a GPU only in debug mode).
     """
+
+    pool: Tensor
 
     def __init__(
         self,
@@ -114,14 +117,15 @@ class VectorNeurons(nn.Module):
         return outputs
 
     def _equivariant(self, x: Tensor) -> Tensor:
-        """x (w, d, n, M) -> d vectors of the cloud, (d, d, M): max pooling over the nodes, then linear."""
+        """x (w, d, n, M) -> d vectors per cloud, (d, d, M): max pooling over the nodes, then a linear map."""
         node = _farthest_along(x, self.pool)[:, None, None].expand(-1, x.shape[1], 1, -1)
         return linear(self.matrix_head, x.gather(2, node).squeeze(2))
 
     def _invariant(self, x1: Tensor) -> Tensor:
-        """x (w, d, n, M) -> a score a node, (n, M).
+        """x (w, d, n, M) -> one score per node, (n, M).
 
-        A linear map of <[x1, x2]_c, z_v>, z the frame of the node, and of the largest <[x3, mean x3]_c, z_v> of all nodes.
+        A linear map of <[x1, x2]_c, z_v>, with z the frame of the node, and of the largest <[x3, mean x3]_c, z_v> over
+        all nodes.
         """
         x2 = self.conv2(x1)
         x2 = x2 * F.dropout(torch.ones_like(x2[:, :1]), self.dropout, self.training)

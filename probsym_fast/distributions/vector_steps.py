@@ -1,8 +1,8 @@
-"""The fused steps of Vector Neurons: autograd functions that keep little and compute the rest again.
+"""The fused steps of Vector Neurons: autograd functions that save little and compute the rest again.
 
-Vector features are (channels, d, n, M): M = B S clouds on the last axis, so that every elementwise pass runs over
-contiguous memory and a linear map of the channels is one matrix product. Pairs of nodes are (channels, d, i, j, M): they are
-worked on for some clouds at a time, and what is of them is computed again in the backward pass.
+Vector features are (channels, d, n, M), with M = B S clouds on the last axis. So every elementwise pass runs over
+contiguous memory, and a linear map of the channels is one matrix product. Pairs of nodes are (channels, d, i, j, M). They
+are processed for some clouds at a time, and the backward pass computes them again.
 """
 
 from __future__ import annotations
@@ -19,19 +19,22 @@ from probsym_fast.distributions._fused import Fused, gradient, needs_definition
 
 SLOPE = 0.2  # of the leaky ReLU
 NORM_EPS = 1e-6  # |p| is sqrt(<p, p> + NORM_EPS^2): smooth at zero
-AT_ONCE = 1_600_000  # numbers held at a time on a CPU: they stay in its cache, and are not too few for a call
-AT_ONCE_ELSEWHERE = 16_000_000  # a kernel then takes longer than its launch
+AT_ONCE = 1_600_000  # values held at a time on a CPU: few enough for its cache, enough to pay for a call
+AT_ONCE_ELSEWHERE = 16_000_000  # on a GPU: a kernel then takes longer than its launch
 
 
 def some_clouds(clouds: int, numbers: int, device: torch.device) -> Iterator[slice]:
-    """Parts of the last axis, where so many numbers a cloud are held in between. Compiled as for a GPU: less to compile."""
+    """Slices of the last axis, for `numbers` intermediate values per cloud.
+
+    Compiled code uses a GPU's sizes, which is less to compile.
+    """
     on_cpu = device.type == "cpu" and not torch.compiler.is_compiling()
     step = max(1, (AT_ONCE if on_cpu else AT_ONCE_ELSEWHERE) // numbers)
     return (slice(first, first + step) for first in range(0, max(clouds, 1), step))
 
 
 def index_dtype(size: int) -> torch.dtype:
-    """Of indices below size that are kept."""
+    """The dtype for stored indices below size."""
     return torch.uint8 if size <= 2**8 else torch.int16 if size <= 2**15 else torch.int32
 
 
@@ -59,7 +62,7 @@ def _norm(p: Tensor) -> Tensor:
 
 
 class NormMoments(Fused):
-    """Mean and variance per channel of |p| over all but the channels: p (w, d, ...)."""
+    """Mean and variance of |p| per channel, over all other axes: p (w, d, ...)."""
 
     @staticmethod
     def definition(p: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,7 +93,7 @@ def _norm_ratio(norm: Tensor, mean: Tensor, count: Tensor | int, d_mean: Tensor,
 
 
 class PairNormMoments(Fused):
-    """`NormMoments` of p_ij = A x_j + C x_i over the pairs that are near: near (i, j, M), weight [A, C] (2 w, in)."""
+    """`NormMoments` of p_ij = A x_j + C x_i over near pairs: near (i, j, M), weight [A, C] (2 w, in)."""
 
     @staticmethod
     def definition(near: Tensor, weight: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,14 +150,14 @@ def _pairs(out: Tensor) -> Tensor:
 
 
 def _highest(height: Tensor) -> Tensor:
-    """The last j where height (w, i, j, m) is largest: (w, i, m). On a CPU faster than max over an axis in between."""
+    """The last j where height (w, i, j, m) is largest: (w, i, m). Faster on a CPU than max over an inner axis."""
     n = height.shape[2]
     place = torch.arange(n, dtype=index_dtype(n), device=height.device).view(n, 1)
     return (height == height.amax(2, keepdim=True)).to(place.dtype).mul_(place).amax(2)
 
 
 def _activation_factors(p: Tensor, d: Tensor, scale: Tensor, shift: Tensor):
-    """The activation is s p - c d; returns s, c and what the gradient needs: 1/|p|, <p, d>, <d, d>."""
+    """The activation is s p - c d. Returns s, c and what the gradient needs: 1/|p|, <p, d>, <d, d>."""
     inverse_norm = dot(p, p).add_(NORM_EPS**2).rsqrt_()
     s = torch.addcmul(_per_channel(scale, inverse_norm), _per_channel(shift, inverse_norm), inverse_norm)
     pd, dd = dot(p, d), dot(d, d).add_(NORM_EPS)
@@ -165,10 +168,10 @@ def _activation_factors(p: Tensor, d: Tensor, scale: Tensor, shift: Tensor):
 def _activation_gradient(
     g: Tensor, p: Tensor, d: Tensor, shift: Tensor, factors: Sequence[Tensor], d_p: Tensor, d_d: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Writes the gradients of p and d, both as p, and returns those of scale and shift."""
+    """Writes the gradients of p and d to d_p and d_d, and returns those of scale and shift."""
     s, c, inverse_norm, pd, dd = factors
     d_s = dot(g, p)
-    e = dot(g, d).div_(dd).mul_(c.sign())  # d_c / <d, d>, where the leaky side is on: c < 0
+    e = dot(g, d).div_(dd).mul_(c.sign())  # d_c / <d, d> on the leaky side, c < 0
     d_pd = e * (1 - SLOPE)
     d_s.addcmul_(d_pd, pd)
     d_pd.mul_(s)
@@ -182,8 +185,11 @@ def _activation_gradient(
 
 
 class VectorActivation(Fused):
-    """Norm scaling, then leaky ReLU along a direction: y = (scale |p| + shift) p / |p|; y - (1 - slope) min(<y, d>, 0)
-    d / <d, d>. p (w, d, ...), d (w or 1, d, ...), scale and shift (w,)."""
+    """Norm scaling, then leaky ReLU along a direction.
+
+    y = (scale |p| + shift) p / |p|, then y - (1 - slope) min(<y, d>, 0) d / <d, d>. p (w, d, ...), d (w or 1, d, ...),
+    scale and shift (w,).
+    """
 
     @staticmethod
     def definition(p: Tensor, d: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -209,11 +215,10 @@ class VectorActivation(Fused):
 
 
 class EdgeActivation(Fused):
-    """`VectorActivation` of all pairs of nodes, then VN max pooling: of the near y_ij the one where <y, pool y> is largest,
-    channel by channel.
+    """`VectorActivation` of all pairs of nodes, then VN max pooling per channel: the near y_ij with the largest <y, pool y>.
 
-    near (i, j, M), pool (w, w), scale and shift (w,), x (in, d, n, M); weight (4 w, in) maps x to p and d as a neighbour
-    and p and d as a center, which are added. -> (w, d, n, M). Only what was taken is differentiated.
+    near (i, j, M), pool (w, w), scale and shift (w,), x (in, d, n, M). weight (4 w, in) maps x to p and d of a
+    neighbour and p and d of a center, which are added. -> (w, d, n, M). Only the pooled neighbours are differentiated.
     """
 
     @staticmethod
@@ -226,10 +231,11 @@ class EdgeActivation(Fused):
 
     @staticmethod
     def of_taken(taken: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, x: Tensor) -> Tensor:
-        """With the neighbours that pooling takes, (w, n, M)."""
+        """With given pooled neighbours `taken` (w, n, M)."""
         neighbor, center = linear(weight, x).unflatten(0, (2, 2, -1))  # of p and d both
         index = taken.long().unsqueeze(1).expand_as(neighbor)
-        return VectorActivation.definition(*neighbor.gather(3, index) + center, scale, shift)
+        p, d = neighbor.gather(3, index) + center
+        return VectorActivation.definition(p, d, scale, shift)
 
     @staticmethod
     def forward(ctx, near: Tensor, pool: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, x: Tensor) -> Tensor:
@@ -241,7 +247,7 @@ class EdgeActivation(Fused):
             p, d = _pairs(out[:, 0]), _pairs(out[:, 1])
             s, c = _activation_factors(p, d, scale, shift)[:2]
             p.mul_(s.unsqueeze(1)).addcmul_(d, c.unsqueeze(1), value=-1)
-            del d, s, c  # one pair tensor less at the peak
+            del d, s, c  # one pair tensor less at peak memory
             near_or_not = torch.where(near[..., m], 0.0, -math.inf).to(p.dtype)
             neighbor = _highest(dot(p, linear(pool, p)).add_(near_or_not))
             taken[..., m] = neighbor
@@ -258,7 +264,7 @@ class EdgeActivation(Fused):
         d_scale, d_shift, d_weight = (torch.zeros_like(t) for t in (scale, shift, weight))
         d_x = torch.empty_like(x) if ctx.needs_input_grad[5] else None
         with torch.autocast(x.device.type, enabled=False):  # it may be on in the backward pass
-            for m in some_clouds(g.shape[-1], 13 * math.prod(g.shape[:-1]), x.device):  # none of pair size
+            for m in some_clouds(g.shape[-1], 13 * math.prod(g.shape[:-1]), x.device):  # no tensor of pair size
                 some, some_g = x[..., m].flatten(1), g[..., m]
                 neighbor, center = (weight @ some).view(2, 2, *some_g.shape)  # of p and d both
                 index = taken[..., m].long().unsqueeze(1).expand_as(neighbor)

@@ -1,4 +1,4 @@
-"""Batches of group elements (B, S), whatever the group: a part of their samples."""
+"""Batches (B, S) of elements of any group: selecting some of their samples."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from probsym_fast.ops import Permutation
 def narrow(g: Any, start: int, count: int) -> Any:
     """Samples start, ..., start + count - 1 of the elements g (B, S): (B, count), views. Gradients: as g's.
 
-    g: a tensor (B, S, ...), a `Permutation`, a tuple of these (`Motion`, of a product), None where a part has no element.
-    Raises TypeError for anything else.
+    g: a tensor (B, S, ...), a `Permutation`, a tuple of these (`Motion`, elements of a product), or None for a part without
+    an element. Raises TypeError for anything else.
     """
     if g is None:
         return None
@@ -29,7 +29,7 @@ def narrow(g: Any, start: int, count: int) -> Any:
 
 
 def tensors(g: Any) -> Iterator[Tensor]:
-    """All tensors (B, S, ...) that the elements g are made of."""
+    """All tensors (B, S, ...) in the elements g."""
     if isinstance(g, Tensor):
         yield g
     elif isinstance(g, Permutation):
@@ -40,7 +40,7 @@ def tensors(g: Any) -> Iterator[Tensor]:
 
 
 def samples_of(g: Any) -> int:
-    """S of the elements g. TypeError where they hold no tensor."""
+    """S of the elements g. TypeError if they hold no tensor."""
     first = next(tensors(g), None)
     if first is None:
         raise TypeError(f"samples_of: g must hold tensors (B, S, ...), got {type(g).__name__}")

@@ -1,4 +1,4 @@
-"""Rigid motions: translations, alone or with rotations and reflections."""
+"""Rigid motions: translations, with or without rotations and reflections."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ class Motion(NamedTuple):
 
 
 class Translation(Group):
-    """R^d on the point ("p") axes. Its element for a batch is the centroid: translation is removed and restored."""
+    """R^d on the point ("p") axes. Its element for a batch is the centroid, so translation is removed and restored."""
 
+    moves: str | None = "p"
+    outputs: tuple[str, ...] | None = ()
     linear: Orthogonal | None = None
 
     def __init__(self, d: int = 3):
@@ -33,14 +35,6 @@ class Translation(Group):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.d})"
-
-    @property
-    def moves(self) -> str:
-        return self.linear.moves if self.linear else "p"
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return self.linear.outputs if self.linear else ()
 
     def _centered(self, frame: Tensor | None, batch: Batch, samples: int) -> Motion:
         if batch.center is None:
@@ -61,6 +55,7 @@ class Translation(Group):
     def compose(self, g: Motion, h: Motion) -> Motion:
         if g.frame is None:
             return Motion(None, g.shift + h.shift)
+        assert h.frame is not None  # an element of the same group
         return Motion(g.frame @ h.frame, (g.frame @ h.shift[..., None])[..., 0] + g.shift)
 
     def inverse(self, g: Motion) -> Motion:
@@ -78,6 +73,7 @@ class Translation(Group):
         if inverse and point >= 0:
             x = (x if x.ndim == len(layout) + 2 else x[:, None]) - self._along(g.shift, layout, point)
         if g.frame is not None:
+            assert self.linear is not None  # the group of g has rotations
             x = self.linear.act(g.frame, x, layout, inverse=inverse, mean=mean)
         else:
             x = x if x.ndim == len(layout) + 2 else x[:, None].expand(x.shape[0], g.shift.shape[1], *x.shape[1:])
@@ -109,6 +105,8 @@ class Translation(Group):
 class Euclidean(Translation):
     """E(d): rotations, reflections and translations."""
 
+    moves, outputs = Orthogonal.moves, Orthogonal.outputs
+
     def __init__(self, d: int = 3):
         super().__init__(d)
         self.linear = Orthogonal(d)
@@ -116,6 +114,8 @@ class Euclidean(Translation):
 
 class SpecialEuclidean(Translation):
     """SE(d): rotations and translations."""
+
+    moves, outputs = SpecialOrthogonal.moves, SpecialOrthogonal.outputs
 
     def __init__(self, d: int = 3):
         super().__init__(d)

@@ -1,4 +1,4 @@
-"""The concept of a group: elements in compact form, and how they act; and direct products."""
+"""Groups: elements in compact form and their action; direct products."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from probsym_fast.ops.permutation import Relaxation
 class Group(ABC):
     """A group whose elements come in batches (B, S): B graphs, S samples each.
 
-    A layout names the axes of a tensor after (B,) or (B, S), a letter each: "n" nodes (permuted), "v" a vector
-    (rotated), "p" a point (rotated and translated), "c" channels (left alone). Positions of particles are "np",
-    velocities "nv", features of pairs "nnc". The groups of this package refuse other letters. A group of your own may
-    have letters of its own: it names them in `moves`, so that a `Product` passes them to it and to no other factor.
+    A layout names the axes of a tensor after (B,) or (B, S), one letter each: "n" nodes (permuted), "v" a vector (rotated),
+    "p" a point (rotated and translated), "c" channels (unchanged). Positions of particles are "np", velocities "nv",
+    features of pairs "nnc". The groups of this package refuse other letters. Your own group may use letters of its own and
+    lists them in `moves`; a `Product` then passes these axes only to it.
 
-    moves: the letters of the axes that the group moves and that no other factor of a product may move. None: not known;
-        the group then counts as moving every axis. outputs: the names of the outputs that `project` reads;
-        None: not known.
+    moves: letters of the axes that the group moves; no other factor of a product may move them. None: unknown, and the group
+        counts as moving every axis. outputs: names of the outputs that `project` reads; None: unknown.
     """
 
     moves: str | None = None
@@ -37,26 +36,26 @@ class Group(ABC):
 
     @abstractmethod
     def uniform(self, batch: Batch, samples: int, draws: Draws | None = None) -> Any:
-        """Elements drawn from the Haar measure; translations, which have none, take the batch's centre."""
+        """Elements from the Haar measure; translations, which have none, take the batch's centroid."""
 
     @abstractmethod
     def compose(self, g: Any, h: Any) -> Any:
-        """The element that acts as h, then g. Differentiable, or RuntimeError where a gradient would be dropped."""
+        """The element that acts as h, then g. Differentiable, or RuntimeError if a gradient would be lost."""
 
     @abstractmethod
     def inverse(self, g: Any) -> Any:
-        """The element that undoes g. Differentiable, or RuntimeError where a gradient would be dropped."""
+        """The element that undoes g. Differentiable, or RuntimeError if a gradient would be lost."""
 
     @abstractmethod
     def act(self, g: Any, x: Tensor, layout: str, *, inverse: bool = False, mean: bool = False) -> Tensor:
         """g . x (or g^-1 . x): x is (B, *layout) or (B, S, *layout); returns (B, S, *layout).
 
-        mean averages over the samples: (B, *layout). Differentiable in g and x. Raises ValueError for letters that are
-        not known and for shapes that do not fit the layout.
+        mean: average over the samples, (B, *layout). Differentiable in g and x. Raises ValueError for unknown letters
+        and for shapes that do not fit the layout.
         """
 
     def keeps(self, layout: str) -> bool:
-        """Whether every element leaves tensors of this layout as they are; False where that is not known."""
+        """Whether every element leaves tensors of this layout unchanged; False if unknown."""
         return self.moves is not None and not set(self.moves) & set(layout)
 
     @abstractmethod
@@ -68,15 +67,14 @@ class Group(ABC):
         relaxation: Relaxation = Relaxation(),
         draws: Draws | None = None,
     ) -> tuple[Any, dict[str, Tensor]]:
-        """Elements from the outputs of an equivariant network, and penalties (scalars) to be added to the loss.
+        """Elements from the outputs of an equivariant network, and penalties (scalars) to add to the loss.
 
-        "scores" (B, S, N) go to soft permutations (`relaxation`: how soft), "matrices"
-        (B, S, d, d) to orthogonal matrices, the batch's centre to translations. Raises KeyError for an output that is
-        missing.
+        "scores" (B, S, N) become soft permutations (`relaxation`: how soft), "matrices" (B, S, d, d) orthogonal
+        matrices, and the batch's centroid translations. Raises KeyError for a missing output.
         """
 
     def block(self, kind: str) -> int:
-        """Samples in turn that depend on each other, by the kind of draws (`Draws`)."""
+        """Number of consecutive samples that depend on each other with this kind of draws (`Draws`)."""
         return 1 if kind == "independent" else 2
 
     def __mul__(self, other: Group) -> Group:
@@ -93,15 +91,18 @@ def check_layout(owner: object, layout: str, letters: str = LETTERS) -> None:
     if not isinstance(layout, str):
         raise TypeError(f"{owner}: layout must be a str, got {type(layout).__name__}")
     if unknown := [letter for letter in layout if letter not in letters]:
-        raise ValueError(f"{owner}: layout must be of the letters {letters!r}, got {unknown[0]!r} in {layout!r}")
+        raise ValueError(f"{owner}: layout must use only the letters {letters!r}, got {unknown[0]!r} in {layout!r}")
 
 
 def sample_axis(x: Tensor, layout: str, shape: Sequence[int]) -> bool:
-    """Whether x has a sample axis before those of the layout. ValueError where it has neither one nor none, and where its
-    graphs and samples are not those of the elements, whose shape begins with (B, S)."""
+    """Whether x has a sample axis before those of the layout.
+
+    ValueError unless x has the axes of the layout after (B,) or (B, S), and its B and S are those of the elements, whose
+    shape begins with (B, S).
+    """
     if x.ndim not in (len(layout) + 1, len(layout) + 2):
         raise ValueError(
-            f"act: x must be (B, [S,] *{layout!r}), {len(layout)} axes behind the batch, got {tuple(x.shape)}"
+            f"act: x must be (B, [S,] *{layout!r}), {len(layout)} axes after the batch, got {tuple(x.shape)}"
         )
     has_samples = x.ndim == len(layout) + 2
     given, wanted = tuple(x.shape[: 1 + has_samples]), tuple(shape[: 1 + has_samples])
@@ -120,11 +121,13 @@ def wanted(outputs: Mapping[str, Tensor], name: str, group: str) -> Tensor:
 class Product(Group):
     """G_1 x G_2 x ...: elements are tuples; the actions commute. Written `Symmetric(5) * Euclidean(3)`.
 
-    A factor moves axes of its own and reads outputs of its own. What two factors would share is refused where it is used:
-    `act` raises ValueError for a layout with a letter that two factors move (`Group.moves`), `project` for an output that
-    two factors read (`Group.outputs`) and for a penalty that two factors return. Uniform elements share nothing, so that
-    any product has them. Raises TypeError where a factor is no group, ValueError without factors.
+    Each factor moves its own axes and reads its own outputs. Conflicts raise only where they occur: `act` raises
+    ValueError for a layout letter that two factors move (`Group.moves`), `project` for an output that two factors read
+    (`Group.outputs`) and for a penalty that two factors return. Uniform elements never conflict. Raises TypeError if a
+    factor is no group, ValueError without factors.
     """
+
+    factors: tuple[Group, ...]
 
     def __init__(self, *factors: Group):
         for factor in factors:
@@ -143,7 +146,7 @@ class Product(Group):
         moved = "".join(f.moves or "" for f in flat)
         self.moves = None if None in [f.moves for f in flat] else "".join(dict.fromkeys(moved))
         known = [f.outputs for f in flat]
-        self.outputs = None if None in known else tuple(dict.fromkeys(name for names in known for name in names))
+        self.outputs = None if None in known else tuple(dict.fromkeys(name for names in known for name in names or ()))
         self._letters = "".join(dict.fromkeys(LETTERS + moved))
         self._shared_letters = _twice(moved)
 
@@ -181,11 +184,11 @@ class Product(Group):
         for factor in unknown:
             if len(unknown) > 1 or set(layout) & set(others):
                 raise ValueError(
-                    f"{self}: the factors must move different axes of x, and {factor} does not name its own in `moves`"
+                    f"{self}: the factors must move different axes of x, and {factor} does not list its own in `moves`"
                 )
         last = len(self.factors) - 1
         for k, (factor, element) in enumerate(zip(self.factors, g, strict=True)):
-            known = LETTERS + (factor.moves or "")  # another factor's own letters are channels to this one
+            known = LETTERS + (factor.moves or "")  # other factors' letters are channels for this one
             own = "".join(letter if letter in known else "c" for letter in layout)
             x = factor.act(element, x, own, inverse=inverse, mean=mean and k == last)
         return x
@@ -193,28 +196,31 @@ class Product(Group):
     def project(
         self, outputs: Mapping[str, Tensor], batch: Batch, *, draws: Draws | None = None, **settings: Any
     ) -> tuple[tuple, dict[str, Tensor]]:
-        draws, readers = draws or Draws(), {}
-        pairs = []
+        draws, pairs = draws or Draws(), []
+        readers: dict[str, Group] = {}
         for k, factor in enumerate(self.factors):
-            given = _Noted(outputs) if factor.outputs is None else outputs
-            pairs.append(factor.project(given, batch, draws=draws.fork(k), **settings))
-            for name in given.read if factor.outputs is None else factor.outputs:
+            noted = _Noted(outputs)
+            pairs.append(
+                factor.project(noted if factor.outputs is None else outputs, batch, draws=draws.fork(k), **settings)
+            )
+            for name in noted.read if factor.outputs is None else factor.outputs:
                 if readers.setdefault(name, factor) is not factor:
                     raise ValueError(f"{self}: each output must be read by one factor, got {name!r} read by two")
         penalties: dict[str, Tensor] = {}
         for _, some in pairs:
             for name, value in some.items():
                 if name in penalties:
-                    raise ValueError(f"{self}: each penalty must be of one factor, got {name!r} of two")
+                    raise ValueError(f"{self}: each penalty must come from one factor, got {name!r} from two")
                 penalties[name] = value
         return tuple(g for g, _ in pairs), penalties
 
 
-class _Noted(Mapping):
-    """Outputs that note which of them are read, by a group that does not name them in `outputs`."""
+class _Noted(Mapping[str, Tensor]):
+    """Outputs that record which of them are read, for a group that does not list them in `outputs`."""
 
     def __init__(self, outputs: Mapping[str, Tensor]):
-        self.outputs, self.read = outputs, set()
+        self.outputs = outputs
+        self.read: set[str] = set()
 
     def __getitem__(self, name: str) -> Tensor:
         value = self.outputs[name]
@@ -232,5 +238,5 @@ class _Noted(Mapping):
 
 
 def _twice(items: Iterable[str]) -> list[str]:
-    """The items that are there more than once."""
+    """The items that occur more than once."""
     return [item for item, count in Counter(items).items() if count > 1]

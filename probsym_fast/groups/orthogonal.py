@@ -33,9 +33,10 @@ class Orthogonal(Group):
         return eye.expand(batch.size, samples, self.d, self.d)
 
     def uniform(self, batch: Batch, samples: int, draws: Draws | None = None) -> Tensor:
-        """Gram-Schmidt of normal matrices is distributed by the Haar measure, and so is g D for any fixed D of the group.
+        """Gram-Schmidt of normal matrices follows the Haar measure, and so does g D for any fixed D of the group.
 
-        D runs through `signs`: with antithetic draws 1 and one partner, with stratified ones all changes of the axes' signs.
+        D runs through `signs`: the identity and one partner with antithetic draws, all sign changes of the axes with
+        stratified ones.
         """
         draws = draws or Draws()
         signs = self.signs(draws.kind)
@@ -48,9 +49,10 @@ class Orthogonal(Group):
         return g * signs.to(g)[place][:, None]  # the columns: g D
 
     def signs(self, kind: str) -> Tensor:
-        """(m, d) diagonals of the D of m samples in turn, by the kind of draws; an even number of -1 in SO(d).
+        """(m, d) diagonals of the matrices D of m consecutive samples, by the kind of draws; an even number of -1 in SO(d).
 
-        The antithetic partner is -1, and in SO(d) with odd d the turn that keeps the first axis and reverses the others.
+        The antithetic partner is -1. In SO(d) with odd d it is the rotation that keeps the first axis and reverses the
+        others.
         """
         d = self.d
         if kind == "antithetic":

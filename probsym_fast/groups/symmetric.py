@@ -35,20 +35,20 @@ class Symmetric(Group):
         return Permutation(slots, batch.num_nodes, slots)
 
     def uniform(self, batch: Batch, samples: int, draws: Draws | None = None) -> Permutation:
-        """Uniform over the permutations of the valid nodes; slots beyond them stay where they are."""
+        """Uniform over the permutations of the valid nodes; the other slots stay in place."""
         shape = (batch.size, samples, self.n)
         return self.sorted((draws or Draws()).uniform(shape, "permutation", device=batch.device), batch)
 
     def sorted(self, key: Tensor, batch: Batch) -> Permutation:
-        """Sorts the valid nodes by rising key (B, S, n); ties by number."""
+        """Sorts the valid nodes by ascending key (B, S, n); ties by node number."""
         if batch.num_nodes is not None:
             key = key.masked_fill(torch.arange(self.n, device=key.device) >= batch.num_nodes[:, None, None], torch.inf)
         return Permutation(key.argsort(dim=-1, stable=True), batch.num_nodes)
 
     def compose(self, g: Permutation, h: Permutation) -> Permutation:
-        """A hard permutation. RuntimeError where g or h requires a gradient, ValueError unless they are of one shape.
+        """A hard permutation. RuntimeError if g or h requires a gradient, ValueError unless they have one shape.
 
-        It has the valid nodes of g; where g or h permutes all n nodes, so may their product.
+        It has the valid nodes of g, or all n nodes if g or h permutes all n.
         """
         if g.shape != h.shape:
             raise ValueError(f"{self}: h must be (B, S, n) = {tuple(g.shape)} as g is, got {tuple(h.shape)}")
@@ -58,7 +58,7 @@ class Symmetric(Group):
         return Permutation(g.order.gather(-1, h.order), num_nodes, h.rank.gather(-1, g.rank))
 
     def inverse(self, g: Permutation) -> Permutation:
-        """A hard permutation. RuntimeError where g requires a gradient."""
+        """A hard permutation. RuntimeError if g requires a gradient."""
         return g.inverse()
 
     def act(self, g: Permutation, x: Tensor, layout: str, *, inverse: bool = False, mean: bool = False) -> Tensor:
@@ -73,7 +73,10 @@ class Symmetric(Group):
                 continue
             if x.shape[axis] != self.n:
                 raise ValueError(f"Symmetric({self.n}): axis {axis} of x must have size {self.n}, got {tuple(x.shape)}")
-            x = _multiply(matrix, x, axis, inverse) if soft else _gather(g.order if inverse else g.rank, x, axis)
+            if matrix is not None:
+                x = _multiply(matrix, x, axis, inverse)
+            else:
+                x = _gather(g.order if inverse else g.rank, x, axis)
         return x.mean(1) if mean else x
 
     def project(
@@ -86,16 +89,16 @@ class Symmetric(Group):
     ) -> tuple[SoftPermutation, dict[str, Tensor]]:
         """Scores with ties broken by noise U(0, 1e-6) -> soft permutation (float64) and its "entropy" (float32 or better).
 
-        "scores" are (B, S, n), or of a ragged batch (nodes, S).
+        "scores" are (B, S, n), or (nodes, S) for a ragged batch.
         """
         scores = wanted(outputs, "scores", repr(self))
         if scores.ndim == 2 and hasattr(batch, "padded"):
             scores = batch.padded(scores, self.n)
         if scores.shape[-1] != self.n:
             raise ValueError(f"{self}: scores must be (B, S, {self.n}), got {tuple(scores.shape)}")
-        names = getattr(batch, "key", None)  # ties are a graph's own too, where its noise is
+        names = getattr(batch, "key", None)  # where noise goes by the graph's key, ties do too
         ties = (draws or Draws()).uniform(tuple(scores.shape), "ties", rows=names, device=scores.device)
-        # in float32 the noise would be rounded to a few values, or away, and ties broken by the nodes' numbers
+        # float32 would round the noise to a few values or to none, and node numbers would break the ties
         p = ops.soft_permutation(scores.double() + TIE_NOISE * ties, batch.num_nodes, *relaxation)
         return p, {"entropy": ops.permutation_entropy(p).to(torch.promote_types(scores.dtype, torch.float32))}
 
@@ -108,7 +111,7 @@ def _gather(index: Tensor, x: Tensor, axis: int) -> Tensor:
 
 
 def _multiply(matrix: Tensor, x: Tensor, axis: int, inverse: bool) -> Tensor:
-    """P x, or P^T x, along `axis`: the value of the gather with the straight-through gradient to P (B, S, n, n)."""
+    """P x, or P^T x, along `axis`: the value of the gather, with the straight-through gradient to P (B, S, n, n)."""
     B, S = x.shape[:2]
     flat = x.reshape(B, S, math.prod(x.shape[2:axis]), x.shape[axis], math.prod(x.shape[axis + 1 :]))
     return ((matrix.mT if inverse else matrix)[:, :, None] @ flat).reshape(x.shape)

@@ -1,4 +1,4 @@
-"""The samples in chunks: memory that does not grow with their number."""
+"""Running the samples in chunks, so that memory does not grow with their number."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from probsym_fast.draws import RandomState
 if TYPE_CHECKING:
     from probsym_fast.models.passes import Pass
 
-MARGIN = 0.9  # of the memory there is: fragments and other allocations take the rest
+MARGIN = 0.9  # share of the memory to use; the rest is for fragmentation and other allocations
 
 
 class Chunks:
     """How many samples run at once.
 
-    size: samples; None: all; "auto": all where they fit, else the largest chunk that does. What fits is measured at the first
-    step (also the first without gradients, and where samples or graphs become more) by the peak memory of 1, 2, 4, ...
-    samples, forward and backward, distribution and all. After an out-of-memory error (torch.OutOfMemoryError) the size is
-    halved, for good, and the step runs again. Under a torch.func transform nothing is measured. memory: bytes that a step
-    may take with "auto"; None: what the GPU has; on a CPU then all samples run at once.
-    Raises TypeError where size or memory is no int, ValueError where it is below 1 and for a memory without "auto".
+    size: a number of samples; None: all; "auto": all if they fit in memory, else the largest chunk that does. "auto"
+    measures at the first step, at the first step without gradients, and when samples or graphs become more. It takes
+    the peak memory of 1, 2, 4, ... samples, forward and backward, including the distribution. An out-of-memory error
+    (torch.OutOfMemoryError) halves the size for good and runs the step again. Under a torch.func transform nothing is
+    measured. memory: bytes that a step may use with "auto"; None: what the GPU has; on a CPU all samples then run at
+    once.
+    Raises TypeError if size or memory is no int, ValueError if it is below 1 and for a memory without "auto".
     """
 
     def __init__(self, size: int | str | None = None, memory: int | None = None):
@@ -56,13 +57,15 @@ class Chunks:
         self._size, self._memory = check_sizes("Chunks", "size", self._size, memory)
 
     def size_for(self, samples: int) -> int:
-        """How many of so many samples run at once: with "auto" what has been found, all before anything has."""
-        size = self._fit[torch.is_grad_enabled()].size if self.size == "auto" else self.size
+        """How many of `samples` run at once. "auto": the size found so far, or all of them."""
+        size = self._fit[torch.is_grad_enabled()].size if isinstance(self.size, str) else self.size  # "auto"
         return min(size or samples, samples)
 
     def halve(self, samples: int) -> bool:
-        """Runs half as many samples at once from now on, in steps like the present one. False, without effect, unless "auto"
-        runs more than one."""
+        """Halves the chunk size from now on, for steps like the present one.
+
+        Returns False, and changes nothing, unless the size is "auto" and more than one sample runs at once.
+        """
         size, grad = self.size_for(samples), torch.is_grad_enabled()
         if self.size != "auto" or size == 1:
             return False
@@ -87,7 +90,7 @@ class Chunks:
             except torch.OutOfMemoryError:
                 if not self.halve(samples):
                     raise
-            release_memory(batch.device)  # after the handler: the error holds the tensors of its frames
+            release_memory(batch.device)  # outside the handler: the error keeps the tensors of its frames alive
             before.restore()
 
     def _measure(self, forward: Pass) -> None:
@@ -95,7 +98,7 @@ class Chunks:
         free = free_memory(batch.device) if self.memory is None else self.memory
         size, fit, leaves = samples, self._fit[grad], forward.leaves()
         if free is not None:
-            if self.memory is None and grad:  # gradients and Adam's two moments are still to come
+            if self.memory is None and grad:  # leaves room for gradients and Adam's two moments
                 free -= 3 * sum(p.numel() * p.element_size() for p in forward.model.parameters() if needs_gradient(p))
 
             def step(count: int) -> None:
@@ -111,14 +114,14 @@ class Chunks:
 
 
 def needs_gradient(p: Tensor) -> bool:
-    """Whether a parameter's gradient is still to be allocated."""
+    """Whether a parameter's gradient has yet to be allocated."""
     return p.requires_grad and p.grad is None
 
 
 def check_sizes(
     owner: str, name: str, size: int | str | None, memory: int | None = None
 ) -> tuple[int | str | None, int | None]:
-    """size and memory with Python ints. Raises as `Chunks` for a size, which the owner calls `name`, and a memory."""
+    """size and memory as Python ints. Raises as `Chunks`; `name` is what the owner calls the size."""
     if size is not None and not (isinstance(size, str) and size == "auto"):
         size = _checked_size(f"{owner}: {name}", size, "an int >= 1, None or 'auto'")
     if memory is not None:
@@ -136,9 +139,9 @@ def _checked_size(argument: str, size: Any, wanted: str) -> int:
 
 
 class Fit(NamedTuple):
-    """What "auto" has found to fit: `size` samples at once, with up to so many samples asked for and graphs.
+    """What "auto" found to fit: `size` samples at once, for at most `samples` samples and `graphs` graphs.
 
-    most: the largest size that out-of-memory errors have left. None: nothing yet.
+    most: the largest size left by out-of-memory errors. None: nothing found yet.
     """
 
     samples: int = 0
@@ -148,10 +151,10 @@ class Fit(NamedTuple):
 
 
 def largest(peak: Callable[[int], int], samples: int, free: int) -> int:
-    """The most samples, up to `samples` and at least 1, whose peak(count) is within MARGIN of the bytes that are free.
+    """The most samples in 1..`samples` whose peak(count) stays within MARGIN of the free bytes; at least 1.
 
-    Measured at 1, 2, 4, ... until one is beyond or raises torch.OutOfMemoryError, with a straight line between the last two:
-    at few samples what does not grow with them hides what does.
+    Measures 1, 2, 4, ... until a count exceeds the memory or raises torch.OutOfMemoryError, then extends the line
+    through the last two points. Small counts alone would mislead: there fixed costs hide the cost per sample.
     """
     room, points, most = MARGIN * free, [(0, 0), (1, peak(1))], samples
     while points[-1][0] < samples and points[-1][1] <= room:
@@ -169,11 +172,11 @@ def largest(peak: Callable[[int], int], samples: int, free: int) -> int:
 def step_with_smaller_chunks(
     model: nn.Module, chunks: Chunks, samples: int, step: Callable[[], Any], device: torch.device
 ) -> Any:
-    """step(): forward, loss and backward of the model; after an out-of-memory error once more with half the chunk.
+    """step(): forward, loss and backward of the model; after an out-of-memory error again, with half the chunk.
 
-    For errors in the backward pass, which the model cannot see. Gradients that were there before are added to as backward
-    does, those of a step that failed are dropped; random numbers and buffers are as before it. Raises the error, gradients
-    and buffers as before, where `chunks` are not "auto" or are of one sample, and any other error.
+    For errors in the backward pass, which the model cannot see. Earlier gradients are accumulated to, as backward does;
+    those of a failed step are dropped, and random state and buffers are restored. Raises the error, with gradients and
+    buffers restored, if `chunks` is not "auto" or runs one sample, and any other error.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     held, before = [p.grad for p in parameters], RandomState(device)
@@ -198,6 +201,6 @@ def step_with_smaller_chunks(
 
 
 def release_memory(device: torch.device) -> None:
-    """Gives the GPU's unused memory back, which is in pieces after an error."""
+    """Returns the GPU's unused memory, which is fragmented after an error."""
     if device.type == "cuda":
         torch.cuda.empty_cache()

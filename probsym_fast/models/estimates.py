@@ -1,4 +1,4 @@
-"""The mean over samples with its standard error, samples drawn until it is small enough."""
+"""The mean over samples with its standard error, sampling until the error is small enough."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from probsym_fast._checks import as_number, check_counts
 from probsym_fast.groups import Batch, Draws
 from probsym_fast.models.passes import Pass
 
-LEAST_BLOCKS = 8  # behind which a standard error may stop `estimate`: of two blocks it is 0 wherever they agree
+LEAST_BLOCKS = 8  # before `estimate` may stop: the standard error of two blocks is 0 wherever they agree
 
 
 class Estimate(NamedTuple):
-    """prediction: the mean over samples. standard_error: of each of its entries, of the same shape; NaN where a single block
-    was drawn. samples: how many were drawn."""
+    """prediction: the mean over samples. standard_error: of each entry, of the same shape; NaN after a single block.
+
+    samples: the number of samples drawn.
+    """
 
     prediction: Tensor
     standard_error: Tensor
@@ -27,8 +29,11 @@ class Estimate(NamedTuple):
 def estimate(
     model: nn.Module, batch: Batch, samples: int, draws: Draws, tolerance: float | None, step: int
 ) -> Estimate:
-    """`Symmetrized.estimate`. Means of blocks of samples are independent: their variance over their number is that of the
-    mean, gathered with Chan's formula in float32 or better."""
+    """`Symmetrized.estimate`.
+
+    Means of blocks of samples are independent, so the variance of their mean is theirs divided by their number. Accumulated
+    with Chan's formula in float32 or better.
+    """
     samples, step = check_counts("estimate", samples=samples, step=step)
     if model.training:
         raise RuntimeError("estimate: the model must be in eval mode, got training mode")

@@ -1,4 +1,4 @@
-"""Embeddings and readouts of graphs: permuted adjacency and features to vectors or node features, outputs back."""
+"""Embeddings and readouts of graphs: permuted graphs to vectors or node features, and outputs back."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from probsym_fast.ops._patches import check_items
 
 
 class PatchWeight(nn.Module):
-    """The weight (D, C, P[, P]) of a map between patches and tokens, drawn as nn.Conv2d draws it.
+    """The weight (D, C, P[, P]) of a map between patches and tokens, initialised as in nn.Conv2d.
 
-    Called, it gives the weight as a convolution's. It is stored as the ops read it, D innermost, in a contiguous parameter:
-    an optimiser copies others. inputs: of one output, by which the weight is drawn (U(-1, 1) / sqrt(inputs)); by default
-    C P[^2].
+    Calling it returns the weight in a convolution's layout. It is stored as the ops read it, D innermost, in a contiguous
+    parameter, since optimisers copy other layouts. inputs: number of inputs of one output, for the initialisation
+    U(-1, 1) / sqrt(inputs); default C P[^2].
     """
 
     def __init__(self, D: int, C: int, *patch: int, inputs: int | None = None):
@@ -36,11 +36,11 @@ class PatchWeight(nn.Module):
 class FlatGraph(nn.Module):
     """The first linear map of an MLP on a permuted graph, flattened: (B, S, width).
 
-    `W [flatten(A'), flatten(X')] + b` with A' the permuted adjacency (N, N, edge_features) and, where there are node
-    features, X' (N, node_features). The permuted graph is never made. soft: the soft permutation in place of the hard one,
+    `W [flatten(A'), flatten(X')] + b` with A' the permuted adjacency (N, N, edge_features) and, with node features, X'
+    (N, node_features). The permuted graph is never materialised. soft: use the soft permutation instead of the hard one,
     densely (an ablation).
 
-    Raises TypeError where edge_attr, or x where it is read, are not of the weights' dtype (autocast: of a floating one).
+    Raises TypeError where edge_attr, or x if it is read, lacks the dtype of the weights (autocast: any floating dtype).
     """
 
     def __init__(self, N: int, width: int, node_features: int = 0, edge_features: int = 1, soft: bool = False):
@@ -48,7 +48,7 @@ class FlatGraph(nn.Module):
         N, width, edge_features = check_counts("FlatGraph", N=N, width=width, edge_features=edge_features)
         node_features = check_count("FlatGraph", "node_features", node_features, least=0)
         self.N, self.soft = N, soft
-        inputs = N * (N * edge_features + node_features)  # drawn as one nn.Linear
+        inputs = N * (N * edge_features + node_features)  # initialised as one nn.Linear
         self.edges = PatchWeight(width, edge_features, N, N, inputs=inputs)
         self.nodes = PatchWeight(width, node_features, N, inputs=inputs) if node_features else None
         self.bias = nn.Parameter(torch.empty(width).uniform_(-1, 1) / math.sqrt(inputs))
@@ -68,13 +68,15 @@ class FlatGraph(nn.Module):
         return (tokens[:, :, 0],)
 
     def bare(self) -> nn.Linear:
-        """A layer of the shape of this one that takes the flattened matrices and features, as a plain MLP has it."""
+        """An nn.Linear of the same size on flattened matrices and features, as in a plain MLP."""
         rows = [part.rows for part in (self.edges, self.nodes) if part is not None]
         return nn.Linear(sum(x[..., 0].numel() for x in rows), len(self.bias))
 
     def _soft(self, batch: Graphs, attributes: Tensor, g: Permutation) -> Tensor:
         if not isinstance(g, SoftPermutation):
-            raise TypeError(f"FlatGraph: soft takes SoftPermutations (a learned distribution), got {type(g).__name__}")
+            raise TypeError(
+                f"FlatGraph: g must be a SoftPermutation with soft=True (use a learned distribution), got {type(g).__name__}"
+            )
         p, N, weight = g.soft().to(self.edges.rows.dtype), self.N, self.edges()
         check_items("FlatGraph", "edge_index", batch.edge_index, batch.ptr)
         graph, local = batch.graph, batch.local
@@ -89,8 +91,8 @@ class FlatGraph(nn.Module):
 class IdentifiedNodes(nn.Module):
     """The first linear map of a GNN on node features joined with the identifiers of their slots: (nodes, S, width).
 
-    `W_x x[u] + W_id[rank[u]]`, without bias: a row of the permutation into a weight. Returned with the graphs, for
-    `GINBackbone`. Raises TypeError where x is not of the weights' dtype (autocast: of a floating one).
+    `W_x x[u] + W_id[rank[u]]`, without bias: a row of the permutation times a weight. Returns the graphs too, for
+    `GINBackbone`. Raises TypeError where x lacks the dtype of the weights (autocast: any floating dtype).
     """
 
     def __init__(self, N: int, width: int, node_features: int):
@@ -123,7 +125,7 @@ class MeanReadout(nn.Module):
 
 
 class SlotReadout(nn.Module):
-    """The last linear map of an MLP to a value a slot, carried back to the nodes, averaged: (B, S, D) -> (nodes, C)."""
+    """The last linear map of an MLP, one value per slot, mapped back to the nodes, averaged: (B, S, D) -> (nodes, C)."""
 
     rows = "nodes"  # of the prediction
     layout = "nc"  # of the prediction, for `equivariance_error`
@@ -136,5 +138,5 @@ class SlotReadout(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features).uniform_(-bound, bound))
 
     def forward(self, outputs: Tensor, batch: Graphs, group: Group, g: Permutation) -> Tensor:
-        settings = {"at": "nodes", "nodes": batch.x.shape[0]}
+        settings: dict[str, Any] = {"at": "nodes", "nodes": batch.x.shape[0]}
         return ops.readout(outputs[:, :, None], batch.ptr, g, self.weight(), self.bias, **settings)

@@ -1,4 +1,4 @@
-"""What an embedding hands to a backbone."""
+"""How an embedding passes inputs to a backbone."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from probsym_fast.groups import Batch, Group
 def embedded(embed: nn.Module, batch: Batch, group: Group, g: Any) -> tuple[tuple, dict[str, Any]]:
     """The backbone's positional and keyword arguments: what embed(batch, group, g) returns.
 
-    A Tensor is the one argument, a tuple holds the positional ones, a dict the keyword ones. Raises TypeError for anything
-    else, a list among it, and for keys that are no strings.
+    A Tensor is the only argument, a tuple holds the positional arguments, a dict the keyword arguments. Raises
+    TypeError for anything else, lists included, and for keys that are no strings.
     """
     given = embed(batch, group, g)
     if isinstance(given, Tensor):

@@ -1,4 +1,4 @@
-"""One forward pass of a symmetrized model: its samples' elements, their predictions and the reduction."""
+"""One forward pass of a symmetrized model: the samples' elements, predictions and reduction."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class Pass:
-    """A forward pass with `samples` group elements a graph, which `draws` gives, or which are given as `elements`.
+    """A forward pass with `samples` group elements per graph, drawn with `draws` or given as `elements`.
 
-    The methods take `size`, how many samples run at once (`Chunks.run` chooses it). Elements are drawn for all samples at
-    once and do not depend on it. reduce, weights: as in `Symmetrized.forward`.
+    The methods take `size`, how many samples run at once (chosen by `Chunks.run`). Elements are drawn for all samples
+    together and do not depend on it. reduce, weights: as in `Symmetrized.forward`.
     """
 
     def __init__(
@@ -51,13 +51,14 @@ class Pass:
             return self.mean(g, self.samples, size), penalties
         each = self.each(g, size)
         if self.reduce == "weighted":
+            assert self.weights is not None  # `check_reduction`
             each = (weights_of_rows(self.model.readout, self.batch, self.weights, each) * each).sum(0)
         return each.amax(0) if self.reduce == "max" else each, penalties
 
     def elements(self, size: int) -> tuple[Any, dict[str, Tensor]]:
         """The elements of all samples, and the penalties.
 
-        Where the samples run in chunks, a distribution that learns is computed again in the backward pass, layer by layer.
+        If the samples run in chunks, the backward pass computes a learned distribution again, layer by layer.
         """
         if self.given is not None:
             return self.given, {}
@@ -73,7 +74,7 @@ class Pass:
         return checkpointed(draw, device=self.batch.device, modules=[distribution])
 
     def predict(self, g: Any, count: int, each: bool = False) -> Tensor:
-        """The mean prediction of the `count` samples of g, or the prediction of each (count, ...)."""
+        """The mean prediction over the `count` samples of g; with `each` one prediction per sample, (count, ...)."""
         model, batch, group = self.model, self.batch, self.model.distribution.group
         arguments, keywords = embedded(model.embed, batch, group, g)
         outputs = model.backbone(*arguments, **keywords)
@@ -83,7 +84,7 @@ class Pass:
         return torch.stack([model.readout(y, batch, group, one) for y, one in parts])
 
     def mean(self, g: Any, samples: int, size: int) -> Tensor:
-        """The mean over the `samples` of g: sum over chunks of count / samples times theirs, in float32 or better."""
+        """The mean over the `samples` of g: chunk means weighted by count / samples, summed in float32 or better."""
         if size >= samples:
             return self.predict(g, samples)
         total = None
@@ -92,15 +93,16 @@ class Pass:
                 total = y.to(torch.promote_types(y.dtype, torch.float32)) * (count / samples)
             else:
                 total = total.add_(y, alpha=count / samples)
+        assert total is not None  # there are at least two chunks
         return total.to(y.dtype)
 
     def each(self, g: Any, size: int) -> Tensor:
-        """(S, ...) every sample's own prediction."""
+        """(S, ...) the prediction of each sample."""
         parts = [y for _, y in self._in_chunks(g, self.samples, size, each=True)]
         return torch.cat(parts) if parts[1:] else parts[0]
 
     def probe(self, count: int) -> Tensor:
-        """A scalar of a pass with `count` samples at once, whose memory with its gradients is measured."""
+        """A scalar from a pass with `count` samples at once, to measure the memory of the pass and its gradients."""
         if self.given is None:
             g, penalties = self.model.distribution(self.batch, count, self.draws)
         else:
@@ -108,13 +110,15 @@ class Pass:
         return sum(penalties.values(), self.predict(g, count).float().sum())
 
     def leaves(self) -> list[Tensor]:
-        """What gradients go to: parameters, and elements that are given."""
+        """The tensors that receive gradients: parameters and given elements."""
         some = [*self.model.parameters(), *tensors(self.given)]
         return [x for x in some if x.requires_grad]
 
     def _in_chunks(self, g: Any, samples: int, size: int, each: bool = False) -> Iterator[tuple[int, Tensor]]:
-        """(count, prediction) chunk by chunk; with gradients all but the last, where the backward pass begins, are computed
-        again in it."""
+        """(count, prediction) for each chunk.
+
+        With gradients on, the backward pass computes all chunks again but the last, where it starts.
+        """
         model = self.model
         read = [model.embed, model.backbone, model.readout]
         for first in range(0, samples, size):
@@ -126,11 +130,12 @@ class Pass:
                 yield count, checkpointed(self.predict, some, count, each, device=self.batch.device, modules=read)
 
     def _over_processes(self, size: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean, each process with its share of the samples.
+        """The mean, with each process computing its share of the samples.
 
-        In inference samples do not see each other: every process draws only its own. Penalties are means over samples.
+        In inference the samples are independent, so every process draws only its own. Penalties are means over samples.
         """
-        model, batch = self.model, self.batch
+        model, batch, draws, mesh = self.model, self.batch, self.draws, self.model.samples_mesh
+        assert draws is not None and mesh is not None  # `result`
         seen = torch.is_grad_enabled() or any(module.training for module in model.modules())
         g, penalties = self.elements(size) if seen else (None, {})
 
@@ -138,8 +143,8 @@ class Pass:
             if seen:
                 some, own = narrow(g, first, count), {}
             else:
-                some, own = model.distribution(batch, count, self.draws.starting(first))
+                some, own = model.distribution(batch, count, draws.starting(first))
             return {"": self.mean(some, count, size), **own}
 
-        means = mean_over_processes(part, self.samples, model.samples_mesh, own=model.training)
+        means = mean_over_processes(part, self.samples, mesh, own=model.training)
         return means.pop(""), penalties | means

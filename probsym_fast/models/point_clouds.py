@@ -1,4 +1,4 @@
-"""Embeddings and readouts of point clouds: positions, velocities and pair features in, a point or vector a node out."""
+"""Embeddings and readouts of point clouds: positions, velocities and pair features in, points or vectors out."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from probsym_fast.groups import Group, PointClouds
 
 
 class NodeVectors(nn.Module):
-    """Nodes with their coordinates as features, and features of pairs: (B, S, n, 2 d) and (B, S or 1, n, n, C).
+    """Nodes with their coordinates as features, and pair features: (B, S, n, 2 d) and (B, S or 1, n, n, C).
 
-    The features of pairs have one sample where the group keeps them (`Group.keeps`). Raises ValueError for a batch with
-    num_nodes, which the backbone would not see.
+    Pair features have one sample where the group leaves them unchanged (`Group.keeps`). Raises ValueError for a batch with
+    num_nodes, which the backbone would ignore.
     """
 
     def forward(self, batch: PointClouds, group: Group, g: Any) -> tuple[Tensor, Tensor]:
@@ -27,9 +27,9 @@ class NodeVectors(nn.Module):
 
 
 class PairTokens(nn.Module):
-    """A token for every pair of nodes: pair features, and on the diagonal the coordinates: (B, S, n n, 2 d + C).
+    """One token per pair of nodes: pair features, plus coordinates on the diagonal: (B, S, n n, 2 d + C).
 
-    Raises ValueError for a batch with num_nodes, which the backbone would not see.
+    Raises ValueError for a batch with num_nodes, which the backbone would ignore.
     """
 
     def forward(self, batch: PointClouds, group: Group, g: Any) -> tuple[Tensor]:
@@ -42,11 +42,11 @@ class PairTokens(nn.Module):
 
 
 class NodeReadout(nn.Module):
-    """One point a node, averaged over samples: (B, S, n, d) -> (B, n, d).
+    """One point per node, averaged over samples: (B, S, n, d) -> (B, n, d).
 
-    displacement=False: the output is a position in the element's frame (layout "np": the translation comes back).
-    displacement=True: it is a vector (layout "nv") that is added to the node's position.
-    Of a batch with num_nodes the rows of the other nodes are 0.
+    displacement=False: the output is a position in the element's frame (layout "np": the translation is restored).
+    displacement=True: it is a vector (layout "nv"), added to the node's position.
+    In a batch with num_nodes, rows of invalid nodes are 0.
     """
 
     layout = "np"  # of the prediction, for `equivariance_error`

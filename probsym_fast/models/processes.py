@@ -1,4 +1,4 @@
-"""The S samples of a batch spread over processes, and their mean: sample parallel."""
+"""Sample parallel: the S samples of a batch spread over processes, and their mean."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor, distributed
 
 from probsym_fast.draws import seed_generators
 
-if TYPE_CHECKING:  # torch may be built without
+if TYPE_CHECKING:  # torch may be built without it
     from torch.distributed.device_mesh import DeviceMesh
 
 
 def share(samples: int, rank: int, processes: int) -> tuple[int, int]:
-    """(first, count): the samples of one process of several; the first samples % processes of them have one more."""
+    """(first, count): the samples of one process; the first samples % processes of them take one more."""
     count, more = divmod(samples, processes)
     return rank * count + min(rank, more), count + (rank < more)
 
@@ -24,17 +24,17 @@ def share(samples: int, rank: int, processes: int) -> tuple[int, int]:
 def mean_over_processes(
     part: Callable[[int, int], dict[str, Tensor]], samples: int, mesh: DeviceMesh, *, own: bool
 ) -> dict[str, Tensor]:
-    """Means over all samples of what part(first, count) gives as means over some; each process of the mesh has its `share`.
+    """Means over all samples, from part(first, count), which returns means over some; each process has its `share`.
 
-    With k of S samples here: sum over processes of k / S part(first, k), added in float32 (float64), one all-reduce each. A
-    process without a sample (S below the processes) takes the first one with weight 0, so that every process runs the
-    same collectives. own: noise that the global generator gives (dropout) is every process's own.
+    With k of S samples here: the sum over processes of k / S part(first, k), in float32 or float64, with one all-reduce
+    each. A process without a sample (S below the number of processes) takes the first one with weight 0, so that every
+    process runs the same collectives. own: every process draws its own noise from the global generator (dropout).
 
-    Every process returns the whole means. Backward: the gradients of all processes' losses, one all-reduce more. So the
-    gradients of the parameters averaged over the mesh, as DistributedDataParallel does, are those of one process that
-    takes all samples, as long as the losses are equal; a penalty that every process computes whole is averaged too.
+    Every process returns the full means. The backward pass sums the gradients of all processes' losses, with one more
+    all-reduce. Averaged over the mesh, as in DistributedDataParallel, the parameters' gradients equal those of one process
+    with all samples, if all losses are equal; a penalty that every process computes in full is averaged too.
 
-    mesh: one-dimensional, the processes that hold the same batch and draw the same. Raises ValueError where it has more
+    mesh: one-dimensional, of the processes with the same batch and the same draws. Raises ValueError if it has more
     dimensions.
     """
     if mesh.ndim != 1:
@@ -49,17 +49,17 @@ def mean_over_processes(
 
 @contextmanager
 def _own_noise(rank: int, device: str) -> Iterator[None]:
-    """Other numbers from the global generators in every process; behind it they are in step again."""
-    seed = int(torch.randint(2**62, ()))  # the same in all
+    """Different numbers from the global generators in every process; restores the common state on exit."""
+    seed = int(torch.randint(2**62, ()))  # the same in all processes
     with torch.random.fork_rng([] if device == "cpu" else [torch.cuda.current_device()]):
         seed_generators(seed + rank)
         yield
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over a group's processes; backward the same sum of the gradients.
+    """The sum over a group's processes; the backward pass sums the gradients in the same way.
 
-    `torch.distributed.nn` is deprecated, and the functional collectives have this gradient only from a later torch on.
+    `torch.distributed.nn` is deprecated, and functional collectives have this gradient only in later versions of torch.
     """
 
     @staticmethod

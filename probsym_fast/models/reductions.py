@@ -1,4 +1,4 @@
-"""What is made of the samples' predictions: their mean, or something else."""
+"""Reductions of the samples' predictions: the mean and others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ REDUCTIONS = "mean", "none", "max", "weighted"
 
 
 def check_reduction(reduce: str, weights: Tensor | None, batch: Batch, samples: int) -> None:
-    """Raises unless reduce is one of REDUCTIONS; with "weighted" alone, weights (B, S), finite, >= 0, not all 0."""
+    """Raises unless reduce is in REDUCTIONS and weights are (B, S), finite, >= 0, not all 0; None unless "weighted"."""
     if reduce not in REDUCTIONS:
         raise ValueError(f"Symmetrized: reduce must be one of {REDUCTIONS}, got {reduce!r}")
     if not isinstance(weights, Tensor | None):
@@ -33,14 +33,14 @@ def check_reduction(reduce: str, weights: Tensor | None, batch: Batch, samples: 
         bad = ~(weights.isfinite() & (weights >= 0)).all(1) | (weights.sum(1) == 0)
         if bad.any():
             b = int(bad.nonzero()[0])
-            raise ValueError(f"Symmetrized: weights must be finite, >= 0 and of a sum > 0, got {weights[b].tolist()}")
+            raise ValueError(f"Symmetrized: weights must be finite and >= 0 with a sum > 0, got {weights[b].tolist()}")
 
 
 def weights_of_rows(readout: nn.Module, batch: Any, weights: Tensor, each: Tensor) -> Tensor:
-    """weights (B, S), divided by their sums, for the rows of predictions (S, rows, ...): (S, rows, 1, ...).
+    """weights (B, S), normalised to sum to 1, for the rows of predictions (S, rows, ...): (S, rows, 1, ...).
 
-    A row belongs to a graph, or to the graph of its node or pair, as the readout's attribute `rows` says. By the largest
-    weight first, which changes neither quotients nor gradients, so that no sum overflows.
+    A row belongs to a graph, or to the graph of its node or pair, as the readout's attribute `rows` says. Dividing by the
+    largest weight first keeps sums from overflowing and changes neither quotients nor gradients.
     """
     weights = weights / weights.detach().amax(1, keepdim=True)
     shares = (weights / weights.sum(1, keepdim=True)).to(each.dtype)

@@ -1,4 +1,4 @@
-"""Graphs as the tokens of a transformer, and its outputs back: to graphs, nodes, pairs of nodes."""
+"""Graphs as the tokens of a transformer, and its outputs back to graphs, nodes and pairs of nodes."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from probsym_fast.models.graphs import PatchWeight
 from probsym_fast.ops import Permutation
 from probsym_fast.ops._patches import check_items, check_padding, check_ptr, patch_size
 
-DENSE = 0.07  # share of pairs joined by an edge from which matrix products are faster (AVX-512, 1 and 4 channels)
+DENSE = 0.07  # density of edges above which matrix products are faster (AVX-512, 1 and 4 channels)
 
 
 class GraphTokens(nn.Module):
     """A permuted graph cut into patches: tokens (B, S, grid^2, width), row by row.
 
-    `conv2d(pad(A'), W, stride=P) + b` with A' the permuted adjacency (N, N, edge_features), P = ceil(N / grid), and the
-    permuted node features either on the diagonal of A', as channels of their own, or as grid^2 one-dimensional patches that
-    are added to the tokens. Drawn as torch draws these convolutions; weights that no node can reach do not exist.
+    `conv2d(pad(A'), W, stride=P) + b` with A' the permuted adjacency (N, N, edge_features) and P = ceil(N / grid). The
+    permuted node features are either extra channels on the diagonal of A', or grid^2 one-dimensional patches added to
+    the tokens. Initialised as torch initialises these convolutions; weights that no node can reach do not exist.
 
     Args:
         N: largest graph. width: D. grid: patches along an axis.
-        node_features, edge_features: channels of the graphs' x (0: it is not read) and edge_attr (1 where there is none).
-        nodes: "diagonal" (padding by zeros at the end alone) or "tokens".
+        node_features, edge_features: channels of the graphs' x (0: x is ignored) and edge_attr (1 if there is none).
+        nodes: "diagonal" (only with zero padding at the end) or "tokens".
         pad_mode: "zeros", "replicate", "reflect" or "circular". centered: half of the padding in front.
-        dense: make the edges' tokens by matrix products (True), edge by edge (False), or as the batch's density says.
+        dense: compute the edges' tokens by matrix products (True) or edge by edge (False); None: by the batch's density.
 
-    Raises TypeError where x or edge_attr are not of the weights' dtype (autocast: of a floating one), ValueError for edges
-    that leave their graph and where the permutation is not of N slots.
+    Raises TypeError where x or edge_attr lacks the dtype of the weights (autocast: any floating dtype), ValueError for
+    edges that leave their graph and for a permutation of other than N slots.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class GraphTokens(nn.Module):
             got = f"{pad_mode}, centered {centered}"
             raise ValueError(f"GraphTokens: padding must be zeros at the end for nodes on the diagonal, got {got}")
         self.N, self.grid, self.nodes_at, self.dense = N, grid, nodes, dense
-        self.padding = {"pad_mode": pad_mode, "centered": centered}
-        self.cells = grid if nodes == "diagonal" else grid**2  # segments of the nodes
+        self.padding: dict[str, Any] = {"pad_mode": pad_mode, "centered": centered}
+        self.cells = grid if nodes == "diagonal" else grid**2  # patches of the node axis
         P = patch_size(N, grid)
         inputs = (edge_features + (node_features if nodes == "diagonal" else 0)) * P * P
         self.edges = PatchWeight(width, edge_features, P, P, inputs=inputs)
@@ -99,17 +99,17 @@ class GraphTokens(nn.Module):
         if self.dense is not None:
             return self.dense
         nodes, edges = batch.x.shape[0], batch.edge_index.shape[1]
-        return edges * batch.size > DENSE * nodes**2  # as of graphs of one size: ptr is not read, nor a GPU waited for
+        return edges * batch.size > DENSE * nodes**2  # as if graphs had one size: reading ptr would wait for a GPU
 
 
 class NodeTokens(nn.Module):
     """Permuted node features cut into patches: tokens (B, S, tokens, width), in the order of the slots.
 
-    `conv1d(pad(X'), W, stride=P) + b` with X' (N, node_features) the permuted node features and P = ceil(N / tokens); any
-    number of tokens, edges are not read. Drawn as torch draws nn.Conv1d. pad_mode and centered as in `GraphTokens`.
+    `conv1d(pad(X'), W, stride=P) + b` with X' (N, node_features) the permuted node features and P = ceil(N / tokens). Any
+    number of tokens; edges are ignored. Initialised as nn.Conv1d. pad_mode and centered as in `GraphTokens`.
 
-    Raises TypeError where x is not of the weights' dtype (autocast: of a floating one), ValueError where it has other
-    features or the permutation is not of N slots.
+    Raises TypeError where x lacks the dtype of the weights (autocast: any floating dtype), ValueError for other
+    features and for a permutation of other than N slots.
     """
 
     def __init__(
@@ -121,7 +121,8 @@ class NodeTokens(nn.Module):
             owner, N=N, width=width, tokens=tokens, node_features=node_features
         )
         check_padding("NodeTokens", pad_mode, centered)
-        self.N, self.tokens, self.padding = N, tokens, {"pad_mode": pad_mode, "centered": centered}
+        self.N, self.tokens = N, tokens
+        self.padding: dict[str, Any] = {"pad_mode": pad_mode, "centered": centered}
         P = patch_size(N, tokens)
         self.nodes = PatchWeight(width, node_features, P)
         self.bias = nn.Parameter(torch.empty(width).uniform_(-1, 1) / math.sqrt(node_features * P))
@@ -140,16 +141,17 @@ class NodeTokens(nn.Module):
 
 
 class GraphReadout(nn.Module):
-    """Outputs of graphs from pooled vectors, averaged over samples: (B, S, D) -> (B, out_features), one linear map.
+    """Outputs of graphs: the mean of pooled vectors over samples and one linear map, (B, S, D) -> (B, out_features).
 
-    Computed and returned in the weights' dtype, under autocast too.
+    Computed and returned in the weights' dtype, also under autocast.
     """
 
     layout = "c"  # of the prediction, for `equivariance_error`
 
     def __init__(self, width: int, out_features: int):
         super().__init__()
-        self.head = nn.Linear(*check_counts("GraphReadout", width=width, out_features=out_features))
+        width, out_features = check_counts("GraphReadout", width=width, out_features=out_features)
+        self.head = nn.Linear(width, out_features)
 
     def forward(self, outputs: Tensor, batch: Any, group: Group, g: Any) -> Tensor:
         with torch.autocast(outputs.device.type, enabled=False):
@@ -157,11 +159,11 @@ class GraphReadout(nn.Module):
 
 
 class DiagonalReadout(nn.Module):
-    """Outputs of nodes from the tokens on the diagonal, averaged over samples: (B, S, grid, D) -> (nodes, out_features).
+    """Outputs of nodes from the diagonal tokens, averaged over samples: (B, S, grid, D) -> (nodes, out_features).
 
-    The diagonal of a transposed convolution to an N x N map, `y[u] = mean_s W[o, o] . token[c]` with o the offset and c the
-    cell of slot rank_s[u]; nothing else of the map exists. Drawn as torch draws nn.ConvTranspose2d. Raises ValueError where
-    the permutation is not of N slots.
+    The diagonal of a transposed convolution to an N x N map, `y[u] = mean_s W[o, o] . token[c]`, with o the offset and
+    c the cell of slot rank_s[u]. The rest of the map is never computed. Initialised as nn.ConvTranspose2d. Raises
+    ValueError for a permutation of other than N slots.
     """
 
     rows = "nodes"  # of the prediction
@@ -184,10 +186,10 @@ class DiagonalReadout(nn.Module):
 
 
 class PairReadout(nn.Module):
-    """Outputs of the pairs of nodes `batch.pairs`, averaged over samples: (B, S, grid^2, D) -> (pairs, out_features).
+    """Outputs of the node pairs `batch.pairs`, averaged over samples: (B, S, grid^2, D) -> (pairs, out_features).
 
-    A transposed convolution to an N x N map, of which only these pairs are computed. Raises ValueError where the batch has
-    no pairs and where the permutation is not of N slots.
+    A transposed convolution to an N x N map, computed only at these pairs. Raises ValueError for a batch without pairs
+    and for a permutation of other than N slots.
     """
 
     rows = "pairs"  # of the prediction
@@ -211,7 +213,7 @@ class PairReadout(nn.Module):
 
 
 def _check_slots(owner: str, N: int, g: Permutation) -> None:
-    """Raises unless g permutes N slots: of another number, the patches may be of the same size."""
+    """Raises unless g permutes N slots; with another number the patches may still have the same size."""
     if not isinstance(g, Permutation):
         raise TypeError(f"{owner}: g must be a Permutation, got {type(g).__name__}")
     if g.shape[-1] != N:

@@ -1,7 +1,7 @@
-"""Fused operations: functions on tensors, differentiable, traceable, one implementation a backend.
+"""Fused operations: differentiable, traceable functions on tensors, with one implementation per backend.
 
-Under torch.func transforms (grad, vjp, jvp, vmap) and in forward mode backend="auto" is the reference: it is plain torch,
-so that all of them work, at its cost. A kernel that is named, or called itself, raises RuntimeError there.
+Under torch.func transforms (grad, vjp, jvp, vmap) and in forward mode backend="auto" is the reference. It is plain torch,
+so all of them work, at its cost. A named kernel, or a direct call of one, raises RuntimeError there.
 """
 
 from probsym_fast._checks import debug

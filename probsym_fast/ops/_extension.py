@@ -1,10 +1,11 @@
-"""Loads the compiled kernels, or keeps the reason why not: a missing build costs speed, never a feature."""
+"""Loads the compiled kernels, or records why it cannot: without them ops are slower, but all work."""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import warnings
+from types import ModuleType
 
 import torch
 
@@ -20,14 +21,14 @@ NEEDED = (
     "differentiate",
     "instruction_set",
     "register_kernels",
-)  # what Python takes from the extension
-_module = None
+)  # what Python uses of the extension
+_module: ModuleType | None = None
 _problem: str | None = None
 _reported = False
 
 
 def load() -> None:
-    """Imports probsym_fast._C and registers its kernels; a build for another torch or source is not used."""
+    """Imports probsym_fast._C and registers its kernels. Skips a build for another torch or another source."""
     global _module, _problem
     try:
         module = importlib.import_module("probsym_fast._C")
@@ -40,7 +41,9 @@ def load() -> None:
         _problem = f"the compiled kernels do not load under torch {torch.__version__} ({error}): {MEND}"
         return
     if missing := [name for name in NEEDED if not hasattr(module, name)]:
-        _problem = f"the compiled kernels are of another version of probsym_fast, without {', '.join(missing)}: {MEND}"
+        _problem = (
+            f"the compiled kernels come from another version of probsym_fast, without {', '.join(missing)}: {MEND}"
+        )
     elif module.torch_version != torch.__version__.split("+")[0]:
         _problem = (
             f"the compiled kernels were built for torch {module.torch_version}, this is {torch.__version__}: {MEND}"
@@ -49,33 +52,33 @@ def load() -> None:
         try:
             module.register_kernels()
         except RuntimeError as error:
-            reason = " ".join(map(str.strip, str(error).strip().splitlines()[:2]))  # what differs, of which op
-            _problem = f"the compiled kernels are of another version of probsym_fast ({reason}): {MEND}"
+            reason = " ".join(map(str.strip, str(error).strip().splitlines()[:2]))  # the op and what differs
+            _problem = f"the compiled kernels come from another version of probsym_fast ({reason}): {MEND}"
         else:
             _module = module
 
 
-def module():
+def module() -> ModuleType | None:
     """The extension in use, or None."""
     return _module
 
 
 def problem() -> str | None:
-    """What is wrong with the compiled kernels and how to mend it; None where all is well."""
+    """What is wrong with the compiled kernels and how to fix it; None if nothing is."""
     return _problem
 
 
 def cuda_problem() -> str | None:
-    """Why there are no kernels of csrc/cuda, and how to mend it; None where there are."""
+    """Why the kernels of csrc/cuda are missing and how to fix it; None if they are there."""
     if gpu_architectures() is not None:
         return None
     found = _problem or f"the compiled kernels were built without CUDA: {MEND}"
     return f"{found}, and nvcc of torch's CUDA {torch.version.cuda}"
 
 
-@constant_in_programs  # said while a graph is traced, and no part of it
+@constant_in_programs  # warns during tracing, and is not part of the graph
 def report_once(device: str) -> None:
-    """Warns, the first time an op falls back to its reference on a device that kernels could serve."""
+    """Warns once, when an op first uses its reference on a device that kernels could serve."""
     global _reported
     if _reported or _problem is None or device != "cpu":
         return
@@ -84,24 +87,24 @@ def report_once(device: str) -> None:
 
 
 def gpu_architectures() -> str | None:
-    """The architectures that the CUDA kernels are built for, as TORCH_CUDA_ARCH_LIST has them; None without such kernels."""
+    """The architectures that the CUDA kernels are built for, as in TORCH_CUDA_ARCH_LIST; None without such kernels."""
     return getattr(_module, "cuda_architectures", None)
 
 
 @constant_in_programs
 def runs_on_gpu(index: int) -> bool:
-    """Whether the CUDA kernels have code for the GPU of that index; warns, the first time, where they have not.
+    """Whether the CUDA kernels have code for the GPU of that index; warns once if not.
 
-    It is asked at the first use of a GPU and not at import, which leaves CUDA alone.
+    Called at the first use of a GPU, not at import, which leaves CUDA uninitialised.
     """
     return _runs_on_gpu(index)
 
 
 @functools.cache
 def _runs_on_gpu(index: int) -> bool:
-    if gpu_architectures() is None or _module.runs_on_gpu(index):
+    if _module is None or gpu_architectures() is None or _module.runs_on_gpu(index):
         return True
-    if not torch.cuda.is_available():  # traced for a GPU that is elsewhere
+    if not torch.cuda.is_available():  # traced for a GPU of another machine
         return True
     major, minor = torch.cuda.get_device_capability(index)
     warnings.warn(

@@ -1,4 +1,4 @@
-"""What is installed, built and chosen."""
+"""Versions, builds and chosen backends."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from probsym_fast.ops._op import BACKENDS, KERNEL_BACKENDS
 
 
 def info() -> dict[str, Any]:
-    """Versions, what is built, and what backend="auto" chooses for each op and device.
+    """Versions, what is built, and the backend that "auto" uses for each op and device.
 
-    Keys: versions, extension (built, problem, instruction_set, gpu_architectures), devices, threads, ops: {op: {device:
-    [backends, the chosen one first]}}.
+    Keys: versions, extension (built, built_for_torch, gpu_architectures, instruction_set, problem), devices,
+    ops: {op: {device: [backends, the one in use first]}}.
     """
     module = _extension.module()
     return {

@@ -1,7 +1,7 @@
-"""The one pattern of an op: schema, shape function, gradient, and one implementation a backend, chosen at the call.
+"""The pattern of every op: schema, shape function, gradient, and one implementation per backend, chosen at each call.
 
-`reference` is plain torch and the definition; a kernel registers itself for a device under the op's schema, from C++
-(csrc/<device>/<op>.cpp) or from Python (ops/triton/<op>.py). So everything imports, traces and runs with nothing compiled.
+`reference` is the definition in plain torch. A kernel registers itself for a device under the op's schema, from C++
+(csrc/<device>/<op>.cpp) or Python (ops/triton/<op>.py). So everything imports, traces and runs without compiled code.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from probsym_fast.ops import _extension, _fallback, triton
 NAMESPACE = "probsym_fast"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 OPS: dict[str, Op] = {}
-KERNEL_BACKENDS = {"cpu": "cpu", "cuda": "cuda"}  # device type -> the name of the kernels registered for it from C++
+KERNEL_BACKENDS = {"cpu": "cpu", "cuda": "cuda"}  # device type -> name of its C++ kernels
 DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 UNDER_TRANSFORMS = "FuncTorchDynamicLayerFrontMode"  # the dispatch key that torch.func puts before all others
-RUNS_ON_GPU = {"cuda": _extension.runs_on_gpu, "triton": triton.runs_on_gpu}  # backend -> of the GPU of an index
+RUNS_ON_GPU = {"cuda": _extension.runs_on_gpu, "triton": triton.runs_on_gpu}  # backend -> check of a GPU's index
 _instead_of_auto = "auto"
 
 
 @contextmanager
 def using_backend(name: str) -> Iterator[None]:
-    """Within it, ops that are called with backend="auto", as all modules call them, take the named backend.
+    """Within it, ops called with backend="auto", as all modules call them, use the named backend.
 
-    name: "auto", "cpu", "cuda", "triton" or "reference". Raises ValueError for another; an op raises RuntimeError where it
-    lacks the backend. Backward passes belong to their forward passes and may lie outside.
+    name: "auto", "cpu", "cuda", "triton" or "reference". Raises ValueError for another name; an op without the backend
+    raises RuntimeError. A backward pass uses the backend of its forward pass and may run outside.
     """
     global _instead_of_auto
     if name not in (known := ("auto", "cpu", "cuda", "triton", "reference")):
@@ -45,10 +45,10 @@ def using_backend(name: str) -> Iterator[None]:
 class Op:
     """A fused computation with a schema, a gradient, and implementations per device.
 
-    schema: arguments and results as `torch.library.define` takes them. reference: plain torch with the same arguments.
-    shapes: what the kernel returns, as empty tensors (for tracing). dtypes: those that the C++ kernels take. values: raises
-    for values that are refused where they are looked at; the reference calls it, kernels of the CPU look for themselves.
-    opaque: compilers see one call of the reference, not its arithmetic (integer products that wrap).
+    schema: arguments and results as for `torch.library.define`. reference: plain torch with the same arguments. shapes:
+    the kernel's results as empty tensors (for tracing). dtypes: those of the C++ kernels. values: raises for invalid
+    values where checks may read them; the reference calls it, CPU kernels check for themselves. opaque: compilers see
+    one call of the reference, not its arithmetic (integer products that wrap).
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Op:
         if opaque:
             self.reference = self._defined(f"{name}_reference", schema, shapes)
             LIBRARY.impl(f"{name}_reference", reference, "CompositeExplicitAutograd")
-        self.backward = None
+        self.backward: torch._ops.OpOverload | None = None
         OPS[name] = self
 
     @staticmethod
@@ -81,13 +81,13 @@ class Op:
         return getattr(getattr(torch.ops, NAMESPACE), name).default
 
     def gradient(self, schema: str, *, shapes: Callable) -> None:
-        """Declares the kernel `<op>_backward`; the names in its schema say what it takes and gives (`differentiate`)."""
+        """Declares the kernel `<op>_backward`; the names in its schema define its arguments and results (`differentiate`)."""
         self.backward = self._defined(f"{self.name}_backward", schema, shapes)
 
     def implement(
         self, device: str, backend: str, forward: Callable, backward: Callable | None, dtypes: Sequence[torch.dtype]
     ) -> None:
-        """Registers kernels written in Python for a device type, unless C++ has its own there."""
+        """Registers Python kernels for a device type, unless C++ kernels exist there."""
         if self.has_kernel(device):
             return
         LIBRARY.impl(self.name, forward, DISPATCH_KEYS[device])
@@ -96,24 +96,24 @@ class Op:
         self.from_python[device] = backend, tuple(dtypes)
 
     def has_kernel(self, device: str) -> bool:
-        """Whether there is a kernel for this device type: from Python, or built by an extension that is used."""
+        """Whether this device type has a kernel, from Python or from the loaded extension."""
         if device in self.from_python:
             return True
         key = DISPATCH_KEYS.get(device) if _extension.module() else None
         return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(self.qualified, key)
 
     def kernel_dtypes(self, device: str) -> tuple[torch.dtype, ...]:
-        """The dtypes that the kernels for this device type take."""
+        """The dtypes that the kernels for this device type support."""
         return self.from_python[device][1] if device in self.from_python else self.dtypes
 
     def backends(self, device: str) -> tuple[str, ...]:
-        """What can be named for this device type, fastest first."""
+        """The backends for this device type, fastest first."""
         if device in self.from_python:
             return self.from_python[device][0], "reference"
         return (KERNEL_BACKENDS[device], "reference") if self.has_kernel(device) else ("reference",)
 
     def compute_dtype(self, backend: str, device: torch.device, dtype: torch.dtype) -> torch.dtype:
-        """What inputs of this dtype are handed over in: as they are where the kernels take it, below float32 else float32."""
+        """The dtype to compute in: the inputs' own if the kernels support it, else float32 for those below float32."""
         if dtype in (torch.float32, torch.float64):
             return dtype
         backend = self._asked_for(backend)
@@ -121,23 +121,23 @@ class Op:
         return dtype if taken and dtype in self.kernel_dtypes(device.type) else torch.float32
 
     def available(self, device: torch.device) -> tuple[str, ...]:
-        """`backends` of the device type without kernels that this very GPU cannot run."""
+        """`backends` of the device type, without kernels that this GPU cannot run."""
         listed = BACKENDS[self.name, device.type] if (self.name, device.type) in BACKENDS else ("reference",)
         if device.type == "cuda" and listed[0] != "reference" and not RUNS_ON_GPU[listed[0]](device.index or 0):
             return listed[1:]
         return listed
 
     def _asked_for(self, backend: str) -> str:
-        """What "auto" means: the backend of `using_backend`; else the reference under a torch.func transform."""
+        """Resolves "auto": the backend of `using_backend`, or the reference under a torch.func transform."""
         backend = _instead_of_auto if backend == "auto" else backend
         return "reference" if backend == "auto" and transformed() else backend
 
     def select(self, backend: str, device: torch.device, dtype: torch.dtype) -> Callable:
         """The implementation to call with the schema's arguments.
 
-        Under a torch.func transform "auto" is the reference: plain torch, so that every transform works on it. Raises
-        RuntimeError where the named backend is not there for the device and for a named kernel under a transform,
-        TypeError where the backend lacks the dtype.
+        Under a torch.func transform "auto" is the reference: plain torch, on which every transform works. Raises
+        RuntimeError for a named backend that the device lacks, and for a named kernel under a transform; TypeError for
+        a dtype that the backend does not support.
         """
         backend = self._asked_for(backend)
         available = self.available(device)
@@ -167,18 +167,18 @@ class Op:
     def _refuse_transform(self, *_: object, backend: str | None = None) -> None:
         got = "a direct call" if backend is None else f"backend {backend!r}"
         raise RuntimeError(
-            f"{self.name}: the kernels take no torch.func transform (grad, vjp, jvp, vmap) and no forward-mode derivative, "
+            f"{self.name}: the kernels support neither torch.func transforms (grad, vjp, jvp, vmap) nor forward mode, "
             f'got {got} under one; use backend="reference"'
         )
 
     def without_kernel(self, backend: str, device: torch.device, lacking: str) -> Callable:
-        """The reference, for a call that no kernel takes; `lacking` says why not, for the report on a GPU."""
+        """The reference, for a call that no kernel supports; `lacking` is the reason, reported on a GPU."""
         if self._asked_for(backend) != "reference":
             self._report(device, lacking)
         return self.reference
 
     def _report(self, device: torch.device, lacking: str | None = None) -> None:
-        """Reports that the reference runs on a GPU: there is no kernel, or it does not take the call (`lacking`)."""
+        """Reports that the reference runs on a GPU: there is no kernel, or it does not support the call (`lacking`)."""
         listed = BACKENDS[self.name, device.type] if (self.name, device.type) in BACKENDS else ("reference",)
         _fallback.report(self.name, device, listed[0], lacking)
 
@@ -186,7 +186,7 @@ class Op:
         return ", ".join(str(x).removeprefix("torch.") for x in self.kernel_dtypes(device.type))
 
     def _checked(self, backend: str) -> Callable:
-        """The kernel; in debug mode behind the checks that it does not make."""
+        """The kernel; in debug mode preceded by the checks that it does not make itself."""
         if self.values is None or backend == "cpu" or not debugging():
             return self.kernel
 
@@ -201,7 +201,7 @@ BACKENDS: dict[tuple[str, str], tuple[str, ...]] = {}
 
 
 def fill_table() -> None:
-    """At import, once: makes the ops differentiable and looks up what is built for each op and device."""
+    """Once, at import: makes the ops differentiable and records the backends of each op and device."""
     _extension.load()
     module = _extension.module()
     triton.register(OPS)
@@ -213,13 +213,14 @@ def fill_table() -> None:
 
 
 def differentiate(op: Op) -> None:
-    """Makes an op differentiable by its backward, as csrc/autograd.cpp does where the extension is built.
+    """Makes an op differentiable by its backward, as csrc/autograd.cpp does if the extension is built.
 
-    The backward's schema says how: an argument d_<result> is the gradient of that result of the op (None if none came, and
-    no call where it is not optional), needs_<argument> whether the result d_<argument> is asked for, any other the op's
-    argument or result of that name; a result d_<argument> is the gradient of that argument. The gradient has no gradient
-    of its own, and says so.
+    The backward's schema defines how. Argument d_<result>: the gradient of that result (None if there is none; if the
+    argument is not optional, the backward is then not called). Argument needs_<argument>: whether the result
+    d_<argument> is needed. Any other argument: the op's argument or result of that name. Result d_<argument>: the
+    gradient of that argument. The gradient itself is not differentiable and raises.
     """
+    assert op.backward is not None  # `fill_table`
     arguments = [x.name for x in op.kernel._schema.arguments]
     results = [x.name for x in op.kernel._schema.returns]
     takes = [x.name for x in op.backward._schema.arguments]

@@ -1,4 +1,4 @@
-"""Slots of N nodes padded and cut into patches, and the checks that the ops on graphs share."""
+"""Padding of N slots and cutting into patches, and the checks shared by ops on graphs."""
 
 from __future__ import annotations
 
@@ -16,35 +16,36 @@ PAD_MODES = ("zeros", "replicate", "reflect", "circular")
 
 
 def patch_size(N: int, grid: int) -> int:
-    """Slots of a patch where N slots are cut into `grid` patches: max(1, ceil(N / grid))."""
+    """Slots per patch, with N slots in `grid` patches: max(1, ceil(N / grid))."""
     return max(1, -(-N // grid))
 
 
 def padded_axis(N: int, grid: int, pad_mode: str, centered: bool, device: torch.device) -> tuple[Tensor, int, int]:
-    """(slots, most_places, grid) as the schemas take them."""
+    """(slots, most_places, grid) for the schemas."""
     return slots_of_places(N, grid, pad_mode, centered, device), most_places(N, grid, pad_mode, centered), grid
 
 
 def slots_of_places(N: int, grid: int, pad_mode: str, centered: bool, device: torch.device) -> Tensor:
-    """(grid patch,) int64: the slot that stands in each place of the padded axis, -1 for a zero.
+    """(grid patch,) int64: the slot in each place of the padded axis, -1 for a zero.
 
-    Padding is grid patch - N places at the end, or half of them (rounded down) in front where `centered`: "zeros",
-    "replicate" the nearest slot, "reflect" at the first and last slot, again and again, "circular" modulo N.
+    Padding adds grid patch - N places at the end, or half of them (rounded down) in front if `centered`. "zeros" pads
+    zeros, "replicate" the nearest slot, "reflect" reflects at the first and last slot repeatedly, "circular" wraps
+    modulo N.
     """
-    # a tensor made in a recording, a transform or by a mode is not kept
+    # tensors made during tracing, in a transform or in a dispatch mode are not cached
     if torch.compiler.is_compiling() or transformed() or _get_current_dispatch_mode() is not None:
         return _slots(N, grid, pad_mode, centered, device)
     return _kept_slots(N, grid, pad_mode, centered, device)
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # kept for calls outside of it too
+@torch.inference_mode(False)  # cached for calls outside of inference mode too
 def _kept_slots(N: int, grid: int, pad_mode: str, centered: bool, device: torch.device) -> Tensor:
     return _slots(N, grid, pad_mode, centered, device)
 
 
 def most_places(N: int, grid: int, pad_mode: str, centered: bool) -> int:
-    """The largest number of places that one slot has in `slots_of_places`, from the sizes only."""
+    """The largest number of places of one slot in `slots_of_places`, from the sizes only."""
     places = grid * patch_size(N, grid)
     front = (places - N) // 2 if centered else 0
     if pad_mode == "zeros":
@@ -53,12 +54,12 @@ def most_places(N: int, grid: int, pad_mode: str, centered: bool) -> int:
         return -(-places // N)
     if pad_mode == "replicate":
         return 1 + max(front, places - N - front)
-    # "reflect" walks from one end to the other, N - 1 steps, and back: a whole walk meets an inner slot twice
+    # "reflect" walks from one end to the other in N - 1 steps, and back: a full walk meets an inner slot twice
     length = N - 1
     walks, rest = divmod(places, 2 * length)
-    if N == 2:  # two ends, each met once a walk
+    if N == 2:  # two ends, each met once per walk
         return walks + min(rest, 1)
-    # the rest begins at -front: it meets an inner slot twice where it passes an end and goes on, once where it holds one
+    # the rest starts at -front: it meets an inner slot twice if it passes an end and goes on, once if it holds one
     turns = (rest - 2 - front) // length - -front // length if rest > 2 else 0
     return 2 * walks + (2 if turns > 0 else 1 if rest > 1 or (rest == 1 and front % length > 0) else 0)
 
@@ -78,15 +79,17 @@ def _slots(N: int, grid: int, pad_mode: str, centered: bool, device: torch.devic
 
 
 def pad_axis(x: Tensor, slots: Tensor, dim: int) -> Tensor:
-    """x with its axis `dim` of N slots padded to the places: zero where slots is -1."""
+    """x with its axis `dim` of N slots padded to the places; zero where slots is -1."""
     shape = [1] * x.ndim
     shape[dim] = -1
     return torch.where(slots.view(shape) >= 0, x.index_select(dim, slots.clamp(min=0)), x.new_zeros(()))
 
 
 def check_patches(op: str, weight: Tensor, bias: Tensor | None, N: int, grid: int, axes: int, bias_axis: int) -> int:
-    """grid as a Python int. ValueError unless weight is (D, C, P[, P]) for `grid` patches of N slots and bias as long as its
-    axis `bias_axis`; TypeError where grid (of one axis: `tokens`) is no int.
+    """grid as a Python int.
+
+    ValueError unless weight is (D, C, P[, P]) for `grid` patches of N slots and bias has the size of the weight's axis
+    `bias_axis`. TypeError if grid (with one axis: `tokens`) is no int.
     """
     grid = check_count(op, "tokens" if axes == 1 else "grid", grid)
     if N < 1:
@@ -116,7 +119,7 @@ def check_devices(op: str, device: torch.device, **tensors: Tensor) -> None:
 
 
 def check_permutation(op: str, p: Permutation) -> None:
-    """TypeError unless p is a Permutation, RuntimeError unless all of it is on one device."""
+    """TypeError unless p is a Permutation, RuntimeError unless its tensors are on one device."""
     if not isinstance(p, Permutation):
         raise TypeError(f"{op}: p must be a Permutation, got {type(p).__name__}")
     parts = {"rank": p.rank, "num_nodes": p.num_nodes}
@@ -126,7 +129,7 @@ def check_permutation(op: str, p: Permutation) -> None:
 
 
 def check_ptr(op: str, ptr: Tensor, p: Permutation) -> None:
-    """Raises unless ptr (B + 1,) int64 are offsets of graphs that fit the permutation's (B, S, N), all on one device."""
+    """Raises unless ptr (B + 1,) int64 holds offsets of graphs that fit the permutation (B, S, N), on its device."""
     check_permutation(op, p)
     if not isinstance(ptr, Tensor) or ptr.dtype != torch.int64:
         raise TypeError(
@@ -146,7 +149,7 @@ def check_ptr(op: str, ptr: Tensor, p: Permutation) -> None:
     if int(ptr[0]) != 0 or (B and (int(nodes.min()) < 0 or int(nodes.max()) > N)):
         raise ValueError(f"{op}: ptr must rise from 0 by at most N = {N} a graph, got {ptr.tolist()[:16]}")
     counts = torch.full_like(nodes, N) if p.num_nodes is None else p.num_nodes
-    given = isinstance(p, SoftPermutation) or p.num_nodes is not None  # else any permutation of the N slots
+    given = isinstance(p, SoftPermutation) or p.num_nodes is not None  # otherwise any permutation of the N slots fits
     if given and not torch.equal(counts, nodes):
         bad = int((counts != nodes).nonzero()[0])
         raise ValueError(
@@ -155,7 +158,7 @@ def check_ptr(op: str, ptr: Tensor, p: Permutation) -> None:
 
 
 def count_nodes(op: str, ptr: Tensor, nodes: int | None) -> int:
-    """ptr's last entry: `nodes` where it is given, else read, which waits for a GPU. ValueError where they differ."""
+    """ptr's last entry: `nodes` if given, else read, which waits for a GPU. ValueError if they differ."""
     if nodes is None:
         return int(ptr[-1])
     nodes = check_count(op, "nodes", nodes, least=0)
@@ -165,7 +168,7 @@ def count_nodes(op: str, ptr: Tensor, nodes: int | None) -> int:
 
 
 def check_items(op: str, name: str, items: Tensor, ptr: Tensor) -> None:
-    """ValueError unless the columns of items (k, M) are nodes of one graph each; on a GPU in debug mode only."""
+    """ValueError unless each column of items (k, M) holds nodes of one graph; on a GPU only in debug mode."""
     if not looks_at_values(items, ptr) or not items.numel():
         return
     nodes = int(ptr[-1])
@@ -186,38 +189,38 @@ def check_items(op: str, name: str, items: Tensor, ptr: Tensor) -> None:
 
 
 def rows_like(weight: Tensor) -> Tensor:
-    """An empty tensor like the weight (D, C, P[, P]), stored with D innermost, as the kernels return its gradient."""
+    """An empty tensor like the weight (D, C, P[, P]), stored with D innermost, as kernels return its gradient."""
     axes = range(weight.ndim)
     return weight.new_empty([*weight.shape[2:], weight.shape[1], weight.shape[0]]).permute(-1, -2, *axes[:-2])
 
 
 def gradient_shapes(x: Tensor, t: Tensor | None, weight: Tensor, bias: int, needs: tuple) -> tuple:
-    """What the gradients to (x, the soft permutation, weight, bias) look like, None where one is not asked for."""
+    """Empty gradients of (x, the soft permutation, weight, bias); None for those not needed."""
     needs_x, needs_t, needs_weight, needs_bias = needs
     return (
         x.new_empty(x.shape) if needs_x else None,
-        *(t.new_empty(t.shape) if needs_t else None for _ in range(3)),
+        *(t.new_empty(t.shape) if t is not None and needs_t else None for _ in range(3)),
         rows_like(weight) if needs_weight else None,
         weight.new_empty(bias) if needs_bias else None,
     )
 
 
 def soft_parts(p: Permutation, dtype: torch.dtype) -> tuple:
-    """(rank, order, t, log_r, log_c, tau) as the schemas take them; None for a hard permutation."""
+    """(rank, order, t, log_r, log_c, tau) for the schemas; t, log_r, log_c are None for a hard permutation."""
     if isinstance(p, SoftPermutation):
         dtype = torch.promote_types(dtype, torch.float32)
         t = p.scores
-        if p.requires_grad and not t.requires_grad:  # the kernels give the three gradients where that to t is asked for
+        if p.requires_grad and not t.requires_grad:  # kernels return the three gradients if t needs one
             t = t + 0 * (p.log_r + p.log_c)
         return p.rank, p.order, t.to(dtype), p.log_r.to(dtype), p.log_c.to(dtype), p.tau
     return p.rank, p.order, None, None, None, 1.0
 
 
 def common_dtype(op: str, kernels: Op, backend: str, **tensors: Tensor | None) -> torch.dtype:
-    """The dtype that the op computes in: that of its floating inputs, which must agree; below float32, float32 where the
-    kernels do not take it.
+    """The dtype that the op computes in: that of its floating inputs, which must agree.
 
-    Under autocast they need not agree: the op computes in the widest of them.
+    Dtypes below float32 become float32 if the kernels do not support them. Under autocast inputs may differ: the op
+    computes in the widest of them.
     """
     given = {name: x for name, x in tensors.items() if x is not None}
     check_float(op, **given)

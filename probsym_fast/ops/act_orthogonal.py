@@ -40,13 +40,13 @@ def act_orthogonal(
 
     Args:
         vectors: (B, n, d, C), shared by the samples, or (B, S, n, d, C).
-        frames: (B, S, d, d), orthogonal (the inverse is taken to be the transpose).
+        frames: (B, S, d, d), orthogonal (the transpose is used as the inverse).
         inverse: apply g^-1. mean: average over the samples.
         backend: "auto", "cpu", "triton" or "reference".
 
-    Returns: (B, S, n, d, C), with `mean` (B, n, d, C); dtype of `vectors` (float16, bfloat16 are computed in float32).
+    Returns: (B, S, n, d, C), with `mean` (B, n, d, C); dtype of `vectors` (float16 and bfloat16 compute in float32).
 
-    Gradients: to vectors and frames. Cost: 2 d operations a number.
+    Gradients: to vectors and frames. Cost: 2 d operations per value.
     Raises: TypeError (dtypes), ValueError (shapes), RuntimeError (devices, backend).
     """
     check_float("act_orthogonal", vectors=vectors, frames=frames)

@@ -1,4 +1,4 @@
-"""Message sums over one graph for all samples at once."""
+"""Sums of messages over one graph, for all samples at once."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ OP.gradient(
 def aggregate(
     x: Tensor, edge_index: Tensor, *, own: Tensor | None = None, ptr: Tensor | None = None, backend: str = "auto"
 ) -> Tensor:
-    """`out[v] = own x[v] + sum of x[u] over edges (u, v)`: one adjacency for everything behind the node axis.
+    """`out[v] = own x[v] + sum of x[u] over edges (u, v)`: one adjacency for all axes after the node axis.
 
-    With `ptr` every graph has one virtual node more, joined to itself and both ways to all nodes of its graph; no edges are
-    made for it. Virtual nodes are the last B rows.
+    With `ptr` every graph has a virtual node, joined to itself and in both directions to all nodes of its graph, without
+    explicit edges. Virtual nodes are the last B rows.
 
     Args:
         x: (nodes, ...), such as (nodes, S, d); with ptr (nodes + B, ...). edge_index: (2, E) int64, sources and targets.
         own: scalar tensor, the weight of a node's own row (1 + eps in GIN); None: 0. ptr: (B + 1,) int64.
         backend: "auto", "cpu", "triton" or "reference".
 
-    Returns: the shape and dtype of x (float16, bfloat16 are summed in float32).
+    Returns: the shape and dtype of x (float16 and bfloat16 sum in float32).
 
-    Gradients: x and own. Cost: E (+ 3 nodes with ptr) rows read, every row written once.
+    Gradients: x and own. Cost: reads E (with ptr + 3 nodes) rows, writes every row once.
     Raises: TypeError (dtypes), ValueError (shapes, node numbers), RuntimeError (devices, backend).
     """
     check_float("aggregate", x=x)

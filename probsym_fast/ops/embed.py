@@ -1,4 +1,4 @@
-"""Permuted graphs to tokens, without the permuted graph."""
+"""Permuted graphs to tokens, without forming the permuted graph."""
 
 from __future__ import annotations
 
@@ -70,19 +70,19 @@ def embed_edges(
     Args:
         edge_index: (2, E) int64, global node numbers. edge_attr: (E, C). ptr: (B + 1,) int64, offsets of the graphs.
         p: permutations (B, S, N); a SoftPermutation gets the straight-through gradient.
-        weight: (D, C, P, P), as in Conv2d; stored with D innermost (`models.PatchWeight`) it is used without a copy.
-        bias: (D,). grid: patches along an axis, grid 1: one token of the whole matrix.
-        pad_mode: "zeros", "replicate", "reflect" or "circular", also where the padding is longer than N. centered: half
-            of the padding in front (rounded down), else all of it at the end.
+        weight: (D, C, P, P), as in Conv2d; no copy if stored with D innermost (`models.PatchWeight`).
+        bias: (D,). grid: patches along an axis; grid 1 makes one token of the whole matrix.
+        pad_mode: "zeros", "replicate", "reflect" or "circular", even for padding longer than N. centered: half of the
+            padding in front (rounded down), else all of it at the end.
         backend: "auto", "cpu", "triton" or "reference".
 
     Returns: (B, S, grid^2, D), tokens row by row; dtype of the weight.
 
-    Gradients: edge_attr, weight, bias, p. Cost, kernel: E C D multiplications a sample for the nonzero values and one
-    write of the tokens; gradient to p: 2 E n D a sample, or a matrix product where that is less, and no N x N matrix a
-    sample is kept.
-    Raises: TypeError (dtypes), ValueError (shapes, node numbers, pad_mode), RuntimeError (devices, backend). On a GPU
-    node numbers are looked at in debug mode (`probsym_fast.debug`) alone; there, those out of range are no nodes.
+    Gradients: edge_attr, weight, bias, p. Cost, kernel: E C D multiplications per sample for the nonzero values and one
+    write of the tokens. Gradient to p: 2 E n D per sample, or a matrix product if that is less; it saves no N x N matrix
+    per sample.
+    Raises: TypeError (dtypes), ValueError (shapes, node numbers, pad_mode), RuntimeError (devices, backend). On a GPU node
+    numbers are checked only in debug mode (`probsym_fast.debug`); otherwise those out of range count as no nodes.
     Source: the input map of Kim et al. 2023 (arXiv 2306.02866).
     """
     op = "embed_edges"

@@ -1,4 +1,4 @@
-"""Permuted dense matrices to tokens, without the permuted matrix."""
+"""Permuted dense matrices to tokens, without forming the permuted matrix."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def embed_matrix(
     centered: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """Tokens of permuted dense matrices: `embed_edges` where most pairs are joined.
+    """Tokens of permuted dense matrices: `embed_edges` for dense graphs.
 
     Args:
         matrix: (B, N, N, C); entries beyond the permutation's num_nodes count as zero.
@@ -65,7 +65,7 @@ def embed_matrix(
     Returns: (B, S, grid^2, D), dtype of the weight.
 
     Gradients: matrix, weight, bias, p. Cost, kernel: a matrix product over the tokens that hold valid slots,
-    (tokens, P^2 C) x (P^2 C, D); gradient to p: 4 n^3 C operations a sample more, one n x n matrix at a time
+    (tokens, P^2 C) x (P^2 C, D). Gradient to p: another 4 n^3 C operations per sample, one n x n matrix at a time
     (triton: as many as fit 256 MiB).
     Raises: as `embed_edges`.
     """

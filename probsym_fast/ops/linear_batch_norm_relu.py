@@ -41,18 +41,18 @@ OP.gradient(
 def linear_batch_norm_relu(
     x: Tensor, linear: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, *, backend: str = "auto"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`y = relu(weight (z - mean) / sqrt(variance + eps) + bias)`, `z = x linear^T`, mean and variance those of z's rows.
+    """`y = relu(weight (z - mean) / sqrt(variance + eps) + bias)`, `z = x linear^T`, mean and variance over the rows of z.
 
     Args:
-        x: (M, K), M >= 1 rows. linear: (C, K), as in Linear (a bias would be taken away again). weight, bias: (C,).
+        x: (M, K), M >= 1 rows. linear: (C, K), as in Linear (a bias would cancel). weight, bias: (C,).
         eps: finite and >= 0. backend: "auto", "cpu", "triton" or "reference".
 
-    Returns: y (M, C) in the dtype of x, mean and (biased) variance (C,) without a gradient, for running statistics (float16
-    and bfloat16 are computed in float32, and have statistics of that).
+    Returns: y (M, C) in the dtype of x; mean and (biased) variance (C,) without a gradient, for running statistics. float16
+    and bfloat16 compute, and return statistics, in float32.
 
-    Gradients: x (through the statistics too), linear, weight, bias. Kept for them: the arguments, mean and
-    variance; z is computed again. Cost: x is read and z written once, then z read and y written; in backward x and the
-    gradient are read twice; what lies between stays in the cache.
+    Gradients: x (through the statistics too), linear, weight, bias. Saves the arguments, mean and variance, and computes z
+    again. Cost: reads x and writes z once, then reads z and writes y; backward reads x and the gradient twice. Everything
+    else stays in cache.
     Raises: TypeError (dtypes), ValueError (shapes, eps), RuntimeError (devices, backend).
     Source: Ioffe and Szegedy 2015 (arXiv 1502.03167).
     """

@@ -34,15 +34,15 @@ OP.gradient(
 def node_identifiers(
     ptr: Tensor, p: Permutation, weight: Tensor, *, nodes: int | None = None, backend: str = "auto"
 ) -> Tensor:
-    """A row of P times a weight: `features[u, s] = weight[rank_s[u]]`, the identifier of the slot that node u stands in.
+    """A row of P times a weight: `features[u, s] = weight[rank_s[u]]`, the identifier of node u's slot.
 
     Args:
-        ptr: (B + 1,) int64. p: permutations (B, S, N). weight: (N, D). nodes: ptr's last entry, where it must not be
-            read (torch.compile; a GPU, which would be waited for). backend: "auto", "cpu", "triton" or "reference".
+        ptr: (B + 1,) int64. p: permutations (B, S, N). weight: (N, D). nodes: ptr's last entry, for torch.compile, and to
+            avoid waiting for a GPU. backend: "auto", "cpu", "triton" or "reference".
 
     Returns: (nodes, S, D), dtype of the weight.
 
-    Gradients: weight and p. Cost, kernel: one write; gradient to p: n^2 D multiplications a sample.
+    Gradients: weight and p. Cost, kernel: one write; gradient to p: n^2 D multiplications per sample.
     Raises: TypeError, ValueError, RuntimeError as `embed_edges`.
     """
     op = "node_identifiers"

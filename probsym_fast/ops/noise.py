@@ -1,4 +1,4 @@
-"""Random numbers from a counter, one call for any compiler: integer products that wrap are no arithmetic of C++."""
+"""Counter-based random numbers, opaque to compilers: C++ does not define integer products that wrap."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from probsym_fast.ops._op import Op
 from probsym_fast.ops.reference.noise import GOLDEN, mix_int, signed
 from probsym_fast.ops.reference.noise import noise as reference
 
-# no list is ever empty: AOTInductor hands an empty one over as None
+# lists are never empty: AOTInductor passes an empty one as None
 OP = Op(
     "noise",
     "(Tensor seed, Tensor? rows, SymInt[] shape, SymInt first, int[]? forks, int[] streams, int block, bool mirrored)"
@@ -49,12 +49,12 @@ def noise(
     Args:
         seed: () int64, on the device of the result.
         shape: (rows, S, ...): row, sample, and places counted over the other axes.
-        stream: names the purpose; another name gives other numbers.
-        rows: (shape[0],) int64 names of the rows in place of 0, 1, ... .
+        stream: name of the purpose; another name gives other numbers.
+        rows: (shape[0],) int64 keys of the rows in place of 0, 1, ... .
         first: number of the first sample.
         forks: numbers of the forks that lead to this draw, each >= 0.
-        block: so many samples in turn share their numbers.
-        mirrored: odd samples take 1 - 2^-32 - u, or -z.
+        block: number of consecutive samples that share their numbers.
+        mirrored: odd samples get 1 - 2^-32 - u, or -z.
         backend: "auto", "cpu", "triton" or "reference".
 
     Returns: `shape`, float64. Compiled, exported and eager programs give the same bits on one backend and device; backends

@@ -29,10 +29,10 @@ def orthogonal_frame(matrices: Tensor, *, special: bool = False, backend: str = 
     """Gram-Schmidt on the columns: `u_k = a_k - sum_{j<k} q_j (q_j . a_k)`, `q_k = u_k / |u_k|`, k = 1, ..., d.
 
     Equivariant: `orthogonal_frame(h @ A) = h @ orthogonal_frame(A)` for orthogonal h (with `special`: for rotations h).
-    Every step is done twice (re-orthogonalised), so that the result is orthogonal to 1e-5 in float32 for any finite input.
-    A column that depends on those before it (shorter than 1e-6 of its length in float32, 1e-14 in float64; also a zero
-    column) is replaced by the coordinate axis farthest from them, orthonormalised: orthogonal, but not equivariant. Of axes
-    whose squared distances are within 0.1% of the largest, the first is taken.
+    Every step runs twice (re-orthogonalisation), so the result is orthogonal to 1e-5 in float32 for any finite input.
+    A column may depend on those before it (its rest shorter than 1e-6 of its length in float32, 1e-14 in float64; also a
+    zero column). It is then replaced by the coordinate axis farthest from them, orthonormalised: orthogonal, but not
+    equivariant. Among axes whose squared distances are within 0.1% of the largest, the first is used.
 
     Args:
         matrices: (..., d, d). float16 and bfloat16 are computed and returned in float32.
@@ -41,18 +41,19 @@ def orthogonal_frame(matrices: Tensor, *, special: bool = False, backend: str = 
 
     Returns: (..., d, d) with orthonormal columns.
 
-    Gradients: to matrices. Constants to them are which columns are replaced, a replaced `q_k` and the sign of the
-    determinant. With `P_k` the projection onto the complement of `q_1, ..., q_{k-1}`, of `q_k = u_k / |u_k|, u_k = P_k a_k`:
+    Gradients: to matrices. They treat as constants which columns are replaced, a replaced `q_k` and the sign of the
+    determinant. With `P_k` the projection onto the complement of `q_1, ..., q_{k-1}`, of `q_k = u_k / |u_k|, u_k = P_k
+    a_k`:
 
         d_u_k = (d_q_k - q_k (q_k . d_q_k)) / |u_k|,   d_a_k = P_k d_u_k,
         d_q_j += - (q_j . d_u_k) u_k - (q_j . a_k) d_a_k   for j < k,
 
     from the last column to the first, where a replaced column has `d_u_k = 0`. So it gets no gradient and passes none on:
-    the columns after it stay orthogonal to it, and their gradients go to themselves and to the columns that were kept.
-    Each column is divided by its largest entry first: gradients are finite for every finite matrix, and those beyond the
-    range of the dtype become its largest finite number (float32 for float16 and bfloat16, whose own may be infinite).
+    later columns stay orthogonal to it, and their gradients go to themselves and to the columns that were kept. Each column
+    is divided by its largest entry first: gradients are finite for every finite matrix. Gradients beyond the range of the
+    dtype become its largest finite value (of float32 for float16 and bfloat16, whose own may be infinite).
 
-    Raises: TypeError (dtype), ValueError (shape; entries not finite, on a GPU in debug mode only), RuntimeError (backend).
+    Raises: TypeError (dtype), ValueError (shape; entries not finite, on a GPU only in debug mode), RuntimeError (backend).
     Source: the orthogonalisation of Kim et al. 2023 (arXiv 2306.02866).
     """
     check_float("orthogonal_frame", matrices=matrices)

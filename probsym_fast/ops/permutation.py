@@ -1,33 +1,34 @@
-"""Permutations of the nodes of a batch of graphs, S samples a graph: by hand, or soft with a straight-through gradient."""
+"""Permutations of the nodes of batched graphs, S samples per graph: hard, or soft with a straight-through gradient."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import InitVar, dataclass, field, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from probsym_fast._checks import as_int, as_number, check_float, check_num_nodes, looks_at_values, transformed
 
-SMALLEST_TAU = 1e-30  # 1 / tau stays a number in float32
+SMALLEST_TAU = 1e-30  # 1 / tau stays finite in float32
 MOST_ITERATIONS = 10_000
+NOT_GIVEN = cast(Tensor, None)  # default of fields that are Tensors after construction
 
 
 @dataclass(eq=False)
 class Permutation:
-    """Which node stands in which slot: `y[j] = x[order[j]]`, `rank[order[j]] = j`.
+    """Which node is in which slot: `y[j] = x[order[j]]`, `rank[order[j]] = j`.
 
-    order: (B, S, N) int64, identity beyond num_nodes. num_nodes: (B,) int64 or None (all N valid). rank: computed where it
-    is not given. checked: nothing is checked; for what was computed from permutations.
-    Raises TypeError for dtypes, ValueError for shapes and where order is not such a permutation, or rank not its inverse
-    (on a GPU in debug mode only).
+    order: (B, S, N) int64, identity beyond num_nodes. num_nodes: (B,) int64 or None (all N valid). rank: the inverse of
+    order; computed if not given. checked: skip all checks, for results of computations on permutations. Raises
+    TypeError for dtypes, ValueError for shapes and unless order is such a permutation and rank its inverse (on a GPU
+    only in debug mode).
     """
 
     order: Tensor
     num_nodes: Tensor | None = None
-    rank: Tensor | None = None
+    rank: Tensor = NOT_GIVEN
     checked: InitVar[bool] = field(default=False, kw_only=True)
 
     by_sample: ClassVar[tuple[str, ...]] = ("order", "rank")  # fields (B, S, N)
@@ -50,7 +51,7 @@ class Permutation:
             )
         if looks_at_values(self.order, self.rank, self.num_nodes):
             slots = torch.arange(N, device=self.order.device)
-            inside = self.rank.clamp(0, N - 1)  # where order undoes rank, both are permutations
+            inside = self.rank.clamp(0, N - 1)  # if order inverts rank, both are permutations
             _refuse_any(
                 (inside != self.rank) | (self.order.gather(-1, inside) != slots), "rank", self.rank, "undo order"
             )
@@ -67,12 +68,12 @@ class Permutation:
         return (self.rank[..., None] == slots).to(dtype or torch.get_default_dtype())
 
     def dense(self) -> Tensor:
-        """The matrix that acts: (B, S, N, N), rows nodes, columns slots."""
+        """The matrix that acts on data: (B, S, N, N), rows nodes, columns slots."""
         return self.hard()
 
     @property
     def requires_grad(self) -> bool:
-        """Whether a gradient is asked for: never of a hard permutation."""
+        """Whether it needs a gradient; never for a hard permutation."""
         return False
 
     def detach(self) -> Permutation:
@@ -80,23 +81,23 @@ class Permutation:
         return self
 
     def inverse(self) -> Permutation:
-        """The permutation that undoes this one, a hard one.
+        """The inverse, a hard permutation.
 
-        Raises RuntimeError where this one requires a gradient, which the inverse would drop.
+        Raises RuntimeError if this one requires a gradient, which the inverse would lose.
         """
         self.check_detached("inverse")
         return Permutation(self.rank, self.num_nodes, self.order, checked=True)
 
     def check_detached(self, name: str) -> None:
-        """RuntimeError where a gradient is asked for: the result of `name` carries none."""
+        """RuntimeError if a gradient is needed, since the result of `name` carries none."""
         if self.requires_grad:
             raise RuntimeError(
                 f"{name}: the result carries no gradient, so the permutation must not require one, got a SoftPermutation"
-                " that does; take p.detach(), or torch.no_grad()"
+                " that does; use p.detach() or torch.no_grad()"
             )
 
     def narrow(self, start: int, count: int) -> Permutation:
-        """Samples start, ..., start + count - 1: (B, count, N), views with the gradients of this one."""
+        """Samples start, ..., start + count - 1: (B, count, N), views, with their gradients."""
         parts = {name: getattr(self, name).narrow(1, start, count) for name in self.by_sample}
         return replace(self, **parts, checked=True)
 
@@ -106,15 +107,15 @@ class SoftPermutation(Permutation):
     """A permutation by sorted scores, with the gradient of its entropic relaxation (`soft_permutation`).
 
     scores: (B, S, N) sorted (and normalised) scores t, 0 beyond num_nodes. log_r, log_c: (B, S, N). They define
-    `P[i, j] = exp(log_r_i + log_c_j - |t_i - t_j| / tau)`, rows in sorted order: doubly stochastic up to the iterations left.
-    tau: a finite number > 0.
-    Raises as `Permutation`; also TypeError unless scores, log_r and log_c are of one floating dtype and tau is a number,
+    `P[i, j] = exp(log_r_i + log_c_j - |t_i - t_j| / tau)`, rows in sorted order: doubly stochastic as far as the iterations
+    have converged. tau: a finite number > 0.
+    Raises as `Permutation`. Also TypeError unless scores, log_r and log_c have one floating dtype and tau is a number,
     ValueError for their shapes and tau, RuntimeError for their devices.
     """
 
-    scores: Tensor = None
-    log_r: Tensor = None
-    log_c: Tensor = None
+    scores: Tensor = NOT_GIVEN
+    log_r: Tensor = NOT_GIVEN
+    log_c: Tensor = NOT_GIVEN
     tau: float = 0.01
 
     by_sample: ClassVar[tuple[str, ...]] = ("order", "rank", "scores", "log_r", "log_c")
@@ -138,7 +139,7 @@ class SoftPermutation(Permutation):
 
     @property
     def requires_grad(self) -> bool:
-        """Whether a gradient may be asked for, to scores, log_r or log_c: always under a torch.func transform."""
+        """Whether scores, log_r or log_c may need a gradient; always under a torch.func transform."""
         if transformed():
             return True
         return torch.is_grad_enabled() and any(x.requires_grad for x in (self.scores, self.log_r, self.log_c))
@@ -156,7 +157,7 @@ class SoftPermutation(Permutation):
         return super().hard(dtype or self.scores.dtype)
 
     def soft(self) -> Tensor:
-        """P[u, j], rows nodes, columns slots: (B, S, N, N); 2 N^2 operations and N^2 numbers a sample."""
+        """P[u, j], rows nodes, columns slots: (B, S, N, N); 2 N^2 operations and N^2 values per sample."""
         return self.sorted_soft().take_along_dim(self.rank[..., None], dim=-2)
 
     def dense(self) -> Tensor:
@@ -168,7 +169,7 @@ class SoftPermutation(Permutation):
 def sorted_soft(t: Tensor, log_r: Tensor, log_c: Tensor, num_nodes: Tensor | None, tau: float) -> Tensor:
     """exp(log_r_i + log_c_j - |t_i - t_j| / tau): (..., N, N) for sorted t (..., N), identity beyond num_nodes.
 
-    |t_i - t_j| has the sign of j - i, so that tied scores have a gradient.
+    |t_i - t_j| is differentiated with the sign of j - i, so tied scores have a gradient.
     """
     log_p = log_r[..., None] + log_c[..., None, :] - sorted_distance(t) / tau
     if num_nodes is None:
@@ -180,7 +181,7 @@ def sorted_soft(t: Tensor, log_r: Tensor, log_c: Tensor, num_nodes: Tensor | Non
 
 
 def sorted_distance(t: Tensor) -> Tensor:
-    """t_i - t_j above the diagonal, t_j - t_i below: (..., N, N), the distances of descending t."""
+    """t_i - t_j above the diagonal, t_j - t_i below: (..., N, N), the distances for descending t."""
     difference = t[..., :, None] - t[..., None, :]
     slots = torch.arange(t.shape[-1], device=t.device)
     return torch.where(slots[:, None] <= slots, difference, -difference)
@@ -194,7 +195,7 @@ class Relaxation(NamedTuple):
 
 
 def check_relaxation(owner: str, tau: Any, iterations: Any) -> tuple[float, int]:
-    """tau and iterations as Python numbers; TypeError unless they are a number and an int, ValueError out of range."""
+    """tau and iterations as Python numbers. TypeError unless they are a number and an int, ValueError out of range."""
     temperature, count = as_number(tau), as_int(iterations)
     if temperature is None:
         raise TypeError(f"{owner}: tau must be a number, got {type(tau).__name__}")

@@ -23,7 +23,7 @@ OP.gradient(
 
 
 def permutation_entropy(permutation: SoftPermutation, backend: str = "auto") -> Tensor:
-    """How far the soft permutation is from a permutation: 0 where every row and column is one-hot.
+    """How far the soft permutation is from a hard one: 0 if every row and column is one-hot.
 
     With `p_ij = P_ij / sum_j P_ij` and `q_ij = P_ij / sum_i P_ij` over the valid nodes,
 
@@ -35,8 +35,8 @@ def permutation_entropy(permutation: SoftPermutation, backend: str = "auto") -> 
 
     Returns: a scalar of the permutation's dtype, in nats per node.
 
-    Gradients: to scores, log_r, log_c. Cost, kernels: O(N) a sample. Raises TypeError for a permutation without scores,
-    ValueError for shapes that differ, RuntimeError (devices, absent backend).
+    Gradients: to scores, log_r, log_c. Cost, kernels: O(N) per sample. Raises TypeError for a permutation without scores,
+    ValueError for shapes that differ, RuntimeError (devices, missing backend).
     Source: Kim et al. 2023 (arXiv 2306.02866), there with p clamped at 1e-12.
     """
     if not isinstance(permutation, SoftPermutation):

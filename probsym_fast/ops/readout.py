@@ -60,18 +60,18 @@ def readout(
     centered: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """Outputs carried back to the nodes, `y[u] = mean_s Z_s[rank_s[u]]` or `y[u, v] = mean_s Z_s[rank_s[u], rank_s[v]]`.
+    """Outputs mapped back to the nodes, `y[u] = mean_s Z_s[rank_s[u]]` or `y[u, v] = mean_s Z_s[rank_s[u], rank_s[v]]`.
 
-    Z is the transposed convolution of the tokens with stride P, cropped to the N slots; only what is read is computed. The
-    bias is added behind the mean: it is the same for every permutation, and no part of their gradient.
+    Z is the transposed convolution of the tokens with stride P, cropped to the N slots; only the entries read are computed.
+    The bias is added after the mean: it is the same for every permutation, and not part of their gradient.
 
     Args:
         tokens: (B, S, L, D). ptr: (B + 1,) int64. p: permutations (B, S, N), as in `embed_edges`.
         weight: at="nodes": (D, C, P), as in ConvTranspose1d, P = max(1, ceil(N / L)); else (D, C, P, P), as in
             ConvTranspose2d, L = grid^2, P = max(1, ceil(N / grid)). bias: (C,).
         at: "nodes", "diagonal" (pairs (u, u) of the N x N map), or int64 global node numbers: (1, M) nodes, (2, M) pairs.
-        nodes: ptr's last entry, where it must not be read (torch.compile; a GPU, which would be waited for).
-        centered: the N slots are the middle of the map (as `embed_edges` pads), else its beginning.
+        nodes: ptr's last entry, for torch.compile, and to avoid waiting for a GPU.
+        centered: the N slots are the middle of the map (as `embed_edges` pads), else its start.
         backend: "auto", "cpu", "triton" or "reference".
 
     Returns: (nodes, C), (nodes, C) or (M, C), dtype of the tokens.
@@ -92,13 +92,13 @@ def readout(
     axes = items.shape[0]
     grid = L if axes == 1 else round(L**0.5)
     if axes == 2 and grid * grid != L:
-        raise ValueError(f"readout: tokens must be a square number L of them for pairs, got {L}")
+        raise ValueError(f"readout: tokens must have a square number L for pairs, got {L}")
     check_patches("readout", weight, bias, N, grid, axes, bias_axis=1)
     check_devices("readout", tokens.device, ptr=ptr, at=items)
     axis = padded_axis(N, grid, "zeros", centered, ptr.device)
     run = OP.select(backend, tokens.device, dtype)
     bias = None if bias is None else bias.to(dtype)
-    with torch.autocast(tokens.device.type, enabled=False):  # the reference multiplies matrices
+    with torch.autocast(tokens.device.type, enabled=False):  # the reference has matrix products
         out = run(tokens.to(dtype), items, ptr, *soft_parts(p, dtype), *axis, weight.to(dtype), bias)
     return out.to(tokens.dtype)
 

@@ -41,32 +41,32 @@ def soft_permutation(
     normalize: bool = True,
     backend: str = "auto",
 ) -> SoftPermutation:
-    """Sorts nodes by score, and relaxes the permutation so that it has a gradient.
+    """Sorts nodes by score, and relaxes the permutation to give it a gradient.
 
-    `s = scores / max(||scores||, 1e-6)` over the valid nodes (where `normalize`), `order` sorts s descending (ties: the
-    lower index first; to break them at random add noise to the scores), `K[i, j] = exp(-|t_i - t_j| / tau)` with
-    `t = s[order]`, and `iterations` times every row, then every column of K is divided by its sum. The result
-    `P = diag(r) K diag(c)` is kept as three vectors (rows in sorted order).
+    `s = scores / max(||scores||, 1e-6)` over the valid nodes (if `normalize`), `order` sorts s in descending order
+    (ties: the lower index first; to break them at random add noise to the scores), `K[i, j] = exp(-|t_i - t_j| / tau)`
+    with `t = s[order]`. Each of `iterations` steps divides every row, then every column of K by its sum. The result `P
+    = diag(r) K diag(c)` is stored as three vectors (rows in sorted order).
 
     Args:
-        scores: (B, S, N), one score a node, S samples a graph. float16 and bfloat16 are computed in float32.
+        scores: (B, S, N), one score per node, S samples per graph. float16 and bfloat16 compute in float32.
         num_nodes: (B,) int, valid nodes of each graph, 1..N; None: all N. Entries beyond are ignored.
         tau: temperature > 0, in units of the (normalised) scores.
         iterations: Sinkhorn iterations, 0..10,000.
-        normalize: divide by the Euclidean norm, so that tau has one meaning for every graph.
+        normalize: divide by the Euclidean norm, so that tau means the same for every graph.
         backend: "auto", "cpu", "cuda" or "reference".
 
     Returns:
         `SoftPermutation`: order, rank (B, S, N) int64, identity beyond num_nodes; scores t, log_r, log_c (B, S, N),
         0 beyond num_nodes.
 
-    Gradients: from t, log_r, log_c to scores, exact through all iterations. At tied scores the derivative of |t_i - t_j|
-    is taken with the sign of the slots' order. Cost, kernels: O(iterations N) operations and nothing kept but t and
-    order; reference: O(iterations N^2) of both.
+    Gradients: from t, log_r, log_c to scores, exact through all iterations. At tied scores |t_i - t_j| is
+    differentiated with the sign of the slots' order. Cost, kernels: O(iterations N) operations, and only t and order
+    are saved; reference: O(iterations N^2) operations and memory.
 
     Raises: TypeError (scores or num_nodes of the wrong dtype, tau or iterations no number), ValueError (shapes, tau,
-    iterations, num_nodes beyond 1..N, scores that are not finite), RuntimeError (devices, absent backend). On a GPU values
-    are looked at in debug mode alone (`probsym_fast.debug`).
+    iterations, num_nodes beyond 1..N, scores that are not finite), RuntimeError (devices, missing backend). On a GPU values
+    are checked only in debug mode (`probsym_fast.debug`).
 
     Source: SoftSort (Prillo and Eisenschlos 2020, arXiv 2006.16038) with the Sinkhorn scaling of Kim et al. 2023
     (arXiv 2306.02866); linear time as in Liao et al. 2022 (arXiv 2202.10042).

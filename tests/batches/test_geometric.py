@@ -63,7 +63,7 @@ REFUSED = [
     (
         {"batch": torch.tensor([0, 1, 0, 1, 1])},
         ValueError,
-        "batch must not fall, got batch[1] = 1 and batch[2] = 0; sort the nodes by their graphs",
+        "batch must not decrease, got batch[1] = 1 and batch[2] = 0; sort the nodes by graph",
     ),
     ({"batch": torch.tensor([-1, 0, 0, 1, 1])}, ValueError, "batch must be at least 0, got -1"),
     ({"batch": torch.zeros(4).long()}, ValueError, "batch must be (nodes,) = (5,), got (4,)"),
@@ -82,7 +82,7 @@ REFUSED = [
     (
         {"edge_attr": torch.ones(6, 2), "edge_weight": torch.ones(6)},
         ValueError,
-        "edge_attr and edge_weight must be given one at a time, got both;"
+        "edge_attr or edge_weight must be None, got both;"
         " join them as edge_attr = torch.cat([edge_attr, edge_weight[:, None]], 1)",
     ),
     ({"edge_weight": torch.ones(6, 2)}, ValueError, "edge_weight must be (E,) = (6,), got (6, 2)"),
@@ -97,15 +97,15 @@ REFUSED = [
         {"edge_type": torch.zeros(6).long()},
         ValueError,
         "edge_type must be None, as it is not read, got (6,);"
-        " give it as edge_attr, such as torch.nn.functional.one_hot(data.edge_type)",
+        " pass it as edge_attr, for example torch.nn.functional.one_hot(data.edge_type)",
     ),
     (
         {"node_type": torch.zeros(5).long()},
         ValueError,
         "node_type must be None, as it is not read, got (5,);"
-        " give it as x, such as torch.nn.functional.one_hot(data.node_type)",
+        " pass it as x, for example torch.nn.functional.one_hot(data.node_type)",
     ),
-    ({"num_nodes": 7}, ValueError, "num_nodes must be the 5 nodes of x, got 7"),
+    ({"num_nodes": 7}, ValueError, "num_nodes must equal the 5 rows of x, got 7"),
     (
         {"x": None, "pos": torch.randn(5, 3), "z": torch.ones(5).long()},
         ValueError,
@@ -155,7 +155,7 @@ def test_other_things_than_one_graph():
     hetero["atom"].x, hetero["atom", "bond", "atom"].edge_index = torch.ones(3, 2), FIRST
     one = data()
     join = "join the graphs with torch_geometric.data.Batch.from_data_list"
-    kinds = "take batch.to_homogeneous() and give the types of nodes and edges as features"
+    kinds = "call batch.to_homogeneous() and pass the node and edge types as features"
     for given, message in (
         ([one, one], f"batch must be one Data or Batch, got list of 2; {join}"),
         ((one,), f"batch must be one Data or Batch, got tuple of 1; {join}"),
@@ -170,8 +170,8 @@ def test_other_things_than_one_graph():
             "torch_geometric.data.Batch.from_data_list(list(dataset))",
         ),
         (HyperGraphData(x=one.x), "batch must have edges between two nodes, got HyperGraphData"),
-        (data(key="a"), "key must be an int64 number a graph, got 'a'"),
-        (data(key=2**70), f"key must be an int64 number a graph, got {2**70}"),
+        (data(key="a"), "key must be one int64 number per graph, got 'a'"),
+        (data(key=2**70), f"key must be one int64 number per graph, got {2**70}"),
         (data(edge_weight=[1.0] * 6), "edge_weight must be a Tensor, got list"),
         ({"x": one.x}, "batch must be a Data or Batch of PyTorch Geometric, got dict"),
         (one.x, "batch must be a Data or Batch of PyTorch Geometric, got Tensor"),
@@ -227,7 +227,7 @@ def test_pinned_memory(make, gpu):
 
 
 def test_numbers_that_do_not_fit():
-    with pytest.raises(ValueError, match=r"^Graphs.from_data: num_nodes must be the 5 nodes of x, got 4$"):
+    with pytest.raises(ValueError, match=r"^Graphs.from_data: num_nodes must equal the 5 rows of x, got 4$"):
         Graphs.from_data(data(num_nodes=torch.tensor(4)))
     with pytest.raises(ValueError, match=r"^Graphs.from_data: x must be \(nodes, C\), got \(\)$"):
         Graphs.from_data(data(x=torch.tensor(1.0)))

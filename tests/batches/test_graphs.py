@@ -88,7 +88,7 @@ BAD_FIELDS = [
     ({"ptr": torch.zeros(0).long()}, ValueError, "ptr must be (B + 1,) with B >= 0, got (0,)"),
     ({"ptr": torch.tensor([1, 3, 4, 9])}, ValueError, "ptr must begin with 0, got 1"),
     ({"ptr": torch.tensor([0, 3, 4, 8])}, ValueError, "ptr must end with the number of nodes 9, got 8"),
-    ({"ptr": torch.tensor([0, 5, 4, 9])}, ValueError, "ptr must not fall, got ptr[1] = 5 and ptr[2] = 4"),
+    ({"ptr": torch.tensor([0, 5, 4, 9])}, ValueError, "ptr must not decrease, got ptr[1] = 5 and ptr[2] = 4"),
     ({"edge_attr": torch.ones(EDGES)}, ValueError, f"edge_attr must be (E, Ce) = ({EDGES}, *), got ({EDGES},)"),
     ({"edge_attr": torch.ones(1, 2)}, ValueError, f"edge_attr must be (E, Ce) = ({EDGES}, *), got (1, 2)"),
     ({"key": torch.arange(2)}, ValueError, "key must be (B,) = (3,), got (2,)"),

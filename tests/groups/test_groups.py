@@ -226,7 +226,7 @@ def test_bad_input():
         Symmetric(4).act(g, x, "np")
     with pytest.raises(ValueError, match=re.escape("axis 2 of x must have size 2, got (2, 5, 3)")):
         Orthogonal(2).act(Orthogonal(2).identity(batch, S), x, "np")
-    with pytest.raises(ValueError, match=re.escape("x must be (B, [S,] *'np'), 2 axes behind the batch, got (2, 5)")):
+    with pytest.raises(ValueError, match=re.escape("x must be (B, [S,] *'np'), 2 axes after the batch, got (2, 5)")):
         Orthogonal(3).act(Orthogonal(3).identity(batch, S), x[..., 0], "np")
     with pytest.raises(ValueError, match="layout must have at most one point axis, got 'pp'"):
         Euclidean(3).act(Euclidean(3).identity(batch, S), data("pp", 3, (2,)), "pp")

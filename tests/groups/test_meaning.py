@@ -29,7 +29,7 @@ from tests.models.strangers import Shifts
 def test_unknown_letters(group, layout):
     g = group.uniform(clouds(d=dimension(group)), S)
     letter = next(x for x in layout if x not in "nvpc")
-    message = f"{group}: layout must be of the letters 'nvpc', got {letter!r} in {layout!r}"
+    message = f"{group}: layout must use only the letters 'nvpc', got {letter!r} in {layout!r}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         group.act(g, torch.ones(2, *[3] * len(layout)), layout)
     with pytest.raises(TypeError, match=f"^{re.escape(str(group))}: layout must be a str, got int$"):
@@ -44,7 +44,7 @@ def test_points_of_other_sizes_are_not_broadcast(group, inverse):
         message = f"{group}: axis {axis} of x must have size {group.d}, got {shape}"
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             group.act(g, torch.ones(shape), "np", inverse=inverse)
-    with pytest.raises(ValueError, match=re.escape("2 axes behind the batch, got (2, 3)")):
+    with pytest.raises(ValueError, match=re.escape("2 axes after the batch, got (2, 3)")):
         group.act(g, torch.ones(2, 3), "np", inverse=inverse)
 
 
@@ -99,7 +99,7 @@ def test_letters_of_a_factors_own():
     assert_near(group.act(g, x, "nwv"), expected)
     assert_near(group.act(g, group.act(g, x, "nwv"), "nwv", inverse=True), x)
     assert group.keeps("c") and not group.keeps("w")
-    with pytest.raises(ValueError, match=re.escape("layout must be of the letters 'nvpcw', got 'u' in 'nu'")):
+    with pytest.raises(ValueError, match=re.escape("layout must use only the letters 'nvpcw', got 'u' in 'nu'")):
         group.act(g, x[..., 0, 0], "nu")
 
 
@@ -152,7 +152,7 @@ def test_two_factors_do_not_return_one_penalty():
             return self.identity(batch, S), {"entropy": torch.zeros(())}
 
     group = Symmetric(N) * Priced(4)
-    with pytest.raises(ValueError, match=r"each penalty must be of one factor, got 'entropy' of two$"):
+    with pytest.raises(ValueError, match=r"each penalty must come from one factor, got 'entropy' from two$"):
         group.project({"scores": torch.randn(2, S, N)}, clouds())
 
 
@@ -171,7 +171,7 @@ def test_compose_and_inverse_drop_no_gradient():
     frames = product.factors[1].uniform(clouds(), S)
     wanted = (
         "the result carries no gradient, so the permutation must not require one, got a SoftPermutation that does;"
-        " take p.detach(), or torch.no_grad()"
+        " use p.detach() or torch.no_grad()"
     )
     for name, run in (
         ("inverse", p.inverse),
@@ -250,13 +250,13 @@ def test_factors_that_do_not_say_what_they_share():
     batch = clouds()
     product = Flip(3) * Symmetric(N)
     g = product.uniform(batch, S)
-    with pytest.raises(ValueError, match=r"and Flip\(3\) does not name its own in `moves`$"):
+    with pytest.raises(ValueError, match=r"and Flip\(3\) does not list its own in `moves`$"):
         product.act(g, torch.ones(2, N, 3), "np")
     assert product.act(g, torch.ones(2, 3), "v").shape == (2, S, 3)  # nobody else moves it
     assert not product.keeps("c") and product.outputs is None
     with pytest.raises(ValueError, match=r"each output must be read by one factor, got 'scores' read by two$"):
         (Flip(N) * Symmetric(N)).project({"scores": torch.randn(2, N, N)}, batch)
-    with pytest.raises(ValueError, match="does not name its own"):
+    with pytest.raises(ValueError, match="does not list its own"):
         (Flip(3) * Flip(3)).act(Product(Flip(3), Flip(3)).uniform(batch, S), torch.ones(2, 3), "v")
 
 

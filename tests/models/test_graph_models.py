@@ -137,7 +137,7 @@ def test_patch_weight_is_drawn_as_a_convolution(patch):
 
 def test_soft_takes_soft_permutations_only():
     batch = random_graphs(SIZES)
-    with pytest.raises(TypeError, match=r"FlatGraph: soft takes SoftPermutations \(a .*\), got Permutation"):
+    with pytest.raises(TypeError, match=r"FlatGraph: g must be a SoftPermutation with soft=True .*, got Permutation"):
         FlatGraph(N, WIDTH, soft=True).double()(batch, GROUP, permutations(batch, soft=False)[0])
 
 

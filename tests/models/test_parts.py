@@ -184,7 +184,7 @@ def test_who_takes_every_node_as_valid_says_so():
         ("NodeVectors", lambda: NodeVectors()(batch, group, g)),
         ("PairTokens", lambda: PairTokens()(batch, group, g)),
     ):
-        message = f"{name}: num_nodes must be None, as every node counts as a valid one, got (2,)"
+        message = f"{name}: num_nodes must be None (every node counts as valid), got (2,)"
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             run()
     whole = Molecules(batch.positions)
@@ -278,8 +278,8 @@ def test_chunk_memory_and_draws_may_be_set():
         ("chunk", "all", TypeError, "chunk must be an int >= 1, None or 'auto', got 'all'"),
         ("memory", 10**9, ValueError, "memory must be None unless chunk is 'auto', got 1000000000 and 3"),
         ("draws", "mirrored", ValueError, "draws must be one of ('independent', 'antithetic', 'stratified'), got 'mirrored'"),
-        ("chunks", 4, TypeError, "chunks must be a Chunks (a number of samples or 'auto': set chunk), got int"),
-        ("chunks", "auto", TypeError, "chunks must be a Chunks (a number of samples or 'auto': set chunk), got str"),
+        ("chunks", 4, TypeError, "chunks must be a Chunks (for a number of samples or 'auto' set chunk), got int"),
+        ("chunks", "auto", TypeError, "chunks must be a Chunks (for a number of samples or 'auto' set chunk), got str"),
     ],
 )  # fmt: skip
 def test_what_is_set_is_checked(name, value, error, message):

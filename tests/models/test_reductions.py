@@ -285,7 +285,7 @@ def test_bad_reductions():
         (
             ValueError,
             {"reduce": "weighted", "weights": torch.zeros(2, 3)},
-            "weights must be finite, >= 0 and of a sum > 0",
+            "weights must be finite and >= 0 with a sum > 0",
         ),
     ):
         with pytest.raises(error, match=re.escape(f"Symmetrized: {message}")):

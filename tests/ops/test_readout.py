@@ -305,7 +305,7 @@ def test_bad_input(backend):
         ({"tokens": tokens[:, 0]}, ValueError, "tokens must be (B, S, L, D) = (2, 1, *, 3), got (2, 4, 3)"),
         ({"tokens": tokens[:1]}, ValueError, "tokens must be (B, S, L, D) = (2, 1, *, 3), got (1, 1, 4, 3)"),
         ({"tokens": tokens[..., 1:]}, ValueError, "tokens must be (B, S, L, D) = (2, 1, *, 3), got (2, 1, 4, 2)"),
-        ({"tokens": tokens[:, :, 1:]}, ValueError, "tokens must be a square number L of them for pairs, got 3"),
+        ({"tokens": tokens[:, :, 1:]}, ValueError, "tokens must have a square number L for pairs, got 3"),
         ({"tokens": tokens[:, :, :0]}, ValueError, "grid must be at least 1, got 0"),
         ({"tokens": tokens.float()}, TypeError, "weight must be torch.float64 as tokens is, got torch.float32"),
         ({"tokens": tokens.long()}, TypeError, "tokens must be floating point, got torch.int64"),

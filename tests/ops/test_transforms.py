@@ -83,7 +83,9 @@ def test_jacobians_of_kernels_take_batches_of_gradients(name):
 @every_kernel
 def test_a_named_kernel_refuses(name, device, backend):
     x = torch.randn(SHAPE, device=device)
-    message = f'{name}: the kernels take no torch.func .*got backend {backend!r} under one; use backend="reference"$'
+    message = (
+        f'{name}: the kernels support neither torch.func .*got backend {backend!r} under one; use backend="reference"$'
+    )
     f = lambda x: CALLS[name](x, backend).sum()  # noqa: E731
     for transform in (
         lambda: torch.func.grad(f)(x),

@@ -409,7 +409,7 @@ def test_kept_choices_that_cannot_be_used_are_measured_again(measured, tmp_path,
             assert len(measured) == 3
     (warning,) = said
     assert issubclass(warning.category, RuntimeWarning)
-    assert "cannot be kept in triton's cache, and are measured again" in str(warning.message)
+    assert "cannot keep the kernel configurations; they are measured again" in str(warning.message)
     assert (
         choose(_launch.Kernel(function, CONFIGURATIONS), 100) == CONFIGURATIONS[2] and len(measured) == 3
     )  # kept anew
@@ -420,7 +420,7 @@ def test_kept_choices_that_cannot_be_used_are_measured_again(measured, tmp_path,
         assert len(measured) == 3
     monkeypatch.setattr(_launch, "_told", False)
     monkeypatch.setenv("TRITON_CACHE_DIR", str(path / "below a file"))
-    with pytest.warns(RuntimeWarning, match="cannot be kept"):
+    with pytest.warns(RuntimeWarning, match="cannot keep the kernel configurations"):
         assert choose(_launch.Kernel(function, CONFIGURATIONS), 100) == CONFIGURATIONS[2]
 
 

@@ -1,1 +1,1 @@
-"""Networks to be symmetrized, from others' libraries too."""
+"""Networks to symmetrize, including those of other libraries."""

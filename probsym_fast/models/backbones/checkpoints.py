@@ -1,4 +1,4 @@
-"""Weights from local files, fitted to a vision backbone's number of tokens."""
+"""Weights from local files, resampled to a vision backbone's number of tokens."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from probsym_fast._untrusted import load_tensors, reason
 from probsym_fast.models.backbones.vision import VisionBackbone
 
 RUN = "model.backbone."  # where the checkpoints of `probsym fit` keep the backbone
-PARALLEL = "module."  # of DistributedDataParallel
+PARALLEL = "module."  # prefix of DistributedDataParallel
 TABLE = "relative_position_bias_table"
 HEADS = ("patch_embed", "head", "head_dist")
 
 
 def train_extra(function: str, name: str) -> ModuleType:
-    """The module `name`, imported; ModuleNotFoundError that says how to install it."""
+    """Imports the module `name`; ModuleNotFoundError with the command that installs it."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -30,12 +30,12 @@ def train_extra(function: str, name: str) -> ModuleType:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Names in timm's style and tensors of a local file, on the CPU; no code of the file is run.
+    """Tensors of a local file by timm's names, on the CPU. Runs no code from the file.
 
-    path: .safetensors; a torch checkpoint, bare or under "state_dict" or "model"; a checkpoint of `probsym fit`, of which
-    the backbone's part is taken; or a run folder, for its best checkpoint. What torch.compile ("_orig_mod.") and
-    DistributedDataParallel ("module.", before every name) put before the names is left out. Raises FileNotFoundError, and
-    ValueError where the file is damaged or holds no tensors.
+    path: .safetensors; a torch checkpoint, bare or under "state_dict" or "model"; a checkpoint of `probsym fit`, whose
+    backbone is taken; or a run folder, for its best checkpoint. Strips the prefixes of torch.compile ("_orig_mod.") and
+    DistributedDataParallel ("module.", on every name). Raises FileNotFoundError, and ValueError for a damaged file or one
+    without tensors.
     """
     path = Path(path)
     file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
@@ -48,9 +48,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             state = load_tensors(file)
     except (ModuleNotFoundError, OSError):
         raise
-    except Exception as error:  # safetensors raises its own
+    except Exception as error:  # safetensors has its own errors
         text = str(error) if isinstance(error, ValueError) else reason(error)
-        raise ValueError(f"timm_backbone: weights must be a whole checkpoint, got {file}: {text}") from None
+        raise ValueError(f"timm_backbone: weights must be an intact checkpoint, got {file}: {text}") from None
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -70,13 +70,13 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_weights(backbone: VisionBackbone, path: str | Path, dropped: Iterable[str]) -> None:
-    """The tensors of `read_weights(path)` into the backbone, positions fitted to its tokens.
+    """Loads the tensors of `read_weights(path)` into the backbone, with positions resampled to its tokens.
 
-    dropped: first parts of the names that timm's model has and the backbone has not, passed over in the file. A file does
-    not say whether its tokens were a plane: for a backbone on a grid, positions of another square number of tokens are
-    resampled as a plane, those of a sequence too; for a backbone on a sequence, all are resampled along it. Raises
-    ValueError for missing and unexpected names, and for the first tensor that is of another shape, not floating, or not
-    finite in the backbone's dtype.
+    dropped: first parts of names that timm's model has and the backbone lacks; the file may hold them. A file does not
+    record whether its tokens form a grid. For a backbone on a grid, positions of another square number of tokens are
+    resampled as a grid, even those of a sequence; for a backbone on a sequence all are resampled along it. Raises
+    ValueError for missing and unexpected names, and for the first tensor of another shape, that is not floating point,
+    or not finite in the backbone's dtype.
     """
     passed = {*dropped, *HEADS}
     found = {name: value for name, value in read_weights(path).items() if name.split(".")[0] not in passed}
@@ -102,7 +102,7 @@ def load_weights(backbone: VisionBackbone, path: str | Path, dropped: Iterable[s
 def resample_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
     """(1, prefix + old tokens, D) -> (1, prefix + new tokens, D): timm's bicubic resampling with antialiasing.
 
-    old, new: (rows, columns) of the tokens; (1, tokens) resamples along the sequence. The prefix is kept.
+    old, new: (rows, columns) of the tokens; (1, tokens) resamples along the sequence. The prefix is unchanged.
     """
     from timm.layers import resample_abs_pos_embed
 
@@ -112,7 +112,7 @@ def resample_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, 
 
 def _check_values(name: str, value: Tensor, dtype: torch.dtype, path: str | Path) -> None:
     if not value.is_floating_point():
-        raise ValueError(f"timm_backbone: weights must be floating, got {name} of {value.dtype} in {path}")
+        raise ValueError(f"timm_backbone: weights must be floating point, got {name} of {value.dtype} in {path}")
     wrong = ~value.to(dtype).isfinite()
     if wrong.any():
         got = f"{name} with {int(wrong.sum())} of {value.numel()} NaN or infinite"
@@ -120,7 +120,7 @@ def _check_values(name: str, value: Tensor, dtype: torch.dtype, path: str | Path
 
 
 def _fitted(name: str, value: Tensor, target: Tensor, backbone: VisionBackbone) -> Tensor:
-    """The tensor for the backbone's tokens, or as it is where it cannot be made to fit."""
+    """The tensor resampled to the backbone's tokens, or unchanged if it cannot be."""
     if value.shape == target.shape or value.ndim != target.ndim or value.shape[-1] != target.shape[-1]:
         return value
     if name == "pos_embed":
@@ -136,6 +136,7 @@ def _fitted(name: str, value: Tensor, target: Tensor, backbone: VisionBackbone) 
         if side % 2 == 1 and side * side == len(value) - 3:
             from timm.layers import resize_rel_pos_bias_table
 
+            assert backbone.grid is not None  # a BEiT, whose tokens are a plane
             return resize_rel_pos_bias_table(value, backbone.grid, tuple(target.shape))
     return value
 

@@ -14,12 +14,12 @@ from probsym_fast.models.backbones.mlp import ACTIVATIONS
 
 
 class GINBackbone(nn.Module):
-    """GIN with one linear map a layer, then the sum over nodes and a linear map: (nodes, S, width) -> (B, S, out).
+    """GIN with one linear map per layer, then the sum over nodes and a linear map: (nodes, S, width) -> (B, S, out).
 
-    Layer: `h_u <- W ((1 + eps) h_u + sum of h_v over neighbours) + b`, eps learned, drawn from U(0, 1). The first W stands in
-    the embedding, before the sum (both are linear); its bias and eps are here. Edges are unweighted: edge_attr is not read.
-    activation: "tanh",
-    "relu" or "gelu", behind every layer, and with `final` behind the output too.
+    Layer: `h_u <- W ((1 + eps) h_u + sum of h_v over neighbours) + b`, with learned eps initialised from U(0, 1). The
+    first W is in the embedding, before the sum (both are linear); its bias and eps are here. Edges are unweighted:
+    edge_attr is ignored. activation: "tanh", "relu" or "gelu", after every layer, and with `final` after the output
+    too.
     """
 
     def __init__(self, width: int, layers: int, out_features: int, activation: str, final: bool = False):

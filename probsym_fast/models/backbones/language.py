@@ -1,4 +1,4 @@
-"""Language transformers on tokens that are given: BERT and RoBERTa of Hugging Face."""
+"""Hugging Face language transformers, BERT and RoBERTa, on given tokens."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ FAMILIES = ("bert", "roberta", "xlm-roberta")
 
 
 class LanguageBackbone(nn.Module):
-    """The encoder of a BERT on tokens (..., L, D), any leading axes; made by `hf_backbone`.
+    """The encoder of a BERT on tokens (..., L, D), any leading axes; built by `hf_backbone`.
 
     `h = LayerNorm(x + types + positions)`, dropout, then the encoder. positions (L, D) and types (D,): the rows of the
-    model's tables that L tokens of the first type take.
+    model's tables for L tokens of the first type.
     """
 
-    def __init__(self, model: nn.Module, tokens: int, read: str):
+    def __init__(self, model: Any, tokens: int, read: str):
         super().__init__()
         self.tokens, self.width, self.read = tokens, model.config.hidden_size, read
         embeddings = model.embeddings
@@ -36,16 +36,18 @@ class LanguageBackbone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., L, D) -> "pooled" (..., D) or "tokens" (..., L, D).
 
-        Raises ValueError for another shape, TypeError for integers and for a dtype wider than that of the weights.
+        Raises ValueError for another shape, TypeError for integers and for a wider dtype than that of the weights.
         """
         if x.ndim < 2 or x.shape[-2:] != (self.tokens, self.width):
             raise ValueError(f"LanguageBackbone: x must be (..., {self.tokens}, {self.width}), got {tuple(x.shape)}")
         dtype = self.types.dtype
         fits = torch.is_autocast_enabled(x.device.type) or torch.promote_types(x.dtype, dtype) == dtype
         if not x.is_floating_point() or not fits:
-            raise TypeError(f"LanguageBackbone: x must be {dtype}, that of the weights, got {x.dtype}")
+            raise TypeError(f"LanguageBackbone: x must be {dtype} as the weights are, got {x.dtype}")
         lead, M = x.shape[:-2], math.prod(x.shape[:-2])
-        h = x.reshape(M, self.tokens, self.width) if M else x.new_zeros(1, self.tokens, self.width)  # BERT takes no 0
+        h = (
+            x.reshape(M, self.tokens, self.width) if M else x.new_zeros(1, self.tokens, self.width)
+        )  # BERT fails on 0 rows
         h = self.dropout(self.norm(h + self.types + self.positions))
         y = self.encoder(h).last_hidden_state[:M]
         y = y[:, 0] if self.read == "pooled" else y
@@ -53,7 +55,7 @@ class LanguageBackbone(nn.Module):
 
 
 def first_position(config: Any) -> int:
-    """The place of the first token in the table of positions: RoBERTa begins behind its padding."""
+    """Index of the first token's position: RoBERTa's table starts after the padding index."""
     return 0 if config.model_type == "bert" else config.pad_token_id + 1
 
 
@@ -68,17 +70,17 @@ def hf_backbone(
 ) -> LanguageBackbone:
     """BERT, RoBERTa or XLM-RoBERTa of Hugging Face on given tokens (..., L, D), any leading axes.
 
-    The word embeddings are passed over; positions and the type of the first sentence are added, no token is set aside,
-    and every token sees every other.
+    Skips the word embeddings, and adds positions and the type of the first sentence. No token is special, and every token
+    attends to every other.
 
     Args:
         name_or_config: a model of the hub such as "roberta-base", a local folder of one, or a transformers config.
-        pretrained: load the weights; False draws them anew. A config has none.
+        pretrained: load the weights; False initialises them. A config has none.
         tokens: L, at most the model's positions (512 in both families' base models).
         read: "tokens" (..., L, D), the last states; "pooled" (..., D), the last state of the first token. The linear map
             and tanh of the models' own pooler, which only BERT is pretrained with, are dropped.
-        checkpointing: in training, keep the inputs of the layers alone and compute each again for the backward pass.
-        config_arguments: entries of the config set anew, such as hidden_dropout_prob; with a name alone.
+        checkpointing: in training, keep only the inputs of the layers and compute the rest again in the backward pass.
+        config_arguments: entries of the config to override, such as hidden_dropout_prob; only with a name.
 
     Raises ValueError for other architectures, decoders, too many tokens, and names or weights that do not load;
     ModuleNotFoundError without transformers. Source: Kim et al. 2023 (arXiv 2306.02866).
@@ -101,7 +103,7 @@ def hf_backbone(
     else:
         model = transformers.AutoModel.from_config(config, add_pooling_layer=False)
     if checkpointing:
-        # the newer name first: transformers warns of the older one
+        # the newer name first: the older one raises a warning
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     return LanguageBackbone(model, tokens, read)
@@ -111,11 +113,13 @@ def _config(transformers: Any, name_or_config: Any, pretrained: bool, arguments:
     if isinstance(name_or_config, transformers.PretrainedConfig):
         if pretrained or arguments:
             got = f"pretrained={pretrained} and {sorted(arguments)}"
-            raise ValueError(f"hf_backbone: a config must come with pretrained=False and nothing to set, got {got}")
+            raise ValueError(
+                f"hf_backbone: a config must come with pretrained=False and no config_arguments, got {got}"
+            )
         return name_or_config
     try:
         config, unused = transformers.AutoConfig.from_pretrained(name_or_config, return_unused_kwargs=True, **arguments)
-    except Exception as error:  # of the hub, its transport and JSON
+    except Exception as error:  # from the hub, its transport or JSON
         raise ValueError(
             f"hf_backbone: name_or_config must be a model of the hub or a local folder, got {name_or_config!r}: {error}"
         ) from error
@@ -124,16 +128,16 @@ def _config(transformers: Any, name_or_config: Any, pretrained: bool, arguments:
     return config
 
 
-def _loaded(transformers: Any, name: Any, config: Any) -> nn.Module:
-    """The model with its weights; transformers by itself would draw what is missing."""
+def _loaded(transformers: Any, name: Any, config: Any) -> Any:
+    """The model with its weights; transformers alone would initialise missing ones."""
     try:
         model, report = transformers.AutoModel.from_pretrained(
             name, config=config, add_pooling_layer=False, output_loading_info=True
         )
-    except Exception as error:  # of the hub, its transport, safetensors and torch
+    except Exception as error:  # from the hub, its transport, safetensors or torch
         raise ValueError(
             f"hf_backbone: the weights of {name!r} must load, got {type(error).__name__}: {error}"
         ) from error
     if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"hf_backbone: the weights of {name!r} must be complete, got none of {', '.join(missing[:5])}")
+        raise ValueError(f"hf_backbone: the weights of {name!r} must be complete, got no {', '.join(missing[:5])}")
     return model

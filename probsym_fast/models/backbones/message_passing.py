@@ -13,7 +13,7 @@ from probsym_fast._checks import check_count, check_counts
 class Layer(nn.Module):
     """m_ij = MLP([h_i, h_j, e_ij]), h_i' = MLP([h_i, sum_{j != i} m_ij]).
 
-    The first linear map of the message is taken apart: W h_i + V h_j + U e_ij, a product a node and not a pair.
+    The first linear map of the message is split into W h_i + V h_j + U e_ij: one product per node, not per pair.
     """
 
     def __init__(self, width: int, edge_features: int):
@@ -76,7 +76,7 @@ class MessagePassing(nn.Module):
         edges = edges.reshape(math.prod(pairs[:-1]), pairs[-1] if pairs else 1, n, n, self.edge_features)
         node = torch.arange(n, device=x.device)[:, None]
         other = torch.arange(n - 1, device=x.device)
-        neighbor = other + (other >= node)  # (n, n - 1): all nodes but this one
+        neighbor = other + (other >= node)  # (n, n - 1): all other nodes
         edges = edges[:, :, node, neighbor]
         h = self.embed(x)
         for layer in self.layers:

@@ -13,11 +13,11 @@ ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
 
 
 class MLP(nn.Module):
-    """Activation and linear map in turn, behind an embedding that makes the first linear map: (..., widths[0]) ->
+    """Alternating activations and linear maps after an embedding, which is the first linear map: (..., widths[0]) ->
     (..., widths[-1]).
 
-    widths: of the embedding and of every layer after it. activation: "tanh", "relu" or "gelu", before every linear map,
-    and with `last` behind the last one too.
+    widths: of the embedding and of every later layer. activation: "tanh", "relu" or "gelu", before every linear map,
+    and with `last` after the last one too.
     """
 
     def __init__(self, widths: Sequence[int], activation: str = "relu", last: bool = False):

@@ -1,4 +1,4 @@
-"""Vision backbones by name: timm's architectures, for any number of tokens, with its weights or local ones."""
+"""Vision backbones by name: timm's architectures for any number of tokens, with timm's or local weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from probsym_fast.models.backbones.checkpoints import load_weights, resample_pos
 from probsym_fast.models.backbones.vision import VisionBackbone
 
 READS = ("pooled", "tokens", "diagonal")
-RESERVED = ("num_classes", "features_only", "patch_drop_rate")  # of timm, which have no meaning here
+RESERVED = ("num_classes", "features_only", "patch_drop_rate")  # arguments of timm without meaning here
 
 
 def timm_backbone(
@@ -35,34 +35,34 @@ def timm_backbone(
 ) -> VisionBackbone:
     """A vision transformer of timm on given tokens (..., L, D), any leading axes, such as (B, S, grid^2, D).
 
-    timm's VisionTransformer (ViT, DeiT, AugReg, DINO, DINOv2, CLIP, SigLIP, ...) and Beit (BEiT, BEiTv2). The patch
-    embedding is passed over, the classifier too; class, distillation and register tokens, positions, blocks, norms and
-    pool are those of timm, under timm's names.
+    timm's VisionTransformer (ViT, DeiT, AugReg, DINO, DINOv2, CLIP, SigLIP, ...) and Beit (BEiT, BEiTv2). Skips the
+    patch embedding and the classifier. Class, distillation and register tokens, positions, blocks, norms and pool are
+    timm's, under timm's names.
 
     Args:
-        name: of timm, with or without the tag of the weights, such as "vit_base_patch16_224.augreg_in21k".
+        name: timm's name, with or without the tag of the weights, such as "vit_base_patch16_224.augreg_in21k".
         pretrained: load timm's weights, from the Hugging Face hub or its cache.
-        grid: L = grid^2 tokens, row by row; by default the model's own grid. Positions are resampled as timm does
-            (BEiT: the tables of relative positions).
-        tokens: L tokens in a sequence, which need not be a square; positions are resampled along the sequence of the
-            model's own tokens, row by row, with the same filter (drawn anew, N(0, 0.02^2), where not pretrained). BEiT,
-            whose positions are relative on the plane, takes squares, as grid = sqrt(tokens).
-        read: "pooled" (..., D): what timm's pool (class token, average, ...) and fc_norm make of the tokens behind the
-            final norm; "tokens" (..., L, D): the patch tokens behind the final norm, as timm's forward_features gives
-            them (a model with fc_norm has no norm there); "diagonal" (..., grid, D): of these the tokens (i, i).
-        patch_dropout: share of the patch tokens left out, drawn for every row of tokens, in training only; (low, high):
-            the share itself is drawn from U(low, high) a forward pass. With read "pooled" alone; not with BEiT.
-        patch_dropout_always: leave patches out in eval mode too, by torch's global generator: predictions are then random.
-            The public code of Kim et al. does so; it is here to compare with its figures.
-        checkpointing: keep the inputs of the blocks alone for the backward pass and compute each again.
-        weights: local weights of the same architecture, see `read_weights`; positions of another grid are resampled
-            (a file does not say that its tokens were a sequence: for a grid, a square number of them counts as one).
-        all_tokens: compute the last block for the tokens that are not read too (the same result, for comparison).
+        grid: L = grid^2 tokens, row by row; default: the model's own grid. Positions are resampled as in timm (BEiT: the
+            tables of relative positions).
+        tokens: L tokens in a sequence, not necessarily a square. Positions are resampled along the sequence of the model's
+            own tokens, row by row, with the same filter (without pretrained: initialised from N(0, 0.02^2)). BEiT's
+            positions are relative on the grid, so it takes squares, as grid = sqrt(tokens).
+        read: "pooled" (..., D): timm's pool (class token, average, ...) and fc_norm of the tokens after the final norm.
+            "tokens" (..., L, D): the patch tokens after the final norm, as timm's forward_features returns them (a model with
+            fc_norm has no norm there). "diagonal" (..., grid, D): of these the tokens (i, i).
+        patch_dropout: share of the patch tokens dropped, drawn per row of tokens, only in training. (low, high): the share
+            itself is drawn from U(low, high) in each forward pass. Only with read "pooled"; not with BEiT.
+        patch_dropout_always: drop patches in eval mode too, with torch's global generator; predictions are then random. As in
+            the public code of Kim et al., to compare with its figures.
+        checkpointing: keep only the inputs of the blocks for the backward pass, which computes the rest again.
+        weights: local weights of the same architecture, see `read_weights`. Positions of another grid are resampled (a file
+            does not record that its tokens form a sequence: for a grid, a square number of them counts as one).
+        all_tokens: compute the last block also for the tokens that are not read (same result, for comparison).
         timm_arguments: passed to timm.create_model, such as drop_path_rate or global_pool.
 
-    The time of the last block falls to that of keys and values where few tokens are read. Raises ValueError for unknown
-    and unsuitable models, unknown tags, and for settings and weights that do not fit, TypeError for settings of another
-    type, ModuleNotFoundError without timm. Source: Kim et al. 2023 (arXiv 2306.02866).
+    If few tokens are read, the last block costs little more than its keys and values. Raises ValueError for unknown and
+    unsuitable models, unknown tags, and settings and weights that do not fit. TypeError for settings of another type,
+    ModuleNotFoundError without timm. Source: Kim et al. 2023 (arXiv 2306.02866).
     """
     timm = train_extra("timm_backbone", "timm")
     low, high = _rates(patch_dropout)
@@ -77,7 +77,7 @@ def timm_backbone(
     try:
         with torch.device("meta"):  # the architecture, at no cost
             model = timm.create_model(name, **timm_arguments)
-    except Exception as error:  # timm asserts, or raises what its modules raise
+    except Exception as error:  # timm asserts, or its modules raise
         text = f"{type(error).__name__}: {error}"
         raise ValueError(f"timm_backbone: {name} must take the arguments, got {timm_arguments}: {text}") from error
     if reason := _unsuitable(model):
@@ -90,16 +90,16 @@ def timm_backbone(
         timm_arguments["img_size"] = grid * (model.patch_embed.img_size[0] // old[0])
     try:
         model = timm.create_model(name, pretrained=pretrained, **timm_arguments)
-    except Exception as error:  # of the hub, its transport, safetensors and torch
+    except Exception as error:  # from the hub, its transport, safetensors or torch
         text = f"{type(error).__name__}: {error}"
         raise ValueError(f"timm_backbone: {name} must load (a local file: weights=path), got {text}") from error
     shape = tuple(model.patch_embed.grid_size) if tokens is None else None
+    L = math.prod(model.patch_embed.grid_size) if tokens is None else tokens
     if tokens is not None and model.pos_embed is not None:
         positions = resample_positions(model.pos_embed.data, (1, math.prod(old)), (1, tokens))
         model.pos_embed = nn.Parameter(positions)
         if not pretrained:
             nn.init.trunc_normal_(model.pos_embed, std=0.02)
-    L = math.prod(shape) if shape else tokens
     backbone = VisionBackbone(model, L, shape, read, (low, high), checkpointing, all_tokens, patch_dropout_always)
     if weights is not None:
         names = {key.split(".")[0] for key in model.state_dict()} - {key.split(".")[0] for key in backbone.state_dict()}
@@ -108,7 +108,7 @@ def timm_backbone(
 
 
 def _check_name(timm: ModuleType, name: str) -> None:
-    """TypeError unless name is a string, ValueError unless timm has the architecture and, where it is given, the tag."""
+    """TypeError unless name is a string, ValueError unless timm has the architecture and the tag, if given."""
     if not isinstance(name, str):
         raise TypeError(f"timm_backbone: name must be a str, got {type(name).__name__} {name!r}")
     architecture, kind, known = name.split(".")[0], "model", timm.list_models()
@@ -116,19 +116,20 @@ def _check_name(timm: ModuleType, name: str) -> None:
         try:
             timm.models.get_pretrained_cfg(name)
             return
-        except RuntimeError:  # its architecture has no such tag
+        except RuntimeError:  # the architecture has no such tag
             kind, known = "tag", timm.list_pretrained(f"{architecture}.*")
-    wanted = "a model of timm" if kind == "model" else f"{architecture}, alone or with a tag of timm"
+    wanted = "a model of timm" if kind == "model" else f"{architecture}, with or without a tag of timm"
     near = difflib.get_close_matches(architecture if kind == "model" else name, known, n=4, cutoff=0.5)
     near = near or (known[:4] if kind == "tag" else [])
-    raise ValueError(f"timm_backbone: name must be {wanted}, got {name!r}; near it: {', '.join(near) or '-'}")
+    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    raise ValueError(f"timm_backbone: name must be {wanted}, got {name!r}{hint}")
 
 
 def _rates(patch_dropout: float | tuple[float, float]) -> tuple[float, float]:
     """(low, high) of one rate or two."""
     pair = tuple(patch_dropout) if isinstance(patch_dropout, tuple | list) else (patch_dropout, patch_dropout)
-    rates = tuple(map(as_number, pair))
-    if None in rates:
+    rates = tuple(rate for rate in map(as_number, pair) if rate is not None)
+    if len(rates) < len(pair):
         raise TypeError(f"timm_backbone: patch_dropout must be a number or two, got {patch_dropout!r}")
     if len(rates) != 2:
         raise ValueError(f"timm_backbone: patch_dropout must be a number or two, got {len(rates)}: {patch_dropout!r}")
@@ -150,28 +151,26 @@ def _check_settings(
     if read not in READS:
         refuse("read", f"one of {', '.join(READS)}", repr(read))
     if grid is not None and tokens is not None:
-        refuse("grid and tokens", "given one at a time", f"{grid} and {tokens}")
+        refuse("grid or tokens", "None", f"{grid} and {tokens}")
     if not 0 <= rates[0] <= rates[1] < 1:
         refuse("patch_dropout", "0 <= low <= high < 1", rates)
     if rates[1] > 0 and read != "pooled":
-        refuse("patch_dropout", f"0 with read {read!r}, which returns every place", rates)
+        refuse("patch_dropout", f"0 with read {read!r}, which returns every token", rates)
     if pretrained and weights is not None:
-        refuse("pretrained and weights", "given one at a time", f"{pretrained} and {str(weights)!r}")
+        refuse("pretrained", "False with weights", f"{pretrained} and {str(weights)!r}")
     reserved = RESERVED if grid is None and tokens is None else (*RESERVED, "img_size")
     if given := [key for key in reserved if key in timm_arguments]:
         refuse("timm_arguments", f"without {', '.join(reserved)}", given)
 
 
-def _check_model(
-    model: nn.Module, name: str, read: str, tokens: int | None, grid: tuple[int, int], dropout: float
-) -> None:
-    """What the settings ask of this model."""
+def _check_model(model: Any, name: str, read: str, tokens: int | None, grid: tuple[int, int], dropout: float) -> None:
+    """Raises where the settings do not suit this model."""
     beit = _is_beit(model)
     if read == "pooled" and not model.global_pool:
         raise ValueError(f"timm_backbone: global_pool must be given for read 'pooled', got {model.global_pool!r}")
     if tokens is not None and beit:
         raise ValueError(
-            f"timm_backbone: tokens must be a square for {name}, whose positions are those of a square, got {tokens}"
+            f"timm_backbone: tokens must be a square for {name}, whose positions lie on a square grid, got {tokens}"
         )
     if read == "diagonal" and (tokens is not None or grid[0] != grid[1]):
         got = f"{tokens} tokens in a sequence" if tokens is not None else grid
@@ -184,12 +183,12 @@ def _is_beit(model: nn.Module) -> bool:
     return type(model).__name__ == "Beit"
 
 
-def _unsuitable(model: nn.Module) -> str | None:
-    """Why the blocks of the model cannot take tokens; None where they can."""
+def _unsuitable(model: Any) -> str | None:
+    """Why the model's blocks cannot take tokens; None if they can."""
     from timm.models import beit, deit
     from timm.models import vision_transformer as vit
 
-    kinds = {
+    kinds: dict[type, tuple[Any, Any]] = {
         vit.VisionTransformer: (vit.Block, vit.Attention),
         deit.VisionTransformerDistilled: (vit.Block, vit.Attention),
         beit.Beit: (beit.Block, beit.Attention),
@@ -197,12 +196,12 @@ def _unsuitable(model: nn.Module) -> str | None:
     if type(model) not in kinds:
         kind = type(model).__name__
         if getattr(model, "rope", None) is not None:
-            return f"{kind} turns its tokens by rotary positions, which is not supported"
+            return f"{kind} uses rotary positions, which are not supported"
         if any(type(module).__name__ == "PatchMerging" for module in model.modules()):
             return f"{kind} merges its patches between blocks"
         if any(isinstance(part, nn.Conv2d) and "patch_embed" not in key for key, part in model.named_modules()):
             return f"{kind} has convolutions besides a patch embedding"
-        return f"{kind} is not one sequence of tokens through blocks that are known here"
+        return f"{kind} is not a plain sequence of supported blocks"
     block, attention = kinds[type(model)]
     if not len(model.blocks):
         return "it has no blocks"

@@ -11,13 +11,14 @@ from torch.nn import functional as F
 
 from probsym_fast._checks import check_count, check_counts, check_int, check_share, check_type
 
-SHORT = 40  # tokens: beyond, the fused kernel is faster
+SHORT = 40  # tokens; for longer sequences the fused kernel is faster
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """softmax(q k^T / sqrt(head width)) v, all (M, heads, L, head width).
 
-    Short sequences on the CPU take plain products: at L = 25 half the time of the fused kernel, whose tiles stay empty.
+    Short sequences on the CPU use plain products: at L = 25 half the time of the fused kernel, whose tiles stay mostly
+    empty.
     """
     if q.device.type != "cpu" or q.shape[-2] > SHORT:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
@@ -48,10 +49,10 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """(..., L, in_features) -> (..., L or len(read), out_features), any leading axes.
 
-    Linear embedding, learned positions N(0, 1), `layers` pre-norm blocks with GELU, LayerNorm, and a two-layer head with
-    ReLU. read: the numbers of the tokens whose output is wanted, negative ones from the end (norm and head are computed
-    for these only). Raises ValueError for another number of tokens or features and for settings out of range, TypeError for
-    settings of another type.
+    Linear embedding, learned positions initialised from N(0, 1), `layers` pre-norm blocks with GELU, LayerNorm, and a
+    two-layer head with ReLU. read: indices of the tokens to output, negative ones from the end (norm and head run only for
+    these). Raises ValueError for another number of tokens or features and for settings out of range, TypeError for settings
+    of another type.
     """
 
     def __init__(
@@ -106,9 +107,9 @@ class Transformer(nn.Module):
 
 
 def _slices(read: Sequence[int], tokens: int) -> list[slice]:
-    """The token numbers as slices, in order: Python's data, which no device and no state dict has to hold.
+    """The token indices as slices, in order: plain Python data, independent of devices and state dicts.
 
-    TypeError unless they are ints, ValueError where there is none and for numbers out of range.
+    TypeError unless they are ints, ValueError if there are none and for indices out of range.
     """
     read = read.tolist() if hasattr(read, "tolist") else read  # of a tensor or an array
     check_type("Transformer", "read", read, Iterable, "a sequence of token numbers or None")

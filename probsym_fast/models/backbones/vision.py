@@ -1,4 +1,4 @@
-"""timm's vision transformers on tokens that are given, computed where they are read."""
+"""timm's vision transformers on given tokens, computed only where they are read."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from torch.utils.checkpoint import checkpoint
 
 
 class VisionBackbone(nn.Module):
-    """The blocks of a timm model on tokens (..., L, D), any leading axes; made by `timm_backbone`.
+    """The blocks of a timm model on tokens (..., L, D), any leading axes; built by `timm_backbone`.
 
-    `h = norm_pre([prefix + its positions, x + positions])`, h through the blocks, then `norm(h)` of the tokens read, and
-    the model's pool. The parameters have timm's names. The last block makes queries, the attention's projection and the
-    feed-forward for the tokens read alone (keys and values for all), which changes nothing but rounding and, where they
-    are on, the random numbers of proj_drop and attn_drop.
+    `h = norm_pre([prefix + its positions, x + positions])`, the blocks, then `norm(h)` of the tokens read, and the model's
+    pool. The parameters have timm's names. The last block computes queries, attention projection and feed-forward only for
+    the tokens read (keys and values for all). This changes nothing but rounding and, if they are on, the random numbers of
+    proj_drop and attn_drop.
 
-    tokens: L. width: D. grid: (rows, columns) of the tokens, None where they are a sequence. prefix_tokens: number of
-    class, distillation and register tokens. drops_always: leave patches out in eval mode too.
+    tokens: L. width: D. grid: (rows, columns) of the tokens, None for a sequence. prefix_tokens: number of class,
+    distillation and register tokens. drops_always: drop patches in eval mode too.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         tokens: int,
         grid: tuple[int, int] | None,
         read: str,
@@ -44,11 +44,11 @@ class VisionBackbone(nn.Module):
         self.distilled = hasattr(model, "dist_token")
         self.cls_token = model.cls_token
         self.dist_token = getattr(model, "dist_token", None)
-        self.reg_token = None if self.distilled else getattr(model, "reg_token", None)  # as timm, which passes it over
+        self.reg_token = None if self.distilled else getattr(model, "reg_token", None)  # timm ignores it too
         self.pos_embed = model.pos_embed
         self.prefix_has_positions = not getattr(model, "no_embed_class", False)
         self.rel_pos_bias = getattr(model, "rel_pos_bias", None)
-        without = model.pos_embed is None and hasattr(model, "norm_pre")  # timm's ViT then drops nothing
+        without = model.pos_embed is None and hasattr(model, "norm_pre")  # then timm's ViT drops nothing
         self.pos_drop = nn.Identity() if without else model.pos_drop
         self.norm_pre = getattr(model, "norm_pre", nn.Identity())
         self.blocks, self.norm = model.blocks, model.norm
@@ -60,16 +60,17 @@ class VisionBackbone(nn.Module):
         self.rows = self._rows(getattr(model, "pool_include_prefix", False))
 
     def _rows(self, with_prefix: bool) -> slice:
-        """The tokens read, of prefix and patches."""
+        """The tokens to read, among prefix and patches."""
         P = self.prefix_tokens
         if self.read == "diagonal":
+            assert self.grid is not None  # `timm_backbone` refuses it for a sequence
             return slice(P, None, self.grid[1] + 1)
         if self.read == "pooled" and self.pool == "token":
             return slice(0, 2 if self.distilled else 1)
         return slice(0 if self.read == "pooled" and with_prefix else P, None)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VisionBackbone:
-        """Moves the model; after `to_empty` the constants outside of the state dict would hold anything."""
+        """Moves the model; after `to_empty` the constants outside the state dict would be undefined."""
         super()._apply(fn, recurse)
         for module in self.modules():
             set_constants(module)
@@ -87,12 +88,14 @@ class VisionBackbone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., L, D) -> "pooled" (..., D), "tokens" (..., L, D) or "diagonal" (..., grid, D).
 
-        Raises ValueError for another shape, TypeError for integers and for a dtype wider than that of the weights
-        (autocast, which leaves float64 as it is: for float64 alone).
+        Raises ValueError for another shape, TypeError for integers and for a wider dtype than that of the weights
+        (under autocast only for float64, which autocast does not cast).
         """
         self._check(x)
         lead, M = x.shape[:-2], math.prod(x.shape[:-2])
-        h = x.reshape(M, self.tokens, self.width) if M else x.new_zeros(1, self.tokens, self.width)  # BEiT takes no 0
+        h = (
+            x.reshape(M, self.tokens, self.width) if M else x.new_zeros(1, self.tokens, self.width)
+        )  # BEiT fails on 0 rows
         h = self.norm_pre(self._drop_patches(self.pos_drop(self._with_prefix(h))))
         bias = None if self.rel_pos_bias is None else self.rel_pos_bias()  # (heads, 1 + L, 1 + L)
         *blocks, last = self.blocks
@@ -118,7 +121,7 @@ class VisionBackbone(nn.Module):
         cast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
         fits = cast or torch.promote_types(x.dtype, dtype) == dtype
         if not x.is_floating_point() or not fits:
-            raise TypeError(f"VisionBackbone: x must be {dtype}, that of the weights, got {x.dtype}")
+            raise TypeError(f"VisionBackbone: x must be {dtype} as the weights are, got {x.dtype}")
 
     def _with_prefix(self, x: Tensor) -> Tensor:
         """(M, L, D) -> (M, prefix + L, D), with positions."""
@@ -160,8 +163,8 @@ class VisionBackbone(nn.Module):
 
 
 @torch.no_grad()
-def set_constants(module: nn.Module) -> None:
-    """Sets the buffers of a BEiT's attention that no state dict holds: places in the table of positions, a bias of 0."""
+def set_constants(module: Any) -> None:
+    """Sets the buffers of a BEiT's attention that no state dict holds: indices of relative positions, a bias of 0."""
     outside = {name: module.get_buffer(name) for name in module._non_persistent_buffers_set}
     if (index := outside.get("relative_position_index")) is not None:
         from timm.models.beit import gen_relative_position_index
@@ -171,22 +174,22 @@ def set_constants(module: nn.Module) -> None:
         bias.zero_()
 
 
-def read_block(block: nn.Module, x: Tensor, rows: slice, bias: Tensor | None) -> Tensor:
-    """`block(x, bias)[:, rows]`, computed for these tokens alone: (M, tokens, D) -> (M, read, D)."""
+def read_block(block: Any, x: Tensor, rows: slice, bias: Tensor | None) -> Tensor:
+    """`block(x, bias)[:, rows]`, computed only for these tokens: (M, tokens, D) -> (M, read, D)."""
     y = block.drop_path1(_scaled(block, 1, read_attention(block.attn, block.norm1(x), rows, bias)))
     x = x[:, rows] + y
     return x + block.drop_path2(_scaled(block, 2, block.mlp(block.norm2(x))))
 
 
-def _scaled(block: nn.Module, k: int, y: Tensor) -> Tensor:
-    """LayerScale: a module in timm's ViT, a parameter or None in its BEiT."""
+def _scaled(block: Any, k: int, y: Tensor) -> Tensor:
+    """LayerScale: a module in timm's ViT; a parameter or None in its BEiT."""
     if scale := getattr(block, f"ls{k}", None):
         return scale(y)
     gamma = getattr(block, f"gamma_{k}", None)
     return y if gamma is None else gamma * y
 
 
-def read_attention(attn: nn.Module, x: Tensor, rows: slice, shared: Tensor | None) -> Tensor:
+def read_attention(attn: Any, x: Tensor, rows: slice, shared: Tensor | None) -> Tensor:
     """`attn(x)[:, rows]` of timm's attention (ViT, BEiT). shared: (heads, tokens, tokens), added to the scores."""
     h = x[:, rows]
     (M, L, _), R, heads, inner = x.shape, h.shape[1], attn.num_heads, attn.proj.in_features

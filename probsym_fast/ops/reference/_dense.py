@@ -1,4 +1,4 @@
-"""What the dense references share: the permutation matrix that acts, and ragged data as dense arrays."""
+"""Shared by the dense references: the permutation matrix that acts, and ragged data as dense arrays."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ def permutation_matrix(
     tau: float,
     dtype: torch.dtype,
 ) -> Tensor:
-    """(B, S, N, N), rows nodes, columns slots: value hard, gradient that of the soft permutation where there is one."""
-    if t is None:
+    """(B, S, N, N), rows nodes, columns slots: hard values, with the soft permutation's gradient if there is one."""
+    if t is None or log_r is None or log_c is None:
         return Permutation(order, num_nodes, rank, checked=True).hard(dtype)
     return SoftPermutation(order, num_nodes, rank, t, log_r, log_c, tau, checked=True).dense().to(dtype)
 
 
 def local_nodes(items: Tensor, ptr: Tensor) -> tuple[Tensor, Tensor]:
-    """Graph (M,) and node number within the graph (k, M) of items by global node numbers."""
+    """The graph (M,) and the node numbers within it (k, M) of items with global node numbers."""
     graph = torch.searchsorted(ptr.contiguous(), items[0].contiguous(), right=True) - 1
     return graph, items - ptr[graph]
 
 
 def dense_items(items: Tensor, values: Tensor, ptr: Tensor, N: int) -> Tensor:
-    """values (M, C) of nodes or pairs, added up in (B, N[, N], C)."""
+    """values (M, C) of nodes or pairs, summed into (B, N[, N], C)."""
     graph, local = local_nodes(items, ptr)
     out = values.new_zeros(ptr.shape[0] - 1, *[N] * items.shape[0], values.shape[-1])
     return out.index_put((graph, *local), values, accumulate=True)

@@ -25,7 +25,7 @@ def aggregate(x: Tensor, edge_index: Tensor, ptr: Tensor | None, own: Tensor | N
 
 
 def check_values(x: Tensor, edge_index: Tensor, ptr: Tensor | None, *_) -> None:
-    """ValueError unless the edges join nodes of one graph each; looked at where values are."""
+    """ValueError unless each edge joins nodes of one graph, where checks may read values."""
     if not looks_at_values(edge_index, ptr):
         return
     nodes = x.shape[0] - (0 if ptr is None else ptr.shape[0] - 1)

@@ -1,4 +1,4 @@
-"""embed, dense: permutation matrices, padding, a strided convolution. N^3 C operations a sample."""
+"""embed, dense: permutation matrices, padding, a strided convolution. N^3 C operations per sample."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def act(p: Tensor, x: Tensor) -> Tensor:
 
 
 def tokens_of(x: Tensor, slots: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x (B, S, N[, N], C) padded and convolved with weight (D, C, P[, P]) at stride P -> (B, S, grid^k, D)."""
+    """Pads x (B, S, N[, N], C), convolves with weight (D, C, P[, P]) at stride P -> (B, S, grid^k, D)."""
     B, S, k = *x.shape[:2], weight.ndim - 2
     for axis in range(k):
         x = pad_axis(x, slots, 2 + axis)
     convolve = torch.nn.functional.conv2d if k == 2 else torch.nn.functional.conv1d
-    x = x.flatten(0, 1).movedim(-1, 1).contiguous()  # torch's convolutions do not differentiate every layout
+    x = x.flatten(0, 1).movedim(-1, 1).contiguous()  # torch cannot differentiate its convolutions in every layout
     y = convolve(x, weight.contiguous(), bias, stride=weight.shape[-1])  # (B S, D, grid[, grid])
     return y.flatten(2).mT.unflatten(0, (B, S))

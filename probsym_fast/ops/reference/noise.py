@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-GOLDEN = 0x9E3779B97F4A7C15  # odd, bits without pattern
+GOLDEN = 0x9E3779B97F4A7C15  # odd, without a bit pattern
 MASK = 2**64 - 1
 
 
@@ -52,14 +52,14 @@ def _bits(start: Tensor, rows: Tensor | None, sample: Tensor, count: int, places
 
 
 def mix(x: Tensor) -> Tensor:
-    """`mix_int` of int64 tensors; products wrap."""
-    x = shift(x, 30).bitwise_xor_(x).mul_(signed(0xBF58476D1CE4E5B9))  # in place: memory is most of the time
+    """`mix_int` for int64 tensors; products wrap."""
+    x = shift(x, 30).bitwise_xor_(x).mul_(signed(0xBF58476D1CE4E5B9))  # in place: memory traffic dominates
     x = x.bitwise_xor_(shift(x, 27)).mul_(signed(0x94D049BB133111EB))
     return x.bitwise_xor_(shift(x, 31))
 
 
 def shift(x: Tensor, bits: int) -> Tensor:
-    """x >> bits without its sign."""
+    """x >> bits as unsigned integers."""
     return (x >> bits).bitwise_and_(2 ** (64 - bits) - 1)
 
 

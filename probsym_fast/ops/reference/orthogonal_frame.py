@@ -7,9 +7,9 @@ from torch import Tensor
 
 from probsym_fast._checks import looks_at_values, transformed
 
-# Columns shorter than this share of their length count as dependent on those before.
+# A column whose orthogonal part is shorter than this share of its length depends on those before it.
 DEPENDENT = {torch.float32: 1e-6, torch.float64: 1e-14}
-# Axes whose squared distances from a span differ by less count as equally far: rounding does not choose between them.
+# Axes whose squared distances from a span differ by less count as equally far, so rounding cannot choose.
 TIE = 0.999
 
 
@@ -42,7 +42,7 @@ def orthogonal_frame(matrices: Tensor, special: bool) -> Tensor:
 
 
 class _Scaled(torch.autograd.Function):
-    """x / scale for a constant scale; a gradient beyond the dtype's range becomes its largest finite number."""
+    """x / scale for a constant scale; gradients beyond the dtype's range become its largest finite value."""
 
     @staticmethod
     def forward(x: Tensor, scale: Tensor) -> Tensor:
@@ -62,8 +62,8 @@ class _Scaled(torch.autograd.Function):
 def _without(x: Tensor, columns: list[Tensor]) -> Tensor:
     """x without its components along the columns.
 
-    The second pass takes what rounding let through. It also makes the gradient that of the projection onto the complement
-    of the columns where one of them is a constant that does not turn with the others.
+    The second pass removes what rounding left. It also makes the gradient that of the projection onto the complement of the
+    columns, even if one of them is a constant that does not rotate with the others.
     """
     for _ in range(2):
         for q in columns:
@@ -72,7 +72,7 @@ def _without(x: Tensor, columns: list[Tensor]) -> Tensor:
 
 
 def _farthest_axis(x: Tensor, columns: list[Tensor]) -> Tensor:
-    """The coordinate axis farthest from the span of the columns, made orthonormal to them; a constant to autograd."""
+    """The coordinate axis farthest from the span of the columns, orthonormalised to them; a constant for autograd."""
     columns = [q.detach() for q in columns]
     left = torch.ones_like(x) - sum(q * q for q in columns)
     first = (left >= TIE * left.amax(-1, keepdim=True)).to(torch.uint8).argmax(-1)

@@ -14,7 +14,7 @@ def permutation_entropy(t: Tensor, log_r: Tensor, log_c: Tensor, num_nodes: Tens
     log_p = log_r[..., None] + log_c[..., None, :] - sorted_distance(t) / tau
     if num_nodes is not None:
         valid = valid_slots(num_nodes, N)
-        # padding: alone in its row and column, entropy 0
+        # padding: the only entry of its row and column, with entropy 0
         alone = torch.where(torch.eye(N, dtype=torch.bool, device=t.device), 0.0, -torch.inf).to(t.dtype)
         log_p = torch.where(valid[..., None] & valid[..., None, :], log_p, alone)
     entropy = t.new_zeros(t.shape)

@@ -21,7 +21,7 @@ def readout(tokens, items, ptr, rank, order, t, log_r, log_c, tau, slots, most_p
     convolve = torch.nn.functional.conv_transpose2d if k == 2 else torch.nn.functional.conv_transpose1d
     x = tokens.flatten(0, 1).mT.unflatten(-1, (grid,) * k)
     z = convolve(x, weight, stride=weight.shape[-1]).movedim(1, -1).unflatten(0, (B, S))
-    places = slots.argsort(stable=True)[-rank.shape[-1] :]  # of slots 0, 1, ..., behind those of none
+    places = slots.argsort(stable=True)[-rank.shape[-1] :]  # of slots 0, 1, ...; places without a slot sort first
     p = permutation_matrix(rank, order, ptr.diff(), t, log_r, log_c, tau, tokens.dtype)
     for axis in range(k):
         z = z.index_select(2 + axis, places)
@@ -31,4 +31,4 @@ def readout(tokens, items, ptr, rank, order, t, log_r, log_c, tau, slots, most_p
         y = torch.einsum("bsuic,bsvi->buvc", torch.einsum("bsuj,bsjic->bsuic", p, z), p) / S
     graph, local = local_nodes(items, ptr)
     y = y[(graph, *local)]
-    return y if bias is None else y + bias  # the same for every permutation: no part of P's gradient
+    return y if bias is None else y + bias  # the same for every permutation: not in P's gradient

@@ -1,6 +1,6 @@
-"""Triton kernels for NVIDIA GPUs: <op>.py holds `forward` and `backward` with the arguments of the op's schemas.
+"""Triton kernels for NVIDIA GPUs: <op>.py has `forward` and `backward` with the arguments of the op's schemas.
 
-Nothing here imports triton before a kernel is called: the modules are loaded at the first call on a GPU.
+Importing this package does not import triton; the modules are loaded at the first call on a GPU.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ KERNELS = {  # op -> dtypes
     "linear_batch_norm_relu": HALF,
     "noise": (torch.float64,),
 }
-LEAST_CAPABILITY = (8, 0)  # of a GPU: below it registers spill, and bfloat16 is not there
+LEAST_CAPABILITY = (8, 0)  # older GPUs spill registers and lack bfloat16
 
 
 class KernelFailure(RuntimeError):
-    """Of a kernel, with its name and shapes; `_lazy` adds the op."""
+    """A failed kernel, with its name and shapes; `_lazy` adds the op."""
 
 
 class Refused(Exception):
-    """Of arguments, with the kind of the error that `_lazy` raises and its message, to which it adds the op."""
+    """Invalid arguments, with the error class that `_lazy` raises and its message, to which it adds the op."""
 
 
 def problem() -> str | None:
-    """Why there are no Triton kernels here, and how to mend it; None where there are."""
-    if torch.version.hip:  # there tensors of a GPU are CUDA tensors too
+    """Why there are no Triton kernels and how to fix it; None if there are."""
+    if torch.version.hip:  # ROCm's tensors are CUDA tensors too
         return f"the kernels are for NVIDIA GPUs and this torch is for ROCm {torch.version.hip}"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: `pip install triton`, in the version that this torch requires"
@@ -49,13 +49,13 @@ def problem() -> str | None:
 
 @constant_in_programs
 def runs_on_gpu(index: int) -> bool:
-    """Whether the GPU of that index is new enough; warns, the first time, where it is not. Asked at the first use."""
+    """Whether the GPU of that index is new enough; warns once if not. Called at the first use."""
     return _runs_on_gpu(index)
 
 
 @functools.cache
 def _runs_on_gpu(index: int) -> bool:
-    if not torch.cuda.is_available():  # traced for a GPU that is elsewhere
+    if not torch.cuda.is_available():  # traced for a GPU of another machine
         return True
     capability = torch.cuda.get_device_capability(index)
     if capability >= LEAST_CAPABILITY:

@@ -1,4 +1,4 @@
-"""Time on a GPU by its own clock, and the host's beside it. Nothing is allocated on the GPU."""
+"""Time on a GPU by its own clock, and the host's time. Allocates nothing on the GPU."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Callable
 
 import torch
 
-CYCLES = 2.5e9  # of a GPU's clock a second, at most
-QUEUE = 0.5  # seconds that a GPU waits at most until the host has queued its work
+CYCLES = 2.5e9  # most cycles of a GPU's clock per second
+QUEUE = 0.5  # most seconds that a GPU waits for the host to queue its work
 
 
 def device_times(run: Callable[[], object], count: int, *, queued: bool = True) -> tuple[list[float], float]:
-    """Seconds of each of `count` calls on the current GPU, between events, and seconds of the host to queue one.
+    """Seconds of each of `count` calls on the current GPU, between events, and the host's seconds to queue one call.
 
-    queued: the GPU waits until the host has queued all calls, so that short kernels do not wait for it in between. Else the
-    calls run as they come, and the times hold the GPU's gaps. A call that waits for the GPU is measured with its gaps too.
-    The caches are warm. The function must have run before: nothing is left to compile.
+    queued: the GPU waits until the host has queued all calls, so that short kernels do not wait for the host. Otherwise
+    calls run as they come, and the times include the GPU's gaps. So do those of a call that waits for the GPU. Caches
+    are warm. Call the function once before: compilation must be done.
     """
     torch.cuda.synchronize()
     if queued:

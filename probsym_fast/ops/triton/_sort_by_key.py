@@ -1,4 +1,4 @@
-"""Lists of entries by key: a counting sort by integer atomics, a stable sort in deterministic mode."""
+"""Lists of entries by key: a counting sort with integer atomics, or a stable sort in deterministic mode."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from probsym_fast.ops.triton._launch import kernel
 BLOCK = 256
 
 
-@kernel({"num_warps": 4})  # one configuration alone: it adds to what is there, so it must not be measured
+@kernel({"num_warps": 4})  # one configuration: it adds to its output, so it must not be measured
 def _count(p_key, p_count, p_place, E, keys, BLOCK: tl.constexpr):
-    """count[key + 1] += 1; place[e]: how many entries of e's key were counted before it."""
+    """count[key + 1] += 1; place[e]: the number of entries of e's key counted before e."""
     o_e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     b_key = tl.load(p_key + o_e, mask=o_e < E, other=-1)
     m_e = (b_key >= 0) & (b_key < keys)
@@ -35,7 +35,7 @@ def _fill(p_key, p_begin, p_place, p_entry, E, keys, BLOCK: tl.constexpr):
 def group(key: Tensor, keys: int) -> tuple[Tensor, Tensor]:
     """key (E,) -> begin (keys + 1,), entry (E,): entry[begin[k] : begin[k + 1]] are the e with key[e] = k.
 
-    Keys outside of 0 to keys - 1 are in no list. In deterministic mode a list rises; else its order is that of the atomics.
+    Keys outside 0..keys - 1 are in no list. Lists ascend in deterministic mode; otherwise the atomics decide their order.
     """
     E = key.shape[0]
     index = torch.int32 if E < 2**31 else torch.int64

@@ -15,12 +15,12 @@ def _act(
     p_frames, p_x, p_y, S, n, C, scale,
     d: tl.constexpr, TRANSPOSED: tl.constexpr, PER_SAMPLE: tl.constexpr, SUM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """y[.., m, i, c] = scale sum_j g(i, j) x[.., m, j, c] of one sample, or the sum over the samples of one graph.
+    """y[.., m, i, c] = scale sum_j g(i, j) x[.., m, j, c] for one sample, or the sum over the samples of one graph.
 
-    PER_SAMPLE: x has an axis of samples. SUM: y has none.
+    PER_SAMPLE: x has a sample axis. SUM: y has none.
     """
     blocks = tl.cdiv(n * C, BLOCK)
-    i_out = (tl.program_id(0) // blocks).to(tl.int64)  # a graph where SUM, else a sample
+    i_out = (tl.program_id(0) // blocks).to(tl.int64)  # a graph if SUM, else a sample
     o_v = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)  # (vector, channel)
     m_v = o_v < n * C
     o_m, o_c = (o_v // C).to(tl.int64), o_v % C
@@ -45,9 +45,9 @@ def _frame_gradient(
     p_d_y, p_x, p_d_frames, S, n, C, scale,
     d: tl.constexpr, TRANSPOSED: tl.constexpr, PER_SAMPLE: tl.constexpr, SUM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """d_g(i, j) = scale sum_{m, c} d_y[m, i, c] x[m, j, c] of one sample.
+    """d_g(i, j) = scale sum_{m, c} d_y[m, i, c] x[m, j, c] for one sample.
 
-    PER_SAMPLE: x has an axis of samples. SUM: d_y has none.
+    PER_SAMPLE: x has a sample axis. SUM: d_y has none.
     """
     i_sample, i, j = (tl.program_id(0) // (d * d)).to(tl.int64), tl.program_id(0) // d % d, tl.program_id(0) % d
     i_graph = (tl.program_id(0) // (d * d) // S).to(tl.int64)

@@ -1,4 +1,4 @@
-"""aggregate: every row sums its neighbours' rows; the gradient is the same with the edges turned round."""
+"""aggregate: every row sums its neighbours' rows; the gradient does the same with the edges reversed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from probsym_fast.ops.triton import Refused
 from probsym_fast.ops.triton._launch import check_axes, check_tensors, fresh_like, kernel, width_block
 from probsym_fast.ops.triton._sort_by_key import group
 
-PART = 4096  # numbers summed by one program in the gradient of `own`
+PART = 4096  # values that one program sums in the gradient of `own`
 
 
 @kernel({"BLOCK_E": 8, "num_warps": 4}, {"BLOCK_E": 2, "num_warps": 2})
@@ -30,7 +30,7 @@ def _sum_rows(
     BLOCK_E: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """sums[i] = own x[i] + the x of i's list; a virtual node (i >= nodes) has itself and the nodes of its graph."""
+    """sums[i] = own x[i] + the x of i's list; a virtual node (i >= nodes) sums itself and the nodes of its graph."""
     i_row = tl.program_id(0).to(tl.int64)
     o_w = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
     m_w = o_w < width
@@ -133,6 +133,7 @@ def backward(
     d_x = _sum_over(d_sums, edge_index, ptr, own, 1) if needs_x else None
     d_own = None
     if needs_own:
+        assert own is not None  # its gradient is asked for
         x, d_sums = x.contiguous(), d_sums.contiguous()
         parts = torch.empty(triton.cdiv(x.numel(), PART), dtype=torch.float32, device=x.device)
         _product(lambda settings: (parts.numel(),), x, d_sums, parts, x.numel(), BLOCK=PART)

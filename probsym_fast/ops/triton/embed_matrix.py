@@ -1,4 +1,4 @@
-"""embed_matrix and its gradient: the matrix products of patches.py, and what matrix_gradient.py makes of theirs."""
+"""embed_matrix and its gradient: the matrix products of patches.py, and the reductions of matrix_gradient.py."""
 
 from __future__ import annotations
 

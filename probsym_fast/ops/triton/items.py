@@ -1,13 +1,13 @@
-"""Items on patches, the common ground of `embed` and `readout`; csrc/cpu/items.h tells the terms.
+"""Items on patches, shared by `embed` and `readout`; csrc/cpu/items.h defines the terms.
 
-An item is a node (axes = 1) or a pair of nodes (axes = 2) with C values. A sample puts it into a slot (pair), a slot stands
-in up to Q places of the padded axis, a place is in a cell at an offset. So an item has Q^axes entries (token, offset) a
-sample, those beyond its places empty, numbered e = (s M + item) Q^axes + copy.
+An item is a node (axes = 1) or a pair of nodes (axes = 2) with C values. A sample puts it into a slot (pair). A slot has
+up to Q places on the padded axis, and a place is in a cell at an offset. So an item has Q^axes entries (token, offset) per
+sample, numbered e = (s M + item) Q^axes + copy; those beyond its places are empty.
   scatter               tokens[token] += scale value_c W[offset, c]
   gather                value_c        = scale sum_samples <tokens[token], W[offset, c]>
   weight_gradient       dW[offset, c] += scale value_c tokens[token]
-tokens (B, S, L, D), W (patch^axes, C, D), values (M, C). Items that are no nodes of one graph of at
-most N nodes have no entries, so that no bad number reaches beyond the tensors.
+tokens (B, S, L, D), W (patch^axes, C, D), values (M, C). Items that are not nodes of one graph of at most N nodes have no
+entries, so invalid numbers never reach memory outside the tensors.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from probsym_fast.ops.triton._launch import bucket, check_axes, check_counts, ch
 from probsym_fast.ops.triton._sort_by_key import group
 
 BLOCK = 128
-SPLIT = 1024  # entries of a weight row that one program sums, on average
+SPLIT = 1024  # entries of a weight row per program, on average
 
 
 @triton.jit
 def graph_of(p_ptr, b_node, graphs, STEPS):
-    """How many graphs end at or before each node: its graph."""
+    """The graph of each node: how many graphs end at or before it."""
     b_low = b_node * 0
     b_high = b_low + graphs
     for _ in range(STEPS):
@@ -44,7 +44,7 @@ def graph_of(p_ptr, b_node, graphs, STEPS):
 
 @kernel({"num_warps": 4})
 def _places(p_slots, p_places, places, Q, BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr):
-    """places[slot, copy], rising; -1 beyond the slot's places."""
+    """places[slot, copy], ascending; -1 beyond the slot's places."""
     i_slot = tl.program_id(0).to(tl.int64)
     o_p = tl.arange(0, BLOCK_P)
     b_slot = tl.load(p_slots + o_p, mask=o_p < places, other=-1)
@@ -60,7 +60,7 @@ def _entries(
     p_items, p_ptr, p_rank, p_places, p_token, p_offset,
     E, M, S, N, graphs, grid, patch, Q, none, STEPS, AXES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """token[e], counted over all samples, and offset[e]; token `none` and offset -1 for an empty entry."""
+    """token[e], counted over all samples, and offset[e]; an empty entry has token `none` and offset -1."""
     o_e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # below 2^31: divided in 32 bits, then widened
     m_e = o_e < E
     b_copies = Q
@@ -103,7 +103,7 @@ def _scatter(
     p_begin, p_entry, p_offset, p_values, p_weight, p_bias, p_tokens, tokens, M, C, D, copies, scale,
     TILE: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Every token once: bias + sum over its entries and channels of scale value W[offset, channel]."""
+    """Each token once: bias + the sum over its entries and channels of scale value W[offset, channel]."""
     BLOCK_T: tl.constexpr = TILE // BLOCK_D
     o_t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -158,7 +158,7 @@ def _weight_gradient(
     p_begin, p_entry, p_token, p_values, p_tokens, p_out, rows, M, C, D, copies, splits, scale,
     BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One weight row (offset, channel), one part of its entries: out[part, row] = scale sum of value tokens[token]."""
+    """One weight row (offset, channel) and one part of its entries: out[part, row] = scale sum of value tokens[token]."""
     i_row, i_split = tl.program_id(0), tl.program_id(2)
     o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     o_e = tl.arange(0, BLOCK_E)
@@ -185,7 +185,7 @@ def _weight_gradient(
 
 @dataclass
 class Items:
-    """What the four sums read: all on one device, contiguous."""
+    """The inputs of the four sums: on one device, contiguous."""
 
     items: Tensor  # (axes, M), global node numbers
     ptr: Tensor  # (B + 1,)
@@ -227,7 +227,7 @@ class Items:
     def check(
         self, weight: Tensor, tokens: Tensor | None, values: Tensor | None, bias: Tensor | None, *soft: Tensor | None
     ) -> None:
-        """Refuses arguments that do not fit: weight (D, C, patch[, patch]), tokens, values, bias; order, t, log_r, log_c."""
+        """Refuses unfit arguments: weight (D, C, patch[, patch]), tokens, values, bias; order, t, log_r, log_c."""
         D, C, *_ = check_axes("weight", weight, 2 + self.axes)
         samples = self.B, self.S, self.N
         check_tensors(
@@ -272,7 +272,7 @@ class Items:
         return values
 
     def weight_gradient(self, values: Tensor, scale: float, tokens: Tensor, W: Tensor) -> Tensor:
-        """dW like W, summed in float32 whatever its dtype."""
+        """dW like W, summed in float32 for any dtype."""
         (offsets, C, D), block = W.shape, width_block(W.shape[-1], 256)
         rows = offsets * C
         splits = max(1, min(64, self.S * self.M // (offsets * SPLIT)))
@@ -291,7 +291,7 @@ class Items:
 
 
 def patch_of(slots: Tensor, N: int, grid: int) -> int:
-    """Slots of a patch, where N slots are padded to the places of `slots` (grid patch,); refused where these are others."""
+    """Slots per patch, with N slots padded to the places of `slots` (grid patch,); refused if the sizes disagree."""
     if grid < 1 or N < 1:
         raise Refused(ValueError, f"grid must be at least 1 for at least 1 slot, got {grid} for {N}")
     patch = patch_size(N, grid)
@@ -300,19 +300,19 @@ def patch_of(slots: Tensor, N: int, grid: int) -> int:
 
 
 def places_of_slots(slots: Tensor, N: int, most: int) -> Tensor:
-    """(N, most) int32: the places that a slot stands in, rising; -1 beyond."""
+    """(N, most) int32: the places of each slot, ascending; -1 beyond."""
     places, count = torch.empty(N, most, dtype=torch.int32, device=slots.device), slots.shape[0]
     _places(lambda settings: (N,), slots, places, count, most, BLOCK_P=bucket(count), BLOCK_Q=bucket(most))
     return places
 
 
 def weight_rows(weight: Tensor) -> Tensor:
-    """(D, C, patch[, patch]) -> (patch^axes, C, D), contiguous; no copy where D is stored innermost."""
+    """(D, C, patch[, patch]) -> (patch^axes, C, D), contiguous; no copy if D is stored innermost."""
     last = weight.permute(2, 3, 1, 0) if weight.ndim == 4 else weight.permute(2, 1, 0)
     return last.contiguous().flatten(0, -3)
 
 
 def weight_like(rows: Tensor, weight: Tensor) -> Tensor:
-    """The way back, a view."""
+    """The inverse of `weight_rows`, a view."""
     patch = weight.shape[2]
     return rows.unflatten(0, (patch, patch)).permute(3, 2, 0, 1) if weight.ndim == 4 else rows.permute(2, 1, 0)

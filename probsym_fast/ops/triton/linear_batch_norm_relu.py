@@ -1,11 +1,13 @@
-"""linear_batch_norm_relu and its gradient: products by the library, then sums over parts of the rows, the parts added in
-their order, then one pass over z. The gradient computes z again, by the same product: between the passes it is not held.
+"""linear_batch_norm_relu and its gradient.
+
+The library computes the products. Kernels then sum over parts of the rows, add the parts in order, and make one pass over
+z. The gradient computes z again with the same product, so z is not kept between the passes.
 
     z = x linear^T,   mean = sum z / M,   variance = sum (z - mean)^2 / M,   inverse = 1 / sqrt(variance + eps)
     u = weight inverse (z - mean) + bias,   y = max(0, u),   g = d_y where u > 0
     d_bias = sum g,   d_weight = inverse sum g (z - mean)
     d_z = weight inverse (g - d_bias / M - (z - mean) inverse d_weight / M),   d_x = d_z linear,   d_linear = d_z^T x
-Rows (M, C); the statistics are float32. The parts depend on (M, C) alone, and no sum on atomics.
+Rows (M, C); the statistics are float32. The parts depend only on (M, C), and no sum uses atomics.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from torch import Tensor
 from probsym_fast.ops.triton import Refused
 from probsym_fast.ops.triton._launch import check_axes, check_tensors, fresh_like, kernel, width_block
 
-PARTS = 512  # of the rows, at most: programs that sum at a time
-LEAST = 64  # rows of a part
+PARTS = 512  # most parts of the rows: programs that sum at a time
+LEAST = 64  # fewest rows per part
 
 
 @triton.jit
@@ -40,9 +42,9 @@ def channels(p_weight, p_bias, p_mean, p_variance, o_c, m_c, eps):
 
 @kernel({"TILE": 1024, "num_warps": 4}, {"TILE": 2048, "num_warps": 8})
 def _moments(p_z, p_parts, M, C, rows, TILE: tl.constexpr, BLOCK_C: tl.constexpr):
-    """parts[part, 0] = mean of a part's rows, parts[part, 1] = sum of (z - that mean)^2, each row read once.
+    """parts[part, 0] = mean of a part's rows, parts[part, 1] = sum of (z - that mean)^2; reads each row once.
 
-    Every lane of a tile follows its own rows (Welford 1962); the lanes are put together at the end (Chan et al. 1979).
+    Every lane of a tile accumulates its own rows (Welford 1962); the lanes are combined at the end (Chan et al. 1979).
     """
     BLOCK_R: tl.constexpr = TILE // BLOCK_C
     i_part = tl.program_id(0).to(tl.int64)
@@ -190,14 +192,14 @@ def _product(x: Tensor, linear: Tensor) -> Tensor:
 
 
 def _shape(z: Tensor) -> tuple[int, int, int, int, int]:
-    """M, C, the rows of a part, how many parts, and the block of channels."""
+    """M, C, rows per part, number of parts, and the block of channels."""
     M, C = z.shape
     rows = max(LEAST, triton.cdiv(M, PARTS))
     return M, C, rows, triton.cdiv(M, rows), width_block(C, 128)
 
 
 def _check(x: Tensor, linear: Tensor, **given: Tensor) -> tuple[int, int]:
-    """M, C; refuses what is not of the rows x (M, K) and linear (C, K), or of their channels (C,)."""
+    """M, C; refuses tensors that do not fit x (M, K) and linear (C, K), or their channels (C,)."""
     (M, K), (C, _) = check_axes("x", x, 2), check_axes("linear", linear, 2)
     if not M:
         raise Refused(ValueError, f"x must have at least one row, got {tuple(x.shape)}")
@@ -245,6 +247,6 @@ def backward(
         return triton.cdiv(M, settings["TILE"] // block), blocks
 
     _row_gradients(tiles, *read, d_weight, d_bias, d_z, M, C, eps, sizes=(M, C), BLOCK_C=block)
-    del z, read  # before d_x takes memory
+    del z, read  # frees memory for d_x
     with torch.autocast(x.device.type, enabled=False):
         return d_z @ linear if needs_x else None, d_z.T @ x if needs_linear else None, d_weight, d_bias

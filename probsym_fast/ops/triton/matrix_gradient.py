@@ -1,8 +1,8 @@
-"""From the tokens' gradient to the matrix and to the permutation, by way of dA' = dL/dA', for some samples at a time.
+"""From the tokens' gradient to those of the matrix and the permutation, through dA' = dL/dA', for some samples at a time.
 
     dA'[i, j, c] = the sum over the places p of slot i and q of slot j of <d_tokens[token], W[offset, c]>, at the token and
     offset of (p, q);   dA[u, v] = sum_s dA'[rank_s[u], rank_s[v]];   dL/dP = A' dA'^T + A'^T dA', summed over channels
-The products with W are the library's; A' is gathered, and dL/dP reduced against P while it is on the chip.
+The library computes the products with W. A' is gathered, and dL/dP is reduced against P on chip.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def _gather_slots(p_z, p_places, p_counts, p_out, first, S, N, C, grid, patch, Q
     tl.store(p_out + (i_z * N + i_row) * N * C + o_x, b_sum, mask=o_x < N * C)
 
 
-@kernel({"num_warps": 4})  # one configuration alone: it adds to what is there, so it must not be measured
+@kernel({"num_warps": 4})  # one configuration: it adds to its output, so it must not be measured
 def _add_samples(p_d, p_rank, p_counts, p_out, first, last, S, N, C, BLOCK: tl.constexpr):
-    """out[graph, u, v, c] += the sum over the graph's samples from first to last - 1; the graph's first sample sets it."""
+    """out[graph, u, v, c] += the sum over the graph's samples first..last - 1; the graph's first sample overwrites."""
     i_graph = first // S + (tl.program_id(0) // N).to(tl.int64)
     i_u = tl.program_id(0) % N
     o_x = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -104,7 +104,7 @@ def _reduce_matrix(
 
 
 class MatrixGradient:
-    """Walks over the samples of `Patches`: dA' of as many as fit, what is asked for from it, the next ones."""
+    """Loops over the samples of `Patches`, as many as fit at a time: computes dA' and reduces it as needed."""
 
     def __init__(self, x: Patches, most_places: int):
         self.x, self.most = x, most_places
@@ -113,7 +113,7 @@ class MatrixGradient:
         self.block = min(256, bucket(self.line))
 
     def __call__(self, d_tokens: Tensor, W: Tensor, rank: Tensor | None, soft: tuple | None, tau: float):
-        """d_matrix where rank is given (of the matrix's dtype), d_t, d_log_r, d_log_c where soft = (t, log_r, log_c) is."""
+        """d_matrix if rank is given (in the matrix's dtype), d_t, d_log_r, d_log_c if soft = (t, log_r, log_c) is."""
         x, D = self.x, W.shape[-1]
         d_matrix = torch.zeros(x.matrix.shape, dtype=torch.float32, device=W.device) if rank is not None else None
         tiles = SoftTiles(*soft) if soft is not None else None
@@ -122,7 +122,7 @@ class MatrixGradient:
         for first in range(0, x.samples, step):
             last = min(x.samples, first + step)
             d_acted = self._acted(product(d_rows[first:last].flatten(0, 1), weight), first, last)
-            if d_matrix is not None:
+            if d_matrix is not None and rank is not None:
                 self._add(d_acted, rank, d_matrix, first, last)
             if tiles is not None:
                 self._reduce(d_acted, tiles, tau, first, last)

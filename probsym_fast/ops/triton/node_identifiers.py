@@ -11,12 +11,12 @@ from probsym_fast.ops.triton._launch import check_axes, check_tensors, kernel, p
 from probsym_fast.ops.triton.items import graph_of
 from probsym_fast.ops.triton.soft_tiles import SoftTiles, reduce_tile
 
-SPLIT, PARTS = 512, 1024  # weight gradient: samples that one program sums, of at most so many parts
+SPLIT, PARTS = 512, 1024  # weight gradient: samples per program, and the most parts
 
 
 @triton.jit
 def within(b_begin, b_end, nodes, N):
-    """A graph's first node and how many it has, at most N and all of them nodes, whatever ptr holds."""
+    """A graph's first node and number of nodes, at most N and within `nodes`, whatever ptr holds."""
     b_first = tl.maximum(b_begin, 0)
     return b_first, tl.minimum(tl.minimum(b_end, nodes) - b_first, N)
 
@@ -25,7 +25,7 @@ def within(b_begin, b_end, nodes, N):
 def _rows_of_nodes(
     p_ptr, p_rank, p_weight, p_out, rows, S, N, D, graphs, STEPS, TILE: tl.constexpr, BLOCK_D: tl.constexpr
 ):
-    """features[u, s] for a block of rows (u, s); 0 for nodes that no graph has."""
+    """features[u, s] for a block of rows (u, s); 0 for nodes of no graph."""
     BLOCK_R: tl.constexpr = TILE // BLOCK_D
     blocks = tl.cdiv(D, BLOCK_D)
     o_r = (tl.program_id(0) // blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -45,7 +45,7 @@ def _rows_of_nodes(
 def _sum_of_samples(
     p_ptr, p_order, p_d, p_out, nodes, samples, part, S, N, D, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr
 ):
-    """out[part, j] = the sum of d_features of the nodes in slot j over a part of the samples."""
+    """out[part, j] = the sum of d_features of the nodes in slot j over one part of the samples."""
     i_slot, i_split = tl.program_id(0), tl.program_id(2)
     o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     o_e = tl.arange(0, BLOCK_E)

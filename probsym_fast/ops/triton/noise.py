@@ -1,4 +1,4 @@
-"""noise: a number a lane, from its counter. The formulas are those of csrc/cpu/noise.kernel.h."""
+"""noise: one value per lane, from its counter. Formulas as in csrc/cpu/noise.kernel.h."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BLOCK = 512
 
 @triton.jit
 def mix(x):
-    """The finalizer of SplitMix64, of uint64."""
+    """The finalizer of SplitMix64, on uint64."""
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB
     return x ^ (x >> 31)
@@ -27,14 +27,14 @@ def mix(x):
 
 @triton.jit
 def random_bits(seed, stream, row, sample, place):
-    """32 random bits as uint64; row, sample and place are uint64."""
+    """32 random bits as uint64, from uint64 row, sample and place."""
     b_key = mix(mix(mix(seed ^ stream) + row * 0x9E3779B97F4A7C15) + sample * 0x9E3779B97F4A7C15)
     return mix(b_key + (place + 1) * 0x9E3779B97F4A7C15) >> 32
 
 
 @triton.jit
 def cosine_of_turn(bits):
-    """cos(2 pi bits / 2^32): the nearest quarter turn is taken off exactly, the rest by the series of cos and sin."""
+    """cos(2 pi bits / 2^32): subtracts the nearest quarter turn exactly, then uses the series of cos and sin."""
     b_quarter = (bits + 0x20000000) >> 30
     b_rest = bits.to(tl.float64) - (b_quarter << 30).to(tl.float64)
     b_x = b_rest * tl.full((1,), 1.4629180792671596e-09, tl.float64)  # 2 pi / 2^32
@@ -65,7 +65,7 @@ def _numbers(
     NORMAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """out[row, sample, place]: U[0, 1), or N(0, 1) of two streams. REPEATED: so many samples in turn are the same."""
+    """out[row, sample, place]: U[0, 1), or N(0, 1) from two streams. REPEATED: consecutive samples with equal values."""
     o_k = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     m_k = o_k < count
     b_pair = o_k // places

@@ -1,7 +1,7 @@
-"""orthogonal_frame and its gradient for d <= 3: a matrix a lane, its nine entries in registers.
+"""orthogonal_frame and its gradient for d <= 3: one matrix per lane, its nine entries in registers.
 
-A smaller matrix is the corner of a 3 x 3 one with the other axes on the diagonal: Gram-Schmidt leaves them where they are.
-The formulas are those of csrc/cpu/orthogonal_frame.kernel.h.
+A smaller matrix is the corner of a 3 x 3 one with the other axes on the diagonal, which Gram-Schmidt leaves unchanged.
+Formulas as in csrc/cpu/orthogonal_frame.kernel.h.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BLOCK = 128
 
 @triton.jit
 def dot(x0, x1, x2, y0, y1, y2):
-    """Written with fma: compilers fuse a product and a sum as they like, and `residual` must round alike wherever it is."""
+    """Written with fma: compilers may fuse products and sums freely, and `residual` must round alike everywhere."""
     return tl.fma(x2, y2, tl.fma(x1, y1, x0 * y0))
 
 
@@ -36,7 +36,7 @@ def without(x0, x1, x2, q0, q1, q2):
 
 @triton.jit
 def load_column(p_x, o_m, m_m, k: tl.constexpr, d: tl.constexpr):
-    """Column k of matrices (M, d, d), that of the identity beyond d."""
+    """Column k of matrices (M, d, d); beyond d, that of the identity."""
     p_m = p_x + o_m * d * d + k
     x0 = tl.load(p_m, mask=m_m, other=0).to(tl.float32) if k < d else tl.zeros(o_m.shape, tl.float32)
     x1 = tl.load(p_m + d, mask=m_m, other=0).to(tl.float32) if k < d and d > 1 else tl.zeros(o_m.shape, tl.float32)
@@ -62,20 +62,20 @@ def store_column(p_x, o_m, m_m, x0, x1, x2, k: tl.constexpr, d: tl.constexpr):
 
 @triton.jit
 def largest(x0, x1, x2):
-    """The largest absolute entry, 1 for a zero column."""
+    """The largest absolute entry, or 1 for a zero column."""
     b_top = tl.maximum(tl.maximum(tl.abs(x0), tl.abs(x1)), tl.abs(x2))
     return tl.where(b_top > 0, b_top, 1.0)
 
 
 @triton.jit
 def divided(x0, x1, x2, b_scale):
-    """x / scale, also for the largest and the smallest floats."""
+    """x / scale, accurate for the largest and the smallest floats too."""
     return tl.div_rn(x0, b_scale), tl.div_rn(x1, b_scale), tl.div_rn(x2, b_scale)
 
 
 @triton.jit
 def without_both(x0, x1, x2, p0, p1, p2, q0, q1, q2):
-    """x without its components along p and q, twice: once leaves what rounding let through."""
+    """x without its components along p and q; twice, since rounding leaves some after one pass."""
     x0, x1, x2 = without(x0, x1, x2, p0, p1, p2)
     x0, x1, x2 = without(x0, x1, x2, q0, q1, q2)
     x0, x1, x2 = without(x0, x1, x2, p0, p1, p2)
@@ -86,20 +86,20 @@ def without_both(x0, x1, x2, p0, p1, p2, q0, q1, q2):
 def residual(x0, x1, x2, p0, p1, p2, q0, q1, q2):
     """u, the part of x orthogonal to p and q (each of length 1, or zero), |u|, and whether x depends on them.
 
-    The backward pass repeats the forward's decision.
+    The backward pass repeats the forward pass's decision.
     """
     b_before = tl.sqrt_rn(dot(x0, x1, x2, x0, x1, x2))
     x0, x1, x2 = without_both(x0, x1, x2, p0, p1, p2, q0, q1, q2)
     b_length = tl.sqrt_rn(dot(x0, x1, x2, x0, x1, x2))
-    return x0, x1, x2, b_length, b_length <= 1e-6 * b_before  # the share is the reference's
+    return x0, x1, x2, b_length, b_length <= 1e-6 * b_before  # the reference's threshold
 
 
 @triton.jit
 def orthonormal(x0, x1, x2, p0, p1, p2, q0, q1, q2, d: tl.constexpr):
-    """Column x without its components along p and q (each of length 1, or zero), of length 1; replaced where it depends."""
+    """Column x without its components along p and q (each of length 1, or zero), normalised; replaced if dependent."""
     x0, x1, x2 = divided(x0, x1, x2, largest(x0, x1, x2))
     x0, x1, x2, b_length, m_replaced = residual(x0, x1, x2, p0, p1, p2, q0, q1, q2)
-    # the axis, of the first d, that is farthest from p and q (of several as far, the first), made orthonormal to them
+    # of the first d axes the one farthest from p and q (the first of several), made orthonormal to them
     b_left0 = 1.0 - p0 * p0 - q0 * q0
     b_left1 = 1.0 - p1 * p1 - q1 * q1 - (2.0 if d < 2 else 0.0)
     b_left2 = 1.0 - p2 * p2 - q2 * q2 - (2.0 if d < 3 else 0.0)
@@ -137,22 +137,22 @@ def _frames(p_a, p_q, M, d: tl.constexpr, SPECIAL: tl.constexpr, BLOCK: tl.const
 
 @triton.jit
 def through_column(g0, g1, g2, x0, x1, x2, o0, o1, o2, p0, p1, p2, q0, q1, q2):
-    """Gradient g of column o, made of x and the columns p and q before it: those to x, p and q.
+    """Gradient g of column o, made from x and the columns p and q before it: returns those of x, p and q.
 
     With x divided by its largest entry, r_p = p . x, s_p = p . d_u and so on: u = x - p r_p - q r_q, o = u / |u|,
-    d_x = d_u - p s_p - q s_q, and p gets - s_p u - r_p d_x. Nothing where x was replaced.
+    d_x = d_u - p s_p - q s_q, and p gets - s_p u - r_p d_x. Zero if x was replaced.
     """
     b_scale = largest(x0, x1, x2)
     x0, x1, x2 = divided(x0, x1, x2, b_scale)
     b_rp, b_rq = dot(p0, p1, p2, x0, x1, x2), dot(q0, q1, q2, x0, x1, x2)
     u0, u1, u2, b_length, m_replaced = residual(x0, x1, x2, p0, p1, p2, q0, q1, q2)
-    b_signed = tl.where(dot(o0, o1, o2, u0, u1, u2) < 0, -b_length, b_length)  # negative where o was mirrored
+    b_signed = tl.where(dot(o0, o1, o2, u0, u1, u2) < 0, -b_length, b_length)  # negative if o was mirrored
     g0, g1, g2 = less(g0, g1, g2, dot(o0, o1, o2, g0, g1, g2), o0, o1, o2)
     g0, g1, g2 = divided(g0, g1, g2, tl.where(m_replaced, 1.0, b_signed))
     g0, g1, g2 = tl.where(m_replaced, 0.0, g0), tl.where(m_replaced, 0.0, g1), tl.where(m_replaced, 0.0, g2)  # d_u
     b_sp, b_sq = dot(p0, p1, p2, g0, g1, g2), dot(q0, q1, q2, g0, g1, g2)
     g0, g1, g2 = less(g0, g1, g2, b_sp, p0, p1, p2)
-    g0, g1, g2 = less(g0, g1, g2, b_sq, q0, q1, q2)  # d_x, but for its scale
+    g0, g1, g2 = less(g0, g1, g2, b_sq, q0, q1, q2)  # d_x up to its scale
     p0, p1, p2 = less(-b_sp * u0, -b_sp * u1, -b_sp * u2, b_rp, g0, g1, g2)
     q0, q1, q2 = less(-b_sq * u0, -b_sq * u1, -b_sq * u2, b_rq, g0, g1, g2)
     g0, g1, g2 = divided(g0, g1, g2, b_scale)
@@ -161,14 +161,14 @@ def through_column(g0, g1, g2, x0, x1, x2, o0, o1, o2, p0, p1, p2, q0, q1, q2):
 
 @triton.jit
 def within_range(x):
-    """x, where it is beyond float32's range the largest number of it."""
+    """x, clamped to the finite range of float32; NaN stays."""
     x = tl.where(x > 3.4028234663852886e38, 3.4028234663852886e38, x)
     return tl.where(x < -3.4028234663852886e38, -3.4028234663852886e38, x)
 
 
 @kernel({"num_warps": 4})
 def _frames_backward(p_d_q, p_q, p_a, p_d_a, M, d: tl.constexpr, BLOCK: tl.constexpr):
-    """From the last column to the first; a column before another gets gradients from it."""
+    """From the last column to the first; each column passes gradients to those before it."""
     o_m = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     m_m = o_m < M
     zero = tl.zeros((BLOCK,), tl.float32)

@@ -1,9 +1,9 @@
-"""Permuted dense matrices cut into patches, as factors of matrix products: gathered while a product reads them.
+"""Permuted dense matrices cut into patches, as factors of matrix products that gather them while reading.
 
-A token is a patch of A'[i, j] = A[order[i], order[j]], a row of patch^2 C numbers (o, q, c): o and q count the places in
-its cells, zero where a place has no valid slot. With x = q C + c, `rows_of_patches` gives a block of tokens times BLOCK_O of
-o times BLOCK_X of x; the nodes of a token's places are looked up once for each o and each x, not for each number.
-Tokens without a valid slot are listed last: they cost their write alone, and no gradient.
+A token is a patch of A'[i, j] = A[order[i], order[j]], a row of patch^2 C values (o, q, c). o and q count the places in its
+cells; places without a valid slot are zero. With x = q C + c, `rows_of_patches` gives a block of tokens times BLOCK_O of o
+times BLOCK_X of x. It looks up the nodes of a token's places once for each o and each x, not for each value.
+Tokens without a valid slot come last: they cost only their write, and no gradient.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from probsym_fast.ops.triton._launch import check_axes, check_counts, check_tens
 from probsym_fast.ops.triton.items import patch_of
 
 BLOCK = 256
-LINE = 16  # of the numbers x at a time; with fewer, triton 3.9 does not compile the transposed product for 10.0
-PROGRAMS, SPLIT = 1024, 512  # weight gradient: programs wanted at a time; tokens that one sums at least
+LINE = 16  # values x at a time; with fewer, triton 3.9 cannot compile the transposed product for 10.0
+PROGRAMS, SPLIT = 1024, 512  # weight gradient: programs wanted at a time; fewest tokens per program
 
 
 @triton.jit
 def begin_of_columns(p_columns, b_token, o_x, C, grid, patch):
-    """(tokens, BLOCK_X): where the numbers x of a patch line begin in the matrix line of a graph; -1 for a zero."""
+    """(tokens, BLOCK_X): where the values x of a patch line begin in a graph's matrix line; -1 for a zero."""
     b_cell = (b_token // (grid * grid) * grid + b_token % grid) * patch
     m_x = (o_x < patch * C)[None, :]
     b_column = tl.load(p_columns + (b_cell[:, None] + (o_x // C)[None, :]), mask=m_x, other=-1)
@@ -32,7 +32,7 @@ def begin_of_columns(p_columns, b_token, o_x, C, grid, patch):
 
 @triton.jit
 def rows_of_patches(p_matrix, p_lines, b_cell, b_column, o_o, line, patch):
-    """(tokens, BLOCK_O BLOCK_X): the numbers (o, x) of the patches, whose first line of places is b_cell of all samples'."""
+    """(tokens, BLOCK_O BLOCK_X): the values (o, x) of the patches; b_cell: first line of places, over all samples."""
     b_line = tl.load(p_lines + (b_cell[:, None] + o_o[None, :]), mask=(o_o < patch)[None, :], other=-1)
     p_a = p_matrix + (b_line.to(tl.int64) * line)[:, :, None] + b_column[:, None, :]
     b_a = tl.load(p_a, mask=(b_line >= 0)[:, :, None] & (b_column >= 0)[:, None, :], other=0)
@@ -41,9 +41,9 @@ def rows_of_patches(p_matrix, p_lines, b_cell, b_column, o_o, line, patch):
 
 @kernel({"num_warps": 4})
 def _find_nodes(p_order, p_slots, p_counts, p_lines, p_columns, total, S, N, C, places, BLOCK: tl.constexpr):
-    """lines[sample, place]: the matrix row of all graphs' that stands in the place; columns: where its column begins.
+    """lines[sample, place]: the matrix row, over all graphs, of the node in the place; columns: where its column begins.
 
-    Both -1 where the place's slot is none or not valid.
+    Both are -1 if the place has no slot or an invalid one.
     """
     o_p = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     b_sample = o_p // places
@@ -57,7 +57,7 @@ def _find_nodes(p_order, p_slots, p_counts, p_lines, p_columns, total, S, N, C, 
 
 @kernel({"num_warps": 4})
 def _list_tokens(p_place, p_tokens, tokens, BLOCK: tl.constexpr):
-    """place: how many of the tokens up to each are used -> the used tokens, rising, then the others."""
+    """place: the number of used tokens up to each -> the used tokens, ascending, then the others."""
     o_t = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     m_t = o_t < tokens
     b_place = tl.load(p_place + o_t, mask=m_t, other=0)
@@ -76,7 +76,7 @@ def _multiply(
     p_matrix, p_lines, p_columns, p_rows, p_used, p_weight, p_bias, p_out, tokens, N, C, D, grid, patch,
     PRECISION: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """tokens[token] = bias + patch(token) W for a block of listed tokens and one of the width."""
+    """tokens[token] = bias + patch(token) W for a block of listed tokens and a block of the width."""
     BLOCK_O: tl.constexpr = BLOCK_K // BLOCK_X
     blocks, width = tl.cdiv(D, BLOCK_D), patch * C
     i_first = (tl.program_id(0) // blocks).to(tl.int64) * BLOCK_M
@@ -113,7 +113,7 @@ def _multiply_transposed(
     p_matrix, p_lines, p_columns, p_rows, p_used, p_d, p_out, N, C, D, grid, patch, splits,
     PRECISION: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """out[part, (o, x)] = the sum of patch(token)[o, x] d[token] over a part of the used tokens."""
+    """out[part, (o, x)] = the sum of patch(token)[o, x] d[token] over one part of the used tokens."""
     BLOCK_O: tl.constexpr = BLOCK_K // BLOCK_X
     blocks, width = tl.cdiv(D, BLOCK_D), patch * C
     columns = tl.cdiv(width, BLOCK_X)
@@ -145,9 +145,9 @@ def _multiply_transposed(
 
 
 class Patches:
-    """The permuted matrices of all samples: all on one device, contiguous.
+    """The permuted matrices of all samples: on one device, contiguous.
 
-    matrix (B, N, N, C), counts (B,) valid nodes (beyond N as N: values are not checked), order (B, S, N),
+    matrix (B, N, N, C), counts (B,) valid nodes (larger counts act as N: values are not checked), order (B, S, N),
     slots (grid patch,).
     """
 
@@ -178,7 +178,7 @@ class Patches:
         self.gathered = self.matrix, lines, columns, rows, used
 
     def check(self, weight: Tensor, tokens: Tensor | None, bias: Tensor | None, *soft: Tensor | None) -> None:
-        """Refuses arguments that do not fit: weight (D, C, patch, patch), tokens, bias (D,); rank, t, log_r, log_c."""
+        """Refuses unfit arguments: weight (D, C, patch, patch), tokens, bias (D,); rank, t, log_r, log_c."""
         D, samples = check_axes("weight", weight, 4)[0], (self.B, self.S, self.N)
         check_tensors(
             self.order.device,
@@ -189,7 +189,7 @@ class Patches:
         )
 
     def _list(self) -> tuple[Tensor, Tensor]:
-        """rows (tokens,): the used tokens, rising, then the others. used (1,): how many are. Both int32."""
+        """rows (tokens,): the used tokens, ascending, then the others. used (1,): the number of used ones. Both int32."""
         least = torch.where(self.slots >= 0, self.slots, self.N).view(self.grid, self.patch).amin(1)
         cells = least < self.counts[:, None]
         used = (cells[:, :, None] & cells[:, None]).view(self.B, 1, self.L).expand(self.B, self.S, self.L)
@@ -200,12 +200,12 @@ class Patches:
 
     def _constants(self, W: Tensor) -> dict:
         D = W.shape[-1]
-        most = 512 // W.element_size()  # what the registers hold, where rows move in 16 bytes
+        most = 512 // W.element_size()  # fits the registers if rows move in 16 bytes
         block = width_block(D, most if D % 16 == 0 else most // 2)
         return {"PRECISION": precision(W.dtype), "BLOCK_X": LINE, "BLOCK_D": block}
 
     def times(self, W: Tensor, bias: Tensor | None) -> Tensor:
-        """tokens (B, S, L, D), of W's dtype. W (patch^2, C, D)."""
+        """tokens (B, S, L, D) in W's dtype. W (patch^2, C, D)."""
         check_counts(weights=W.numel())
         D, constants = W.shape[-1], self._constants(W)
         tokens = torch.empty(self.B, self.S, self.L, D, dtype=W.dtype, device=W.device)
@@ -220,7 +220,7 @@ class Patches:
         return tokens
 
     def weight_gradient(self, d_tokens: Tensor, W: Tensor) -> Tensor:
-        """dW like W, summed in float32 whatever its dtype."""
+        """dW like W, summed in float32 for any dtype."""
         if not self.tokens:
             return torch.zeros_like(W)
         (offsets, C, D), constants = W.shape, self._constants(W)

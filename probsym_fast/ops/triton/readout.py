@@ -1,4 +1,4 @@
-"""readout and its gradient: the sums of items.py with the parts of `embed` exchanged, the mean over the samples inside."""
+"""readout and its gradient: the sums of items.py with the roles of `embed` swapped, averaging over samples inside."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""The gradient of items on patches to the soft permutation, formed row by row and reduced against P at once.
+"""The gradient from items on patches to the soft permutation, formed row by row and reduced against P at once.
 
 L = scale sum value_c <tokens[token], W[offset, c]> over all entries; G = dL/dP has, for an item (u, v) in slots (i, j),
     G[i, p] += sum_c value_c Z_c[p, j],   G[j, p] += sum_c value_c Z_c[i, p],   Z_c[p, q] = <tokens[token], W[offset, c]>
 at the token and offset of the places p and q (a node: G[i, p] += sum_c value_c Z_c[p]). With Q = G o P,
     d log_r_i = sum_p Q_ip,   d log_c_p = sum_i Q_ip,   d t_i = (sum_{p<i} - sum_{p>i}) (Q_ip + Q_pi) / tau
 and P[i, p] = exp(log_r_i + log_c_p - |t_i - t_p| / tau). Z is a matrix product of the library, for some samples at a time:
-the tensor cores make all of it in less time than scalar products would take for the columns that the edges touch.
+tensor cores compute all of it faster than scalar products would compute only the columns of the edges.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from probsym_fast.ops.triton._sort_by_key import group
 from probsym_fast.ops.triton.items import Items
 
 PRODUCTS = 2**28  # bytes of Z at a time
-PROGRAMS = 1024  # wanted at a time: the items of a graph are split where there are fewer samples
+PROGRAMS = 1024  # wanted at a time; with fewer samples, each graph's items are split
 
 
 @kernel({"num_warps": 4})
@@ -62,7 +62,7 @@ def _reduce_rows(
                 b_fixed = tl.load(p_rank + i_sample * N + tl.load(p_items + (1 - axis) * M + b_item) - b_node)
             b_inside = (
                 (b_row >= 0) & (b_row < N) & (b_fixed >= 0) & (b_fixed < N)
-            )  # else it has no entry in this sample
+            )  # otherwise the item has no entry in this sample
             b_row, b_fixed = tl.where(b_inside, b_row, 0), tl.where(b_inside, b_fixed, 0)
             m_item = m_p & (o_p < tl.where(b_inside, places, 0))
             b_g = tl.zeros((BLOCK_P,), tl.float32)
@@ -135,12 +135,12 @@ def permutation_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """d_t, d_log_r, d_log_c (B, S, N) of scale sum value_c <tokens[token], W[offset, c]>."""
     t, log_r, log_c, values = (y.contiguous() for y in (t, log_r, log_c, values))
-    d_soft = tuple(fresh_like(y) for y in (t, log_r, log_c))
+    d_t, d_log_r, d_log_c = (fresh_like(y) for y in (t, log_r, log_c))
     samples, (offsets, C, D), places = x.B * x.S, W.shape, x.slots.shape[0]
     check_counts(**{"places" if x.axes == 1 else "pairs_of_places": places**x.axes})
     if not samples:
-        return d_soft
-    key = x.token.view(x.S, x.M, x.copies)[0, :, 0] // (x.S * x.L)  # the graph of each item; B where it has none
+        return d_t, d_log_r, d_log_c
+    key = x.token.view(x.S, x.M, x.copies)[0, :, 0] // (x.S * x.L)  # the graph of each item, B if it has none
     begin, entry = group(key.contiguous(), x.B)
     width = offsets * C
     chunk = max(1, min(samples, PRODUCTS // (4 * x.L * width)))
@@ -164,8 +164,8 @@ def permutation_gradient(
     def slots(settings):
         return samples, triton.cdiv(x.N, block)
 
-    _add_places(slots, parts, x.places, *d_soft, samples, x.N, places, x.Q, splits, BLOCK_N=block)
-    return d_soft
+    _add_places(slots, parts, x.places, d_t, d_log_r, d_log_c, samples, x.N, places, x.Q, splits, BLOCK_N=block)
+    return d_t, d_log_r, d_log_c
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

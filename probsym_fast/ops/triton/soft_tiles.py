@@ -1,9 +1,9 @@
-"""The gradient G = dL/dP of whatever reads a soft permutation as a matrix, reduced against P tile by tile.
+"""The gradient of anything that reads a soft permutation as a matrix: G = dL/dP, reduced against P tile by tile.
 
 P[i, j] = exp(log_r_i + log_c_j - |t_i - t_j| / tau), rows in sorted order. With Q = G o P,
     d log_r_i = sum_j Q_ij,   d log_c_j = sum_i Q_ij,   d t_i = (sum_{j<i} - sum_{j>i}) (Q_ij + Q_ji) / tau
-A program holds a block of rows of one sample and walks over its columns: the sums of its rows stay with it, those of the
-columns are stored, one part for each block of rows, and added in that order.
+A program holds a block of rows of one sample and loops over its columns. It keeps the sums of its rows. It stores column
+sums, one part per block of rows, which are then added in that order.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def reduce_tile(b_g, o_i, o_j, b_nodes, N, p_soft, p_columns, plane, by_tau):
 class SoftTiles:
     """What the programs read and write for all samples, in float32.
 
-    soft: (3, B S, N) t, log_r, log_c. rows: (2, B S, N) to t and log_r. columns: (blocks, 2, B S, N) to t and log_c.
+    soft: (3, B S, N) t, log_r, log_c. rows: (2, B S, N) gradients of t and log_r. columns: (blocks, 2, B S, N) of t and
+    log_c.
     """
 
     def __init__(self, t: Tensor, log_r: Tensor, log_c: Tensor):
@@ -53,4 +54,5 @@ class SoftTiles:
         """d_t, d_log_r, d_log_c (B, S, N)."""
         columns = self.columns.sum(0)
         found = self.rows[0] + columns[0], self.rows[1], columns[1]
-        return tuple(x.view(self.shape).to(self.dtype) for x in found)
+        d_t, d_log_r, d_log_c = (x.view(self.shape).to(self.dtype) for x in found)
+        return d_t, d_log_r, d_log_c

@@ -184,9 +184,9 @@ def test_values_that_are_no_weights(tmp_path):
     first, second = "pos_embed", "blocks.1.mlp.fc1.bias"
     for value, got in ((state[first].int(), "int32"), (state[first].cfloat(), "complex64"), (state[first] > 0, "bool")):
         save({**state, second: state[second].int(), first: value}, path)
-        refused(rf"weights must be floating, got {first} of torch.{got} in .*a.pt$", path)
+        refused(rf"weights must be floating point, got {first} of torch.{got} in .*a.pt$", path)
         refused(
-            rf"weights must be floating, got {first} of torch.{got} in .*a.pt$", path, grid=2
+            rf"weights must be floating point, got {first} of torch.{got} in .*a.pt$", path, grid=2
         )  # not resampled first
     for wrong in (math.nan, math.inf, 1e300):  # the last is infinite in float32
         value = state[second].double()
@@ -221,12 +221,12 @@ def test_files_that_are_no_weights(tmp_path):
     refused(r"found no file .*best\.ckpt", tmp_path, error=FileNotFoundError)
     for name in ("a.safetensors", "a.pt"):
         (tmp_path / name).write_bytes(b"\x00not weights")
-        refused(rf"weights must be a whole checkpoint, got .*{re.escape(name)}: \w+: ", tmp_path / name)
+        refused(rf"weights must be an intact checkpoint, got .*{re.escape(name)}: \w+: ", tmp_path / name)
     refused("must hold tensors by name, got .* with list", save([1], tmp_path / "b.pt"))
     refused("must hold tensors by name, got .* with dict", save({}, tmp_path / "c.pt"))
     refused("must hold tensors, got epoch of int", save({"epoch": 3}, tmp_path / "d.pt"))
     torch.save({"cls_token": nn.Linear(2, 2)}, tmp_path / "e.pt")  # code
-    refused("weights must be a whole checkpoint", tmp_path / "e.pt")
+    refused("weights must be an intact checkpoint", tmp_path / "e.pt")
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_files_that_are_no_weights(tmp_path):
     [
         ({"grid": 0}, "grid must be at least 1, got 0"),
         ({"tokens": -2}, "tokens must be at least 1, got -2"),
-        ({"grid": 3, "tokens": 9}, "grid and tokens must be given one at a time, got 3 and 9"),
+        ({"grid": 3, "tokens": 9}, "grid or tokens must be None, got 3 and 9"),
         ({"read": "all"}, "read must be one of pooled, tokens, diagonal, got 'all'"),
         ({"tokens": 9, "read": "diagonal"}, "grid must be square for read 'diagonal', got 9 tokens in a sequence"),
         ({"img_size": (32, 48), "read": "diagonal"}, r"square for read 'diagonal', got \(2, 3\)"),
@@ -243,19 +243,19 @@ def test_files_that_are_no_weights(tmp_path):
         ({"patch_dropout": (0.5, 0.2)}, r"patch_dropout must be 0 <= low <= high < 1, got \(0.5, 0.2\)"),
         ({"patch_dropout": 0.5, "read": "tokens"}, "patch_dropout must be 0 with read 'tokens'"),
         ({"patch_dropout": (0.0, 0.5), "read": "diagonal"}, "patch_dropout must be 0 with read 'diagonal'"),
-        ({"pretrained": True, "weights": "a"}, "pretrained and weights must be given one at a time, got True and 'a'"),
+        ({"pretrained": True, "weights": "a"}, "pretrained must be False with weights, got True and 'a'"),
         ({"num_classes": 3}, "timm_arguments must be without num_classes, .*, got .'num_classes'"),
         ({"grid": 3, "img_size": 48}, "timm_arguments must be without .*img_size, got .'img_size'"),
         ({"colour": 3}, "vit_tiny_patch16_224 must take the arguments, got {'depth': 2, .*'colour': 3}: TypeError"),
         ({"global_pool": ""}, "global_pool must be given for read 'pooled', got ''"),
         ({"depth": 0}, "it has no blocks"),
-        ({"name": "vit_tny_patch16_224"}, "got 'vit_tny_patch16_224'; near it: vit_tiny_patch16_224"),
+        ({"name": "vit_tny_patch16_224"}, "got 'vit_tny_patch16_224'; did you mean vit_tiny_patch16_224"),
         (
             {"name": f"{VIT}.nonsense"},
-            f"must be {VIT}, alone or with a tag of timm, got '{VIT}.nonsense'; near it: {VIT}.augreg_in21k, {VIT}.aug",
+            f"must be {VIT}, with or without a tag of timm, got '{VIT}.nonsense'; did you mean {VIT}.augreg_in21k, {VIT}.aug",
         ),
-        ({"name": f"{VIT}."}, f"got '{VIT}.'; near it: {VIT}.augreg_in21k"),
-        ({"name": ""}, "name must be a model of timm, got ''; near it: -"),
+        ({"name": f"{VIT}."}, f"got '{VIT}.'; did you mean {VIT}.augreg_in21k"),
+        ({"name": ""}, "name must be a model of timm, got ''"),
         ({"patch_dropout": (0.1, 0.2, 0.3)}, r"patch_dropout must be a number or two, got 3: \(0.1, 0.2, 0.3\)"),
         ({"patch_dropout": []}, r"patch_dropout must be a number or two, got 0: \[\]"),
         ({"patch_dropout": math.nan}, r"patch_dropout must be 0 <= low <= high < 1, got \(nan, nan\)"),
@@ -293,12 +293,12 @@ def test_settings_of_another_type(arguments, message):
         ("resnet18", "ResNet has convolutions besides a patch embedding"),
         ("convnext_atto", "ConvNeXt has convolutions besides a patch embedding"),
         ("swin_tiny_patch4_window7_224", "SwinTransformer merges its patches between blocks"),
-        ("eva02_tiny_patch14_224", "Eva turns its tokens by rotary positions, which is not supported"),
+        ("eva02_tiny_patch14_224", "Eva uses rotary positions, which are not supported"),
         ("vit_small_patch16_18x2_224", "blocks of type ParallelThingsBlock are not supported"),
         ("vit_base_patch16_xp_224", "blocks of type ParallelScalingBlock are not supported"),
         ("vit_base_patch16_rpn_224", "blocks of type ResPostBlock are not supported"),
         ("vit_dlittle_patch16_reg1_gap_256", "attention of type DiffAttention is not supported"),
-        ("naflexvit_base_patch16_gap", "NaFlexVit is not one sequence of tokens through blocks that are known here"),
+        ("naflexvit_base_patch16_gap", "NaFlexVit is not a plain sequence of supported blocks"),
     ],
 )
 def test_unsuitable_models(name, reason):
