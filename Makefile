@@ -1,19 +1,20 @@
-# `make demo` and `make test` set up what they need in .venv, then run. PYTHON is the interpreter to set up from.
+# `make demo` and `make test` set up .venv first. PYTHON is the interpreter to create it with.
 PYTHON ?= python3
 BIN = .venv/bin
-# -qq: errors only. pip's warnings are about its own configuration, and none asks for anything here.
+# -qq: only errors; pip's warnings are about its own configuration.
 PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
 SANITIZED = build/sanitized
 FUZZ = 2000
 
-.PHONY: demo test bench lint docs figures sanitize clean
-# The demo does without the kernels of csrc/cuda where there is no GPU: nvcc takes minutes.
+.PHONY: demo test bench lint types docs figures sanitize clean
+# Without a GPU the demo skips the kernels of csrc/cuda: nvcc takes minutes.
 demo: export PROBSYM_CUDA ?= $(if $(wildcard /dev/nvidia0),1,0)
 demo: .venv/ready
 	$(BIN)/probsym fit -c nbody/demo --folder runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: .venv/complete
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest -q
 
 bench: .venv/complete
@@ -31,7 +32,10 @@ docs: .venv/ready
 figures: .venv/ready
 	for name in overview soft_permutation tokens; do $(BIN)/python docs/figures/$$name.py || exit 1; done
 
-# The CPU kernels under the address and undefined-behaviour sanitizers, in a copy of the package of their own.
+types: .venv/ready
+	$(BIN)/python -m mypy
+
+# Tests the CPU kernels under the address and undefined-behaviour sanitizers, in a copy of the package.
 sanitize: .venv/ready
 	mkdir -p $(SANITIZED)
 	cp -R probsym_fast csrc tests setup.py pyproject.toml README.md LICENSE $(SANITIZED)
@@ -42,8 +46,8 @@ sanitize: .venv/ready
 		$(abspath $(BIN))/python -m tests.ops.fuzz --cases $(FUZZ) && \
 		$(abspath $(BIN))/python -m pytest -q -p no:cacheprovider tests/ops --ignore tests/ops/test_triton.py -m "not slow"
 
-# The kernels build against the torch of this environment, hence no build isolation. Every step can be repeated: a set-up
-# that was interrupted goes on, and after a change of csrc/ only the kernels are new.
+# The kernels build against the torch of this environment, hence no build isolation. Every step can be repeated: an
+# interrupted set-up continues, and a change in csrc/ rebuilds only the kernels.
 .venv/ready: pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v < (3, 10) and sys.exit("probsym_fast needs Python 3.10 or newer; %s is %d.%d: make PYTHON=..." % (sys.executable, v[0], v[1]))'
 	@echo "Setting up .venv: up to 6 GB on disk"
@@ -51,7 +55,7 @@ sanitize: .venv/ready
 	@echo "1/3 PyTorch: up to 3 GB to download"
 	@$(PIP) "pip>=23" "setuptools>=77" wheel ninja pybind11
 	@$(PIP) "torch>=2.11" numpy
-	@echo "2/3 packages for the experiments and the tests: 0.3 GB to download"
+	@echo "2/3 packages for experiments and tests: 0.3 GB to download"
 	@PROBSYM_BUILD=0 $(PIP) --no-build-isolation -e ".[train,test]"
 	@echo "3/3 compiling the kernels: 2 minutes on two cores, 6 with those for GPUs"
 	@$(PIP) --no-build-isolation --no-deps -e .

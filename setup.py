@@ -1,10 +1,9 @@
-"""Builds the compiled kernels: csrc/*.cpp and csrc/cpu/*.cpp always, csrc/cuda/ where nvcc and a CUDA torch are.
+"""Builds the compiled kernels: csrc/*.cpp and csrc/cpu/*.cpp always, csrc/cuda/ if nvcc and a CUDA build of torch exist.
 
-Without a working compiler the package still installs; every op then runs on its reference (`probsym info` says so).
-Set PROBSYM_BUILD=0 to skip the kernels, PROBSYM_BUILD=1 to make a failing build an error, PROBSYM_CUDA=0 to leave out those
-of csrc/cuda/. TORCH_CUDA_ARCH_LIST says which GPUs the kernels are built for; the newest of the default's is built so that
-drivers of later GPUs can compile it, too. PROBSYM_SANITIZE=1 builds with the address and undefined-behaviour sanitizers of
-the C++ compiler (`make sanitize`).
+Without a working compiler the package still installs, and every op runs its reference (`probsym info` reports it).
+PROBSYM_BUILD=0 skips the kernels, PROBSYM_BUILD=1 makes a failed build an error, PROBSYM_CUDA=0 leaves out csrc/cuda/.
+TORCH_CUDA_ARCH_LIST selects the GPUs to build for; the newest default also includes PTX, which later GPUs can compile.
+PROBSYM_SANITIZE=1 builds with the address and undefined-behaviour sanitizers of the C++ compiler (`make sanitize`).
 """
 
 import os
@@ -20,17 +19,17 @@ ROOT = Path(__file__).parent
 
 
 def toolkit():
-    """The folder of nvcc's own headers and libraries; nvcc on the path may be a script elsewhere, where torch would look."""
+    """The folder of nvcc's headers and libraries. nvcc on the path may be a script elsewhere, and torch would look there."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         return None
-    told = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True).stderr
-    top = next((line.split("TOP=", 1)[1].strip() for line in told.splitlines() if "TOP=" in line), None)
+    output = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True).stderr
+    top = next((line.split("TOP=", 1)[1].strip() for line in output.splitlines() if "TOP=" in line), None)
     return top and os.path.realpath(top)
 
 
 def extension():
-    """The extension and its build command, or None where torch's build tools are not importable."""
+    """The extension and its build command, or None if torch's build tools cannot be imported."""
     if WANTED == "0":
         return None
     if "CUDA_HOME" not in os.environ and "CUDA_PATH" not in os.environ and (found := toolkit()):
@@ -45,7 +44,7 @@ def extension():
         return None
 
     class Build(BuildExtension):
-        """torch's build, which leaves a package without kernels behind where the compiler is missing or fails."""
+        """torch's build, except that a missing or failing compiler leaves a package without kernels."""
 
         def run(self):
             try:
@@ -53,7 +52,7 @@ def extension():
             except Exception as error:
                 if WANTED == "1":
                     raise
-                for folder in (ROOT, Path(self.build_lib)):  # an older build would still be loaded
+                for folder in (ROOT, Path(self.build_lib)):  # else an older build would be loaded
                     (folder / self.get_ext_filename("probsym_fast._C")).unlink(missing_ok=True)
                 print(
                     f"probsym_fast: the kernels did not build, ops use their reference: {error}",
@@ -72,10 +71,10 @@ def extension():
         defined = [f'-DPSF_CUDA_ARCHITECTURES="{architectures}"']
     else:
         defined = []
-    # at::parallel_for is inlined, and serial without this; torch brings the runtime, so it is not linked again
+    # without OpenMP the inlined at::parallel_for is serial; torch brings the runtime, so it is not linked again
     openmp = ["-fopenmp"] if sys.platform == "linux" else []
     checked = []
-    if os.environ.get("PROBSYM_SANITIZE", "0") != "0":  # vptr wants torch's type information, which it does not export
+    if os.environ.get("PROBSYM_SANITIZE", "0") != "0":  # vptr needs type information that torch does not export
         checked = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined"]
         optimised = ["-O1", "-g", "-fno-omit-frame-pointer"]
     else:

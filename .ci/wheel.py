@@ -1,6 +1,6 @@
-"""Builds a wheel from the source distribution and uses it, each in a folder of its own outside the checkout.
+"""Builds a wheel from the source distribution and tests it, each in its own folder outside the checkout.
 
-Run by the checkout's .venv/bin/python. The kernels of the CPU are compiled once more: about 70 seconds on two cores.
+Run with the checkout's .venv/bin/python. Compiles the CPU kernels once more: about 70 seconds on two cores.
 """
 
 import os
@@ -64,7 +64,7 @@ def main(folder: Path) -> None:
     held = {x for x in zipfile.ZipFile(wheel).namelist() if not re.match(r"probsym_fast-[^/]+\.dist-info/", x)}
     assert held == tracked("probsym_fast") | {f"probsym_fast/_C{sysconfig.get_config_var('EXT_SUFFIX')}"}, held
 
-    # a new environment that sees this one's packages, but not by its .pth files, of which one finds the checkout
+    # a new environment with this one's packages, but without its .pth files, one of which points to the checkout
     run(sys.executable, "-m", "venv", "--without-pip", folder / "env", cwd=folder)
     python = folder / "env" / "bin" / "python"
     packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip())

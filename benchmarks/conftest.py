@@ -1,4 +1,4 @@
-"""Options, the results file of a machine, written again after every case, and the table at the end."""
+"""Options of the benchmarks, the table at the end, and the results file per machine, rewritten after every case."""
 
 import json
 import re
@@ -16,18 +16,18 @@ ROWS: list[Row] = []
 
 
 def pytest_addoption(parser):
-    parser.addoption("--device", default="cpu", choices=["cpu", "cuda"], help="where the benchmarks run")
-    parser.addoption("--seconds", type=float, default=4.0, help="time given to each case")
-    parser.addoption("--save-results", action="store_true", help="write <machine>.json and .md, case by case")
+    parser.addoption("--device", default="cpu", choices=["cpu", "cuda"], help="device to run on")
+    parser.addoption("--seconds", type=float, default=4.0, help="time per case")
+    parser.addoption("--save-results", action="store_true", help="write <machine>.json and .md after every case")
     parser.addoption(
-        "--results", type=Path, default=RESULTS, help="the folder to save in; benchmarks/results if not given"
+        "--results", type=Path, default=RESULTS, help="folder for the results (default: benchmarks/results)"
     )
-    parser.addoption("--part", default="", help="of the benchmarks, with results files of its own")
+    parser.addoption("--part", default="", help="name of a part of the benchmarks, which gets its own results files")
 
 
 def pytest_configure(config):
     if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
-        raise pytest.UsageError("--device must be cpu here: no CUDA device is visible")
+        raise pytest.UsageError("--device must be cpu when no CUDA device is visible, got cuda")
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def seconds(request) -> float:
 
 @pytest.fixture
 def record(benchmark, pytestconfig):
-    """Adds rows to the table and saves it; pytest-benchmark keeps the first variant's own timing beside them."""
+    """Adds rows to the table and saves it; pytest-benchmark also times the given function."""
 
     def add(rows: list[Row], function) -> list[Row]:
         add.rows(rows)
@@ -50,12 +50,12 @@ def record(benchmark, pytestconfig):
         benchmark.pedantic(function, rounds=3, warmup_rounds=1)
         return rows
 
-    def rows_alone(rows: list[Row]) -> None:
+    def add_rows(rows: list[Row]) -> None:
         ROWS.extend(rows)
         if pytestconfig.getoption("--save-results"):
             save(pytestconfig)
 
-    add.rows = rows_alone
+    add.rows = add_rows
     return add
 
 
@@ -79,7 +79,7 @@ def heading(facts: dict) -> str:
 
 
 def save(config) -> Path:
-    """Writes all rows so far, so that a run that is killed keeps them; the path of the table."""
+    """Writes all rows so far, so that a killed run keeps them. Returns the path of the table."""
     facts = machine(config.getoption("--device"))
     slug = re.sub(r"[^a-z0-9]+", "-", f"{facts['device']}-{facts['threads']}-threads".lower()).strip("-")
     slug = "-".join(filter(None, (slug, config.getoption("--part"))))

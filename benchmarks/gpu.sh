@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# On a machine with an NVIDIA GPU (Python 3.10 or newer, torch >= 2.11 with CUDA): builds, tests, checks memory and times.
+# Builds, tests, checks memory and benchmarks on a machine with an NVIDIA GPU (Python 3.10+, torch >= 2.11 with CUDA).
 #
-#   benchmarks/gpu.sh [PART ...]      all parts without an argument, in this order
+#   benchmarks/gpu.sh [PART ...]      without an argument all parts, in this order
 #
-#   build         the kernels for the GPU that is there (needs nvcc)
-#   op-tests      the tests of the ops that use the GPU         model-tests   those of groups, models and tasks
-#   sanitizer     memory errors and races, op by op (needs compute-sanitizer)
-#   ops, steps, samples    benchmarks, each with a results file that is written again after every case
+#   build         builds the kernels for this GPU (needs nvcc)
+#   op-tests      GPU tests of the ops         model-tests   GPU tests of groups, models and tasks
+#   sanitizer     finds memory errors and races, op by op (needs compute-sanitizer)
+#   ops, steps, samples    benchmarks, each with a results file that is rewritten after every case
 #
-# For machines lent for minutes: take the parts that fit. A part that was asked for and cannot run is a failure, too; the last
-# lines say which parts ran, failed and were skipped. Environment:
-#   OUT             results go to $OUT/benchmarks/results in place of benchmarks/results
-#   WHEELS          a folder of wheels for packages that the machine lacks and cannot fetch
-#   SELECT          of the tests and cases, as pytest's -k takes it
-#   SECONDS_EACH    time given to each case of a benchmark (1.5)
-#   PYTHON          the interpreter (python3)       TORCH_CUDA_ARCH_LIST    what to build for (this GPU alone)
+# On a machine lent for minutes, choose the parts that fit. A requested part that cannot run counts as a failure. The last
+# lines list the parts that ran, failed and were skipped. Environment:
+#   OUT             writes results to $OUT/benchmarks/results instead of benchmarks/results
+#   WHEELS          a folder with wheels of packages that the machine lacks and cannot download
+#   SELECT          selects tests and cases, like pytest's -k
+#   SECONDS_EACH    seconds per benchmark case (1.5)
+#   PYTHON          the interpreter (python3)       TORCH_CUDA_ARCH_LIST    GPUs to build for (only this one)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -45,7 +45,7 @@ say machine
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 ask 'import sys, torch; print("python", sys.version.split()[0], "torch", torch.__version__, "cuda", torch.version.cuda)'
 
-needs() {  # the packages without which a part would not be whole
+needs() {  # the packages that a part needs
   case $1 in
     build) echo setuptools ninja ;;
     op-tests) echo pytest hypothesis ;;
@@ -85,7 +85,7 @@ run() {
       ;;
     op-tests) run_tests tests/ops tests/test_synchronisation.py ;;
     model-tests) run_tests tests/batches tests/groups tests/distributions tests/models tests/training tests/tasks ;;
-    sanitizer)  # torch's own allocator would hide accesses beyond a tensor
+    sanitizer)  # without torch's caching allocator, which would hide accesses outside a tensor
       local tool
       for tool in memcheck racecheck; do
         PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTHONDONTWRITEBYTECODE=1 "$sanitizer" --tool "$tool" --error-exitcode 9 \
@@ -104,7 +104,7 @@ for part in "${PARTS[@]}"; do
   case " ${wanted[*]} " in *" $part "*) ;; *) continue ;; esac
   missing=$(echo $(lacking "$part"))
   if [ -n "$missing" ]; then
-    say "$part: skipped, for want of $missing"
+    say "$part: skipped, missing: $missing"
     skipped+=("$part ($missing)")
     continue
   fi

@@ -1,4 +1,4 @@
-"""What the benchmarks share: ratios of variants timed in turn, counted bytes and operations, the machine's limits."""
+"""Shared by the benchmarks: ratios of variants timed in turn, counts of bytes and operations, limits of the machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from probsym_fast.profiling.timing import interleave
 
 @dataclass
 class Row:
-    """One variant of one case; times in seconds, quartiles of all rounds: on a GPU by its own clock."""
+    """One variant of one case. Times are quartiles over rounds in seconds, on a GPU by its own clock."""
 
     case: str
     variant: str
@@ -30,7 +30,7 @@ class Row:
     bytes: int = 0
     operations: int = 0
     share: float = 0.0  # of the limit: the larger of bytes over bandwidth and operations over rate, over the median
-    host: float = 0.0  # of a GPU's: until the work of one call is queued, median
+    host: float = 0.0  # on a GPU: median time until the work of one call is queued
     extra: dict = field(default_factory=dict)
 
 
@@ -46,9 +46,9 @@ def compare(
     seconds: float = 4.0,
     whole: bool = False,
 ) -> list[Row]:
-    """A row a variant; bytes and operations are those that the computation needs at least, dtype that of its products.
+    """A row per variant. bytes, operations: the least that the computation needs; dtype: that of its products.
 
-    whole: of steps, which follow one another as in training: on a GPU the gaps between kernels count, else they do not.
+    whole: for whole training steps. On a GPU, times then include the gaps between kernels.
     """
     if device == "cuda":
         times, host = interleave_on_gpu(variants, seconds, queued=not whole)
@@ -67,7 +67,7 @@ def compare(
 def interleave_on_gpu(
     variants: dict[str, Callable], seconds: float, rounds: int = 5, *, queued: bool = True
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """`interleave` by the GPU's clock (`device_times`), a median a turn; the second answer is the host's time."""
+    """`interleave` by the GPU's clock (`device_times`), one median per turn; the second result is the host's time."""
     times, host, repeats = ({name: [] for name in variants} for _ in range(3))
     for name, function in variants.items():
         function()  # compiles
@@ -83,14 +83,14 @@ def interleave_on_gpu(
 
 
 def fastest(ways: dict[str, Callable], device: str) -> float:
-    """Seconds of the fastest call of any of them."""
+    """Seconds of the fastest call among all of them."""
     times = interleave_on_gpu(ways, 1.5)[0] if device == "cuda" else interleave(ways, device, 1.5)
     return min(map(min, times.values()))
 
 
 @cache
 def bandwidth(device: str) -> float:
-    """Measured here: bytes a second of a large copy, read and written."""
+    """Measured on this machine: bytes per second of a large copy, reads plus writes."""
     size = 2**26 if device == "cpu" else 2**29
     x = torch.randn(size, device=device)
     y = torch.empty_like(x)
@@ -99,7 +99,7 @@ def bandwidth(device: str) -> float:
 
 @cache
 def rate(device: str, dtype: torch.dtype) -> float:
-    """Measured here: operations a second of a large matrix product in that dtype, by the faster of torch's libraries."""
+    """Measured on this machine: operations per second of a large matrix product, by the faster of torch's libraries."""
     n = 2048 if device == "cpu" else 8192
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     ways = {"product": lambda: a @ b}
@@ -109,14 +109,14 @@ def rate(device: str, dtype: torch.dtype) -> float:
 
 
 def operations_of(function: Callable) -> int:
-    """Operations of the matrix products and attentions that one call of it makes, those of the backward pass too."""
+    """Operations of all matrix products and attentions in one call, including the backward pass."""
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops()
 
 
 def machine(device: str) -> dict:
-    """Names the device, its limits and the software."""
+    """Device, its limits, and software versions."""
     half = {"bfloat16_TFLOP_s": round(rate(device, torch.bfloat16) / 1e12, 1)} if device == "cuda" else {}
     return _timing.machine(device) | {
         "bandwidth_GB_s": round(bandwidth(device) / 1e9, 1),

@@ -1,4 +1,4 @@
-"""Graphs of the shapes that the experiments have, drawn at random, for benchmarks."""
+"""Random graphs with the shapes of the experiments, for benchmarks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def molecule(nodes: int, extra: int = 5) -> Tensor:
-    """(2, E) directed edges of a random tree with a few rings, both directions: as sparse as a peptide."""
+    """(2, E) edges, in both directions, of a random tree with a few rings: as sparse as a peptide."""
     u = torch.arange(1, nodes)
     v = (torch.rand(nodes - 1) * u).long()
     edges = torch.cat([torch.stack([u, v]), torch.randint(0, nodes, (2, extra))], 1)
@@ -21,12 +21,12 @@ def molecules(sizes: list[int], extra: int = 5) -> tuple[Tensor, Tensor]:
 
 
 def one_hot(count: int, classes: int) -> Tensor:
-    """(count, classes) float32, a random class a row."""
+    """(count, classes) float32, a random class per row."""
     return torch.nn.functional.one_hot(torch.randint(0, classes, (count,)), classes).float()
 
 
 def dense_graphs(sizes: list[int], N: int, channels: int, density: float) -> Tensor:
-    """(B, N, N, C): 0/1 matrices of that density among the first `size` nodes, symmetric, 0 beyond."""
+    """(B, N, N, C) symmetric 0/1 matrices of this density on the first `size` nodes, 0 elsewhere."""
     out = torch.zeros(len(sizes), N, N, channels)
     for matrix, n in zip(out, sizes, strict=True):
         ones = (torch.rand(n, n, channels) < density).float() * torch.ones(n, n).triu()[..., None]

@@ -1,4 +1,4 @@
-"""Training steps of the experiments, as the benchmarks of samples and processes time them."""
+"""Training steps of the experiments, for the benchmarks of samples and processes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from probsym_fast.training.allocator import keep_freed_memory
 def steps_of(
     configuration: str, changes: list[str], device: str, samples: int, spread: Callable[[Any], nn.Module] | None = None
 ) -> tuple[Any, Callable[[], None], Callable[[], Any]]:
-    """The model, its training step and its forward pass with the loss. spread: what is trained in the model's place."""
+    """The model, its training step, and its forward pass with the loss. spread: wraps the model for training."""
     keep_freed_memory()  # as training does
     case = prepared(tasks.load(configuration, changes), None, device)
     model, batch, loss = case.model, case.batch, case.loss
     trained = model
     if spread is not None:
         trained = spread(model)
-        trained.chunks = model.chunks  # all that a step reads of the model itself
+        trained.chunks = model.chunks  # the only attribute of the model that a step reads
     return (
         model,
         training_steps(trained, batch, samples, loss, **case.settings).step,

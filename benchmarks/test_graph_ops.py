@@ -1,4 +1,4 @@
-"""Group action and tokens, and the whole distribution, beside their dense references."""
+"""Group action and tokens, and the whole distribution, against their dense references."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ WIDTH, GRID = 768, 14  # of a ViT-B/16
 
 
 def check(variants: dict) -> None:
-    """All variants give the reference's tensors to 2e-3 of the largest entry (in half 3e-2), before any is timed."""
+    """Checks all variants against the reference, before timing: within 2e-3 of the largest entry (3e-2 in half precision)."""
     results = {name: function() for name, function in variants.items()}
     exact = results["reference"]
     for name, found in results.items():
@@ -30,9 +30,9 @@ def check(variants: dict) -> None:
 
 
 def run_all(op, case, call, scores, num_nodes, leaves, device, seconds, record, operations, bytes, dtype):
-    """call(p, backend) of an op; times the forward on given permutations, then scores to all gradients.
+    """Times call(p, backend) of an op: the forward on given permutations, then everything from scores to gradients.
 
-    On a GPU beside torch.compile of the dense reference too.
+    On a GPU it also times torch.compile of the dense reference.
     """
     with torch.no_grad():
         p = ops.soft_permutation(scores, num_nodes)
@@ -71,7 +71,7 @@ def name_of(dtype) -> str:
 
 
 def peptides(device) -> tuple[list[int], int]:
-    """Sizes of graphs and samples: one graph of the mean size; a batch."""
+    """Sizes of graphs, and samples: one graph of mean size on a CPU, a batch on a GPU."""
     return ([151], 8) if device == "cpu" else (torch.randint(30, 273, (32,)).tolist(), 10)
 
 
@@ -170,7 +170,7 @@ def test_readout(where, dtype, device, seconds, record):
         seconds,
         record,
         operations=2 * samples * items.shape[1] * WIDTH,
-        # a token is read once, of those that some output needs
+        # each token that some output needs is read once
         bytes=dtype.itemsize * samples * WIDTH * min(len(sizes) * GRID**axes, items.shape[1]),
         dtype=dtype,
     )
@@ -178,7 +178,7 @@ def test_readout(where, dtype, device, seconds, record):
 
 @every_dtype
 def test_aggregate(dtype, device, seconds, record):
-    """The GIN's messages: 64 channels of 10 samples, both ways."""
+    """The messages of a GIN: 64 channels of 10 samples, forward and backward."""
     if dtype not in DTYPES[device]:
         pytest.skip(f"no case of {device}")
     torch.manual_seed(0)
@@ -204,7 +204,7 @@ def test_aggregate(dtype, device, seconds, record):
 
 
 def test_distribution(device, seconds, record):
-    """GIN to soft permutation and entropy: one adjacency and linear-time Sinkhorn beside the dense one."""
+    """GIN to soft permutation and entropy: linear-time Sinkhorn against the dense one."""
     torch.manual_seed(0)
     sizes, N = torch.randint(80, 222, (16,)).tolist(), 444
     edge_index, ptr = molecules(sizes)
@@ -230,7 +230,7 @@ def test_distribution(device, seconds, record):
 
 
 def test_linear_batch_norm_relu(device, seconds, record):
-    """At the rows of an EXP batch: 100 graphs, 10 samples, 64 channels."""
+    """With the rows of an EXP batch: 100 graphs, 10 samples, 64 channels."""
     x = torch.randn(45_500, 64, device=device, requires_grad=True)
     linear = torch.randn(64, 64, device=device).div_(8).requires_grad_()
     weight, bias = (f(64, device=device, requires_grad=True) for f in (torch.ones, torch.zeros))

@@ -1,4 +1,4 @@
-"""Every op beside its dense reference and torch.compile of it; results are compared before anything is timed."""
+"""Every op against its dense reference and torch.compile of it; compares results before timing."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ def through_ops(scores, weights, backend):
 
 
 def dense_core(scores, weights, iterate):
-    """The same, written as one would without the package: the matrix is shared by iterations and entropy."""
+    """The same without the package; iterations and entropy share the matrix."""
     s = torch.nn.functional.normalize(scores, dim=-1)
     t = s.sort(dim=-1, descending=True).values
     log_k = -sorted_distance(t) / TAU
@@ -41,7 +41,7 @@ def dense_core(scores, weights, iterate):
 
 
 def published(log_k):
-    """As published: logarithms of the whole matrix, normalised by logsumexp."""
+    """The published form: the logarithms of the whole matrix, normalised by logsumexp."""
     log_p, log_r, log_c = log_k, 0, 0
     for _ in range(ITERATIONS):
         z = log_p.logsumexp(-1, keepdim=True)
@@ -52,7 +52,7 @@ def published(log_k):
 
 
 def scaling(log_k):
-    """The fastest dense form known to us: r = 1 / (K c), c = 1 / (K r) by matrix-vector products."""
+    """The fastest dense form we know: r = 1 / (K c), c = 1 / (K r) by matrix-vector products."""
     k = log_k.exp()
     c = torch.ones_like(k[..., :1])
     for _ in range(ITERATIONS):
@@ -125,7 +125,7 @@ print(peak() - before)
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_peak_memory(backend, device, record):
-    """Extra resident memory of forward and backward; the reference at an eighth of the batch, times eight."""
+    """Extra resident memory of forward and backward; the reference runs an eighth of the batch, times eight."""
     if device != "cpu" or backend not in OPS["soft_permutation"].backends("cpu"):
         pytest.skip(f"measures the CPU backend {backend!r}")
     shape = (16, 10, 444) if backend == "cpu" else (2, 10, 444)

@@ -1,4 +1,4 @@
-"""Many samples: memory and time against S, in chunks and at once."""
+"""Memory and time against S, in chunks and all at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from probsym_fast.models.chunks import Chunks
 
 SAMPLES = 1, 4, 16, 64
 CHUNKS = 16, 4
-CASES = {  # configuration, changes: half of the published batch where it takes seconds
+CASES = {  # configuration, changes: half the published batch where a step takes seconds
     "n-body GNN-PS": ("nbody/gnn_O3_ps", ["--training.batch=100"]),
     "n-body GNN-GA": ("nbody/gnn_O3_ga", ["--training.batch=100"]),
     "n-body Transformer-PS": ("nbody/transformer_S5xO3_ps", ["--training.batch=50"]),
@@ -23,16 +23,18 @@ CASES = {  # configuration, changes: half of the published batch where it takes 
 
 @pytest.mark.parametrize("name", CASES)
 def test_samples(name, device, seconds, record):
-    """Peak and time of a training step, all samples at once and in chunks; asked for: at S = 64 a peak of at most 1.1 times
-    that of one chunk, and a time of at most 1.4 times that of all at once."""
+    """Peak memory and time of a training step, all samples at once and in chunks.
+
+    Goals at S = 64: at most 1.1 times the peak of one chunk, and 1.4 times the time of all at once.
+    """
     variants, peaks, chunked = {}, {}, {}
 
     def add(label: str, samples: int, size: int | None) -> None:
         model, step, _ = steps_of(*CASES[name], device, samples)
         model.chunks = Chunks(size)
         variants[label] = step
-        step()  # optimiser states are made
-        model.zero_grad()  # a step's gradients are its own, not the last one's
+        step()  # creates the optimiser states
+        model.zero_grad()  # frees the last step's gradients
         peaks[label] = peak_memory(step, device)
 
     for samples in SAMPLES:

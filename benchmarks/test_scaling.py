@@ -1,4 +1,4 @@
-"""A step over several processes: of two against one process, and the part of one of many on the device that is there."""
+"""Steps over several processes: two against one, and the part of one among many, on one device."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LAYOUTS = (1, 1), (8, 1), (1, 8), (64, 1), (8, 8)  # processes along the data, a
 
 
 def ways(name: str) -> Iterator[tuple[str, Callable[[], None]]]:
-    """What each process does: a part of the batch, a part of the samples, the same without their reduction."""
+    """The work of each process: a part of the batch, a part of the samples, or the latter without the reduction."""
     configuration, batch = SPREAD[name]
     mesh = init_device_mesh("cpu", (PROCESSES,), mesh_dim_names=("samples",))
     for way in ("DDP", "sample parallel", "sample parallel, its reduction left out"):
@@ -40,7 +40,7 @@ def ways(name: str) -> Iterator[tuple[str, Callable[[], None]]]:
 
 
 class Left(sharing._Sum):
-    """No sum: every process goes on with its own part."""
+    """No sum: every process keeps its own part."""
 
     @classmethod
     def apply(cls, x: torch.Tensor, group: Any) -> torch.Tensor:
@@ -48,7 +48,7 @@ class Left(sharing._Sum):
 
 
 def work(rank: int, name: str, threads: int, meeting: str, pipe: Any) -> None:
-    """A process that runs the step it is told, and tells when it is done."""
+    """A process that runs each requested step and reports when it is done."""
     torch.set_num_threads(threads)
     distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=PROCESSES)
     whole, steps = sharing._Sum, dict(ways(name))
@@ -62,7 +62,7 @@ def work(rank: int, name: str, threads: int, meeting: str, pipe: Any) -> None:
 
 @contextmanager
 def processes(name: str, threads: int, meeting: str) -> Iterator[dict[str, Callable[[], None]]]:
-    """Steps that all processes take together, by the way they share the work."""
+    """Steps that all processes take together, by how they share the work."""
     context = multiprocessing.get_context("spawn")
     pipes, running = [], []
     try:
@@ -70,7 +70,7 @@ def processes(name: str, threads: int, meeting: str) -> Iterator[dict[str, Calla
             here, there = context.Pipe()
             running.append(context.Process(target=work, args=(rank, name, threads, meeting, there), daemon=True))
             running[-1].start()
-            there.close()  # so that a process that dies ends the wait for it
+            there.close()  # so that waiting for a dead process ends
             pipes.append(here)
         found, *_ = [pipe.recv() for pipe in pipes]  # all are ready
 
@@ -92,7 +92,7 @@ def processes(name: str, threads: int, meeting: str) -> Iterator[dict[str, Calla
 
 @pytest.mark.parametrize("name", SPREAD)
 def test_two_processes(name, device, seconds, record, tmp_path):
-    """A step over two processes against one process with the same threads in all; efficiency: time of one over theirs."""
+    """Two processes against one, with the same total of threads; efficiency: time of one over time of two."""
     if device != "cpu":
         pytest.skip("needs two devices")
     before = torch.get_num_threads()
@@ -117,7 +117,7 @@ def test_two_processes(name, device, seconds, record, tmp_path):
 
 
 class Part:
-    """A mesh of so many processes along the samples, seen by its first one; nothing is sent."""
+    """A mock mesh of `processes` along the samples, seen from the first one; sends nothing."""
 
     ndim = 1
 
@@ -133,10 +133,10 @@ class Part:
 
 @pytest.mark.parametrize("name", PARTS)
 def test_parts(name, device, seconds, record, monkeypatch):
-    """What one of 8 and of 64 devices computes of a step, on this one: without communication, whose bytes are counted.
+    """The part of a step that one of 8 or 64 devices computes, on this device; communication is only counted, in bytes.
 
-    efficiency: of the devices, if sending were free. to hide: the rate at which the gradients (ring, float32) are sent
-    within the backward pass and optimiser.
+    efficiency: of the devices if communication were free. to hide: the bandwidth that hides sending the gradients (ring,
+    float32) in the backward pass and optimiser.
     """
     monkeypatch.setattr(sharing, "_Sum", Left)
     configuration, changes, graphs, samples = PARTS[name]

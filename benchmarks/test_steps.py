@@ -1,4 +1,4 @@
-"""The symmetrization tax: a full training step over the step of the bare backbone on random inputs, in one run."""
+"""The symmetrization tax: time of a full training step over that of the bare backbone on random inputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def case(
     compiled: str | None = None,
     mode: str | None = None,
 ) -> Steps:
-    """Of a configuration; see `training_steps`."""
+    """The `training_steps` of a configuration."""
     keep_freed_memory()  # as training does, for both sides
     torch.manual_seed(0)
     task = tasks.load(name, overrides)
@@ -50,7 +50,7 @@ def vision(
     rows: int = 4,
     compiled: str | None = None,
 ) -> Steps:
-    """ViT-B/16 with about `rows` sampled graphs a step in all; molecules of random features, every patch kept."""
+    """ViT-B/16 with about `rows` sampled graphs per step; molecules with random features, no patch dropped."""
     dataset = "pattern" if name == "PATTERN" else f"random_{VISION[name]}"
     changes = {
         "dataset": dataset,
@@ -76,7 +76,7 @@ CASES: dict[str, Callable[[str], Steps]] = {
     },
     "PATTERN ViT-B/16-PS, S = 1, bf16": partial(vision, "PATTERN", samples=1, autocast=torch.bfloat16),
 }
-ROWS = 128  # sampled graphs a step on a GPU
+ROWS = 128  # sampled graphs per step on a GPU
 SMALL = {"n-body Transformer-PS": "nbody/transformer_S5xO3_ps", "EXP-classify MLP-PS": "exp_classify/mlp_ps"}
 GPU_CASES: dict[str, Callable[[str], Steps]] = {
     **{name: CASES[name] for name in CASES if "ViT" not in name},
@@ -117,7 +117,7 @@ def test_training_step(name, device, seconds, record):
 
 @pytest.mark.parametrize("name", VISION)
 def test_dead_tokens(name, device, seconds, record):
-    """The bare ViT-B/16, forward and backward, with the last block for what is read and for all tokens; 4 rows of tokens."""
+    """Bare ViT-B/16, forward and backward, with the last block on the tokens that are read or on all; 4 rows of tokens."""
     read = {"PATTERN": "diagonal", "Peptides-func": "pooled", "PCQM-Contact": "tokens"}[name]
     if read == "tokens":
         pytest.skip("reads all tokens")

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writes, and cleaning up after interrupted ones."""
 
 import errno
 import os
@@ -9,16 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errors of a disk that takes no more
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errors of a full disk
 
 
 def write_atomically(path: str | Path, writer: Callable[[BinaryIO], Any]) -> None:
-    """Create or replace the file `path` with what `writer(file)` writes to a binary file.
+    """Creates or replaces the file `path` with what `writer(file)` writes to a binary file.
 
-    The bytes go to a temporary file in the same folder (made if need be), reach the disk, and are then
-    renamed: a reader sees the old file or the new one, never a part. Of several writers at once the last one
-    wins. Whatever `writer` raises, an interrupt included, is passed on; `path` is then as it was and the
-    temporary file is gone.
+    The bytes go to a temporary file in the same folder (created if missing), are synced to disk, and are then renamed. A
+    reader sees the old file or the new one, never a part; with several writers the last one wins. If `writer` raises or
+    is interrupted, `path` is unchanged and the temporary file is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +34,7 @@ def write_atomically(path: str | Path, writer: Callable[[BinaryIO], Any]) -> Non
 
 @contextmanager
 def naming_file(path: Path) -> Iterator[None]:
-    """Errors of a full disk name the file that is written within, which the system leaves out."""
+    """Adds the file's name to full-disk errors raised inside, because the system leaves it out."""
     try:
         yield
     except OSError as error:
@@ -45,12 +44,12 @@ def naming_file(path: Path) -> Iterator[None]:
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """The temporary files in the folder (not below it) whose writers were killed, or are at work."""
+    """Temporary files directly in the folder, whose writers were killed or are still running."""
     return [path for path in folder.glob(".*.tmp") if re.fullmatch(r"\..+\.[0-9a-f]{16}\.tmp", path.name)]
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files of killed writers in the folder and those right below it; nobody else may write there."""
+    """Removes the temporary files of killed writers from the folder and its subfolders. No other process may write there."""
     places = [folder, *(path for path in folder.glob("*") if path.is_dir())]
     for path in (path for place in places for path in unfinished(place)):
         path.unlink(missing_ok=True)

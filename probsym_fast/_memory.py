@@ -1,4 +1,4 @@
-"""Memory: what a computation takes at its peak, and what a device has left."""
+"""Memory: the peak of a computation, and what is free on a device."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_memory(function: Callable[[], Any], device: torch.device | str) -> int:
-    """The most bytes of tensors that are held at once while function() runs, beyond those held before, on a CPU or GPU.
+    """Peak bytes of tensors while function() runs, above those held before, on a CPU or GPU.
 
-    On a CPU the allocations are recorded (exact, whatever the C library keeps); on a GPU the caching allocator's peak,
-    whose record is begun anew. Raises RuntimeError for other devices.
+    On a CPU every allocation is recorded, so the result is exact. On a GPU it is the caching allocator's peak, which is
+    reset first. Raises RuntimeError for other devices.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -26,7 +26,7 @@ def peak_memory(function: Callable[[], Any], device: torch.device | str) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     if device.type != "cpu":
         raise RuntimeError(f"peak_memory: device must be a CPU or a CUDA GPU, got {device}")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would tell on stderr that there is no GPU
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it reports on stderr that there is no GPU
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         function()
     events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -38,7 +38,7 @@ def peak_memory(function: Callable[[], Any], device: torch.device | str) -> int:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that a GPU still has, those included that the caching allocator holds in reserve; None elsewhere."""
+    """Free bytes of a GPU, including the caching allocator's reserve; None for other devices."""
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)

@@ -1,4 +1,4 @@
-"""Standard output and error that end no command: a reader may go away, a terminal may lack a character."""
+"""Standard output and error that survive a reader that goes away or an encoding that lacks a character."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-GONE = {errno.EPIPE, errno.EIO, errno.EBADF}  # a pipe without a reader, a terminal that was closed, no output at all
+GONE = {errno.EPIPE, errno.EIO, errno.EBADF}  # a pipe without a reader, a closed terminal, no output at all
 
 
 class _Patient:
-    """A text stream whose reader may go away; what is written then is dropped."""
+    """A text stream that drops its output once its reader is gone."""
 
     def __init__(self, stream: Any):
         self._stream = stream
@@ -35,12 +35,12 @@ class _Patient:
         try:
             self._stream.flush()
         except OSError as error:
-            self._drop()  # a full disk is reported once, not again when Python ends
+            self._drop()  # reports a full disk once, not again when Python exits
             if error.errno not in GONE:
                 raise
 
     def _drop(self) -> None:
-        """What is buffered goes nowhere too, also when Python flushes the stream at its end."""
+        """Discards the buffer too, even when Python flushes the stream on exit."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
@@ -51,7 +51,7 @@ class _Patient:
 
 @contextmanager
 def patient_output() -> Iterator[None]:
-    """Within it a closed pipe is no error, and a character that the encoding lacks is written as its escape ("\\xb1")."""
+    """Inside it, a closed pipe is not an error, and characters missing from the encoding are escaped ("\\xb1")."""
     before = sys.stdout, sys.stderr
     for stream in before:
         if hasattr(stream, "reconfigure"):

@@ -1,9 +1,10 @@
-"""Figures: how they look, and how they are written."""
+"""The style of figures, and saving them."""
 
 from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -13,11 +14,11 @@ from matplotlib.figure import Figure
 
 from probsym_fast._files import write_atomically
 
-PRINTED = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42}
+PRINTED: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42}
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes the figure whole or not at all, as the path's ending says, and closes it."""
+    """Writes the figure atomically, in the format of the path's suffix, and closes it."""
     buffer = BytesIO()
     figure.savefig(buffer, format=path.suffix[1:], dpi=130, bbox_inches="tight")
     plt.close(figure)

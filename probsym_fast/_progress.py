@@ -1,4 +1,4 @@
-"""What is told on stderr while a set is made or fetched."""
+"""Progress on stderr while a data set is generated or downloaded."""
 
 import sys
 import time
@@ -11,9 +11,9 @@ from typing import Any
 
 @contextmanager
 def announced(text: str, total: int | None) -> Iterator[Callable[[int], object]]:
-    """A line on stderr before and after; between them, on a terminal and where rich is installed, a bar.
+    """Prints a line before and after; on a terminal with rich installed, also a progress bar.
 
-    Gives a function to call with the amount done since its last call; `total` None: not known beforehand.
+    Yields a function to call with the amount done since the last call. total: None if unknown.
     """
     print(f"{text} ...", file=sys.stderr, flush=True)
     start = time.perf_counter()

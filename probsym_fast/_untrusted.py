@@ -1,4 +1,4 @@
-"""Files from outside: how much work and memory they ask for is known before anything is made of them."""
+"""Checks untrusted files before loading them, so that their size bounds the work and the memory."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-OPCODES = 5_000_000  # most instructions of a pickle; a checkpoint of a ViT with Adam's moments has some ten thousand
+OPCODES = 5_000_000  # most instructions of a pickle; a ViT checkpoint with Adam's moments has about ten thousand
 ARGUMENTS = 1000  # most values in the arguments of one call
 PICKLE = 1 << 26  # bytes of the largest pickle
 INTEGER = 128  # bits of the largest integer
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # what torch's file format before zip starts with
-STORAGES = {  # bytes of a number
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # start of torch's file format before zip
+STORAGES = {  # bytes per element
     "torch.storage.UntypedStorage": 1,
     "torch.BoolStorage": 1,
     "torch.ByteStorage": 1,
@@ -36,7 +36,7 @@ STORAGES = {  # bytes of a number
     "torch.ComplexFloatStorage": 8,
     "torch.ComplexDoubleStorage": 16,
 }
-NAMES = {  # what the pickle of a torch file may name, beside dtypes
+NAMES = {  # globals that the pickle of a torch file may name, besides dtypes
     *STORAGES,
     "collections.OrderedDict",
     "collections.Counter",
@@ -51,7 +51,7 @@ NAMES = {  # what the pickle of a torch file may name, beside dtypes
 
 
 def read_bytes(path: str | Path, most: int) -> bytes:
-    """The content of a regular file. ValueError where it is none (a pipe, a device) or has more than `most` bytes."""
+    """The content of a regular file. Raises ValueError for a pipe or device, or for more than `most` bytes."""
     with open_regular(path) as file:
         if (size := os.fstat(file.fileno()).st_size) > most:
             raise ValueError(f"{path}: expected at most {most} bytes, got {size}")
@@ -59,7 +59,7 @@ def read_bytes(path: str | Path, most: int) -> bytes:
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """A regular file, open for reading; ValueError for another kind, which might never end."""
+    """Opens a regular file for reading. Raises ValueError for other kinds, which might never end."""
     number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     kind = os.fstat(number).st_mode
     if stat.S_ISREG(kind):
@@ -71,7 +71,7 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 
 def check_zip(file: BinaryIO) -> dict[str, int]:
-    """Name and size of every entry of a zip archive. ValueError where what it holds could be larger than itself."""
+    """Name and size of every entry of a zip archive. Raises ValueError if its content could be larger than the file."""
     size = os.fstat(file.fileno()).st_size
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
@@ -87,35 +87,43 @@ def check_zip(file: BinaryIO) -> dict[str, int]:
 
 
 class Storage(NamedTuple):
-    """Numbers that a pickle of torch's says lie elsewhere in the file."""
+    """A tensor's storage, which the pickle of a torch file refers to."""
 
     key: str
     bytes: int
 
 
 class _Seen(NamedTuple):
-    """A value that a pickle would make. weight: the values in it, where tuples that share their parts count each time."""
+    """A value that a pickle would make. weight: number of values inside, counting shared parts of tuples each time."""
 
     weight: int
-    value: Any = None  # of scalars, names of globals, and tuples of `_Seen`
+    value: Any = None  # known for scalars, names of globals, and tuples of `_Seen`
 
 
-_SCALAR = 1  # weight of what may be a key
+OBJECTS = (
+    pickletools.pydict,
+    pickletools.anyobject,
+    pickletools.pyfrozenset,
+    pickletools.pybuffer,  # type: ignore[attr-defined]  # not in its stub
+)
+_SCALAR = 1  # weight of a valid key
 _OBJECT = _Seen(2)
-_LIST = _Seen(ARGUMENTS + 1)  # in no call's arguments: `set` and its kin would hash what is in it
+_LIST = _Seen(ARGUMENTS + 1)  # too heavy for any call's arguments: `set` and the like would hash its items
 
 
 def check_pickle(stream: BinaryIO, size: int, names: Collection[str] | None = None) -> list[Storage]:
-    """Follows a pickle's instructions up to its end without making anything, and returns the storages it refers to.
+    """Follows a pickle's instructions without executing them, and returns the storages it refers to.
 
-    size: of the file. Raises UnpicklingError where the work is not bounded by the size: too many instructions, a key other
-    than a string or a number of at most 31 bits (a hash visits every part of nested tuples, however often it is shared), a
-    list or too many values in a call's arguments; and for a global that is not among the names.
+    size: bytes of the file. Raises UnpicklingError for a global that is not in `names`, and where the size does not bound
+    the work: too many instructions, a list or too many values in a call's arguments, or a key that is neither a string nor a
+    number of at most 31 bits (hashing a nested tuple visits shared parts every time).
     """
     stack: list[_Seen] = []
     marks: list[int] = []
     memo: dict[int, _Seen] = {}
     found: dict[str, int] = {}
+    opcode: pickletools.OpcodeInfo
+    argument: Any
     for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         name = opcode.name
         if count >= OPCODES:
@@ -124,7 +132,7 @@ def check_pickle(stream: BinaryIO, size: int, names: Collection[str] | None = No
             raise UnpicklingError(f"an integer of {argument.bit_length()} bits")
         if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
             place = len(memo) if name == "MEMOIZE" else argument
-            if place > size:  # pickle would make room for as many
+            if place > size:  # pickle would allocate that many
                 raise UnpicklingError(f"{name} {place} in {size} bytes")
             memo[place] = stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
@@ -155,14 +163,14 @@ def check_pickle(stream: BinaryIO, size: int, names: Collection[str] | None = No
 
 
 def _taken(opcode: pickletools.OpcodeInfo, stack: list[_Seen], marks: list[int]) -> list[_Seen]:
-    """What the instruction takes from the stack."""
+    """Pops the instruction's arguments from the stack."""
     before = opcode.stack_before
     if pickletools.markobject in before:
         start = marks.pop() - before.index(pickletools.markobject)
     else:
         start = len(stack) - len(before)
     if not 0 <= start <= len(stack):
-        raise UnpicklingError(f"{opcode.name} without what it takes")
+        raise UnpicklingError(f"{opcode.name} without its arguments")
     taken = stack[start:]
     del stack[start:]
     return taken
@@ -184,7 +192,7 @@ def _check_taken(name: str, taken: list[_Seen]) -> None:
 
 
 def _made(opcode: pickletools.OpcodeInfo, argument: Any, taken: list[_Seen]) -> Iterator[_Seen]:
-    """What the instruction leaves on the stack."""
+    """The values that the instruction pushes."""
     name = opcode.name
     if name in ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"):
         yield taken[0]
@@ -195,7 +203,7 @@ def _made(opcode: pickletools.OpcodeInfo, argument: Any, taken: list[_Seen]) -> 
         for kind in opcode.stack_after:
             if kind in (pickletools.pylist, pickletools.pyset):
                 yield _LIST
-            elif kind in (pickletools.pydict, pickletools.anyobject, pickletools.pyfrozenset, pickletools.pybuffer):
+            elif kind in OBJECTS:
                 yield _OBJECT
             else:
                 large = isinstance(argument, int) and argument.bit_length() > 31
@@ -203,7 +211,7 @@ def _made(opcode: pickletools.OpcodeInfo, argument: Any, taken: list[_Seen]) -> 
 
 
 def _note(key: _Seen, found: dict[str, int]) -> None:
-    """Adds the storage that a persistent id of torch's names."""
+    """Adds the storage that a persistent id of torch names."""
     parts = [part.value for part in key.value] if isinstance(key.value, tuple) else []
     kind = parts[1] if len(parts) > 1 and isinstance(parts[1], str) else ""
     if len(parts) < 5 or parts[0] != "storage" or not isinstance(parts[2], str) or not isinstance(parts[4], int):
@@ -219,8 +227,8 @@ def _is_dtype(full: str) -> bool:
 
 
 def check_torch_file(path: Path) -> None:
-    """Raises ValueError, UnpicklingError or BadZipFile for a file that torch.save does not write, or that claims what it
-    does not hold; OSError where it cannot be read."""
+    """Raises ValueError, UnpicklingError or BadZipFile for a file that torch.save did not write or that claims more than it
+    holds, OSError if it cannot be read."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if file.read(4) == b"PK\x03\x04":
@@ -234,7 +242,7 @@ def check_torch_file(path: Path) -> None:
             with zipfile.ZipFile(file) as archive:
                 storages = check_pickle(BytesIO(archive.read(pickles[0])), size, NAMES)
                 if (damaged := archive.testzip()) is not None:
-                    raise ValueError(f"expected the bytes that were written, got others in {damaged}")
+                    raise ValueError(f"expected intact entries, got a wrong checksum in {damaged}")
             folder = pickles[0].removesuffix("data.pkl")
             for storage in storages:
                 held = sizes.get(f"{folder}data/{storage.key}", 0)
@@ -246,7 +254,7 @@ def check_torch_file(path: Path) -> None:
 
 
 def check_legacy(file: BinaryIO, size: int) -> None:
-    """The same for torch's file format before zip, from the start of the file."""
+    """`check_torch_file` for torch's file format before zip, from the start of the file."""
     start = [
         argument for _, (_, argument, _) in zip(range(2), pickletools.genops(file), strict=False)
     ]  # protocol, magic
@@ -259,10 +267,10 @@ def check_legacy(file: BinaryIO, size: int) -> None:
 
 
 def load_tensors(path: Path) -> Any:
-    """What torch.save wrote: tensors, numbers, strings and containers, on the CPU; no code of the file is run.
+    """What torch.save wrote: tensors, numbers, strings and containers, on the CPU. Runs no code from the file.
 
-    The work and the memory are bounded by the file's size. Raises OSError where it cannot be read, and ValueError with one
-    line that says what is wrong with it, without its name.
+    The file's size bounds the work and the memory. Raises OSError if it cannot be read, ValueError if its content is wrong,
+    with one line that does not name the file.
     """
     try:
         check_torch_file(path)
@@ -271,12 +279,12 @@ def load_tensors(path: Path) -> Any:
     except OSError:
         raise
     except Exception as error:  # damage may show anywhere in zipfile, pickle and torch
-        raise ValueError(reason(error)) from None  # torch's errors advise to run the file's code
+        raise ValueError(reason(error)) from None  # torch's errors recommend running the file's code
     return content
 
 
 def reason(error: Exception) -> str:
-    """An error in one line, without torch's advice to load a file with its code."""
+    """An error in one line, without torch's advice to run the file's code."""
     text = " ".join(str(error).split())
     if "weights_only" in text or "safe_globals" in text:
         text = ""
@@ -284,7 +292,7 @@ def reason(error: Exception) -> str:
 
 
 def _check_tensors(content: Any) -> None:
-    """ValueError for a tensor of more numbers than its storage holds (a stride of 0): work on it would have no bound."""
+    """Raises ValueError for a tensor larger than its storage (stride 0), because work on it would be unbounded."""
     waiting, seen = [content], set()
     while waiting:
         value = waiting.pop()

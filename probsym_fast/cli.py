@@ -1,4 +1,4 @@
-"""The command `probsym`: fit, test and profile experiments, tell what is built, fetch data."""
+"""The command `probsym`: fit, test and profile experiments, show the available backends, get data sets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from probsym_fast._output import patient_output
 
@@ -28,11 +28,11 @@ TRAIN_EXTRA = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit status: 0 done, 1 refused with a message, 128 + signal stopped by one."""
+    """Runs the command. Returns the exit status: 0 on success, 1 after an error message, 128 + signal if one stopped it."""
     try:
         with patient_output():
             return _main(arguments)
-    except OSError as error:  # of the output itself, such as a full disk
+    except OSError as error:  # of writing the output, such as a full disk
         if (text := _file_error(error)) is None:
             raise
         return _refuse(text)
@@ -41,12 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="probsym", description="Probabilistic symmetrization, fast.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="fit | test | profile | info | data")
-    for name, text in (
-        ("fit", "train a configuration, then test it"),
+    for name, about in (
+        ("fit", "train a configuration and test it"),
         ("test", "test a trained configuration"),
     ):
         command = commands.add_parser(
-            name, help=text, description=text.capitalize() + ". Any key of the configuration: --key value."
+            name,
+            help=about,
+            description=about.capitalize() + ". Override any key of the configuration with --key value.",
         )
         command.add_argument(
             "-c", "--config", required=True, help="a YAML file, or a packaged name such as nbody/gnn_O3_ps"
@@ -55,15 +57,19 @@ def _main(arguments: Sequence[str] | None) -> int:
             command.add_argument(
                 "--resume",
                 action="store_true",
-                help="continue from the run's last checkpoint (a comparison does so anyway)",
+                help="continue from the run's last checkpoint (a comparison always does)",
             )
-        command.add_argument("--keys", action="store_true", help="list the keys of the configuration, and stop")
+        command.add_argument("--keys", action="store_true", help="list the configuration's keys and exit")
     _add_profile(commands)
-    commands.add_parser("info", help="what is built and chosen, and which configurations there are")
-    data = commands.add_parser("data", help="list the data sets, or generate or fetch one")
+    commands.add_parser(
+        "info", help="show which backends are built and which each op uses, and list the configurations"
+    )
+    data = commands.add_parser("data", help="list the data sets, or generate or download one")
     data.add_argument("action", choices=["list", "get"])
-    data.add_argument("name", nargs="?", help="a data set, for get")
-    data.add_argument("--force", action="store_true", help="generate or read anew even if the file is there")
+    data.add_argument("name", nargs="?", help="the data set to get")
+    data.add_argument(
+        "--force", action="store_true", help="generate or read the data set again even if its file exists"
+    )
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command not in ("fit", "test", "profile"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -73,7 +79,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in TRAIN_EXTRA:
             raise
-        return _refuse(f'{error.name} is needed here: pip install "probsym_fast[train]"')
+        return _refuse(f'{error.name} is needed for this command: pip install "probsym_fast[train]"')
     except KeyboardInterrupt:
         print("\nprobsym: interrupted", file=sys.stderr)
         return 130
@@ -86,7 +92,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 
 def _file_error(error: OSError) -> str | None:
-    """One line for an error of a file, of a full disk or of our own; None for another of the system's."""
+    """One line for an error of a file, a full disk or our own code; None for other system errors."""
     from probsym_fast._files import FULL
 
     if error.errno is None:
@@ -98,8 +104,8 @@ def _file_error(error: OSError) -> str | None:
 
 
 def _add_profile(commands: argparse._SubParsersAction) -> None:
-    text = "throughput, memory, tax and variance against the number of samples"
-    about = text.capitalize() + ". Any key of the configuration: --key value."
+    text = "measure throughput, memory, tax and variance against the number of samples"
+    about = text.capitalize() + ". Override any key of the configuration with --key value."
     command = commands.add_parser(
         "profile", help=text, description=about, allow_abbrev=False, argument_default=argparse.SUPPRESS
     )
@@ -107,26 +113,36 @@ def _add_profile(commands: argparse._SubParsersAction) -> None:
     what = command.add_mutually_exclusive_group(required=True)
     what.add_argument("-c", "--config", help="a YAML file, or a packaged name such as nbody/gnn_O3_ps")
     what.add_argument(
-        "--join", type=Path, nargs="+", metavar="JSON", help="measure nothing: profiles' variances together"
+        "--join",
+        type=Path,
+        nargs="+",
+        metavar="JSON",
+        help="measure nothing; plot the variances of these profiles together",
     )
     add(
         "--weights",
         type=Path,
-        help="a checkpoint, such as runs/x/checkpoints/best.ckpt with -c runs/x/config.yaml (new ones)",
+        help="checkpoint, such as runs/x/checkpoints/best.ckpt with -c runs/x/config.yaml (default: new weights)",
     )
-    add("--samples", type=int, nargs="+", metavar="S", help="numbers of samples (1 2 4 8 16 32 64)")
-    add("--modes", nargs="+", help="of training, inference, variance alone (training inference)")
-    add("--chunks", type=_chunk, nargs="+", help="samples at once: numbers, auto, all (the configuration's)")
-    add("--backends", nargs="+", help="of the ops: auto, reference, or one by name (auto)")
-    add("--draws", nargs="+", help="kinds of noise: independent, antithetic, stratified (the configuration's)")
-    add("--device", help="such as cpu or cuda:1; the GPU if there is one")
-    add("--seconds", type=float, help="given to each row, which takes three steps at least (1)")
-    add("--repeats", type=int, help="predictions that a variance is taken over (16)")
-    add("--output", type=Path, help="folder of profile.json, kept row by row, .png and .pdf (runs/NAME/profile)")
+    add("--samples", type=int, nargs="+", metavar="S", help="numbers of samples (default: 1 2 4 8 16 32 64)")
+    add("--modes", nargs="+", help="training, inference, or variance only (default: training inference)")
+    add(
+        "--chunks", type=_chunk, nargs="+", help="samples per pass: numbers, auto or all (default: the configuration's)"
+    )
+    add("--backends", nargs="+", help="backends of the ops: auto, reference, or one by name (default: auto)")
+    add("--draws", nargs="+", help="kinds of noise: independent, antithetic, stratified (default: the configuration's)")
+    add("--device", help="such as cpu or cuda:1 (default: the GPU if there is one)")
+    add("--seconds", type=float, help="time for each row, which runs at least three steps (default: 1)")
+    add("--repeats", type=int, help="predictions per variance (default: 16)")
+    add(
+        "--output",
+        type=Path,
+        help="folder for profile.json (saved after each row), .png and .pdf (default: runs/NAME/profile)",
+    )
     add(
         "--trace",
         action="store_true",
-        help="also trace.json for ui.perfetto.dev: a training step, of each list the first value",
+        help="also write trace.json for ui.perfetto.dev: one training step, with the first value of each list",
     )
 
 
@@ -140,7 +156,7 @@ def _chunk(text: str) -> int | str | None:
 
 
 def _refuse(message: str) -> int:
-    """One line, whatever the message holds."""
+    """Prints the message as one line."""
     print(f"probsym: error: {' '.join(message.splitlines())}", file=sys.stderr)
     return 1
 
@@ -156,14 +172,15 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     from probsym_fast.training import run as training
 
     if options.command == "fit" and options.resume and isinstance(task, tasks.Computation) and not task.continues:
-        wanted = "left out where the experiment is no training of one model: run it again as it is"
-        raise ValueError(f"fit: --resume must be {wanted}, got it for the task {task.config.task!r}")
+        wanted = "left out where the experiment trains no single model (run it again without)"
+        raise ValueError(f"fit: --resume must be {wanted}, got it for task {task.config.task!r}")
     folder = training.run_folder(task.config)
     if training.is_first_process():
         print(f"{options.command} {options.config}: run folder {folder}", flush=True)
+    results: dict[str, Any] | None
     try:
-        if not isinstance(task, tasks.Task):
-            results = training.compute(task)  # nothing is trained, or the experiment trains several runs itself
+        if not isinstance(task, tasks.Task):  # nothing is trained, or the experiment trains several runs itself
+            results = training.compute(cast("tasks.Computation", task))
         else:
             results = training.fit(task, resume=options.resume) if options.command == "fit" else training.test(task)
     except training.Stopped as stop:
@@ -190,7 +207,7 @@ def _profile(options: argparse.Namespace, rest: list[str]) -> int:
         return _join(options, rest)
     task = tasks.load(options.config, rest)
     folder = given.get("output") or Path("runs") / tasks.configuration.full_name(task.config) / "profile"
-    with owned(folder):  # what cannot be written is reported before the measuring
+    with owned(folder):  # reports an unwritable folder before measuring
         return _profile_in(folder, task, given)
 
 
@@ -205,7 +222,7 @@ def _profile_in(folder: Path, task: Any, given: dict[str, Any]) -> int:
     for ending in ("png", "pdf"):
         found.plot(folder / f"profile.{ending}")
     if "trace" in given:
-        first = found.rows[0]  # of each list the first value
+        first = found.rows[0]  # the first value of each list
         case = {name: getattr(first, name) for name in ("samples", "chunk", "backend", "draws")}
         case |= {name: given.get(name) for name in ("weights", "device")}
         trace(task, path=folder / "trace.json", **case)
@@ -222,9 +239,9 @@ def _join(options: argparse.Namespace, rest: list[str]) -> int:
     from probsym_fast.training.ownership import owned
 
     if rest:
-        raise ValueError(f"profile: --join must stand without keys of a configuration, got {' '.join(rest)}")
+        raise ValueError(f"profile: --join must be used without configuration keys, got {' '.join(rest)}")
     if others := [f"--{name}" for name in (*PROFILED, "trace") if name in vars(options)]:
-        raise ValueError(f"profile: --join must stand without what a measurement takes, got {' '.join(others)}")
+        raise ValueError(f"profile: --join must be used without measurement options, got {' '.join(others)}")
     profiles = joined([one for path in options.join for one in read_profiles(path)])
     folder = getattr(options, "output", None) or Path("runs") / "averages"
     with owned(folder):
@@ -251,7 +268,7 @@ def _info(options: argparse.Namespace, rest: list[str]) -> int:
     if extension["problem"]:
         print(f"note: {extension['problem']}")
     _table(
-        "ops: backends, the one that auto chooses first",
+        "ops: backends by device, auto's choice first",
         [(op, "; ".join(f"{d}: {', '.join(b)}" for d, b in devices.items())) for op, devices in facts["ops"].items()],
     )
     try:
@@ -268,27 +285,30 @@ def _data(options: argparse.Namespace, rest: list[str]) -> int:
     from probsym_fast.data.exp import URL as EXP_URL
 
     benchmark = {
-        "peptides-func": "15,535 peptides, ten functions each (Long Range Graph Benchmark)",
-        "peptides-struct": "the same peptides, eleven properties of their shape",
-        "pcqm-contact": "529,434 molecules, pairs of atoms in contact",
+        "peptides-func": "15,535 peptides, ten functions to predict (Long Range Graph Benchmark)",
+        "peptides-struct": "the same peptides, eleven properties of shape to predict",
+        "pcqm-contact": "529,434 molecules, contacts between atoms to predict",
     }
     splits = ("train", "valid", "test")
 
     if options.action == "list":
         if options.name or options.force:
-            raise ValueError(f"data: list must stand alone, got {options.name or '--force'!r}")
+            raise ValueError(f"data: list must come without other arguments, got {options.name or '--force'!r}")
         file = next((cache_dir() / "nbody").glob("*.npz"), None)
-        where = _state(file) if file else "generated on first use, under a minute"
+        where = _state(file) if file else "generated on first use (under a minute)"
         file_exp = cache_dir() / "exp" / "GRAPHSAT.pkl"
         where_exp = (
-            f"in {file_exp}" if file_exp.is_file() else "`probsym data get exp` downloads it from its authors' page"
+            f"in {file_exp}" if file_exp.is_file() else "`probsym data get exp` downloads it from the authors' page"
         )
         rows = [
             ("nbody", f"14,000 trajectories of five charged particles; {where}"),
-            ("graph8c", "11,117 connected graphs of 8 nodes; enumerated on first use, seconds"),
-            ("exp", f"600 pairs of graphs equal under the 1-WL test; {where_exp}"),
-            ("wl_pairs", "600 pairs of the same kind, our own; generated each time, below a second"),
-            ("pattern", "14,000 graphs of communities with a planted pattern, our own draw; on first use, seconds"),
+            ("graph8c", "11,117 connected graphs of 8 nodes; enumerated on first use (seconds)"),
+            ("exp", f"600 pairs of graphs that the 1-WL test cannot distinguish; {where_exp}"),
+            ("wl_pairs", "600 similar pairs of our own; generated each time (under a second)"),
+            (
+                "pattern",
+                "14,000 community graphs with a planted pattern, our own draw; generated on first use (seconds)",
+            ),
         ]
         published = {"published_pattern": "the 14,000 graphs of PATTERN as published", **benchmark}
         for name, about in published.items():
@@ -298,7 +318,7 @@ def _data(options: argparse.Namespace, rest: list[str]) -> int:
             rows.append((name, f"{about}; " + (f"in {folder}" if there else f"`probsym data get {name}` downloads it")))
         _table("data sets", rows)
         return 0
-    if (dashed := (options.name or "").replace("_", "-")) in benchmark:  # as the configurations spell it
+    if (dashed := (options.name or "").replace("_", "-")) in benchmark:  # spelled as in the configurations
         options.name = dashed
     if options.name == "nbody":
         sets = [NBody(split, force=options.force and split == "train") for split in splits]
@@ -311,12 +331,12 @@ def _data(options: argparse.Namespace, rest: list[str]) -> int:
         counts = [len(pattern(split, force=options.force)) for split in splits]
         print(f"pattern: {' + '.join(map(str, counts))} graphs in {cache_dir() / 'pattern'}")
     elif options.name == "published_pattern":
-        first = [options.force, False, False]  # reads all splits
+        first = [options.force, False, False]  # the first call reads all splits
         counts = [len(published_pattern(s, download=True, force=f)) for s, f in zip(splits, first, strict=True)]
         print(f"published_pattern: {' + '.join(map(str, counts))} graphs in {cache_dir() / 'gnn_benchmark'}")
     elif options.name in benchmark:
-        sets = [lrgb(options.name, s, download=True, force=options.force and s == "train") for s in splits]
-        print(f"{options.name}: {' + '.join(str(len(s)) for s in sets)} graphs in {cache_dir() / 'lrgb'}")
+        counts = [len(lrgb(options.name, s, download=True, force=options.force and s == "train")) for s in splits]
+        print(f"{options.name}: {' + '.join(map(str, counts))} graphs in {cache_dir() / 'lrgb'}")
     else:
         names = ", ".join(["nbody", "graph8c", "exp", "pattern", "published_pattern", *benchmark])
         raise ValueError(f"data: name must be one of {names}, got {options.name!r}")
@@ -333,7 +353,7 @@ def _state(file: Path) -> str:
     return f"cached in {file}"
 
 
-def _table(title: str, rows: list[tuple[str, object]]) -> None:
+def _table(title: str, rows: Sequence[tuple[str, object]]) -> None:
     """Two columns, plain text."""
     width = max((len(name) for name, _ in rows), default=0)
     print(f"\n{title}")

@@ -1,6 +1,6 @@
-"""Data sets: loaders and generators. Whatever is generated or fetched is kept under `cache_dir()`.
+"""Data sets: loaders and generators. Generated and downloaded files are kept under `cache_dir()`.
 
-Nothing here imports torch_geometric before the first graph is made.
+Nothing here imports torch_geometric until it makes the first graph.
 """
 
 from probsym_fast.data._store import cache_dir

@@ -1,4 +1,4 @@
-"""Graphs as torch_geometric holds them; the one place in `data` that imports it, at the first graph."""
+"""Graphs as torch_geometric data. Only this file imports torch_geometric, when it makes the first graph."""
 
 import warnings
 from types import ModuleType
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def geometric() -> ModuleType:
-    """torch_geometric, without the warning about torch.jit.script that its import makes torch give.
+    """The module torch_geometric, imported without its warning about torch.jit.script.
 
-    Raises ModuleNotFoundError where it is not installed.
+    Raises ModuleNotFoundError if it is not installed.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*torch\.jit\.")
@@ -29,9 +29,9 @@ def graph(feature: Tensor, edge_index: Tensor, label: int | None = None) -> Any:
     """One torch_geometric.data.Data.
 
     Args:
-        feature: (n,), the given node feature.
+        feature: (n,), a node feature.
         edge_index: (2, E) int64, every edge in both directions.
-        label: y, where there is one.
+        label: y, if any.
 
     Returns x (n, 2) float32 = [feature, degree], edge_index and, with a label, y (1,) int64.
     """

@@ -1,4 +1,4 @@
-"""Where generated and downloaded data lives, and arrays in files that are checked when read."""
+"""The data folder, and files of arrays that are verified when read."""
 
 import hashlib
 import json
@@ -27,9 +27,9 @@ def cache_dir() -> Path:
 
 
 def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
-    """Write named arrays and JSON-able metadata to an .npz file, atomically, with a SHA-256 of both.
+    """Writes named arrays and JSON-able metadata to an .npz file, atomically, with a SHA-256 of both.
 
-    Raises ValueError where an array is called "metadata", TypeError where one holds Python objects.
+    Raises ValueError if an array is named "metadata", TypeError if one holds Python objects.
     """
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     if METADATA in arrays:
@@ -38,7 +38,7 @@ def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Ma
         raise TypeError(f"save_arrays: arrays must hold numbers or strings, got Python objects in {objects}")
     metadata = json.loads(json.dumps(dict(metadata)))
     text = json.dumps({**metadata, CHECKSUM: _checksum(arrays, metadata)})
-    stored = {**arrays, METADATA: np.frombuffer(text.encode(), np.uint8)}
+    stored: dict[str, Any] = {**arrays, METADATA: np.frombuffer(text.encode(), np.uint8)}
     write_atomically(path, lambda file: np.savez(file, **stored))
 
 
@@ -49,21 +49,20 @@ def load_arrays(
     *,
     mend: str = "delete the file",
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read and check a file of `save_arrays`.
+    """Reads and checks a file of `save_arrays`.
 
     Args:
         path: the file.
-        shapes: name -> shape of every array that must be there; None stands for any length.
-        metadata: entries the stored metadata must have, with these values.
-        mend: what the reader of an error message should do, in the imperative.
+        shapes: name -> shape of every required array; None is any length.
+        metadata: entries that the stored metadata must have.
+        mend: how to fix a bad file, in the imperative, for error messages.
 
-    Returns the arrays and the metadata. Raises FileNotFoundError where there is no file, and ValueError with
-    the path, what was expected, what came and `mend` where it is unreadable, incomplete, changed or of
-    another kind.
+    Returns the arrays and the metadata. Raises FileNotFoundError if the file is missing. Raises ValueError, with path,
+    expectation, finding and `mend`, if it is unreadable, incomplete, changed or of another kind.
     """
 
     def refusal(expected: object, got: object) -> ValueError:
-        return ValueError(f"{path}: expected {expected}, got {got}; to mend it, {mend}")
+        return ValueError(f"{path}: expected {expected}, got {got}; to fix it, {mend}")
 
     try:
         _check_sizes(Path(path))
@@ -93,7 +92,7 @@ def load_arrays(
 
 
 def _check_sizes(path: Path) -> None:
-    """ValueError, or zipfile's errors, where the archive's arrays could be larger than the file; numpy would make room."""
+    """Raises ValueError or zipfile's errors if an array claims more bytes than the archive holds."""
     with open_regular(path) as file:
         names = check_zip(file)
         with ZipFile(file) as archive:

@@ -1,4 +1,4 @@
-"""Fetching a file whose checksum is known."""
+"""Downloads of files with a known checksum."""
 
 import hashlib
 from http.client import HTTPException
@@ -11,15 +11,14 @@ from probsym_fast._progress import announced
 
 CHUNK = 1 << 16
 TIMEOUT = 30.0  # seconds without a byte
-LARGEST = 1 << 32  # bytes of a file, also where the server announces no end
+LARGEST = 1 << 32  # bytes per file, even if the server sends no length
 
 
 def download(url: str, path: str | Path, sha256: str) -> Path:
-    """Fetch `url` to the file `path`, unless that is there with this SHA-256 already. Returns the path.
+    """Downloads `url` to the file `path`, unless it already exists with this SHA-256. Returns the path.
 
-    The bytes go to a temporary file beside `path`, which takes its name only after the checksum was found right: a
-    failure leaves `path` as it was and nothing else behind. Raises ConnectionError where the bytes cannot be had or are
-    fewer than announced, ValueError where their checksum is another.
+    The bytes go to a temporary file, which is renamed to `path` once its checksum is verified; a failure leaves no trace.
+    Raises ConnectionError if the download fails or is incomplete, ValueError if the checksum differs.
     """
     path = Path(path)
     if path.is_file() and _sha256(path) == sha256:
@@ -53,6 +52,6 @@ def _fetch(url: str, file: BinaryIO, sha256: str) -> None:
                 if expected is not None and got != expected:
                     raise ConnectionError(f"expected {expected} bytes, got {got}")
     except (OSError, ValueError, HTTPException) as error:
-        raise ConnectionError(f"download: {url} cannot be fetched: {error}") from error
+        raise ConnectionError(f"download: {url} cannot be downloaded: {error}") from error
     if (found := digest.hexdigest()) != sha256:
         raise ValueError(f"download: expected SHA-256 {sha256} of {url}, got {found} ({got} bytes)")

@@ -1,14 +1,15 @@
-"""EXP: 600 pairs of graphs that the 1-WL test cannot tell apart, one of each pair satisfiable.
+"""EXP: 600 pairs of graphs that the 1-WL test cannot distinguish, one of each pair satisfiable.
 
 The set of Abboud, Ceylan, Grohe, Lukasiewicz, "The Surprising Power of Graph Neural Networks with Random Node
-Initialization" (IJCAI 2021, arXiv 2010.01179). Graphs 2k (label 1) and 2k + 1 (label 0) are a pair. Where the published
-file is not wanted, `wl_pairs` gives a set of the same kind.
+Initialization" (IJCAI 2021, arXiv 2010.01179). Graphs 2k (label 1) and 2k + 1 (label 0) are a pair. `wl_pairs` generates
+a similar set without a download.
 """
 
 import io
 import math
 import pickle
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,20 @@ from probsym_fast.data.wl_pairs import wl_pairs
 
 URL = "https://raw.githubusercontent.com/ralphabb/GNN-RNI/master/Data/EXP/raw/GRAPHSAT.pkl"
 SHA256 = "82f25cfab85e8bf51d518271afc12f45340f8a297d68994259c5b8bb9618ef17"
-LARGEST = 1 << 26  # bytes of a file; the published one has 3.8 million
+LARGEST = 1 << 26  # bytes per file; the published one has 3.8 million
 
 
 def exp(path: str | Path | None = None, url: str | None = None, root: str | Path | None = None) -> list[Any]:
-    """EXP from a file or an address; with neither, our own pairs, `wl_pairs()`.
+    """EXP from a file or a URL; with neither, our own pairs, `wl_pairs()`.
 
     Args:
         path: the published GRAPHSAT.pkl.
-        url: where to fetch it, once; the authors publish it at `probsym_fast.data.exp.URL`. Its SHA-256 must be that of
+        url: where to download it, once; the authors publish it at `probsym_fast.data.exp.URL`. Its SHA-256 must be that of
             the published file.
-        root: folder that keeps what was fetched; by default `cache_dir()/exp`.
+        root: folder for the downloaded file; by default `cache_dir()/exp`.
 
     Returns 1,200 torch_geometric `Data` with x (n, 2) float32 = [given feature, degree], edge_index (2, E) int64 and
-    y (1,) int64. Raises ValueError for a damaged file or a wrong checksum, ConnectionError where nothing is fetched.
+    y (1,) int64. Raises ValueError for a damaged file or a wrong checksum, ConnectionError if the download fails.
     """
     if path is not None and url is not None:
         raise ValueError(f"exp: path and url must not both be given, got {str(path)!r} and {url!r}")
@@ -46,20 +47,19 @@ def exp(path: str | Path | None = None, url: str | None = None, root: str | Path
 
 
 def read_exp(path: str | Path) -> list[Any]:
-    """The graphs of a published pickle, as `exp` returns them; no code of the file is run.
+    """The graphs of a published pickle, as `exp` returns them. Runs no code from the file.
 
-    The pickle is a list of torch_geometric `Data`, each tensor embedded in torch's old file format. Of the globals it
-    may name four are known, and stand for functions of ours; the embedded tensors are read by torch.load with
-    weights_only. The file's size bounds the work and the memory. Raises ValueError with the path for anything else, for
-    graphs of another kind, and for a file of more than 64 MiB.
+    The pickle is a list of torch_geometric `Data`, each tensor embedded in torch's old file format. It may name only four
+    globals, which are replaced by our own functions. torch.load reads the embedded tensors with weights_only. The file's
+    size bounds the work and the memory. Raises ValueError with the path for anything else, for graphs of another kind, and
+    for a file of more than 64 MiB.
     """
     content = read_bytes(path, LARGEST)
     try:
         graphs = _unpickled(content)
     except Exception as error:  # a damaged pickle may fail anywhere
-        raise ValueError(
-            f"{path}: expected a pickle of graphs, got {reason(error)}"
-        ) from None  # torch advises to run it
+        text = f"{path}: expected a pickle of graphs, got {reason(error)}"
+        raise ValueError(text) from None  # torch's errors recommend running the file's code
     if not isinstance(graphs, list) or not all(isinstance(g, _Graph) for g in graphs) or len(graphs) % 2:
         kind = f"{type(graphs).__name__} of {len(graphs)}" if isinstance(graphs, list) else type(graphs).__name__
         raise ValueError(f"{path}: expected a list of an even number of graphs, got {kind}")
@@ -75,7 +75,7 @@ def read_exp(path: str | Path) -> list[Any]:
 
 
 class _Box:
-    """A value that the pickle can pass on but not look into or change."""
+    """A value that the pickle can pass on but neither inspect nor change."""
 
     __slots__ = ("value",)
 
@@ -87,7 +87,7 @@ class _Box:
 
 
 class _Graph:
-    """Stands for torch_geometric's `Data`: keeps the state given."""
+    """In place of torch_geometric's `Data`: just keeps the state."""
 
     state: Any = None
 
@@ -96,7 +96,7 @@ class _Graph:
 
 
 def _storage(content: bytes) -> _Box:
-    """The numbers of an embedded storage, a 1-D tensor."""
+    """The content of an embedded storage as a 1-D tensor."""
     check_legacy(io.BytesIO(content), len(content))
     storage = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     if not isinstance(storage, torch.storage.TypedStorage):
@@ -115,12 +115,12 @@ def _tensor(storage: _Box, offset: int, size: tuple[int, ...], stride: tuple[int
 
 
 def _empty(*arguments: Any) -> None:
-    """For the hooks of a tensor, which nothing reads."""
+    """In place of a tensor's hooks, which nothing reads."""
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        known = {
+        known: dict[str, Callable[..., Any]] = {
             "torch._utils._rebuild_tensor_v2": _tensor,
             "torch.storage._load_from_bytes": _storage,
             "collections.OrderedDict": _empty,
@@ -128,7 +128,9 @@ class _Unpickler(pickle.Unpickler):
         if f"{module}.{name}" == "torch_geometric.data.data.Data":
             return _Graph
         if function := known.get(f"{module}.{name}"):
-            return lambda *arguments: function(*arguments)  # its own: a pickle can set attributes of a function
+            return lambda *arguments: function(
+                *arguments
+            )  # a new one each time: a pickle can set attributes of a function
         raise pickle.UnpicklingError(f"the global {module}.{name}, which is not allowed")
 
 
@@ -138,12 +140,12 @@ def _unpickled(content: bytes) -> Any:
     if rest := len(content) - stream.tell():
         raise pickle.UnpicklingError(f"{rest} trailing bytes")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of torch, about its old format
+        warnings.simplefilter("ignore", UserWarning)  # torch warns about its old format
         return _Unpickler(io.BytesIO(content)).load()
 
 
 def _checked(place: int, record: _Graph) -> Any:
-    """The graph of a record, or ValueError."""
+    """The graph of a record. Raises ValueError if it is invalid."""
     state = record.state if isinstance(record.state, dict) else {}
     x, edge_index, y = (_int64(place, state, name) for name in ("x", "edge_index", "y"))
     for name, tensor, shape, wanted in (

@@ -1,7 +1,7 @@
-"""The graph6 format: one simple graph a line, in printable characters (McKay, users.cecs.anu.edu.au/~bdm/data/formats.txt).
+"""The graph6 format: one simple graph per line, in ASCII (McKay, users.cecs.anu.edu.au/~bdm/data/formats.txt).
 
-A line is the number of nodes n, one byte n + 63 up to 62 nodes, else "~" and 18 bits, then the bits (0,1), (0,2), (1,2),
-(0,3), ... of the adjacency, zeros up to a multiple of six. Six bits make a byte, plus 63.
+A line holds the number of nodes n: one byte n + 63 up to 62 nodes, else "~" and 18 bits. Then come the bits (0,1), (0,2),
+(1,2), (0,3), ... of the adjacency, padded with zeros to a multiple of six. Each six bits plus 63 make a byte.
 """
 
 from collections.abc import Iterable
@@ -14,14 +14,14 @@ from probsym_fast._untrusted import read_bytes
 
 HEADER = b">>graph6<<"
 LOWEST, HIGHEST = 63, 126  # the bytes in use
-MAX_NODES = 258_047  # what 18 bits after "~" stand for, short of "~~"
-LARGEST = 1 << 30  # bytes of a file; reading takes some 30 times as many
+MAX_NODES = 258_047  # largest number in 18 bits after "~", short of "~~"
+LARGEST = 1 << 30  # bytes per file; reading takes about 30 times as many
 
 
 def read_g6(path: str | Path) -> list[np.ndarray]:
     """The graphs of a .g6 file, each an (n, n) bool array, symmetric with an empty diagonal.
 
-    Raises ValueError with the path and the number of the first line that is damaged, and for a file of more than 1 GiB.
+    Raises ValueError for a damaged file, with the path and the first bad line, and for a file of more than 1 GiB.
     """
     content = read_bytes(path, LARGEST).removeprefix(HEADER)
     graphs = []
@@ -34,16 +34,16 @@ def read_g6(path: str | Path) -> list[np.ndarray]:
 
 
 def write_g6(path: str | Path, graphs: Iterable[np.ndarray]) -> None:
-    """Write graphs, (n, n) arrays of 0 and 1, to a .g6 file, atomically.
+    """Writes graphs, (n, n) arrays of 0 and 1, to a .g6 file, atomically.
 
-    Raises ValueError where one is not square, not symmetric or has a loop, or has more than 258,047 nodes.
+    Raises ValueError if one is not square or symmetric, has a self loop, or has more than 258,047 nodes.
     """
     lines = [_encode(i, np.asarray(adjacency) != 0) + b"\n" for i, adjacency in enumerate(graphs)]
     write_atomically(path, lambda file: file.writelines(lines))
 
 
 def _bits(values: np.ndarray) -> np.ndarray:
-    """The six bits of each of (k,) bytes, high bit first: (6 k,)."""
+    """(k,) bytes to their six bits each, high bit first: (6 k,)."""
     return np.unpackbits(values[:, None].astype(np.uint8), axis=1)[:, 2:].ravel()
 
 

@@ -1,7 +1,7 @@
 """Peptides-func, Peptides-struct and PCQM-Contact of the Long Range Graph Benchmark (Dwivedi et al. 2022, arXiv 2206.08164).
 
-The files are those of torch_geometric's `LRGBDataset`, which also downloads them. They are read here rather than there: PyG
-checks neither number nor content, leaves partly written files behind a failure, and holds eight times the bytes.
+torch_geometric's `LRGBDataset` downloads the files. They are read here instead: PyG checks neither number nor content,
+leaves partly written files after a failure, and takes eight times the memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TABLES = {"peptides-func": PEPTIDES, "peptides-struct": PEPTIDES, "pcqm-contact"
 TARGETS = {"peptides-func": 10, "peptides-struct": 11}
 COUNTS = {"peptides-func": 15_535, "peptides-struct": 15_535, "pcqm-contact": 529_434}  # all splits, as published
 RAW = {"train": "train.pt", "valid": "val.pt", "test": "test.pt"}
-STEP = 1000  # graphs between two steps of the progress bar
+STEP = 1000  # graphs per update of the progress bar
 
 
 def lrgb(
@@ -37,17 +37,17 @@ def lrgb(
         split: "train", "valid" or "test".
         path: root folder of torch_geometric's `LRGBDataset(root, name)`, whose raw files are read; by default
             `cache_dir()/lrgb`.
-        download: let torch_geometric fetch the raw files if they are not there; with force, in any case.
+        download: let torch_geometric download the raw files if they are missing, or always with force.
         force: read the raw files again.
 
-    Returns `MolecularGraphs`: integer features in memory (Peptides 55 MB; PCQM-Contact 380 MB, and 5 bytes a labelled
-    pair), one-hot channels when an item or a batch is asked for. Peptides: nodes 50, edges 8, y (1, 10) or (1, 11) float32,
-    NaN where a label of Peptides-func is missing. PCQM-Contact: nodes 68, edges 7, edge_label_index (2, m), edge_label (m,).
+    Returns `MolecularGraphs`: integer features in memory (Peptides 55 MB; PCQM-Contact 380 MB plus 5 bytes per labelled
+    pair); an item or batch has one-hot channels. Peptides: 50 node and 8 edge channels, y (1, 10) or (1, 11) float32, NaN
+    for a missing label of Peptides-func. PCQM-Contact: 68 node and 7 edge channels, edge_label_index (2, m), edge_label (m,).
 
-    The first call reads the raw files of all splits and keeps what was read in root/name/compact, with a checksum. Raises
-    FileNotFoundError where there are no raw files, ConnectionError where they cannot be fetched, and ValueError with the
-    path for a damaged file, another number of graphs than published (15,535 and 529,434 over the splits), graphs of
-    another kind, or a feature beyond its table; nothing is kept then.
+    The first call reads the raw files of all splits and stores a compact copy in root/name/compact, with a checksum. Raises
+    FileNotFoundError if raw files are missing, ConnectionError if the download fails. Raises ValueError with the path, and
+    stores nothing, for a damaged file, another number of graphs than published (15,535 and 529,434 over the splits), graphs
+    of another kind, or a feature outside its table.
     """
     if name not in TABLES:
         raise ValueError(f"lrgb: name must be one of {list(TABLES)}, got {name!r}")
@@ -76,7 +76,7 @@ def lrgb(
 
 
 def _read_all(name: str, raw: dict[str, Path], own_root: bool) -> dict[str, dict[str, np.ndarray]]:
-    """All splits from their raw files, or ValueError."""
+    """All splits from their raw files. Raises ValueError if they are not as published."""
     with announced(f"{name}: reading the published files", COUNTS[name]) as advance:
         splits = {split: _read(name, file, own_root, advance) for split, file in raw.items()}
     found = {split: len(arrays["nodes"]) for split, arrays in splits.items()}

@@ -1,7 +1,7 @@
-"""Molecular graphs held compactly, one-hot channels at collation; and random ones of the published sizes for benchmarks.
+"""Molecular graphs, stored compactly with one-hot channels made at collation; and random ones for benchmarks.
 
-The integer features are those of the Open Graph Benchmark (arXiv 2005.00687, ogb/utils/features.py). How many values of
-each become channels is read off the public code of Kim et al. 2023 (github.com/jw9730/lps, src/data): as many as occur.
+The integer features are those of the Open Graph Benchmark (arXiv 2005.00687, ogb/utils/features.py). As in the public code
+of Kim et al. 2023 (github.com/jw9730/lps, src/data), only values that occur become channels.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ DEGREE = NODE_FEATURES.index("degree")
 
 
 class Table(NamedTuple):
-    """Number of values of each node and edge feature; channels are their one-hot codes side by side.
+    """Number of values of each node and edge feature; channels are their concatenated one-hot codes.
 
-    The first channel of an edge is 1 and marks that there is an edge.
+    The first channel of an edge is always 1, to mark an edge.
     """
 
     node: tuple[int, ...]
     edge: tuple[int, ...]
-    nodes: int  # most nodes of a graph
+    nodes: int  # most nodes per graph
 
     @property
     def node_channels(self) -> int:
@@ -57,17 +57,17 @@ class MolecularGraphs(Dataset):
     """Graphs with integer features; an index gives one-hot channels.
 
     Args:
-        table: values of the features.
-        arrays: nodes (G,) and edges (G,), how many each graph has; x (nodes, 9) uint8; edge_index (2, E) int16, node
-            numbers in the graph; edge_attr (E, 3) uint8; either y (G, T), or pairs (G,), edge_label_index (2, M) int16
+        table: number of values of each feature.
+        arrays: nodes (G,) and edges (G,), the counts per graph; x (nodes, 9) uint8; edge_index (2, E) int16, node
+            numbers within the graph; edge_attr (E, 3) uint8; either y (G, T), or pairs (G,), edge_label_index (2, M) int16
             and edge_label (M,).
 
     Item i (an int) is a torch_geometric `Data` with x (n, table.node_channels) float32, edge_index (2, e) int64,
     edge_attr (e, table.edge_channels) float32, key (1,) int64 = i, and either y (1, T) float32 or edge_label_index (2, m)
-    int64 and edge_label (m,) float32. An index tensor, list or slice gives one `Data` for all those graphs, which
-    `Graphs.from_data` takes: node numbers are global, ptr (B + 1,) and batch (nodes,) int64 tell the graphs apart, key and
-    y have B rows. Nothing else is stored: 16 to 22 bytes a node in place of some 500 as float32 and int64, and a batch of
-    128 Peptides takes 3 to 4 ms on one core.
+    int64 and edge_label (m,) float32. An index tensor, list or slice gives one `Data` of all those graphs for
+    `Graphs.from_data`: node numbers are global, ptr (B + 1,) and batch (nodes,) int64 separate the graphs, key and y have B
+    rows. Storage takes 16 to 22 bytes per node, instead of about 500 as float32 and int64. A batch of 128 Peptides takes 3
+    to 4 ms on one core.
     """
 
     def __init__(self, table: Table, arrays: dict[str, np.ndarray]):
@@ -84,7 +84,7 @@ class MolecularGraphs(Dataset):
         return len(self.ptr) - 1
 
     def edges(self) -> Tensor:
-        """(2, E) int64, of all graphs, by the node numbers of `ptr`."""
+        """(2, E) int64, the edges of all graphs with global node numbers."""
         return _global(self.edge_index, self.ptr, self.edge_ptr)
 
     def __getitem__(self, index: int | slice | list[int] | Tensor) -> Any:
@@ -128,7 +128,7 @@ def _offsets(counts: Tensor) -> Tensor:
 
 
 def _rows(ptr: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of the graphs `key`, and their offsets among themselves."""
+    """The rows of the graphs `key`, and the offsets of these graphs in them."""
     counts = ptr[key + 1] - ptr[key]
     offsets = _offsets(counts)
     shift = (ptr[key] - offsets[:-1]).repeat_interleave(counts)
@@ -136,31 +136,31 @@ def _rows(ptr: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _global(local: Tensor, ptr: Tensor, counts_ptr: Tensor) -> Tensor:
-    """(M, 2) node numbers in their graphs to (2, M) in the batch."""
+    """(M, 2) node numbers within graphs to (2, M) within the batch."""
     return (local + ptr[:-1].repeat_interleave(counts_ptr.diff())[:, None]).T.contiguous()
 
 
 CHILDREN, RING, CONTACTS, NEGATIVES = 3, 5, 0.3, 2
-SIZES = {  # smallest graph, Beta(a, b) that is stretched from there to table.nodes, ring closures a node
+SIZES = {  # table, smallest graph, Beta(a, b) scaled from there to table.nodes, ring closures per node
     "peptides": (PEPTIDES, 8, (2.0, 4.1), 0.0253),
     "pcqm": (PCQM, 6, (8.0, 7.6), 0.0545),
 }
 
 
 def molecules(count: int, kind: str = "peptides", seed: int = 0, labels: str = "binary") -> MolecularGraphs:
-    """Random trees with rings of the published sizes, features and, as labels, noise: for benchmarks and tests only.
+    """Random trees with rings of the published sizes and features, with random labels: for benchmarks and tests only.
 
-    A node's parent is one of the three nodes before it, mostly the last; a ring closes over six nodes. Peptides: 8 to 444
-    nodes, 151 in the mean, 307 directed edges; PCQM: 6 to 53, 30 in the mean, 61 directed edges. Features are uniform in
-    their ranges, but for the degree, which is true.
+    A node's parent is one of the three nodes before it, mostly the last; a ring has six nodes. Peptides: 8 to 444 nodes,
+    151 on average, with 307 directed edges. PCQM: 6 to 53 nodes, 30 on average, with 61 directed edges. Features are uniform
+    in their ranges, except the degree, which is real.
 
     Args:
         count: number of graphs.
         kind: "peptides" or "pcqm".
-        seed: 0 to 2^32 - 1; with count, kind and labels it determines everything.
-        labels: of Peptides, "binary": y (1, 10) of random 0 and 1, as Peptides-func; "real": y (1, 11) of random normals,
-            as Peptides-struct. PCQM has random contacts in both directions between nodes 5 or more apart in number, some
-            0.3 n of them, and for each two pairs (same head, random tail) labelled 0.
+        seed: 0 to 2^32 - 1; with count, kind and labels it determines the result.
+        labels: for Peptides, "binary": y (1, 10) of random 0 and 1, as in Peptides-func; "real": y (1, 11) of random normals,
+            as in Peptides-struct. PCQM has about 0.3 n random contacts, in both directions, between nodes whose numbers
+            differ by 5 or more; each comes with two pairs (same head, random tail) labelled 0.
 
     Raises ValueError for wrong arguments.
     """
@@ -182,7 +182,7 @@ def molecules(count: int, kind: str = "peptides", seed: int = 0, labels: str = "
     ends = np.concatenate([children, closing])
     others = np.concatenate([np.maximum(children - back[children], start[children]), closing - RING])
     order = np.lexsort((others, ends))  # graph by graph
-    bonds = np.stack([ends[order], others[order]], 1)  # (bonds, 2), numbers among all nodes
+    bonds = np.stack([ends[order], others[order]], 1)  # (bonds, 2), global node numbers
     edges = np.stack([bonds, bonds[:, ::-1]], 1).reshape(-1, 2)
     x = np.stack([random.randint(0, values, total) for values in table.node], 1)
     x[:, DEGREE] = np.bincount(edges[:, 0], minlength=total)

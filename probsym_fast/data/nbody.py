@@ -5,7 +5,7 @@ The set of Satorras, Hoogeboom, Welling, "E(n) Equivariant Graph Neural Networks
 velocities, charges and time are dimensionless (unit masses, unit Coulomb constant).
 
 Close encounters are chaotic: a rounding error of 1e-16 may grow to the size of the system before frame 40. So
-all charges equal the published ones, and positions agree within 1e-3 for about 95 % of the trajectories.
+charges equal the published ones exactly, and positions agree within 1e-3 for about 95 % of the trajectories.
 """
 
 import math
@@ -37,9 +37,9 @@ MAX_FORCE = 100.0  # bound of each component of the total force on a body
 def initial_conditions(count: int, seed: int = SEED) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The first `count` simulations of the published random stream, before reflection.
 
-    A simulation takes from the stream, in this order: 5 uniforms (charge -1 below 1/2, else +1), 3 x 5
-    normals (positions), 3 x 5 normals (velocities, scaled to speed 0.5), and twice 49 x 3 x 5 normals, which
-    the published generator spends on measurement noise of size zero.
+    A simulation draws, in this order: 5 uniforms (charge -1 below 1/2, else +1), 3 x 5 normals (positions), 3 x 5 normals
+    (velocities, scaled to speed 0.5), and twice 49 x 3 x 5 normals, which the published generator uses for measurement
+    noise of size zero.
 
     Returns charges (count, 5), positions (count, 5, 3) and velocities (count, 5, 3), all float64.
     """
@@ -78,19 +78,19 @@ def simulate(
     """Trajectories of charged bodies by leapfrog steps of dt = 0.001, in float64.
 
     Force on body i: sum over j of q_i q_j (x_i - x_j) / |x_i - x_j|^3, each component of the sum clamped to
-    +-100. The start is reflected (`reflect`); then every step is v += dt F(x), x += dt v. Frame k is the
-    state after 100 (k + 1) steps: positions at time 0.1 (k + 1), velocities half a step before.
+    +-100. The initial state is reflected (`reflect`); then every step is v += dt F(x), x += dt v. Frame k is the
+    state after 100 (k + 1) steps: positions at time 0.1 (k + 1), velocities half a step earlier.
 
     Args:
         charges: (M, n), n >= 2.
         positions, velocities: (M, n, 3), finite.
-        frames: which of the frames 0 to 48 to keep, in the order wanted; nothing after the last is simulated.
-        block: simulations advanced together (about 1 KB of buffers each); it does not change the result.
-        workers: threads, by default one per core; nor do they.
-        advance: called from the threads with the simulations times steps done since its last call.
+        frames: frames to keep, in 0..48 and in any order; the simulation ends at the last one.
+        block: simulations advanced together (about 1 KB of buffers each); does not change the result.
+        workers: threads, by default one per core; does not change the result.
+        advance: called from the threads with the number of simulations times steps since its last call.
 
-    Returns positions and velocities, (M, len(frames), n, 3) float64. Cost: about 300 operations a step and
-    simulation for n = 5. Raises ValueError for wrong arguments, and where bodies meet in one point.
+    Returns positions and velocities, (M, len(frames), n, 3) float64. Cost: about 300 operations per step and
+    simulation for n = 5. Raises ValueError for wrong arguments, and if bodies meet in one point.
     """
     charges, positions, velocities = (np.asarray(a, np.float64) for a in (charges, positions, velocities))
     if charges.ndim != 2 or charges.shape[1] < 2:
@@ -119,15 +119,15 @@ def simulate(
         pool.shutdown(cancel_futures=True)
     if not (finite := np.isfinite(kept).all((0, 2, 3, 4))).all():
         where = np.flatnonzero(~finite)[:5].tolist()
-        raise ValueError(f"simulate: bodies must stay at distinct finite points, but not in {where}")
+        raise ValueError(f"simulate: bodies must stay at distinct finite points, got others in simulations {where}")
     return kept[0], kept[1]
 
 
 def _leapfrog(charges, positions, velocities, frames, kept, advance) -> None:
-    """Simulate one block of M; kept (2, M, len(frames), n, 3) receives positions and velocities.
+    """Simulates a block of M and writes positions and velocities to kept (2, M, len(frames), n, 3).
 
     Arrays are (n, 3, M) or (pairs, 3, M), simulations innermost, all allocated once. Pairs are grouped by the
-    gap between their indices, so that the bodies of a group are two slices.
+    difference of their indices, so that the bodies of a group are two slices.
     """
     x, v = (np.ascontiguousarray(a.transpose(1, 2, 0)) for a in (positions, velocities))
     q = np.ascontiguousarray(charges.T)
@@ -140,7 +140,7 @@ def _leapfrog(charges, positions, velocities, frames, kept, advance) -> None:
     distance2, factor = np.empty_like(charge_product), np.empty_like(charge_product)
     force = np.empty_like(x)
     places = {STEPS_PER_FRAME * (frame + 1): place for place, frame in enumerate(frames)}
-    with np.errstate(divide="ignore", invalid="ignore"):  # bodies in one point: `simulate` raises
+    with np.errstate(divide="ignore", invalid="ignore"):  # bodies in one point; `simulate` raises afterwards
         for step in range(1, max(places) + 1):
             for gap, group in zip(gaps, groups, strict=True):
                 np.subtract(x[gap:], x[:-gap], out=group)
@@ -175,13 +175,13 @@ class NBody(torch.utils.data.Dataset):
         root: folder of the file; by default `cache_dir()/nbody`.
         count: only the first `count` simulations of the split.
         frames: frame of the input, frame of the target.
-        force: generate anew even if there is a file.
+        force: generate again even if the file exists.
 
     Attributes, all float32 (M simulations, n = 5 bodies): positions (M, n, 3) and velocities (M, n, 3) at the
     input frame, charges (M, n), target (M, n, 3) positions at the target frame. Item i (number, slice or
-    index tensor) is (positions, velocities, charges, target). Any number of processes may generate at once.
+    index tensor) is (positions, velocities, charges, target). Several processes may generate at once.
 
-    Raises ValueError for a wrong argument, and for a damaged file instead of replacing it.
+    Raises ValueError for a wrong argument and for a damaged file, which it does not replace.
     """
 
     def __init__(
@@ -238,10 +238,9 @@ class NBody(torch.utils.data.Dataset):
 def _generate(total: int, frames: tuple[int, int]) -> dict[str, np.ndarray]:
     steps = total * STEPS_PER_FRAME * (max(frames) + 1)
     with announced(f"n-body: simulating {total} trajectories up to frame {max(frames)}", steps) as advance:
-        charges, *start = initial_conditions(total)
-        (x, target), (v, _) = (
-            a.astype(np.float32).swapaxes(0, 1) for a in simulate(charges, *start, frames, advance=advance)
-        )
+        charges, positions, velocities = initial_conditions(total)
+        kept = simulate(charges, positions, velocities, frames, advance=advance)
+        (x, target), (v, _) = (a.astype(np.float32).swapaxes(0, 1) for a in kept)
     return {"charges": charges.astype(np.int8), "positions": x, "velocities": v, "target": target}
 
 
@@ -253,5 +252,5 @@ def _checked_frames(frames: Sequence[int]) -> tuple[int, ...]:
 
 
 def _cores() -> int:
-    """Cores this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,13 +1,13 @@
 """PATTERN: which nodes of a graph of random communities belong to a planted pattern?
 
 Dwivedi et al., "Benchmarking Graph Neural Networks" (JMLR 2023, arXiv 2003.00982). The parameters below are those of the
-authors' final generator (github.com/graphdeeplearning/benchmarking-gnns, data/SBMs/generate_SBM_PATTERN.ipynb, "v4"), of
-which the published set is a draw. The text of the paper has all of them but the size of a pattern, which it gives as 20;
-with 20, no graph could have the published smallest size, 44.
+authors' final generator (github.com/graphdeeplearning/benchmarking-gnns, data/SBMs/generate_SBM_PATTERN.ipynb, "v4"),
+which made the published set. The paper gives the same values, except a pattern size of 20; with that, no graph could have
+the smallest published size, 44.
 
-Our graphs are drawn from the same model; two things differ. Sizes beyond the published 44 to 188 are drawn again (one
-in 9,000). The mean size is that of the model, 117, give or take 1 for the hundred sizes of patterns drawn; in the
-published draw it came to 118.9, with 6,099 directed edges.
+Our graphs are drawn from the same model, with two differences. Sizes outside the published 44 to 188 are drawn again (one
+in 9,000). The mean size is the model's 117, up to 1 more or less for the random sizes of the hundred patterns; in the
+published draw it is 118.9, with 6,099 directed edges.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ from probsym_fast.data._store import cache_dir, load_arrays, save_arrays
 COMMUNITIES = 5
 SIZE = (5, 34)  # smallest and largest community, and pattern; uniform
 INSIDE, BETWEEN = 0.5, 0.35  # probability of an edge within a community (p), and between two (q)
-PATTERN_INSIDE, PATTERN_OUTSIDE = 0.5, 0.5  # the same within a pattern (p_P), and between it and the rest (q_P)
+PATTERN_INSIDE, PATTERN_OUTSIDE = 0.5, 0.5  # within a pattern (p_P), and between it and the rest (q_P)
 FEATURES = 3  # a node's feature is uniform in 0, 1, 2; those of a pattern are drawn once, with its edges
 NODES = (44, 188)  # sizes of the published graphs
 COUNTS = {"train": 10_000, "valid": 2_000, "test": 2_000}
-PER_PATTERN = {"train": 100, "valid": 20, "test": 20}  # graphs that share one of the 100 patterns, in a row
+PER_PATTERN = {"train": 100, "valid": 20, "test": 20}  # consecutive graphs that share one of the 100 patterns
 RAW = "PATTERN_v2.pt"  # as PyG names it
 
 
 def pattern(
     split: str = "train", count: int | None = None, seed: int = 0, root: str | Path | None = None, force: bool = False
 ) -> list[Any]:
-    """Graphs of our own draw, generated at first use (about 0.4 s a thousand) and kept in a file (1 KB a graph).
+    """Graphs of our own draw, generated at first use (about 0.4 s per thousand) and kept in a file (1 KB per graph).
 
     Args:
-        split: "train", "valid" or "test"; they share the patterns, graph k of a split has pattern k // 100 (valid and
-            test: k // 20), as published.
-        count: number of graphs; None: as many as published, 10,000, 2,000 and 2,000.
-        seed: 0 to 2^32 - 1. Graph k is a function of (seed, split, k) alone, on every machine.
+        split: "train", "valid" or "test". As published, they share patterns: graph k has pattern k // 100 (valid and test:
+            k // 20).
+        count: number of graphs; None: as published, 10,000, 2,000 and 2,000.
+        seed: 0 to 2^32 - 1. Graph k depends only on (seed, split, k), on every machine.
         root: folder of the file; by default `cache_dir()/pattern`.
-        force: generate anew even if there is a file.
+        force: generate again even if the file exists.
 
     Returns a list of torch_geometric `Data` with x (n, 3) float32, one-hot; edge_index (2, E) int64, every edge in both
-    directions, sorted, no self loops; y (n,) int64, 1 in the pattern. About 0.1 MB of memory a graph. Raises ValueError
+    directions, sorted, no self loops; y (n,) int64, 1 in the pattern. About 0.1 MB of memory per graph. Raises ValueError
     for wrong arguments and for a damaged file, ModuleNotFoundError without torch_geometric.
     """
     _checked_split("pattern", split)
     count = COUNTS[split] if count is None else count
-    own = root is not None or count != COUNTS[split] or seed != 0  # a file that the command does not make
+    own = root is not None or count != COUNTS[split] or seed != 0  # a file that the command cannot make
     if count < 1:
         raise ValueError(f"pattern: count must be at least 1, got {count}")
     if not 0 <= seed < 2**32:
@@ -64,13 +64,13 @@ def pattern(
     path, about = folder / f"{split}-{count}-seed{seed}.npz", {"split": split, "count": count, "seed": seed}
     if force or not path.exists():
         with announced(f"PATTERN: drawing {count} graphs ({split})", count) as advance:
-            graphs = []
+            graphs: list[tuple[np.ndarray, ...]] = []
             for number in range(count):
                 adjacency, features, community = draw(seed, split, number)
                 graphs.append((adjacency, features, community == COMMUNITIES))
                 advance(1)
         save_arrays(path, _packed(graphs), about)
-    rest = " (it is drawn anew at the next use)" if own else " or run `probsym data get pattern --force`"
+    rest = " (the next use draws it again)" if own else " or run `probsym data get pattern --force`"
     return _load(path, count, about, f"delete the file{rest}")
 
 
@@ -81,14 +81,13 @@ def published_pattern(
 
     Args:
         split: "train", "valid" or "test".
-        path: root folder of torch_geometric's `GNNBenchmarkDataset(root, "PATTERN")`, whose raw file is then read; by
-            default `cache_dir()/gnn_benchmark`. What was read is kept there in a compact form (16 MB in all).
-        download: let torch_geometric fetch the raw file if it is not there; with force, in any case.
+        path: root folder of torch_geometric's `GNNBenchmarkDataset(root, "PATTERN")`, whose raw file is read; by default
+            `cache_dir()/gnn_benchmark`. A compact copy is stored there (16 MB in all).
+        download: let torch_geometric download the raw file if it is missing, or always with force.
         force: read the raw file again.
 
-    Raises FileNotFoundError where there is no file, ConnectionError where it cannot be fetched, ValueError with the path
-    for a damaged file, another number of graphs (10,000, 2,000 and 2,000 are expected) or graphs of another kind; nothing
-    is kept of such a file.
+    Raises FileNotFoundError if the file is missing, ConnectionError if the download fails. Raises ValueError with the path,
+    and stores nothing, for a damaged file, another number of graphs than 10,000, 2,000 and 2,000, or graphs of another kind.
     """
     _checked_split("published_pattern", split)
     root = cache_dir() / "gnn_benchmark" if path is None else Path(path)
@@ -110,7 +109,7 @@ def draw(seed: int, split: str, number: int) -> tuple[np.ndarray, np.ndarray, np
     """One graph: adjacency (n, n) bool, features (n,) in 0..2, community (n,) in 0..4 or 5, the pattern."""
     part = list(COUNTS).index(split)
     planted, planted_features = _planted(seed, number // PER_PATTERN[split])
-    random = np.random.RandomState((seed, 1 + part, number))  # its numbers are the same in every version of numpy
+    random = np.random.RandomState((seed, 1 + part, number))  # its stream is fixed across versions of numpy
     least, most = (n - len(planted) for n in NODES)
     sizes = random.randint(SIZE[0], SIZE[1] + 1, COMMUNITIES)
     while not least <= sizes.sum() <= most:
@@ -148,7 +147,7 @@ def _symmetric(upper: np.ndarray, n: int) -> np.ndarray:
 
 
 def _packed(graphs: list[tuple[np.ndarray, ...]]) -> dict[str, np.ndarray]:
-    """(adjacency, features, labels) of each graph as arrays; a graph's edges are the bits of its upper triangle."""
+    """Packs (adjacency, features, labels) of each graph into arrays; edges are the bits of the upper triangle."""
     return {
         "nodes": np.array([len(a) for a, _, _ in graphs], np.int16),
         "features": np.concatenate([x for _, x, _ in graphs]).astype(np.uint8),
@@ -171,13 +170,13 @@ def _load(path: Path, count: int, about: dict[str, Any], mend: str) -> list[Any]
     ):
         adjacency = _symmetric(np.unpackbits(b, count=n * (n - 1) // 2).view(bool), n)
         edge_index = torch.from_numpy(np.stack(adjacency.nonzero()))
-        y = torch.from_numpy(y.astype(np.int64))
-        graphs.append(data(x=one_hot[torch.from_numpy(x.astype(np.int64))], edge_index=edge_index, y=y))
+        label = torch.from_numpy(y.astype(np.int64))
+        graphs.append(data(x=one_hot[torch.from_numpy(x.astype(np.int64))], edge_index=edge_index, y=label))
     return graphs
 
 
 def _read(path: Path, own_root: bool) -> dict[str, dict[str, np.ndarray]]:
-    """The published raw file, three lists of dictionaries, packed."""
+    """Reads the published raw file, three lists of dictionaries, and packs it."""
     parts = _published.read(path, "published_pattern", own_root)
     wanted = list(COUNTS.values())
     found = [len(part) for part in parts] if isinstance(parts, (list, tuple)) else type(parts).__name__
@@ -193,7 +192,7 @@ def _read(path: Path, own_root: bool) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _checked(what: str, record: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Adjacency, features and labels of a published record with x, edge_index and y."""
+    """Adjacency, features and labels of a published record, checked."""
     values = record if isinstance(record, dict) else {}
     x, y = (values.get(name) for name in ("x", "y"))
     if not isinstance(x, Tensor) or x.ndim != 2 or x.shape[1] != FEATURES or not NODES[0] <= len(x) <= NODES[1]:

@@ -1,17 +1,17 @@
-"""Pairs of graphs that the 1-WL test cannot tell apart, one of each pair 2-colourable; and that test.
+"""Pairs of graphs that the 1-WL test cannot distinguish, one of each pair 2-colourable; and the 1-WL test.
 
 A pair shares a base graph: connected, not bipartite, each node with a feature 0 or 1. Its 2-lifts have two copies u0, u1
-of every node u; an edge uv becomes u0v0, u1v1 or, where it is crossed, u0v1, u1v0. A copy has the neighbours of its
-original, so colour refinement ends with the colours of the base, each on twice as many nodes, whatever is crossed: it
-cannot tell two lifts of one base apart (Angluin, STOC 1980: covers of a graph look alike to any local algorithm).
+of every node u; an edge uv becomes u0v0, u1v1 or, if it is crossed, u0v1, u1v0. A copy has copies of its original's
+neighbours. So colour refinement ends with the colours of the base, each on twice as many nodes, whichever edges are crossed.
+It cannot distinguish two lifts of one base (Angluin, STOC 1980: covers of a graph look alike to any local algorithm).
 
-Label 1: all edges crossed; every edge joins a 0 to a 1, and the lift is bipartite. Label 0: edges crossed at random such
-that the lift is connected and not bipartite. Hence the two are not isomorphic, both are connected, and the label is a
-property of the isomorphism class: whether "neighbours differ" can be satisfied. To either graph of a pair the same
-random connected bipartite part is added, which changes nothing of this, and the nodes are shuffled.
+Label 1: all edges are crossed, so every edge joins a 0 to a 1, and the lift is bipartite. Label 0: edges are crossed at
+random such that the lift is connected and not bipartite. So the two are connected but not isomorphic, and the label is a
+property of the isomorphism class: whether "neighbours differ" can be satisfied. The same random connected bipartite part is
+added to both graphs of a pair, which does not affect the label, and the nodes are shuffled.
 
-Sizes follow EXP (arXiv 2010.01179): a core of 16, 24 or 32 nodes and 5/4 as many edges, a part that differs from pair to
-pair, 44.5 nodes and 110 directed edges on average; as there, few cores serve many pairs.
+Sizes follow EXP (arXiv 2010.01179): a core of 16, 24 or 32 nodes with 5/4 as many edges, plus a part that differs between
+pairs; 44.5 nodes and 110 directed edges on average. As in EXP, a few cores serve many pairs.
 """
 
 from typing import Any
@@ -27,20 +27,20 @@ PART_NODES = (9, 32)  # smallest and largest
 BASE_EDGES, PART_EDGES = 1.25, 1.225  # per node
 ONES = 0.6  # share of nodes with feature 1
 
-Edges = list[tuple[int, int]]  # each once
+Edges = list[tuple[int, int]]  # each edge once
 
 
 def wl_pairs(count: int = 600, seed: int = 0, cores: int = 3) -> list[Any]:
     """2 * count graphs of 25 to 64 nodes; graphs 2k (label 1, 2-colourable) and 2k + 1 (label 0) are a pair.
 
     Args:
-        count: pairs.
-        seed: of the generator; the same graphs on every machine.
-        cores: different base graphs, at least 1; pair k has number k modulo `cores`. EXP has 3 cores; the more, the harder
-            to learn (a small MLP on nodes in Laplacian order: 99 % on held-out pairs with 3, 97 % on EXP, 80 % with 12).
+        count: number of pairs.
+        seed: seed of the generator; gives the same graphs on every machine.
+        cores: number of base graphs, at least 1; pair k has base k modulo `cores`. EXP has 3. More are harder to learn (a
+            small MLP on nodes in Laplacian order: 99 % on held-out pairs with 3, 97 % on EXP, 80 % with 12).
 
     Returns torch_geometric `Data` with x (n, 2) float32 = [feature, degree], edge_index (2, E) int64, every edge in both
-    directions, and y (1,) int64. Raises ValueError for a negative count or no core, ModuleNotFoundError without
+    directions, and y (1,) int64. Raises ValueError for a negative count or cores below 1, ModuleNotFoundError without
     torch_geometric.
     """
     if count < 0 or cores < 1:
@@ -60,11 +60,11 @@ def wl_pairs(count: int = 600, seed: int = 0, cores: int = 3) -> list[Any]:
 
 
 def wl_colors(edge_index: Tensor, x: Tensor) -> Tensor:
-    """Colour refinement, the 1-WL test: (n,) int64 colours from 0, equal where it cannot tell two nodes apart.
+    """Colour refinement, the 1-WL test: (n,) int64 colours from 0, equal for nodes that it cannot distinguish.
 
     Args:
         edge_index: (2, E) int64, every edge in both directions.
-        x: (n, c), first colours: nodes with equal rows start equal.
+        x: (n, c), initial colours: nodes with equal rows start equal.
 
     Cost: at most n rounds of an (n, n) matrix times an (n, colours) one.
     """
@@ -80,7 +80,7 @@ def wl_colors(edge_index: Tensor, x: Tensor) -> Tensor:
 
 
 def wl_equivalent(a: Any, b: Any) -> bool:
-    """Whether the 1-WL test, started from x, finds every colour as often in graph `a` as in graph `b`."""
+    """Whether the 1-WL test, starting from x, finds every colour equally often in graphs `a` and `b`."""
     if a.x.shape != b.x.shape:
         return False
     n = len(a.x)
@@ -89,7 +89,7 @@ def wl_equivalent(a: Any, b: Any) -> bool:
 
 
 def two_coloring(n: int, edges: Edges) -> tuple[int, bool]:
-    """Of a graph: the number of connected parts, and whether it is bipartite."""
+    """Number of connected components of a graph, and whether it is bipartite."""
     neighbors: list[list[int]] = [[] for _ in range(n)]
     for u, v in edges:
         neighbors[u].append(v)
@@ -111,7 +111,7 @@ def two_coloring(n: int, edges: Edges) -> tuple[int, bool]:
 
 
 def _core(nodes: int, random: np.random.RandomState) -> tuple[tuple[Edges, Edges], np.ndarray]:
-    """The bipartite lift of a random base graph and another one, and the features (2 * nodes,)."""
+    """The bipartite lift of a random base graph, another lift that is not, and the features (2 * nodes,)."""
     while True:
         base = _connected(nodes, round(BASE_EDGES * nodes), random, bipartite=False)
         if not two_coloring(nodes, base)[1]:
@@ -136,7 +136,7 @@ def _part(random: np.random.RandomState) -> tuple[Edges, np.ndarray]:
 
 
 def _connected(nodes: int, count: int, random: np.random.RandomState, bipartite: bool) -> Edges:
-    """A random tree and random edges more, `count` in all; those between nodes of one side left out on request."""
+    """A random tree plus random edges, `count` edges in all; with `bipartite`, none within a side."""
     parent = [random.randint(v) for v in range(1, nodes)]
     tree = [(u, v) for v, u in enumerate(parent, 1)]
     known = set(tree)

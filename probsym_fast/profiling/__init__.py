@@ -1,4 +1,4 @@
-"""What samples cost and buy: profiles of throughput, memory and variance, and traces of a step."""
+"""Costs and benefits of samples: profiles of throughput, memory and variance; traces of a step; equivariance errors."""
 
 from probsym_fast.profiling.equivariance import equivariance_error
 from probsym_fast.profiling.measure import profile

@@ -1,4 +1,4 @@
-"""What profiles and traces refuse before anything is measured."""
+"""Checks of the arguments of profiles and traces, before anything is measured."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODES = (*TIMED, "variance")
 def check_values(
     samples: Any, modes: Any, chunks: Any, backends: Any, draws: Any, seconds: Any, repeats: Any
 ) -> tuple[list[int], list[int | str | None] | None, float, int]:
-    """samples, chunks, seconds and repeats as Python numbers. Raises what `profile` raises before anything is read."""
+    """samples, chunks, seconds and repeats as Python numbers. Raises as `profile`."""
     check_lists({"samples": samples, "modes": modes, "chunks": chunks, "backends": backends, "draws": draws})
     samples = [check_count("profile", "samples", count) for count in samples]
     for mode in modes:
@@ -37,9 +37,9 @@ def check_values(
 
 
 def check_lists(given: dict[str, Any]) -> None:
-    """TypeError for what is no list of strings, or of ints and the like; ValueError for empty ones and unknown draws."""
+    """Raises TypeError for lists of the wrong type, ValueError for empty lists and unknown draws."""
     for name, values in given.items():
-        if values is None and name in ("chunks", "draws"):  # the model's
+        if values is None and name in ("chunks", "draws"):  # None: use the model's
             continue
         words = {"samples": "ints", "chunks": "ints, 'auto' and None"}.get(name, "strings")
         listed = isinstance(values, Sequence) and not isinstance(values, str)
@@ -52,7 +52,7 @@ def check_lists(given: dict[str, Any]) -> None:
 
 
 def checked_device(device: torch.device | str) -> torch.device:
-    """ValueError unless it is a CPU or a GPU that torch sees."""
+    """The device. Raises ValueError unless it is a CPU or a GPU that torch sees."""
     there = ("cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count())))
     wanted = "cuda:0" if str(device) == "cuda" else str(device)
     if wanted not in there:
@@ -61,7 +61,7 @@ def checked_device(device: torch.device | str) -> torch.device:
 
 
 def check_backends(names: Sequence[str], device: torch.device) -> None:
-    """ValueError for a name that is no backend of any op on this device, before anything is measured."""
+    """Raises ValueError for a name that is no op's backend on this device."""
     there = {name for (_, kind), found in BACKENDS.items() if kind == device.type for name in found}
     for name in names:
         if name not in (known := ("auto", *sorted(there))):

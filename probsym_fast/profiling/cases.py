@@ -1,4 +1,4 @@
-"""What is measured: a model on a batch with its loss, from a model of the caller's or a task."""
+"""What is measured: a model, a batch and a loss, from a given model or a task."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from probsym_fast.profiling.steps import Loss, move
 
 @dataclass(frozen=True)
 class Case:
-    """A model and a batch on one device, and the loss of a training step.
+    """A model and a batch on one device, and the training loss.
 
-    settings: what else `steps.training_steps` takes.
+    settings: further arguments of `steps.training_steps`.
     """
 
     name: str
@@ -31,9 +31,9 @@ class Case:
 
 
 def prepared(what: Any, batch: Any, device: Any, weights: str | Path | None = None) -> Case:
-    """The case of a model with a batch, whose loss is the mean square of its prediction, or of a task (`Task.case`).
+    """The case of a task (`Task.case`), or of a model and a batch with the mean square of the prediction as loss.
 
-    device: None: the batch's, of a task the GPU if there is one. weights: of a task, a checkpoint.
+    device: None: the batch's device; for a task the GPU if there is one. weights: a checkpoint, only for a task.
     """
     if isinstance(what, Symmetrized):
         if batch is None:
@@ -44,14 +44,14 @@ def prepared(what: Any, batch: Any, device: Any, weights: str | Path | None = No
         square = lambda y, penalties: y.float().square().mean() + sum(penalties.values())  # noqa: E731
         return Case("model", what.to(device), move(batch, device), square)
     if not hasattr(what, "case"):
-        raise TypeError(f"profile: what must be a Symmetrized or a task that is trained, got {type(what).__name__}")
+        raise TypeError(f"profile: what must be a Symmetrized or a task that trains a model, got {type(what).__name__}")
     device = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return what.case(device, None if weights is None else Path(weights))
 
 
 @contextmanager
 def kept(model: Symmetrized) -> Iterator[None]:
-    """Behind it the model has the weights, buffers, gradients, modes, chunks and draws of before; gradients start empty."""
+    """Restores weights, buffers, gradients, modes, chunks and draws of the model on exit. Inside, gradients start empty."""
     state = {key: value.clone() for key, value in model.state_dict().items()}
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     modes = [(part, part.training) for part in model.modules()]
@@ -69,5 +69,5 @@ def kept(model: Symmetrized) -> Iterator[None]:
 
 
 def chunks_like(model: Symmetrized, size: int | str | None) -> Chunks:
-    """New chunks of the size; "auto" within the memory that the model's may take."""
+    """New chunks of this size; "auto" keeps the model's memory limit."""
     return Chunks(size, model.chunks.memory if size == "auto" else None)

@@ -1,4 +1,4 @@
-"""How far a model is from equivariant."""
+"""Equivariance error of a model."""
 
 from __future__ import annotations
 
@@ -29,40 +29,43 @@ def equivariance_error(
     moves: int = 1,
     scale: float | None = None,
 ) -> float:
-    """`|f(g x) - g f(x)| / |g f(x)|` over random elements g: root mean squares over all entries and `moves` uniform elements.
+    """`|f(g x) - g f(x)| / |g f(x)|` for random g: root mean squares over all entries and `moves` uniform elements.
 
-    Both sides of a `Symmetrized` model draw their own noise, so that the error of an equivariant one is that of two means
-    over `samples`: it falls as 1 / sqrt(samples). It runs without gradients, in the model's mode, and leaves the
-    model's buffers as they are.
+    In a `Symmetrized` model, f(g x) and f(x) draw separate noise. If it is equivariant, they differ only as two means over
+    `samples` do, and the error falls as 1 / sqrt(samples). Runs without gradients, in the model's current mode, and restores
+    the model's buffers.
 
-    model: a `Symmetrized`, or any function of a batch that returns the prediction; then `group` and `output` must be given.
-    batch: `Graphs`, `PointClouds` or another one with the methods `moved` (g x) and `carried` (g f(x)).
-    group: that g is drawn from; None: the model's own.
-    output: layout of the prediction, as `Group.act` has it: "np" positions, "nv" vectors, "nc" values of nodes, "c"
-        invariant. None: what the model's readout declares (`layout`).
-    seed: of g and the noise. scale: that the root mean square of the difference is divided by, in place of |g f(x)|.
+    model: a `Symmetrized`, or any function from a batch to the prediction; the latter needs `group` and `output`.
+    batch: `Graphs`, `PointClouds` or another batch with the methods `moved` (g x) and `carried` (g f(x)).
+    group: the group of g; None: the model's own.
+    output: layout of the prediction, as in `Group.act`: "np" positions, "nv" vectors, "nc" values of nodes, "c" invariant.
+        None: the `layout` of the model's readout.
+    seed: seed of g and of the noise. scale: divides the root mean square of the difference, in place of |g f(x)|.
 
-    Raises TypeError for other types, ValueError where group or output is not known, and what the model raises.
+    Raises TypeError for other types, ValueError if group or output is unknown, and what the model raises.
     """
     owner = "equivariance_error"
     check_batch(owner, batch, "moved", "carried")
     samples, moves = check_count(owner, "samples", samples), check_count(owner, "moves", moves)
-    ours = isinstance(model, Symmetrized)
+    ours = model if isinstance(model, Symmetrized) else None
     if not callable(model):
         raise TypeError(f"{owner}: model must be a Symmetrized or a function, got {type(model).__name__}")
-    group = model.distribution.group if group is None and ours else group
-    output = getattr(model.readout, "layout", None) if output is None and ours else output
+    if ours is not None:
+        group = ours.distribution.group if group is None else group
+        output = getattr(ours.readout, "layout", None) if output is None else output
     for name, value, kind in (("group", group, Group), ("output", output, str)):
         if value is None:
-            raise ValueError(f"{owner}: {name} must be given, as the model does not say it")
+            raise ValueError(f"{owner}: {name} must be given: the model does not define it")
         check_type(owner, name, value, kind, f"a {kind.__name__}")
     difference = size = 0.0
-    f = partial(_prediction, model, samples) if ours else lambda x, _: model(x)
+    assert group is not None
+    movable: Any = batch  # `check_batch` has checked for both methods
+    f: Callable[..., Tensor] = partial(_prediction, ours, samples) if ours is not None else lambda x, _: model(x)
     with restored_buffers(*([model] if isinstance(model, nn.Module) else [])):
         for k in range(moves):
             g = group.uniform(batch, 1, Draws(seeded(seed, "moved by", k)))
-            expected = batch.carried(group, g, f(batch, seeded(seed, "here", k)), output)
-            found = f(batch.moved(group, g), seeded(seed, "there", k))
+            expected = movable.carried(group, g, f(batch, seeded(seed, "here", k)), output)
+            found = f(movable.moved(group, g), seeded(seed, "there", k))
             difference += (found - expected).double().square().mean().item() / moves
             size += expected.double().square().mean().item() / moves
     return difference**0.5 / (size**0.5 if scale is None else scale)

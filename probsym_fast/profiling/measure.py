@@ -41,20 +41,21 @@ def profile(
 ) -> Profile:
     """Measures a model or task at every number of samples, in every mode, with every backend, chunk and kind of draws.
 
-    what: a `Symmetrized` and a `batch` for it, or a task (`tasks.load(NAME)`), whose first training batch, loss, precision
-    and clipping are taken. A training step of a model alone has the mean square of its prediction as loss. weights: a
-    checkpoint of the task's, such as a run's checkpoints/best.ckpt; None: new ones. modes: of "training", "inference" and
-    "variance", which is inference whose variance alone is measured. chunks: as in `models.chunks.Chunks`, where None is all
-    samples at once and "auto" keeps within the model's limit; draws: kinds as in `groups.Draws`; without a list of them the
-    model's. device: None: the batch's, of a task the GPU if there is one. seconds: given to each row that is timed, at least
-    three rounds.
-    repeats: predictions that the variance is taken over, at least two; its error takes three.
-    path: a JSON file that is written after every row: what is interrupted keeps the rows that were done.
+    what: a `Symmetrized` with a `batch`, or a task (`tasks.load(NAME)`), which gives its first training batch, loss,
+        precision and clipping. For a `Symmetrized` the loss is the mean square of the prediction.
+    weights: a checkpoint of the task, such as a run's checkpoints/best.ckpt; None: new weights.
+    modes: "training", "inference", or "variance", which is inference that measures only the variance.
+    chunks: as in `models.chunks.Chunks`: None is all samples at once, "auto" keeps within the model's limit. Without a
+        list: the model's own.
+    draws: kinds as in `groups.Draws`; without a list: the model's own.
+    device: None: the batch's device; for a task the GPU if there is one.
+    seconds: time for each timed row, which runs at least three rounds.
+    repeats: predictions per variance, at least two; its error needs three.
+    path: a JSON file, written after every row, so that an interrupted profile keeps its finished rows.
 
-    A row that runs out of memory has no figures. The model is then as it was (`kept`). Raises TypeError for other
-    kinds, FileNotFoundError for a checkpoint that is not there, ValueError for one that is damaged or of another model, for
-    values out of range, a device that is not there and a backend that nothing has on it, RuntimeError where an op lacks the
-    backend.
+    A row that runs out of memory has no figures. The model is restored afterwards (`kept`). Raises TypeError for other
+    types, FileNotFoundError for a missing checkpoint, ValueError for a checkpoint that is damaged or of another model, a
+    value out of range, a missing device, or a backend that no op has there. Raises RuntimeError if an op lacks the backend.
     """
     samples, chunks, seconds, repeats = check_values(samples, modes, chunks, backends, draws, seconds, repeats)
     case = prepared(what, batch, device, weights)
@@ -75,7 +76,7 @@ def profile(
                 if path is not None:
                     found.save(path)
                 advance(1)
-    except BaseException:  # an interrupt above all
+    except BaseException:  # usually KeyboardInterrupt
         if path is not None and found.rows:
             kept_rows = f"{len(found.rows)} of {len(wanted)} rows"
             print(f"profile {name}: ended early; {kept_rows} are in {path}", file=sys.stderr, flush=True)
@@ -84,13 +85,13 @@ def profile(
 
 
 def measure(row: Row, case: Case, seconds: float, repeats: int) -> None:
-    """Fills the row; leaves it empty where memory ends."""
+    """Fills the row; leaves it empty if memory runs out."""
     model, batch = case.model, case.batch
     try:
         steps = steps_of(row.mode, case, row.samples)
         if row.mode in TIMED:
-            steps.step()  # optimiser states are made, "auto" chunks found
-            model.zero_grad()  # a step's gradients are its own, not the last one's
+            steps.step()  # creates optimiser states, finds "auto" chunks
+            model.zero_grad()  # frees the last step's gradients
             row.peak = peak_memory(steps.step, batch.device)
             times = interleave({"step": steps.step, "bare": steps.bare}, batch.device, seconds, rounds=3)
             row.low, row.latency, row.high = statistics.quantiles(times["step"], n=4)
@@ -105,11 +106,11 @@ def measure(row: Row, case: Case, seconds: float, repeats: int) -> None:
 
 
 def variance_of(predictions: Sequence[Tensor]) -> tuple[float, float | None]:
-    """The variance over R predictions, mean over their entries, and its standard error, None for two.
+    """Variance over R predictions, averaged over their entries, and its standard error (None for R = 2).
 
-    variance = sum over r of q_r / (R - 1), where q_r is the mean square of prediction r less the mean of all. Entries may
-    depend on each other, predictions do not: the error is that of the mean of the q_r. Two predictions lie equally far from
-    their mean: their q_r are equal and tell no error.
+    variance = sum over r of q_r / (R - 1), where q_r is the mean square of prediction r minus the mean of all. Predictions
+    are independent, their entries may not be; so the error is that of the mean of the q_r. Two predictions are equally far
+    from their mean: their q_r are equal and give no error.
     """
     each = torch.stack([x.double() for x in predictions]).flatten(1)
     squares, count = (each - each.mean(0)).square().mean(1), len(each)
@@ -118,6 +119,6 @@ def variance_of(predictions: Sequence[Tensor]) -> tuple[float, float | None]:
 
 
 def steps_of(mode: str, case: Case, samples: int) -> Steps:
-    if mode != "training":  # in float32, as the tasks test
+    if mode != "training":  # float32, as in the tasks' tests
         return inference_steps(case.model, case.batch, samples)
     return training_steps(case.model, case.batch, samples, case.loss, **case.settings)

@@ -19,16 +19,18 @@ Row = dict[str, Any]
 
 
 def plot_profile(path: Path, name: str, rows: list[dict[str, Any]]) -> None:
-    """Latency, throughput, peak memory, tax and variance against S, a line a mode, backend, chunk and kind of draws;
-    rows as of `profile.Row`."""
-    panels = (
+    """Plots latency, throughput, peak memory, tax and variance against S, a line per mode, backend, chunk and draws.
+
+    rows: dictionaries of `results.Row`.
+    """
+    panels = [
         ("latency", 1e3, "step (ms)"),
         ("throughput", 1.0, "graphs / s"),
         ("peak", 1e-6, "peak memory (MB)"),
         ("tax", 1.0, "step / bare backbone"),
         ("variance", 1.0, "variance of the prediction"),
-    )
-    panels = [panel for panel in panels if any(row[panel[0]] for row in rows)]  # a variance of 0 has no logarithm
+    ]
+    panels = [panel for panel in panels if any(row[panel[0]] for row in rows)]  # log scale: skips a variance of 0
     parts = {key: {row[key] for row in rows} for key in ("mode", "backend", "chunk", "draws")}
     lines: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -40,7 +42,7 @@ def plot_profile(path: Path, name: str, rows: list[dict[str, Any]]) -> None:
     samples = sorted({row["samples"] for row in rows})
     with plt.rc_context(PRINTED):
         columns = min(3, len(panels) + 1)
-        count = -(-(len(panels) + 1) // columns)  # the legend stands in a panel of its own
+        count = -(-(len(panels) + 1) // columns)  # one more panel for the legend
         figure, axes = plt.subplots(count, columns, figsize=(2.6 * columns, 2.2 * count), squeeze=False)
         for axis, (key, scale, label) in zip(axes.flat, panels, strict=False):
             for k, (line, some) in enumerate(lines.items()):
@@ -59,7 +61,7 @@ def plot_profile(path: Path, name: str, rows: list[dict[str, Any]]) -> None:
             axis.set_xscale("log", base=2)
             if key != "tax":
                 axis.set_yscale("log")
-            if key != "tax":  # less than a decade has ticks too
+            if key != "tax":  # ticks even within a decade
                 axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axis.yaxis.set_major_formatter("{x:.0e}" if key == "variance" else "{x:g}")
             axis.set(xlabel="samples S", ylabel=label, xticks=samples, xticklabels=list(map(str, samples)))
@@ -75,14 +77,17 @@ def plot_profile(path: Path, name: str, rows: list[dict[str, Any]]) -> None:
 
 
 def plot_slope(axis: plt.Axes, first: Row, samples: list[int]) -> None:
-    """What the variance of a mean of independent samples is, from a row on."""
+    """Plots the 1 / S slope of independent samples, starting at row `first`."""
     slope = [first["variance"] * first["samples"] / s for s in samples]
     axis.plot(samples, slope, color="0.2", linewidth=0.8, linestyle="--", label="1 / S", zorder=3)
 
 
 def plot_variances(path: Path, profiles: list[tuple[str, str, list[Row]]]) -> None:
-    """Variance against S of several profiles (name, weights, rows), bars of a standard error: a column a name, a row for each
-    profile of it, a line a kind of draws; rows as of `profile.Row`, of one mode, backend and chunk; no bar without error."""
+    """Plots variance against S for several profiles (name, weights, rows), with bars of one standard error.
+
+    A column per name, a panel below for each of its profiles, a line per kind of draws. rows: dictionaries of
+    `results.Row`, of one mode, backend and chunk. A row without error has no bar.
+    """
     names = list(dict.fromkeys(name for name, _, _ in profiles))
     stacks = [[(weights, rows) for other, weights, rows in profiles if other == name] for name in names]
     count = max(map(len, stacks))
@@ -90,8 +95,7 @@ def plot_variances(path: Path, profiles: list[tuple[str, str, list[Row]]]) -> No
     with plt.rc_context(PRINTED):
         size = (2.3 * len(names), 2.2 * count + 0.35)
         figure, axes = plt.subplots(count, len(names), figsize=size, squeeze=False, sharex=True)
-        for i, k in np.ndindex(axes.shape):
-            axis = axes[i, k]
+        for (i, k), axis in np.ndenumerate(axes):
             if i >= len(stacks[k]):
                 axis.axis("off")
                 continue
@@ -109,8 +113,8 @@ def plot_variances(path: Path, profiles: list[tuple[str, str, list[Row]]]) -> No
                 axis.set(xscale="log", yscale="log")
                 axis.set_xscale("log", base=2)
                 axis.set_xticks(ticks, list(map(str, ticks)))
-                values = [row["variance"] for row in some]
-                if max(values) < 100 * min(values):  # a tick a decade would be one or none
+                variances = [row["variance"] for row in some]
+                if max(variances) < 100 * min(variances):  # a tick per decade would give one or none
                     axis.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
             axis.set_title(f"{names[k]}\n{weights}" if i == 0 else weights, fontsize=9)
             axis.set(xlabel="samples S" if i == len(stacks[k]) - 1 else "", ylabel="" if k else "variance")

@@ -1,4 +1,4 @@
-"""What a profile holds: its rows, their table, JSON and plots."""
+"""Results of a profile: its rows, and their table, JSON and plots."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from probsym_fast.draws import check_kind
 
 FIGURES = ("at_once", "latency", "low", "high", "throughput", "peak", "tax", "variance", "error", "gain", "gain_error")
 NEW, OWN = "new", "the model's"
-WHOLE = {"antithetic": 2, "stratified": 8}  # samples of a block, in up to three dimensions
+WHOLE = {"antithetic": 2, "stratified": 8}  # samples per block, in up to three dimensions
 
 
 @dataclass
 class Row:
-    """Of one number of samples S, in one mode, with one backend, chunk and kind of draws.
+    """Figures for one number of samples S, mode, backend, chunk and kind of draws; None where not measured.
 
-    at_once: samples that ran at once, with chunk "auto" as many as were found to fit. latency: median seconds a step (low,
-    high: quartiles). throughput: graphs a second; sampled graphs are S times as many. peak: bytes of a step beyond model and
-    batch. tax: latency over that of the bare backbone, in turn with it. variance: of the prediction over noise, mean over
-    its entries (error: its standard error, None of two predictions). gain: variance with independent draws over this one,
-    everything else equal (gain_error: its standard error). None: not measured (out of memory, or without meaning).
+    at_once: samples per pass; with chunk "auto" the number found to fit.
+    latency: median seconds per step (low, high: quartiles).
+    throughput: graphs per second; sampled graphs are S times as many.
+    peak: bytes of a step beyond model and batch.
+    tax: latency over that of the bare backbone, timed in turn.
+    variance: variance of the prediction over the noise, averaged over entries (error: its standard error, None for two
+        predictions).
+    gain: variance with independent draws over this variance, all else equal (gain_error: its standard error).
     """
 
     mode: str
@@ -47,18 +50,18 @@ class Row:
 
     @property
     def case(self) -> tuple:
-        """What rows share that differ in their draws alone."""
+        """What rows have in common that differ only in their draws."""
         return self.mode, self.backend, self.chunk, self.samples
 
     def clear(self) -> None:
-        """No figures."""
+        """Removes all figures."""
         for name in FIGURES:
             setattr(self, name, None)
 
 
 @dataclass
 class Profile:
-    """What `profile` measured. weights: the path of the checkpoint, NEW of a task's model without one, OWN of a model's."""
+    """Result of `profile`. weights: path of the checkpoint, NEW for a task without one, OWN for a given model."""
 
     name: str
     batch: int
@@ -72,7 +75,7 @@ class Profile:
         return {NEW: "new weights", OWN: "own weights"}.get(self.weights, "trained")
 
     def table(self) -> str:
-        """A line a row, plain text."""
+        """Plain text, one line per row."""
         head = ("mode", "backend", "chunk", "draws", "S", "ms", "graphs/s", "peak MB", "tax", "variance", "gain")
         lines = [head, *(cells(row) for row in self.rows)]
         return aligned(lines, str.rjust)
@@ -81,11 +84,11 @@ class Profile:
         return json.dumps(asdict(self), indent=1)
 
     def save(self, path: str | Path) -> None:
-        """The figures as JSON."""
+        """Writes the profile as JSON."""
         write_atomically(Path(path), lambda file: file.write(self.json().encode()))
 
     def plot(self, path: str | Path) -> None:
-        """Every quantity against S, as the ending says: .png, .pdf or .svg (needs matplotlib)."""
+        """Plots every quantity against S to a .png, .pdf or .svg file (needs matplotlib)."""
         from probsym_fast.profiling.plots import plot_profile
 
         weights = self.state() if self.weights in (NEW, OWN) else self.weights
@@ -93,25 +96,26 @@ class Profile:
 
 
 def set_gains(rows: Sequence[Row]) -> None:
-    """Fills gain and gain_error of the rows that have a row with independent draws beside them.
+    """Fills gain and gain_error of rows with a counterpart that has independent draws.
 
-    The two variances are of independent noise, so that the squares of their relative errors add up; without both errors the
-    gain has none.
+    The two variances come from independent noise, so the squares of their relative errors add up. The gain has an error only
+    if both variances have one.
     """
     independent = {row.case: row for row in rows if row.draws == "independent" and row.variance}
     for row in rows:
         base = independent.get(row.case)
         if base is None or base is row or not row.variance:
             continue
+        assert base.variance is not None
         row.gain = base.variance / row.variance
         if base.error is not None and row.error is not None:
             row.gain_error = row.gain * math.hypot(base.error / base.variance, row.error / row.variance)
 
 
 def read_profiles(path: str | Path) -> list[Profile]:
-    """The profile of a JSON file that `Profile.save` or `save_profiles` wrote, or the several ones of it.
+    """The profiles in a JSON file that `Profile.save` or `save_profiles` wrote.
 
-    Raises FileNotFoundError where there is none and ValueError, naming the file, where it holds something else or nothing.
+    Raises FileNotFoundError if it is missing, and ValueError, naming the file, if it holds no profile.
     """
     path = Path(path)
     if not path.is_file():
@@ -127,7 +131,7 @@ def read_profiles(path: str | Path) -> list[Profile]:
 
 
 def read_profile(values: Any) -> Profile:
-    """From what `Profile.json` says. TypeError, ValueError or LookupError where it is none."""
+    """A profile from the content of its JSON. Raises TypeError, ValueError or LookupError for other content."""
     if not isinstance(values, dict):
         raise TypeError(f"expected keys and values, got {type(values).__name__}")
     found = Profile(**{**values, "rows": [Row(**row) for row in values["rows"]]})
@@ -141,13 +145,16 @@ def read_profile(values: Any) -> Profile:
 
 
 def save_profiles(path: str | Path, profiles: Sequence[Profile]) -> None:
-    """Several profiles as one JSON file, a list of what `Profile.save` writes."""
+    """Writes several profiles to one JSON file, as a list of what `Profile.save` writes."""
     text = json.dumps([asdict(one) for one in profiles], indent=1)
     write_atomically(Path(path), lambda file: file.write(text.encode()))
 
 
 def joined(profiles: Sequence[Profile]) -> list[Profile]:
-    """The profiles' rows with a variance. ValueError where rows of one differ in more than draws and S, or there are none."""
+    """The profiles, with only their rows that have a variance.
+
+    Raises ValueError for a profile without such rows, or whose rows differ in more than draws and S.
+    """
     found = []
     for one in profiles:
         rows = [row for row in one.rows if row.variance is not None]
@@ -159,24 +166,24 @@ def joined(profiles: Sequence[Profile]) -> list[Profile]:
 
 
 def pooled_gain(rows: Sequence[Row]) -> tuple[float, float] | None:
-    """One gain of rows that differ in S alone, and its standard error: the mean of the logarithms weighted by their errors.
+    """The pooled gain of rows that differ only in S, and its standard error: a mean of logarithms, weighted by their errors.
 
-    Taken where S is made of whole blocks: these are independent, the gain does not depend on their number. It is
-    1 / (1 + rho) with pairs, where rho is the correlation of the predictions of a sample and its mirror image. None without
-    such rows whose gain has an error.
+    Uses rows whose S is a multiple of the block size: blocks are independent, so the gain does not depend on their number.
+    With pairs the gain is 1 / (1 + rho), where rho correlates the predictions of a sample and its mirror image. None if no
+    such row has a gain with an error.
     """
-    some = [row for row in rows if row.gain and row.gain_error and row.samples % WHOLE[row.draws] == 0]
+    some = [(r.gain, r.gain_error) for r in rows if r.gain and r.gain_error and r.samples % WHOLE[r.draws] == 0]
     if not some:
         return None
-    weights = [(row.gain / row.gain_error) ** 2 for row in some]
-    gain = math.exp(sum(w * math.log(row.gain) for w, row in zip(weights, some, strict=True)) / sum(weights))
+    weights = [(gain / error) ** 2 for gain, error in some]
+    gain = math.exp(sum(w * math.log(one) for w, (one, _) in zip(weights, some, strict=True)) / sum(weights))
     return gain, gain / math.sqrt(sum(weights))
 
 
 def gains_table(profiles: Sequence[Profile]) -> str:
-    """A line a profile and kind of draws other than independent, a column a number of samples: the gains, plain text.
+    """The gains as plain text: a line per profile and kind of draws other than independent, a column per S.
 
-    pooled: `pooled_gain`.
+    The last column is the `pooled_gain`.
     """
     samples = sorted({row.samples for one in profiles for row in one.rows})
     lines = [("experiment", "weights", "draws", *(f"S = {s}" for s in samples), "pooled")]
@@ -184,13 +191,13 @@ def gains_table(profiles: Sequence[Profile]) -> str:
         for kind in dict.fromkeys(row.draws for row in one.rows if row.gain is not None):
             gains = {row.samples: row for row in one.rows if row.draws == kind}
             some = [with_error(gains[s].gain, gains[s].gain_error, ".3g") if s in gains else "-" for s in samples]
-            pooled = with_error(*(pooled_gain(list(gains.values())) or (None, None)), ".3g")
-            lines.append((one.name, one.state(), kind, *some, pooled))
+            gain, error = pooled_gain(list(gains.values())) or (None, None)
+            lines.append((one.name, one.state(), kind, *some, with_error(gain, error, ".3g")))
     return aligned(lines, str.ljust)
 
 
 def aligned(lines: Sequence[Sequence[str]], justify: Callable[[str, int], str]) -> str:
-    """The lines with columns of one width each."""
+    """The lines, padded to columns of equal width."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(justify, line, widths)).rstrip() for line in lines)
 

@@ -1,4 +1,4 @@
-"""Whole steps of a symmetrized model and of its bare backbone, as profiles and benchmarks time them."""
+"""Full steps of a symmetrized model and of its bare backbone, for profiles and benchmarks."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from probsym_fast.models import Symmetrized
 from probsym_fast.models.inputs import embedded
 
-Inputs = tuple[tuple, dict[str, Any]]  # positional, by keyword
+Inputs = tuple[tuple, dict[str, Any]]  # positional and keyword arguments
 Loss = Callable[[Any, Mapping[str, Tensor]], Tensor]  # (prediction, penalties) -> scalar
 
 
 @dataclass
 class Steps:
-    """A full step, the bare backbone's on random inputs of the same shapes, and what stands between them.
+    """A full step, one of the bare backbone on random inputs of the same shapes, and one of distribution and embedding.
 
-    The bare step runs in the chunks that the model has when it is first called: behind a full step "auto" has found its own.
+    The bare step uses the model's chunks at its first call; run a full step before it, so that "auto" has found a size.
     """
 
     step: Callable[[], Any]
@@ -41,17 +41,17 @@ def training_steps(
     compiled: str | None = None,
     mode: str | None = None,
 ) -> Steps:
-    """Forward, loss, backward, gradients clipped to a norm, and Adam; in chunks, and tried again, as the model runs.
+    """Steps of forward, loss, backward, gradient clipping and Adam, with the model's chunks and out-of-memory retries.
 
-    compiled: "backbone" by torch.compile, on both sides, or the whole "model" in one graph beside the bare backbone. mode:
-    of torch.compile, such as "reduce-overhead" (CUDA graphs).
+    compiled: "backbone" compiles the backbone in both steps; "model" compiles the whole model as one graph, and the bare
+    backbone. mode: of torch.compile, such as "reduce-overhead" (CUDA graphs).
     """
     device = batch.device
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
 
     def begin(some: torch.optim.Optimizer) -> None:
-        if mode is not None:  # memory of the last step's graphs is free again
+        if mode is not None:  # frees the memory of the last step's graphs
             torch.compiler.cudagraph_mark_step_begin()
         some.zero_grad()
 
@@ -87,7 +87,7 @@ def training_steps(
     def made() -> tuple[nn.Module, list[tuple[Inputs, int]], dict[int, Tensor], torch.optim.Optimizer]:
         backbone, parts = bare_backbone(model, batch, samples)
         if compiled == "model":
-            backbone = deepcopy(backbone)  # the model's own is recorded as a part of it
+            backbone = deepcopy(backbone)  # the model's own is part of its compiled graph
         with torch.no_grad():
             wanted = {count: torch.randn_like(backbone(*given, **named)) for (given, named), count in parts}
         if compiled and backbone is not model.backbone:
@@ -109,7 +109,7 @@ def training_steps(
 
 
 def inference_steps(model: Symmetrized, batch: Any, samples: int, *, autocast: torch.dtype | None = None) -> Steps:
-    """Forward passes in eval mode, without gradients."""
+    """Steps of a forward pass in eval mode, without gradients."""
     model.eval()
     made = cache(lambda: bare_backbone(model, batch, samples))
 
@@ -133,15 +133,17 @@ def inference_steps(model: Symmetrized, batch: Any, samples: int, *, autocast: t
 
 
 def bare_backbone(model: Symmetrized, batch: Any, samples: int) -> tuple[nn.Module, list[tuple[Inputs, int]]]:
-    """The backbone, and for every chunk random inputs and its number of samples; chunks of one size share them.
+    """The bare backbone, and for every chunk random inputs and its number of samples; chunks of equal size share inputs.
 
-    A part says by its method `bare` what is timed in its place: a backbone what it was without symmetrization, an embedding
-    that the backbone's first layer was fused into this layer, which takes (B, S, in_features).
+    A part with a method `bare` is replaced by its result: a backbone by its form without symmetrization, an embedding that
+    absorbed the backbone's first layer by that layer, which takes (B, S, in_features).
     """
-    backbone, inputs = model.backbone, {}
+    backbone: Any = model.backbone
+    embed: Any = model.embed
+    inputs: dict[int, Inputs] = {}
     if hasattr(backbone, "bare"):
         backbone = backbone.bare()
-    dense = model.embed.bare().to(batch.device) if hasattr(model.embed, "bare") else None
+    dense = embed.bare().to(batch.device) if hasattr(embed, "bare") else None
     if dense is not None:
         backbone = nn.Sequential(dense, backbone)
     size = model.chunks.size_for(samples)
@@ -158,12 +160,12 @@ def bare_backbone(model: Symmetrized, batch: Any, samples: int) -> tuple[nn.Modu
 
 
 def random_like(x: Any) -> Any:
-    """Normal numbers in the shape of a floating-point Tensor; anything else (indices, a batch) as it is."""
+    """Normal noise in the shape of a floating-point Tensor; returns anything else (indices, a batch) unchanged."""
     return torch.randn_like(x) if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
 def move(batch: Any, device: torch.device | str) -> Any:
-    """A batch, or a tuple of them and of tensors, on the device."""
+    """Moves a batch, or a nested tuple of batches and tensors, to the device."""
     if hasattr(batch, "to"):
         return batch.to(device)
     if isinstance(batch, (tuple, list)):

@@ -1,4 +1,4 @@
-"""Timing on any device: functions called in turn, and the machine's name."""
+"""Timing functions in turn on any device, and naming the machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def synchronize(device: torch.device | str) -> None:
-    """Waits for the GPU's work; nothing elsewhere."""
+    """Waits for the GPU; does nothing on other devices."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -19,10 +19,10 @@ def synchronize(device: torch.device | str) -> None:
 def interleave(
     variants: dict[str, Callable], device: torch.device | str, seconds: float, rounds: int = 5
 ) -> dict[str, list[float]]:
-    """Seconds of each variant, called in turn (A B C A B C ...) so that a drift of the machine meets all of them.
+    """Seconds per call of each variant, timed in turn (A B C A B C ...) so that drift affects all of them alike.
 
-    A turn is 50 ms of calls or one call, after a fifth as many that are not timed (none of more than half a second): the
-    times are those of a warm function. At least so many rounds.
+    A turn is 50 ms of calls, or one call if it is longer. A fifth as many untimed calls warm it up, or none if a call takes
+    over half a second. Runs at least `rounds` rounds.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
     for function in variants.values():  # warm up
@@ -36,9 +36,7 @@ def interleave(
         synchronize(device)
         duration = time.perf_counter() - start + 1e-9
         repeats[name] = max(1, min(500, int(0.05 / duration)))
-        untimed[name] = (
-            1 + repeats[name] // 5 if duration < 0.5 else 0
-        )  # brings back caches and threads that others took
+        untimed[name] = 1 + repeats[name] // 5 if duration < 0.5 else 0  # warms caches and threads again
     stop = time.perf_counter() + seconds
     while time.perf_counter() < stop or min(map(len, times.values())) < rounds:
         for name, function in variants.items():
@@ -54,7 +52,7 @@ def interleave(
 
 
 def machine(device: torch.device | str) -> dict[str, object]:
-    """Names the device and the software."""
+    """Device and software versions."""
     gpu = torch.device(device).type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if gpu else processor(),

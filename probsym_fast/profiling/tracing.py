@@ -1,4 +1,4 @@
-"""Traces of a training step, in which the model's parts and the ops have names."""
+"""Traces of a training step, with named ranges for the model's parts and the ops."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def trace(
     draws: str | None = None,
     device: torch.device | str | None = None,
 ) -> None:
-    """Writes one training step as a trace for Perfetto (ui.perfetto.dev): every op, and the model's parts, by name.
+    """Writes a trace of one training step for Perfetto (ui.perfetto.dev), with every op and the model's parts by name.
 
-    The arguments are those of `profile`, one value of each list; chunk OWN and draws None: the model's. The model is then as
-    it was (`kept`). Raises as `profile` does, and OSError where the path cannot be written.
+    Arguments as in `profile`, but one value in place of each list; chunk OWN and draws None mean the model's own. The model
+    is restored afterwards (`kept`). Raises as `profile`, and OSError if the path cannot be written.
     """
     samples = check_count("profile", "samples", samples)
     check_lists({"backends": [backend], "draws": None if draws is None else [draws]})
@@ -65,10 +65,11 @@ def trace(
 
 @contextmanager
 def with_named_ranges(model: Symmetrized) -> Iterator[None]:
-    """Within it, a recorded trace names the model's parts and the ops that run as plain torch (kernels have names)."""
+    """Inside it, traces name the model's parts and the ops that run as plain torch (kernels already have names)."""
     with ExitStack() as stack:
         for name in ("distribution", "embed", "backbone", "readout"):
-            part, open_ranges = getattr(model, name), []
+            part = getattr(model, name)
+            open_ranges: list[record_function] = []
             for hook in hooks(f"Symmetrized.{name}", open_ranges):
                 handle = getattr(part, hook.__name__)(hook, **({} if "pre" in hook.__name__ else {"always_call": True}))
                 stack.callback(handle.remove)
@@ -78,8 +79,8 @@ def with_named_ranges(model: Symmetrized) -> Iterator[None]:
         yield
 
 
-def hooks(name: str, open_ranges: list) -> tuple[Callable, Callable]:
-    """Forward hooks of a module, called as the methods that register them, that open and close a range of the trace."""
+def hooks(name: str, open_ranges: list[record_function]) -> tuple[Callable, Callable]:
+    """Forward hooks that open and close a range of the trace, named after the methods that register them."""
 
     def register_forward_pre_hook(module: nn.Module, _: Any) -> None:
         open_ranges.append(record_function(name))

@@ -1,4 +1,4 @@
-"""Tasks: one experiment each, with its data, loss, measure and configurations."""
+"""Tasks: one experiment each, with data, loss, measures and configurations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from probsym_fast.training import configuration
 from probsym_fast.training.task import Computation, Experiment, Task
 
-NAMES = {  # of a task: its module, its configuration, and what makes it
+NAMES = {  # task -> its module, configuration and constructor
     "nbody": ("nbody", "NBodyConfig", "NBodyTask"),
     "separation": ("separation", "SeparationConfig", "Separation"),
     "exp_classify": ("exp_classify", "ExpClassifyConfig", "ExpClassify"),
@@ -24,7 +24,7 @@ NAMES = {  # of a task: its module, its configuration, and what makes it
 
 
 class _Tasks(Mapping):
-    """Name of a task -> (dataclass of its configuration, what makes the task). The module is imported when asked for."""
+    """Name of a task -> (dataclass of its configuration, constructor of the task). Imports a module on first use."""
 
     def __getitem__(self, name: str) -> tuple[type, Callable[[Any], Experiment]]:
         where, config, make = NAMES[name]
@@ -45,7 +45,7 @@ TASKS = _Tasks()
 def load(name: str, overrides: list[str] | None = None) -> Experiment:
     """The experiment of a configuration file (or packaged name) with command-line overrides (`["--seed", "2"]`).
 
-    The folder "." in a file is the one where the file lies, so that a run folder may be moved.
+    The folder "." in a file is the file's own, so that a run folder can be moved.
     Raises ValueError for unknown files, tasks, keys and values.
     """
     path, layers, kind, make = _found(name)
@@ -64,12 +64,12 @@ def load(name: str, overrides: list[str] | None = None) -> Experiment:
 
 
 def config_type(name: str) -> type:
-    """The dataclass of a configuration file's (or packaged name's) task. Raises ValueError as `load`."""
+    """The dataclass of the task in a configuration file (or packaged name). Raises ValueError as `load`."""
     return _found(name)[2]
 
 
 def _found(name: str) -> tuple[Path, list[dict[str, Any]], type, Callable[[Any], Experiment]]:
-    """Path and layers of the configuration, and its task's entry in TASKS."""
+    """Path and layers of a configuration, and the entry of its task in TASKS."""
     path = configuration.find(name)
     layers = configuration.layers(path)
     task = configuration.merged(layers).get("task")

@@ -37,10 +37,10 @@ class AutomorphismConfig(Run):
 
     Args:
         task: "automorphism".
-        method: "ps" learned distribution, "ga" uniform, "fa" Laplacian frame, "canonical" learned, no noise, one sample.
-        samples: permutations a graph (canonical: 1).
-        trials: how often the average is repeated, for its sampling error; figures and pictures are those of the first.
-        seed: of weights and noise.
+        method: "ps" learned distribution, "ga" uniform, "fa" Laplacian frame, "canonical" learned without noise, one sample.
+        samples: permutations per graph (canonical: 1).
+        trials: repetitions of the average, for its sampling error; figures and pictures show the first.
+        seed: seed of weights and noise.
         distribution: settings of the learned distribution.
     """
 
@@ -61,8 +61,17 @@ def circle(n: int, radius: float = 1.0) -> Tensor:
 
 
 def graphs() -> dict[str, tuple[list[tuple[int, int]], list[list[int]], Tensor]]:
-    """The published graphs: name -> edges, orbits, positions (n, 2) for the picture."""
-    asymmetric = [(0, 1), (0, 2), (1, 2), (1, 4), (2, 3), (2, 5), (4, 5), (5, 6)]  # square on a triangle, two leaves
+    """The published graphs: name -> edges, orbits, positions (n, 2) in the picture."""
+    asymmetric = [
+        (0, 1),
+        (0, 2),
+        (1, 2),
+        (1, 4),
+        (2, 3),
+        (2, 5),
+        (4, 5),
+        (5, 6),
+    ]  # a square and a triangle that share an edge, two leaves
     star = [(0, leaf) for leaf in range(1, 7)]
     two_stars = [(0, 4), *((0, leaf) for leaf in (1, 2, 3)), *((4, leaf) for leaf in (5, 6))]
     cycle = [(i, (i + 1) % 7) for i in range(7)]
@@ -84,7 +93,7 @@ def graphs() -> dict[str, tuple[list[tuple[int, int]], list[list[int]], Tensor]]
 
 
 class Automorphism(Computation):
-    """The largest difference within an orbit, beside the sampling error and the differences between orbits."""
+    """The largest difference within an orbit, against the sampling error and the differences between orbits."""
 
     def __init__(self, config: AutomorphismConfig):
         configuration.check(config, LIMITS)
@@ -105,7 +114,9 @@ class Automorphism(Computation):
             u, v = torch.tensor(edges).T
             edge_index = torch.stack([torch.cat([u, v]), torch.cat([v, u])])
             nodes = len(positions)
-            batch = Graphs(torch.zeros(nodes, 1), edge_index, torch.tensor([0, nodes]))  # nothing tells nodes apart
+            batch = Graphs(
+                torch.zeros(nodes, 1), edge_index, torch.tensor([0, nodes])
+            )  # features do not distinguish nodes
             trials = torch.stack(
                 [
                     model(batch, config.samples, seeded(config.seed, f"automorphism {name}", k))[0][:, 0]

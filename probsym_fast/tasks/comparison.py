@@ -1,4 +1,4 @@
-"""Several configurations trained with several seeds each, side by side: a table and a plot."""
+"""Compares configurations, each trained with several seeds, in a table and a plot."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from probsym_fast.training.run import check_recorded, fit, record
 from probsym_fast.training.settings import Run, may_change
 from probsym_fast.training.task import Computation, Experiment, Task
 
-FIRST = "@first"  # in a run's keys: the folder of the run that is trained first
-OWN = ("seed", "folder")  # keys that the comparison gives every run
-TAKEN = ("first", "plots", "config.yaml", "results.json", LOCK, ".", "..")  # in the comparison's folder
+FIRST = "@first"  # as a value of a run's key: the folder of the first run
+OWN = ("seed", "folder")  # keys that the comparison sets for every run
+TAKEN = ("first", "plots", "config.yaml", "results.json", LOCK, ".", "..")  # names used in the comparison's folder
 PLACES = ("config", "data", "backbone.weights")  # keys that may hold a path
 
 
@@ -49,16 +49,16 @@ class ComparisonConfig(Run):
 
     Args:
         task: "comparison".
-        first: a run that is trained once before the others, which may start from its weights, given as one of `runs`; null:
-            none.
+        first: a run, in the form of one in `runs`, that is trained once before the others so that they can start from its
+            weights; null: none.
         runs: name: {config: NAME, key: value, ...}; nested keys with dots; the value "@first" is the first run's folder.
-            Names are those of folders; seed and folder are the comparison's own.
-        common: keys and values of every run that has not its own, such as data: FOLDER.
-        seeds: every configuration is trained with each.
-        measure: the figure of the runs' results that is compared; higher is better.
-        seed: of the first run.
-        folder: of the runs; null: runs/<full name>/seed<seed>. Runs that are done are kept, one that was stopped goes on,
-            where they are the ones asked for; runs and seeds may be added.
+            Names must be folder names; the comparison sets seed and folder.
+        common: keys and values for every run that does not set them, such as data: FOLDER.
+        seeds: seeds to train every configuration with.
+        measure: figure of the runs' results to compare; higher is better.
+        seed: seed of the first run.
+        folder: folder of the runs; null: runs/<full name>/seed<seed>. Finished runs are kept and stopped ones continue,
+            if their configuration still matches; runs and seeds may be added.
     """
 
     task: Literal["comparison"] = "comparison"
@@ -71,7 +71,7 @@ class ComparisonConfig(Run):
 
 
 class Comparison(Computation):
-    """Mean and spread of a measure over the seeds, a configuration a row."""
+    """Mean and spread of a measure over the seeds, one row per configuration."""
 
     continues = True
 
@@ -83,15 +83,15 @@ class Comparison(Computation):
                     f"config: runs must have plain folder names other than {', '.join(TAKEN)}, got {name!r}"
                 )
         groups = {"common": config.common} | {f"runs.{name}": keys for name, keys in config.runs.items()}
-        for where, keys in groups.items():
-            _check_keys(where, keys, config.first is not None)
+        for group, keys in groups.items():
+            _check_keys(group, keys, config.first is not None)
         if config.first is not None:
             _check_keys("first", config.first, False)
         runs = {name: _absolute(keys) for name, keys in config.runs.items()}
         first = _absolute(config.first) if config.first else None
         self.config = replace(config, first=first, runs=runs, common=_absolute(config.common))
         self.load = load
-        for label, keys, seed, where in self._runs(Path("unused")):  # all of them are read before any is trained
+        for label, keys, seed, where in self._runs(Path("unused")):  # reads all of them before training any
             figures = self._task(keys, seed, where).figures
             if label != "first" and figures and config.measure not in figures:
                 raise ValueError(
@@ -99,7 +99,7 @@ class Comparison(Computation):
                 )
 
     def _runs(self, folder: Path) -> Iterator[tuple[str, dict[str, Any], int, Path]]:
-        """(label, keys, seed, folder) of every run, in the order of training."""
+        """(label, keys, seed, folder) of every run, in training order."""
         config = self.config
         if config.first:
             yield "first", config.first, config.seed, folder / "first"
@@ -116,16 +116,16 @@ class Comparison(Computation):
         flags = ((key, value if isinstance(value, str) else json.dumps(value)) for key, value in values.items())
         task = self.load(name, [f"--{key}={value}" for key, value in flags])
         if not isinstance(task, Task):
-            raise ValueError(f"config: runs must be experiments that are trained, got {name}")
+            raise ValueError(f"config: runs must be experiments that train a model, got {name}")
         return task
 
     def _check_there(self, folder: Path) -> None:
-        """ValueError where a run that is done, or was stopped, is not the one asked for."""
+        """Raises ValueError if a finished or stopped run has another configuration."""
         for _, keys, seed, where in self._runs(folder):
             task, path = self._task(keys, seed, where), where / "config.yaml"
             if (where / "results.json").is_file():
                 before = configuration.flat(configuration.read(path)) if path.is_file() else {}
-                # the first run's folder, also where all of them have moved
+                # keys with the first run's folder, which may have moved along
                 moved = [k for k, v in keys.items() if v == FIRST and Path(str(before.get(k))).name == "first"]
                 check_recorded(where, task.config, ["folder", *moved])
             elif path.is_file():
@@ -170,11 +170,11 @@ class Comparison(Computation):
 
 
 def _check_keys(where: str, keys: dict[str, Any], with_first: bool) -> None:
-    """ValueError for the comparison's own keys, and for "@..." that stands for no folder."""
+    """Raises ValueError for keys that the comparison sets, and for an "@..." other than the first run."""
     for key, value in keys.items():
         if key in OWN:
             raise ValueError(
-                f"config: {where} must be without {' and '.join(OWN)}, which the comparison gives, got {key}"
+                f"config: {where} must be without {' and '.join(OWN)}, which the comparison sets, got {key}"
             )
         for mark in _marks(value):
             if value != FIRST or not with_first:
@@ -187,7 +187,7 @@ def _given(with_first: bool) -> str:
 
 
 def _marks(value: Any) -> list[str]:
-    """The texts in a value that begin with @."""
+    """Strings in a value that begin with @."""
     if isinstance(value, str):
         return [value] if value.startswith("@") else []
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
@@ -195,7 +195,7 @@ def _marks(value: Any) -> list[str]:
 
 
 def _absolute(keys: dict[str, Any]) -> dict[str, Any]:
-    """The keys with paths that hold from any working directory."""
+    """The keys, with paths made absolute."""
 
     def fixed(key: str, value: Any) -> Any:
         is_path = key in PLACES and isinstance(value, str) and value != FIRST
@@ -205,7 +205,7 @@ def _absolute(keys: dict[str, Any]) -> dict[str, Any]:
 
 
 def _trained(task: Task, name: str, folder: Path) -> dict[str, Any]:
-    """The results of the run, trained now unless it was."""
+    """The results of the run, which is trained first unless it is finished."""
     done = folder / "results.json"
     if not done.is_file():
         begun = (folder / "config.yaml").is_file()

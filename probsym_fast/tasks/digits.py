@@ -1,4 +1,4 @@
-"""Pretraining a vision transformer on real images that need no download: scikit-learn's handwritten digits."""
+"""Pretrains a vision transformer on real images without a download: scikit-learn's handwritten digits."""
 
 from __future__ import annotations
 
@@ -21,9 +21,17 @@ from probsym_fast.training import configuration
 from probsym_fast.training.settings import TRAINING_LIMITS, Run, Samples, Training
 from probsym_fast.training.task import Task
 
-SIDE, CLASSES = 8, 10  # of an image, in pixels; of digits
-SPLITS = {"test": slice(0, 297), "valid": slice(297, 597), "train": slice(597, None)}  # of 1797, in one random order
-TURN, ZOOM, SHIFT = math.pi / 12, 0.15, 1 / 4  # most a training image is turned, scaled, moved (of its half side)
+SIDE, CLASSES = 8, 10  # pixels, digits
+SPLITS = {
+    "test": slice(0, 297),
+    "valid": slice(297, 597),
+    "train": slice(597, None),
+}  # of 1797, in a fixed random order
+TURN, ZOOM, SHIFT = (
+    math.pi / 12,
+    0.15,
+    1 / 4,
+)  # largest rotation, scaling and shift (of half the side) of a training image
 
 
 class Images(NamedTuple):
@@ -70,7 +78,7 @@ class ImageTokens(nn.Module):
 
 
 class Digits(Dataset):
-    """Images in -1..1 with labels; an index tensor gives (Images, labels (B,) int64). moved: turned, scaled, shifted."""
+    """Images in -1..1 with labels; an index tensor gives (Images, labels (B,) int64). moved: random affine maps."""
 
     def __init__(self, pixels: Tensor, labels: Tensor, moved: bool):
         self.pixels, self.labels, self.moved = pixels, labels, moved
@@ -81,29 +89,29 @@ class Digits(Dataset):
     def __getitem__(self, index: Tensor) -> tuple[Images, Tensor]:
         pixels = self.pixels[index]
         if self.moved:
-            order = int((index * torch.arange(1, len(index) + 1)).sum())  # of the batch, other in every epoch
+            order = int((index * torch.arange(1, len(index) + 1)).sum())  # identifies the batch; differs between epochs
             turn, x_zoom, y_zoom, *move = torch.rand(5, len(index), generator=seeded(0, "moved", order)) * 2 - 1
             cos, sin = (TURN * turn).cos(), (TURN * turn).sin()
             x_zoom, y_zoom = 1 + ZOOM * x_zoom, 1 + ZOOM * y_zoom
             rows = [cos * x_zoom, -sin * y_zoom, SHIFT * move[0], sin * x_zoom, cos * y_zoom, SHIFT * move[1]]
             maps = torch.stack(rows, 1).view(-1, 2, 3)
             where = F.affine_grid(maps, list(pixels.shape), align_corners=False)
-            pixels = F.grid_sample(pixels + 1, where, align_corners=False) - 1  # -1, black, beyond the image
+            pixels = F.grid_sample(pixels + 1, where, align_corners=False) - 1  # -1, black, outside the image
         return Images(pixels), self.labels[index]
 
 
 @dataclass
 class DigitsConfig(Run):
-    """A vision transformer on scikit-learn's digits: 1,797 images of 8 x 8 pixels; its weights start others.
+    """A vision transformer on scikit-learn's digits: 1,797 images of 8 x 8 pixels. Others can start from its weights.
 
     Args:
         task: "digits".
         backbone: the vision transformer; its grid must divide 8.
-        seed: of weights, order, shifts and dropout.
+        seed: seed of weights, order, shifts and dropout.
         training: optimiser, epochs, devices.
     """
 
-    samples: ClassVar[Samples] = Samples(1, 1, 1, 1)  # without symmetry they would all be equal
+    samples: ClassVar[Samples] = Samples(1, 1, 1, 1)  # without a symmetry all samples are equal
 
     task: Literal["digits"] = "digits"
     backbone: Backbone = field(default_factory=lambda: Backbone("vit_tiny_patch16_224", pretrained=False, grid=4))
@@ -131,7 +139,7 @@ class DigitsTask(Task):
         from sklearn.datasets import load_digits
 
         pixels, labels = (torch.from_numpy(x) for x in load_digits(return_X_y=True))
-        pixels = pixels.float().view(-1, 1, SIDE, SIDE) / 8 - 1  # 0..16 as -1..1
+        pixels = pixels.float().view(-1, 1, SIDE, SIDE) / 8 - 1  # 0..16 to -1..1
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[SPLITS[split]]
         return Digits(pixels[order], labels[order], moved=split == "train")
 

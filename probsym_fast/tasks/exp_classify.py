@@ -1,4 +1,4 @@
-"""EXP-classify: satisfiable or not, of graphs that the 1-WL test cannot tell apart in pairs."""
+"""EXP-classify: satisfiable or not, for pairs of graphs that the 1-WL test cannot distinguish."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ def _training() -> Training:
 
 @dataclass
 class ExpClassifyConfig(Run):
-    """EXP-classify of Kim et al. 2023, table 1; defaults are the published settings (docs/differences.md), on data that need
-    no download.
+    """EXP-classify of Kim et al. 2023, table 1; defaults are the published settings (docs/differences.md), with data that
+    need no download.
 
     Args:
         task: "exp_classify".
-        dataset: "wl_pairs" our own pairs of the same kind (not EXP), or "exp" the published set.
-        data: the published pickle; null: from the cache, where `probsym data get exp` puts it.
+        dataset: "wl_pairs", our own similar pairs (not EXP), or "exp", the published set.
+        data: the published pickle; null: the one in the cache, from `probsym data get exp`.
         backbone: "mlp" or "gin" (with node identifiers).
-        method: "ps" learned distribution, "ga" uniform, "fa" Laplacian frame, "canonical" learned, no noise, one sample.
-        soft: let the soft permutation act (mlp, ps; an ablation).
+        method: "ps" learned distribution, "ga" uniform, "fa" Laplacian frame, "canonical" learned without noise, one sample.
+        soft: permute with the soft permutation (mlp with ps or canonical; an ablation).
         distribution: settings of the learned distribution.
-        samples: group elements a graph.
+        samples: group elements per graph.
         training: optimiser, epochs, devices.
     """
 
@@ -93,7 +93,7 @@ class GraphLabels(Dataset):
 
 
 class ExpClassify(Task):
-    """Binary cross-entropy; the report gives the accuracy."""
+    """Trains with binary cross-entropy and reports the accuracy."""
 
     measure = "bce"
     figures = ("test_accuracy", "valid_accuracy")
@@ -111,7 +111,7 @@ class ExpClassify(Task):
 
     def model(self, fresh: bool = True) -> Symmetrized:
         config = self.config
-        if config.backbone == "gin":  # the backbone first: a seed gives it the same weights with every method
+        if config.backbone == "gin":  # backbone first: a seed then gives it equal weights for every method
             network = gin(N, WIDTHS["gin"], FEATURES, "relu", last=False)
         else:
             network = mlp(N, WIDTHS["mlp"], FEATURES, "relu", last=False, soft=config.soft)

@@ -1,4 +1,4 @@
-"""What the experiments on graphs share: data, networks, and the four ways to choose permutations."""
+"""Shared by the experiments on graphs: data, networks, and the four methods."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class GraphDistribution:
         layers: message passing steps of the GIN.
         dropout: dropout of the GIN.
         noise: scale of the uniform noise on node features (canonical: 0).
-        fixed: draw the noise once a graph, the same in every epoch (an ablation).
+        fixed: use the same noise for a graph in every epoch (an ablation).
         tau: temperature of the soft permutation.
         iterations: Sinkhorn iterations.
     """
@@ -56,7 +56,7 @@ class GraphDistribution:
     iterations: int = 20
 
     def build(self, method: str, group: Symmetric, features: int, seed: int = 0) -> Distribution:
-        """ps, ga, fa, canonical or none."""
+        """The distribution of a method: ps, ga, fa, canonical or none."""
         if method == "ga":
             return Uniform(group)
         if method == "fa":
@@ -73,8 +73,8 @@ class GraphDistribution:
 def load_graphs(name: str, path: str | None = None) -> list[Any]:
     """The graphs of "graph8c", "exp" or "wl_pairs" as torch_geometric Data, each with its number as `key`.
 
-    path: a .g6 file, or the published EXP pickle; without it GRAPH8c is enumerated, and EXP is taken from the cache
-    (`probsym data get exp` fetches it).
+    path: a .g6 file, or the published EXP pickle; None: enumerates GRAPH8c, reads EXP from the cache (`probsym data get exp`
+    downloads it).
     """
     if name == "wl_pairs":
         if path is not None:
@@ -86,8 +86,8 @@ def load_graphs(name: str, path: str | None = None) -> list[Any]:
         file = Path(path) if path else cache_dir() / "exp" / "GRAPHSAT.pkl"
         if not file.is_file():
             raise FileNotFoundError(
-                f"exp: {file} must be the published file GRAPHSAT.pkl, found nothing; fetch it with `probsym data get exp`,"
-                " name a copy with --data, or take our own generated pairs with --dataset wl_pairs"
+                f"exp: {file} must be the published file GRAPHSAT.pkl, found nothing; download it with "
+                "`probsym data get exp`, pass a copy with --data, or use our own generated pairs with --dataset wl_pairs"
             )
         data = exp(path=file)
     if len(data) != SIZES[name]:
@@ -98,8 +98,10 @@ def load_graphs(name: str, path: str | None = None) -> list[Any]:
 
 
 def frames(edges: Tensor, ptr: Tensor) -> list[Tensor]:
-    """For every graph the classes (n,) of its nodes by the Laplacian's eigenvectors, kept in the cache by the graphs'
-    SHA-256. edges (2, E) global node numbers, ptr (B + 1,)."""
+    """The classes (n,) of each graph's nodes by the Laplacian's eigenvectors, cached by the SHA-256 of the graphs.
+
+    edges: (2, E) global node numbers. ptr: (B + 1,).
+    """
     name = hashlib.sha256(ptr.numpy().tobytes() + edges.numpy().tobytes()).hexdigest()[:32]
     path, count = cache_dir() / "frames" / f"{name}.npz", len(ptr) - 1
     if not path.exists():
@@ -110,7 +112,7 @@ def frames(edges: Tensor, ptr: Tensor) -> list[Tensor]:
 
 
 def add_frames(data: list[Any]) -> None:
-    """Gives every graph of the list its `frame`."""
+    """Sets the attribute `frame` of every graph in the list."""
     ptr = torch.tensor([0] + [graph.num_nodes for graph in data]).cumsum(0)
     edges = torch.cat([graph.edge_index + offset for graph, offset in zip(data, ptr, strict=False)], 1)
     for graph, classes in zip(data, frames(edges, ptr), strict=True):
@@ -124,13 +126,15 @@ def collate(data: list[Any]) -> Graphs:
 
 def mlp(
     N: int, widths: list[int], features: int, activation: str, last: bool, soft: bool = False
-) -> tuple[nn.Module, ...]:
-    """Backbone, embedding and readout of an MLP on the flattened permuted graph; widths from the first hidden layer on."""
+) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Backbone, embedding and readout of an MLP on the flattened permuted graph; widths: from the first hidden layer."""
     return MLP(widths, activation, last), FlatGraph(N, widths[0], features, soft=soft), MeanReadout()
 
 
-def gin(N: int, widths: list[int], features: int, activation: str, last: bool) -> tuple[nn.Module, ...]:
-    """GIN-ID: 3 layers of width 64 on features joined with the slots' identifiers; widths: of the layers after it."""
+def gin(
+    N: int, widths: list[int], features: int, activation: str, last: bool
+) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """GIN-ID: 3 layers of width 64 on features and slot identifiers; widths: those of the layers after it."""
     backbone: nn.Module = GINBackbone(64, 3, widths[0], activation, final=last)
     if len(widths) > 1:
         backbone = Behind(backbone, MLP(widths))
@@ -138,7 +142,7 @@ def gin(N: int, widths: list[int], features: int, activation: str, last: bool) -
 
 
 class Behind(nn.Module):
-    """One network behind another that takes several inputs."""
+    """A network applied after another one that takes several inputs."""
 
     def __init__(self, first: nn.Module, then: nn.Module):
         super().__init__()

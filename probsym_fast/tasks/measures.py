@@ -1,4 +1,4 @@
-"""Losses and measures of the vision transformer's experiments on graphs."""
+"""Losses and measures of the experiments with vision transformers on graphs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ HITS = (1, 3, 10)
 
 
 def weighted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy in which the frequent classes of the batch count less: sum_i w(y_i) l_i / sum_i w(y_i).
+    """Cross-entropy that gives less weight to frequent classes of the batch: sum_i w(y_i) l_i / sum_i w(y_i).
 
-    l_i is the cross-entropy of node i, w(c) = (V - V_c) / V for V_c of the V nodes in class c. Where all nodes are in one
-    class its weight is 0, and so is the loss (the published code has NaN there, and leaves such a batch out).
-    (Dwivedi et al., arXiv 2003.00982.)
+    l_i is the cross-entropy of node i, and w(c) = (V - V_c) / V if V_c of the V nodes are in class c. If all nodes are in
+    one class, the loss is 0; the published code gets NaN and skips the batch. (Dwivedi et al., arXiv 2003.00982.)
 
     Args:
-        logits: (V, C) floating; the loss is in float32 or better.
+        logits: (V, C) floating; the loss is computed in float32 or better.
         labels: (V,) int64 in 0..C - 1.
 
     Returns a scalar with gradients to logits. Raises ValueError for other shapes and for labels out of range, TypeError for
@@ -36,11 +35,11 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def class_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean over classes of the share of their nodes that are classified right: mean_c |{i: y_i = argmax_i = c}| / V_c.
+    """Accuracy per class, averaged over classes: mean_c |{i: y_i = argmax_i = c}| / V_c.
 
-    The mean is over the classes that occur among the labels. (The published code also counts a class that is only predicted,
-    as 0; on PATTERN both classes always occur.) The smallest class wins a tie of the logits. Args and errors as in
-    `weighted_cross_entropy`, and ValueError for NaN; returns a scalar, float64.
+    Averages over the classes among the labels. (The published code also counts a class that is only predicted, as 0; on
+    PATTERN both classes always occur.) The smallest class wins a tie of the logits. Args and errors as in
+    `weighted_cross_entropy`, and ValueError for NaN; returns a float64 scalar.
     """
     _check_classes("class_accuracy", logits, labels)
     _check_no_nan("class_accuracy", "logits", logits)
@@ -54,15 +53,15 @@ def class_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def batched_class_accuracy(logits: Tensor, labels: Tensor, ptr: Tensor, graphs: int = 128) -> Tensor:
-    """`class_accuracy` of every `graphs` graphs in a row, averaged; the measure of PATTERN, whatever the batch at hand.
+    """`class_accuracy` averaged over groups of `graphs` consecutive graphs: the measure of PATTERN for any batch size.
 
-    The last batch may be smaller and counts as much as another, as published.
+    As published, a smaller last group counts as much as the others.
 
     Args:
-        logits: (V, C), labels: (V,): of all nodes of the set, in its order.
-        ptr: (G + 1,) int64, where the graphs' nodes begin.
+        logits: (V, C), labels: (V,): all nodes of the set, in order.
+        ptr: (G + 1,) int64, the graphs' node offsets.
 
-    Returns a scalar, float64. Raises as `class_accuracy`, and ValueError where ptr does not cover the nodes.
+    Returns a float64 scalar. Raises as `class_accuracy`, and ValueError if ptr does not cover the nodes.
     """
     if graphs < 1:
         raise ValueError(f"batched_class_accuracy: graphs must be at least 1, got {graphs}")
@@ -75,17 +74,16 @@ def batched_class_accuracy(logits: Tensor, labels: Tensor, ptr: Tensor, graphs: 
 
 
 def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
-    """The mean over tasks of sum_k (R_k - R_{k-1}) P_k, precision and recall at every distinct score, from the highest on.
+    """The mean over tasks of sum_k (R_k - R_{k-1}) P_k: precision and recall at each distinct score, from the highest down.
 
-    Missing labels are left out of their task, and tasks without a positive label out of the mean. Equal scores enter
-    together (scikit-learn's rule), so that their order does not matter. Only the order of the scores is used: logits and
-    probabilities give the same.
+    Skips missing labels, and tasks without a positive label. Equal scores enter together (scikit-learn's rule), so their
+    order does not matter. Only the order of scores matters: logits and probabilities give the same result.
 
     Args:
         scores: (G, T) floating, finite or infinite.
-        labels: (G, T) floating: 0, 1, or NaN where missing.
+        labels: (G, T) floating: 0, 1, or NaN if missing.
 
-    Returns a scalar, float32. Raises ValueError for other shapes and values, and where no task has a positive label.
+    Returns a float32 scalar. Raises ValueError for other shapes and values, and if no task has a positive label.
     """
     if scores.ndim != 2 or labels.shape != scores.shape:
         raise ValueError(
@@ -100,7 +98,9 @@ def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
     for task in range(labels.shape[1]):
         y = labels[given[:, task], task].long()
         if y.any():
-            _, place = scores[given[:, task], task].unique(return_inverse=True)  # a sigmoid would round scores together
+            _, place = scores[given[:, task], task].unique(
+                return_inverse=True
+            )  # ranks: a sigmoid would round distinct scores to equal ones
             values.append(binary_average_precision(place.double() / len(place), y))
     if not values:
         raise ValueError("average_precision: labels must have a positive in some task, got none")
@@ -116,7 +116,7 @@ def mae(prediction: Tensor, target: Tensor) -> Tensor:
 def r2(prediction: Tensor, target: Tensor) -> Tensor:
     """The mean over targets of 1 - sum (y - f)^2 / sum (y - mean y)^2, in float64.
 
-    A constant target gives 1 where it is met exactly, else 0: scikit-learn's rule. (torchmetrics takes small sums for zero.)
+    A constant target gives 1 if it is predicted exactly, else 0 (scikit-learn's rule; torchmetrics treats small sums as 0).
 
     Args:
         prediction, target: (G, T), G >= 2.
@@ -131,12 +131,12 @@ def r2(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def all_pairs(ptr: Tensor) -> Tensor:
-    """All ordered pairs of nodes (i, j) of each graph, (2, sum n^2) global node numbers: graph by graph, i by i, j by j.
+    """All ordered pairs of nodes (i, j) of each graph, (2, sum n^2) global node numbers, ordered by graph, i, j.
 
     `contact_measures` takes scores in this order. ptr: (G + 1,) int64.
     """
     nodes = ptr.diff()
-    n = nodes.repeat_interleave(nodes)  # of each node's graph
+    n = nodes.repeat_interleave(nodes)  # size of each node's graph
     head = torch.arange(len(n), device=ptr.device).repeat_interleave(n)
     row = n.cumsum(0) - n  # first pair of each head
     tail = torch.arange(len(head), device=ptr.device) - row[head] + ptr[:-1].repeat_interleave(nodes)[head]
@@ -144,24 +144,24 @@ def all_pairs(ptr: Tensor) -> Tensor:
 
 
 def contact_measures(scores: Tensor, ptr: Tensor, edge_label_index: Tensor, edge_label: Tensor) -> dict[str, Tensor]:
-    """Hits@1, 3, 10 and MRR of PCQM-Contact: how high is the tail j of a positive pair (i, j) among all tails of i?
+    """Hits@1, 3, 10 and MRR of PCQM-Contact: the rank of the tail j of a positive pair (i, j) among all tails of i.
 
-    rank = 1 + |{k in K: s_ik > s_ij}| + |{k in K: s_ik = s_ij}| / 2, Hits@m = [rank <= m], MRR = 1 / rank. The half of the
-    ties is the mean of the best and the worst order (the published code leaves ties to the sort). The candidates K:
+    rank = 1 + |{k in K: s_ik > s_ij}| + |{k in K: s_ik = s_ij}| / 2, Hits@m = [rank <= m], MRR = 1 / rank. Half of the ties
+    is the mean of best and worst order (the published code leaves ties to the sort). The candidates K:
 
-    - raw, as in the benchmark (arXiv 2206.08164): all nodes of the graph but j;
-    - "_filtered": without the tails of the other positive pairs of i;
-    - "_filtered_noself" (Toenshoff et al. 2023, arXiv 2309.00367, "extended"): and without i.
+    - raw, as in the benchmark (arXiv 2206.08164): all nodes of the graph except j;
+    - "_filtered": without the tails of other positive pairs of i;
+    - "_filtered_noself" (Toenshoff et al. 2023, arXiv 2309.00367, "extended"): also without i.
 
     Args:
         scores: (sum n^2,) floating, in the order of `all_pairs`; no NaN.
-        ptr: (G + 1,) int64, where the graphs' nodes begin.
-        edge_label_index: (2, M) int64, global node numbers of labelled pairs, both in one graph.
-        edge_label: (M,), 1 for a positive pair, 0 for the others, which play no part.
+        ptr: (G + 1,) int64, the graphs' node offsets.
+        edge_label_index: (2, M) int64, global node numbers of labelled pairs, both nodes in one graph.
+        edge_label: (M,), 1 for a positive pair, 0 for the others, which are ignored.
 
-    Returns for each of hits@1, hits@3, hits@10 and mrr, with the three endings ("" for raw), the mean over the positive pairs
-    of each graph that has any: (such graphs,) float64, in order; the measure of the set is the mean of all its graphs. Raises
-    ValueError for other shapes, NaN, other labels, and pairs that leave their graph.
+    Returns hits@1, hits@3, hits@10 and mrr, each with the three endings ("" for raw). Each is the mean over the positive
+    pairs of a graph: (graphs with positive pairs,) float64, in order. The measure of a set is the mean over all its graphs.
+    Raises ValueError for other shapes, NaN, other labels, and pairs across graphs.
     """
     nodes = ptr.diff()
     if scores.shape != (total := int(nodes.square().sum()),):

@@ -1,4 +1,4 @@
-"""n-body: positions of five charged particles one time unit ahead, for every symmetry, method and backbone of the paper."""
+"""n-body: positions of five charged particles one time unit ahead, with the paper's symmetries, methods and backbones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from probsym_fast.data import NBody
 from probsym_fast.distributions import Distribution, Identity, Learned, Normal, Uniform, VectorNeurons
@@ -19,7 +19,7 @@ from probsym_fast.training.settings import SAMPLES_LIMITS, TRAINING_LIMITS, Run,
 from probsym_fast.training.task import Task
 
 BODIES, DIMENSION = 5, 3
-GROUPS = {  # translation is removed and restored in all of them
+GROUPS = {  # all of them remove and restore translation
     "S5xO3": lambda: Symmetric(BODIES) * Euclidean(DIMENSION),
     "S5xSO3": lambda: Symmetric(BODIES) * SpecialEuclidean(DIMENSION),
     "O3": lambda: Euclidean(DIMENSION),
@@ -49,8 +49,8 @@ class Backbone:
     """The network that is symmetrized.
 
     Args:
-        kind: "transformer" (a token a pair of particles) or "gnn" (message passing).
-        layers: layers; null: 8 (transformer) or 4 (gnn).
+        kind: "transformer" (one token per pair of particles) or "gnn" (message passing).
+        layers: number of layers; null: 8 (transformer) or 4 (gnn).
         width: hidden width; null: 64 (transformer) or 60 (gnn).
         heads: attention heads (transformer).
         feedforward: width of the feed-forward layers (transformer).
@@ -76,7 +76,7 @@ class LearnedDistribution:
 
     Args:
         width: channels of the Vector Neurons.
-        neighbors: nearest neighbours.
+        neighbors: number of nearest neighbours.
         dropout: dropout of whole vectors.
         noise: standard deviation of the noise on positions and velocities (canonical: 0).
         tau: temperature of the soft permutation.
@@ -97,13 +97,13 @@ class NBodyConfig(Run):
 
     Args:
         task: "nbody".
-        symmetry: the group; translation is removed and restored in every case.
-        method: "ps" learned distribution, "ga" uniform, "canonical" learned without noise and one sample, "none" no group.
-        count: training simulations used, of 10,000.
+        symmetry: the group; all of them remove and restore translation.
+        method: "ps" learned distribution, "ga" uniform, "canonical" learned without noise, one sample, "none" no group.
+        count: number of training simulations, of 10,000.
         data: folder of the data set; null: the cache.
         backbone: the network that is symmetrized.
         distribution: settings of the learned distribution.
-        samples: group elements a graph.
+        samples: group elements per graph.
         training: optimiser, epochs, devices.
     """
 
@@ -134,7 +134,7 @@ class NBodyTask(Task):
             )
         if config.backbone.kind == "gnn" and config.symmetry not in ("O3", "SO3") and config.method != "none":
             raise ValueError(
-                f"config: the gnn is symmetric under permutations itself: symmetry must be O3 or SO3, got {config.symmetry}"
+                f"config: symmetry must be O3 or SO3 for the gnn, itself permutation symmetric, got {config.symmetry}"
             )
         if config.method == "canonical" and {
             config.samples.train,
@@ -166,9 +166,10 @@ class NBodyTask(Task):
     def model(self, fresh: bool = True) -> Symmetrized:
         backbone = self.config.backbone
         width, layers = backbone.size()
+        parts: tuple[nn.Module, nn.Module, nn.Module]
         if backbone.kind == "gnn":
-            network = MessagePassing(2 * DIMENSION, 2, width, layers, DIMENSION)
-            parts = network, NodeVectors(), NodeReadout(displacement=False)
+            messages = MessagePassing(2 * DIMENSION, 2, width, layers, DIMENSION)
+            parts = messages, NodeVectors(), NodeReadout(displacement=False)
             return Symmetrized(*parts, self.distribution(), **self.config.samples.settings())
         network = Transformer(
             in_features=2 * DIMENSION + 2,

@@ -1,12 +1,13 @@
-"""What a trained n-body model is worth: test errors beside baselines, and equivariance against the number of samples."""
+"""Report of a trained n-body model: test errors with baselines, and equivariance errors by number of samples."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from probsym_fast.data import NBody
 from probsym_fast.distributions import Identity
 from probsym_fast.draws import seeded
 from probsym_fast.groups import Draws, SpecialOrthogonal
@@ -22,12 +23,12 @@ ROTATIONS = SpecialOrthogonal(3)
 def report(task: Task, model: Symmetrized, folder: Path) -> dict[str, Any]:
     """Test errors (mean squared, over all coordinates) and equivariance errors; writes plots/*.png.
 
-    test: as configured, mean and standard deviation over trials. rotated: every test cloud turned at random.
-    unsymmetrized_rotated: the same weights with the identity for g. constant_velocity: x + v t.
-    equivariance: root mean square of f(hx) - h f(x) over random rotations h, relative to the displacement.
+    test: as configured, mean and standard deviation over trials. rotated: with every test cloud rotated at random.
+    unsymmetrized: the same weights with g = identity. constant_velocity: x + v t.
+    equivariance_error: root mean square of f(hx) - h f(x) over random rotations h, relative to the displacement.
     """
     config = task.config
-    dataset = task.dataset("test")
+    dataset = cast(NBody, task.dataset("test"))
     device = next(model.parameters()).device
     trials = [
         _error(task, model, config.samples.test, seeded(config.seed, "test", k, device))
@@ -72,7 +73,7 @@ def describe(results: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _error(task, model, samples: int, generator, turn=None) -> float:
-    """Mean squared error over the test set; `turn`: generator of a rotation for every cloud."""
+    """Mean squared error over the test set; turn: generator of a random rotation per cloud."""
     device = next(model.parameters()).device
     total = count = 0
     for batch in task.loader("test"):
@@ -88,8 +89,8 @@ def _error(task, model, samples: int, generator, turn=None) -> float:
 
 
 def _equivariance(task, model, device, clouds: int = 200) -> dict[str, float]:
-    """By samples; relative to the displacement."""
-    dataset = task.dataset("test")
+    """Equivariance errors by number of samples, relative to the displacement."""
+    dataset = cast(NBody, task.dataset("test"))
     some = torch.arange(min(clouds, len(dataset)))
     inputs, target = task.inputs(tuple(x.to(device) for x in dataset[some]))
     displacement = (target - inputs.positions).square().mean().sqrt().item()

@@ -1,4 +1,4 @@
-"""Plots of experiments' reports."""
+"""Plots for the reports of experiments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from probsym_fast._plots import save
 
 
 def plot_trajectories(path: Path, start: Tensor, predicted: Tensor, true: Tensor, charges: Tensor) -> None:
-    """Clouds side by side, seen along z: start to true end (line), predicted end (cross). Tensors are (M, n, 3); M panels."""
+    """Plots M clouds, seen along z: start to true end (line), predicted end (cross). Tensors are (M, n, 3)."""
     figure, axes = plt.subplots(1, len(start), figsize=(3.6 * len(start), 3.8), squeeze=False)
     for axis, x, p, y, q in zip(axes[0], start, predicted, true, charges, strict=True):
         for i in range(len(x)):
@@ -32,7 +32,7 @@ def plot_trajectories(path: Path, start: Tensor, predicted: Tensor, true: Tensor
 
 
 def plot_against_samples(path: Path, errors: dict[int, float], name: str) -> None:
-    """An error against the number of samples, beside 1 / sqrt(S)."""
+    """Plots an error against the number of samples, with 1 / sqrt(S)."""
     figure, axis = plt.subplots(figsize=(5, 4))
     samples, values = list(errors), list(errors.values())
     axis.loglog(samples, values, "o-", label=name)
@@ -46,7 +46,7 @@ def plot_against_samples(path: Path, errors: dict[int, float], name: str) -> Non
 def plot_runs(
     path: Path, values: dict[str, list[float]], curves: dict[str, list[dict[int, float]]], measure: str, curve: str
 ) -> None:
-    """Beside each other: every run's figure, its mean and deviation, a column a configuration; validation by epoch."""
+    """Plots every run's figure with mean and deviation, a column per configuration; and validation by epoch."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
     for k, (name, some) in enumerate(values.items()):
         color, y = f"C{k}", np.asarray(some)
@@ -71,7 +71,7 @@ def plot_runs(
 
 
 def plot_grid(path: Path, panels: list[tuple[str, str, dict[str, tuple], str, str]]) -> None:
-    """Panels (y, x, series, x scale, y scale), up to three side by side."""
+    """Plots panels (y, x, series, x scale, y scale), up to three in a row."""
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 3.8 * rows), squeeze=False)
@@ -88,7 +88,7 @@ def plot_grid(path: Path, panels: list[tuple[str, str, dict[str, tuple], str, st
 
 
 def plot_graphs(path: Path, pictures: list[tuple[str, Tensor, list[tuple[int, int]], Tensor]]) -> None:
-    """Graphs side by side, nodes coloured by value: (name, positions (n, 2), edges, values (n,)) each."""
+    """Draws graphs in a row, nodes coloured by value; each is (name, positions (n, 2), edges, values (n,))."""
     figure, axes = plt.subplots(1, len(pictures), figsize=(3.6 * len(pictures), 3.6), squeeze=False)
     for axis, (name, positions, edges, values) in zip(axes[0], pictures, strict=True):
         for u, v in edges:

@@ -1,4 +1,4 @@
-"""What a model with a number of samples is like: spread of its outputs, spread of its permutations, gradient."""
+"""Figures of a model for a number of samples: spread of outputs, entropy of permutations, gradient norm."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -26,10 +26,10 @@ Advance = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Measurement:
-    """How the figures are measured.
+    """How to measure the figures.
 
-    test: numbers of inference samples. repeats: outputs that a deviation is taken over. graphs: validation graphs.
-    permutations: samples of the mean permutation. gradients: training graphs of the gradient norm. seed: of the noise.
+    test: numbers of inference samples. repeats: outputs per deviation. graphs: number of validation graphs.
+    permutations: samples for the mean permutation. gradients: training graphs for the gradient norm. seed: of the noise.
     """
 
     test: tuple[int, ...]
@@ -40,10 +40,11 @@ class Measurement:
     seed: int
 
     def figures(self, path: Path, model: Symmetrized, task: ExpClassify, samples: int) -> dict[str, Any]:
-        """The figures of a model that is trained with so many samples, from the file at `path` where it holds them.
+        """The figures of a model trained with `samples` samples, read from `path` if they are there, else written to it.
 
         output_variance, loss_variance: (mean over graphs of the deviation over repeats)^2 of the predicted probability and of
-        the loss, a number for each of `test`; loss: its mean; entropy: `permutation_entropy`; gradient_norm: `gradient_norm`.
+        the loss, one number for each of `test`. loss: the mean loss. entropy: `permutation_entropy`. gradient_norm:
+        `_gradient_norm`.
         """
         of = {**asdict(self), "test": list(self.test), "samples": samples, "weights": fingerprint(model)}
         of |= {"dataset": task.config.dataset, "data": task.config.data}
@@ -65,7 +66,7 @@ class Measurement:
         return figures
 
     def _batches(self, task: ExpClassify) -> tuple[Tensor, ...]:
-        """Numbers of the validation graphs."""
+        """Indices of the validation graphs, in batches."""
         return torch.arange(min(self.graphs, len(task.dataset("valid")))).split(task.config.training.batch)
 
     def _loaded(self, task: ExpClassify, device: torch.device) -> Iterator[tuple[int, Graphs, Tensor]]:
@@ -78,7 +79,7 @@ class Measurement:
         device = next(model.parameters()).device
         rows: dict[str, list[float]] = {"output_variance": [], "loss_variance": [], "loss": []}
         for samples in self.test:
-            probability, loss, mean = [], [], []  # of each graph
+            probability, loss, mean = [], [], []  # per graph
             for number, graphs, target in self._loaded(task, device):
                 outputs = []
                 for k in range(self.repeats):
@@ -105,9 +106,9 @@ class Measurement:
         return torch.cat(found).mean().item()
 
     def _gradient_norm(self, model: Symmetrized, task: ExpClassify, samples: int, advance: Advance) -> float:
-        """Norm of the mean of the training graphs' gradients to the backbone, its first layer included.
+        """Norm of the mean gradient over training graphs, for the backbone including its first layer.
 
-        Each graph has its own pass in training mode, so that batch statistics are those of its samples.
+        Each graph has its own pass in training mode, so that batch statistics are over its samples.
         """
         data, device = task.dataset("train"), next(model.parameters()).device
         parameters = [*model.embed.parameters(), *model.backbone.parameters()]
@@ -121,13 +122,13 @@ class Measurement:
                 prediction, _ = model(graphs.to(device), samples, generator)
                 (task.loss(prediction, target.to(device)) / count).backward(inputs=parameters)
                 advance(1)
-        norm = torch.stack([parameter.grad.norm() for parameter in parameters]).norm().item()
+        norm = torch.stack([cast(Tensor, parameter.grad).norm() for parameter in parameters]).norm().item()
         model.eval().zero_grad()
         return norm
 
 
 def fingerprint(model: Symmetrized) -> str:
-    """SHA-256 of the model's weights and statistics."""
+    """SHA-256 of the model's weights and buffers."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
@@ -135,9 +136,9 @@ def fingerprint(model: Symmetrized) -> str:
 
 
 def permutation_entropy(rank: Tensor, graphs: Graphs) -> Tensor:
-    """Entropy of the rows plus that of the columns of each graph's mean permutation matrix, a node: (B,) float64, in nats.
+    """Entropy per node of the rows plus columns of each graph's mean permutation matrix: (B,) float64, in nats.
 
-    rank (B, S, N): slots of the nodes in S permutations. 0 where all are equal, 2 log n where they are uniform.
+    rank (B, S, N): slots of the nodes in S permutations. 0 if all are equal, 2 log n if they are uniform.
     """
     mean = one_hot(rank, rank.shape[-1]).double().mean(1)  # (B, N nodes, N slots)
     valid = torch.arange(mean.shape[1], device=mean.device) < graphs.num_nodes[:, None]

@@ -1,4 +1,4 @@
-"""What the number of samples does: accuracy by training samples, variances by inference samples, PS beside GA by epoch."""
+"""Effect of the number of samples: accuracy by training samples, variance by inference samples, PS and GA by epoch."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ class SampleSizeConfig(Run):
 
     Args:
         task: "sample_size".
-        train: numbers of training samples; PS is trained with each (continued where a run is there already).
-        compared: PS and GA are both trained with so many samples, and measured every few epochs; null: neither.
-        every: epochs between those measurements; the weights are kept, 100 MB each for the MLP.
+        train: numbers of training samples; trains PS with each (existing runs continue).
+        compared: number of samples with which PS and GA are both trained and measured every few epochs; null: neither.
+        every: epochs between these measurements; keeps the weights, 100 MB each for the MLP.
         test: numbers of inference samples.
-        repeats: outputs that a deviation is taken over.
-        graphs: validation graphs used for variances and entropies.
-        permutations: samples of the mean permutation, whose entropy is taken.
-        gradients: training graphs of the gradient norm.
-        seed: of weights and noise.
-        folder: of the run; null: runs/<full name>/seed<seed>. Trainings and figures that are there are kept.
-        classify: the experiment that is trained.
+        repeats: outputs per deviation.
+        graphs: validation graphs for variances and entropies.
+        permutations: samples for the mean permutation, whose entropy is measured.
+        gradients: training graphs for the gradient norm.
+        seed: seed of weights and noise.
+        folder: run folder; null: runs/<full name>/seed<seed>. Existing trainings and figures are kept.
+        classify: the experiment to train.
     """
 
     task: Literal["sample_size"] = "sample_size"
@@ -70,7 +70,7 @@ class SampleSizeConfig(Run):
 
 
 class SampleSize(Computation):
-    """Figures and plots by the number of samples, of random and of trained models."""
+    """Figures and plots by number of samples, for random and trained models."""
 
     def __init__(self, config: SampleSizeConfig):
         configuration.check(config, LIMITS)
@@ -100,7 +100,7 @@ class SampleSize(Computation):
         return results
 
     def task(self, method: str, samples: int, folder: Path) -> ExpClassify:
-        """The training with so many samples, in its own folder."""
+        """The training with `samples` samples, in its own folder."""
         classify, config = self.config.classify, self.config
         name = f"train{samples}" + ("" if method == "ps" else f"_{method}")
         keep = config.every if samples == config.compared else None
@@ -117,25 +117,27 @@ class SampleSize(Computation):
         )
 
     def random(self, method: str, folder: Path) -> Row:
-        """Of a model that is not trained: the one that a training begins with."""
+        """Figures of an untrained model, the one that training starts from."""
         samples = self.config.compared or self.config.classify.samples.train
         task = self.task(method, samples, folder)
         torch.manual_seed(self.config.seed)
         return self.measured(f"random_{method}", task.model().eval(), task, folder)
 
     def best(self, task: ExpClassify, folder: Path) -> Row:
-        """Of the best checkpoint of the training, which is done now, or taken up where it is there."""
+        """Figures of the best checkpoint; trains, resumes or only tests, as needed."""
         where = training.run_folder(task.config)
+        accuracy: dict[str, Any] | None
         if (where / "results.json").is_file():
             training.check_recorded(where, task.config, may_change(task.config.training))
             accuracy = training.test(task)
         else:
             accuracy = training.fit(task, resume=(where / "config.yaml").is_file())
+        assert accuracy is not None  # this is the first process
         row = self.measured(f"{task.config.name}_best", training.best_model(task), task, folder)
         return {key: accuracy[key] for key in ("test_accuracy", "test_accuracy_std")} | row
 
     def by_epoch(self, task: ExpClassify, random: Row, folder: Path) -> dict[str, list]:
-        """Of the weights that were kept, epoch by epoch; 0: the random model."""
+        """Figures of the kept weights by epoch; epoch 0 is the random model."""
         checkpoints = training.run_folder(task.config) / "checkpoints"
         device = next(training.best_model(task).parameters()).device
         rows = {0: random}

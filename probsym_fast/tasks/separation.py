@@ -1,4 +1,4 @@
-"""Graph separation: how many pairs of different graphs a random network does not tell apart. Nothing is trained."""
+"""Graph separation: how many pairs of different graphs a random, untrained network does not separate."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ NETWORKS = {  # data: slots, widths of the MLP, node features the MLP reads
     "exp": (64, [2048, 4096, 2048, 10], 2),
     "wl_pairs": (64, [2048, 4096, 2048, 10], 2),
 }
-FEATURES = 2  # of the nodes: the given one (GRAPH8c: 1) and the degree
+FEATURES = 2  # node features: the given one (GRAPH8c: 1) and the degree
 LIMITS = {
     "samples": COUNT,
     "seeds": COUNT,
@@ -48,7 +48,7 @@ LIMITS = {
     "device": one_of("cpu", "cuda"),
     **{f"distribution.{key}": limit for key, limit in GRAPH_LIMITS.items()},
 }
-FEW = 2_000_000  # pairs from which on they are kept as a list
+FEW = 2_000_000  # pairs; at most this many are kept as a list
 
 
 @dataclass
@@ -58,15 +58,15 @@ class SeparationConfig(Run):
 
     Args:
         task: "separation".
-        dataset: "graph8c" all connected graphs of 8 nodes, "exp" the published pairs, "wl_pairs" our own pairs of that kind.
-        data: a .g6 file, or the published EXP pickle; null: enumerated, or from the cache.
+        dataset: "graph8c" all connected graphs of 8 nodes, "exp" the published pairs, "wl_pairs" our own similar pairs.
+        data: a .g6 file, or the published EXP pickle; null: enumerated, or read from the cache.
         backbone: "mlp" or "gin" (with node identifiers).
-        method: "ps" learned distribution, "ga" uniform, "fa" Laplacian frame, "canonical" learned, no noise, one sample.
-        samples: permutations a graph (canonical: 1).
-        seeds: random initialisations.
-        seed: the first of them.
-        threshold: L1 distance up to which two embeddings count as the same.
-        batch: graphs at a time.
+        method: "ps" learned distribution, "ga" uniform, "fa" Laplacian frame, "canonical" learned without noise, one sample.
+        samples: permutations per graph (canonical: 1).
+        seeds: number of random initialisations.
+        seed: seed of the first one.
+        threshold: largest L1 distance at which two embeddings count as equal.
+        batch: graphs per batch.
         stop: stop when no pair is left.
         device: "cpu" or "cuda".
         progress: show a progress bar.
@@ -94,7 +94,7 @@ class SeparationConfig(Run):
 class Separation(Computation):
     """Counts the pairs whose embeddings stay within the threshold for every initialisation so far.
 
-    GRAPH8c: all pairs of graphs; EXP: each graph and its partner. Batches stream: no graph's activations outlive it.
+    GRAPH8c: all pairs of graphs; EXP: each graph and its partner.
     """
 
     def __init__(self, config: SeparationConfig):
@@ -107,7 +107,7 @@ class Separation(Computation):
         """A random network, in eval mode."""
         config = self.config
         N, widths, features = NETWORKS[config.dataset]
-        if config.backbone == "mlp":  # the backbone first: a seed gives it the same weights with every method
+        if config.backbone == "mlp":  # backbone first: a seed then gives it equal weights for every method
             network = mlp(N, widths, features, "tanh", last=True)
         else:
             network = gin(N, widths[-1:], FEATURES, "tanh", last=True)
@@ -122,7 +122,7 @@ class Separation(Computation):
 
     @torch.no_grad()
     def embeddings(self, batches: list[Graphs], seed: int) -> Tensor:
-        """(graphs, 10) of the network drawn from `seed`; noise by (seed, batch)."""
+        """(graphs, 10) embeddings of the network with this seed; noise by (seed, batch)."""
         torch.manual_seed(seed)
         model, device = self.model(), self.config.device
         out = []
@@ -152,7 +152,7 @@ class Separation(Computation):
             if config.stop and left[-1] == 0:
                 break
         curve = {f"{config.backbone} {config.method}": (list(range(1, len(left) + 1)), left)}
-        panel = ("pairs not told apart", "initialisations", curve, "linear", "symlog")
+        panel = ("pairs not separated", "initialisations", curve, "linear", "symlog")
         plot_grid(folder / "plots" / "pairs.png", [panel])
         return {
             "data": PUBLISHED[config.dataset],
@@ -173,26 +173,26 @@ class Separation(Computation):
                 "pairs left",
                 f"{results['pairs_left']} after {results['initialisations']} initialisations (first: {after[0]})",
             ),
-            ("seconds an initialisation", f"{results['median_seconds']:.2f} (median)"),
+            ("seconds per initialisation", f"{results['median_seconds']:.2f} (median)"),
             ("peak memory", f"{results['peak_memory_MB']} MB of the whole process"),
         ]
 
 
 class Partners:
-    """Graphs 2 k and 2 k + 1 as pairs."""
+    """The pairs of graphs 2 k and 2 k + 1."""
 
     def __init__(self, graphs: int, threshold: float):
         self.count, self.threshold = graphs // 2, threshold
         self.alive = torch.ones(self.count, dtype=torch.bool)
 
     def update(self, embeddings: Tensor) -> int:
-        """How many pairs are within the threshold now and were at every call before."""
+        """Number of pairs within the threshold in this and every earlier call."""
         self.alive &= (embeddings[::2] - embeddings[1::2]).abs().sum(1) <= self.threshold
         return int(self.alive.sum())
 
 
 class AllPairs:
-    """All pairs of graphs: a bit a pair, and a list once there are few."""
+    """All pairs of graphs, as one bool per pair, or as a list once few are left."""
 
     def __init__(self, graphs: int, threshold: float):
         self.graphs, self.count, self.threshold = graphs, graphs * (graphs - 1) // 2, threshold
@@ -200,7 +200,7 @@ class AllPairs:
         self.few: Tensor | None = None  # (2, pairs)
 
     def update(self, embeddings: Tensor) -> int:
-        """How many pairs are within the threshold now and were at every call before."""
+        """Number of pairs within the threshold in this and every earlier call."""
         if self.few is not None:
             first, second = self.few
             near = (embeddings[first] - embeddings[second]).abs().sum(1) <= self.threshold

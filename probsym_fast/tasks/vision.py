@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from probsym_fast._progress import announced
+from probsym_fast.data import MolecularGraphs
 from probsym_fast.draws import seed_generators, seeded
 from probsym_fast.groups import Graphs, Symmetric
 from probsym_fast.models import (
@@ -32,6 +33,7 @@ from probsym_fast.training.configuration import COUNT, Limit
 from probsym_fast.training.settings import SAMPLES_LIMITS, TRAINING_LIMITS, Monitor, Run, Samples, Training
 from probsym_fast.training.task import Task
 
+Read = Literal["pooled", "tokens", "diagonal"]  # which tokens of the backbone are read
 OWN = (
     "name",
     "pretrained",
@@ -70,15 +72,15 @@ class Backbone:
     """The vision transformer.
 
     Args:
-        name: of timm's ViT or BEiT family, with the tag of its weights.
+        name: a ViT or BEiT of timm, with the tag of its weights.
         pretrained: start from timm's weights.
-        weights: start from these: a .safetensors file, a checkpoint, or a run's folder.
-        grid: patches along an axis of the matrix.
-        patch_dropout: [low, high] between which the share of patches left out in training is drawn.
-        patch_dropout_always: leave patches out in validation and test too, as the public code does: for comparison with the
-            published Peptides figures.
-        checkpointing: compute the blocks again in the backward pass, for less memory.
-        arguments: of timm.create_model, such as {depth: 6, embed_dim: 192, num_heads: 3}.
+        weights: start from these weights: a .safetensors file, a checkpoint, or a run folder.
+        grid: patches along each axis of the matrix.
+        patch_dropout: [low, high], the range of the random share of patches dropped in training.
+        patch_dropout_always: drop patches in validation and test too, as the public code does, to compare with the published
+            Peptides figures.
+        checkpointing: recompute blocks in the backward pass to save memory.
+        arguments: arguments of timm.create_model, such as {depth: 6, embed_dim: 192, num_heads: 3}.
     """
 
     name: str = "vit_base_patch16_224.augreg_in21k"
@@ -90,8 +92,8 @@ class Backbone:
     checkpointing: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
 
-    def build(self, read: str, fresh: bool = True) -> VisionBackbone:
-        """fresh: False: the architecture alone, no weights are read."""
+    def build(self, read: Read, fresh: bool = True) -> VisionBackbone:
+        """The backbone. fresh: False reads no weights."""
         settings: dict[str, Any] = {
             "pretrained": self.pretrained and fresh,
             "weights": self.weights if fresh else None,
@@ -105,12 +107,12 @@ class Backbone:
 
 @dataclass
 class GraphCounts:
-    """Graphs of the sets that are generated.
+    """Numbers of graphs in generated sets.
 
     Args:
-        train: for training; null: 10,000 of pattern, 1,024 random molecules.
-        valid: for validation; null: 2,000 and 256.
-        test: for the test; null: 2,000 and 256.
+        train: training graphs; null: 10,000 for pattern, 1,024 random molecules.
+        valid: validation graphs; null: 2,000 and 256.
+        test: test graphs; null: 2,000 and 256.
     """
 
     train: int | None = None
@@ -135,23 +137,23 @@ def _training() -> Training:
 
 @dataclass
 class VisionConfig(Run):
-    """A vision transformer on graphs (Kim et al. 2023, tables 3 to 6); what differs from its public code is in
-    docs/differences.md.
+    """A vision transformer on graphs (Kim et al. 2023, tables 3 to 6); docs/differences.md lists differences from its public
+    code.
 
     Args:
         task: "vision".
         dataset: "pattern" (our own draw, no download), "published_pattern", "peptides_func", "peptides_struct",
             "pcqm_contact" (`probsym data get`), or "random_..." molecules with random labels, for benchmarks.
         data: folder of the data files; null: the cache.
-        graphs: how many graphs, of the sets that are generated.
+        graphs: numbers of graphs, for generated sets.
         backbone: the vision transformer.
-        method: "ps" learned distribution, "ga" uniform, "fa" Laplacian frame, "canonical" learned, no noise, one sample.
-        nodes: node features on the "diagonal" of the matrix or as one-dimensional patches added to the "tokens".
-        pad_mode: of the matrix to whole patches: "zeros", "replicate", "reflect" or "circular".
-        centered: half of the padding in front.
+        method: "ps" learned distribution, "ga" uniform, "fa" Laplacian frame, "canonical" learned without noise, one sample.
+        nodes: put node features on the "diagonal" of the matrix, or add them to the "tokens" as one-dimensional patches.
+        pad_mode: padding of the matrix to whole patches: "zeros", "replicate", "reflect" or "circular".
+        centered: put half of the padding in front.
         distribution: settings of the learned distribution.
-        samples: group elements a graph.
-        also_test: further numbers of samples to test with, as often as the first; their figures end in _S<number>.
+        samples: group elements per graph.
+        also_test: more numbers of samples to test with, with as many trials; their figures end in _S<number>.
         training: optimiser, steps, devices.
     """
 
@@ -185,7 +187,7 @@ class VisionConfig(Run):
 
 
 class Predicted(NamedTuple):
-    """Of a batch, on the CPU."""
+    """Predictions for a batch, on the CPU."""
 
     prediction: Tensor
     target: Tensor
@@ -193,9 +195,9 @@ class Predicted(NamedTuple):
 
 
 class VisionTask(Task):
-    """What the four experiments share; `vision` makes the one for a set."""
+    """Base of the four experiments; `vision` makes the one for a set."""
 
-    read: str  # of the backbone
+    read: Read  # of the backbone
 
     def __init__(self, config: VisionConfig):
         configuration.check(config, LIMITS)
@@ -223,11 +225,11 @@ class VisionTask(Task):
 
     @abstractmethod
     def readout(self, width: int, grid: int) -> torch.nn.Module:
-        """From the tokens that are read to the prediction."""
+        """The module from the tokens to the prediction."""
 
     def model(self, fresh: bool = True) -> Symmetrized:
         config, of = self.config, self.graph_set
-        backbone = config.backbone.build(self.read, fresh)  # first: a seed gives it the same weights with every method
+        backbone = config.backbone.build(self.read, fresh)  # first: a seed then gives it equal weights for every method
         grid, width = config.backbone.grid, backbone.width
         embed = GraphTokens(
             of.N, width, grid, of.node_channels, of.edge_channels, config.nodes, config.pad_mode, config.centered
@@ -248,30 +250,30 @@ class VisionTask(Task):
         return self._sets[split]
 
     def check_labels(self, source: Source) -> None:
-        """Raises ValueError for labels that the loss does not take."""
+        """Raises ValueError for labels that the loss cannot use."""
 
     def _random(self) -> bool:
         return self.config.dataset.startswith("random")
 
     @torch.no_grad()
     def predictions(self, model: Symmetrized, split: str, samples: int, trial: int) -> Iterator[Predicted]:
-        """What the model says of every batch, in float32."""
+        """The model's predictions for every batch, in float32."""
         device, loader = next(model.parameters()).device, self.loader(split)
         text = f"{split}: {len(self.dataset(split))} graphs, {samples} samples, trial {trial + 1}"
         with announced(text, len(loader)) as advance:
             for k, (graphs, target) in enumerate(loader):
-                asked = self.for_test(graphs).to(device)
+                inputs = self.for_test(graphs).to(device)
                 seed_generators(seeded(self.config.seed, f"{split} patches {k}", trial).initial_seed())
-                prediction, _ = model(asked, samples, seeded(self.config.seed, f"{split} {k}", trial, device))
+                prediction, _ = model(inputs, samples, seeded(self.config.seed, f"{split} {k}", trial, device))
                 yield Predicted(prediction.float().cpu(), target, graphs)
                 advance(1)
 
     def for_test(self, graphs: Graphs) -> Graphs:
-        """The graphs as the test asks for them."""
+        """The graphs as the test needs them."""
         return graphs
 
     def evaluate(self, model: Symmetrized, split: str, samples: int, trial: int) -> dict[str, float]:
-        """The measures of one pass over the split."""
+        """Measures of one pass over the split."""
         predictions, targets, _ = zip(*self.predictions(model, split, samples, trial), strict=True)
         return {name: float(x) for name, x in self.measures(torch.cat(predictions), torch.cat(targets)).items()}
 
@@ -297,7 +299,7 @@ class VisionTask(Task):
 
 
 class NodeClassification(VisionTask):
-    """PATTERN: class-weighted cross-entropy; the mean accuracy of the classes over batches of 128 graphs."""
+    """PATTERN: class-weighted cross-entropy; mean accuracy per class over batches of 128 graphs."""
 
     measure, read = "cross_entropy", "diagonal"
     figures = ("test_accuracy",)
@@ -318,7 +320,7 @@ class NodeClassification(VisionTask):
 
 
 class GraphClassification(VisionTask):
-    """Peptides-func: binary cross-entropy of the labels that are there; average precision, which picks the checkpoint."""
+    """Peptides-func: binary cross-entropy of known labels; average precision, which also picks the checkpoint."""
 
     measure, read, whole_set_measures = "bce", "pooled", True
     monitor = Monitor("average_precision", "max")
@@ -331,6 +333,7 @@ class GraphClassification(VisionTask):
         return binary_loss(prediction, target)
 
     def check_labels(self, source: Source) -> None:
+        assert isinstance(source, MolecularGraphs) and source.y is not None
         check_binary(self.config.dataset, source.y)
 
     def measures(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -354,7 +357,7 @@ class GraphRegression(VisionTask):
 
 
 class LinkPrediction(VisionTask):
-    """PCQM-Contact: binary cross-entropy of the labelled pairs; Hits@1, 3, 10 and MRR of all pairs, in the test alone."""
+    """PCQM-Contact: binary cross-entropy of labelled pairs; Hits@1, 3, 10 and MRR of all pairs, only in the test."""
 
     measure, read = "bce", "tokens"
     figures = tuple(
@@ -370,6 +373,7 @@ class LinkPrediction(VisionTask):
         return binary_loss(prediction, target)
 
     def check_labels(self, source: Source) -> None:
+        assert isinstance(source, MolecularGraphs)
         check_binary(self.config.dataset, source.edge_label)
 
     def for_test(self, graphs: Graphs) -> Graphs:
@@ -378,26 +382,27 @@ class LinkPrediction(VisionTask):
     def evaluate(self, model: Symmetrized, split: str, samples: int, trial: int) -> dict[str, float]:
         found: dict[str, list[Tensor]] = {}
         for scores, target, graphs in self.predictions(model, split, samples, trial):
+            assert graphs.pairs is not None  # PCQM-Contact always has them
             for name, values in measures.contact_measures(scores[:, 0], graphs.ptr, graphs.pairs, target[:, 0]).items():
                 found.setdefault(name, []).append(values)
         return {name: torch.cat(values).mean().item() for name, values in found.items()}
 
 
 def binary_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean binary cross-entropy of the labels that are not NaN; 0, with gradient 0, where there is none."""
+    """Mean binary cross-entropy of the labels that are not NaN; 0, with gradient 0, if there are none."""
     given = ~labels.isnan()
     total = F.binary_cross_entropy_with_logits(logits[given], labels[given], reduction="sum")
     return total / max(1, int(given.sum()))
 
 
 def check_binary(name: str, labels: Tensor) -> None:
-    """Raises ValueError for the first label of the set that is neither 0, 1 nor NaN."""
+    """Raises ValueError for the first label that is not 0, 1 or NaN."""
     wrong = labels[(labels != 0) & (labels != 1) & (labels == labels)]
     if len(wrong):
         raise ValueError(f"{name}: labels must be 0, 1 or NaN (missing), got {wrong[0].item()}")
 
 
-KINDS = {
+KINDS: dict[str, Callable[[VisionConfig], VisionTask]] = {
     "pattern": NodeClassification,
     "peptides_func": GraphClassification,
     "peptides_struct": GraphRegression,
@@ -406,5 +411,5 @@ KINDS = {
 
 
 def vision(config: VisionConfig) -> VisionTask:
-    """The experiment of the configured set."""
+    """The experiment for the configured set."""
     return KINDS[config.dataset.removeprefix("random_").removeprefix("published_")](config)

@@ -1,4 +1,4 @@
-"""The graphs that vision transformers are trained on: what each set is, and batches of it."""
+"""Graph sets for vision transformers, and their batches."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from probsym_fast.groups import Graphs
 from probsym_fast.tasks.graphs import add_frames, collate, frames
 
 Source = list[Any] | MolecularGraphs
-RANDOM = {"train": 1024, "valid": 256, "test": 256}  # molecules of a random set
+RANDOM = {"train": 1024, "valid": 256, "test": 256}  # molecules in a random set
 
 
 class GraphSet(NamedTuple):
     """A set of graphs.
 
-    N: most nodes. node_channels, edge_channels: of x and edge_attr. outputs: C of the prediction. about: for the report.
-    load(split, count, path, seed): its graphs; count: of those that are generated (None: as many as published).
+    N: most nodes. node_channels, edge_channels: channels of x and edge_attr. outputs: channels of the prediction. about:
+    text for the report. load(split, count, path, seed): its graphs; count: for generated sets (None: as published).
     """
 
     N: int
@@ -70,8 +70,8 @@ SETS = {
 class LabelledGraphs(Dataset):
     """Graphs with targets: an index tensor gives (Graphs, target), the target (nodes,) int64, (B, T) float or (pairs, 1).
 
-    A graph's `key` is its number, so that noise that is its own does not depend on the batch.
-    by_frame: give the graphs their predefined order (`Graphs.frame`).
+    A graph's `key` is its number, so that fixed noise does not depend on the batch.
+    by_frame: add the frame's node order to the graphs (`Graphs.frame`).
     """
 
     def __init__(self, source: Source, by_frame: bool = False):
@@ -79,7 +79,7 @@ class LabelledGraphs(Dataset):
         self.frames: list[Tensor] | None = None
         if by_frame and isinstance(source, list):
             add_frames(source)
-        elif by_frame:
+        elif by_frame and isinstance(source, MolecularGraphs):
             self.frames = frames(source.edges(), source.ptr)
 
     def __len__(self) -> int:

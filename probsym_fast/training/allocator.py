@@ -1,4 +1,4 @@
-"""The C library's allocator, set for training."""
+"""Settings of the C allocator for training."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names and numbers of mallopt(3)
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep freed memory for the next step of this process; whether it did (elsewhere nothing happens).
+    """Makes glibc keep freed memory for the next step; returns whether it did. Does nothing with other C libraries.
 
-    A step frees and takes the same large tensors again and again; as glibc comes, every one of more than 32 MB is given
-    back to the kernel and its fresh pages are cleared one by one when first written.
+    Every step allocates and frees the same large tensors. By default glibc returns each one above 32 MB to the kernel,
+    which then clears its new pages one by one.
     """
     if not sys.platform.startswith("linux"):
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from other C libraries than glibc
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has it
     return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))

@@ -1,4 +1,4 @@
-"""What happens beside training: early stopping, signals, progress."""
+"""Callbacks: early stopping, signals, progress."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import sys
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar
 
+if TYPE_CHECKING:  # it imports this file
+    from probsym_fast.training.module import TrainingModule
+
 
 class Stopped(Exception):
-    """Training was ended by a signal; `status` is the exit status that says so."""
+    """A signal ended the training; `status` is the matching exit status."""
 
     def __init__(self, number: int, folder: Path):
         super().__init__(f"stopped; continue with --resume (run folder {folder})")
@@ -22,7 +25,7 @@ class Stopped(Exception):
 
 
 class StopOnSignal(Callback):
-    """SIGINT and SIGTERM end training after the step at hand, where no file is half written; a second one at once."""
+    """SIGINT and SIGTERM end training after the current step, so that no file is cut off; a second one ends it at once."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -30,7 +33,7 @@ class StopOnSignal(Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():  # the trainer restores the handlers
-            before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+            before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
             def note(number: int, frame: FrameType | None) -> None:
                 self.number = number
@@ -45,22 +48,22 @@ class StopOnSignal(Callback):
 
 
 class StopAtStep(Callback):
-    """Ends a run with so many steps, within an epoch too; it is validated and kept there.
+    """Ends a run after `steps` steps, even within an epoch, with a validation and a checkpoint.
 
-    In place of the trainer's max_steps, with which a resumed run would count its epochs otherwise.
+    The trainer's own max_steps would make a resumed run count its epochs differently.
     """
 
     def __init__(self, steps: int):
         self.steps = steps
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.global_step >= self.steps:  # resumed where nothing is left to do
+        if trainer.global_step >= self.steps:  # resumed with nothing left to do
             trainer.should_stop = True
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step >= self.steps:
             trainer.check_val_every_n_epoch = 1
-            trainer.should_stop = True  # validates where it stops
+            trainer.should_stop = True  # validates on stopping
 
 
 class Patience(EarlyStopping):
@@ -70,12 +73,12 @@ class Patience(EarlyStopping):
         super().load_state_dict({**state, "patience": self.patience})
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self.wait_count >= self.patience:  # resumed where it had run out
+        if self.wait_count >= self.patience:  # resumed after it had run out
             trainer.should_stop = True
 
 
 class ProgressLines(ProgressBar):
-    """A line a validation, where there is no terminal for a bar; the loop's state is Lightning's."""
+    """Prints a line per validation, for when there is no terminal to draw a bar on."""
 
     enabled = True
 
@@ -85,9 +88,10 @@ class ProgressLines(ProgressBar):
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if not self.enabled or not validated(trainer):
             return
-        measures = {name: value for name, value in trainer.callback_metrics.items() if name in module.shown}
+        training = cast("TrainingModule", module)
+        measures = {name: value for name, value in trainer.callback_metrics.items() if name in training.shown}
         text = "  ".join(f"{name} {value:.5f}" for name, value in sorted(measures.items()))
-        steps = module.training_settings.steps
+        steps = training.training_settings.steps
         if steps is None:
             place = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         else:
@@ -96,5 +100,7 @@ class ProgressLines(ProgressBar):
 
 
 def validated(trainer: L.Trainer) -> bool:
-    """Whether the epoch that ends has been validated."""
-    return (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch == 0
+    """Whether the epoch now ending has been validated."""
+    every = trainer.check_val_every_n_epoch
+    assert every is not None  # `make_trainer` sets it
+    return (trainer.current_epoch + 1) % every == 0

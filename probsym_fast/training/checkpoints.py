@@ -1,10 +1,10 @@
-"""Checkpoints: when they are written, as whole files, and how they are read."""
+"""Checkpoints: when they are written, atomically, and how they are read."""
 
 from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -17,11 +17,13 @@ from probsym_fast._untrusted import load_tensors, reason
 from probsym_fast.training.callbacks import validated
 from probsym_fast.training.settings import Monitor
 
+Model = TypeVar("Model", bound=nn.Module)
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, lets it reach the disk, and renames it: there is the old one or the new one.
+    """Writes checkpoints atomically: after a crash the file is the old one or the new one, never a part.
 
-    state: of the checkpoint that the run continues from, which is read and checked before the trainer asks for it.
+    state: the checkpoint to resume from, already read and checked.
     """
 
     def __init__(self, state: dict[str, Any] | None = None):
@@ -29,29 +31,30 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self._state = state
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
-        """The state given, once; the file is not read again. Another checkpoint is read as `load_checkpoint` does."""
+        """The given state on the first call, without reading the file again; afterwards `load_checkpoint(path)`."""
         state, self._state = self._state, None
         return load_checkpoint(Path(path)) if state is None else state
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         if storage_options is not None:
             raise TypeError(f"AtomicCheckpointIO: storage_options must be None, got {storage_options!r}")
-        buffer = BytesIO()  # torch reports a full disk as an internal error of its own
+        buffer = BytesIO()  # in memory first: torch reports a full disk as an internal error
         torch.save(checkpoint, buffer)
         write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
 class Checkpoints(ModelCheckpoint):
-    """best.ckpt by the monitor, or last.ckpt without one; a resumed run may have moved, or validate at other epochs.
+    """Keeps best.ckpt by the monitor, or last.ckpt without one.
 
-    Where the run was monitored by another measure before, the first checkpoint after that is the best so far.
+    A resumed run may have moved to another folder or validate at other epochs. If it now monitors another measure, its
+    first checkpoint counts as the best so far.
     """
 
     def __init__(self, folder: Path, filename: str, monitor: Monitor | None = None):
         super().__init__(
             folder,
             filename=filename,
-            monitor=monitor and monitor.key,
+            monitor=monitor.key if monitor else None,
             mode=monitor.direction if monitor else "min",
             enable_version_counter=False,
             auto_insert_metric_name=False,
@@ -74,11 +77,12 @@ class Checkpoints(ModelCheckpoint):
         super().load_state_dict({**state, **moved, "best_k_models": scores, "dirpath": self.dirpath})
 
     def _here(self, path: str) -> str:
+        assert self.dirpath is not None  # given to __init__
         return str(Path(self.dirpath) / Path(path).name) if path else path
 
 
 class KeptWeights(Callback):
-    """The weights after every so many epochs, as epoch<number>.ckpt."""
+    """Keeps the weights after every `every` epochs, as epoch<number>.ckpt."""
 
     def __init__(self, folder: Path, every: int):
         self.folder, self.every = folder, every
@@ -90,12 +94,12 @@ class KeptWeights(Callback):
 
 
 def kept_weights(folder: Path, epochs: int) -> Path:
-    """Where a folder of checkpoints keeps the weights after so many epochs."""
+    """Path of the weights after `epochs` epochs, in a folder of checkpoints."""
     return folder / f"epoch{epochs}.ckpt"
 
 
 def best_so_far(state: dict[str, Any]) -> dict[str, Any] | None:
-    """The epoch, monitor and value by which a best checkpoint was picked; None where it does not say."""
+    """Epoch, monitor and value that picked a best checkpoint; None if it does not say."""
     kept = state.get("callbacks", {}).get("checkpoint best", {})
     if kept.get("best_model_score") is None:
         return None
@@ -103,7 +107,7 @@ def best_so_far(state: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's contents on the CPU. FileNotFoundError where there is none, ValueError where it is damaged."""
+    """A checkpoint's contents, on the CPU. Raises FileNotFoundError if it is missing, ValueError if it is damaged."""
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: {path} must exist, found nothing there; train first with `probsym fit`")
     try:
@@ -115,21 +119,21 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def with_weights(model: nn.Module, path: Path, state: dict[str, Any]) -> nn.Module:
-    """The model, with the weights of the checkpoint at `path` that holds `state`. ValueError where they do not fit."""
+def with_weights(model: Model, path: Path, state: dict[str, Any]) -> Model:
+    """The model with the weights in `state`, read from `path`. Raises ValueError if they do not match the model."""
     module = nn.Module()
-    module.model = model  # the weights' names are those of a training module
+    module.model = model  # the names are those of a TrainingModule
     try:
         module.load_state_dict(state["state_dict"])
     except RuntimeError as error:
-        raise ValueError(f"checkpoint: {path} must fit the configured model, got {reason(error)}") from error
+        raise ValueError(f"checkpoint: {path} must match the configured model, got {reason(error)}") from error
     return model
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """What the run continues from: last.ckpt; best.ckpt where it is the only one; None where there is none yet.
+    """The checkpoint to continue from: last.ckpt, else best.ckpt, else None.
 
-    best.ckpt, which is whole too, is written first: it is alone where the run was killed between its first two.
+    Only best.ckpt exists if the run was killed between its first two checkpoints; it is just as complete.
     """
     for name in ("last", "best"):
         if (path := folder / "checkpoints" / f"{name}.ckpt").exists():

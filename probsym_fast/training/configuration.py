@@ -1,4 +1,4 @@
-"""Configurations: a YAML file a row of the published tables, read into the task's dataclass; any key can be overridden."""
+"""Configurations: a YAML file per row of the published tables, read into the task's dataclass. Any key can be overridden."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from probsym_fast.training.yaml_files import dump_yaml
 from probsym_fast.training.yaml_files import read_text as read_text
 
 CONFIGS = files("probsym_fast") / "tasks" / "configs"
-EXTENDED = 16  # most files that extend one another
+EXTENDED = 16  # longest chain of files that extend one another
 
 
 class Limit(NamedTuple):
-    """What a value must be, in words, and whether one is."""
+    """What a value must be, in words, and the test for it."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -47,9 +47,9 @@ def one_of(*values: str) -> Limit:
 
 
 def check(config: Any, limits: Mapping[str, Limit]) -> None:
-    """Raises ValueError for the first value that its key's Literal does not hold or that is beyond its (dotted) key's limit.
+    """Raises ValueError for the first value outside its key's Literal or limit (by dotted key).
 
-    Null is left to the key's type.
+    Null is allowed if the key's type allows it.
     """
     _check_literals(config, "")
     for key, limit in limits.items():
@@ -68,19 +68,19 @@ def _check_literals(config: Any, prefix: str) -> None:
 
 
 def available() -> list[str]:
-    """Names of the configurations that come with the package, such as "nbody/gnn_O3_ps"."""
+    """Names of the packaged configurations, such as "nbody/gnn_O3_ps"."""
     root = Path(str(CONFIGS))
     return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
 
 
 def find(name: str, what: str = "config:") -> Path:
-    """The file of a configuration: a path, or the name of one that comes with the package. what: begins the error's text."""
+    """The file of a configuration, given a path or a packaged name. what: start of the error message."""
     got = f"{name[:100]!r}{'...' if len(name) > 100 else ''}"
     for path in (Path(name), Path(str(CONFIGS)) / f"{name}.yaml"):
         try:
             if path.is_file():
                 return path
-        except (OSError, ValueError) as error:  # a name that no file can have
+        except (OSError, ValueError) as error:  # no valid file name
             raise ValueError(
                 f"{what} must be a file or a configuration's name, got {got}: {getattr(error, 'strerror', error)}"
             ) from error
@@ -90,33 +90,33 @@ def find(name: str, what: str = "config:") -> Path:
 
 
 def meant(name: str, known: Iterable[str]) -> str:
-    """The end of an error's message: what the name may have been meant to be."""
+    """The end of an error message: similar names, if any."""
     near = difflib.get_close_matches(name[:100], known, n=3, cutoff=0.4)
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def name_of(path: Path, task: str) -> str:
-    """The name that a file gives its configuration: its stem, and the folder of a packaged one where that is not the task."""
+    """A configuration's name: its file's stem, prefixed by the packaged folder unless that is the task."""
     root, path = Path(str(CONFIGS)).resolve(), path.resolve()
     own = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
     return str(own.with_suffix("")).removeprefix(f"{task}/")
 
 
 def full_name(config: Any) -> str:
-    """task/name, or a name that has a slash alone: of a packaged configuration what `find` takes."""
+    """task/name, or just the name if it has a slash. For a packaged configuration, what `find` takes."""
     return str(config.name) if "/" in config.name else f"{config.task}/{config.name}"
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; with a key `extends`, on top of that configuration. Raises as `layers`."""
+    """The mapping in a YAML file, merged over the configuration that its key `extends` names, if any. Raises as `layers`."""
     return merged(layers(path))
 
 
 def layers(path: Path, extending: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
-    """The mapping in a YAML file, after those of the configuration that its key `extends` names: the base comes first.
+    """The mapping in a YAML file, preceded by those of the configurations that it extends, base first.
 
     extending: the files that led to this one. Raises ValueError, with the file and the key, for what `yaml_files.read`
-    refuses, and for an `extends` that names no configuration, leads in a circle, or over more than EXTENDED files.
+    refuses, and for an `extends` that names no configuration, forms a cycle, or chains more than EXTENDED files.
     """
     values = yaml_files.read(path)
     base = values.pop("extends", None)
@@ -127,17 +127,17 @@ def layers(path: Path, extending: tuple[Path, ...] = ()) -> list[dict[str, Any]]
         raise ValueError(f"{what} must be a file or a configuration's name, got {base!r}")
     following, way = find(base, what), (*extending, path)
     if any(following.samefile(one) for one in way):
-        raise ValueError(f"{what} must not lead in a circle, got {base!r}, which extends it")
+        raise ValueError(f"{what} must not form a cycle, got {base!r}, which extends this file")
     if len(way) == EXTENDED:
-        raise ValueError(f"{what} must lead over at most {EXTENDED} files, got {base!r} as another one")
+        raise ValueError(f"{what} must lead through at most {EXTENDED} files, got one more, {base!r}")
     return [*layers(following, way), values]
 
 
 def merged(some: list[dict[str, Any]], of_method: Mapping[str, dict[str, Any]] | None = None) -> dict[str, Any]:
-    """The layers in one, each over those before it.
+    """The layers merged, each over those before it.
 
-    of_method: what belongs to a method, such as one sample to canonicalization: it comes below the values of the layer that
-    names the method, and over the layers before it.
+    of_method: default values per method, such as one sample for canonicalization. They go under the layer that names the
+    method, and over the layers before it.
     """
     found: dict[str, Any] = {}
     for values in some:
@@ -149,7 +149,7 @@ def merged(some: list[dict[str, Any]], of_method: Mapping[str, dict[str, Any]] |
 
 
 def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """base with the values in place of its own, key by key in nested mappings."""
+    """base updated by the values, key by key in nested mappings."""
     out = dict(base)
     for key, value in values.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
@@ -160,8 +160,8 @@ def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 def parse(kind: type, values: dict[str, Any], overrides: list[str], path: Path | None = None) -> Any:
     """The dataclass `kind` from a mapping and command-line overrides `--key value` (nested: `--samples.train 4`).
 
-    Raises ValueError for an unknown key (naming near ones) and for a value of the wrong type. path: of the file with the
-    mapping, which the errors of its keys and values name.
+    path: the mapping's file, named in errors. Raises ValueError for an unknown key (suggesting similar ones) and for a value
+    of the wrong type.
     """
     parser, given = parser_of(kind), None
     try:
@@ -181,7 +181,7 @@ def parse(kind: type, values: dict[str, Any], overrides: list[str], path: Path |
 
 
 def value_of(key: str, overrides: list[str]) -> str | None:
-    """What the command line gives a key last."""
+    """The last value of a key on the command line."""
     found = None
     for k, flag in enumerate(overrides):
         if flag == f"--{key}" and k + 1 < len(overrides):
@@ -192,7 +192,7 @@ def value_of(key: str, overrides: list[str]) -> str | None:
 
 
 def with_file(error: ValueError, path: Path, values: dict[str, Any], overrides: list[str]) -> ValueError:
-    """The error of a key, with the file where the key's value is from it."""
+    """The error, naming the file if the key's value comes from it."""
     key = str(error).removeprefix("config: ").split(" ")[0]
     overridden = {flag[2:].split("=")[0] for flag in overrides if flag.startswith("--")}
     return ValueError(f"{error}, in {path}") if key in flat(values).keys() - overridden else error
@@ -215,8 +215,8 @@ def dump(config: Any) -> str:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys and values with dotted keys."""
-    found = {}
+    """Nested keys and values, flattened to dotted keys."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return found
@@ -239,21 +239,21 @@ def _check_flag(kind: type, dotted: str) -> None:
     parts = dotted.split(".")
     for k in range(len(parts)):
         if nested is None:
-            raise ValueError(f"config: {'.'.join(parts[:k])} is a value, got the key {dotted!r} below it")
+            raise ValueError(f"config: {'.'.join(parts[:k])} is a single value, got the key {dotted!r} under it")
         nested = _field(nested, ".".join(parts[: k + 1]))
     if nested is not None:
         first = fields(nested)[0].name
         raise ValueError(
-            f"config: {dotted} must be set key by key, such as --{dotted}.{first}, got a value for all of it"
+            f"config: {dotted} must be set key by key, such as --{dotted}.{first}, got one value for the whole section"
         )
 
 
 def _field(kind: type, dotted: str) -> type | None:
-    """The nested dataclass behind a key, None for a plain value; ValueError where there is no such key."""
+    """The nested dataclass at a key; None for a plain value. Raises ValueError for an unknown key."""
     known = {f.name: f for f in fields(kind)}
     name = dotted.split(".")[-1]
     if name not in known:
         hint = meant(name, known)
         raise ValueError(f"config: unknown key {dotted!r}, expected one of {', '.join(known)}{hint}")
     found = get_type_hints(kind)[name]
-    return found if is_dataclass(found) else None
+    return found if isinstance(found, type) and is_dataclass(found) else None

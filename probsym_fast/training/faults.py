@@ -1,4 +1,4 @@
-"""What may end a training from outside, and what is then told: a disk, another process, a loss that is no number."""
+"""Faults that end a training from outside, and their messages: full disks, dead processes, a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -18,57 +18,55 @@ from probsym_fast._files import FULL
 from probsym_fast.training.checkpoints import last_checkpoint, load_checkpoint
 from probsym_fast.training.loading import WorkerDied
 
-UNWRITABLE = FULL | {errno.EROFS}  # of writing alone
-CLOSED = {errno.EACCES, errno.EPERM}  # of reading and other things too
+UNWRITABLE = FULL | {errno.EROFS}  # raised only by writing
+CLOSED = {errno.EACCES, errno.EPERM}  # also raised by reading and other calls
 NONE = 2**62  # no step
 
 
 class Fault(RuntimeError):
-    """A training that can go on from its last checkpoint; the message says what ended it."""
+    """A training that ended but can continue from its last checkpoint; the message says why it ended."""
 
 
 @contextmanager
 def faults_told(folder: Path) -> Iterator[None]:
-    """Turns a write that fails, and a process that dies, into a Fault that says what is left of the run."""
+    """Turns a failed write or a dead process into a Fault that says what is left of the run."""
     try:
         yield
     except Fault as error:
         raise Fault(f"{error}; {left(folder)}") from error.__cause__
     except (OSError, RuntimeError) as error:
-        wanted = _unwritable(error, folder) or _dead(error)
-        if wanted is None:
+        why = _unwritable(error, folder) or _dead(error)
+        if why is None:
             raise
-        raise Fault(f"fit: {wanted}, got {str(error).strip()}; {left(folder)}") from error
+        raise Fault(f"fit: {why} {str(error).strip()}; {left(folder)}") from error
 
 
 def _unwritable(error: Exception, folder: Path) -> str | None:
-    """What must be writable after this error, anywhere or, where it tells of no writing, in the folder; None: nothing."""
+    """The start of the message for a failed write; None for other errors. CLOSED errors count only inside the folder."""
     number, name = getattr(error, "errno", None), getattr(error, "filename", None)
     path = Path(os.fsdecode(name)) if isinstance(name, str | bytes | Path) else None
     inside = path is not None and path.absolute().is_relative_to(folder.absolute())
-    # torch's shared memory and errors that come from a loader's worker have no number
+    # errors of torch's shared memory and of loader workers have no number
     full = number in UNWRITABLE or os.strerror(errno.ENOSPC) in str(error)
     if not (full or (number in CLOSED and inside)):
         return None
     if path is None:
-        return (
-            "all disks that are written to (the run's, temporary files', shared memory) must be writable and have room"
-        )
-    return f"{path} must be writable"
+        return "every disk in use (run folder, temporary files, shared memory) must be writable and have space, got"
+    return f"{path} must be writable, got"
 
 
 def _dead(error: Exception) -> str | None:
-    """Who must live after this error; None: nobody died."""
-    if isinstance(error, WorkerDied) or str(error).startswith("DataLoader worker (pid"):  # or torch tells
-        return "a loader's worker must live as long as the training (is there memory for all of them?)"
-    gloo = isinstance(error, RuntimeError) and "/gloo/" in str(error)  # its errors have no type of their own
+    """The start of the message for a dead process; None for other errors."""
+    if isinstance(error, WorkerDied) or str(error).startswith("DataLoader worker (pid"):  # torch's own message
+        return "a data-loader worker died (out of memory?):"
+    gloo = isinstance(error, RuntimeError) and "/gloo/" in str(error)  # gloo has no error type of its own
     if isinstance(error, distributed.DistError) or gloo:
-        return "all processes must live as long as the training (has another one told why it ended?)"
+        return "another training process died (its own output may say why):"
     return None
 
 
 def left(folder: Path) -> str:
-    """What a run that ended has kept, in words."""
+    """What an ended run has kept, in words."""
     last = last_checkpoint(folder)
     if last is None:
         return f"there is no checkpoint in {folder} yet"
@@ -82,15 +80,15 @@ def left(folder: Path) -> str:
 
 
 class StopOnNonFinite(Callback):
-    """Ends a training whose loss is no finite number, or whose weights are none where a checkpoint is due.
+    """Ends a training whose loss is not finite, or whose weights are not finite when a checkpoint is due.
 
-    One process on the CPU looks before every backward; elsewhere the first such step is kept on the device and looked at
-    every `every` steps and at the end of an epoch, so that no step waits for the device.
+    A single process on the CPU checks before every backward pass. Elsewhere the first bad step is recorded on the device and
+    read every `every` steps and at the end of an epoch, so that no step waits for the device.
     """
 
     def __init__(self, every: int = 100):
         self.every = every
-        self._first: Tensor | None = None  # (): the first such step, from 1; NONE: none
+        self._first: Tensor | None = None  # (): the first bad step, from 1; NONE: none
 
     def on_before_backward(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
         loss, step = loss.detach(), trainer.global_step + 1
@@ -115,7 +113,7 @@ class StopOnNonFinite(Callback):
         with torch.no_grad():
             whole = torch.stack([_local(p).isfinite().all() for p in module.parameters()]).all()
         if trainer.strategy.reduce_boolean_decision(not whole, all=False):
-            raise _not_finite("weights", "others", trainer.global_step, trainer)
+            raise _not_finite("weights", "nan or inf", trainer.global_step, trainer)
 
     def _look(self, trainer: L.Trainer) -> None:
         first = NONE if self._first is None else int(self._first)
@@ -124,11 +122,11 @@ class StopOnNonFinite(Callback):
 
 
 def too_large(chunk: int, trainer: L.Trainer) -> Fault:
-    """Of an out-of-memory error in a backward pass with chunks "auto" that cannot be computed again."""
+    """The fault for an out-of-memory error, with chunks "auto", in a backward pass that cannot be repeated."""
     why = f"precision {trainer.precision}" if trainer.world_size == 1 else f"{trainer.world_size} processes"
-    wanted = f"samples.chunk must be a number whose backward pass fits where it cannot be repeated ({why})"
+    wanted = f"samples.chunk must be a number when a backward pass cannot be repeated ({why})"
     place = f"step {trainer.global_step + 1}, epoch {trainer.current_epoch + 1}"
-    return Fault(f"fit: {wanted}, got 'auto', which ran out of memory with {chunk} in {place}")
+    return Fault(f"fit: {wanted}, got 'auto', which ran out of memory at {chunk} in {place}")
 
 
 def _local(parameter: Tensor) -> Tensor:

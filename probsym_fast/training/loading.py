@@ -1,4 +1,4 @@
-"""Loading batches: their order, shares of several processes, and workers."""
+"""Loading batches: order, shares of several processes, workers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from probsym_fast.draws import seeded
 
 
 class EpochSampler(Sampler):
-    """Index tensors of whole batches, shuffled by (seed, epoch): the order of an epoch depends on nothing else.
+    """Index tensors of whole batches; the order of an epoch depends only on (seed, epoch).
 
-    share: (k, processes) gives process k its part of every batch. A batch is the same for any number of processes, but a last
-    one with fewer than a part for each of them joins the one before: all take equally many steps, as collectives demand.
+    share: (k, processes) gives process k its part of every batch. Batches do not depend on the number of processes, with one
+    exception: a last batch too small to give each process an item joins the one before. So all processes take the same
+    number of steps, as collectives require.
     """
 
     def __init__(self, count: int, batch: int, *, shuffle: bool = False, drop_last: bool = False, seed: int = 0):
@@ -37,7 +38,7 @@ class EpochSampler(Sampler):
         return len(self._sizes())
 
     def _sizes(self) -> list[int]:
-        """Of all processes' batches."""
+        """Batch sizes over all processes."""
         full, rest = divmod(self.count, self.batch)
         sizes = [self.batch] * full + [rest] * (rest > 0 and not self.drop_last)
         _, processes = self.share
@@ -57,28 +58,28 @@ class EpochSampler(Sampler):
 
 
 class WorkerDied(RuntimeError):
-    """A process that loads batches is gone."""
+    """A process that loads batches died."""
 
 
 class Batches(DataLoader):
-    """A loader whose workers start with the first batch that is asked for.
+    """A loader whose workers start at the first batch.
 
-    A resumed trainer makes the iterator before it sets the sampler's epoch, and the workers would load another one ahead.
+    A resumed trainer makes the iterator before it sets the sampler's epoch; earlier workers would load the wrong epoch.
     """
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names its own iterator's class
         try:
             yield from super().__iter__()
-        except (ConnectionError, EOFError, FileNotFoundError) as error:  # a worker died while it handed a batch over
-            if self.num_workers == 0 or str(error).startswith("Caught"):  # the data set's own
+        except (ConnectionError, EOFError, FileNotFoundError) as error:  # a worker died while passing a batch
+            if self.num_workers == 0 or str(error).startswith("Caught"):  # an error of the data set
                 raise
             raise WorkerDied(f"{type(error).__name__}: {error}") from error
 
 
 def batches(dataset: Dataset, sampler: EpochSampler, workers: int = 0) -> DataLoader:
-    """A loader for data sets in memory that take an index tensor: one index per batch, nothing to collate.
+    """A loader for in-memory data sets that take an index tensor: one index per batch, no collation.
 
-    workers: processes that load ahead and live as long as the loader, into pinned memory where torch sees a GPU.
+    workers: persistent processes that load ahead, into pinned memory if torch sees a GPU.
     """
     ahead = workers > 0
     pin = ahead and torch.cuda.is_available()

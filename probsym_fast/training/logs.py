@@ -1,4 +1,4 @@
-"""What a run logs: a row of means an epoch, rows of steps between, in one file that a resumed run continues."""
+"""The log of a run: a row of means per epoch and rows of single steps, in one file that a resumed run continues."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -21,22 +21,22 @@ Row = dict[str, Any]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """A log's whole rows, values as text, "" where a row has none; [] without a file. ValueError where it is damaged."""
+    """A log's complete rows, values as text, "" for missing ones; [] without a file. Raises ValueError if it is damaged."""
     if not path.is_file():
         return []
-    whole, _, _ = path.read_bytes().rpartition(b"\n")  # a row that was cut off has no end
+    whole, _, _ = path.read_bytes().rpartition(b"\n")  # a truncated row has no newline
     try:
         rows = list(csv.DictReader(io.StringIO(whole.decode(), newline="")))
         for number, row in enumerate(rows, 2):
             if None in row or None in row.values() or not row.get("step", "").isdecimal():
-                raise ValueError(f"a value a column and a step, got another row {number}")
+                raise ValueError(f"row {number} without a step or with too few or too many values")
     except (ValueError, csv.Error) as error:
-        raise ValueError(f"log: {path} must hold rows as they were written: {error}") from error
+        raise ValueError(f"log: {path} must be an intact log, got {error}") from error
     return rows
 
 
 def history(folder: Path) -> dict[str, dict[int, float]]:
-    """Every quantity logged by epoch (not "step/...")."""
+    """Every quantity that is logged per epoch (not "step/..."): epoch -> value."""
     series: dict[str, dict[int, float]] = {}
     for row in read_rows(folder / "logs" / "metrics.csv"):
         for name, value in row.items():
@@ -46,10 +46,10 @@ def history(folder: Path) -> dict[str, dict[int, float]]:
 
 
 class CsvLogger(Logger):
-    """logs/metrics.csv of the folder, in the first process.
+    """Writes logs/metrics.csv in the folder, from the first process only.
 
-    steps: of the checkpoint that the run continues from; rows of later steps, which come again, and a row that was cut off
-    are dropped. Nothing is written before the first row.
+    steps: steps of the checkpoint to resume from. Rows of later steps, which will be logged again, and a truncated row are
+    dropped. Nothing is written before the first row.
     """
 
     def __init__(self, folder: Path, steps: int = 0):
@@ -77,7 +77,7 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """CsvLogger at hand reach the file."""
+        """Writes the waiting rows to the file."""
         if not self._waiting:
             return
         new = sorted({name for row in self._waiting for name in row} - set(self._columns))
@@ -97,7 +97,7 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def flush(self) -> None:
-        """CsvLogger at hand reach the disk."""
+        """Writes the waiting rows through to the disk."""
         self.save()
         if self._file is not None:
             with naming_file(self.path):
@@ -119,16 +119,16 @@ class CsvLogger(Logger):
 
 
 class EpochRows(Callback):
-    """Logs the means of every epoch, and lets all rows reach the disk before the epoch's checkpoints are written."""
+    """Logs the means of every epoch, and syncs all rows to disk before the epoch's checkpoints are written."""
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        stages = ("train/", "valid/") if validated(trainer) else ("train/",)  # the others are of an earlier epoch
+        stages = ("train/", "valid/") if validated(trainer) else ("train/",)  # others are from an earlier epoch
         values = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith(stages)}
         for logger in trainer.loggers:
             logger.log_metrics({"epoch": trainer.current_epoch, **values}, step=trainer.global_step - 1)
             logger.save()
             if validated(trainer):
-                logger.experiment.flush()
+                cast(Any, logger).experiment.flush()  # both loggers of `make_trainer` have one
 
 
 def _text(rows: Iterable[Row], columns: list[str]) -> bytes:

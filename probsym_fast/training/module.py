@@ -1,4 +1,4 @@
-"""A task's training and validation steps."""
+"""Training and validation steps of a task."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import distributed
 from torch.distributed.tensor import DTensor
 
@@ -21,9 +22,9 @@ from probsym_fast.training.task import Task
 
 
 class TrainingModule(L.LightningModule):
-    """Loss = task's loss + entropy weight * penalty; noise and dropout of each batch from (seed, batch, part of it) alone.
+    """Loss = task's loss + entropy weight * penalty. Noise and dropout depend only on (seed, batch, share of the batch).
 
-    fresh: False: a checkpoint overwrites the model's weights, see `Task.model`.
+    fresh: False if a checkpoint will overwrite the model's weights, see `Task.model`.
     """
 
     def __init__(self, task: Task, fresh: bool = True):
@@ -32,8 +33,10 @@ class TrainingModule(L.LightningModule):
         self.training_settings: Training = task.config.training
         self.shown = {f"train/{task.measure}", f"valid/{task.measure}", task.monitor.key}
         self.layout = Layout(1, 1, 0)
-        self._at_hand: tuple[Any, int] | None = None  # the training batch and its number
-        self._validated: list[tuple[torch.Tensor, Any]] = []  # (prediction, target) of each batch, where wanted
+        self._at_hand: tuple[Any, int] | None = None  # current training batch and its number
+        self._validated: list[
+            tuple[torch.Tensor, Any]
+        ] = []  # (prediction, target) of each batch, for whole_set_measures
 
     def configure_model(self) -> None:
         spread(self.model, self.training_settings, self.layout, self.trainer.strategy.root_device.type)
@@ -57,7 +60,7 @@ class TrainingModule(L.LightningModule):
         return self._total(loss, penalties)
 
     def _predict(self, batch: Any, number: int) -> tuple[Any, Any, torch.Tensor, dict[str, torch.Tensor]]:
-        """Prediction, target, the task's loss and the penalties of a training batch, whose noise its number gives."""
+        """Prediction, target, loss and penalties of a training batch; its number seeds the noise."""
         seed = self.task.config.seed
         seed_generators(seeded(seed, "dropout", number).initial_seed())  # dropout draws from the global generator
         inputs, target = self.task.inputs(batch)
@@ -69,10 +72,9 @@ class TrainingModule(L.LightningModule):
         return loss + self.training_settings.entropy * sum(penalties.values()) if penalties else loss
 
     def backward(self, loss: torch.Tensor, *arguments: Any, **settings: Any) -> None:
-        """With chunks "auto" a step whose backward pass runs out of memory is computed again in smaller ones, same noise.
+        """With chunks "auto", a step that runs out of memory in backward is repeated in smaller chunks, same noise.
 
-        Not with several processes, which wait for each other's gradients, nor where the loss is scaled ("16-mixed"): a Fault
-        then.
+        Several processes wait for each other's gradients, and "16-mixed" scales the loss; either cannot repeat: a Fault.
         """
         if self.model.chunks.size != "auto":
             super().backward(loss, *arguments, **settings)
@@ -91,13 +93,14 @@ class TrainingModule(L.LightningModule):
             try:
                 super(TrainingModule, self).backward(this, *arguments, **settings)
             except torch.OutOfMemoryError:
-                this.detach_()  # the trainer holds it, and all that its graph keeps
+                this.detach_()  # the trainer holds the loss, which holds its whole graph
                 raise
 
         self.model.step_with_smaller_chunks(step, samples)
 
     def _again(self) -> torch.Tensor:
-        """The loss of the batch at hand; statistics have counted it already."""
+        """The loss of the current batch once more, without updating running statistics again."""
+        assert self._at_hand is not None  # set by `training_step`
         with self.trainer.precision_plugin.train_step_context(), restored_buffers(self.model):
             _, _, loss, penalties = self._predict(*self._at_hand)
         return self._total(loss, penalties) / self.training_settings.accumulate
@@ -110,7 +113,7 @@ class TrainingModule(L.LightningModule):
         step = index * self.layout.data + self.layout.place
         generator = seeded(self.task.config.seed, "valid", step, self.device)
         seed_generators(seeded(self.task.config.seed, "valid patches", step).initial_seed())
-        with torch.autocast(self.device.type, enabled=False):  # in float32 as the test
+        with torch.autocast(self.device.type, enabled=False):  # float32, as in the test
             prediction, _ = self.model(inputs, self.task.config.samples.valid, generator)
             self._log("valid", self.task.loss(prediction, target), prediction, target)
         if self.task.whole_set_measures:
@@ -125,7 +128,7 @@ class TrainingModule(L.LightningModule):
             distributed.all_gather_object(shares, self._validated)
             shares = shares[:: self.layout.samples]  # the others hold the same graphs
         self._validated = []
-        # the set's order, but for the graphs within a batch: batch by batch, the processes' parts in turn
+        # batches in order; within a batch, the processes' parts in turn
         parts = [part for batch in zip_longest(*shares) for part in batch if part is not None]
         predictions, targets = zip(*parts, strict=True)
         for name, value in self.task.measures(*self.task.join(list(predictions), list(targets))).items():
@@ -142,7 +145,7 @@ class TrainingModule(L.LightningModule):
         whole = batch_size * self.trainer.world_size  # Lightning rounds the processes' mean size down
         self.log(name, value, on_epoch=True, sync_dist=True, logger=False, batch_size=whole, **where)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer | dict[str, Any]:
+    def configure_optimizers(self) -> torch.optim.Optimizer | OptimizerLRSchedulerConfig:
         settings = self.training_settings
         optimizer = optimisation.optimizer(self.model, settings)
         if not (settings.warmup or settings.warmup_steps or settings.decay != "none"):

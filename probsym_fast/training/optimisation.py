@@ -1,4 +1,4 @@
-"""Optimiser and learning rates of the training."""
+"""Optimiser and learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ OPTIMIZERS = {"adam": Adam, "adamw": AdamW}
 
 
 def factor(step: int, warmup: int, decay: str, total: int) -> float:
-    """What the learning rates are multiplied by in the step behind `step` others, of `total`.
+    """Learning-rate factor of step `step` (from 0) of `total`.
 
-    step / warmup below warmup; from there on 1 with decay "none", (total - step) / (total - warmup) with "linear": 0 behind
-    the last step, and from there on. Raises ValueError where a linear decay has no steps, total <= warmup.
+    step / warmup during the warm-up. Then 1 with decay "none", max(0, total - step) / (total - warmup) with "linear".
+    Raises ValueError if a linear decay has no steps (total <= warmup).
     """
     if decay == "linear" and total <= warmup:
-        raise ValueError(f"factor: total must be above the {warmup} steps of the warm-up, got {total}")
+        raise ValueError(f"factor: total must be more than the {warmup} warm-up steps, got {total}")
     if step < warmup:
         return step / warmup
     return 1.0 if decay == "none" else max(0, total - step) / (total - warmup)
 
 
 def horizon(settings: Training, batches: int) -> tuple[int, int]:
-    """(steps of the warm-up, steps of the whole run) where an epoch has so many batches.
+    """(warm-up steps, total steps) of a run with `batches` batches per epoch.
 
-    Raises ValueError where a linear decay would have no steps.
+    Raises ValueError if a linear decay would have no steps.
     """
     epoch = -(-batches // settings.accumulate)
     warmup, total = settings.warmup_steps or settings.warmup * epoch, settings.epochs * epoch
@@ -38,13 +38,13 @@ def horizon(settings: Training, batches: int) -> tuple[int, int]:
     if settings.decay == "linear" and warmup >= total:
         key = "warmup_steps" if settings.warmup_steps else "warmup"
         raise ValueError(
-            f"config: training.{key} must end before the run's {total} steps where decay is linear, got {warmup} steps"
+            f"config: training.{key} must be shorter than the run ({total} steps) when decay is linear, got {warmup} steps"
         )
     return warmup, total
 
 
 def parameter_groups(model: Symmetrized, settings: Training) -> list[dict[str, Any]]:
-    """One group of all parameters or, where the backbone has a learning rate of its own, the others and the backbone's."""
+    """One group of all parameters, or two if the backbone has its own learning rate: the rest and the backbone."""
     if settings.lr_pretrained is None:
         return [{"params": list(model.parameters())}]
     backbone = list(model.backbone.parameters())
@@ -54,14 +54,14 @@ def parameter_groups(model: Symmetrized, settings: Training) -> list[dict[str, A
 
 
 def optimizer(model: Symmetrized, settings: Training) -> Optimizer:
-    """Adam or AdamW over the groups, fused unless the gradients must be unscaled before the step, to be clipped."""
-    unscaled = settings.precision == "16-mixed" and settings.clip is not None  # fused steps unscale by themselves
+    """Adam or AdamW over the groups; fused, unless gradients must be unscaled before the step so that they can be clipped."""
+    unscaled = settings.precision == "16-mixed" and settings.clip is not None  # fused steps do their own unscaling
     return OPTIMIZERS[settings.optimizer](
         parameter_groups(model, settings), lr=settings.lr, weight_decay=settings.weight_decay, fused=not unscaled
     )
 
 
 def schedule(optimizer: Optimizer, settings: Training, batches: int) -> LambdaLR:
-    """The learning rates of all groups by step, where an epoch has so many batches. Raises as `horizon`."""
+    """The schedule of all groups, given the batches per epoch. Raises as `horizon`."""
     warmup, total = horizon(settings, batches)
     return LambdaLR(optimizer, lambda step: factor(step, warmup, settings.decay, total))

@@ -1,4 +1,4 @@
-"""A run folder belongs to one process at a time."""
+"""Locks: one process at a time owns a run folder."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
 
-LOCK = ".lock"  # in the folder: it moves with the folder, and no two names of one folder get two locks
-PATIENCE = 0.2  # seconds for an owner that is just ending
+LOCK = ".lock"  # inside the folder, so that it moves along and two paths to one folder share it
+PATIENCE = 0.2  # seconds to wait for an owner that is just ending
 
 
 class InUse(FileExistsError):
@@ -20,18 +20,19 @@ class InUse(FileExistsError):
 
 
 def is_first_process() -> bool:
-    """False in the processes that train on further devices: only the first one owns the folder, writes and tests."""
-    rank = os.environ.get("RANK", "")  # of torchrun; Lightning reads it when it is imported, which may be before a fork
-    return int(rank if rank.isdigit() else rank_zero_only.rank) == 0
+    """False in a training's other processes: only the first one owns the folder, writes and tests."""
+    rank = os.environ.get("RANK", "")  # set by torchrun; Lightning reads it at import, perhaps before a fork
+    ours = rank if rank.isdigit() else rank_zero_only.rank  # type: ignore[attr-defined]  # set by Lightning
+    return int(ours) == 0
 
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Makes the folder and owns it; InUse, at once, where another process does. Nothing in further processes of a training.
+    """Makes the folder and locks it; does nothing in a training's other processes.
 
-    The lock is the system's and ends with its process, even by SIGKILL; a lock file that is left over locks nothing. On
-    exit the lock file is removed, and so are the folders that were made here, if they are still empty. Raises OSError with a
-    file name where the folder cannot be written or its file system has no locks.
+    The operating system holds the lock and releases it when the process ends, even by SIGKILL; a leftover lock file locks
+    nothing. On exit the lock file is removed, and so are the folders made here that are still empty. Raises InUse at once if
+    another process owns the folder, OSError with a file name if it is not writable or its file system has no locks.
     """
     if not is_first_process():
         yield
@@ -43,8 +44,8 @@ def owned(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if os.getpid() == owner:  # not in a process that was forked meanwhile
-                with suppress(OSError):  # first the file, then the lock: nobody locks a file that is about to go
+            if os.getpid() == owner:  # not in a forked child
+                with suppress(OSError):  # the file first: nobody may lock a file about to go
                     (folder / LOCK).unlink()
                 lock.release()
     finally:
@@ -55,7 +56,7 @@ def owned(folder: Path) -> Iterator[None]:
 
 
 def _acquired(folder: Path, made: list[Path]) -> FileLock:
-    """The lock, held. made: gets the folders that were not there, the innermost first."""
+    """The acquired lock. Appends the folders that did not exist to `made`, innermost first."""
     path = folder / LOCK
     lock = FileLock(path)
     for attempt in range(3):
@@ -65,20 +66,20 @@ def _acquired(folder: Path, made: list[Path]) -> FileLock:
             lock.acquire(timeout=PATIENCE)
             break
         except Timeout:
-            wanted = "must belong to one process at a time"
-            raise InUse(f"run folder: {folder} {wanted}, got a second start while {_owner(path)} is at work") from None
-        except FileNotFoundError:  # its owner, which had made it, has just removed it
+            wanted = "must be used by one process at a time"
+            raise InUse(f"run folder: {folder} {wanted}, got a second one while {_owner(path)} is running") from None
+        except FileNotFoundError:  # its owner has just removed the folder
             if attempt == 2:
                 raise
         except OSError as error:
-            error.filename = error.filename or str(path)  # a file system without locks does not say where
+            error.filename = error.filename or str(path)  # a file system without locks names no file
             raise
     path.write_text(f"{os.getpid()} {platform.node()}", encoding="utf-8")
     return lock
 
 
 def _owner(path: Path) -> str:
-    """Who holds the lock, in words."""
+    """The lock's owner, in words."""
     try:
         number, _, host = path.read_text(encoding="utf-8", errors="replace")[:300].partition(" ")
     except OSError:

@@ -1,4 +1,4 @@
-"""A training spread over processes: the data, with them the parameters, or the samples."""
+"""Training over several processes: split by data, by data and parameters, or by samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from probsym_fast.training.settings import Training
 
 
 class Layout(NamedTuple):
-    """Where a process stands: rank = place along the data * processes along the samples + place along the samples."""
+    """A process's place: rank = place along the data * processes along the samples + place along the samples."""
 
     data: int  # processes along the data
     samples: int  # processes along the samples
@@ -29,7 +29,7 @@ class Layout(NamedTuple):
 
 
 def layout(settings: Training, rank: int, processes: int) -> Layout:
-    """Raises ValueError where the settings do not fit so many processes."""
+    """The layout of `rank` among the processes. Raises ValueError if the settings do not suit their number."""
     samples = 1
     if settings.strategy == "samples":
         samples = settings.sample_devices or processes
@@ -44,25 +44,26 @@ def layout(settings: Training, rank: int, processes: int) -> Layout:
 
 
 def check_chunks(model: Symmetrized, settings: Training, where: Layout) -> None:
-    """Raises ValueError for chunks "auto" with FSDP2: every chunk gathers parameters, and sizes may differ."""
+    """Raises ValueError for chunks "auto" with FSDP2: each chunk gathers parameters, and sizes may differ by process."""
     if settings.strategy == "fsdp" and where.data > 1 and model.chunks.size == "auto":
         raise ValueError(
-            f"config: samples.chunk must be a number or null where training.strategy is fsdp, got {model.chunks.size!r}"
+            f"config: samples.chunk must be a number or null when training.strategy is fsdp, got {model.chunks.size!r}"
         )
 
 
 def strategy(settings: Training) -> Strategy | str:
-    """Lightning's strategy: its own choice, DDP where there are several processes, or FSDP2 over all of them."""
-    devices = torch.cuda.device_count() if settings.devices == "auto" else settings.devices
+    """Lightning's strategy: "auto" (DDP with several processes), or FSDP2 over all processes."""
+    devices = torch.cuda.device_count() if isinstance(settings.devices, str) else settings.devices  # a str: "auto"
     if settings.strategy != "fsdp" or devices * settings.nodes <= 1:
         return "auto"
-    return FullySharded(devices * settings.nodes, 1, save_distributed_checkpoint=False)  # as of one device
+    return FullySharded(devices * settings.nodes, 1, save_distributed_checkpoint=False)  # one file, as on one device
 
 
 class FullySharded(ModelParallelStrategy):
-    """FSDP2 that restores a run from the trainer's checkpoint plugin; Lightning's own reads the file past it."""
+    """FSDP2 that restores a run through the trainer's checkpoint plugin, which Lightning's own class bypasses."""
 
     def load_checkpoint(self, checkpoint_path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
+        assert self.model is not None  # set up before a checkpoint is loaded
         state = self.checkpoint_io.load_checkpoint(checkpoint_path)
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
         set_model_state_dict(self.model, state["state_dict"], options=options)
@@ -73,10 +74,10 @@ class FullySharded(ModelParallelStrategy):
 
 
 def spread(model: Symmetrized, settings: Training, where: Layout, device: str) -> None:
-    """Spreads the model over the processes, once they are joined.
+    """Spreads the model over the processes, once they are connected.
 
-    FSDP2: parameters, gradients and moments lie in parts over all processes and are gathered for the backbone and for all
-    the rest; not block by block, as backbones read parts of their last block without calling it.
+    FSDP2 shards parameters, gradients and moments over all processes. It gathers them in two units, the backbone and the
+    rest. It cannot work block by block, because backbones read parts of their last block without calling it.
     """
     if settings.strategy == "samples" and where.samples > 1:
         shape = where.data, where.samples

@@ -16,8 +16,7 @@ from probsym_fast.training.settings import Monitor
 
 
 def plot_losses(folder: Path, measure: str, monitor: Monitor) -> None:
-    """losses.png by epoch: the loss, what picks the best checkpoint where that is another measure, and the rest; the best
-    epoch is marked."""
+    """Draws losses.png by epoch: the loss, the monitored measure if it is another, and the rest; marks the best epoch."""
     series = history(folder)
     main = {name: values for name, values in series.items() if name.endswith(f"/{measure}")}
     if not main:
@@ -40,7 +39,7 @@ def plot_losses(folder: Path, measure: str, monitor: Monitor) -> None:
 
 
 def best_epoch(values: dict[int, float], monitor: Monitor) -> int:
-    """The first epoch with the best value; of values that are no numbers, the first epoch."""
+    """The first epoch with the best value; NaN counts as the worst."""
     worst = math.inf if monitor.direction == "min" else -math.inf
     known = {epoch: worst if math.isnan(value) else value for epoch, value in values.items()}
     return (min if monitor.direction == "min" else max)(known, key=known.__getitem__)

@@ -1,4 +1,4 @@
-"""Training and testing of any task with Lightning: logs, checkpoints, resume, plots in one run folder."""
+"""Trains and tests any task with Lightning; logs, checkpoints and plots go to one run folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -21,6 +21,7 @@ from probsym_fast.training.allocator import keep_freed_memory
 from probsym_fast.training.callbacks import StopOnSignal, Stopped
 from probsym_fast.training.checkpoints import best_so_far, last_checkpoint, load_checkpoint, with_weights
 from probsym_fast.training.faults import Fault, faults_told
+from probsym_fast.training.loading import EpochSampler
 from probsym_fast.training.module import TrainingModule
 from probsym_fast.training.optimisation import horizon
 from probsym_fast.training.ownership import LOCK, is_first_process, owned
@@ -30,7 +31,7 @@ from probsym_fast.training.settings import TRAINING_LIMITS, Training, may_change
 from probsym_fast.training.task import Computation, Task
 from probsym_fast.training.trainer import check_devices, make_trainer
 
-CHECKPOINT = {  # what a checkpoint holds, beside Lightning's version
+CHECKPOINT = {  # entries of a checkpoint, besides Lightning's version
     "state_dict": dict,
     "optimizer_states": list,
     "lr_schedulers": list,
@@ -42,19 +43,21 @@ CHECKPOINT = {  # what a checkpoint holds, beside Lightning's version
 
 
 def run_folder(config: Any) -> Path:
-    """Where a configuration's run lives: `folder`, or runs/<full name>/seed<seed>."""
+    """The folder of a configuration's run: `folder`, or runs/<full name>/seed<seed>."""
     return Path(config.folder or Path("runs") / configuration.full_name(config) / f"seed{config.seed}")
 
 
 def fit(task: Task, *, resume: bool = False) -> dict[str, Any] | None:
     """Trains, tests the best checkpoint, and returns the report's figures (None in all processes but the first).
 
-    Model, data and trainer are built before anything is written. A run without a checkpoint is resumed at its beginning.
-    Raises FileExistsError where the run's folder exists (and `resume` is not asked for) or belongs to another process,
-    FileNotFoundError where there is nothing to resume, ValueError where configuration or checkpoint do not fit, Stopped
-    after SIGINT or SIGTERM, Fault where the run's folder cannot be written, a loader's worker or another process dies, or
-    the loss is no finite number. Whatever ends a run, SIGKILL at any moment included, its last checkpoint is intact and
-    `resume` gives the numbers of a run that was never ended.
+    Model, data and trainer are built before anything is written. Resuming a run without a checkpoint starts it over.
+    Whatever ends a run, even SIGKILL, its last checkpoint is intact, and `resume` gives the same numbers as a run that was
+    never interrupted.
+
+    Raises FileExistsError if the run folder exists (without `resume`) or another process owns it, FileNotFoundError if
+    there is nothing to resume, ValueError if configuration or checkpoint do not match. Raises Stopped after SIGINT or
+    SIGTERM. Raises Fault if a file cannot be written, a data-loader worker or another process dies, or the loss is not
+    finite.
     """
     with owned(run_folder(task.config)):
         return _fit(task, resume)
@@ -67,7 +70,7 @@ def _fit(task: Task, resume: bool) -> dict[str, Any] | None:
         check_recorded(folder, config, may_change(settings))
     elif is_first_process() and not set(folder.iterdir()) <= {folder / LOCK, *unfinished(folder)}:
         raise FileExistsError(
-            f"fit: the run folder {folder} exists already; continue it with --resume, or name another with --folder"
+            f"fit: run folder {folder} already exists; continue it with --resume, or choose another with --folder"
         )
     check_devices(settings)
     keep_freed_memory()
@@ -75,20 +78,20 @@ def _fit(task: Task, resume: bool) -> dict[str, Any] | None:
     last = _announced(last_checkpoint(folder), folder) if resume else None
     module = TrainingModule(task, fresh=last is None)
     state = None if last is None else load_checkpoint(last)
-    steps = 0 if state is None else _check_checkpoint(last, state, module)
+    steps = 0 if last is None or state is None else _check_checkpoint(last, state, module)
     if settings.compile:
-        module.model.backbone.compile()  # in place: the names of the weights stay
+        module.model.backbone.compile()  # in place, which keeps the names of the weights
     loaders = task.loader("train"), task.loader("valid")
     if is_first_process():
-        task.loader("test")  # data that are missing or damaged are found before the training
-    horizon(settings, len(loaders[0]))  # refuses a schedule that does not fit
+        task.loader("test")  # finds missing or damaged data before the training
+    horizon(settings, len(loaders[0]))  # raises for an impossible schedule
     stop = StopOnSignal(folder)
     trainer = make_trainer(task, folder, stop, steps, state)
-    del state  # the trainer's, which lets it go once it is restored
+    del state  # the trainer frees it after restoring
     module.layout = layout(settings, trainer.global_rank, trainer.world_size)
     check_chunks(module.model, settings, module.layout)
     for loader in loaders:
-        loader.sampler.share = module.layout.share
+        cast(EpochSampler, loader.sampler).share = module.layout.share
     with faults_told(folder):
         if is_first_process():
             remove_leftovers(folder)
@@ -97,7 +100,7 @@ def _fit(task: Task, resume: bool) -> dict[str, Any] | None:
             trainer.fit(module, *loaders, ckpt_path=last)
             if stop.number:
                 raise Stopped(stop.number, folder)
-        except SystemExit as error:  # Lightning's answer to a signal before the first step, or to a second one
+        except SystemExit as error:  # Lightning's response to a signal before the first step, or to a second one
             terminated = trainer.received_sigterm or stop.number == signal.SIGTERM
             raise Stopped(signal.SIGTERM if terminated else signal.SIGINT, folder) from error
         finally:
@@ -107,9 +110,9 @@ def _fit(task: Task, resume: bool) -> dict[str, Any] | None:
 
 
 def test(task: Task) -> dict[str, Any]:
-    """Loads the best checkpoint of the task's run, tests it, writes results.json and plots, and returns the figures.
+    """Tests the best checkpoint of the task's run, writes results.json and plots, and returns the figures.
 
-    Raises FileExistsError where the run's folder belongs to another process, and as `Task.trained`.
+    Raises FileExistsError if another process owns the run folder, and as `Task.trained`.
     """
     with owned(run_folder(task.config)):
         return _test(task)
@@ -126,10 +129,10 @@ def _test(task: Task) -> dict[str, Any]:
 
 
 def compute(experiment: Computation) -> dict[str, Any]:
-    """Runs an experiment without training of its own: config.yaml, plots and results.json in its folder, and the figures.
+    """Runs an experiment that trains no model of its own, writes its folder, and returns the figures.
 
-    Raises FileExistsError where the folder belongs to another process, or holds another configuration, unless the experiment
-    `continues`, and then looks after that itself.
+    Raises FileExistsError if another process owns the folder, or if it holds another configuration. Experiments that
+    `continue` check the configuration themselves.
     """
     folder = run_folder(experiment.config)
     with owned(folder):
@@ -139,15 +142,15 @@ def compute(experiment: Computation) -> dict[str, Any]:
 def _compute(experiment: Computation, folder: Path) -> dict[str, Any]:
     path, text = folder / "config.yaml", configuration.dump(_recorded(experiment.config))
     recorded = configuration.read(path) if path.is_file() else None
-    if recorded is not None and recorded.get("task") == experiment.config.task:  # keys it does not know have defaults
+    if recorded is not None and recorded.get("task") == experiment.config.task:  # missing keys get defaults
         recorded = configuration.read_text(
             configuration.dump(configuration.parse(type(experiment.config), recorded, []))
         )
     other = recorded is not None and recorded != configuration.read_text(text)
     if other and not experiment.continues:
-        raise FileExistsError(f"the run folder {folder} holds another configuration; name a new one with --folder")
+        raise FileExistsError(f"the run folder {folder} holds another configuration; choose a new one with --folder")
     results = experiment.run(folder)
-    record(folder, experiment.config)  # after the run: one that is refused leaves no configuration
+    record(folder, experiment.config)  # last: an experiment that raises leaves no configuration
     _write(folder / "results.json", json.dumps(results, indent=2) + "\n")
     return results
 
@@ -158,7 +161,7 @@ def best_model(task: Task) -> Symmetrized:
 
 
 def _best(task: Task) -> tuple[Symmetrized, dict[str, Any]]:
-    """`best_model`, and what else its checkpoint holds."""
+    """`best_model`, and its checkpoint's contents."""
     wanted = task.config.training.accelerator
     device = "cuda" if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
     path = run_folder(task.config) / "checkpoints" / "best.ckpt"
@@ -167,16 +170,16 @@ def _best(task: Task) -> tuple[Symmetrized, dict[str, Any]]:
 
 
 def _announced(last: Path | None, folder: Path) -> Path | None:
-    """The checkpoint to continue from; says so where it is not last.ckpt."""
+    """The checkpoint to continue from; prints a note unless it is last.ckpt."""
     if is_first_process() and last is None:
         print(f"resume: there is no checkpoint in {folder} yet; starting from the beginning", file=sys.stderr)
-    elif is_first_process() and last.stem != "last":
+    elif is_first_process() and last is not None and last.stem != "last":
         print(f"resume: there is no last.ckpt in {folder}; continuing from {last.name}", file=sys.stderr)
     return last
 
 
 def _check_checkpoint(last: Path, state: dict[str, Any], module: TrainingModule) -> int:
-    """Loads the checkpoint's state into the module on trial and returns its steps; ValueError where it does not fit."""
+    """Tries the checkpoint's state on the module and returns its steps. Raises ValueError if it does not match."""
     if missing := [name for name in CHECKPOINT if name not in state]:
         raise ValueError(f"checkpoint: {last} must hold {', '.join(CHECKPOINT)}, got none of {', '.join(missing)}")
     for name, kind in CHECKPOINT.items():
@@ -189,40 +192,40 @@ def _check_checkpoint(last: Path, state: dict[str, Any], module: TrainingModule)
         optimizer = optimizer["optimizer"] if isinstance(optimizer, dict) else optimizer
         optimizer.load_state_dict(state["optimizer_states"][0])
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"checkpoint: {last} must fit the configured model, got {reason(error)}") from error
+        raise ValueError(f"checkpoint: {last} must match the configured model, got {reason(error)}") from error
     if (done := state["epoch"] + 1) > module.training_settings.epochs:
         raise ValueError(
-            f"resume: training.epochs must be at least the {done} done, got {module.training_settings.epochs}"
+            f"resume: training.epochs must be at least {done}, the epochs already done, got {module.training_settings.epochs}"
         )
     return state["global_step"]
 
 
 def record(folder: Path, config: Any) -> None:
-    """Writes the run's config.yaml, in the first process."""
+    """Writes the run's config.yaml, from the first process only."""
     if is_first_process():
         _write(folder / "config.yaml", configuration.dump(_recorded(config)))
 
 
 def _recorded(config: Any) -> Any:
-    """The configuration as a run's folder keeps it: good from any working directory, also where the folder is moved."""
+    """The configuration as config.yaml stores it: valid from any working directory, even after the folder moves."""
     changes: dict[str, Any] = {"folder": "."}
     if data := getattr(config, "data", None):
         changes["data"] = str(Path(data).absolute())
-    backbone = getattr(config, "backbone", None)
+    backbone: Any = getattr(config, "backbone", None)
     if weights := getattr(backbone, "weights", None):
         changes["backbone"] = replace(backbone, weights=str(Path(weights).absolute()))
     return replace(config, **changes)
 
 
 def check_recorded(folder: Path, config: Any, free: Collection[str]) -> None:
-    """FileNotFoundError where there is no run, ValueError where a (dotted) key differs that is not free to change."""
+    """Raises FileNotFoundError if there is no run, ValueError if a (dotted) key differs that is not in `free`."""
     path = folder / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"resume: {path} must exist, found nothing there; train first with `probsym fit`")
     values = configuration.read(path)
     if values.get("task") != config.task:
         raise ValueError(f"resume: task must be {values.get('task')!r} as in {path}, got {config.task!r}")
-    recorded = configuration.parse(type(config), values, [], path)  # keys it does not know have defaults
+    recorded = configuration.parse(type(config), values, [], path)  # missing keys get defaults
     before, now = (
         configuration.flat(configuration.read_text(configuration.dump(_recorded(c)))) for c in (recorded, config)
     )

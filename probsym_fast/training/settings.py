@@ -1,4 +1,4 @@
-"""How a task is trained: the keys below `training` of its configuration, and what they may be."""
+"""Training settings: the keys under `training` in a configuration, and their limits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from probsym_fast.training.configuration import COUNT, NOT_NEGATIVE, POSITIVE, L
 class Monitor:
     """The validation measure that picks the best checkpoint and ends a training early.
 
-    name: of the loss or of one of the task's measures. direction: "min" where lower is better, "max" where higher is.
+    name: the loss or one of the task's measures. direction: "min" if lower is better, "max" if higher is.
     """
 
     name: str
@@ -30,12 +30,12 @@ class Monitor:
 
 @dataclass
 class Run:
-    """What every experiment's configuration has.
+    """Keys that every experiment has.
 
     Args:
-        name: of the run; its full name is <task>/<name>, or just the name where it has a slash, as in `probsym info`.
-        seed: of weights, order, noise and dropout.
-        folder: of the run; null: runs/<full name>/seed<seed>; ".": where the file with this key lies.
+        name: name of the run; its full name is <task>/<name>, or just the name if it has a slash, as in `probsym info`.
+        seed: seed of weights, order, noise and dropout.
+        folder: run folder; null: runs/<full name>/seed<seed>; ".": the folder of the file with this key.
     """
 
     name: str = "custom"
@@ -48,34 +48,35 @@ class Training:
     """How a task is trained.
 
     Args:
-        epochs: passes over the training set; with `steps` only the most there may be.
-        batch: graphs a batch, on all devices together.
-        steps: end after so many steps of the optimiser, within an epoch too; null: after the epochs.
-        accumulate: batches a step; a step's gradient is the sum of theirs over `accumulate`, also in an epoch's last step,
-            which may have fewer (Lightning's rule).
+        epochs: passes over the training set; with `steps`, an upper limit.
+        batch: graphs per batch, over all devices.
+        steps: number of optimiser steps after which to stop, even within an epoch; null: no limit.
+        accumulate: batches per optimiser step. The gradient is their sum divided by `accumulate`, even if an epoch's last
+            step has fewer batches (Lightning's rule).
         optimizer: "adam" (weight decay added to the gradient) or "adamw" (decoupled weight decay).
         lr: learning rate of Adam and AdamW.
         lr_pretrained: learning rate of the backbone's parameters; null: lr.
         weight_decay: weight decay, of all parameters.
         warmup: epochs over which the learning rates rise linearly from 0.
-        warmup_steps: the same in steps of the optimiser; one of the two.
-        decay: behind the warm-up: "none" constant, "linear" to 0 at the end of the run (the first of steps and epochs).
-        clip: largest norm of the gradient; null: any.
+        warmup_steps: the same in optimiser steps; set at most one of the two.
+        decay: after the warm-up: "none" is constant, "linear" falls to 0 at the end of the run (steps or epochs, whichever
+            comes first).
+        clip: largest gradient norm; null: no clipping.
         entropy: weight of the permutation's entropy in the loss.
-        patience: stop when what picks the best checkpoint has not improved in so many validations in a row; null: never. It
-            counts validations: with `validate_every` 1 these are epochs, with 10 a patience of 100 takes 1,000 epochs.
-        validate_every: epochs between validations and checkpoints, at most all epochs; with `steps` also behind the last.
-        keep_every: epochs between weights that are kept as checkpoints/epoch<number>.ckpt besides best and last; null: none.
-        precision: of training: "32-true", "bf16-mixed" or "16-mixed" (on a GPU); validation and test are in float32.
+        patience: validations without an improvement of the monitored measure before training stops; null: never. With
+            `validate_every` 10, a patience of 100 takes 1,000 epochs.
+        validate_every: epochs between validations and checkpoints, at most all epochs; with `steps` also after the last step.
+        keep_every: epochs between weights kept as checkpoints/epoch<number>.ckpt, besides best and last; null: none.
+        precision: training precision: "32-true", "bf16-mixed" or "16-mixed" (GPU only); validation and test use float32.
         compile: compile the backbone with torch.compile.
-        workers: processes that load batches; 0: none but the training process.
-        log_every: steps between logged losses and learning rates ("step/..."); null: only the means of epochs.
+        workers: processes that load batches; 0: the training process loads them.
+        log_every: steps between logged losses and learning rates ("step/..."); null: log only epoch means.
         accelerator: "auto", "cpu" or "gpu".
-        devices: number of devices (of every machine), or "auto"; a process each.
-        nodes: number of machines; with more than one, and wherever wished, started by torchrun.
-        strategy: how several devices share the work: "ddp" a part of every batch each, "fsdp" that, and each keeps a part of
-            the parameters (FSDP2), "samples" a part of the samples of the same batch each.
-        sample_devices: with "samples", how many devices share one batch, the others take other parts; null: all of them.
+        devices: devices per machine, or "auto"; one process per device.
+        nodes: number of machines; more than one needs torchrun.
+        strategy: how devices share the work: "ddp" splits every batch, "fsdp" also splits the parameters (FSDP2), "samples"
+            splits the samples of one batch.
+        sample_devices: with "samples", how many devices share one part of a batch; null: all of them.
         deterministic: ask torch for deterministic algorithms.
         progress: show a progress bar.
     """
@@ -116,7 +117,7 @@ class Training:
             )
         if self.sample_devices is not None and self.strategy != "samples":
             raise ValueError(
-                f"config: training.sample_devices must be null where training.strategy is {self.strategy},"
+                f"config: training.sample_devices must be null when training.strategy is {self.strategy},"
                 f" got {self.sample_devices}"
             )
 
@@ -161,7 +162,7 @@ _FREE = (
     "deterministic",
     "progress",
 )
-MAY_CHANGE = (  # keys that a resumed run may set anew
+MAY_CHANGE = (  # keys that a resumed run may change
     "folder",
     "data",
     "backbone.weights",
@@ -175,10 +176,9 @@ MAY_CHANGE = (  # keys that a resumed run may set anew
 
 
 def may_change(settings: Training) -> set[str]:
-    """The (dotted) keys that a resumed run may set anew.
+    """The (dotted) keys that a resumed run may change.
 
-    Not the steps, which say where a run ends within an epoch, and, where the learning rate decays, not the epochs: the steps
-    already done would have had another learning rate.
+    `steps` is not among them. `epochs` is not if the learning rate decays: the finished steps would have had other rates.
     """
     return set(MAY_CHANGE) - ({"training.epochs"} if settings.decay != "none" else set())
 
@@ -192,17 +192,17 @@ SAMPLES_LIMITS = {
 
 @dataclass
 class Samples:
-    """Group elements a graph.
+    """Group elements per graph.
 
     Args:
-        train: in training.
-        valid: in validation.
-        test: in the test.
-        trials: times the test is repeated with other noise.
-        draws: "independent" noise, "antithetic" pairs z and -z, or "stratified" rotations too.
-        chunk: how many run at once, whose memory is then all that is taken; null: all; "auto": all where they fit, else the
-            most that do, found by measuring (not with training.strategy fsdp).
-        memory: GB that the samples at once may take with "auto"; null: what the GPU has (on a CPU: any).
+        train: samples in training.
+        valid: samples in validation.
+        test: samples in the test.
+        trials: number of tests, each with new noise.
+        draws: "independent" noise, "antithetic" pairs z and -z, or "stratified", which also stratifies rotations.
+        chunk: samples per pass, which bounds the memory; null: all; "auto": as many as fit, found by measuring (not with
+            training.strategy fsdp).
+        memory: GB that one pass may take with "auto"; null: all of the GPU's memory (no limit on a CPU).
     """
 
     train: int = 20

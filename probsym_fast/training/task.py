@@ -1,15 +1,15 @@
-"""The concept of a task: one experiment's data, model, loss and report."""
+"""Base classes of tasks: an experiment's data, model, loss and report."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from probsym_fast.models import Symmetrized
 from probsym_fast.profiling.cases import Case
@@ -20,42 +20,40 @@ from probsym_fast.training.settings import Monitor
 
 
 class Experiment(ABC):
-    """One experiment, made from its configuration: a dataclass with at least task, name, seed and folder."""
+    """An experiment, built from its configuration: a dataclass with at least task, name, seed and folder."""
 
     config: Any
 
     def describe(self, results: dict[str, Any]) -> list[tuple[str, str]]:
-        """The report's table: (what, figure) a row."""
+        """The report's table, as rows (what, figure)."""
         return [(name, str(value)) for name, value in results.items()]
 
     def table(self, results: dict[str, Any]) -> list[tuple[str, str]]:
-        """The whole table: `describe`, and what all experiments of a kind add."""
+        """The whole table: `describe`, plus the rows that all experiments of a kind share."""
         return self.describe(results)
 
 
 class Computation(Experiment):
-    """An experiment that needs no checkpoint of its own."""
+    """An experiment that trains no model of its own."""
 
-    continues: bool = False  # whether a run that was stopped goes on by itself, and keeps its folder's configuration
+    continues: bool = False  # whether it resumes a stopped run, and checks the folder's configuration, by itself
 
     @abstractmethod
     def run(self, folder: Path) -> dict[str, Any]:
-        """Computes the experiment's figures, writes plots into the folder, and returns the figures."""
+        """Computes and returns the experiment's figures, and writes plots into the folder."""
 
 
 class Task(Experiment):
-    """An experiment with a model that is trained; its configuration also holds `training.Training`."""
+    """An experiment that trains a model; its configuration also has a `training: Training`."""
 
     measure: str  # name of the loss in the logs
-    whole_set_measures: bool = (
-        False  # whether `measures` takes the whole validation set at once, and no training batches
-    )
+    whole_set_measures: bool = False  # `measures` takes the whole validation set, and no training batches
 
-    figures: tuple[str, ...] = ()  # names of the report's measures; empty: the report alone tells
+    figures: tuple[str, ...] = ()  # names of the report's measures; empty: only the report knows
 
     @property
     def monitor(self) -> Monitor:
-        """What picks the best checkpoint: the validation loss, unless the task names another measure."""
+        """Picks the best checkpoint: the validation loss, unless the task chooses another measure."""
         return Monitor(self.measure)
 
     def table(self, results: dict[str, Any]) -> list[tuple[str, str]]:
@@ -66,19 +64,19 @@ class Task(Experiment):
 
     @abstractmethod
     def model(self, fresh: bool = True) -> Symmetrized:
-        """A new model, weights drawn from torch's global generator or read where the configuration names some.
+        """A new model, with random weights from torch's global generator or the pretrained ones in the configuration.
 
-        fresh: False: a checkpoint overwrites the weights: none are read.
+        fresh: False skips reading pretrained weights, because a checkpoint will overwrite them.
         """
 
     def trained(self, path: Path) -> Symmetrized:
-        """The model with a checkpoint's weights. FileNotFoundError without one, ValueError where it does not fit."""
+        """The model with a checkpoint's weights. Raises FileNotFoundError if missing, ValueError if it does not match."""
         from probsym_fast.training.checkpoints import load_checkpoint, with_weights
 
         return with_weights(self.model(fresh=False), path, load_checkpoint(path))
 
     def case(self, device: torch.device, weights: Path | None = None) -> Case:
-        """What profiles measure: a model, new or `trained`, on the first training batch, with the loss that is trained."""
+        """What profiles measure: a new or `trained` model on the first training batch, with the training loss."""
         config = self.config
         torch.manual_seed(config.seed)
         model = (self.model() if weights is None else self.trained(weights)).to(device)
@@ -95,14 +93,14 @@ class Task(Experiment):
         """The graphs of "train", "valid" or "test", in memory: an index tensor gives a batch."""
 
     def loader(self, split: str) -> DataLoader:
-        """Batches of a split; those of "train" are shuffled again every epoch, and all of one size."""
+        """Batches of a split; those of "train" have equal sizes and are reshuffled every epoch."""
         dataset, train, settings = self.dataset(split), split == "train", self.config.training
         size = min(settings.batch, len(dataset))
         sampler = EpochSampler(len(dataset), size, shuffle=train, drop_last=train, seed=self.config.seed)
-        return batches(dataset, sampler, settings.workers)
+        return batches(cast(Dataset, dataset), sampler, settings.workers)
 
     def inputs(self, batch: Any) -> tuple[Any, Any]:
-        """What the model takes, and the target, of a batch; by default a batch holds both."""
+        """The model's inputs and the target of a batch; by default a batch is this pair."""
         return batch
 
     @abstractmethod
@@ -114,13 +112,13 @@ class Task(Experiment):
         """Tests the model, writes plots into the folder, and returns the figures."""
 
     def measures(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """What is logged beside the loss: means over batches or, with `whole_set_measures`, of the whole validation set."""
+        """What is logged besides the loss: means over batches, or with `whole_set_measures` over the whole validation set."""
         return {}
 
     def join(self, predictions: list[Tensor], targets: list[Any]) -> tuple[Tensor, Any]:
-        """Prediction (float32) and target of the whole validation set from its batches' on the CPU, for `measures`."""
+        """Joins batches on the CPU to the whole validation set's prediction (float32) and target, for `measures`."""
         return torch.cat(predictions), torch.cat(targets)
 
     def count(self, target: Any) -> int:
-        """What a batch counts in means over the set: its targets, or 1 where they are no tensor."""
+        """A batch's weight in means over the set: its number of targets, or 1 if they are not a tensor."""
         return len(target) if isinstance(target, Tensor) else 1

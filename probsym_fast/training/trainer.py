@@ -1,4 +1,4 @@
-"""Lightning's trainer, set up as a task's configuration says."""
+"""Sets up Lightning's trainer from a task's configuration."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -23,13 +23,13 @@ from probsym_fast.training.task import Task
 
 
 def check_devices(settings: Training) -> None:
-    """Raises ValueError where the machine lacks the devices or cannot train on them in this precision."""
+    """Raises ValueError if the machine lacks the devices, or if they cannot train in this precision."""
     count = torch.cuda.device_count()
     if settings.accelerator == "gpu" and not count:
-        raise ValueError("config: training.accelerator must be auto or cpu where torch sees no GPU, got 'gpu'")
-    if settings.accelerator != "cpu" and settings.devices != "auto" and settings.devices > count > 0:
+        raise ValueError("config: training.accelerator must be auto or cpu when torch sees no GPU, got 'gpu'")
+    if settings.accelerator != "cpu" and not isinstance(settings.devices, str) and settings.devices > count > 0:
         raise ValueError(
-            f"config: training.devices must be at most {count}, the GPUs there are, got {settings.devices}"
+            f"config: training.devices must be at most {count}, the number of GPUs, got {settings.devices}"
         )
     if settings.precision == "16-mixed" and (settings.accelerator == "cpu" or not count):
         raise ValueError("config: training.precision must be 32-true or bf16-mixed on the CPU, got '16-mixed'")
@@ -38,15 +38,15 @@ def check_devices(settings: Training) -> None:
 def make_trainer(
     task: Task, folder: Path, stop: StopOnSignal, steps: int = 0, state: dict[str, Any] | None = None
 ) -> L.Trainer:
-    """The trainer of a run in this folder, which nothing is written to before it trains.
+    """The trainer of a run in this folder; it writes nothing there before it trains.
 
-    steps, state: of the checkpoint that the run continues from; the state is what the trainer gets for the file.
+    steps, state: of the checkpoint to resume from; the trainer gets the state instead of reading the file.
     """
     settings: Training = task.config.training
     validate_every = min(settings.validate_every, settings.epochs)
     callbacks: list[Callback] = [
         Checkpoints(folder / "checkpoints", "best", task.monitor),
-        Checkpoints(folder / "checkpoints", "last"),  # after the other: it holds its state
+        Checkpoints(folder / "checkpoints", "last"),  # last: its file includes the other's state
         stop,
         StopOnNonFinite(),
         EpochRows(),
@@ -63,7 +63,7 @@ def make_trainer(
         ".*does not have many workers.*",
         ".*treespec, LeafSpec.*",
         "Checkpoint directory .* is not empty",
-        ".*is smaller than the logging interval.*",  # the epoch's means are logged anyway
+        ".*is smaller than the logging interval.*",  # epoch means are logged anyway
     ):
         warnings.filterwarnings("ignore", message=noise)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -74,14 +74,14 @@ def make_trainer(
         devices=settings.devices,
         num_nodes=settings.nodes,
         strategy=strategy(settings),
-        precision=settings.precision,
+        precision=cast(Any, settings.precision),  # of Lightning's literals
         deterministic=settings.deterministic,
         check_val_every_n_epoch=validate_every,
-        use_distributed_sampler=False,  # EpochSampler takes its share itself
+        use_distributed_sampler=False,  # EpochSampler splits the batches itself
         callbacks=callbacks,
         logger=[
             CsvLogger(folder, steps),
-            TensorBoardLogger(folder, name="tensorboard", version="", purge_step=steps),  # later steps come again
+            TensorBoardLogger(folder, name="tensorboard", version="", purge_step=steps),  # later steps are logged again
         ],
         plugins=[AtomicCheckpointIO(state)],
         log_every_n_steps=settings.log_every or 1,

@@ -1,4 +1,4 @@
-"""YAML files of keys and values, also from others: UTF-8 on every machine, no key twice, work bounded by the size."""
+"""Reads YAML configurations, also untrusted ones: UTF-8 everywhere, no duplicate keys, work bounded by the size."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 
 import yaml
 from yaml.events import AliasEvent
-from yaml.nodes import MappingNode, Node, ScalarNode
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from probsym_fast._untrusted import read_bytes
 
-LARGEST = 1 << 18  # bytes of a file
+LARGEST = 1 << 18  # bytes per file
 DEEPEST = 32  # levels of keys and lists
-NODES = 20_000  # keys, values and lists, with what aliases repeat
+NODES = 20_000  # keys, values and lists, with aliases expanded
 _NUMBERS = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
-_NUMBER = re.compile(  # decimal or 0x, in no more digits than anyone writes
+_NUMBER = re.compile(  # decimal or 0x, with a bounded number of digits
     r"0x[0-9a-fA-F]{1,32}|[-+]?((0|[1-9][\d_]{0,39})(\.\d*)?|\.\d+)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 )
-PLAIN = (str, int, float, bool, type(None))  # values
+PLAIN = (str, int, float, bool, type(None))  # allowed values
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. ValueError, with the file, where it is none or `read_text` refuses it."""
+    """The mapping in a YAML file. Raises ValueError, with the file, for anything else or what `read_text` refuses."""
     try:
         return read_text(read_bytes(path, LARGEST).decode("utf-8-sig"))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -35,9 +35,8 @@ def read(path: Path) -> dict[str, Any]:
 def read_text(text: str) -> dict[str, Any]:
     """The mapping in a YAML text, of strings, numbers, booleans, nulls, lists and mappings.
 
-    Raises YAMLError for what is no YAML, and ValueError, with key and line, for another kind of content: a key that is there
-    twice or is no string, a value of another type, more than DEEPEST levels, or more than NODES values once aliases are
-    written out.
+    Raises YAMLError for invalid YAML. Raises ValueError, with key and line, for a duplicate key, a key that is not a
+    string, a value of another type, more than DEEPEST levels, or more than NODES values with aliases expanded.
     """
     values = yaml.load(text, _Loader)  # a SafeLoader
     if not isinstance(values, dict):
@@ -59,16 +58,16 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, text: str):
         super().__init__(text)
         self._level = 0
-        self._count = 0  # of nodes so far, with what aliases repeat
-        self._weights: dict[int, int] = {}  # id of a node that is complete: how many nodes it has
-        self._kept: list[Node] = []  # so that no id comes twice
+        self._count = 0  # nodes so far, with aliases expanded
+        self._weights: dict[int, int] = {}  # id of a complete node -> its number of nodes
+        self._kept: list[Node | None] = []  # keeps ids unique
 
-    def compose_node(self, parent: Any, index: Any) -> Node:
+    def compose_node(self, parent: Any, index: Any) -> Node | None:
         line = self.peek_event().start_mark.line + 1
         if self.check_event(AliasEvent):
             node = super().compose_node(parent, index)
             if id(node) not in self._weights:
-                raise ValueError(f"an alias within what it names, line {line}")
+                raise ValueError(f"an alias inside its own anchor, line {line}")
             self._add(self._weights[id(node)], line)
             return node
         self._level += 1
@@ -85,7 +84,7 @@ class _Loader(yaml.SafeLoader):
     def _add(self, count: int, line: int) -> None:
         self._count += count
         if self._count > NODES:
-            raise ValueError(f"more than {NODES} values, aliases written out, line {line}")
+            raise ValueError(f"more than {NODES} values with aliases expanded, line {line}")
 
     def construct_mapping(self, node: Node, deep: bool = False) -> dict[Hashable, Any]:
         if not isinstance(node, MappingNode):
@@ -106,7 +105,7 @@ class _Loader(yaml.SafeLoader):
         self.flatten_mapping(node)
         return super().construct_mapping(node, deep=deep)
 
-    def construct_sequence(self, node: Node, deep: bool = False) -> list[Any]:
+    def construct_sequence(self, node: SequenceNode, deep: bool = False) -> list[Any]:
         for value in node.value:
             if isinstance(value, ScalarNode):
                 self._check_value("a list", value)

@@ -62,8 +62,8 @@ def test_another_file_in_its_place_is_replaced(server, tmp_path):
     ("name", "sha256", "error", "message"),
     [
         ("whole", "0" * 64, ValueError, f"expected SHA-256 {'0' * 64} of URL, got {SHA256} (256000 bytes)"),
-        ("short", SHA256, ConnectionError, "URL cannot be fetched: expected 256000 bytes, got 255000"),
-        ("none", SHA256, ConnectionError, "URL cannot be fetched: HTTP Error 404: Not Found"),
+        ("short", SHA256, ConnectionError, "URL cannot be downloaded: expected 256000 bytes, got 255000"),
+        ("none", SHA256, ConnectionError, "URL cannot be downloaded: HTTP Error 404: Not Found"),
     ],
 )
 def test_failures_leave_nothing_behind(server, tmp_path, before, name, sha256, error, message):
@@ -77,13 +77,13 @@ def test_failures_leave_nothing_behind(server, tmp_path, before, name, sha256, e
 
 
 def test_no_server(tmp_path):
-    with pytest.raises(ConnectionError, match=r"http://127.0.0.1:1/file cannot be fetched: .*refused"):
+    with pytest.raises(ConnectionError, match=r"http://127.0.0.1:1/file cannot be downloaded: .*refused"):
         download("http://127.0.0.1:1/file", tmp_path / "file", SHA256)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("url", ["nonsense", "unknown://host/file"])
 def test_not_an_address(tmp_path, url):
-    with pytest.raises(ConnectionError, match=f"{url} cannot be fetched: .*unknown url type"):
+    with pytest.raises(ConnectionError, match=f"{url} cannot be downloaded: .*unknown url type"):
         download(url, tmp_path / "file", SHA256)
     assert not list(tmp_path.iterdir())

@@ -114,11 +114,11 @@ def test_what_was_read_is_kept(raw, tmp_path, monkeypatch, capsys):
     again = lrgb("peptides-func", "train", root)[[0, 1, 2, 3]]
     assert capsys.readouterr().err == ""
     assert torch.equal(first.x, again.x) and torch.equal(first.edge_attr, again.edge_attr)
-    with pytest.raises(FileNotFoundError, match="fetch it with `probsym data get peptides-func`"):
+    with pytest.raises(FileNotFoundError, match="download it with `probsym data get peptides-func`"):
         lrgb("peptides-func", "train", root, force=True)
     file = root / "peptides-func" / "compact" / "train.npz"
     file.write_bytes(file.read_bytes()[:-30])
-    advice = r"delete the file \(it is made of the raw files at the next use\)$"
+    advice = r"delete the file \(the next use rebuilds it from the raw files\)$"
     with pytest.raises(ValueError, match=re.escape(str(file)) + ".*" + advice):
         lrgb("peptides-func", "train", root)
     monkeypatch.setenv("PROBSYM_CACHE", str(root.rename(tmp_path / "lrgb").parent))
@@ -135,7 +135,9 @@ def refused(root, name, message, kind=ValueError):
 
 def test_missing_files(raw, tmp_path, monkeypatch):
     monkeypatch.setenv("PROBSYM_CACHE", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"train.pt must be the published file, found nothing; fetch it with"):
+    with pytest.raises(
+        FileNotFoundError, match=r"train.pt must be the published file, found nothing; download it with"
+    ):
         lrgb("pcqm-contact")
     assert not (tmp_path / "lrgb").exists()
     root = raw("pcqm-contact")
@@ -151,7 +153,7 @@ def test_damaged_files(raw):
         file.write_bytes(part)
         mend = re.escape(f"delete {file} and call again with download=True")
         refused(
-            root, "peptides-struct", rf"val.pt: expected tensors in torch's file format, got \w+.*; to mend it, {mend}$"
+            root, "peptides-struct", rf"val.pt: expected tensors in torch's file format, got \w+.*; to fix it, {mend}$"
         )
 
 
@@ -163,7 +165,7 @@ def test_code_in_a_file_is_not_run(raw, tmp_path):
     root = raw("peptides-func")
     torch.save([Harm()], root / "peptides-func" / "raw" / "train.pt")
     refused(
-        root, "peptides-func", "train.pt: expected tensors in torch's file format, got UnpicklingError; to mend it, d"
+        root, "peptides-func", "train.pt: expected tensors in torch's file format, got UnpicklingError; to fix it, d"
     )
 
 
@@ -260,7 +262,7 @@ def test_damaged_downloads_are_fetched_again(raw, tmp_path, monkeypatch):
     content = archive.read_bytes()
     archive.write_bytes(content[:-100])
     file.write_bytes(b"as it was")
-    with pytest.raises(ValueError, match="expected a zip archive"):
+    with pytest.raises(ValueError, match="expected to download a zip archive"):
         lrgb(name, "test", root, download=True, force=True)
     assert file.read_bytes() == b"as it was" and sorted(p.name for p in root.iterdir()) == [name]
     monkeypatch.setenv("PROBSYM_CACHE", str(root.rename(tmp_path / "lrgb").parent))
@@ -293,16 +295,16 @@ def test_download(raw, tmp_path, monkeypatch):
     assert all((root / name / "raw" / f).read_bytes() == (source / f).read_bytes() for f in RAW.values())
     other = tmp_path / "other"
     pack(["train.pt", "val.pt"])
-    with pytest.raises(ValueError, match=r"peptides-func: expected a zip .* got one without .*test.pt"):
+    with pytest.raises(ValueError, match=r"peptides-func: expected to download a zip .* got one without .*test.pt"):
         lrgb(name, "test", other, download=True)
     content = archive.read_bytes()
     damaged = content[:40] + bytes(200) + content[240:]
     for part in (content[:-100], content[:300], b"", damaged):  # the first still looks like an archive
         archive.write_bytes(part)
-        with pytest.raises(ValueError, match=r"peptides-func: expected a zip archive of .* to be downloaded"):
+        with pytest.raises(ValueError, match=r"peptides-func: expected to download a zip archive of"):
             lrgb(name, "test", other, download=True)
     archive.unlink()
-    with pytest.raises(ConnectionError, match="peptides-func: the published files cannot be fetched"):
+    with pytest.raises(ConnectionError, match="peptides-func: the published files cannot be downloaded"):
         lrgb(name, "test", other, download=True)
     monkeypatch.setattr(LRGBDataset, "download", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):

@@ -188,7 +188,7 @@ def test_simulate_refuses():
     with pytest.raises(ValueError, match="block and workers must be at least 1, got 0 and 1"):
         simulate(q, x, v, block=0, workers=1)
     x[1, 3] = x[1, 2]
-    with pytest.raises(ValueError, match=r"distinct finite points, but not in \[1\]"):
+    with pytest.raises(ValueError, match=r"distinct finite points, got others in simulations \[1\]"):
         simulate(q, x, v, frames=(0,))
 
 

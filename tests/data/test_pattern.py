@@ -120,9 +120,7 @@ def test_file_is_kept_small_and_checked(tmp_path, monkeypatch, capsys):
         assert same(pattern("valid", 30), graphs)
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
-    with pytest.raises(
-        ValueError, match=re.escape(str(file)) + r".*delete the file \(it is drawn anew at the next use\)$"
-    ):
+    with pytest.raises(ValueError, match=re.escape(str(file)) + r".*delete the file \(the next use draws it again\)$"):
         pattern("valid", 30)
     file.unlink()
     assert same(pattern("valid", 30), graphs)
@@ -218,13 +216,13 @@ def refused(raw, message, kind=ValueError):
 
 
 def test_missing_and_damaged_raw_file(raw):
-    refused(raw, "found nothing; fetch it with `probsym data get published_pattern`", FileNotFoundError)
+    refused(raw, "found nothing; download it with `probsym data get published_pattern`", FileNotFoundError)
     content = raw().read_bytes()
     for part in (b"", content[:100], content[: len(content) // 2], b"text"):
         raw.file.write_bytes(part)
         refused(
             raw,
-            rf"expected tensors in torch's file format, got \w+.*; to mend it, delete {re.escape(str(raw.file))} and",
+            rf"expected tensors in torch's file format, got \w+.*; to fix it, delete {re.escape(str(raw.file))} and",
         )
     raw({"train": []})
     refused(raw, r"expected lists of \[3, 2, 1\] graphs, got dict")
@@ -265,7 +263,7 @@ def test_damaged_compact_file(raw):
     file = raw.root / "PATTERN" / "compact" / "train.npz"
     file.write_bytes(file.read_bytes()[:-50])
     content = file.read_bytes()
-    message = r"delete the file \(it is made of the raw files at the next use\)$"
+    message = r"delete the file \(the next use rebuilds it from the raw files\)$"
     with pytest.raises(ValueError, match=re.escape(str(file)) + ".*" + message):
         published_pattern("train", raw.root)
     file.unlink()
@@ -293,7 +291,7 @@ def test_download(raw, tmp_path, monkeypatch):
     assert same(published_pattern("valid", download=True), raw.ours["valid"])  # nothing is fetched twice
     fetched = root / "PATTERN" / "raw" / "PATTERN_v2.pt"
     fetched.write_bytes(b"\x80\x02.")
-    with pytest.raises(ConnectionError, match="PATTERN: the published files cannot be fetched"):
+    with pytest.raises(ConnectionError, match="PATTERN: the published files cannot be downloaded"):
         published_pattern("train", download=True, force=True)
     assert fetched.read_bytes() == b"\x80\x02." and same(published_pattern("train"), raw.ours["train"])
     with pytest.raises(
@@ -304,14 +302,16 @@ def test_download(raw, tmp_path, monkeypatch):
     assert same(published_pattern("train", download=True, force=True), raw.ours["train"])
     assert fetched.read_bytes() == raw.file.read_bytes()
     archive.unlink()
-    with pytest.raises(ConnectionError, match="PATTERN: the published files cannot be fetched"):
+    with pytest.raises(ConnectionError, match="PATTERN: the published files cannot be downloaded"):
         published_pattern("train", tmp_path / "other", download=True)
     archive.write_bytes(b"half a zip")
-    with pytest.raises(ValueError, match=r"PATTERN: expected a zip archive of .* got BadZipFile"):
+    with pytest.raises(ValueError, match=r"PATTERN: expected to download a zip archive of .* got BadZipFile"):
         published_pattern("train", tmp_path / "other", download=True)
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("other.txt", "")
-    with pytest.raises(ValueError, match=r"PATTERN: expected a zip archive of .* got one without .*PATTERN_v2.pt"):
+    with pytest.raises(
+        ValueError, match=r"PATTERN: expected to download a zip archive of .* got one without .*PATTERN_v2.pt"
+    ):
         published_pattern("train", tmp_path / "other", download=True)
     assert not list((tmp_path / "other").iterdir())
 

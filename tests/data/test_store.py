@@ -103,7 +103,7 @@ def refused(path, expected, got, **arguments):
     """load_arrays must name the file, what was expected, what came, and how to mend it."""
     with pytest.raises(ValueError) as error:
         load_arrays(path, **{"shapes": SHAPES, "mend": "fetch it again", **arguments})
-    assert re.search(f"expected {expected}, got {got}; to mend it, fetch it again$", str(error.value), re.DOTALL)
+    assert re.search(f"expected {expected}, got {got}; to fix it, fetch it again$", str(error.value), re.DOTALL)
     assert str(error.value).startswith(f"{path}: ")
 
 

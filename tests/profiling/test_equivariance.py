@@ -59,8 +59,8 @@ def test_functions_of_others():
 def test_what_is_refused():
     batch, model = clouds(), lambda x: x.positions
     for error, settings, message in (
-        (ValueError, {"output": "np"}, "group must be given, as the model does not say it"),
-        (ValueError, {"group": Euclidean(3)}, "output must be given, as the model does not say it"),
+        (ValueError, {"output": "np"}, "group must be given: the model does not define it"),
+        (ValueError, {"group": Euclidean(3)}, "output must be given: the model does not define it"),
         (TypeError, {"group": "O3", "output": "np"}, "group must be a Group, got str"),
         (ValueError, {"samples": 0}, "samples must be at least 1, got 0"),
     ):

@@ -374,7 +374,9 @@ def test_command(tmp_path, capsys):
     told = capsys.readouterr()
     assert "File exists" in told.err and "rows ..." not in told.err
     assert cli.main(["profile", "-c", "automorphism/ps"]) == 1
-    assert "profile: what must be a Symmetrized or a task that is trained, got Automorphism" in capsys.readouterr().err
+    assert (
+        "profile: what must be a Symmetrized or a task that trains a model, got Automorphism" in capsys.readouterr().err
+    )
 
 
 FIT = ["--training.epochs=1", "--training.validate_every=1", "--training.progress=false", "--samples.trials=1"]
@@ -405,7 +407,7 @@ def test_weights_of_a_checkpoint(tmp_path, capsys):
     assert cli.main([*command, "--weights", str(tmp_path / "none.ckpt")]) == 1
     assert f"checkpoint: {tmp_path / 'none.ckpt'} must exist, found nothing there" in capsys.readouterr().err
     assert cli.main([*command, "--weights", str(path), "--distribution.width=16"]) == 1
-    assert f"checkpoint: {path} must fit the configured model, got" in capsys.readouterr().err
+    assert f"checkpoint: {path} must match the configured model, got" in capsys.readouterr().err
     with pytest.raises(
         TypeError, match=r"profile: weights must be None with a model, which has its own, got 'x\.ckpt'"
     ):
@@ -439,11 +441,11 @@ def test_profiles_are_joined(tmp_path, capsys):
         in told
     )
     assert cli.main(["profile", "--join", str(paths[1]), "--seed", "2", "--output", str(out)]) == 1
-    assert "--join must stand without keys of a configuration, got --seed 2" in capsys.readouterr().err
+    assert "--join must be used without configuration keys, got --seed 2" in capsys.readouterr().err
     for flags in (["--trace"], ["--modes", "training", "--repeats", "16"], ["--weights", "x.ckpt"]):
         assert cli.main(["profile", "--join", str(paths[1]), *flags, "--output", str(tmp_path / "no")]) == 1
         names = " ".join(x for x in flags if x.startswith("--"))
-        assert f"--join must stand without what a measurement takes, got {names}\n" in capsys.readouterr().err
+        assert f"--join must be used without measurement options, got {names}\n" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
 
 

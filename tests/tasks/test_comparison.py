@@ -38,7 +38,7 @@ def compute(config):
         ({"first": {"config": "t", "name": "@first"}}, "first.name must be a value"),
         ({"first": {"config": "t"}, "common": {"name": "@frist"}}, "common.name must be .*@first .* got '@frist'"),
         ({"first": {"config": "t"}, "common": {"backbone": {"weights": "@first"}}}, "common.backbone must be a value"),
-        ({"common": {"seed": 3}}, "common must be without seed and folder, which the comparison gives, got seed"),
+        ({"common": {"seed": 3}}, "common must be without seed and folder, which the comparison sets, got seed"),
         ({"runs": {"A": {"config": "t", "folder": "x"}}}, "runs.A must be without seed and folder, .* got folder"),
         ({"first": {"config": "t", "seed": 3}}, "first must be without seed and folder, .* got seed"),
         *(({"runs": {name: {"config": "t"}}}, "runs must have plain folder names")

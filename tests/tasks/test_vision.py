@@ -17,12 +17,15 @@ from probsym_fast.training import run as training
 from probsym_fast.training.configuration import available
 from probsym_fast.training.logs import history
 
+NO_GRAPHS = [f"--graphs.{split}=null" for split in ("train", "valid", "test")]
 TINY = [
     "--backbone.name=vit_tiny_patch16_224",
     "--backbone.pretrained=false",
     "--backbone.grid=4",
     "--backbone.arguments={depth: 2, embed_dim: 32, num_heads: 2}",
-    "--graphs={train: 8, valid: 6, test: 5}",
+    "--graphs.train=8",
+    "--graphs.valid=6",
+    "--graphs.test=5",
     "--training.batch=4",
     "--training.steps=null",
     "--training.warmup_steps=0",
@@ -299,14 +302,14 @@ def test_batches_are_the_graphs_asked_for(monkeypatch):
     ("changes", "text"),
     [
         (["--dataset=protein"], "dataset"),
-        (["--method=canonical"], "config: method canonical takes 1 sample"),
+        (["--method=canonical", "--samples.test=2"], "config: method canonical takes 1 sample"),
         (["--pad_mode=reflect"], "config: nodes on the diagonal take pad_mode zeros, not centered, got reflect"),
         (["--backbone.patch_dropout=[0.5, 0.2]"], r"backbone.patch_dropout must be \[low, high\] .* got \[0.5, 0.2\]"),
         (["--backbone.grid=0"], "backbone.grid must be at least 1, got 0"),
         (["--also_test=[1, 0]"], r"also_test must be numbers of samples >= 1, none twice, got \[1, 0\]"),
         (["--also_test=[1, 1]"], r"also_test must be numbers of samples >= 1, none twice, got \[1, 1\]"),
         (
-            ["--method=canonical", "--samples={train: 1, valid: 1, test: 1}", "--also_test=[2]"],
+            ["--method=canonical", "--also_test=[2]"],
             r"method canonical takes 1 sample, got .* and also_test \[2\]",
         ),
         (["--graphs.train=0"], "graphs.train must be at least 1, got 0"),
@@ -326,7 +329,7 @@ def test_bad_configurations(changes, text):
 def test_missing_data_and_unknown_backbones_leave_nothing_behind(tmp_path, capsys):
     run = tmp_path / "run"
     name, changes = tiny("pattern", "ps", run)
-    assert cli.main(["fit", "-c", name, *changes, "--dataset=published_pattern", "--graphs=null"]) == 1
+    assert cli.main(["fit", "-c", name, *changes, "--dataset=published_pattern", *NO_GRAPHS]) == 1
     assert cli.main(["fit", "-c", name, *changes, "--backbone.name=vit_tinny_patch16_224"]) == 1
     assert "did you mean vit_tiny_patch16_224" in capsys.readouterr().err
     assert not run.exists()
@@ -470,7 +473,7 @@ def test_a_comparison_trains_every_run_once(pair, tmp_path, monkeypatch, capsys)
         ({"first": {"config": "digits/vit_tiny", "grid": 3}}, "unknown key 'grid'"),
         ({"seeds": [1, 1]}, "seeds must be at least one seed, none twice"),
         ({"runs": {"A": {"config": "pattern/pretrained_ps", "grid": 3}}}, "unknown key 'grid'"),
-        ({"runs": {"A": {"config": "graph8c/mlp_ps"}}, "common": {}}, "runs must be experiments that are trained"),
+        ({"runs": {"A": {"config": "graph8c/mlp_ps"}}, "common": {}}, "runs must be experiments that train a model"),
     ],
 )
 def test_bad_comparisons(pair, change, text):

@@ -75,8 +75,8 @@ def test_default_run_folders_are_the_packaged_names(tmp_path):
         ({"symmetry": "O4"}, [], r"symmetry.*S5xO3.*Got value: O4"),
         ({}, ["--trainng.lr", "1"], r"unknown key 'trainng', expected one of .*did you mean training"),
         ({}, ["--samples.train", "2.5"], r"samples.train.*Got value: 2.5"),
-        ({}, ["--seed.deep", "1"], r"config: seed is a value, got the key 'seed.deep' below it"),
-        ({"symmetry": "S5"}, [], r"config: the gnn is symmetric under permutations itself: .* got S5"),
+        ({}, ["--seed.deep", "1"], r"config: seed is a single value, got the key 'seed.deep' under it"),
+        ({"symmetry": "S5"}, [], r"config: symmetry must be O3 or SO3 for the gnn, .* got S5"),
         ({"method": "canonical", "samples": {"test": 2}}, [], r"config: method canonical takes 1 sample, got Samples"),
     ],
 )
@@ -155,7 +155,7 @@ def test_command_line_refuses_with_one_line(capsys, tmp_path):
     assert error.startswith("probsym: error: config: must be a file or one of")
     assert "nbody/gnn_O3_ps" in error
     (tmp_path / "something").touch()
-    assert "exists already" in refused(capsys, "fit", "-c", "nbody/gnn_O3_ps", "--folder", str(tmp_path))
+    assert "already exists" in refused(capsys, "fit", "-c", "nbody/gnn_O3_ps", "--folder", str(tmp_path))
     names = "nbody, graph8c, exp, pattern, published_pattern, peptides-func, peptides-struct, pcqm-contact"
     assert f"must be one of {names}, got 'mnist'" in refused(capsys, "data", "get", "mnist")
     with pytest.raises(SystemExit, match="2"):
@@ -178,8 +178,8 @@ def test_info_and_data_list(capsys, monkeypatch, tmp_path):
     assert cli.main(["data", "list"]) == 0
     out = capsys.readouterr().out
     assert "damaged: " in out and "probsym data get nbody --force" in out and "cached" not in out
-    assert "data: list must stand alone, got 'extra'" in refused(capsys, "data", "list", "extra")
-    assert "data: list must stand alone, got '--force'" in refused(capsys, "data", "list", "--force")
+    assert "data: list must come without other arguments, got 'extra'" in refused(capsys, "data", "list", "extra")
+    assert "data: list must come without other arguments, got '--force'" in refused(capsys, "data", "list", "--force")
 
 
 def test_keys_lists_the_documented_keys(capsys):
@@ -229,8 +229,8 @@ BOMB = "".join(f"a{k + 1}: &a{k + 1} [{', '.join([f'*a{k}'] * 9)}]\n" for k in r
     [
         ("task: nbody\nseed: 1\nseed: 2\n", "expected every key once, got 'seed' in lines 2 and 3"),
         ("training:\n  lr: 1\n  lr: 2\n", "expected every key once, got 'lr' in lines 2 and 3"),
-        ("a0: &a0 [1]\n" + BOMB, "more than 20000 values, aliases written out, line"),
-        ("a: &a [*a]", "an alias within what it names, line 1"),
+        ("a0: &a0 [1]\n" + BOMB, "more than 20000 values with aliases expanded, line"),
+        ("a: &a [*a]", "an alias inside its own anchor, line 1"),
         ("a: " + "[" * 5000 + "]" * 5000, "more than 32 levels, line 1"),
         ("{a: " * 40 + "1" + "}" * 40, "more than 32 levels, line 1"),
         ("1: a", "expected keys that are strings, got 1 in line 1"),
@@ -283,16 +283,16 @@ def test_extends(tmp_path):
         return str(error.value)
 
     extend(files[0], files[0])
-    assert refusal(files[0]).startswith(f"config: extends in {files[0]} must not lead in a circle, got")
+    assert refusal(files[0]).startswith(f"config: extends in {files[0]} must not form a cycle, got")
     (tmp_path / "link.yaml").symlink_to(files[0])
     extend(files[0], tmp_path / "link.yaml")
-    assert f"config: extends in {files[0]} must not lead in a circle" in refusal(files[0])
+    assert f"config: extends in {files[0]} must not form a cycle" in refusal(files[0])
     for path, base in zip(files[:3], (*files[1:3], files[0]), strict=True):
         extend(path, base)
-    assert refusal(files[0]).startswith(f"config: extends in {files[2]} must not lead in a circle")
+    assert refusal(files[0]).startswith(f"config: extends in {files[2]} must not form a cycle")
     for path, base in zip(files, (*files[1:], "nbody/demo"), strict=True):
         extend(path, base)
-    assert f"extends in {files[15]} must lead over at most 16 files" in refusal(files[0])
+    assert f"extends in {files[15]} must lead through at most 16 files" in refusal(files[0])
     assert configuration.read(files[10])["task"] == "nbody"
     extend(files[0], "none")
     assert refusal(files[0]).startswith(f"config: extends in {files[0]} must be a file or one of")

@@ -63,7 +63,7 @@ def test_factor(step, warmup, decay, total, expected):
 
 
 def test_factor_needs_steps_to_decay_in():
-    with pytest.raises(ValueError, match=r"^factor: total must be above the 5 steps of the warm-up, got 5$"):
+    with pytest.raises(ValueError, match=r"^factor: total must be more than the 5 warm-up steps, got 5$"):
         optimisation.factor(0, 5, "linear", 5)
 
 
@@ -303,9 +303,9 @@ def rows(folder):
         ({"warmup": 2, "warmup_steps": 3},
          "one of training.warmup (epochs) and training.warmup_steps must be 0, got 2 and 3"),
         ({"steps": 5, "warmup_steps": 5, "decay": "linear"},
-         "training.warmup_steps must end before the run's 5 steps where decay is linear, got 5 steps"),
+         "training.warmup_steps must be shorter than the run (5 steps) when decay is linear, got 5 steps"),
         ({"epochs": 2, "warmup": 2, "decay": "linear"},
-         "training.warmup must end before the run's 6 steps where decay is linear, got 6 steps"),
+         "training.warmup must be shorter than the run (6 steps) when decay is linear, got 6 steps"),
         ({"precision": "16-mixed"}, "training.precision must be 32-true or bf16-mixed on the CPU, got '16-mixed'"),
     ],
 )  # fmt: skip

@@ -67,7 +67,7 @@ def test_a_second_start_is_refused_and_changes_nothing(tmp_path, first):
         before = content(folder)
         for second in (run, lambda folder: run(folder, resume=True), lambda folder: training.test(tiny(folder))):
             with pytest.raises(
-                InUse, match=rf"^run folder: {folder} must belong to one .* while process {pid} is at work"
+                InUse, match=rf"^run folder: {folder} must be used by one .* while process {pid} is running"
             ):
                 second(folder)
         assert content(folder) == before
@@ -93,7 +93,7 @@ def test_commands_are_refused_with_one_line(tmp_path, capsys, arguments):
     with another(own) as pid:
         assert cli.main([*arguments, str(tmp_path)]) == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"probsym: error: run folder: {tmp_path} must belong") and f"process {pid}" in error
+    assert error.startswith(f"probsym: error: run folder: {tmp_path} must be used") and f"process {pid}" in error
     assert error.count("\n") == 1
 
 

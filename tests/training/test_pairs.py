@@ -12,7 +12,7 @@ import torch
 
 from tests.training.test_faults import assert_same_run, checkpoint
 
-LOST = "Fault: fit: all processes must live as long as the training (has another one told why it ended?), got "
+LOST = "Fault: fit: another training process died (its own output may say why): "
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,8 @@ def test_memory_that_ends_in_the_backward_pass_of_one_process_is_told_in_both(se
     (first, lost), (second, told) = outcomes["backward"]
     assert first == second == 256
     assert LOST in lost
-    wanted = "samples.chunk must be a number whose backward pass fits where it cannot be repeated (2 processes)"
-    assert f"Fault: fit: {wanted}, got 'auto', which ran out of memory with 2 in step 1, epoch 1; there is no" in told
+    wanted = "samples.chunk must be a number when a backward pass cannot be repeated (2 processes)"
+    assert f"Fault: fit: {wanted}, got 'auto', which ran out of memory at 2 in step 1, epoch 1; there is no" in told
     assert [status for status, _ in outcomes["backward resumed"]] == [0, 0]
     near(folder / "backward", folder / "ddp_all")
 
@@ -78,7 +78,7 @@ def test_chunks_that_are_found_are_refused_where_every_chunk_gathers_parameters(
     folder, outcomes = sessions[0], sessions[1]["errors"]
     for status, told in outcomes["refused"]:
         assert status == 256
-        wanted = "a number or null where training.strategy is fsdp, got 'auto'"
+        wanted = "a number or null when training.strategy is fsdp, got 'auto'"
         assert f"ValueError: config: samples.chunk must be {wanted}" in told
     assert not (folder / "refused").exists()
 

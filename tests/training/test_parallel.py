@@ -84,7 +84,5 @@ def test_layouts_that_do_not_fit_are_refused(settings, processes, message):
 
 
 def test_sample_devices_are_refused_where_nothing_shares_samples():
-    with pytest.raises(
-        ValueError, match=r"training.sample_devices must be null where training.strategy is fsdp, got 2"
-    ):
+    with pytest.raises(ValueError, match=r"training.sample_devices must be null when training.strategy is fsdp, got 2"):
         Training(strategy="fsdp", sample_devices=2)

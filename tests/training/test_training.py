@@ -102,7 +102,7 @@ def test_run_folder_holds_everything(tmp_path):
 
 def test_existing_run_folder_is_refused_and_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("kept")
-    with pytest.raises(FileExistsError, match=r"fit: the run folder .* exists already; continue it with --resume"):
+    with pytest.raises(FileExistsError, match=r"fit: run folder .* already exists; continue it with --resume"):
         fit(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -141,7 +141,7 @@ def test_checkpoint_of_another_model_is_refused(tmp_path):
     folder = tmp_path / "run"
     fit(folder, training__epochs=1)
     other = tasks.load("nbody/gnn_O3_ps", overrides(folder, backbone__width=12))
-    with pytest.raises(ValueError, match=r"checkpoint: .*best.ckpt must fit the configured model"):
+    with pytest.raises(ValueError, match=r"checkpoint: .*best.ckpt must match the configured model"):
         training.test(other)
     with pytest.raises(ValueError, match=r"resume: backbone.width must be None as in .*config.yaml, got 12"):
         training.fit(other, resume=True)
@@ -165,11 +165,14 @@ def other_moments(state):
     [
         (without("optimizer_states"), r"must hold .*, got none of optimizer_states"),
         (without("loops"), r"must hold .*, got none of loops"),
-        (lambda state: state.update(state_dict=3), "must fit the configured model, got"),
-        (lambda state: state["state_dict"].popitem(), "must fit the configured model, got .*Missing key"),
-        (other_weights, "must fit the configured model, got .*size mismatch"),
-        (other_moments, "must fit the configured model, got .*size of optimizer's group"),
-        (lambda state: state.update(epoch=6), r"resume: training.epochs must be at least the 7 done, got 2"),
+        (lambda state: state.update(state_dict=3), "must match the configured model, got"),
+        (lambda state: state["state_dict"].popitem(), "must match the configured model, got .*Missing key"),
+        (other_weights, "must match the configured model, got .*size mismatch"),
+        (other_moments, "must match the configured model, got .*size of optimizer's group"),
+        (
+            lambda state: state.update(epoch=6),
+            r"resume: training.epochs must be at least 7, the epochs already done, got 2",
+        ),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, change, message):
@@ -241,7 +244,7 @@ def test_validates_at_the_end_at_least(tmp_path):
     [
         (
             {"training__accelerator": "gpu"},
-            "training.accelerator must be auto or cpu where torch sees no GPU, got 'gpu'",
+            "training.accelerator must be auto or cpu when torch sees no GPU, got 'gpu'",
         ),
         ({"training__devices": 3}, "training.batch must be a multiple of the 3 devices, got 20"),
         ({"data": "none.txt/there"}, "none.txt"),
