@@ -11,8 +11,8 @@ from probsym_fast.data.nbody import initial_conditions, simulate
 
 def make_data(count: int) -> tuple[psf.PointClouds, torch.Tensor]:
     """Clouds of five particles, and where the particles are at the later frame."""
-    charges, *start = initial_conditions(count)
-    x, v = (torch.from_numpy(a).float() for a in simulate(charges, *start, frames=(30, 40)))
+    charges, positions, velocities = initial_conditions(count)
+    x, v = (torch.from_numpy(a).float() for a in simulate(charges, positions, velocities, frames=(30, 40)))
     charge = torch.from_numpy(charges).float()
     distance = torch.cdist(x[:, 0], x[:, 0]).square()
     edges = torch.stack([charge[:, :, None] * charge[:, None], distance], dim=-1)

@@ -35,15 +35,14 @@ class D4(psf.groups.Group):
                 x = torch.einsum("bsij,bs...j->bs...i", matrices, x.movedim(axis, -1)).movedim(-1, axis)
         return x.mean(1) if mean else x
 
-    project = None  # what psf.distributions.Learned would call; numbers have no gradient
-
 
 def main(options: argparse.Namespace) -> dict[int, float]:
     torch.manual_seed(options.seed)
     backbone = psf.models.MessagePassing(in_features=4, edge_features=1, out_features=2)
     parts = backbone, psf.models.NodeVectors(), psf.models.NodeReadout(displacement=True)
     model = psf.Symmetrized(*parts, psf.distributions.Uniform(D4())).eval()
-    clouds = psf.PointClouds(*torch.randn(2, options.clouds, 5, 2), torch.ones(options.clouds, 5, 5, 1))
+    positions, velocities = torch.randn(2, options.clouds, 5, 2)
+    clouds = psf.PointClouds(positions, velocities, torch.ones(options.clouds, 5, 5, 1))
     errors = {S: psf.equivariance_error(model, clouds, samples=S, moves=4) for S in (1, 16, 256)}
     whole = torch.arange(8).expand(options.clouds, 8)  # every element once: no noise is left
     errors[8] = psf.equivariance_error(lambda x: model.apply_elements(x, whole), clouds, group=D4(), output="np")

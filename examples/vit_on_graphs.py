@@ -1,6 +1,7 @@
 """A vision transformer of timm that labels the nodes of graphs: find a pattern planted in a stochastic block model."""
 
 import argparse
+from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -13,7 +14,7 @@ N, GRID = 188, 8  # nodes of the largest graph; patches along each axis of its a
 
 
 def make_model(name: str, pretrained: bool) -> psf.Symmetrized:
-    depth = {} if pretrained else {"depth": 2}
+    depth: dict[str, Any] = {} if pretrained else {"depth": 2}
     backbone = psf.models.timm_backbone(name, pretrained=pretrained, grid=GRID, read="diagonal", **depth)
     width, network = backbone.width, psf.distributions.GIN(3)
     return psf.Symmetrized(
