@@ -30,5 +30,6 @@ def readout(tokens, items, ptr, rank, order, t, log_r, log_c, tau, slots, most_p
     else:
         y = torch.einsum("bsuic,bsvi->buvc", torch.einsum("bsuj,bsjic->bsuic", p, z), p) / S
     graph, local = local_nodes(items, ptr)
-    y = y[(graph, *local)]
+    place = (graph, *local)
+    y = y[place]
     return y if bias is None else y + bias  # the same for every permutation: not in P's gradient
