@@ -114,8 +114,11 @@ class Tiny(Task):
         backbone = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Dropout(self.config.dropout))
         return Symmetrized(backbone, Add(), Mean(), Shift(self.config.noise))
 
+    def dataset(self, split: str) -> Vectors:
+        return Vectors(COUNTS[split], len(split))
+
     def loader(self, split: str):
-        settings, train, data = self.config.training, split == "train", Vectors(COUNTS[split], len(split))
+        settings, train, data = self.config.training, split == "train", self.dataset(split)
         sampler = EpochSampler(len(data), settings.batch, shuffle=train, drop_last=train, seed=self.config.seed)
         return batches(data, sampler, settings.workers)
 
