@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import harness
 from probsym_fast.ops.triton import _device_time
-from tests.gpu_clock import Clock
+from tests.helpers.gpu_clock import Clock
 
 ROOT = Path(__file__).parents[1]
 

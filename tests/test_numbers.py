@@ -14,7 +14,7 @@ from probsym_fast.distributions import GIN, Learned, Normal, Uniform, UniformNoi
 from probsym_fast.groups import Euclidean, Orthogonal, Symmetric, Translation
 from probsym_fast.models.chunks import Chunks
 from tests.conftest import assert_near
-from tests.graphs import random_graphs
+from tests.helpers.graphs import random_graphs
 
 INTS = [np.int64, np.int32, np.uint8, np.int16]
 

@@ -10,7 +10,7 @@ from torch.export import Dim
 
 from probsym_fast import Symmetrized, groups, models
 from probsym_fast.distributions import GIN, Learned, UniformNoise, VectorNeurons
-from tests.graphs import random_graphs
+from tests.helpers.graphs import random_graphs
 
 S = 3
 SEED = torch.tensor(2**61 + 5)

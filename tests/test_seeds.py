@@ -5,7 +5,7 @@ import torch
 
 from probsym_fast.draws import seed_generators
 from probsym_fast.training import module
-from tests.training.tiny import run
+from tests.helpers.tiny import run
 
 
 @pytest.fixture

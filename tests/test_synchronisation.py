@@ -12,7 +12,7 @@ from probsym_fast import Symmetrized, models
 from probsym_fast.distributions import GIN, Frame, Identity, Learned, Normal, Uniform, UniformNoise, VectorNeurons
 from probsym_fast.groups import Euclidean, PointClouds, Symmetric
 from probsym_fast.ops import Permutation, node_identifiers, readout
-from tests.graphs import random_graphs
+from tests.helpers.graphs import random_graphs
 from tests.ops.test_backends import CALLS, matrices
 
 N, GRID, WIDTH = 6, 3, 8

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from probsym_fast.groups import Graphs
-from tests.graphs import random_graphs
+from tests.helpers.graphs import random_graphs
 
 geometric = pytest.importorskip("torch_geometric.data")
 

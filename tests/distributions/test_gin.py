@@ -19,7 +19,7 @@ from probsym_fast.distributions import (
 )
 from probsym_fast.groups import Draws, Euclidean, Graphs, Symmetric
 from tests.conftest import assert_near
-from tests.graphs import as_permutation, features, one_graph, random_graphs, relabelled
+from tests.helpers.graphs import as_permutation, features, one_graph, random_graphs, relabelled
 
 N, S, C = 7, 3, 2
 SIZES = [3, 1, 7, 5]

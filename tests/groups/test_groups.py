@@ -22,7 +22,7 @@ from probsym_fast.groups import (
 from probsym_fast.ops import Permutation
 from probsym_fast.ops.permutation import Relaxation
 from tests.conftest import assert_near
-from tests.graphs import random_graphs
+from tests.helpers.graphs import random_graphs
 
 N, S = 5, 3
 GROUPS = [

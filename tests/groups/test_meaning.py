@@ -21,7 +21,7 @@ from probsym_fast.groups import (
 from probsym_fast.ops import Permutation, SoftPermutation
 from tests.conftest import assert_near
 from tests.groups.test_groups import GROUPS, N, S, clouds, data, dimension
-from tests.models.strangers import Shifts
+from tests.helpers.strangers import Shifts
 
 
 @pytest.mark.parametrize("group", [*GROUPS, Symmetric(N) * Shifts(7)], ids=repr)

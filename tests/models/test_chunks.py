@@ -19,7 +19,7 @@ from probsym_fast.groups.elements import samples_of, tensors
 from probsym_fast.models import chunks as module
 from probsym_fast.models.chunks import Chunks, Fit
 from tests.conftest import assert_near
-from tests.graphs import random_graphs
+from tests.helpers.graphs import random_graphs
 from tests.models.test_symmetrized import SYMMETRIES, clouds
 from tests.models.test_symmetrized import model as cloud_model
 

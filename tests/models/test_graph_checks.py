@@ -8,7 +8,7 @@ import torch
 from probsym_fast.distributions import Learned
 from probsym_fast.models import MLP, FlatGraph, MeanReadout, Symmetrized
 from tests.conftest import assert_near
-from tests.graphs import random_graphs
+from tests.helpers.graphs import random_graphs
 from tests.models.test_graph_models import GROUP, KINDS, METHODS, SIZES, WIDTH, C, N, S, distribution, model
 
 FIELDS = {

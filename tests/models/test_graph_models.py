@@ -21,7 +21,7 @@ from probsym_fast.models import (
 )
 from probsym_fast.models.backbones.mlp import ACTIVATIONS
 from tests.conftest import GRADIENT, assert_near
-from tests.graphs import adjacency, as_permutation, features, random_graphs, relabelled
+from tests.helpers.graphs import adjacency, as_permutation, features, random_graphs, relabelled
 
 N, S, C, WIDTH = 7, 3, 2, 6
 SIZES = [3, 1, 7, 5]

@@ -10,7 +10,7 @@ from torch import nn
 from probsym_fast import Symmetrized, distributions, models
 from probsym_fast.distributions import GIN, Learned, Uniform, VectorNeurons
 from probsym_fast.groups import Euclidean, Symmetric
-from tests.graphs import random_graphs
+from tests.helpers.graphs import random_graphs
 from tests.models.test_symmetrized import clouds
 
 N, WIDTH, GRID = 6, 8, 2

@@ -14,7 +14,7 @@ from probsym_fast.models import MeanReadout, NodeReadout, NodeVectors, PairToken
 from probsym_fast.models.chunks import Chunks
 from probsym_fast.profiling.steps import bare_backbone, inference_steps, training_steps
 from tests.conftest import assert_near
-from tests.models.strangers import Molecules, Shifts
+from tests.helpers.strangers import Molecules, Shifts
 from tests.models.test_symmetrized import clouds
 
 N, S = 5, 4

@@ -16,7 +16,7 @@ from probsym_fast.models import FlatGraph, NodeReadout, NodeVectors, SlotReadout
 from probsym_fast.models.backbones.message_passing import MessagePassing
 from probsym_fast.models.chunks import Chunks
 from probsym_fast.models.processes import _Sum, share
-from tests.graphs import random_graphs
+from tests.helpers.graphs import random_graphs
 
 SIZES = [5, 3, 4, 5, 2, 4, 3, 5]  # nodes of eight graphs
 

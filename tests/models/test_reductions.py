@@ -21,7 +21,7 @@ from probsym_fast.groups.elements import samples_of
 from probsym_fast.models.chunks import Chunks
 from probsym_fast.models.estimates import LEAST_BLOCKS
 from tests.conftest import assert_near
-from tests.graphs import random_graphs
+from tests.helpers.graphs import random_graphs
 
 N = 6
 KINDS = "antithetic", "stratified"

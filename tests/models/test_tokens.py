@@ -21,7 +21,7 @@ from probsym_fast.models import (
 )
 from probsym_fast.ops._patches import pad_axis, patch_size, slots_of_places
 from tests.conftest import assert_near
-from tests.graphs import adjacency, features, random_graphs, relabelled
+from tests.helpers.graphs import adjacency, features, random_graphs, relabelled
 from tests.models.test_graph_models import check, trained
 
 N, S, C, CE, WIDTH = 7, 3, 2, 3, 6

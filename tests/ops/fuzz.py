@@ -38,7 +38,7 @@ from probsym_fast.ops import (
 )
 from probsym_fast.ops._patches import PAD_MODES, patch_size
 from tests.conftest import GRADIENT, VALUE, assert_near
-from tests.ops.graphs import HALF
+from tests.helpers.items import HALF
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = (torch.float64, torch.float32, torch.float32, torch.bfloat16, torch.float16)

@@ -38,7 +38,7 @@ from probsym_fast.ops import (
     soft_permutation,
 )
 from probsym_fast.ops._op import NAMESPACE
-from tests.ops.graphs import batch, weights
+from tests.helpers.items import batch, weights
 from tests.ops.test_backends import CALLS
 
 SECONDS = 20  # that one call may take

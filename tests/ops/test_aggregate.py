@@ -7,7 +7,7 @@ import torch
 
 from probsym_fast.ops import OPS, Permutation, aggregate, node_identifiers
 from tests.conftest import GRADIENT, assert_near
-from tests.ops.graphs import (
+from tests.helpers.items import (
     DTYPES,
     HALF,
     assert_same,

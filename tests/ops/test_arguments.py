@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from probsym_fast.ops import Permutation, embed_edges, embed_matrix, embed_nodes, node_identifiers, readout
-from tests.ops.graphs import batch, weights
+from tests.helpers.items import batch, weights
 
 
 @pytest.mark.parametrize("grid", ["1", 1.5, 2.0, True, None])

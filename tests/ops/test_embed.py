@@ -9,7 +9,7 @@ from probsym_fast.models.graphs import PatchWeight
 from probsym_fast.ops import OPS, Permutation, embed_edges, embed_nodes, soft_permutation
 from probsym_fast.ops._patches import PAD_MODES, pad_axis, patch_size, slots_of_places
 from tests.conftest import GRADIENT, assert_near
-from tests.ops.graphs import (
+from tests.helpers.items import (
     DTYPES,
     GRIDS,
     HALF,

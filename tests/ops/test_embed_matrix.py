@@ -9,7 +9,7 @@ from probsym_fast.models.graphs import PatchWeight
 from probsym_fast.ops import OPS, Permutation, embed_edges, embed_matrix, soft_permutation
 from probsym_fast.ops._patches import patch_size
 from tests.conftest import GRADIENT, assert_near
-from tests.ops.graphs import (
+from tests.helpers.items import (
     DTYPES,
     GRIDS,
     PADDINGS,

@@ -5,7 +5,7 @@ import torch
 
 from probsym_fast import ops
 from tests.conftest import assert_near
-from tests.ops.graphs import DTYPES, weights
+from tests.helpers.items import DTYPES, weights
 
 N, TAU = 40, 0.01
 FAR = {torch.float32: 30.0, torch.float64: 300.0}  # exp(score / tau) overflows, below and above the others

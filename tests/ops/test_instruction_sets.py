@@ -17,7 +17,7 @@ from probsym_fast.ops import (
     readout,
     soft_permutation,
 )
-from tests.ops.graphs import DTYPES, batch, check, weights
+from tests.helpers.items import DTYPES, batch, check, weights
 
 MODULE = _extension.module()
 pytestmark = pytest.mark.skipif(MODULE is None, reason="the extension is not built")

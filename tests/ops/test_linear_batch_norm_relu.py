@@ -8,7 +8,7 @@ import torch
 from probsym_fast._memory import peak_memory
 from probsym_fast.distributions.gin import LinearBatchNormRelu
 from probsym_fast.ops import OPS, linear_batch_norm_relu
-from tests.ops.graphs import DTYPES, bit_equal_on_any_threads, check
+from tests.helpers.items import DTYPES, bit_equal_on_any_threads, check
 
 OP = "linear_batch_norm_relu"
 BACKENDS = OPS[OP].backends("cpu")

@@ -14,7 +14,7 @@ from probsym_fast.ops import (
     readout,
     soft_permutation,
 )
-from tests.ops.graphs import HALF, batch, weights
+from tests.helpers.items import HALF, batch, weights
 from tests.ops.test_backends import CALLS, matrices
 
 

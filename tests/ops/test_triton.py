@@ -32,7 +32,7 @@ from probsym_fast.ops._patches import padded_axis, patch_size
 from probsym_fast.ops.triton import KERNELS, _launch
 from probsym_fast.ops.triton import _lazy as through
 from probsym_fast.ops.triton import _sort_by_key as _group
-from tests.gpu_clock import Clock
+from tests.helpers.gpu_clock import Clock
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")

@@ -19,7 +19,7 @@ from probsym_fast.ops._op import BACKENDS
 from probsym_fast.ops._patches import padded_axis, patch_size
 from probsym_fast.ops.triton import KERNELS, _launch, _lazy
 from tests.conftest import assert_near
-from tests.ops.graphs import batch, weights
+from tests.helpers.items import batch, weights
 from tests.ops.test_backends import CALLS, Calls, matrices
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

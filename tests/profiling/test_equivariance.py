@@ -8,7 +8,7 @@ import probsym_fast as psf
 from probsym_fast.distributions import GIN, Identity, Learned, Uniform
 from probsym_fast.groups import Euclidean, Orthogonal, Symmetric
 from probsym_fast.models import MLP, FlatGraph, MeanReadout, SlotReadout
-from tests.graphs import random_graphs
+from tests.helpers.graphs import random_graphs
 
 N = 6
 

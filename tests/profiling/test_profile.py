@@ -19,7 +19,7 @@ from probsym_fast.profiling.measure import variance_of
 from probsym_fast.profiling.results import Row, pooled_gain, read_profiles, set_gains
 from probsym_fast.profiling.steps import bare_backbone
 from probsym_fast.profiling.tracing import trace
-from tests.graphs import random_graphs
+from tests.helpers.graphs import random_graphs
 from tests.models.test_symmetrized import clouds
 
 N = 9

@@ -10,7 +10,7 @@ from probsym_fast import cli
 from probsym_fast.tasks import comparison, configuration
 from probsym_fast.tasks.comparison import Comparison, ComparisonConfig
 from probsym_fast.training import run as training
-from tests.training.tiny import Tiny, TinyConfig
+from tests.helpers.tiny import Tiny, TinyConfig
 
 SMALL = {"training": {"epochs": 1, "batch": 8, "accelerator": "cpu", "progress": False}}
 

@@ -12,7 +12,7 @@ from probsym_fast.models import Symmetrized
 from probsym_fast.models.chunks import Fit
 from probsym_fast.training import run as training
 from probsym_fast.training.settings import Samples
-from tests.training.tiny import Tiny, tiny
+from tests.helpers.tiny import Tiny, tiny
 
 S = 5
 

@@ -18,8 +18,8 @@ from probsym_fast import _files
 from probsym_fast.training import faults
 from probsym_fast.training import run as training
 from probsym_fast.training.logs import CsvLogger, history, read_rows
-from tests.training.killed import Halved
-from tests.training.tiny import Tiny, Vectors, run, tiny
+from tests.helpers.killed import Halved
+from tests.helpers.tiny import Tiny, Vectors, run, tiny
 
 
 def checkpoint(folder: Path, name: str = "last") -> dict:
@@ -42,7 +42,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
 @pytest.mark.slow
 def test_a_run_killed_twenty_times_is_the_run_that_was_not(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "tests.training.killed", str(tmp_path), "1", "20"],
+        [sys.executable, "-m", "tests.helpers.killed", str(tmp_path), "1", "20"],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

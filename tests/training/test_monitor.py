@@ -11,7 +11,7 @@ from probsym_fast.training import run as training
 from probsym_fast.training.logs import history
 from probsym_fast.training.plots import best_epoch
 from probsym_fast.training.settings import Monitor
-from tests.training.tiny import Tiny, run, tiny
+from tests.helpers.tiny import Tiny, run, tiny
 
 SCORES = [0.2, 0.6, 0.6, 0.4, 0.5, 0.1]
 

@@ -11,7 +11,7 @@ from probsym_fast.draws import seeded
 from probsym_fast.training import optimisation
 from probsym_fast.training import run as training
 from probsym_fast.training.logs import history, read_rows
-from tests.training.tiny import Tiny, run, tiny
+from tests.helpers.tiny import Tiny, run, tiny
 
 
 class Stop(Exception):

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from probsym_fast import cli
 from probsym_fast.training import run as training
 from probsym_fast.training.ownership import LOCK, InUse, owned
-from tests.training.tiny import Tiny, run, tiny
+from tests.helpers.tiny import Tiny, run, tiny
 
 
 def forked(work) -> int:

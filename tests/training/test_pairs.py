@@ -20,7 +20,7 @@ def sessions(tmp_path_factory) -> tuple[Path, dict]:
     """The runs' folder, and how every session ended."""
     folder = tmp_path_factory.mktemp("pairs")
     done = subprocess.run(
-        [sys.executable, "-m", "tests.training.broken_pairs", str(folder), "1"],
+        [sys.executable, "-m", "tests.helpers.broken_pairs", str(folder), "1"],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -12,8 +12,8 @@ from probsym_fast.training import run as training
 from probsym_fast.training.logs import history
 from probsym_fast.training.parallel import Layout, layout
 from probsym_fast.training.settings import Training
-from tests.training.spread import RUNS, UNEVEN, task
-from tests.training.tiny import COUNTS
+from tests.helpers.spread import RUNS, UNEVEN, task
+from tests.helpers.tiny import COUNTS
 
 
 def checkpoint(folder: Path, name: str = "last") -> dict:
@@ -25,7 +25,7 @@ def checkpoint(folder: Path, name: str = "last") -> dict:
 def test_a_run_over_several_processes_is_the_run_of_one(tmp_path, monkeypatch, processes):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     done = subprocess.run(
-        [sys.executable, *launch, "-m", "tests.training.spread", str(tmp_path / "several"), str(processes)],
+        [sys.executable, *launch, "-m", "tests.helpers.spread", str(tmp_path / "several"), str(processes)],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

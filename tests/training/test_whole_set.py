@@ -10,14 +10,14 @@ import torch
 
 from probsym_fast.training import run as training
 from probsym_fast.training.logs import history
-from tests.training.tiny import Tiny, run, tiny
+from tests.helpers.tiny import Tiny, run, tiny
 
 SCRIPT = """
 import sys
 from pathlib import Path
 from probsym_fast.training import run as training
 from tests.training.test_whole_set import Whole
-from tests.training.tiny import tiny
+from tests.helpers.tiny import tiny
 
 training.fit(tiny(Path(sys.argv[1]), Whole, devices=int(sys.argv[2]), epochs=1, batch=6))
 """

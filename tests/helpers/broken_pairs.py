@@ -1,4 +1,4 @@
-"""Runs of two processes that are killed, or run out of memory: `python -m tests.training.broken_pairs FOLDER SEED`.
+"""Runs of two processes that are killed, or run out of memory: `python -m tests.helpers.broken_pairs FOLDER SEED`.
 
 Writes FOLDER/outcomes.json: for every session [wait status, what was told] of either process.
 """
@@ -20,10 +20,10 @@ from probsym_fast.models.chunks import Fit
 from probsym_fast.tasks.nbody import Samples
 from probsym_fast.training import logs
 from probsym_fast.training import run as training
-from tests.training import spread
-from tests.training.killed import Death
-from tests.training.pairs import pair
-from tests.training.tiny import Tiny
+from tests.helpers import spread
+from tests.helpers.killed import Death
+from tests.helpers.pairs import pair
+from tests.helpers.tiny import Tiny
 
 S = 5
 SETTINGS = {"epochs": 3, "dropout": 0.3, "noise": 0.5, "log_every": 1}

@@ -1,4 +1,4 @@
-"""A tiny run killed at seeded moments: `python -m tests.training.killed FOLDER SEED KILLS`.
+"""A tiny run killed at seeded moments: `python -m tests.helpers.killed FOLDER SEED KILLS`.
 
 A process forked for every session, as starting Python costs most. Beside the run (FOLDER/run) an uninterrupted one
 (FOLDER/whole). Prints a line a kill: what was being written ("-": nothing), the temporary files left behind.
@@ -14,7 +14,7 @@ import torch
 
 from probsym_fast import _files
 from probsym_fast.training import logs
-from tests.training.tiny import run
+from tests.helpers.tiny import run
 
 SETTINGS = {"epochs": 30, "dropout": 0.3, "noise": 0.5, "log_every": 1, "batch": 8}
 

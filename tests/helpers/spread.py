@@ -1,4 +1,4 @@
-"""Runs over several processes, one after the other: `torchrun ... -m tests.training.spread FOLDER`."""
+"""Runs over several processes, one after the other: `torchrun ... -m tests.helpers.spread FOLDER`."""
 
 import sys
 from dataclasses import replace
@@ -9,7 +9,7 @@ import torch
 
 from probsym_fast.tasks.nbody import Samples
 from probsym_fast.training import run as training
-from tests.training.tiny import COUNTS, Tiny, TinyConfig, tiny
+from tests.helpers.tiny import COUNTS, Tiny, TinyConfig, tiny
 
 BASE = {"epochs": 2, "batch": 8, "clip": 0.5, "lr": 0.05}
 RUNS: dict[
