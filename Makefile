@@ -6,7 +6,7 @@ PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
 SANITIZED = build/sanitized
 FUZZ = 2000
 
-.PHONY: demo test bench lint types sanitize clean
+.PHONY: demo test bench lint types docs figures sanitize clean
 # Without a GPU the demo skips the kernels of csrc/cuda: nvcc takes minutes.
 demo: export PROBSYM_CUDA ?= $(if $(wildcard /dev/nvidia0),1,0)
 demo: .venv/ready
@@ -14,6 +14,7 @@ demo: .venv/ready
 
 test: .venv/complete
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest -q
 
 bench: .venv/complete
@@ -21,6 +22,15 @@ bench: .venv/complete
 
 lint: .venv/ready
 	$(BIN)/python -m ruff check .
+
+# The documentation site in build/site, with the packages of the extra docs; a link that leads nowhere ends it.
+docs: .venv/ready
+	$(PIP) "mkdocs-material>=9.6" "mkdocstrings[python]>=1.0"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# The figures of the documentation, which are checked in.
+figures: .venv/ready
+	for name in overview soft_permutation tokens; do $(BIN)/python docs/figures/$$name.py || exit 1; done
 
 types: .venv/ready
 	$(BIN)/python -m mypy

@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TREES = ("benchmarks", "csrc", "docs", "probsym_fast", "tests")
+TREES = ("benchmarks", "csrc", "docs", "examples", "probsym_fast", "tests")
 FILES = (
     "CHANGELOG.md",
+    "CITATION.cff",
     "CONTRIBUTING.md",
     "LICENSE",
     "MANIFEST.in",
     "Makefile",
     "README.md",
+    "mkdocs.yml",
     "pyproject.toml",
     "setup.py",
 )

@@ -58,7 +58,6 @@ class Group(ABC):
         """Whether every element leaves tensors of this layout unchanged; False if unknown."""
         return self.moves is not None and not set(self.moves) & set(layout)
 
-    @abstractmethod
     def project(
         self,
         outputs: Mapping[str, Tensor],
@@ -70,8 +69,10 @@ class Group(ABC):
         """Elements from the outputs of an equivariant network, and penalties (scalars) to add to the loss.
 
         "scores" (B, S, N) become soft permutations (`relaxation`: how soft), "matrices" (B, S, d, d) orthogonal
-        matrices, and the batch's centroid translations. Raises KeyError for a missing output.
+        matrices, and the batch's centroid translations. Raises KeyError for a missing output. A group that no
+        `distributions.Learned` draws from may leave it out; it then raises NotImplementedError.
         """
+        raise NotImplementedError(f"{self}: project must be defined for a learned distribution")
 
     def block(self, kind: str) -> int:
         """Number of consecutive samples that depend on each other with this kind of draws (`Draws`)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, MutableMapping
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -23,20 +23,37 @@ NAMES = {  # task -> its module, configuration and constructor
 }
 
 
-class _Tasks(Mapping):
-    """Name of a task -> (dataclass of its configuration, constructor of the task). Imports a module on first use."""
+Entry = tuple[type, Callable[[Any], Experiment]]
 
-    def __getitem__(self, name: str) -> tuple[type, Callable[[Any], Experiment]]:
+
+class _Tasks(MutableMapping[str, Entry]):
+    """Name of a task -> (dataclass of its configuration, what makes the task).
+
+    A module of this package is imported when its task is asked for. Tasks of your own can be added.
+    """
+
+    def __init__(self) -> None:
+        self._added: dict[str, Entry] = {}
+
+    def __getitem__(self, name: str) -> Entry:
+        if name in self._added:
+            return self._added[name]
         where, config, make = NAMES[name]
         module = import_module(f"probsym_fast.tasks.{where}")
         made = getattr(module, make)
         return getattr(module, config), partial(made, load=load) if name == "comparison" else made
 
+    def __setitem__(self, name: str, entry: Entry) -> None:
+        self._added[name] = entry
+
+    def __delitem__(self, name: str) -> None:
+        del self._added[name]
+
     def __iter__(self) -> Iterator[str]:
-        return iter(NAMES)
+        return iter({**NAMES, **self._added})
 
     def __len__(self) -> int:
-        return len(NAMES)
+        return len({**NAMES, **self._added})
 
 
 TASKS = _Tasks()
