@@ -32,8 +32,7 @@ LIMITS = {
 
 @dataclass
 class AutomorphismConfig(Run):
-    """Outputs on the orbits of five small graphs, Kim et al. 2023; defaults are the published settings
-    (docs/differences.md).
+    """Outputs on the orbits of five small graphs, Kim et al. 2023; defaults: published settings (docs/differences.md).
 
     Args:
         task: "automorphism".

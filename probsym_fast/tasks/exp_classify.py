@@ -48,8 +48,7 @@ def _training() -> Training:
 
 @dataclass
 class ExpClassifyConfig(Run):
-    """EXP-classify of Kim et al. 2023, table 1; defaults are the published settings (docs/differences.md), with data that
-    need no download.
+    """EXP-classify of Kim et al. 2023, table 1; defaults: published settings (docs/differences.md), data without download.
 
     Args:
         task: "exp_classify".

@@ -39,8 +39,7 @@ Row = dict[str, Any]
 
 @dataclass
 class SampleSizeConfig(Run):
-    """The sample-size analysis of Kim et al. 2023 on EXP-classify; defaults are the published settings
-    (docs/differences.md).
+    """The sample-size analysis of Kim et al. 2023 on EXP-classify; defaults: published settings (docs/differences.md).
 
     Args:
         task: "sample_size".

@@ -53,8 +53,7 @@ FEW = 2_000_000  # pairs; at most this many are kept as a list
 
 @dataclass
 class SeparationConfig(Run):
-    """Separation of graphs at random initialisation, Kim et al. 2023, table 1; defaults are the published settings
-    (docs/differences.md).
+    """Separation of graphs by random networks, Kim et al. 2023, table 1; defaults: published settings (docs/differences.md).
 
     Args:
         task: "separation".

@@ -137,8 +137,7 @@ def _training() -> Training:
 
 @dataclass
 class VisionConfig(Run):
-    """A vision transformer on graphs (Kim et al. 2023, tables 3 to 6); docs/differences.md lists differences from its public
-    code.
+    """A vision transformer on graphs, Kim et al. 2023, tables 3 to 6; differences from its code are in docs/differences.md.
 
     Args:
         task: "vision".
