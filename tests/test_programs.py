@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.export import Dim
 
 from probsym_fast import Symmetrized, groups, models
@@ -114,7 +115,7 @@ def program():
     """An exported model, of any numbers of nodes, edges and graphs, and the model."""
     model = flat_mlp()[0].eval()
     inputs = *graphs(5, 6, 7)[:3], SEED
-    sizes = {0: Dim("nodes", min=4, max=64)}, {1: Dim("edges", min=2, max=512)}, {0: Dim("offsets", min=3, max=16)}
+    sizes = {0: Dim("nodes", min=4)}, {1: Dim("edges", min=2)}, {0: Dim("offsets", min=3)}
     with torch.no_grad():
         return torch.export.export(Program(model), inputs, dynamic_shapes=(*sizes, None)), Program(model)
 
@@ -165,7 +166,7 @@ def test_seeds_do_not_compile_anew():
     model = model.eval()
     for seeds in ([3, 4, 2**40, 17, 2**62, 5, 2**63 + 1, -1], [torch.tensor(x) for x in (1, 2, 3)]):
         torch._dynamo.reset()
-        counter = torch._dynamo.testing.CompileCounter()
+        counter = CompileCounter()
         program = torch.compile(model, backend=counter, fullgraph=True)
         with torch.no_grad():
             for seed in seeds:

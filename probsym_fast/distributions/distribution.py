@@ -66,7 +66,7 @@ class Identity(Distribution):
 class Frame(Distribution):
     """Frame averaging (FA) with a predefined order: nodes by ascending class `batch.frame`, ties broken at random per sample.
 
-    A batch without classes gets those of the Laplacian's eigenvectors (`data.laplacian_keys`).
+    A batch without classes gets those of the Laplacian's eigenvectors (`distributions.laplacian.laplacian_keys`).
     Source: Puny et al. 2022 (arXiv 2110.03336).
     """
 
@@ -144,7 +144,7 @@ class Learned(Distribution):
     Normal(scale); scale 0 with one sample is canonicalization. tau, iterations: as in `ops.soft_permutation`.
 
     In eval mode the samples must not depend on each other in the network. Without gradients samples then run in parts of at
-    most AT_ONCE noise values, which bounds the memory. In training all samples run together.
+    most AT_ONCE noise values, which bounds the memory. In training and in recorded programs all samples run together.
     Raises TypeError if group is no `Group`, network no module, noise no `Noise`, tau no number or iterations no int;
     ValueError if tau or iterations are out of range.
     Source: Kim et al. 2023 (arXiv 2306.02866).
@@ -183,7 +183,8 @@ class Learned(Distribution):
         if noise is not None and tuple(noise.shape) != shape:
             raise ValueError(f"Learned: noise must be {shape}, got {tuple(noise.shape)}")
         size = samples
-        if not (self.network.training or torch.is_grad_enabled()):
+        recorded = torch.compiler.is_compiling()  # a number of parts would fix the program's number of nodes
+        if not (self.network.training or torch.is_grad_enabled() or recorded):
             size = min(samples, max(1, AT_ONCE * samples // max(1, math.prod(shape))))
         parts = []
         for first in range(0, samples, size):
