@@ -5,6 +5,7 @@ BIN = .venv/bin
 PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
 SANITIZED = build/sanitized
 FUZZ = 2000
+WORKERS = 2
 
 .PHONY: demo test bench lint types docs figures sanitize clean
 # Without a GPU the demo skips the kernels of csrc/cuda: nvcc takes minutes.
@@ -15,7 +16,7 @@ demo: .venv/ready
 test: .venv/complete
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 bench: .venv/complete
 	$(BIN)/python -m pytest benchmarks -q --save-results

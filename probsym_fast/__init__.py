@@ -47,14 +47,19 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """`tasks`, imported when it is first asked for: it needs the extra `train`."""
-    if name != "tasks":
-        raise AttributeError(f"module 'probsym_fast' has no attribute {name!r}")
-    import importlib
+if not TYPE_CHECKING:  # a type checker would take any name
 
-    return importlib.import_module("probsym_fast.tasks")
+    def __getattr__(name: str) -> Any:
+        """`tasks`, imported when it is first asked for: it needs the extra `train`."""
+        if name != "tasks":
+            raise AttributeError(f"module 'probsym_fast' has no attribute {name!r}")
+        from importlib import import_module
+
+        try:
+            return import_module("probsym_fast.tasks")
+        except ModuleNotFoundError as error:
+            raise ImportError(f'psf.tasks needs {error.name}: pip install "probsym_fast[train]"') from error
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, "__version__"})

@@ -80,7 +80,7 @@ class PointClouds(NamedTuple):
 
     def carried(self, group: Any, g: Any, values: Tensor, layout: str) -> Tensor:
         """g . values, for elements g with one sample per cloud and values (B, ...) of that layout (`groups.Group`)."""
-        return group.act(g, values, layout)[:, 0]
+        return _of_one_sample(group.act(g, values, layout))
 
     def names(self, rows: int) -> None:
         """None: fixed noise goes by a cloud's position in the batch."""
@@ -248,7 +248,7 @@ class Graphs(NamedTuple):
         if (N := getattr(group, "n", None)) is None:
             raise ValueError(f"Graphs: group must permute n nodes, as Symmetric(n) does, or keep them, got {group!r}")
         local = torch.arange(N, device=self.device, dtype=torch.float64).expand(self.size, N)
-        old = group.act(g, local, "n")[:, 0].round().to(torch.int64) + self.ptr[:-1, None]
+        old = _of_one_sample(group.act(g, local, "n")).round().to(torch.int64) + self.ptr[:-1, None]
         return old[torch.arange(N, device=self.device) < self.num_nodes[:, None]]
 
     def names(self, rows: int) -> Tensor:
@@ -277,6 +277,13 @@ class Graphs(NamedTuple):
     def pooled(self, values: Tensor) -> Tensor:
         """Sums over the nodes of each graph: (nodes, ...) -> (B, ...)."""
         return values.new_zeros(self.size, *values.shape[1:]).index_add(0, self.graph, values)
+
+
+def _of_one_sample(values: Tensor) -> Tensor:
+    """(B, 1, ...) -> (B, ...). ValueError for more samples: a batch is moved by one element per graph."""
+    if values.shape[1] != 1:
+        raise ValueError(f"moved: g must have one sample per graph, (B, 1), got {values.shape[1]}")
+    return values[:, 0]
 
 
 def _to(

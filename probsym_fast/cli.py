@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -166,7 +167,10 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     from probsym_fast.tasks import configuration
 
     if options.keys:
-        configuration.parser_of(tasks.config_type(options.config)).print_help()
+        config = tasks.load(options.config, rest).config
+        parser = configuration.parser_of(type(config), f"probsym {options.command} -c CONFIG")
+        parser.set_defaults(configuration.flat(asdict(config)))
+        parser.print_help()
         return 0
     task = tasks.load(options.config, rest)
     from probsym_fast.training import run as training
@@ -199,6 +203,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _profile(options: argparse.Namespace, rest: list[str]) -> int:
+    import probsym_fast.profiling.plots  # noqa: F401  reports a missing matplotlib before measuring
     from probsym_fast import tasks
     from probsym_fast.training.ownership import owned
 

@@ -49,6 +49,14 @@ class Translation(Group):
         frame = self.linear.uniform(batch, samples, draws) if self.linear else None
         return self._centered(frame, batch, samples)
 
+    def anywhere(self, batch: Batch, samples: int, draws: Draws | None = None) -> Motion:
+        """Shifts around the centroid, as far as a normal vector of length about sqrt(d)."""
+        draws = draws or Draws()
+        g = self.uniform(batch, samples, draws.fork(0))
+        return Motion(
+            g.frame, g.shift + draws.fork(1).normal(tuple(g.shift.shape), "shift", device=batch.device).to(g.shift)
+        )
+
     def block(self, kind: str) -> int:
         return self.linear.block(kind) if self.linear else super().block(kind)
 

@@ -38,6 +38,10 @@ class Group(ABC):
     def uniform(self, batch: Batch, samples: int, draws: Draws | None = None) -> Any:
         """Elements from the Haar measure; translations, which have none, take the batch's centroid."""
 
+    def anywhere(self, batch: Batch, samples: int, draws: Draws | None = None) -> Any:
+        """Random elements that reach all of the group, to test models with: `uniform`, but translations are normal."""
+        return self.uniform(batch, samples, draws)
+
     @abstractmethod
     def compose(self, g: Any, h: Any) -> Any:
         """The element that acts as h, then g. Differentiable, or RuntimeError if a gradient would be lost."""
@@ -53,6 +57,9 @@ class Group(ABC):
         mean: average over the samples, (B, *layout). Differentiable in g and x. Raises ValueError for unknown letters
         and for shapes that do not fit the layout.
         """
+
+    def __repr__(self) -> str:
+        return type(self).__name__
 
     def keeps(self, layout: str) -> bool:
         """Whether every element leaves tensors of this layout unchanged; False if unknown."""
@@ -163,6 +170,15 @@ class Product(Group):
     def uniform(self, batch: Batch, samples: int, draws: Draws | None = None) -> tuple:
         draws = draws or Draws()
         return tuple(f.uniform(batch, samples, draws.fork(k)) for k, f in enumerate(self.factors))
+
+    def anywhere(self, batch: Batch, samples: int, draws: Draws | None = None) -> tuple:
+        draws = draws or Draws()
+        return tuple(f.anywhere(batch, samples, draws.fork(k)) for k, f in enumerate(self.factors))
+
+    @property
+    def n(self) -> int | None:
+        """The number of nodes that a factor permutes; None if none does."""
+        return next((n for f in self.factors if (n := getattr(f, "n", None)) is not None), None)
 
     def block(self, kind: str) -> int:
         return max(f.block(kind) for f in self.factors)  # powers of 2

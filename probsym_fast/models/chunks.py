@@ -27,9 +27,9 @@ class Chunks:
     size: a number of samples; None: all; "auto": all if they fit in memory, else the largest chunk that does. "auto"
     measures at the first step, at the first step without gradients, and when samples or graphs become more. It takes
     the peak memory of 1, 2, 4, ... samples, forward and backward, including the distribution. An out-of-memory error
-    (torch.OutOfMemoryError) halves the size for good and runs the step again. Under a torch.func transform nothing is
-    measured. memory: bytes that a step may use with "auto"; None: what the GPU has; on a CPU all samples then run at
-    once.
+    (torch.OutOfMemoryError) halves the size for good and runs the step again. Under a torch.func transform and in a
+    compiled program nothing is measured. memory: bytes that a step may use with "auto"; None: what the GPU has; on a CPU
+    all samples then run at once.
     Raises TypeError if size or memory is no int, ValueError if it is below 1 and for a memory without "auto".
     """
 
@@ -77,7 +77,7 @@ class Chunks:
     def run(self, forward: Pass) -> tuple[Tensor, dict[str, Tensor]]:
         """`forward.result` in chunks. "auto" measures first, and halves the chunks after an out-of-memory error."""
         samples, batch = forward.samples, forward.batch
-        if self.size != "auto" or samples == 1 or transformed():
+        if self.size != "auto" or samples == 1 or transformed() or torch.compiler.is_compiling():
             return forward.result(self.size_for(samples))
         before, fit = RandomState(batch.device), self._fit[torch.is_grad_enabled()]
         if samples > fit.samples or batch.size > fit.graphs:

@@ -74,6 +74,19 @@ class Symmetrized(nn.Module):
         check_sizes("Symmetrized", "chunk", chunk, memory)
         self.draws, self.chunks, self.samples_mesh = draws, Chunks(chunk, memory), samples_mesh
 
+    if TYPE_CHECKING:  # nn.Module's returns Any
+
+        def __call__(
+            self,
+            batch: Batch,
+            samples: int = 1,
+            generator: torch.Generator | numpy.random.Generator | None = None,
+            *,
+            seed: int | Tensor | None = None,
+            reduce: str = "mean",
+            weights: Tensor | None = None,
+        ) -> tuple[Tensor, dict[str, Tensor]]: ...
+
     def extra_repr(self) -> str:
         memory = "" if self.memory is None else f", memory={self.memory}"
         return f"draws={self.draws!r}, chunk={self.chunk!r}{memory}"

@@ -14,7 +14,7 @@ from probsym_fast.ops.linear_batch_norm_relu import linear_batch_norm_relu
 from probsym_fast.ops.node_identifiers import node_identifiers
 from probsym_fast.ops.noise import noise
 from probsym_fast.ops.orthogonal_frame import orthogonal_frame
-from probsym_fast.ops.permutation import Permutation, SoftPermutation
+from probsym_fast.ops.permutation import Permutation, Relaxation, SoftPermutation
 from probsym_fast.ops.permutation_entropy import permutation_entropy
 from probsym_fast.ops.readout import readout
 from probsym_fast.ops.soft_permutation import soft_permutation
@@ -24,6 +24,7 @@ fill_table()
 __all__ = [
     "OPS",
     "Permutation",
+    "Relaxation",
     "SoftPermutation",
     "act_orthogonal",
     "aggregate",

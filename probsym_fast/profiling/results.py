@@ -91,7 +91,7 @@ class Profile:
         """Plots every quantity against S to a .png, .pdf or .svg file (needs matplotlib)."""
         from probsym_fast.profiling.plots import plot_profile
 
-        weights = self.state() if self.weights in (NEW, OWN) else self.weights
+        weights = self.state() if self.weights in (NEW, OWN) else "/".join(Path(self.weights).parts[-3:])
         plot_profile(Path(path), f"{self.name}\n{weights}", [asdict(row) for row in self.rows])
 
 

@@ -67,9 +67,8 @@ def load(name: str, overrides: list[str] | None = None) -> Experiment:
     """
     path, layers, kind, make = _found(name)
     overrides = overrides or []
-    if (method := configuration.value_of("method", overrides)) is not None:
-        layers.append({"method": method})
-    values = configuration.merged(layers, getattr(kind, "of_method", None))
+    method = configuration.value_of("method", overrides)
+    values = configuration.merged(layers, getattr(kind, "of_method", None), method)
     values.setdefault("name", configuration.name_of(path, values["task"]))
     if values.get("folder") == ".":
         values["folder"] = str(path.parent)
@@ -78,11 +77,6 @@ def load(name: str, overrides: list[str] | None = None) -> Experiment:
         return make(config)
     except ValueError as error:
         raise configuration.with_file(error, path, values, overrides) from None
-
-
-def config_type(name: str) -> type:
-    """The dataclass of the task in a configuration file (or packaged name). Raises ValueError as `load`."""
-    return _found(name)[2]
 
 
 def _found(name: str) -> tuple[Path, list[dict[str, Any]], type, Callable[[Any], Experiment]]:

@@ -59,6 +59,9 @@ class Images(NamedTuple):
     def device(self) -> torch.device:
         return self.pixels.device
 
+    def names(self, rows: int) -> None:
+        """None: noise is not fixed to images."""
+
     def check(self) -> None:
         if self.pixels.ndim != 4:
             raise ValueError(f"Images: pixels must be (B, C, height, width), got {tuple(self.pixels.shape)}")

@@ -133,17 +133,21 @@ def layers(path: Path, extending: tuple[Path, ...] = ()) -> list[dict[str, Any]]
     return [*layers(following, way), values]
 
 
-def merged(some: list[dict[str, Any]], of_method: Mapping[str, dict[str, Any]] | None = None) -> dict[str, Any]:
+def merged(
+    some: list[dict[str, Any]], of_method: Mapping[str, dict[str, Any]] | None = None, method: str | None = None
+) -> dict[str, Any]:
     """The layers merged, each over those before it.
 
-    of_method: default values per method, such as one sample for canonicalization. They go under the layer that names the
-    method, and over the layers before it.
+    of_method: values that belong to a method, such as one sample for canonicalization. Those of the method that is chosen go
+    under the layer that names it, and over the layers before that. method: named after all layers, on the command line.
     """
+    named = [k for k, values in enumerate(some) if isinstance(values.get("method"), str)]
+    place = len(some) if method is not None else named[-1] if named else 0
+    chosen = method if method is not None else some[place].get("method") if named else None
     found: dict[str, Any] = {}
-    for values in some:
-        method = values.get("method")
-        if of_method is not None and isinstance(method, str):
-            found = _merged(found, of_method.get(method, {}))
+    for k, values in enumerate([*some, {}]):
+        if k == place and chosen is not None:
+            found = _merged(found, (of_method or {}).get(chosen, {}))
         found = _merged(found, values)
     return found
 
@@ -192,15 +196,14 @@ def value_of(key: str, overrides: list[str]) -> str | None:
 
 
 def with_file(error: ValueError, path: Path, values: dict[str, Any], overrides: list[str]) -> ValueError:
-    """The error, naming the file if the key's value comes from it."""
+    """The error of a key, with the file if it holds the key. With overrides the error may be theirs: it names no file."""
     key = str(error).removeprefix("config: ").split(" ")[0]
-    overridden = {flag[2:].split("=")[0] for flag in overrides if flag.startswith("--")}
-    return ValueError(f"{error}, in {path}") if key in flat(values).keys() - overridden else error
+    return error if overrides or key not in flat(values) else ValueError(f"{error}, in {path}")
 
 
-def parser_of(kind: type) -> ArgumentParser:
+def parser_of(kind: type, prog: str = "probsym fit -c CONFIG") -> ArgumentParser:
     """A parser with an argument for every key of the dataclass, documented by its docstring."""
-    parser = ArgumentParser(exit_on_error=False, prog="probsym fit -c CONFIG", usage="%(prog)s [--KEY VALUE ...]")
+    parser = ArgumentParser(exit_on_error=False, prog=prog, usage="%(prog)s [--KEY VALUE ...]")
     parser.add_class_arguments(kind)
     groups = {f"--{f.name}" for f in fields(kind) if _field(kind, f.name)}
     for action in parser._actions:

@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -120,6 +120,10 @@ def test(task: Task) -> dict[str, Any]:
 
 def _test(task: Task) -> dict[str, Any]:
     folder = run_folder(task.config)
+    if (folder / "config.yaml").is_file():
+        keys = configuration.flat(asdict(task.config))
+        of_test = {key for key in keys if key.startswith(("training.", "samples."))}  # which do not change the model
+        check_recorded(folder, task.config, may_change(task.config.training) | of_test, "test")
     model, state = _best(task)
     with torch.no_grad():
         results = task.report(model, folder)
@@ -217,14 +221,14 @@ def _recorded(config: Any) -> Any:
     return replace(config, **changes)
 
 
-def check_recorded(folder: Path, config: Any, free: Collection[str]) -> None:
+def check_recorded(folder: Path, config: Any, free: Collection[str], owner: str = "resume") -> None:
     """Raises FileNotFoundError if there is no run, ValueError if a (dotted) key differs that is not in `free`."""
     path = folder / "config.yaml"
     if not path.is_file():
-        raise FileNotFoundError(f"resume: {path} must exist, found nothing there; train first with `probsym fit`")
+        raise FileNotFoundError(f"{owner}: {path} must exist, found nothing there; train first with `probsym fit`")
     values = configuration.read(path)
     if values.get("task") != config.task:
-        raise ValueError(f"resume: task must be {values.get('task')!r} as in {path}, got {config.task!r}")
+        raise ValueError(f"{owner}: task must be {values.get('task')!r} as in {path}, got {config.task!r}")
     recorded = configuration.parse(type(config), values, [], path)  # missing keys get defaults
     before, now = (
         configuration.flat(configuration.read_text(configuration.dump(_recorded(c)))) for c in (recorded, config)
@@ -232,7 +236,7 @@ def check_recorded(folder: Path, config: Any, free: Collection[str]) -> None:
     for key in sorted((before | now).keys() - set(free)):
         was, given = before.get(key), now.get(key)
         if was != given:
-            raise ValueError(f"resume: {key} must be {was!r} as in {path}, got {given!r}")
+            raise ValueError(f"{owner}: {key} must be {was!r} as in {path}, got {given!r}")
 
 
 def _write(path: Path, text: str) -> None:

@@ -26,7 +26,7 @@ class Experiment(ABC):
 
     def describe(self, results: dict[str, Any]) -> list[tuple[str, str]]:
         """The report's table, as rows (what, figure)."""
-        return [(name, str(value)) for name, value in results.items()]
+        return [(name, str(value)) for name, value in results.items() if name != "best_checkpoint"]
 
     def table(self, results: dict[str, Any]) -> list[tuple[str, str]]:
         """The whole table: `describe`, plus the rows that all experiments of a kind share."""

@@ -6,8 +6,9 @@ from torch import nn
 
 import probsym_fast as psf
 from probsym_fast.distributions import GIN, Identity, Learned, Uniform
-from probsym_fast.groups import Euclidean, Orthogonal, Symmetric
+from probsym_fast.groups import Euclidean, Orthogonal, Symmetric, Translation
 from probsym_fast.models import MLP, FlatGraph, MeanReadout, SlotReadout
+from tests import face
 from tests.helpers.graphs import random_graphs
 
 N = 6
@@ -81,3 +82,37 @@ def test_the_face():
     assert (
         "draws='independent', chunk=None" in text and "Symmetric(6), noise=Normal(1.0), tau=0.01, iterations=20" in text
     )
+
+
+@pytest.mark.parametrize("group", [Translation(3), Euclidean(3), Symmetric(5) * Euclidean(3)], ids=repr)
+def test_translations_are_tried(group):
+    """Centred clouds too; and far from the origin the error is the same."""
+    batch = clouds()
+    centred = batch._replace(positions=batch.positions - batch.positions.mean(1, keepdim=True))
+    for far in (0, 1000):
+        moved = centred._replace(positions=centred.positions.double() + far)
+        assert psf.equivariance_error(lambda x: 2 * x.positions, moved, group=group, output="np") > 0.3
+        assert psf.equivariance_error(lambda x: x.positions, moved, group=group, output="np") < 1e-5
+
+
+def test_predictions_that_cannot_be_compared():
+    batch, group = clouds(), Euclidean(3)
+    for f, error, message in (
+        (lambda x: (x.positions, {}), TypeError, "model must return a Tensor, got tuple; return the prediction only"),
+        (lambda x: x.positions, ValueError, "scale must be a finite number > 0 or None, got 0"),
+    ):
+        with pytest.raises(error, match=message):
+            psf.equivariance_error(f, batch, group=group, output="np", scale=0 if error is ValueError else None)
+    assert psf.equivariance_error(lambda x: 0 * x.positions, batch, group=group, output="nv") == 0
+    with pytest.raises(ValueError, match=r"g must have one sample per graph, \(B, 1\), got 2"):
+        batch.moved(group, group.uniform(batch, 2))
+    graphs = random_graphs([6, 3])
+    product = Symmetric(N) * Orthogonal(3)
+    assert not torch.equal(graphs.moved(product, product.uniform(graphs, 1)).x, graphs.x)
+
+
+def test_a_script_over_the_whole_face(tmp_path, capsys):
+    """The one that the type checker reads."""
+    face.main(tmp_path)
+    assert {x.name for x in tmp_path.iterdir()} == {"profile.json", "profile.png", "trace.json"}
+    assert "Symmetrized(" in capsys.readouterr().out

@@ -406,3 +406,23 @@ def test_keys_of_groups_are_not_offered(capsys):
     assert cli.main(["fit", "-c", "nbody/demo", "--keys"]) == 0
     out = capsys.readouterr().out
     assert "--samples.train" in out and "Path to a configuration file" not in out
+
+
+def test_leaving_a_method_leaves_its_samples(tmp_path):
+    for name in ("nbody/gnn_O3_canonical", "exp_classify/mlp_canonical"):
+        bare = tasks.load(name.replace("canonical", "ps")).config
+        assert tasks.load(name, ["--method", "ps"]).config.samples == bare.samples
+    (path := tmp_path / "own.yaml").write_text("extends: nbody/gnn_O3_canonical\nmethod: ga\n")
+    assert tasks.load(str(path)).config.samples.train == 20
+
+
+def test_errors_of_overrides_name_no_file(capsys):
+    error = refused(capsys, "fit", "-c", "nbody/gnn_O3_canonical", "--samples.train", "4")
+    assert "takes 1 sample" in error and ".yaml" not in error
+
+
+def test_keys_show_the_values_of_the_configuration(capsys):
+    assert cli.main(["fit", "-c", "nbody/demo", "--keys", "--seed", "5"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "default: 80)" in out and "default: 5)" in out
+    assert "unknown key 'nonsense'" in refused(capsys, "fit", "-c", "nbody/demo", "--keys", "--nonsense", "3")

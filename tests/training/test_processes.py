@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from probsym_fast.training.logs import history
-from tests.training.test_training import fit, overrides, weights
+from tests.training.test_training import fit, overrides, small_data, weights  # noqa: F401
 
 # `probsym` on few clouds, which notes what is written, and sends itself a signal in the second step of an epoch
 SCRIPT = """
