@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN = .venv/bin
 # -qq: only errors; pip's warnings are about its own configuration.
 PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
+LOG = .venv/kernels.log
+KERNELS = $(BIN)/python setup.py build_ext --inplace > $(LOG) 2>&1
 SANITIZED = build/sanitized
 FUZZ = 2000
 WORKERS = 2
@@ -53,20 +55,20 @@ sanitize: .venv/ready
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v < (3, 10) and sys.exit("probsym_fast needs Python 3.10 or newer; %s is %d.%d: make PYTHON=..." % (sys.executable, v[0], v[1]))'
 	@echo "Setting up .venv: up to 6 GB on disk"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
-	@echo "1/3 PyTorch: up to 3 GB to download"
+	@echo "1/2 PyTorch: up to 3 GB to download"
 	@$(PIP) "pip>=23" "setuptools>=77" wheel ninja pybind11
 	@$(PIP) "torch>=2.11" numpy
-	@echo "2/3 packages for experiments and tests: 0.3 GB to download"
-	@PROBSYM_BUILD=0 $(PIP) --no-build-isolation -e ".[train,test]"
-	@echo "3/3 compiling the kernels: 2 minutes on two cores, 6 with those for GPUs"
-	@$(PIP) --no-build-isolation --no-deps -e .
+	@echo "2/2 packages for experiments and tests: 0.3 GB to download; meanwhile the kernels: 3 minutes on two cores, 6 with those for GPUs"
+	@$(KERNELS) & kernels=$$!; \
+		PROBSYM_BUILD=0 $(PIP) --no-build-isolation -e ".[train,test]" || { kill $$kernels 2>/dev/null; exit 1; }; \
+		wait $$kernels || { cat $(LOG); exit 1; }
 	@$(BIN)/python -c 'import probsym_fast as psf; print("Ready:", psf.info()["extension"]["problem"] or "the kernels are compiled. Next: make demo, make test, .venv/bin/probsym info")'
 	@touch $@
 
 # With the kernels for GPUs too, where nvcc is installed.
 .venv/complete: .venv/ready
 	@$(BIN)/python -c 'import shutil, sys, probsym_fast as psf; sys.exit(shutil.which("nvcc") is not None and psf.info()["extension"]["gpu_architectures"] is None)' || { \
-		echo "Compiling the kernels for GPUs: 5 minutes on two cores"; $(PIP) --no-build-isolation --no-deps -e .; }
+		echo "Compiling the kernels for GPUs: 5 minutes on two cores"; $(KERNELS) || { cat $(LOG); exit 1; }; }
 	@touch $@
 
 clean:
