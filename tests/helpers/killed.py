@@ -93,7 +93,8 @@ def main(folder: Path, seed: int, kills: int) -> None:
     moments = [Death(name="config.yaml"), Death(name="last.ckpt"), Death(name="config.yaml"), Death(name="best.ckpt")]
     for k in range(kills - 5):
         name, nth = random_.choice(["last.ckpt", "best.ckpt", "metrics.csv"]), random_.randint(1, 2)
-        moments.append(Death(name=name, nth=nth) if k % 3 == 0 else Death(random_.randint(1, start + 2 * epoch)))
+        some_call = random_.randint(1, 4 * epoch)  # setting up takes as many as two epochs
+        moments.append(Death(name=name, nth=nth) if k % 3 == 0 else Death(some_call))
     for death in [*moments, Death(name="results.json")]:
         assert session(folder / "run", death) is None
         left = [path.name.split(".")[1] for path in (folder / "run").rglob(".*.tmp")]

@@ -141,10 +141,16 @@ def test_checkpoint_of_another_model_is_refused(tmp_path):
     folder = tmp_path / "run"
     fit(folder, training__epochs=1)
     other = tasks.load("nbody/gnn_O3_ps", overrides(folder, backbone__width=12))
-    with pytest.raises(ValueError, match=r"checkpoint: .*best.ckpt must match the configured model"):
-        training.test(other)
     with pytest.raises(ValueError, match=r"resume: backbone.width must be None as in .*config.yaml, got 12"):
         training.fit(other, resume=True)
+    with pytest.raises(ValueError, match=r"test: backbone.width must be None as in .*config.yaml, got 12"):
+        training.test(other)
+    with pytest.raises(ValueError, match=r"test: method must be 'ps' as in .*config.yaml, got 'canonical'"):
+        training.test(tasks.load("nbody/gnn_O3_ps", overrides(folder, method="canonical", samples__train=1)))
+    training.test(tasks.load("nbody/gnn_O3_ps", overrides(folder, samples__test=3)))
+    (folder / "config.yaml").unlink()
+    with pytest.raises(ValueError, match=r"checkpoint: .*best.ckpt must match the configured model"):
+        training.test(other)
 
 
 def without(name):
