@@ -88,9 +88,9 @@ class Task(Experiment):
         precision = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(config.training.precision)
         return Case(full_name(config), model, batch, loss, {"clip": config.training.clip, "autocast": precision})
 
-    @abstractmethod
     def dataset(self, split: str) -> Sized:
         """The graphs of "train", "valid" or "test", in memory: an index tensor gives a batch."""
+        raise NotImplementedError(f"{type(self).__name__}: dataset must be defined, or loader without it")
 
     def loader(self, split: str) -> DataLoader:
         """Batches of a split; those of "train" have equal sizes and are reshuffled every epoch."""
