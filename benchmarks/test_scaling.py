@@ -135,7 +135,7 @@ class Part:
 def test_parts(name, device, seconds, record, monkeypatch):
     """The part of a step that one of 8 or 64 devices computes, on this device; communication is only counted, in bytes.
 
-    efficiency: of the devices if communication were free. to hide: the bandwidth that hides sending the gradients (ring,
+    efficiency: of the devices if communication were free. needs: the bandwidth that hides sending the gradients (ring,
     float32) in the backward pass and optimiser.
     """
     monkeypatch.setattr(sharing, "_Sum", Left)
@@ -159,6 +159,6 @@ def test_parts(name, device, seconds, record, monkeypatch):
             row.extra = {
                 "efficiency": round(medians[whole] / row.median / count, 2),
                 "sends MB": round(sent / 1e6, 2),
-                "to hide GB/s": float(f"{sent / hiding / 1e9:.2g}"),
+                "needs GB/s": float(f"{sent / hiding / 1e9:.2g}"),
             }
     record(rows, variants[whole])

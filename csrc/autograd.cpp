@@ -25,7 +25,7 @@ struct Source {
   bool required = true;  // gradient: the backward needs it
 };
 
-struct Plan {
+struct Derivation {
   c10::OperatorHandle backward;
   std::vector<Source> takes;  // where each argument of the backward comes from
   std::vector<size_t> gives;  // the op's argument that each result of the backward belongs to
@@ -53,24 +53,24 @@ c10::OperatorHandle schema(const std::string& name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(("probsym_fast::" + name).c_str(), "");
 }
 
-Plan make_plan(const std::string& name) {
-  Plan plan{schema(name + "_backward"), {}, {}};
+Derivation derive(const std::string& name) {
+  Derivation derivation{schema(name + "_backward"), {}, {}};
   const c10::FunctionSchema op = schema(name).schema();
-  for (const c10::Argument& x : plan.backward.schema().arguments()) {
+  for (const c10::Argument& x : derivation.backward.schema().arguments()) {
     const auto gradient_of = find(op.returns(), after("d_", x.name())), needed = find(op.arguments(), after("needs_", x.name()));
     const auto argument = find(op.arguments(), x.name()), result = find(op.returns(), x.name());
     TORCH_CHECK(gradient_of || needed || argument || result, name, "_backward: no meaning for argument ", x.name());
-    plan.takes.push_back(needed               ? Source{Source::needed, *needed}
+    derivation.takes.push_back(needed               ? Source{Source::needed, *needed}
                          : gradient_of        ? Source{Source::gradient, *gradient_of, !is_optional(x)}
                          : argument           ? Source{is_tensor(x) ? Source::tensor : Source::value, *argument}
                                               : Source{Source::result, *result});
   }
-  for (const c10::Argument& x : plan.backward.schema().returns()) {
+  for (const c10::Argument& x : derivation.backward.schema().returns()) {
     const auto argument = find(op.arguments(), after("d_", x.name()));
     TORCH_CHECK(argument, name, "_backward: no meaning for result ", x.name());
-    plan.gives.push_back(*argument);
+    derivation.gives.push_back(*argument);
   }
-  return plan;
+  return derivation;
 }
 
 // A boxed call passing through autograd.
@@ -134,20 +134,20 @@ template <class Function, class... Extra> struct Recorded : c10::OperatorKernel 
 };
 
 struct FirstGradient : torch::autograd::Function<FirstGradient> {
-  static variable_list forward(AutogradContext* ctx, at::TensorList, const Call* call, const Plan* plan) {
+  static variable_list forward(AutogradContext* ctx, at::TensorList, const Call* call, const Derivation* derivation) {
     variable_list kept, integers;
     std::vector<IValue> values;
     std::vector<int64_t> given;  // the arguments with an edge
     for (size_t i = 0; i < call->arguments(); ++i)
       if (call->has_tensor(i)) given.push_back(static_cast<int64_t>(i));
-    for (const Source& source : plan->takes) {
+    for (const Source& source : derivation->takes) {
       if (source.kind == Source::value) values.push_back(call->argument(source.index));
       if (source.kind == Source::tensor) kept.push_back(call->has_tensor(source.index) ? call->argument(source.index).toTensor() : Tensor());
     }
     const variable_list results = call->below_autograd();
     call->made = results;
     call->keeper = ctx;
-    for (const Source& source : plan->takes)
+    for (const Source& source : derivation->takes)
       if (source.kind == Source::result) kept.push_back(results[source.index]);
     for (const Tensor& x : results)
       if (x.defined() && !x.is_floating_point()) integers.push_back(x);
@@ -155,13 +155,13 @@ struct FirstGradient : torch::autograd::Function<FirstGradient> {
     ctx->mark_non_differentiable(integers);
     ctx->set_materialize_grads(false);
     ctx->saved_data["values"] = c10::ivalue::Tuple::create(std::move(values));
-    ctx->saved_data["plan"] = reinterpret_cast<int64_t>(plan);
+    ctx->saved_data["derivation"] = reinterpret_cast<int64_t>(derivation);
     ctx->saved_data["given"] = std::move(given);
     return results;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
-    const Plan& plan = *reinterpret_cast<const Plan*>(ctx->saved_data["plan"].toInt());
+    const Derivation& derivation = *reinterpret_cast<const Derivation*>(ctx->saved_data["derivation"].toInt());
     const auto values = ctx->saved_data["values"].toTuple();
     const variable_list kept = ctx->get_saved_variables();
     const std::vector<int64_t> given = ctx->saved_data["given"].toIntVector();
@@ -169,11 +169,11 @@ struct FirstGradient : torch::autograd::Function<FirstGradient> {
       const auto at = static_cast<size_t>(std::find(given.begin(), given.end(), static_cast<int64_t>(argument)) - given.begin());
       return at < given.size() && ctx->needs_input_grad(at) ? at : given.size();
     };
-    variable_list out(given.size() + 2);  // call and plan have none
+    variable_list out(given.size() + 2);  // call and derivation have none
     Stack stack;
     size_t next_value = 0, next_tensor = 0, next_result = 0;
-    for (const Source& source : plan.takes) next_result += source.kind == Source::tensor;  // saved results follow saved tensors
-    for (const Source& source : plan.takes) {
+    for (const Source& source : derivation.takes) next_result += source.kind == Source::tensor;  // saved results follow saved tensors
+    for (const Source& source : derivation.takes) {
       if (source.kind == Source::value) {
         stack.push_back(values->elements()[next_value++]);
       } else if (source.kind == Source::needed) {
@@ -186,9 +186,9 @@ struct FirstGradient : torch::autograd::Function<FirstGradient> {
         stack.push_back(x.defined() ? IValue(x) : IValue());
       }
     }
-    plan.backward.callBoxed(&stack);
-    for (size_t i = 0; i < plan.gives.size(); ++i)
-      if (const size_t at = edge(plan.gives[i]); at < given.size()) out[at] = stack[i].toTensor();
+    derivation.backward.callBoxed(&stack);
+    for (size_t i = 0; i < derivation.gives.size(); ++i)
+      if (const size_t at = edge(derivation.gives[i]); at < given.size()) out[at] = stack[i].toTensor();
     return out;
   }
 };
@@ -209,7 +209,7 @@ struct NoSecondGradient : torch::autograd::Function<NoSecondGradient> {
 void differentiate(const std::string& name) {
   // never destroyed: the dispatcher may be destroyed first
   static auto& library = *new torch::Library(torch::Library::IMPL, "probsym_fast", c10::DispatchKey::Autograd, __FILE__, __LINE__);
-  library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Recorded<FirstGradient, Plan>>(make_plan(name))));
+  library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Recorded<FirstGradient, Derivation>>(derive(name))));
   library.impl((name + "_backward").c_str(),
                torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Recorded<NoSecondGradient, std::string>>(name)));
 }

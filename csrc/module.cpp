@@ -11,10 +11,13 @@
 #endif
 
 PYBIND11_MODULE(_C, m) {
+  if (psf::instruction_sets().empty())
+    throw pybind11::import_error("it was built for the instruction set of another machine only (PROBSYM_ISA=native)");
   m.attr("torch_version") = TORCH_VERSION;
   m.def("register_kernels", &psf::register_kernels, "Makes the kernels those of the ops; RuntimeError where one does not fit.");
   m.def("differentiate", &psf::differentiate, "Makes an op differentiable by its <op>_backward.");
-  m.def("instruction_sets", &psf::instruction_sets, "Those that this machine has, best first.");
+  m.def("instruction_sets", &psf::instruction_sets, "Those that this build and this machine have, best first.");
+  m.attr("portable") = PSF_ISAS == PSF_EVERY_ISA;
   m.def("instruction_set", [] { return psf::name(psf::instruction_set()); }, "The one that the kernels use.");
   m.def("use_instruction_set", &psf::use_instruction_set, "Makes the kernels use another one; for tests and benchmarks.");
 #if defined(PSF_CUDA_ARCHITECTURES)

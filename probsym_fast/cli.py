@@ -266,6 +266,7 @@ def _info(options: argparse.Namespace, rest: list[str]) -> int:
     _table("versions", list(facts["versions"].items()))
     extension = facts["extension"]
     built = f"built for torch {extension['built_for_torch']}, {extension['instruction_set']}"
+    built += "" if extension["portable"] else " only"
     _table(
         "devices",
         [("compiled kernels", built if extension["built"] else "not in use"), *facts["devices"].items()],

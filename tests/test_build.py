@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from tests.conftest import assert_near
 
 ROOT = Path(__file__).parents[1]
 TORCH = torch.__version__.split("+")[0]
+MODULE = _extension.module()
 
 
 def python(code: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
@@ -97,16 +99,16 @@ EXTENSIONS = {  # the file that stands for the extension, what it holds, what is
         "_C.py",
         f"torch_version = {TORCH!r}",
         "the compiled kernels come from another version of probsym_fast, "
-        "without differentiate, instruction_set, register_kernels: ",
+        "without differentiate, instruction_set, portable, register_kernels: ",
     ),
     "without a torch version": (
         "_C.py",
-        "differentiate = instruction_set = register_kernels = None",
+        "differentiate = instruction_set = portable = register_kernels = None",
         "the compiled kernels come from another version of probsym_fast, without torch_version: ",
     ),
     "another torch": (
         "_C.py",
-        "torch_version = '1.13.1'; differentiate = instruction_set = register_kernels = None",
+        "torch_version = '1.13.1'; differentiate = instruction_set = portable = register_kernels = None",
         f"the compiled kernels were built for torch 1.13.1, this is {torch.__version__}: ",
     ),
 }
@@ -169,7 +171,7 @@ def loader(monkeypatch):
 
 
 def extension(**changed: object) -> types.SimpleNamespace:
-    given = {"torch_version": TORCH, "differentiate": None, "instruction_set": None, "register_kernels": lambda: None}
+    given = {"torch_version": TORCH, "differentiate": None, "instruction_set": None, "portable": True, "register_kernels": lambda: None}
     return types.SimpleNamespace(**given | changed)
 
 
@@ -289,6 +291,11 @@ def test_a_failing_compiler_is_an_error_where_kernels_are_wanted(tree):
     assert "the kernels did not build" not in done.stderr
 
 
+def test_an_instruction_set_that_setup_does_not_know_is_refused(tree):
+    done = build(tree, PROBSYM_ISA="sse9")
+    assert done.returncode != 0 and "PROBSYM_ISA must be all or native, got 'sse9'" in done.stderr
+
+
 # Prints, for each setting, the sources that setup() is called with (None where there is no extension), and the GPUs.
 DECISIONS = """
 import json, os, pathlib, runpy, sys
@@ -310,6 +317,10 @@ def sources(wanted="auto", cuda="13.2", home="toolkit", gpus=None):
         defined = [x for x in modules[0].extra_compile_args["cxx"] if "ARCHITECTURES" in x]
         return modules[0].sources, defined, os.environ.get("TORCH_CUDA_ARCH_LIST")
 
+def flags():
+    sources()
+    return [x for x in calls[-1]["ext_modules"][0].extra_compile_args["cxx"] if "PSF_ISAS" in x]
+
 answer = {}
 answer["no cuda files"] = sources()
 pathlib.Path("csrc/cuda").mkdir()
@@ -322,6 +333,11 @@ answer["no toolkit"] = sources(home=None)
 answer["no nvcc"] = sources(home="empty")
 answer["torch without cuda"] = sources(cuda=None)
 answer["not wanted"] = sources("0")
+answer["every processor"] = flags()
+os.environ["PROBSYM_ISA"] = "native"
+answer["this processor"] = flags()
+os.environ["CXX"] = "no such compiler"
+answer["no compiler to ask"] = flags()
 sys.modules["torch.utils.cpp_extension"] = None
 answer["no build tools"] = sources()
 try:
@@ -344,7 +360,14 @@ def test_what_is_built_where(tree):
     def with_gpus(names):
         return [[*files, "csrc/cuda/op.cu", "csrc/cuda/op.torch.cpp"], [f'-DPSF_CUDA_ARCHITECTURES="{names}"'], names]
 
-    assert json.loads(done.stdout.splitlines()[-1]) == {
+    answer = json.loads(done.stdout.splitlines()[-1])
+    if platform.machine() == "x86_64" and shutil.which("c++"):
+        best = {"baseline": 1, "avx2": 2, "avx512": 4}[MODULE.instruction_sets()[0]] if MODULE else None
+        (flag,) = answer.pop("this processor")
+        assert flag == f"-DPSF_ISAS={best}" or best is None
+    else:
+        assert answer.pop("this processor") == []
+    assert answer == {
         "no cuda files": cpu,
         "toolkit": with_gpus("8.0;9.0;10.0;12.0+PTX"),
         "chosen": with_gpus("7.5 9.0a"),
@@ -353,6 +376,8 @@ def test_what_is_built_where(tree):
         "no nvcc": cpu,
         "torch without cuda": cpu,
         "not wanted": None,
+        "every processor": [],
+        "no compiler to ask": [],
         "no build tools": None,
         "no build tools, wanted": "ImportError",
     }

@@ -6,6 +6,17 @@
 #include <string>
 #include <vector>
 
+// PSF_ISAS: the sets to build, a bit each: baseline 1, avx2 2, avx512 4. setup.py defines it for a build that only this
+// machine needs to run.
+#if defined(__x86_64__)
+#define PSF_EVERY_ISA 7
+#else
+#define PSF_EVERY_ISA 1
+#endif
+#if !defined(PSF_ISAS)
+#define PSF_ISAS PSF_EVERY_ISA
+#endif
+
 namespace psf {
 
 enum class Isa { baseline, avx2, avx512 };
@@ -13,7 +24,9 @@ enum class Isa { baseline, avx2, avx512 };
 inline const char* name(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline"; }
 inline int vector_bytes(Isa isa) { return isa == Isa::avx512 ? 64 : isa == Isa::avx2 ? 32 : 16; }
 
+// Whether this build has the set's kernels and this machine its instructions.
 inline bool supported(Isa isa) {
+  if (!(PSF_ISAS >> static_cast<int>(isa) & 1)) return false;
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -51,13 +64,25 @@ inline void use_instruction_set(const std::string& wanted) {
 }  // namespace psf
 
 // PSF_DISPATCH(f(args)) calls the f of the chosen instruction set.
-#if defined(__x86_64__)
-#define PSF_DISPATCH(...)                                     \
-  switch (psf::instruction_set()) {                           \
-    case psf::Isa::avx512: psf::avx512::__VA_ARGS__; break;   \
-    case psf::Isa::avx2: psf::avx2::__VA_ARGS__; break;       \
-    default: psf::baseline::__VA_ARGS__;                      \
-  }
+#if PSF_ISAS & 1
+#define PSF_CASE_BASELINE(...) case psf::Isa::baseline: psf::baseline::__VA_ARGS__; break;
 #else
-#define PSF_DISPATCH(...) psf::baseline::__VA_ARGS__
+#define PSF_CASE_BASELINE(...)
 #endif
+#if PSF_ISAS & 2
+#define PSF_CASE_AVX2(...) case psf::Isa::avx2: psf::avx2::__VA_ARGS__; break;
+#else
+#define PSF_CASE_AVX2(...)
+#endif
+#if PSF_ISAS & 4
+#define PSF_CASE_AVX512(...) case psf::Isa::avx512: psf::avx512::__VA_ARGS__; break;
+#else
+#define PSF_CASE_AVX512(...)
+#endif
+#define PSF_DISPATCH(...)           \
+  switch (psf::instruction_set()) { \
+    PSF_CASE_BASELINE(__VA_ARGS__)  \
+    PSF_CASE_AVX2(__VA_ARGS__)      \
+    PSF_CASE_AVX512(__VA_ARGS__)    \
+    default: break;                 \
+  }

@@ -15,7 +15,7 @@ using at::Tensor;
 namespace {
 
 constexpr int64_t block_bytes = 256;       // of a packed block of the width: many weight rows fit the L2 cache
-constexpr int64_t most_entries = 1 << 24;  // in a list, 12 or 16 bytes each
+constexpr int64_t most_terms = 1 << 24;  // in a list, 12 or 16 bytes each
 constexpr double gemm_gain = 5;            // speed of a product in a GEMM relative to one in a dot
 constexpr int64_t gemm_bytes = 2 << 20;    // of the products kept at a time: they fit the cache
 
@@ -29,41 +29,41 @@ void sort_by(const int64_t* key, int64_t count, int64_t keys, std::vector<int64_
   for (int64_t i = 0; i < count; ++i) sorted[next[key[i]]++] = i;
 }
 
-// Whether to pack blocks: enough entries that each weight row is read often, but few enough to list.
+// Whether to pack blocks: enough terms that each weight row is read often, but few enough to list.
 bool is_dense(const Items& items, at::IntArrayRef W, int64_t L) {
-  constexpr int64_t most = std::numeric_limits<int32_t>::max();  // most rows that an entry can index
-  const int64_t entries = items.M * items.S;
-  return items.B * items.S * L <= most && W[0] * W[1] <= most && entries > 2 * W[0] * W[1] && entries * W[1] < most_entries && W[2] >= 16;
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();  // most rows that a term can index
+  const int64_t terms = items.M * items.S;
+  return items.B * items.S * L <= most && W[0] * W[1] <= most && terms > 2 * W[0] * W[1] && terms * W[1] < most_terms && W[2] >= 16;
 }
 
-template <class T> std::vector<Entry<T>> entries_of(const Items& items, const Axis& axis, const Tensor& values, int64_t L) {
-  std::vector<Entry<T>> entries;
-  entries.reserve(items.M * items.S);
+template <class T> std::vector<Term<T>> terms_of(const Items& items, const Axis& axis, const Tensor& values, int64_t L) {
+  std::vector<Term<T>> terms;
+  terms.reserve(items.M * items.S);
   for (int64_t i = 0; i < items.B * items.S; ++i)
-    PSF_DISPATCH(list_entries<T>(axis, items.sample(i / items.S, i % items.S), values.const_data_ptr<T>(), values.size(1), i * L, &entries));
-  return entries;
+    PSF_DISPATCH(list_terms<T>(axis, items.sample(i / items.S, i % items.S), values.const_data_ptr<T>(), values.size(1), i * L, &terms));
+  return terms;
 }
 
 // The transposed terms, stably sorted by the new `to`.
-template <class T> std::vector<Entry<T>> by_weight_row(const std::vector<Entry<T>>& entries, int64_t rows) {
+template <class T> std::vector<Term<T>> by_weight_row(const std::vector<Term<T>>& terms, int64_t rows) {
   std::vector<int64_t> next(rows + 1);
-  for (const Entry<T>& x : entries) ++next[x.from + 1];
+  for (const Term<T>& x : terms) ++next[x.from + 1];
   for (int64_t row = 0; row < rows; ++row) next[row + 1] += next[row];
-  std::vector<Entry<T>> sorted(entries.size());
-  for (const Entry<T>& x : entries) sorted[next[x.from]++] = {x.from, x.to, x.value};
+  std::vector<Term<T>> sorted(terms.size());
+  for (const Term<T>& x : terms) sorted[next[x.from]++] = {x.from, x.to, x.value};
   return sorted;
 }
 
-// Whether the entries fill enough of a matrix (to, from) for a GEMM to be faster than adding rows.
-template <class T> bool fills(const std::vector<Entry<T>>& entries, int64_t to, int64_t from) {
-  return gemm_gain * static_cast<double>(entries.size()) > static_cast<double>(to) * static_cast<double>(from);
+// Whether the terms fill enough of a matrix (to, from) for a GEMM to be faster than adding rows.
+template <class T> bool fills(const std::vector<Term<T>>& terms, int64_t to, int64_t from) {
+  return gemm_gain * static_cast<double>(terms.size()) > static_cast<double>(to) * static_cast<double>(from);
 }
 
-// The entries as a matrix (to, from).
-template <class T> Tensor matrix_of(const std::vector<Entry<T>>& entries, int64_t to, int64_t from, const at::TensorOptions& options) {
+// The terms as a matrix (to, from).
+template <class T> Tensor matrix_of(const std::vector<Term<T>>& terms, int64_t to, int64_t from, const at::TensorOptions& options) {
   const Tensor matrix = at::zeros({to, from}, options);
   T* sums = matrix.mutable_data_ptr<T>();
-  for (const Entry<T>& x : entries) sums[x.to * from + x.from] += x.value;
+  for (const Term<T>& x : terms) sums[x.to * from + x.from] += x.value;
   return matrix;
 }
 
@@ -74,16 +74,16 @@ std::vector<int32_t> transposed_rows(int64_t N, int64_t C) {
   return rows;
 }
 
-// out[to] += scale value in[from] over all entries, in blocks of the width. pack(row, first, count, memory) fetches a row of
-// the `rows` rows of `in`; out (*, D). fresh: out[to] = the sum, for entries sorted by `to`, and out[mirror[to]] too.
+// out[to] += scale value in[from] over all terms, in blocks of the width. pack(row, first, count, memory) fetches a row of
+// the `rows` rows of `in`; out (*, D). fresh: out[to] = the sum, for terms sorted by `to`, and out[mirror[to]] too.
 template <class T, class Pack>
-void add_products(const std::vector<Entry<T>>& entries, T scale, Pack pack, int64_t rows, T* out, int64_t D, bool fresh, const int32_t* mirror = nullptr) {
+void add_products(const std::vector<Term<T>>& terms, T scale, Pack pack, int64_t rows, T* out, int64_t D, bool fresh, const int32_t* mirror = nullptr) {
   constexpr int64_t block = block_bytes / sizeof(T);
   for_each_group<T>((D + block - 1) / block, rows * block, [&](int64_t group, T* memory) {
     const int64_t from = group * block, width = std::min(block, D - from);
     if (width < block) std::memset(memory, 0, rows * block * sizeof(T));
     for (int64_t row = 0; row < rows; ++row) pack(row, from, width, memory + row * block);
-    PSF_DISPATCH(add_entries<T>(entries.data(), static_cast<int64_t>(entries.size()), memory, scale, out + from, D, width, fresh, mirror));
+    PSF_DISPATCH(add_terms<T>(terms.data(), static_cast<int64_t>(terms.size()), memory, scale, out + from, D, width, fresh, mirror));
   });
 }
 template <class T> auto copied_rows(const T* in, int64_t D) {
@@ -92,21 +92,21 @@ template <class T> auto copied_rows(const T* in, int64_t D) {
 
 // tokens[to] += scale value (W[i, j] + W[j, i]) over the pairs i <= j of symmetric values, with one token; half on the diagonal.
 template <class T>
-void add_symmetric_products(std::vector<Entry<T>>& entries, T scale, const T* W, int64_t N, int64_t C, T* tokens, int64_t D) {
+void add_symmetric_products(std::vector<Term<T>>& terms, T scale, const T* W, int64_t N, int64_t C, T* tokens, int64_t D) {
   std::vector<std::array<int64_t, 2>> pair(pairs(N) * C);
   for (int64_t j = 0; j < N; ++j)
     for (int64_t i = 0; i <= j; ++i)
       for (int64_t c = 0; c < C; ++c) pair[(pairs(j) + i) * C + c] = {((i * N + j) * C + c) * D, ((j * N + i) * C + c) * D};
   size_t count = 0;
-  for (const Entry<T>& x : entries) {
+  for (const Term<T>& x : terms) {
     const int64_t i = x.from / C / N, j = x.from / C % N;
-    if (i <= j) entries[count++] = {x.to, static_cast<int32_t>((pairs(j) + i) * C + x.from % C), i == j ? x.value / 2 : x.value};
+    if (i <= j) terms[count++] = {x.to, static_cast<int32_t>((pairs(j) + i) * C + x.from % C), i == j ? x.value / 2 : x.value};
   }
-  entries.resize(count);
+  terms.resize(count);
   const auto pack = [&](int64_t row, int64_t from, int64_t width, T* memory) {
     PSF_DISPATCH(add_rows<T>(W + pair[row][0] + from, W + pair[row][1] + from, width, memory));
   };
-  add_products<T>(entries, scale, pack, pairs(N) * C, tokens, D, false);
+  add_products<T>(terms, scale, pack, pairs(N) * C, tokens, D, false);
 }
 
 }  // namespace
@@ -251,14 +251,14 @@ void scatter(const Items& items, const Axis& axis, const Tensor& values, double 
       }
     });
     if (!dense) return;
-    std::vector<Entry<T>> entries = entries_of<T>(items, axis, values, L);
+    std::vector<Term<T>> terms = terms_of<T>(items, axis, values, L);
     const int64_t rows = W.size(0) * C;
-    if (fills(entries, samples * L, rows))
-      tokens.view({samples * L, D}).addmm_(matrix_of<T>(entries, samples * L, rows, W.options()), W.view({rows, D}), 1, scale);
+    if (fills(terms, samples * L, rows))
+      tokens.view({samples * L, D}).addmm_(matrix_of<T>(terms, samples * L, rows, W.options()), W.view({rows, D}), 1, scale);
     else if (axis.grid == 1 && items.symmetric(values))
-      add_symmetric_products<T>(entries, T(scale), w, items.N, C, y, D);
+      add_symmetric_products<T>(terms, T(scale), w, items.N, C, y, D);
     else
-      add_products<T>(entries, T(scale), copied_rows(w, D), rows, y, D, false);
+      add_products<T>(terms, T(scale), copied_rows(w, D), rows, y, D, false);
   });
 }
 
@@ -293,9 +293,9 @@ Tensor weight_gradient(const Items& items, const Axis& axis, const Tensor& value
     // each thread has its own part of the width, so the order of the sums does not depend on the threads
     if (is_dense(items, shape, L)) {
       const int64_t rows = shape[0] * C;
-      std::vector<Entry<T>> entries = entries_of<T>(items, axis, values, L);
-      if (fills(entries, samples * L, rows)) {
-        const Tensor matrix = matrix_of<T>(entries, samples * L, rows, tokens.options());
+      std::vector<Term<T>> terms = terms_of<T>(items, axis, values, L);
+      if (fills(terms, samples * L, rows)) {
+        const Tensor matrix = matrix_of<T>(terms, samples * L, rows, tokens.options());
         at::mm_out(flat, matrix.t(), tokens.view({samples * L, D}));
         flat.mul_(scale);
         return;
@@ -303,17 +303,17 @@ Tensor weight_gradient(const Items& items, const Axis& axis, const Tensor& value
       std::vector<int32_t> mirror;  // with one token the gradient of symmetric values is symmetric
       if (axis.grid == 1 && items.symmetric(values)) {
         mirror = transposed_rows(items.N, C);
-        entries.erase(std::remove_if(entries.begin(), entries.end(), [&](const Entry<T>& x) { return mirror[x.from] < x.from; }), entries.end());
+        terms.erase(std::remove_if(terms.begin(), terms.end(), [&](const Term<T>& x) { return mirror[x.from] < x.from; }), terms.end());
       }
-      entries = by_weight_row(entries, rows);
+      terms = by_weight_row(terms, rows);
       std::vector<bool> used(rows);
-      for (const Entry<T>& entry : entries) {
-        used[entry.to] = true;
-        if (!mirror.empty()) used[mirror[entry.to]] = true;
+      for (const Term<T>& term : terms) {
+        used[term.to] = true;
+        if (!mirror.empty()) used[mirror[term.to]] = true;
       }
       for (int64_t row = 0; row < rows; ++row)
         if (!used[row]) std::memset(out + row * D, 0, D * sizeof(T));
-      return add_products<T>(entries, T(scale), copied_rows(x, D), samples * L, out, D, true, mirror.empty() ? nullptr : mirror.data());
+      return add_products<T>(terms, T(scale), copied_rows(x, D), samples * L, out, D, true, mirror.empty() ? nullptr : mirror.data());
     }
     at::parallel_for(0, shape[0] * C, 64, [&](int64_t first, int64_t last) { std::memset(out + first * D, 0, (last - first) * D * sizeof(T)); });
     constexpr int64_t line = 64 / sizeof(T);

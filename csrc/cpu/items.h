@@ -1,7 +1,7 @@
 // Items on patches, shared by `embed` and `readout`. An item is a node (k = 1) or a pair of nodes (k = 2) of one graph, with
 // C values. A sample's permutation puts it into a slot, or pair of slots, of the N (x N) array. Padding gives a slot any
 // number of places along an axis of grid * patch. A place (pair) is in a token, at an offset in its patch. So an item has
-// entries (token, offset), and every result is a sum over the entries of all items:
+// terms (token, offset), and every result is a sum over the terms of all items:
 //   scatter               tokens[token] += scale value_c W[offset, c]
 //   gather                value_c        = scale sum_samples <tokens[token], W[offset, c]>
 //   weight_gradient       dW[offset, c] += scale value_c tokens[token]
@@ -45,7 +45,7 @@ inline int64_t soft_scratch(int64_t N) { return 7 * (N + 16); }  // values that 
 inline int64_t pairs(int64_t n) { return n * (n + 1) / 2; }  // of slots i <= j < n
 
 // One term: row `to` of the result gets value times row `from`.
-template <class T> struct Entry {
+template <class T> struct Term {
   int32_t to, from;
   T value;
 };

@@ -1,9 +1,9 @@
-// The sums over the entries of one sample, or of one block of the width; see items.h.
+// The sums over the terms of one sample, or of one block of the width; see items.h.
 #include "vectors.h"
 #include "soft_rows.h"
 
-// f(item, token, offset) for every entry of the sample's items.
-template <class F> inline void for_each_entry(const Axis& axis, const SampleView& x, F f) {
+// f(item, token, offset) for every term of the sample's items.
+template <class F> inline void for_each_term(const Axis& axis, const SampleView& x, F f) {
   const int32_t *start = axis.start.data(), *cell = axis.cell.data(), *offset = axis.offset.data();
   for (int64_t m = 0; m < x.count; ++m) {
     const int64_t item = x.items[m], i = x.rank[x.u[item] - x.first];
@@ -21,16 +21,16 @@ template <class F> inline void for_each_entry(const Axis& axis, const SampleView
 // tokens (L, D) of one sample.
 template <class T>
 void scatter_sample(const Axis& axis, const SampleView& x, const T* values, int64_t C, T scale, const T* W, int64_t D, T* tokens) {
-  for_each_entry(axis, x, [&](int64_t item, int64_t token, int64_t offset) {
+  for_each_term(axis, x, [&](int64_t item, int64_t token, int64_t offset) {
     for (int64_t c = 0; c < C; ++c)
       if (const T a = values[item * C + c]; a != T(0)) axpy(tokens + token * D, scale * a, W + (offset * C + c) * D, D);
   });
 }
 
-// Appends the entries of one sample with nonzero values to `out`; tokens are counted over all samples.
+// Appends the terms of one sample with nonzero values to `out`; tokens are counted over all samples.
 template <class T>
-void list_entries(const Axis& axis, const SampleView& x, const T* values, int64_t C, int64_t first_token, std::vector<Entry<T>>* out) {
-  for_each_entry(axis, x, [&](int64_t item, int64_t token, int64_t offset) {
+void list_terms(const Axis& axis, const SampleView& x, const T* values, int64_t C, int64_t first_token, std::vector<Term<T>>* out) {
+  for_each_term(axis, x, [&](int64_t item, int64_t token, int64_t offset) {
     for (int64_t c = 0; c < C; ++c)
       if (const T a = values[item * C + c]; a != T(0))
         out->push_back({static_cast<int32_t>(first_token + token), static_cast<int32_t>(offset * C + c), a});
@@ -38,18 +38,18 @@ void list_entries(const Axis& axis, const SampleView& x, const T* values, int64_
 }
 
 // out[to] += scale value in[from], `width` values of each. `in` is packed in rows of 256 bytes; rows of `out` are `stride`
-// apart. Consecutive entries of one row are summed in registers. fresh: overwrite instead of adding. mirror: a second
+// apart. Consecutive terms of one row are summed in registers. fresh: overwrite instead of adding. mirror: a second
 // position for each row of `out`.
 constexpr int block_vectors = 256 / PSF_VECTOR_BYTES;
 template <class T>
-void add_entries(const Entry<T>* entries, int64_t count, const T* in, T scale, T* out, int64_t stride, int64_t width, bool fresh, const int32_t* mirror) {
+void add_terms(const Term<T>* terms, int64_t count, const T* in, T scale, T* out, int64_t stride, int64_t width, bool fresh, const int32_t* mirror) {
   constexpr int64_t block = 256 / sizeof(T);
   Vec<T> sum[block_vectors] = {};
   for (int64_t m = 0; m < count; ++m) {
-    const T* row = in + entries[m].from * block;
-    for (int k = 0; k < block_vectors; ++k) sum[k] += entries[m].value * load(row + k * lanes<T>);
-    if (m + 1 < count && entries[m + 1].to == entries[m].to) continue;
-    T* y = out + entries[m].to * stride;
+    const T* row = in + terms[m].from * block;
+    for (int k = 0; k < block_vectors; ++k) sum[k] += terms[m].value * load(row + k * lanes<T>);
+    if (m + 1 < count && terms[m + 1].to == terms[m].to) continue;
+    T* y = out + terms[m].to * stride;
     for (int k = 0; k < block_vectors; ++k) {
       if ((k + 1) * lanes<T> <= width) {
         store(y + k * lanes<T>, fresh ? scale * sum[k] : load(y + k * lanes<T>) + scale * sum[k]);
@@ -58,7 +58,7 @@ void add_entries(const Entry<T>* entries, int64_t count, const T* in, T scale, T
       }
       sum[k] = Vec<T>{};
     }
-    if (mirror && mirror[entries[m].to] != entries[m].to) std::memcpy(out + mirror[entries[m].to] * stride, y, width * sizeof(T));
+    if (mirror && mirror[terms[m].to] != terms[m].to) std::memcpy(out + mirror[terms[m].to] * stride, y, width * sizeof(T));
   }
 }
 
@@ -66,7 +66,7 @@ void add_entries(const Entry<T>* entries, int64_t count, const T* in, T scale, T
 template <class T>
 void weight_gradient_sample(const Axis& axis, const SampleView& x, const T* values, int64_t C, T scale, const T* tokens, int64_t D,
                             T* dW, int64_t width) {
-  for_each_entry(axis, x, [&](int64_t item, int64_t token, int64_t offset) {
+  for_each_term(axis, x, [&](int64_t item, int64_t token, int64_t offset) {
     for (int64_t c = 0; c < C; ++c)
       if (const T a = values[item * C + c]; a != T(0)) axpy(dW + (offset * C + c) * D, scale * a, tokens + token * D, width);
   });
@@ -78,7 +78,7 @@ void gather_item(const Axis& axis, SampleView x, int64_t S, int64_t N, const T* 
                  int64_t D, T* out) {
   for (int64_t c = 0; c < C; ++c) out[c] = T(0);
   for (int64_t s = 0; s < S; ++s, x.rank += N, tokens += L * D)
-    for_each_entry(axis, x, [&](int64_t, int64_t token, int64_t offset) {
+    for_each_term(axis, x, [&](int64_t, int64_t token, int64_t offset) {
       for (int64_t c = 0; c < C; ++c) out[c] += dot(tokens + token * D, W + (offset * C + c) * D, D);
     });
   for (int64_t c = 0; c < C; ++c) out[c] *= scale;
@@ -123,7 +123,7 @@ template <class T> struct Products {
     }
   }
 
-  // The entry of the moving place (cell, offset) is (cell * cells + token, offset * offsets + in_patch).
+  // The term of the moving place (cell, offset) is (cell * cells + token, offset * offsets + in_patch).
   void add_at(T* row, int64_t n, const T* a, T scale, int64_t cells, int64_t offsets, int64_t token, int64_t in_patch) const {
     int64_t used = 0, last = 0;
     for (int64_t c = 0; c < C; ++c)

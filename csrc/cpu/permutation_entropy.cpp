@@ -23,7 +23,7 @@ Tensor permutation_entropy(const Tensor& t_in, const Tensor& log_r_in, const Ten
     using T = scalar_t;
     T* sum = sums.mutable_data_ptr<T>();
     for_each_tile<T>(
-        B, S, N, counts, [](int64_t slots) { return baseline::permutation_entropy_scratch(slots); },
+        B, S, N, counts, [](int64_t slots) { return any_isa::permutation_entropy_scratch(slots); },
         [&](const Tile<T>& tile, int64_t first, T* scratch) {
           const int64_t at = first * N;
           PSF_DISPATCH(permutation_entropy_lanes<T>(tile, t.const_data_ptr<T>() + at, log_r.const_data_ptr<T>() + at,
@@ -51,7 +51,7 @@ std::tuple<Tensor, Tensor, Tensor> permutation_entropy_backward(const Tensor& d,
     using T = scalar_t;
     const double scale = double(*d.const_data_ptr<T>()) / double(S * B);
     for_each_tile<T>(
-        B, S, N, counts, [](int64_t slots) { return baseline::permutation_entropy_scratch(slots); },
+        B, S, N, counts, [](int64_t slots) { return any_isa::permutation_entropy_scratch(slots); },
         [&](const Tile<T>& tile, int64_t first, T* scratch) {
           const int64_t at = first * N;
           T weight[Tile<T>::most_lanes];

@@ -24,7 +24,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> soft_permutation(const Tensor
   AT_DISPATCH_FLOATING_TYPES(scores.scalar_type(), "soft_permutation", [&] {
     using T = scalar_t;
     for_each_tile<T>(
-        B, S, N, counts, [](int64_t slots) { return baseline::soft_permutation_scratch(slots); },
+        B, S, N, counts, [](int64_t slots) { return any_isa::soft_permutation_scratch(slots); },
         [&](const Tile<T>& tile, int64_t first, T* scratch) {
           const int64_t at = first * N;
           bool ok = true;
@@ -57,7 +57,7 @@ Tensor soft_permutation_backward(const OptionalTensor& d_t_in, const OptionalTen
     using T = scalar_t;
     const int steps = static_cast<int>(iterations);
     for_each_tile<T>(
-        B, S, N, counts, [&](int64_t slots) { return baseline::soft_permutation_backward_scratch(slots, steps); },
+        B, S, N, counts, [&](int64_t slots) { return any_isa::soft_permutation_backward_scratch(slots, steps); },
         [&](const Tile<T>& tile, int64_t first, T* scratch) {
           const int64_t at = first * N;
           for (int row = 0; row < tile.rows; ++row)  // writes d_scores

@@ -2,31 +2,31 @@
 #include "laplace.h"
 
 // u before v: the larger key, with equal keys the lower index.
-template <class T> struct Entry {
+template <class T> struct Keyed {
   Vec<T> key;
   IntVec<T> index;
 };
-template <class T> inline Entry<T> load_entry(const T* key, const typename Lanes<T>::Int* index) { return {load(key), load(index)}; }
-template <class T> inline void store_entry(T* key, typename Lanes<T>::Int* index, const Entry<T>& x) {
+template <class T> inline Keyed<T> load_keyed(const T* key, const typename Lanes<T>::Int* index) { return {load(key), load(index)}; }
+template <class T> inline void store_keyed(T* key, typename Lanes<T>::Int* index, const Keyed<T>& x) {
   store(key, x.key);
   store(index, x.index);
 }
-template <class T> inline IntVec<T> precedes(const Entry<T>& u, const Entry<T>& v) {
+template <class T> inline IntVec<T> precedes(const Keyed<T>& u, const Keyed<T>& v) {
   return (u.key > v.key) | ((u.key == v.key) & (u.index < v.index));
 }
-template <class T> inline Entry<T> choose(IntVec<T> mask, const Entry<T>& u, const Entry<T>& v) {
+template <class T> inline Keyed<T> choose(IntVec<T> mask, const Keyed<T>& u, const Keyed<T>& v) {
   return {mask ? u.key : v.key, mask ? u.index : v.index};
 }
-template <int x, class T> inline Entry<T> exchange(const Entry<T>& u) { return {exchange<x>(u.key), exchange<x>(u.index)}; }
+template <int x, class T> inline Keyed<T> exchange(const Keyed<T>& u) { return {exchange<x>(u.key), exchange<x>(u.index)}; }
 
 // Puts the entries of slots i and i + distance in order.
 template <class T> inline void compare(T* key, typename Lanes<T>::Int* index, int64_t i, int64_t distance) {
   constexpr int L = lanes<T>;
   const int64_t x = i * L, y = (i + distance) * L;
-  const Entry<T> u = load_entry<T>(key + x, index + x), v = load_entry<T>(key + y, index + y);
+  const Keyed<T> u = load_keyed<T>(key + x, index + x), v = load_keyed<T>(key + y, index + y);
   const IntVec<T> keep = precedes<T>(u, v);
-  store_entry<T>(key + x, index + x, choose<T>(keep, u, v));
-  store_entry<T>(key + y, index + y, choose<T>(keep, v, u));
+  store_keyed<T>(key + x, index + x, choose<T>(keep, u, v));
+  store_keyed<T>(key + y, index + y, choose<T>(keep, v, u));
 }
 
 // Sorts every lane's n = 2^k slots with Batcher's merge exchange: the same comparisons in every lane.
@@ -44,8 +44,8 @@ template <class T> inline void sort_lanes(T* key, typename Lanes<T>::Int* index,
 }
 
 // In every pair of lanes l, l ^ x the earlier of u and its partner goes to the lane without the bit `low`.
-template <int x, int low, class T> inline Entry<T> exchange_ordered(const Entry<T>& u, const Entry<T>& partner, IntVec<T> lane) {
-  const Entry<T> v = exchange<x, T>(partner);
+template <int x, int low, class T> inline Keyed<T> exchange_ordered(const Keyed<T>& u, const Keyed<T>& partner, IntVec<T> lane) {
+  const Keyed<T> v = exchange<x, T>(partner);
   const IntVec<T> keep = precedes<T>(u, v);
   return choose<T>((lane & low) == 0, choose<T>(keep, u, v), choose<T>(keep, v, u));
 }
@@ -53,8 +53,8 @@ template <int x, int low, class T> inline Entry<T> exchange_ordered(const Entry<
 template <int w, class T> inline void halve_across(T* key, typename Lanes<T>::Int* index, int64_t n, IntVec<T> lane) {
   constexpr int L = lanes<T>;
   for (int64_t i = 0; i < n; ++i) {
-    const Entry<T> u = load_entry<T>(key + i * L, index + i * L);
-    store_entry<T>(key + i * L, index + i * L, exchange_ordered<w, w, T>(u, u, lane));
+    const Keyed<T> u = load_keyed<T>(key + i * L, index + i * L);
+    store_keyed<T>(key + i * L, index + i * L, exchange_ordered<w, w, T>(u, u, lane));
   }
   if constexpr (w > 1) halve_across<w / 2, T>(key, index, n, lane);
 }
@@ -66,9 +66,9 @@ inline void merge_runs(T* key, typename Lanes<T>::Int* index, int64_t n, int seg
   if (w >= segments) return;
   for (int64_t i = 0; i < (n + 1) / 2; ++i) {
     const int64_t x = i * L, y = (n - 1 - i) * L;
-    const Entry<T> u = load_entry<T>(key + x, index + x), v = load_entry<T>(key + y, index + y);
-    store_entry<T>(key + x, index + x, exchange_ordered<2 * w - 1, w, T>(u, v, lane));
-    store_entry<T>(key + y, index + y, exchange_ordered<2 * w - 1, w, T>(v, u, lane));
+    const Keyed<T> u = load_keyed<T>(key + x, index + x), v = load_keyed<T>(key + y, index + y);
+    store_keyed<T>(key + x, index + x, exchange_ordered<2 * w - 1, w, T>(u, v, lane));
+    store_keyed<T>(key + y, index + y, exchange_ordered<2 * w - 1, w, T>(v, u, lane));
   }
   if constexpr (w > 1) halve_across<w / 2, T>(key, index, n, lane);
   for (int64_t distance = n / 2; distance > 0; distance /= 2)

@@ -46,7 +46,7 @@ template <class T> struct Shared {
   T decay[2][most_warps], distance[2][most_warps];  // across a whole warp, from the left and from the right
 };
 
-template <class T> struct Entry {
+template <class T> struct Keyed {
   T key;
   int index;
 };
@@ -91,7 +91,7 @@ template <class Thread, class T, bool many_warps> struct Team {
   }
 
   // The entry of the thread whose index differs by `mask`, a power of two.
-  PSF_STEP Entry<T> exchange(const Entry<T>& x, int mask) {
+  PSF_STEP Keyed<T> exchange(const Keyed<T>& x, int mask) {
     if (!many || mask < warp_size) return {thread.shuffle_xor(x.key, mask), thread.shuffle_xor(x.index, mask)};
     T* const key = shared->key[turn];
     int* const number = shared->index[turn];
@@ -104,13 +104,13 @@ template <class Thread, class T, bool many_warps> struct Team {
 };
 
 // u before v: the larger key, with equal keys the lower index. Keys are no NaN.
-template <class T> PSF_STEP bool precedes(const Entry<T>& u, const Entry<T>& v) {
+template <class T> PSF_STEP bool precedes(const Keyed<T>& u, const Keyed<T>& v) {
   return u.key > v.key || (u.key == v.key && u.index < v.index);
 }
 
 // Puts the entries of slots i and j of this thread in order (forward), or in reverse order.
 template <class T, int K> PSF_STEP void compare(Slots<T, K>& key, Slots<int, K>& index, int i, int j, bool forward) {
-  const Entry<T> u{key[i], index[i]}, v{key[j], index[j]};
+  const Keyed<T> u{key[i], index[i]}, v{key[j], index[j]};
   const bool keep = precedes(u, v) == forward;
   key[i] = keep ? u.key : v.key;
   index[i] = keep ? u.index : v.index;
@@ -136,7 +136,7 @@ template <int K, class T, class Team> PSF_STEP void sort(Team& team, Slots<T, K>
       const bool want_first = ((team.index() & mask) == 0) == forward;
       PSF_UNROLLED
       for (int i = 0; i < k; ++i) {
-        const Entry<T> mine{key[i], index[i]}, other = team.exchange(mine, mask);
+        const Keyed<T> mine{key[i], index[i]}, other = team.exchange(mine, mask);
         const bool keep = precedes(mine, other) == want_first;
         key[i] = keep ? mine.key : other.key;
         index[i] = keep ? mine.index : other.index;

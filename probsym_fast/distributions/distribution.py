@@ -140,13 +140,14 @@ class Learned(Distribution):
     """Probabilistic symmetrization (PS): g = project(network(x, z)) with invariant noise z, so p(hg|hx) = p(g|x).
 
     network: an equivariant module with `noise_shape(batch, samples)` and `forward(batch, noise)`, which returns the
-    outputs that the group's `project` reads (VectorNeurons for S_n x O(d)), with the samples on axis 1. noise:
-    Normal(scale); scale 0 with one sample is canonicalization. tau, iterations: as in `ops.soft_permutation`.
+    outputs that the group's `project` reads (VectorNeurons for S_n x O(d)), with the samples on axis 1. Where it lists
+    their names in an attribute `outputs`, they are compared with `Group.outputs`. noise: Normal(scale); scale 0 with one
+    sample is canonicalization. tau, iterations: as in `ops.soft_permutation`.
 
     In eval mode the samples must not depend on each other in the network. Without gradients samples then run in parts of at
     most AT_ONCE noise values, which bounds the memory. In training and in recorded programs all samples run together.
     Raises TypeError if group is no `Group`, network no module, noise no `Noise`, tau no number or iterations no int;
-    ValueError if tau or iterations are out of range.
+    ValueError if tau or iterations are out of range, or if the network lacks an output that the group reads.
     Source: Kim et al. 2023 (arXiv 2306.02866).
     """
 
@@ -166,6 +167,9 @@ class Learned(Distribution):
         self.network = network
         self.noise = Normal(1.0) if noise is None else noise
         self.tau, self.iterations = check_relaxation("Learned", tau, iterations)
+        given, read = getattr(network, "outputs", None), group.outputs
+        if given is not None and read is not None and not set(read) <= set(given):
+            raise ValueError(f"Learned: network must give {read} for {group}, got {type(network).__name__}, which gives {given}")
 
     def extra_repr(self) -> str:
         return f"{self.group}, noise={self.noise}, tau={self.tau}, iterations={self.iterations}"

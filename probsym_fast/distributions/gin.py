@@ -30,13 +30,14 @@ class GIN(nn.Module):
     Source: the distribution of Kim et al. 2023 (arXiv 2306.02866); GIN is Xu et al. 2019 (arXiv 1810.00826).
     """
 
+    outputs = ("scores",)
     layers: Any  # a ModuleList of Sequentials, which torch types as Modules
 
     def __init__(self, in_features: int, width: int = 64, layers: int = 3, dropout: float = 0.0):
         super().__init__()
         in_features, width, layers = check_counts("GIN", in_features=in_features, width=width, layers=layers)
         dropout = check_share("GIN", "dropout", dropout)
-        self.in_features = in_features
+        self.in_features, self.width = in_features, width
         self.virtual = nn.Parameter(torch.randn(in_features))
         self.eps = nn.Parameter(torch.rand(layers))
         self.layers = nn.ModuleList(
@@ -45,6 +46,9 @@ class GIN(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
         self.score = nn.Linear(width, 1)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, width={self.width}, layers={len(self.layers)}"
 
     def noise_shape(self, batch: Graphs, samples: int) -> tuple[int, ...]:
         """(nodes, S, C): added to the node features; the virtual node has no noise."""

@@ -84,6 +84,13 @@ class VectorNeurons(nn.Module):
             self.frame_head = nn.Parameter(uniform(dim, width // 2))
             self.score_head = nn.Linear(4 * width * dim, 1)
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return tuple(name for name in ("scores", "matrices") if getattr(self, name))
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}, width={self.width}, dim={self.dim}, outputs={self.outputs}"
+
     def noise_shape(self, batch: PointClouds, samples: int) -> tuple[int, ...]:
         """(B, S, n, d, channels)."""
         check_batch("VectorNeurons", batch, "positions", "velocities")

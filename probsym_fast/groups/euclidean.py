@@ -23,12 +23,13 @@ class Motion(NamedTuple):
     shift: Tensor
 
 
-class Translation(Group):
-    """R^d on the point ("p") axes. Its element for a batch is the centroid, so translation is removed and restored."""
+class Motions(Group):
+    """Translations of R^d with or without a linear group: what Translation, Euclidean and SpecialEuclidean share.
 
-    moves: str | None = "p"
-    outputs: tuple[str, ...] | None = ()
-    linear: Orthogonal | None = None
+    An element's shift is the batch's centroid, so translation is removed and restored.
+    """
+
+    linear: Orthogonal | None = None  # none: translations only
 
     def __init__(self, d: int = 3):
         self.d = check_count(type(self).__name__, "d", d)
@@ -110,7 +111,13 @@ class Translation(Group):
         return self._centered(frame, batch, frame.shape[1]), penalties
 
 
-class Euclidean(Translation):
+class Translation(Motions):
+    """R^d on the point ("p") axes. Its element for a batch is the centroid, so translation is removed and restored."""
+
+    moves, outputs = "p", ()
+
+
+class Euclidean(Motions):
     """E(d): rotations, reflections and translations."""
 
     moves, outputs = Orthogonal.moves, Orthogonal.outputs
@@ -120,7 +127,7 @@ class Euclidean(Translation):
         self.linear = Orthogonal(d)
 
 
-class SpecialEuclidean(Translation):
+class SpecialEuclidean(Motions):
     """SE(d): rotations and translations."""
 
     moves, outputs = SpecialOrthogonal.moves, SpecialOrthogonal.outputs

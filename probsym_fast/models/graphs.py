@@ -53,6 +53,9 @@ class FlatGraph(nn.Module):
         self.nodes = PatchWeight(width, node_features, N, inputs=inputs) if node_features else None
         self.bias = nn.Parameter(torch.empty(width).uniform_(-1, 1) / math.sqrt(inputs))
 
+    def extra_repr(self) -> str:
+        return f"N={self.N}, width={len(self.bias)}, soft={self.soft}"
+
     def forward(self, batch: Graphs, group: Group, g: Permutation) -> tuple[Tensor]:
         check_batch("FlatGraph", batch, "x", "edge_index")
         dtype = self.bias.dtype
@@ -102,6 +105,10 @@ class IdentifiedNodes(nn.Module):
         bound = 1 / math.sqrt(N + node_features)
         self.features = nn.Parameter(torch.empty(width, node_features).uniform_(-bound, bound))
         self.identifiers = nn.Parameter(torch.empty(N, width).uniform_(-bound, bound))
+
+    def extra_repr(self) -> str:
+        N, width = self.identifiers.shape
+        return f"N={N}, width={width}, node_features={self.features.shape[1]}"
 
     def forward(self, batch: Graphs, group: Group, g: Permutation) -> tuple[Tensor, Graphs]:
         check_batch("IdentifiedNodes", batch, "x", "edge_index")

@@ -20,6 +20,7 @@ NEEDED = (
     "torch_version",
     "differentiate",
     "instruction_set",
+    "portable",
     "register_kernels",
 )  # what Python uses of the extension
 _module: ModuleType | None = None

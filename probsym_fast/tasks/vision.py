@@ -227,15 +227,15 @@ class VisionTask(Task):
         """The module from the tokens to the prediction."""
 
     def model(self, fresh: bool = True) -> Symmetrized:
-        config, of = self.config, self.graph_set
+        config, graphs = self.config, self.graph_set
         backbone = config.backbone.build(self.read, fresh)  # first: a seed then gives it equal weights for every method
         grid, width = config.backbone.grid, backbone.width
         embed = GraphTokens(
-            of.N, width, grid, of.node_channels, of.edge_channels, config.nodes, config.pad_mode, config.centered
+            graphs.N, width, grid, graphs.node_channels, graphs.edge_channels, config.nodes, config.pad_mode, config.centered
         )
         readout = self.readout(width, grid)
-        group = Symmetric(of.N)
-        distribution = config.distribution.build(config.method, group, of.node_channels, config.seed)
+        group = Symmetric(graphs.N)
+        distribution = config.distribution.build(config.method, group, graphs.node_channels, config.seed)
         return Symmetrized(backbone, embed, readout, distribution, **config.samples.settings())
 
     def dataset(self, split: str) -> LabelledGraphs:

@@ -28,7 +28,7 @@ class Fault(RuntimeError):
 
 
 @contextmanager
-def faults_told(folder: Path) -> Iterator[None]:
+def faults_reported(folder: Path) -> Iterator[None]:
     """Turns a failed write or a dead process into a Fault that says what is left of the run."""
     try:
         yield

@@ -20,7 +20,7 @@ from probsym_fast.training import configuration
 from probsym_fast.training.allocator import keep_freed_memory
 from probsym_fast.training.callbacks import StopOnSignal, Stopped
 from probsym_fast.training.checkpoints import best_so_far, last_checkpoint, load_checkpoint, with_weights
-from probsym_fast.training.faults import Fault, faults_told
+from probsym_fast.training.faults import Fault, faults_reported
 from probsym_fast.training.loading import EpochSampler
 from probsym_fast.training.module import TrainingModule
 from probsym_fast.training.optimisation import horizon
@@ -92,7 +92,7 @@ def _fit(task: Task, resume: bool) -> dict[str, Any] | None:
     check_chunks(module.model, settings, module.layout)
     for loader in loaders:
         cast(EpochSampler, loader.sampler).share = module.layout.share
-    with faults_told(folder):
+    with faults_reported(folder):
         if is_first_process():
             remove_leftovers(folder)
         record(folder, config)

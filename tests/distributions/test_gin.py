@@ -15,9 +15,10 @@ from probsym_fast.distributions import (
     Normal,
     Uniform,
     UniformNoise,
+    VectorNeurons,
     distribution,
 )
-from probsym_fast.groups import Draws, Euclidean, Graphs, Symmetric
+from probsym_fast.groups import Draws, Euclidean, Graphs, Orthogonal, Symmetric
 from tests.conftest import assert_near
 from tests.helpers.graphs import as_permutation, features, one_graph, random_graphs, relabelled
 
@@ -486,6 +487,12 @@ def test_bad_input():
         learned()(batch, 2, noise=torch.zeros(16, 2))
     with pytest.raises(ValueError, match="Graphs: a graph must have at most N = 6 nodes, got 7 in graph 2"):
         learned(slots=6)(batch, 1)
+    lacks = "Learned: network must give ('matrices',) for Orthogonal(3), got GIN, which gives ('scores',)"
+    with pytest.raises(ValueError, match=re.escape(lacks)):
+        Learned(Orthogonal(3), GIN(2))
+    lacks = "must give ('scores', 'matrices') for Symmetric(5) * Orthogonal(3), got VectorNeurons, which gives ('matrices',)"
+    with pytest.raises(ValueError, match=re.escape(lacks)):
+        Learned(Symmetric(5) * Orthogonal(3), VectorNeurons(scores=False))
 
 
 @pytest.mark.parametrize("name", all_distributions())

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from probsym_fast import Symmetrized
 from probsym_fast.distributions import GIN, Frame, Identity, Learned, Normal, Uniform, UniformNoise, VectorNeurons
 from probsym_fast.groups import Euclidean, Orthogonal, PointClouds, Symmetric, Translation
-from probsym_fast.models import MeanReadout, NodeReadout, NodeVectors, PairTokens
+from probsym_fast.models import (
+    FlatGraph,
+    IdentifiedNodes,
+    MeanReadout,
+    NodeReadout,
+    NodeVectors,
+    PairTokens,
+)
 from probsym_fast.models.chunks import Chunks
 from probsym_fast.profiling.steps import bare_backbone, inference_steps, training_steps
 from tests.conftest import assert_near
@@ -310,3 +317,17 @@ def test_chunks_check_what_is_set():
 def test_a_frame_is_no_distribution_of_a_product():
     with pytest.raises(TypeError, match=re.escape("Frame: group must be Symmetric, got Symmetric(5) * Orthogonal(3)")):
         Frame(Symmetric(5) * Orthogonal(3))
+
+
+PRINTED = {
+    "FlatGraph": (FlatGraph(8, 16, 2), "N=8, width=16, soft=False"),
+    "IdentifiedNodes": (IdentifiedNodes(8, 16, 2), "N=8, width=16, node_features=2"),
+    "GIN": (GIN(2, width=16, layers=4), "in_features=2, width=16, layers=4"),
+    "VectorNeurons": (VectorNeurons(1, 8, scores=False), "channels=1, width=8, dim=3, outputs=('matrices',)"),
+}
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_a_printed_part_shows_its_sizes(name):
+    module, expected = PRINTED[name]
+    assert repr(module).splitlines()[1].strip() == expected or repr(module) == f"{name}({expected})"

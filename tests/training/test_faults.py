@@ -180,7 +180,7 @@ TOLD = {
 @pytest.mark.parametrize("name", TOLD)
 def test_faults_blame_what_the_error_names_alone(tmp_path, name):
     error, wanted = TOLD[name]
-    with pytest.raises(faults.Fault) as found, faults.faults_told(tmp_path):
+    with pytest.raises(faults.Fault) as found, faults.faults_reported(tmp_path):
         raise error
     link = ":" if wanted == PROCESSES else ", got"
     assert str(found.value) == f"fit: {wanted}{link} {error}; there is no checkpoint in {tmp_path} yet"
@@ -200,7 +200,7 @@ def test_faults_blame_what_the_error_names_alone(tmp_path, name):
     ids=repr,
 )
 def test_errors_that_are_no_faults_pass(tmp_path, error):
-    with pytest.raises(type(error)) as found, faults.faults_told(tmp_path):
+    with pytest.raises(type(error)) as found, faults.faults_reported(tmp_path):
         raise error
     assert found.value is error
 
@@ -229,7 +229,7 @@ def test_rows_that_reach_no_disk_name_their_file(tmp_path):
     rows._file.close()
     rows._file = open("/dev/full", "ab", buffering=0)
     rows.log_metrics({"loss": 2.0}, 1)
-    with pytest.raises(faults.Fault) as found, faults.faults_told(tmp_path):
+    with pytest.raises(faults.Fault) as found, faults.faults_reported(tmp_path):
         rows.save()
     assert str(found.value).startswith(
         f"fit: {tmp_path}/logs/metrics.csv must be writable, got [Errno 28] No space left"
