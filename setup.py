@@ -1,15 +1,15 @@
-"""Builds the compiled kernels: csrc/*.cpp and csrc/cpu/*.cpp always, csrc/cuda/ if nvcc and a CUDA build of torch exist.
+"""Builds the compiled kernels.
+
+probsym_fast._C: the CPU kernels. _cuda: those of csrc/cuda/, if nvcc and a CUDA build of torch exist. Both use torch's
+stable ABI: one build runs with every torch from OLDEST on. _autograd: their gradients' fast path, for this torch only.
 
 Without a working compiler the package still installs, and every op runs its reference (`probsym info` reports it).
 PROBSYM_BUILD=0 skips the kernels, PROBSYM_BUILD=1 makes a failed build an error, PROBSYM_CUDA=0 leaves out csrc/cuda/.
-PROBSYM_ISA=native builds for the instruction set of this machine's processor only, in less than half the time.
 TORCH_CUDA_ARCH_LIST selects the GPUs to build for; the newest default also includes PTX, which later GPUs can compile.
 PROBSYM_SANITIZE=1 builds with the address and undefined-behaviour sanitizers of the C++ compiler (`make sanitize`).
 """
 
 import os
-import platform
-import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +19,7 @@ from setuptools import setup
 
 WANTED = os.environ.get("PROBSYM_BUILD", "auto")
 ROOT = Path(__file__).parent
+OLDEST = (2, 11)  # the torch whose stable ABI the kernels use
 
 
 def toolkit():
@@ -31,25 +32,8 @@ def toolkit():
     return top and os.path.realpath(top)
 
 
-def instruction_sets():
-    """The flags that select the kernels' instruction sets (csrc/cpu/isa.h): none for all of them."""
-    wanted = os.environ.get("PROBSYM_ISA", "all")
-    if wanted not in ("all", "native"):
-        sys.exit(f"PROBSYM_ISA must be all or native, got {wanted!r}")
-    if wanted == "all" or platform.machine() not in ("x86_64", "AMD64"):
-        return []
-    command = [*shlex.split(os.environ.get("CXX", "c++")), "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
-    try:
-        macros = set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
-    except (OSError, subprocess.CalledProcessError):
-        return []  # a build for every processor runs here too
-    avx2 = macros >= {"__AVX2__", "__FMA__"}
-    avx512 = avx2 and macros >= {f"__AVX512{name}__" for name in ("F", "DQ", "VL", "BW")}
-    return [f"-DPSF_ISAS={4 if avx512 else 2 if avx2 else 1}"]
-
-
 def extension():
-    """The extension and its build command, or None if torch's build tools cannot be imported."""
+    """The extensions and their build command, or None if torch's build tools cannot be imported."""
     if WANTED == "0":
         return None
     if "CUDA_HOME" not in os.environ and "CUDA_PATH" not in os.environ and (found := toolkit()):
@@ -73,7 +57,8 @@ def extension():
                 if WANTED == "1":
                     raise
                 for folder in (ROOT, Path(self.build_lib)):  # else an older build would be loaded
-                    (folder / self.get_ext_filename("probsym_fast._C")).unlink(missing_ok=True)
+                    for name in ("_C", "_cuda", "_autograd"):
+                        (folder / self.get_ext_filename(f"probsym_fast.{name}")).unlink(missing_ok=True)
                 print(
                     f"probsym_fast: the kernels did not build, ops use their reference: {error}",
                     file=sys.stderr,
@@ -88,9 +73,6 @@ def extension():
         cuda += sources("cuda/*.cpp")
         newest = "9.0+PTX" if tuple(map(int, torch.version.cuda.split(".")[:2])) < (12, 8) else "9.0;10.0;12.0+PTX"
         architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", f"8.0;{newest}")
-        defined = [f'-DPSF_CUDA_ARCHITECTURES="{architectures}"']
-    else:
-        defined = []
     # without OpenMP the inlined at::parallel_for is serial; torch brings the runtime, so it is not linked again
     openmp = ["-fopenmp"] if sys.platform == "linux" else []
     checked = []
@@ -98,17 +80,31 @@ def extension():
         checked = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined"]
         optimised = ["-O1", "-g", "-fno-omit-frame-pointer"]
     else:
-        optimised = ["-O3"]
-    kind = CUDAExtension if cuda else CppExtension
-    return kind(
-        "probsym_fast._C",
-        sources("*.cpp") + sources("cpu/*.cpp") + (cuda or []),
-        depends=sources("**/*.h"),
-        include_dirs=[str(ROOT / "csrc")],
-        extra_compile_args={"cxx": [*optimised, "-Wno-psabi", *openmp, *defined, *instruction_sets(), *checked], "nvcc": ["-O3"]},
-        extra_link_args=checked,
-    ), Build
+        optimised = ["-O3", "-g0"]  # Python asks for debug information, half of the library
+    stable = [f"-DTORCH_TARGET_VERSION=0x{OLDEST[0]:02x}{OLDEST[1]:02x}000000000000"]
+    cxx = [*optimised, "-Wno-psabi", *openmp, *checked]
+    common = ["csrc/check.cpp", "csrc/errors.cpp", "csrc/kernels.cpp", "csrc/tensor.cpp"]
+
+    def module(name, files, flags, kind=CppExtension, **more):
+        return kind(
+            f"probsym_fast.{name}",
+            files,
+            depends=sources("**/*.h"),
+            include_dirs=[str(ROOT / "csrc")],
+            extra_compile_args={"cxx": [*cxx, *flags], "nvcc": ["-O3"]},
+            extra_link_args=checked,
+            **more,
+        )
+
+    modules = [
+        module("_C", [*common, "csrc/module.cpp", *sources("cpu/*.cpp")], stable),
+        module("_autograd", ["csrc/autograd.cpp"], []),
+    ]
+    if cuda:
+        flags = [*stable, "-DUSE_CUDA", f'-DPSF_CUDA_ARCHITECTURES="{architectures}"']
+        modules.append(module("_cuda", [*common, *cuda], flags, CUDAExtension))
+    return modules, Build
 
 
 built = extension()
-setup(**({"ext_modules": [built[0]], "cmdclass": {"build_ext": built[1]}} if built else {}))
+setup(**({"ext_modules": built[0], "cmdclass": {"build_ext": built[1]}} if built else {}))

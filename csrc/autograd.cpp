@@ -1,14 +1,16 @@
-// The gradient of every op, derived from the names in the schema of <op>_backward:
+// probsym_fast._autograd: the gradient of every op, derived from the names in the schema of <op>_backward:
 //   argument d_<result>   gradient of that result of the op; None if there is none (no call if it is not optional)
 //   argument needs_<argument>  bool: whether its result d_<argument> is needed
 //   any other argument    the op's argument or result of that name
 //   result d_<argument>   gradient of that argument of the op
-// Without this extension ops/_op.py does the same in Python, at ten times the cost of a call.
-#include "autograd.h"
-
+// It needs torch's unstable headers, so it is built for one version of torch. With another one ops/_op.py does the same in
+// Python, at ten times the cost of a call.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
+#include <torch/version.h>
+
+#include <pybind11/pybind11.h>
 
 namespace psf {
 namespace {
@@ -215,3 +217,8 @@ void differentiate(const std::string& name) {
 }
 
 }  // namespace psf
+
+PYBIND11_MODULE(_autograd, m) {
+  m.attr("torch_version") = TORCH_VERSION;
+  m.def("differentiate", &psf::differentiate, "Makes an op differentiable by its <op>_backward.");
+}

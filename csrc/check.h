@@ -2,12 +2,10 @@
 // checks.) Sizes, dtypes, devices and counts are checked before anything is read; values (node numbers, slots, offsets)
 // where they are read anyway.
 #pragma once
-#include <ATen/ATen.h>
-#include <ATen/Parallel.h>
-#include <torch/library.h>
-
 #include <cstdint>
 #include <limits>
+
+#include "tensor.h"
 
 namespace psf {
 
@@ -25,42 +23,42 @@ using Dims = std::initializer_list<Dim*>;
 // The arguments of one call.
 class Arguments {
  public:
-  explicit Arguments(const char* op, at::Device device = at::kCPU) : op(op), device_(device) {}
+  explicit Arguments(const char* op, Device device = cpu()) : op(op), device_(device) {}
   const char* const op;
 
   // float32 or float64, the same for all tensors of a call.
-  const at::Tensor& floats(const char* name, const at::Tensor& x);
-  const at::Tensor& floats(const char* name, const at::Tensor& x, Dims dims);
-  const at::Tensor& integers(const char* name, const at::Tensor& x, Dims dims);  // int64
+  const Tensor& floats(const char* name, const Tensor& x);
+  const Tensor& floats(const char* name, const Tensor& x, Dims dims);
+  const Tensor& integers(const char* name, const Tensor& x, Dims dims);  // int64
   // Contiguous; undefined if not given.
-  at::Tensor floats(const char* name, const std::optional<at::Tensor>& x, Dims dims) {
-    return x ? floats(name, *x, dims).contiguous() : at::Tensor();
+  Tensor floats(const char* name, const std::optional<Tensor>& x, Dims dims) {
+    return x ? floats(name, *x, dims).contiguous() : Tensor();
   }
-  at::Tensor integers(const char* name, const std::optional<at::Tensor>& x, Dims dims) {
-    return x ? integers(name, *x, dims).contiguous() : at::Tensor();
+  Tensor integers(const char* name, const std::optional<Tensor>& x, Dims dims) {
+    return x ? integers(name, *x, dims).contiguous() : Tensor();
   }
   // t, log_r and log_c of a soft permutation: all or none are given; none is refused if `needed`, for their gradients.
-  void soft(const std::optional<at::Tensor>& t, const std::optional<at::Tensor>& log_r, const std::optional<at::Tensor>& log_c,
+  void soft(const std::optional<Tensor>& t, const std::optional<Tensor>& log_r, const std::optional<Tensor>& log_c,
             double tau, Dims dims, bool needed = false);
-  void same_shape(const char* name, const at::Tensor& x, const char* as, const at::Tensor& y) const;
+  void same_shape(const char* name, const Tensor& x, const char* as, const Tensor& y) const;
   void count(const char* name, int64_t n, int64_t least, int64_t most) const;
   void temperature(double tau) const;
 
  private:
-  const at::Device device_;
+  const Device device_;
   const char* first_ = nullptr;  // the first floating tensor
-  at::ScalarType dtype_ = at::ScalarType::Undefined;
-  void memory(const char* name, const at::Tensor& x) const;
-  void shape(const char* name, const at::Tensor& x, Dims dims) const;
+  ScalarType dtype_ = ScalarType::Undefined;
+  void memory(const char* name, const Tensor& x) const;
+  void shape(const char* name, const Tensor& x, Dims dims) const;
 };
 
 // (B,) numbers of valid nodes, 1 to N each; null if all N are valid. CPU only.
 class NumNodes {
-  at::Tensor held_;
+  Tensor held_;
   const int64_t* counts_ = nullptr;
 
  public:
-  NumNodes(Arguments& in, const std::optional<at::Tensor>& num_nodes, Dim& B, int64_t N);
+  NumNodes(Arguments& in, const std::optional<Tensor>& num_nodes, Dim& B, int64_t N);
   operator const int64_t*() const { return counts_; }
 };
 
@@ -72,7 +70,7 @@ void check_row(const char* op, const char* name, const int64_t* row, int64_t n, 
 
 // The first count(b) entries of every row of x (B, S, N): each must be 0 to limit(b) - 1.
 template <class Count, class Limit>
-void check_rows(const char* op, const char* name, const at::Tensor& x, Count count, Limit limit) {
+void check_rows(const char* op, const char* name, const Tensor& x, Count count, Limit limit) {
   const int64_t *row = x.const_data_ptr<int64_t>(), B = x.size(0), S = x.size(1), N = x.size(2);
   for (int64_t b = 0; b < B; ++b)
     for (int64_t s = 0; s < S; ++s, row += N) check_row(op, name, row, count(b), limit(b), b);
@@ -80,10 +78,5 @@ void check_rows(const char* op, const char* name, const at::Tensor& x, Count cou
 
 // The least number of loop iterations per thread: enough for `least` operations, at about `cost` per iteration.
 inline int64_t grain(double cost, double least = 16384) { return 1 + static_cast<int64_t>(least / (1 + cost)); }
-
-// Products inside a kernel stay in its dtype, under torch.autocast too.
-struct NoAutocast {
-  c10::impl::ExcludeDispatchKeyGuard guard{c10::autocast_dispatch_keyset};
-};
 
 }  // namespace psf

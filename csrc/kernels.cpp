@@ -1,34 +1,23 @@
 #include "kernels.h"
 
 #include <memory>
-#include <vector>
 
 namespace psf {
-namespace {
 
-std::vector<Kernels>& all_kernels() {
-  static std::vector<Kernels> list;
+std::vector<Kernel>& kernels() {
+  static std::vector<Kernel> list;
   return list;
 }
 
-}  // namespace
-
-Kernels::Kernels(c10::DispatchKey key, void (*add)(torch::Library&), const char* file) : key(key), add(add), file(file) {
-  all_kernels().push_back(*this);
-}
-
 void register_kernels() {
+  using torch::stable::detail::StableLibrary;
   // never destroyed: the dispatcher may be destroyed first
-  static auto& libraries = *new std::vector<std::unique_ptr<torch::Library>>;
+  static auto& libraries = *new std::map<std::string, std::unique_ptr<StableLibrary>>;
   if (!libraries.empty()) return;
-  try {
-    for (const Kernels& x : all_kernels()) {
-      libraries.push_back(std::make_unique<torch::Library>(torch::Library::IMPL, "probsym_fast", x.key, x.file, 0));
-      x.add(*libraries.back());
-    }
-  } catch (...) {
-    libraries.clear();
-    throw;
+  for (const Kernel& x : kernels()) {
+    auto& library = libraries[x.device];
+    if (!library) library = std::make_unique<StableLibrary>(StableLibrary::Kind::IMPL, "probsym_fast", x.device, __FILE__, __LINE__);
+    library->impl(x.name.c_str(), x.call);
   }
 }
 

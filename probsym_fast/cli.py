@@ -265,8 +265,8 @@ def _info(options: argparse.Namespace, rest: list[str]) -> int:
     facts = info()
     _table("versions", list(facts["versions"].items()))
     extension = facts["extension"]
-    built = f"built for torch {extension['built_for_torch']}, {extension['instruction_set']}"
-    built += "" if extension["portable"] else " only"
+    built = f"built with torch {extension['built_for_torch']}, {extension['instruction_set']}"
+    built += f", gradients in {extension['gradients']}"
     _table(
         "devices",
         [("compiled kernels", built if extension["built"] else "not in use"), *facts["devices"].items()],

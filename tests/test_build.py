@@ -1,8 +1,7 @@
-"""Without compiled kernels everything works, and is reported once; how setup.py decides what to build."""
+"""Without compiled kernels everything works, and is reported once; other versions of torch; what setup.py builds."""
 
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -99,17 +98,19 @@ EXTENSIONS = {  # the file that stands for the extension, what it holds, what is
         "_C.py",
         f"torch_version = {TORCH!r}",
         "the compiled kernels come from another version of probsym_fast, "
-        "without differentiate, instruction_set, portable, register_kernels: ",
+        "without kernels, register_kernels, instruction_set: ",
     ),
     "without a torch version": (
         "_C.py",
-        "differentiate = instruction_set = portable = register_kernels = None",
+        "instruction_set = register_kernels = kernels = None",
         "the compiled kernels come from another version of probsym_fast, without torch_version: ",
     ),
-    "another torch": (
+    "another version of an op": (
         "_C.py",
-        "torch_version = '1.13.1'; differentiate = instruction_set = portable = register_kernels = None",
-        f"the compiled kernels were built for torch 1.13.1, this is {torch.__version__}: ",
+        "torch_version = '2.11.0'\ninstruction_set = register_kernels = None\n"
+        "def kernels(): return [('CPU', 'orthogonal_frame', 'Tensor -> Tensor')]",
+        "the compiled kernels come from another version of probsym_fast (orthogonal_frame is Tensor, bool -> Tensor, "
+        "its kernel Tensor -> Tensor): ",
     ),
 }
 
@@ -117,7 +118,7 @@ EXTENSIONS = {  # the file that stands for the extension, what it holds, what is
 @pytest.mark.parametrize("extension", EXTENSIONS)
 def test_everything_works_without_the_extension(tmp_path, extension):
     file, content, problem = EXTENSIONS[extension]
-    ignored = shutil.ignore_patterns("_C*", "__pycache__")
+    ignored = shutil.ignore_patterns("_*.so", "__pycache__")
     shutil.copytree(ROOT / "probsym_fast", tmp_path / "probsym_fast", ignore=ignored)
     if file:
         (tmp_path / "probsym_fast" / file).write_text(content)
@@ -159,42 +160,71 @@ def test_kernels_of_another_schema_are_not_used_and_end_no_process():
 
 @pytest.fixture
 def loader(monkeypatch):
-    """Loads again with a given extension module; afterwards all is as before."""
-    for name in ("_module", "_problem", "_reported"):
-        monkeypatch.setattr(_extension, name, None)
+    """Loads again with given extensions, None: absent; afterwards all is as before."""
+    monkeypatch.setattr(_extension, "_modules", {})
+    monkeypatch.setattr(_extension, "_problems", {})
+    monkeypatch.setattr(_extension, "_reported", False)
 
-    def load(module):
-        monkeypatch.setitem(sys.modules, "probsym_fast._C", module)
-        _extension.load()
+    def load(**modules):
+        for name in _extension.NEEDED:
+            monkeypatch.setitem(sys.modules, f"probsym_fast.{name}", modules.get(name))  # None: there is no such module
+        _extension.load({})
 
     return load
 
 
 def extension(**changed: object) -> types.SimpleNamespace:
-    given = {"torch_version": TORCH, "differentiate": None, "instruction_set": None, "portable": True, "register_kernels": lambda: None}
+    """One that stands for any of the three."""
+    given = dict.fromkeys(x for names in _extension.NEEDED.values() for x in names)
+    given |= {"torch_version": TORCH, "kernels": list, "register_kernels": lambda: None}
     return types.SimpleNamespace(**given | changed)
 
 
-def test_kernels_built_for_another_torch_are_not_used(loader):
-    """Also where they have registered themselves, as those of this installation have."""
-    loader(extension(torch_version="1.13.1"))
-    expected = f"the compiled kernels were built for torch 1.13.1, this is {torch.__version__}: {_extension.MEND}"
-    assert _extension.problem() == expected
-    assert _extension.module() is None
-    assert all(op.backends("cpu") == ("reference",) for op in OPS.values())
+def test_gradients_built_for_another_torch_are_made_in_python(loader):
+    """The kernels are on torch's stable ABI; only what makes them differentiable in C++ is not."""
+    old = extension(torch_version="2.11.0")
+    loader(_C=old, _autograd=old)
+    assert _extension.module() is old and _extension.problem() is None
+    expected = f"the compiled gradients were built for torch 2.11.0, this is {torch.__version__}: {_extension.MEND}"
+    assert _extension.differentiate() is None and _extension.problem("_autograd") == expected
+    new = extension(differentiate=print)
+    loader(_C=old, _autograd=new)
+    assert _extension.differentiate() is print and _extension.problem("_autograd") is None
 
 
-def test_kernels_built_for_this_torch_are_no_problem(loader):
-    module = extension()
-    loader(module)
-    assert _extension.module() is module and _extension.problem() is None
+GRADIENTS_IN_PYTHON = """
+import sys
+sys.modules["probsym_fast._autograd"] = None
+import torch
+import probsym_fast as psf
+assert psf.info()["extension"]["gradients"] == "Python" and psf.info()["extension"]["problem"] is None
+assert psf.info()["ops"]["act_orthogonal"]["cpu"][0] == "cpu"
+vectors, frames = torch.randn(2, 4, 3, 1, requires_grad=True), torch.randn(2, 5, 3, 3, requires_grad=True)
+found = []
+for backend in ("cpu", "reference"):
+    loss = psf.ops.act_orthogonal(vectors, frames, mean=True, backend=backend).square().sum()
+    found.append(torch.autograd.grad(loss, (vectors, frames)))
+for x, y in zip(*found, strict=True):
+    torch.testing.assert_close(x, y)
+"""
+
+
+@pytest.mark.skipif(MODULE is None, reason="the extension is not built")
+def test_kernels_with_gradients_in_python():
+    done = python(GRADIENTS_IN_PYTHON, ROOT, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+
+
+def test_kernels_that_fit_are_no_problem(loader):
+    loader(_C=extension())
+    assert _extension.problem() is None and _extension.has_kernels("cpu") and not _extension.has_kernels("cuda")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _extension.report_once("cpu")
 
 
 def test_only_the_cpu_is_reported_and_only_once(loader):
-    loader(None)  # Python's way to say that there is no such module
+    loader()
     assert _extension.module() is None and _extension.problem().startswith("the compiled kernels are not built")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -206,13 +236,21 @@ def test_only_the_cpu_is_reported_and_only_once(loader):
     assert [w.category for w in caught] == [RuntimeWarning]
 
 
+@pytest.mark.skipif(MODULE is None, reason="the extension is not built")
+def test_the_signatures_are_those_of_the_schemas():
+    """Written by two sides: C++ from its functions' types, Python from the schemas."""
+    ops = [x for op in OPS.values() for x in (op.kernel, op.backward) if x is not None]
+    expected = {x._schema.name.split("::")[1]: _extension.signature(x._schema) for x in ops}
+    assert {op: signature for _, op, signature in MODULE.kernels()} == expected
+
+
 @pytest.fixture
 def gpu(loader, monkeypatch):
     """An extension built for other GPUs than the one that is there, which op calls see as if it were the CPU."""
     _extension._runs_on_gpu.cache_clear()
     asked = []
     runs = lambda index: asked.append(index) or index == 1  # noqa: E731
-    loader(extension(cuda_architectures="8.0;9.0;10.0+PTX", runs_on_gpu=runs))
+    loader(_C=extension(), _cuda=extension(cuda_architectures="8.0;9.0;10.0+PTX", runs_on_gpu=runs))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla T4")
     yield asked
@@ -274,7 +312,7 @@ def build(tree: Path, **environment: str) -> subprocess.CompletedProcess:
 
 def test_a_failing_compiler_leaves_the_package_without_kernels(tree):
     """Without those of an older build, too; another interpreter's stay."""
-    older = tree / "probsym_fast" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    older = tree / "probsym_fast" / f"_autograd{sysconfig.get_config_var('EXT_SUFFIX')}"
     other = tree / "probsym_fast" / "_C.cpython-27.so"
     older.touch()
     other.touch()
@@ -291,15 +329,11 @@ def test_a_failing_compiler_is_an_error_where_kernels_are_wanted(tree):
     assert "the kernels did not build" not in done.stderr
 
 
-def test_an_instruction_set_that_setup_does_not_know_is_refused(tree):
-    done = build(tree, PROBSYM_ISA="sse9")
-    assert done.returncode != 0 and "PROBSYM_ISA must be all or native, got 'sse9'" in done.stderr
-
-
 # Prints, for each setting, the sources that setup() is called with (None where there is no extension), and the GPUs.
 DECISIONS = """
 import json, os, pathlib, runpy, sys
 import setuptools, torch
+COMMON = ["csrc/check.cpp", "csrc/errors.cpp", "csrc/kernels.cpp", "csrc/tensor.cpp"]
 import torch.utils.cpp_extension as tools
 calls = []
 setuptools.setup = lambda **arguments: calls.append(arguments)
@@ -314,12 +348,10 @@ def sources(wanted="auto", cuda="13.2", home="toolkit", gpus=None):
     modules = calls[-1].get("ext_modules")
     assert ("build_ext" in calls[-1].get("cmdclass", {})) == (modules is not None)
     if modules:
-        defined = [x for x in modules[0].extra_compile_args["cxx"] if "ARCHITECTURES" in x]
-        return modules[0].sources, defined, os.environ.get("TORCH_CUDA_ARCH_LIST")
-
-def flags():
-    sources()
-    return [x for x in calls[-1]["ext_modules"][0].extra_compile_args["cxx"] if "PSF_ISAS" in x]
+        defined = [x for x in modules[-1].extra_compile_args["cxx"] if "ARCHITECTURES" in x]
+        built = {module.name.split(".")[1]: [x for x in module.sources if x not in COMMON] for module in modules}
+        assert all(set(COMMON) <= set(module.sources) for module in modules if module.name != "probsym_fast._autograd")
+        return built, defined, os.environ.get("TORCH_CUDA_ARCH_LIST")
 
 answer = {}
 answer["no cuda files"] = sources()
@@ -333,11 +365,6 @@ answer["no toolkit"] = sources(home=None)
 answer["no nvcc"] = sources(home="empty")
 answer["torch without cuda"] = sources(cuda=None)
 answer["not wanted"] = sources("0")
-answer["every processor"] = flags()
-os.environ["PROBSYM_ISA"] = "native"
-answer["this processor"] = flags()
-os.environ["CXX"] = "no such compiler"
-answer["no compiler to ask"] = flags()
 sys.modules["torch.utils.cpp_extension"] = None
 answer["no build tools"] = sources()
 try:
@@ -354,20 +381,14 @@ def test_what_is_built_where(tree):
     (tree / "empty").mkdir()
     done = python(DECISIONS, tree)
     assert done.returncode == 0, done.stderr
-    files = ["csrc/module.cpp", "csrc/cpu/op.cpp"]
-    cpu = [files, [], None]
+    modules = {"_C": ["csrc/module.cpp", "csrc/cpu/op.cpp"], "_autograd": ["csrc/autograd.cpp"]}
+    cpu = [modules, [], None]
 
     def with_gpus(names):
-        return [[*files, "csrc/cuda/op.cu", "csrc/cuda/op.torch.cpp"], [f'-DPSF_CUDA_ARCHITECTURES="{names}"'], names]
+        cuda = {"_cuda": ["csrc/cuda/op.cu", "csrc/cuda/op.torch.cpp"]}
+        return [modules | cuda, [f'-DPSF_CUDA_ARCHITECTURES="{names}"'], names]
 
-    answer = json.loads(done.stdout.splitlines()[-1])
-    if platform.machine() == "x86_64" and shutil.which("c++"):
-        best = {"baseline": 1, "avx2": 2, "avx512": 4}[MODULE.instruction_sets()[0]] if MODULE else None
-        (flag,) = answer.pop("this processor")
-        assert flag == f"-DPSF_ISAS={best}" or best is None
-    else:
-        assert answer.pop("this processor") == []
-    assert answer == {
+    assert json.loads(done.stdout.splitlines()[-1]) == {
         "no cuda files": cpu,
         "toolkit": with_gpus("8.0;9.0;10.0;12.0+PTX"),
         "chosen": with_gpus("7.5 9.0a"),
@@ -376,8 +397,6 @@ def test_what_is_built_where(tree):
         "no nvcc": cpu,
         "torch without cuda": cpu,
         "not wanted": None,
-        "every processor": [],
-        "no compiler to ask": [],
         "no build tools": None,
         "no build tools, wanted": "ImportError",
     }

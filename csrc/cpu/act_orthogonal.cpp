@@ -8,8 +8,6 @@
 namespace psf {
 namespace {
 
-using at::Tensor;
-
 struct Shape {
   Dim B{"B"}, S{"S", 1}, n{"n"}, d{"d"}, C{"C"};
   bool per_sample;
@@ -26,13 +24,13 @@ Tensor act_orthogonal(const Tensor& vectors_in, const Tensor& frames_in, bool in
   Arguments in("act_orthogonal");
   const Shape x(in, vectors_in, frames_in);
   const Tensor vectors = vectors_in.contiguous(), frames = frames_in.contiguous();
-  const Tensor out = at::empty(mean ? at::IntArrayRef{x.B, x.n, x.d, x.C} : at::IntArrayRef{x.B, x.S, x.n, x.d, x.C}, vectors.options());
-  AT_DISPATCH_FLOATING_TYPES(vectors.scalar_type(), "act_orthogonal", [&] {
+  const Tensor out = empty(mean ? IntArrayRef{x.B, x.n, x.d, x.C} : IntArrayRef{x.B, x.S, x.n, x.d, x.C}, vectors.options());
+  PSF_DISPATCH_FLOATING(vectors.scalar_type(), [&] {
     using T = scalar_t;
     const T* v = vectors.const_data_ptr<T>();
     const T* g = frames.const_data_ptr<T>();
     T* y = out.mutable_data_ptr<T>();
-    at::parallel_for(0, x.B, grain(double(x.S) * double(x.size()), 4096), [&](int64_t begin, int64_t end) {
+    parallel_for(0, x.B, grain(double(x.S) * double(x.size()), 4096), [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b)
         for (int64_t s = 0; s < x.S; ++s)
           PSF_DISPATCH(act_vectors<T>(g + (b * x.S + s) * x.d * x.d, v + x.vectors_at(b, s),
@@ -50,13 +48,13 @@ std::tuple<Tensor, Tensor> act_orthogonal_backward(const Tensor& d_out_in, const
   if (mean) in.floats("d_out", d_out_in, {&x.B, &x.n, &x.d, &x.C});
   else in.floats("d_out", d_out_in, {&x.B, &x.S, &x.n, &x.d, &x.C});
   const Tensor d_out = d_out_in.contiguous(), vectors = vectors_in.contiguous(), frames = frames_in.contiguous();
-  const Tensor d_vectors = needs_vectors ? at::empty_like(vectors) : Tensor(), d_frames = needs_frames ? at::empty_like(frames) : Tensor();
-  AT_DISPATCH_FLOATING_TYPES(vectors.scalar_type(), "act_orthogonal_backward", [&] {
+  const Tensor d_vectors = needs_vectors ? empty_like(vectors) : Tensor(), d_frames = needs_frames ? empty_like(frames) : Tensor();
+  PSF_DISPATCH_FLOATING(vectors.scalar_type(), [&] {
     using T = scalar_t;
     const T *v = vectors.const_data_ptr<T>(), *g = frames.const_data_ptr<T>(), *dy = d_out.const_data_ptr<T>();
     T *d_v = needs_vectors ? d_vectors.mutable_data_ptr<T>() : nullptr, *d_g = needs_frames ? d_frames.mutable_data_ptr<T>() : nullptr;
     const T scale = mean ? T(1) / T(x.S) : T(1);
-    at::parallel_for(0, x.B, grain(double(x.S) * double(x.size()), 4096), [&](int64_t begin, int64_t end) {
+    parallel_for(0, x.B, grain(double(x.S) * double(x.size()), 4096), [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b)
         for (int64_t s = 0; s < x.S; ++s) {
           const int64_t sample = b * x.S + s, from = (mean ? b : sample) * x.size(), to = x.vectors_at(b, s);
@@ -74,8 +72,8 @@ std::tuple<Tensor, Tensor> act_orthogonal_backward(const Tensor& d_out_in, const
 }  // namespace
 
 PSF_KERNELS(CPU, m) {
-  m.impl("act_orthogonal", &act_orthogonal);
-  m.impl("act_orthogonal_backward", &act_orthogonal_backward);
+  m.add<&act_orthogonal>("act_orthogonal");
+  m.add<&act_orthogonal_backward>("act_orthogonal_backward");
 }
 
 }  // namespace psf

@@ -9,14 +9,13 @@
 namespace psf {
 namespace {
 
-using at::Tensor;
 using Maybe = std::optional<Tensor>;
 
 constexpr int64_t part = 4096;  // values summed at a time in the gradient of `own`, for any number of threads
 
 void check(Arguments& in, const Tensor& x, const Tensor& edge_index, const Maybe& ptr, const Maybe& own) {
   in.floats("x", x);
-  TORCH_CHECK_VALUE(x.dim() > 0, in.op, ": x must be (nodes, ...), got a scalar");
+  PSF_CHECK_VALUE(x.dim() > 0, in.op, ": x must be (nodes, ...), got a scalar");
   Dim two{"2", 2, 2, 2}, E{"E"}, offsets{"B + 1", 1, x.size(0) + 1};
   in.integers("edge_index", edge_index, {&two, &E});
   in.integers("ptr", ptr, {&offsets});
@@ -24,13 +23,13 @@ void check(Arguments& in, const Tensor& x, const Tensor& edge_index, const Maybe
 }
 
 Tensor sum_over(const Tensor& x_in, const Tensor& edges_in, const Maybe& ptr_in, const Maybe& own_in, int64_t from_axis) {
-  const Tensor x = x_in.contiguous(), edges = edges_in.contiguous(), ptr = ptr_in ? ptr_in->contiguous() : Tensor(), out = at::empty_like(x);
+  const Tensor x = x_in.contiguous(), edges = edges_in.contiguous(), ptr = ptr_in ? ptr_in->contiguous() : Tensor(), out = empty_like(x);
   const int64_t graphs = ptr_in ? ptr.size(0) - 1 : 0, nodes = x.size(0) - graphs, E = edges.size(1);
   const int64_t width = x.size(0) ? x.numel() / x.size(0) : 0;
   const int64_t *from = edges.const_data_ptr<int64_t>() + from_axis * E, *to = edges.const_data_ptr<int64_t>() + (1 - from_axis) * E;
   std::vector<int64_t> begin(nodes + 1), neighbors(E), graph(nodes);
   for (int64_t e = 0; e < E; ++e) {
-    TORCH_CHECK_VALUE(std::min(from[e], to[e]) >= 0 && std::max(from[e], to[e]) < nodes, "aggregate: edge_index must hold node numbers 0 to ",
+    PSF_CHECK_VALUE(std::min(from[e], to[e]) >= 0 && std::max(from[e], to[e]) < nodes, "aggregate: edge_index must hold node numbers 0 to ",
                       nodes - 1, ", got ", edges.const_data_ptr<int64_t>()[e], " and ", edges.const_data_ptr<int64_t>()[E + e], " in column ", e);
     ++begin[to[e] + 1];
   }
@@ -38,21 +37,21 @@ Tensor sum_over(const Tensor& x_in, const Tensor& edges_in, const Maybe& ptr_in,
   std::vector<int64_t> next(begin.begin(), begin.end() - 1);
   for (int64_t e = 0; e < E; ++e) neighbors[next[to[e]]++] = from[e];
   const int64_t* offsets = ptr_in ? ptr.const_data_ptr<int64_t>() : nullptr;
-  if (offsets) TORCH_CHECK_VALUE(offsets[0] == 0 && offsets[graphs] == nodes, "aggregate: ptr must rise from 0 to the ", nodes,
+  if (offsets) PSF_CHECK_VALUE(offsets[0] == 0 && offsets[graphs] == nodes, "aggregate: ptr must rise from 0 to the ", nodes,
                                  " nodes, x's rows less one a graph, got ", offsets[0], " to ", offsets[graphs]);
   for (int64_t b = 0; b < graphs; ++b) {
-    TORCH_CHECK_VALUE(offsets[b] <= offsets[b + 1] && offsets[b + 1] <= nodes, "aggregate: ptr must rise, got ", offsets[b + 1], " after ", offsets[b]);
+    PSF_CHECK_VALUE(offsets[b] <= offsets[b + 1] && offsets[b + 1] <= nodes, "aggregate: ptr must rise, got ", offsets[b + 1], " after ", offsets[b]);
     std::fill(graph.begin() + offsets[b], graph.begin() + offsets[b + 1], b);
   }
   for (int64_t e = 0; offsets && e < E; ++e)
-    TORCH_CHECK_VALUE(graph[from[e]] == graph[to[e]], "aggregate: edge_index must join nodes of one graph, got column ", e, " from graph ",
+    PSF_CHECK_VALUE(graph[from[e]] == graph[to[e]], "aggregate: edge_index must join nodes of one graph, got column ", e, " from graph ",
                       graph[edges.const_data_ptr<int64_t>()[e]], " to graph ", graph[edges.const_data_ptr<int64_t>()[E + e]]);
-  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "aggregate", [&] {
+  PSF_DISPATCH_FLOATING(x.scalar_type(), [&] {
     using T = scalar_t;
     const T* rows = x.const_data_ptr<T>();
-    const T own = own_in ? own_in->item<T>() : T(0);
+    const T own = own_in ? *own_in->const_data_ptr<T>() : T(0);
     T* sums = out.mutable_data_ptr<T>();
-    at::parallel_for(0, x.size(0), grain(double(width)), [&](int64_t first, int64_t last) {
+    parallel_for(0, x.size(0), grain(double(width)), [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         T* sum = sums + i * width;
         PSF_DISPATCH(start_row<T>(rows + i * width, i < nodes ? own : own + T(1), width, sum));
@@ -85,17 +84,18 @@ std::tuple<Tensor, Tensor> aggregate_backward(const Tensor& d_sums, const Tensor
   if (needs_own) {
     const Tensor x = x_in.contiguous(), d = d_sums.contiguous();
     const int64_t parts = (x.numel() + part - 1) / part;
-    AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "aggregate_backward", [&] {
+    PSF_DISPATCH_FLOATING(x.scalar_type(), [&] {
       using T = scalar_t;
       const T *a = x.const_data_ptr<T>(), *b = d.const_data_ptr<T>();
       std::vector<T> sums(parts);
-      at::parallel_for(0, parts, 4, [&](int64_t first, int64_t last) {
+      parallel_for(0, parts, 4, [&](int64_t first, int64_t last) {
         for (int64_t k = first; k < last; ++k)
           PSF_DISPATCH(product<T>(a + k * part, b + k * part, std::min(part, x.numel() - k * part), &sums[k]));
       });
       double total = 0;
       for (const T sum : sums) total += static_cast<double>(sum);
-      d_own = at::scalar_tensor(total, x.options());
+      d_own = empty({}, x.options());
+      *d_own.mutable_data_ptr<T>() = static_cast<T>(total);
     });
   }
   return {d_x, d_own};
@@ -104,8 +104,8 @@ std::tuple<Tensor, Tensor> aggregate_backward(const Tensor& d_sums, const Tensor
 }  // namespace
 
 PSF_KERNELS(CPU, m) {
-  m.impl("aggregate", &aggregate);
-  m.impl("aggregate_backward", &aggregate_backward);
+  m.add<&aggregate>("aggregate");
+  m.add<&aggregate_backward>("aggregate_backward");
 }
 
 }  // namespace psf

@@ -1,6 +1,6 @@
-// Includes the header PSF_KERNEL once for each instruction set of PSF_ISAS, inside namespace psf::baseline, psf::avx2,
-// psf::avx512. No include guard: every op includes it. simd.h comes before the header, in the same namespace, with vectors as
-// wide as the registers of the instruction set. The header may include laplace.h, which is written for the same use.
+// Includes the header PSF_KERNEL once for each instruction set, inside namespace psf::baseline, psf::avx2, psf::avx512.
+// No include guard: every op includes it. simd.h comes before the header, in the same namespace, with vectors as wide as the
+// registers of the instruction set. The header may include laplace.h, which is written for the same use.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -14,16 +14,14 @@
 #include "isa.h"
 #include "tile.h"
 
-#if PSF_ISAS & 1
 #define PSF_VECTOR_BYTES 16
 namespace psf::baseline {
 #include "simd.h"
 #include PSF_KERNEL
 }  // namespace psf::baseline
 #undef PSF_VECTOR_BYTES
-#endif
 
-#if PSF_ISAS & 2
+#if defined(__x86_64__)
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
@@ -38,15 +36,9 @@ namespace psf::avx2 {
 #undef PSF_VECTOR_BYTES
 #if defined(__clang__)
 #pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#endif
-
-#if PSF_ISAS & 4
-#if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma"))), apply_to = function)
 #else
+#pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")
 #endif
@@ -63,13 +55,4 @@ namespace psf::avx512 {
 #else
 #pragma GCC pop_options
 #endif
-#endif
-
-// For functions that are the same in every instruction set.
-#if PSF_ISAS & 1
-namespace psf { namespace any_isa = baseline; }
-#elif PSF_ISAS & 2
-namespace psf { namespace any_isa = avx2; }
-#else
-namespace psf { namespace any_isa = avx512; }
 #endif

@@ -5,7 +5,6 @@
 namespace psf {
 namespace {
 
-using at::Tensor;
 using Maybe = std::optional<Tensor>;
 
 Items items_of(const Tensor& items, const Tensor& ptr, const Tensor& rank, const Tensor& order) {
@@ -21,7 +20,7 @@ Tensor embed(const Tensor& items_in, const Tensor& values, const Tensor& ptr, co
   in.floats("bias", bias, {&x.D});
   const Items items = items_of(items_in, ptr, rank, order);
   const Axis axis(in.op, slots, grid, items.N);
-  const Tensor tokens = at::empty({items.B, items.S, items.k == 2 ? grid * grid : grid, weight.size(0)}, weight.options());
+  const Tensor tokens = empty({items.B, items.S, items.k == 2 ? grid * grid : grid, weight.size(0)}, weight.options());
   scatter(items, axis, values.contiguous(), 1, weight_rows(weight), bias ? Maybe(bias->contiguous()) : Maybe(), tokens);
   return tokens;
 }
@@ -43,15 +42,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> embed_backward(
   if (needs_values) d_values = gather(items, axis, d_tokens, 1, W);
   if (needs_t) d_soft = permutation_gradient(items, axis, values, 1, d_tokens, W, *t, *log_r, *log_c, tau);
   if (needs_weight) d_weight = weight_like(weight_gradient(items, axis, values, 1, d_tokens, W.sizes()), weight);
-  if (needs_bias) d_bias = d_tokens.sum({0, 1, 2});
+  if (needs_bias) d_bias = sum(d_tokens, {0, 1, 2});
   return {d_values, d_soft[0], d_soft[1], d_soft[2], d_weight, d_bias};
 }
 
 }  // namespace
 
 PSF_KERNELS(CPU, m) {
-  m.impl("embed", &embed);
-  m.impl("embed_backward", &embed_backward);
+  m.add<&embed>("embed");
+  m.add<&embed_backward>("embed_backward");
 }
 
 }  // namespace psf

@@ -11,7 +11,6 @@
 namespace psf {
 namespace {
 
-using at::Tensor;
 using Maybe = std::optional<Tensor>;
 
 constexpr int64_t tile_bytes = 32 << 20;  // of patch matrices at a time
@@ -64,10 +63,10 @@ struct Tiles {
   }
 
   template <class T> Tensor patches(const Tensor& matrix, int64_t begin, int64_t end) const {
-    const Tensor out = at::empty({first[end] - first[begin], width}, matrix.options());
+    const Tensor out = empty({first[end] - first[begin], width}, matrix.options());
     const T* A = matrix.const_data_ptr<T>();
     T* y = out.mutable_data_ptr<T>();
-    at::parallel_for(begin, end, 1, [&](int64_t from, int64_t to) {
+    parallel_for(begin, end, 1, [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i) {
         const int64_t b = i / S;
         PSF_DISPATCH(gather_patches<T>(A + b * N * N * C, order + i * N, nodes[b], N, C, slots, patch, cells[b].data(), rows(i),
@@ -79,7 +78,7 @@ struct Tiles {
 
   // f(row among the tile's compact rows, row among all tokens) for every token of the samples.
   template <class F> void for_each_token(int64_t begin, int64_t end, F f) const {
-    at::parallel_for(begin, end, 1, [&](int64_t from, int64_t to) {
+    parallel_for(begin, end, 1, [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i)
         for (int64_t r = 0; r < rows(i); ++r)
           f(first[i] - first[begin] + r, i * grid * grid + cells[i / S][2 * r] * grid + cells[i / S][2 * r + 1]);
@@ -87,7 +86,7 @@ struct Tiles {
   }
 
   template <class T> Tensor compact(const Tensor& tokens, int64_t begin, int64_t end) const {
-    const Tensor out = at::empty({first[end] - first[begin], D}, tokens.options());
+    const Tensor out = empty({first[end] - first[begin], D}, tokens.options());
     const T* x = tokens.const_data_ptr<T>();
     T* y = out.mutable_data_ptr<T>();
     for_each_token(begin, end, [&](int64_t row, int64_t token) { std::memcpy(y + row * D, x + token * D, D * sizeof(T)); });
@@ -98,16 +97,16 @@ struct Tiles {
 Tensor embed_matrix(const Tensor& matrix_in, const Maybe& num_nodes, const Tensor& rank, const Tensor& order, const Maybe& t,
                     const Maybe& log_r, const Maybe& log_c, double tau, const Tensor& slots, int64_t, int64_t grid, const Tensor& weight,
                     const Maybe& bias_in) {
-  const NoAutocast no_autocast;
   Arguments in("embed_matrix");
   PatchedAxes axes(in, 2, rank, order, t, log_r, log_c, tau, slots, grid, weight);
   in.floats("matrix", matrix_in, {&axes.B, &axes.N, &axes.N, &axes.C});
   const Tensor given = in.floats("bias", bias_in, {&axes.D});
   const Tensor matrix = matrix_in.contiguous(), W = weight_rows(weight), flat_t = W.flatten(0, 1).t().contiguous();
   const Tiles x(in, axes.B, num_nodes, order, slots, grid, W);
-  const Tensor bias = given.defined() ? given : at::zeros({x.D}, W.options());
-  const Tensor tokens = bias.expand({x.B, x.S, grid * grid, x.D}).clone(at::MemoryFormat::Contiguous);  // never the bias itself
-  AT_DISPATCH_FLOATING_TYPES(W.scalar_type(), "embed_matrix", [&] {
+  const Tensor bias = given.defined() ? given : zeros({x.D}, W.options());
+  const Tensor tokens = empty({x.B, x.S, grid * grid, x.D}, W.options());
+  fill_rows(tokens, bias);
+  PSF_DISPATCH_FLOATING(W.scalar_type(), [&] {
     using T = scalar_t;
     x.for_each_tile([&](int64_t begin, int64_t end) {
       const Tensor out = product(x.patches<T>(matrix, begin, end), flat_t, bias);
@@ -123,7 +122,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> embed_matrix_backward
     const Tensor& d_tokens_in, const Tensor& matrix_in, const Maybe& num_nodes, const Tensor& rank, const Tensor& order, const Maybe& t_in,
     const Maybe& log_r_in, const Maybe& log_c_in, double tau, const Tensor& slots, int64_t, int64_t grid, const Tensor& weight, bool needs_matrix,
     bool needs_t, bool needs_weight, bool needs_bias) {
-  const NoAutocast no_autocast;
   Arguments in("embed_matrix_backward");
   PatchedAxes axes(in, 2, rank, order, t_in, log_r_in, log_c_in, tau, slots, grid, weight, needs_t);
   in.floats("matrix", matrix_in, {&axes.B, &axes.N, &axes.N, &axes.C});
@@ -132,36 +130,36 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> embed_matrix_backward
   const Tiles x(in, axes.B, num_nodes, order, slots, grid, W);
   Tensor d_matrix, d_flat, d_bias;
   std::array<Tensor, 3> d_soft, soft;
-  if (needs_matrix) d_matrix = at::zeros_like(matrix);
+  if (needs_matrix) d_matrix = zeros_like(matrix);
   if (needs_t) {
     soft = {t_in->contiguous(), log_r_in->contiguous(), log_c_in->contiguous()};
-    for (Tensor& d : d_soft) d = at::zeros_like(soft[0]);
+    for (Tensor& d : d_soft) d = zeros_like(soft[0]);
   }
-  if (needs_weight) d_flat = at::zeros_like(flat);
-  if (needs_bias) d_bias = d_tokens.sum({0, 1, 2});
-  AT_DISPATCH_FLOATING_TYPES(W.scalar_type(), "embed_matrix_backward", [&] {
+  if (needs_weight) d_flat = zeros_like(flat);
+  if (needs_bias) d_bias = sum(d_tokens, {0, 1, 2});
+  PSF_DISPATCH_FLOATING(W.scalar_type(), [&] {
     using T = scalar_t;
     const T* A = matrix.const_data_ptr<T>();
     x.for_each_tile([&](int64_t begin, int64_t end) {
       const Tensor d_out = x.compact<T>(d_tokens, begin, end);
-      if (needs_weight) d_flat.addmm_(x.patches<T>(matrix, begin, end).t(), d_out);
+      if (needs_weight) addmm_(d_flat, x.patches<T>(matrix, begin, end).t(), d_out);
       if (!needs_matrix && !needs_t) return;
       const Tensor d_patches = product(d_out, flat);
       const T* d = d_patches.const_data_ptr<T>();
       // one thread per graph, so that the sums of d_matrix over samples keep their order
-      at::parallel_for(begin / x.S, (end - 1) / x.S + 1, 1, [&](int64_t from, int64_t to) {
+      parallel_for(begin / x.S, (end - 1) / x.S + 1, 1, [&](int64_t from, int64_t to) {
         for (int64_t i = std::max(begin, from * x.S); i < std::min(end, to * x.S); ++i) {
           const int64_t b = i / x.S, n = x.nodes[b], at = i * x.N;
           const T* Ab = A + b * x.N * x.N * x.C;
-          const Tensor dA = at::zeros({n * n * x.C}, matrix.options());
+          const Tensor dA = zeros({n * n * x.C}, matrix.options());
           T* dA_pointer = dA.mutable_data_ptr<T>();
           PSF_DISPATCH(scatter_patches<T>(d + (x.first[i] - x.first[begin]) * x.width, n, x.C, x.slots, x.patch, x.cells[b].data(), x.rows(i),
                                           dA_pointer));
           if (needs_matrix) PSF_DISPATCH(add_matrix<T>(dA_pointer, x.order + at, n, x.N, x.C, d_matrix.mutable_data_ptr<T>() + b * x.N * x.N * x.C));
           if (!needs_t) continue;
-          const Tensor left = at::empty({n, 2 * n * x.C}, matrix.options()), right = at::empty_like(left);
+          const Tensor left = empty({n, 2 * n * x.C}, matrix.options()), right = empty_like(left);
           PSF_DISPATCH(gradient_factors<T>(Ab, dA_pointer, x.order + at, n, x.N, x.C, left.mutable_data_ptr<T>(), right.mutable_data_ptr<T>()));
-          const Tensor G = at::mm(left, right.t());
+          const Tensor G = mm(left, right.t());
           const Soft<T> p{soft[0].const_data_ptr<T>() + at, soft[1].const_data_ptr<T>() + at, soft[2].const_data_ptr<T>() + at,
                           {d_soft[0].mutable_data_ptr<T>() + at, d_soft[1].mutable_data_ptr<T>() + at, d_soft[2].mutable_data_ptr<T>() + at},
                           T(1) / T(tau)};
@@ -177,8 +175,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> embed_matrix_backward
 }  // namespace
 
 PSF_KERNELS(CPU, m) {
-  m.impl("embed_matrix", &embed_matrix);
-  m.impl("embed_matrix_backward", &embed_matrix_backward);
+  m.add<&embed_matrix>("embed_matrix");
+  m.add<&embed_matrix_backward>("embed_matrix_backward");
 }
 
 }  // namespace psf

@@ -10,8 +10,6 @@
 
 namespace psf {
 
-using at::Tensor;
-
 namespace {
 
 constexpr int64_t block_bytes = 256;       // of a packed block of the width: many weight rows fit the L2 cache
@@ -30,7 +28,7 @@ void sort_by(const int64_t* key, int64_t count, int64_t keys, std::vector<int64_
 }
 
 // Whether to pack blocks: enough terms that each weight row is read often, but few enough to list.
-bool is_dense(const Items& items, at::IntArrayRef W, int64_t L) {
+bool is_dense(const Items& items, IntArrayRef W, int64_t L) {
   constexpr int64_t most = std::numeric_limits<int32_t>::max();  // most rows that a term can index
   const int64_t terms = items.M * items.S;
   return items.B * items.S * L <= most && W[0] * W[1] <= most && terms > 2 * W[0] * W[1] && terms * W[1] < most_terms && W[2] >= 16;
@@ -60,8 +58,8 @@ template <class T> bool fills(const std::vector<Term<T>>& terms, int64_t to, int
 }
 
 // The terms as a matrix (to, from).
-template <class T> Tensor matrix_of(const std::vector<Term<T>>& terms, int64_t to, int64_t from, const at::TensorOptions& options) {
-  const Tensor matrix = at::zeros({to, from}, options);
+template <class T> Tensor matrix_of(const std::vector<Term<T>>& terms, int64_t to, int64_t from, TensorOptions options) {
+  const Tensor matrix = zeros({to, from}, options);
   T* sums = matrix.mutable_data_ptr<T>();
   for (const Term<T>& x : terms) sums[x.to * from + x.from] += x.value;
   return matrix;
@@ -141,7 +139,7 @@ Axis::Axis(const char* op, const Tensor& slots_in, int64_t grid, int64_t N) : gr
   const int64_t* slot = slots.const_data_ptr<int64_t>();
   const int64_t places = slots.size(0);
   for (int64_t p = 0; p < places; ++p)
-    TORCH_CHECK_VALUE(slot[p] >= -1 && slot[p] < N && (grid > 1 || slot[p] == p), op, ": slots must hold -1 to ", N - 1,
+    PSF_CHECK_VALUE(slot[p] >= -1 && slot[p] < N && (grid > 1 || slot[p] == p), op, ": slots must hold -1 to ", N - 1,
                       grid > 1 ? "" : ", 0 1 2 ... in one patch", ", got ", slot[p], " in place ", p);
   start.assign(N + 1, 0);
   for (int64_t p = 0; p < places; ++p)
@@ -169,10 +167,10 @@ Items::Items(const char* op, const char* name, const Tensor& items, const Tensor
   graph_.resize(M);
   for (int64_t m = 0; m < M; ++m) {
     for (int64_t axis = 0; axis < k; ++axis)
-      TORCH_CHECK_VALUE(u[axis * M + m] >= 0 && u[axis * M + m] < offsets[B], op, ": ", name, " must hold node numbers 0 to ",
+      PSF_CHECK_VALUE(u[axis * M + m] >= 0 && u[axis * M + m] < offsets[B], op, ": ", name, " must hold node numbers 0 to ",
                         offsets[B] - 1, ", got ", u[axis * M + m], " in column ", m);
     graph_[m] = graph_of_node[u[m]];
-    TORCH_CHECK_VALUE(k == 1 || graph_of_node[u[M + m]] == graph_[m], op, ": ", name, " must join nodes of one graph, got column ", m,
+    PSF_CHECK_VALUE(k == 1 || graph_of_node[u[M + m]] == graph_[m], op, ": ", name, " must join nodes of one graph, got column ", m,
                       " from graph ", graph_[m], " to graph ", graph_of_node[u[M + m]]);
   }
   sort_by(graph_.data(), M, B, begin_, sorted_);
@@ -205,7 +203,7 @@ double Items::products() const {
 bool Items::symmetric(const Tensor& values) const {
   if (k != 2) return false;
   const int64_t C = values.size(1), *u = items_.const_data_ptr<int64_t>();
-  return AT_DISPATCH_FLOATING_TYPES(values.scalar_type(), "symmetric", [&] {
+  return PSF_DISPATCH_FLOATING(values.scalar_type(), [&] {
     const scalar_t* a = values.const_data_ptr<scalar_t>();
     std::vector<scalar_t> matrix;
     for (int64_t b = 0; b < B; ++b) {
@@ -237,12 +235,12 @@ Tensor weight_like(const Tensor& rows, const Tensor& weight) {
 void scatter(const Items& items, const Axis& axis, const Tensor& values, double scale, const Tensor& W, const std::optional<Tensor>& bias,
              const Tensor& tokens) {
   const int64_t C = W.size(1), D = W.size(2), L = tokens.size(2), S = items.S, samples = items.B * S;
-  AT_DISPATCH_FLOATING_TYPES(W.scalar_type(), "scatter", [&] {
+  PSF_DISPATCH_FLOATING(W.scalar_type(), [&] {
     using T = scalar_t;
     const T *a = values.const_data_ptr<T>(), *w = W.const_data_ptr<T>(), *begin = bias ? bias->const_data_ptr<T>() : nullptr;
     T* y = tokens.mutable_data_ptr<T>();
     const bool dense = is_dense(items, W.sizes(), L);
-    at::parallel_for(0, samples, 1, [&](int64_t first, int64_t last) {
+    parallel_for(0, samples, 1, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         T* sample = y + i * L * D;
         if (!begin) std::memset(sample, 0, L * D * sizeof(T));
@@ -254,7 +252,7 @@ void scatter(const Items& items, const Axis& axis, const Tensor& values, double 
     std::vector<Term<T>> terms = terms_of<T>(items, axis, values, L);
     const int64_t rows = W.size(0) * C;
     if (fills(terms, samples * L, rows))
-      tokens.view({samples * L, D}).addmm_(matrix_of<T>(terms, samples * L, rows, W.options()), W.view({rows, D}), 1, scale);
+      addmm_(tokens.view({samples * L, D}), matrix_of<T>(terms, samples * L, rows, W.options()), W.view({rows, D}), 1, scale);
     else if (axis.grid == 1 && items.symmetric(values))
       add_symmetric_products<T>(terms, T(scale), w, items.N, C, y, D);
     else
@@ -264,12 +262,12 @@ void scatter(const Items& items, const Axis& axis, const Tensor& values, double 
 
 Tensor gather(const Items& items, const Axis& axis, const Tensor& tokens, double scale, const Tensor& W) {
   const int64_t C = W.size(1), D = W.size(2), L = tokens.size(2), S = items.S;
-  const Tensor values = at::empty({items.M, C}, tokens.options());
-  AT_DISPATCH_FLOATING_TYPES(W.scalar_type(), "gather", [&] {
+  const Tensor values = empty({items.M, C}, tokens.options());
+  PSF_DISPATCH_FLOATING(W.scalar_type(), [&] {
     using T = scalar_t;
     const T *x = tokens.const_data_ptr<T>(), *w = W.const_data_ptr<T>();
     T* out = values.mutable_data_ptr<T>();
-    at::parallel_for(0, items.M, grain(double(S) * double(C * D)), [&](int64_t first, int64_t last) {
+    parallel_for(0, items.M, grain(double(S) * double(C * D)), [&](int64_t first, int64_t last) {
       for (int64_t item = first; item < last; ++item) {
         const int64_t b = items.graph(item);
         SampleView view = items.sample(b, 0);
@@ -282,11 +280,11 @@ Tensor gather(const Items& items, const Axis& axis, const Tensor& tokens, double
   return values;
 }
 
-Tensor weight_gradient(const Items& items, const Axis& axis, const Tensor& values, double scale, const Tensor& tokens, at::IntArrayRef shape) {
-  const Tensor dW = at::empty(shape, tokens.options());
+Tensor weight_gradient(const Items& items, const Axis& axis, const Tensor& values, double scale, const Tensor& tokens, IntArrayRef shape) {
+  const Tensor dW = empty(shape, tokens.options());
   Tensor flat = dW.view({shape[0] * shape[1], shape[2]});
   const int64_t C = shape[1], D = shape[2], L = tokens.size(2), S = items.S, samples = items.B * S;
-  AT_DISPATCH_FLOATING_TYPES(tokens.scalar_type(), "weight_gradient", [&] {
+  PSF_DISPATCH_FLOATING(tokens.scalar_type(), [&] {
     using T = scalar_t;
     const T *a = values.const_data_ptr<T>(), *x = tokens.const_data_ptr<T>();
     T* out = dW.mutable_data_ptr<T>();
@@ -296,8 +294,7 @@ Tensor weight_gradient(const Items& items, const Axis& axis, const Tensor& value
       std::vector<Term<T>> terms = terms_of<T>(items, axis, values, L);
       if (fills(terms, samples * L, rows)) {
         const Tensor matrix = matrix_of<T>(terms, samples * L, rows, tokens.options());
-        at::mm_out(flat, matrix.t(), tokens.view({samples * L, D}));
-        flat.mul_(scale);
+        addmm_(flat, matrix.t(), tokens.view({samples * L, D}), 0, scale);
         return;
       }
       std::vector<int32_t> mirror;  // with one token the gradient of symmetric values is symmetric
@@ -315,10 +312,10 @@ Tensor weight_gradient(const Items& items, const Axis& axis, const Tensor& value
         if (!used[row]) std::memset(out + row * D, 0, D * sizeof(T));
       return add_products<T>(terms, T(scale), copied_rows(x, D), samples * L, out, D, true, mirror.empty() ? nullptr : mirror.data());
     }
-    at::parallel_for(0, shape[0] * C, 64, [&](int64_t first, int64_t last) { std::memset(out + first * D, 0, (last - first) * D * sizeof(T)); });
+    parallel_for(0, shape[0] * C, 64, [&](int64_t first, int64_t last) { std::memset(out + first * D, 0, (last - first) * D * sizeof(T)); });
     constexpr int64_t line = 64 / sizeof(T);
-    const int64_t part = (D + line * at::get_num_threads() - 1) / (line * at::get_num_threads()) * line;
-    at::parallel_for(0, (D + part - 1) / part, 1, [&](int64_t first, int64_t last) {
+    const int64_t part = (D + line * get_num_threads() - 1) / (line * get_num_threads()) * line;
+    parallel_for(0, (D + part - 1) / part, 1, [&](int64_t first, int64_t last) {
       for (int64_t from = first * part; from < std::min(last * part, D); from += part)
         for (int64_t i = 0; i < samples; ++i)
           PSF_DISPATCH(weight_gradient_sample<T>(axis, items.sample(i / S, i % S), a, C, T(scale), x + i * L * D + from, D, out + from,
@@ -331,11 +328,11 @@ Tensor weight_gradient(const Items& items, const Axis& axis, const Tensor& value
 // Sums of W (N, N, C, D) with its transpose, (pairs(n) C, D): row (pairs(j) + i) C + c is W[i, j, c] + W[j, i, c], i <= j < n.
 static Tensor symmetric_rows(const Tensor& W, int64_t N, int64_t n) {
   const int64_t C = W.size(1), D = W.size(2);
-  const Tensor out = at::empty({pairs(n) * C, D}, W.options());
-  AT_DISPATCH_FLOATING_TYPES(W.scalar_type(), "symmetric_rows", [&] {
+  const Tensor out = empty({pairs(n) * C, D}, W.options());
+  PSF_DISPATCH_FLOATING(W.scalar_type(), [&] {
     const scalar_t* w = W.const_data_ptr<scalar_t>();
     scalar_t* y = out.mutable_data_ptr<scalar_t>();
-    at::parallel_for(0, n, 1, [&](int64_t first, int64_t last) {
+    parallel_for(0, n, 1, [&](int64_t first, int64_t last) {
       for (int64_t j = first; j < last; ++j)
         for (int64_t i = 0; i <= j; ++i)
           PSF_DISPATCH(add_rows<scalar_t>(w + (i * N + j) * C * D, w + (j * N + i) * C * D, C * D, y + (pairs(j) + i) * C * D));
@@ -351,16 +348,25 @@ static int64_t last_place(const Axis& axis, int64_t slots) {
   return last;
 }
 
+// The samples of x (samples, L, D) in that order.
+template <class T> static Tensor samples_of(const Tensor& x, const std::vector<int64_t>& order) {
+  const Tensor out = empty_like(x);
+  const int64_t size = x.size(1) * x.size(2);
+  parallel_for(0, static_cast<int64_t>(order.size()), grain(double(size)), [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) std::memcpy(out.mutable_data_ptr<T>() + i * size, x.const_data_ptr<T>() + order[i] * size, size * sizeof(T));
+  });
+  return out;
+}
+
 std::array<Tensor, 3> permutation_gradient(Items& items, const Axis& axis, const Tensor& values, double scale, const Tensor& tokens,
                                            const Tensor& W, const Tensor& t_in, const Tensor& log_r_in, const Tensor& log_c_in, double tau) {
-  const NoAutocast no_autocast;
   items.sort_by_node();
   const Tensor t = t_in.contiguous(), log_r = log_r_in.contiguous(), log_c = log_c_in.contiguous();
-  const std::array<Tensor, 3> out{at::zeros_like(t), at::zeros_like(t), at::zeros_like(t)};
+  const std::array<Tensor, 3> out{zeros_like(t), zeros_like(t), zeros_like(t)};
   const int64_t C = W.size(1), D = W.size(2), L = tokens.size(2), S = items.S, N = items.N, samples = items.B * S, width = W.size(0) * C;
   // If most products are needed, a GEMM over a few samples computes all of them.
   const bool gemm = static_cast<double>(samples) * static_cast<double>(L * width) < gemm_gain * items.products();
-  AT_DISPATCH_FLOATING_TYPES(W.scalar_type(), "permutation_gradient", [&] {
+  PSF_DISPATCH_FLOATING(W.scalar_type(), [&] {
     using T = scalar_t;
     const T *a = values.const_data_ptr<T>(), *x = tokens.const_data_ptr<T>();
     const int64_t tile = gemm ? std::clamp<int64_t>(gemm_bytes / (L * width * static_cast<int64_t>(sizeof(T))), 1, std::max<int64_t>(1, samples)) : samples;
@@ -370,7 +376,7 @@ std::array<Tensor, 3> permutation_gradient(Items& items, const Axis& axis, const
     std::iota(sorted.begin(), sorted.end(), 0);
     const bool one_token = gemm && axis.grid == 1;
     if (one_token) std::stable_sort(sorted.begin(), sorted.end(), [&](int64_t i, int64_t j) { return items.nodes(i / S) < items.nodes(j / S); });
-    const Tensor picked = one_token ? flat.index_select(0, at::tensor(sorted)) : flat;
+    const Tensor picked = one_token ? samples_of<T>(flat, sorted) : flat;
     // with one token every slot is a place: a symmetric graph's gradient needs only products with W + W^T, one per pair
     const bool symmetric = one_token && samples > 0 && items.symmetric(values);
     const Tensor rows = symmetric ? symmetric_rows(W, N, items.nodes(sorted.back() / S)) : W.flatten(0, 1);
@@ -382,7 +388,7 @@ std::array<Tensor, 3> permutation_gradient(Items& items, const Axis& axis, const
       Tensor Z = gemm ? product(picked.narrow(0, begin, count).flatten(0, 1), rows.narrow(0, 0, wide)) : Tensor();
       if (one_token && items.k == 1) Z = Z.view({count, wide / C, C}).transpose(1, 2).contiguous();
       const T* z = gemm ? Z.const_data_ptr<T>() : nullptr;
-      const int64_t parts = std::min<int64_t>(count, 8 * at::get_num_threads());
+      const int64_t parts = std::min<int64_t>(count, 8 * get_num_threads());
       for_each_group<T>(parts, scratch, [&](int64_t part, T* memory) {
         for (int64_t m = part * count / parts; m < (part + 1) * count / parts; ++m) {
           const int64_t i = sorted[begin + m], at = i * N;

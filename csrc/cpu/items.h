@@ -20,18 +20,18 @@ namespace psf {
 struct PatchedAxes {
   Dim B{"B"}, S{"S"}, N{"N", 1, most_slots}, D{"D", 1}, C{"C", 1}, P{"P"}, L{"L"}, M{"M"};
   Dim k{"k"}, places{"grid P"}, offsets{"B + 1"};
-  PatchedAxes(Arguments& in, int64_t axes, const at::Tensor& rank, const at::Tensor& order, const std::optional<at::Tensor>& t,
-              const std::optional<at::Tensor>& log_r, const std::optional<at::Tensor>& log_c, double tau, const at::Tensor& slots,
-              int64_t grid, const at::Tensor& weight, bool needs_t = false);
-  void check_items(Arguments& in, const at::Tensor& items, const at::Tensor& ptr);
+  PatchedAxes(Arguments& in, int64_t axes, const Tensor& rank, const Tensor& order, const std::optional<Tensor>& t,
+              const std::optional<Tensor>& log_r, const std::optional<Tensor>& log_c, double tau, const Tensor& slots,
+              int64_t grid, const Tensor& weight, bool needs_t = false);
+  void check_items(Arguments& in, const Tensor& items, const Tensor& ptr);
 };
-inline int64_t axes_of(const at::Tensor& weight) { return weight.dim() == 4 ? 2 : 1; }
+inline int64_t axes_of(const Tensor& weight) { return weight.dim() == 4 ? 2 : 1; }
 
 // One axis: the places of the slots after padding, as (cell, offset in the patch).
 struct Axis {
   int64_t grid, patch;
   std::vector<int32_t> start, cell, offset;  // the places of slot j are start[j] to start[j + 1] - 1
-  Axis(const char* op, const at::Tensor& slots, int64_t grid, int64_t N);
+  Axis(const char* op, const Tensor& slots, int64_t grid, int64_t N);
 };
 
 // The soft permutation of a sample, or null pointers.
@@ -65,32 +65,32 @@ class Items {
  public:
   int64_t k, M, B, S, N;
   // op, name: for errors. items (k, M), ptr (B + 1,), rank and order (B, S, N), int64; their values are checked.
-  Items(const char* op, const char* name, const at::Tensor& items, const at::Tensor& ptr, const at::Tensor& rank, const at::Tensor& order);
+  Items(const char* op, const char* name, const Tensor& items, const Tensor& ptr, const Tensor& rank, const Tensor& order);
   SampleView sample(int64_t b, int64_t s) const;
   int64_t graph(int64_t item) const { return graph_[item]; }
   int64_t nodes(int64_t graph) const { return ptr_.const_data_ptr<int64_t>()[graph + 1] - ptr_.const_data_ptr<int64_t>()[graph]; }
   void sort_by_node();  // for permutation_gradient; checks order, which a soft permutation's gradient reads
   // Whether the values of pairs (M, C) sum to a symmetric matrix in every graph.
-  bool symmetric(const at::Tensor& values) const;
+  bool symmetric(const Tensor& values) const;
   // The sum of 2 num_nodes over the items of all samples: products with tokens in permutation_gradient without a GEMM.
   double products() const;
 
  private:
   const char* op_;
-  at::Tensor items_, ptr_, rank_, order_;
+  Tensor items_, ptr_, rank_, order_;
   std::vector<int64_t> graph_, begin_, sorted_, begin_of_[2], by_[2];
 };
 
-at::Tensor weight_rows(const at::Tensor& weight);                        // (D, C, patch[, patch]) -> (patch^k, C, D), contiguous
-at::Tensor weight_like(const at::Tensor& rows, const at::Tensor& weight);  // the inverse, a view
+Tensor weight_rows(const Tensor& weight);                        // (D, C, patch[, patch]) -> (patch^k, C, D), contiguous
+Tensor weight_like(const Tensor& rows, const Tensor& weight);  // the inverse, a view
 
-void scatter(const Items& items, const Axis& axis, const at::Tensor& values, double scale, const at::Tensor& W,
-             const std::optional<at::Tensor>& bias, const at::Tensor& tokens);
-at::Tensor gather(const Items& items, const Axis& axis, const at::Tensor& tokens, double scale, const at::Tensor& W);
-at::Tensor weight_gradient(const Items& items, const Axis& axis, const at::Tensor& values, double scale, const at::Tensor& tokens,
-                           at::IntArrayRef shape);
-std::array<at::Tensor, 3> permutation_gradient(Items& items, const Axis& axis, const at::Tensor& values, double scale,
-                                               const at::Tensor& tokens, const at::Tensor& W, const at::Tensor& t,
-                                               const at::Tensor& log_r, const at::Tensor& log_c, double tau);
+void scatter(const Items& items, const Axis& axis, const Tensor& values, double scale, const Tensor& W,
+             const std::optional<Tensor>& bias, const Tensor& tokens);
+Tensor gather(const Items& items, const Axis& axis, const Tensor& tokens, double scale, const Tensor& W);
+Tensor weight_gradient(const Items& items, const Axis& axis, const Tensor& values, double scale, const Tensor& tokens,
+                           IntArrayRef shape);
+std::array<Tensor, 3> permutation_gradient(Items& items, const Axis& axis, const Tensor& values, double scale,
+                                               const Tensor& tokens, const Tensor& W, const Tensor& t,
+                                               const Tensor& log_r, const Tensor& log_c, double tau);
 
 }  // namespace psf

@@ -11,13 +11,11 @@
 namespace psf {
 namespace {
 
-using at::Tensor;
-
 constexpr int64_t block = 512;  // rows at a time, for any number of threads
 
 // f(number, first row, rows) over blocks of rows.
 template <class F> void for_each_block(int64_t M, F f) {
-  at::parallel_for(0, (M + block - 1) / block, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, (M + block - 1) / block, 1, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) f(k, k * block, std::min(block, M - k * block));
   });
 }
@@ -62,8 +60,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_batch_norm_relu(const Tensor& x_in, co
   Dim M{"M", 1}, K{"K"}, C{"C"};
   check(in, x_in, linear, weight, bias, M, K, C);
   const Tensor x = x_in.contiguous(), linear_t = linear.t().contiguous();
-  const Tensor y = at::empty({M, C}, x.options()), mean = at::empty({C}, x.options()), variance = at::empty_like(mean);
-  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "linear_batch_norm_relu", [&] {
+  const Tensor y = empty({M, C}, x.options()), mean = empty({C}, x.options()), variance = empty_like(mean);
+  PSF_DISPATCH_FLOATING(x.scalar_type(), [&] {
     using T = scalar_t;
     const int64_t blocks = (M + block - 1) / block;
     const Product<T> product{x.const_data_ptr<T>(), linear_t.const_data_ptr<T>(), K, C};
@@ -86,7 +84,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_batch_norm_relu(const Tensor& x_in, co
       v[c] = static_cast<T>(squares / static_cast<double>(M));
     }
     const Affine<T> to(mean, variance, weight.contiguous(), bias.contiguous(), eps);
-    at::parallel_for(0, M, block, [&](int64_t begin, int64_t end) {
+    parallel_for(0, M, block, [&](int64_t begin, int64_t end) {
       PSF_DISPATCH(scale_relu<T>(z + begin * C, to.scale.data(), to.shift.data(), end - begin, C));
     });
   });
@@ -100,10 +98,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_batch_norm_relu_backward(const
   check(in, x_in, linear_in, weight_in, bias, M, K, C);
   const Tensor mean = in.floats("mean", mean_in, {&C}).contiguous(), variance = in.floats("variance", variance_in, {&C}).contiguous();
   const Tensor d_y = in.floats("d_y", d_y_in, {&M, &C}).contiguous(), x = x_in.contiguous(), linear = linear_in.contiguous(), linear_t = linear.t().contiguous(), weight = weight_in.contiguous();
-  const Tensor d_weight = at::empty_like(weight), d_bias = at::empty_like(weight);
+  const Tensor d_weight = empty_like(weight), d_bias = empty_like(weight);
   const int64_t blocks = (M + block - 1) / block;
-  const Tensor d_x = needs_x ? at::empty_like(x) : Tensor(), parts = needs_linear ? at::empty({blocks, C, K}, x.options()) : Tensor();
-  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "linear_batch_norm_relu_backward", [&] {
+  const Tensor d_x = needs_x ? empty_like(x) : Tensor(), parts = needs_linear ? empty({blocks, C, K}, x.options()) : Tensor();
+  PSF_DISPATCH_FLOATING(x.scalar_type(), [&] {
     using T = scalar_t;
     const T *d = d_y.const_data_ptr<T>(), *m = mean.const_data_ptr<T>();
     T *d_w = d_weight.mutable_data_ptr<T>(), *d_b = d_bias.mutable_data_ptr<T>();
@@ -136,14 +134,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_batch_norm_relu_backward(const
       if (part) PSF_DISPATCH(products<T>(d_z, 1, C, x.const_data_ptr<T>() + row * K, C, rows, K, part + k * C * K));
     });
   });
-  return {d_x, needs_linear ? parts.sum(0) : Tensor(), d_weight, d_bias};
+  return {d_x, needs_linear ? sum(parts, {0}) : Tensor(), d_weight, d_bias};
 }
 
 }  // namespace
 
 PSF_KERNELS(CPU, m) {
-  m.impl("linear_batch_norm_relu", &linear_batch_norm_relu);
-  m.impl("linear_batch_norm_relu_backward", &linear_batch_norm_relu_backward);
+  m.add<&linear_batch_norm_relu>("linear_batch_norm_relu");
+  m.add<&linear_batch_norm_relu_backward>("linear_batch_norm_relu_backward");
 }
 
 }  // namespace psf

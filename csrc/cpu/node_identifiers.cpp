@@ -9,7 +9,6 @@
 namespace psf {
 namespace {
 
-using at::Tensor;
 using Maybe = std::optional<Tensor>;
 
 // The axes of a call, and the graphs' offsets.
@@ -39,13 +38,13 @@ Tensor node_identifiers(const Tensor& ptr_in, const Tensor& rank_in, const Tenso
   const int64_t B = axes.B, S = axes.S, N = axes.N, D = axes.D;
   const int64_t *offsets = axes.offsets, *ranks = rank.const_data_ptr<int64_t>();
   check_rows("node_identifiers", "rank", rank, [&](int64_t b) { return offsets[b + 1] - offsets[b]; }, [&](int64_t) { return N; });
-  TORCH_CHECK_VALUE(offsets[B] == nodes, "node_identifiers: ptr must end with the number of nodes ", nodes, ", got ", offsets[B]);
-  const Tensor out = at::empty({nodes, S, D}, weight.options());
-  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "node_identifiers", [&] {
+  PSF_CHECK_VALUE(offsets[B] == nodes, "node_identifiers: ptr must end with the number of nodes ", nodes, ", got ", offsets[B]);
+  const Tensor out = empty({nodes, S, D}, weight.options());
+  PSF_DISPATCH_FLOATING(weight.scalar_type(), [&] {
     using T = scalar_t;
     const T* w = weight.const_data_ptr<T>();
     T* y = out.mutable_data_ptr<T>();
-    at::parallel_for(0, B, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, B, 1, [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b)
         for (int64_t u = 0; u < offsets[b + 1] - offsets[b]; ++u)
           for (int64_t s = 0; s < S; ++s)
@@ -67,13 +66,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> node_identifiers_backward(const Tenso
   const int64_t *offsets = axes.offsets, *orders = order.const_data_ptr<int64_t>();
   Tensor d_weight;
   std::array<Tensor, 3> soft, d_soft;
-  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "node_identifiers_backward", [&] {
+  PSF_DISPATCH_FLOATING(weight.scalar_type(), [&] {
     using T = scalar_t;
     const T* d = d_features.const_data_ptr<T>();
     if (needs_weight) {
-      d_weight = at::zeros_like(weight);
+      d_weight = zeros_like(weight);
       T* sum = d_weight.mutable_data_ptr<T>();
-      at::parallel_for(0, N, 1, [&](int64_t begin, int64_t end) {  // one thread per slot, so its sum has one order
+      parallel_for(0, N, 1, [&](int64_t begin, int64_t end) {  // one thread per slot, so its sum has one order
         for (int64_t b = 0; b < B; ++b)
           for (int64_t s = 0; s < S; ++s)
             for (int64_t j = begin; j < end; ++j)
@@ -85,9 +84,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> node_identifiers_backward(const Tenso
       const auto nodes = [&](int64_t b) { return offsets[b + 1] - offsets[b]; };
       check_rows("node_identifiers", "order", order, nodes, nodes);
       soft = {t_in->contiguous(), log_r_in->contiguous(), log_c_in->contiguous()};
-      for (Tensor& x : d_soft) x = at::zeros_like(soft[0]);
+      for (Tensor& x : d_soft) x = zeros_like(soft[0]);
       const T* w = weight.const_data_ptr<T>();
-      at::parallel_for(0, B * S, 1, [&](int64_t begin, int64_t end) {
+      parallel_for(0, B * S, 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           const int64_t b = i / S, at = i * N;
           const Soft<T> p{soft[0].const_data_ptr<T>() + at, soft[1].const_data_ptr<T>() + at, soft[2].const_data_ptr<T>() + at,
@@ -105,8 +104,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> node_identifiers_backward(const Tenso
 }  // namespace
 
 PSF_KERNELS(CPU, m) {
-  m.impl("node_identifiers", &node_identifiers);
-  m.impl("node_identifiers_backward", &node_identifiers_backward);
+  m.add<&node_identifiers>("node_identifiers");
+  m.add<&node_identifiers_backward>("node_identifiers_backward");
 }
 
 }  // namespace psf

@@ -7,8 +7,6 @@
 namespace psf {
 namespace {
 
-using at::Tensor;
-
 constexpr uint64_t golden = 0x9E3779B97F4A7C15u;
 constexpr int64_t part = 512;  // values at a time, whole vectors
 
@@ -34,28 +32,28 @@ struct Part {
   }
 };
 
-Tensor noise(const Tensor& seed, const std::optional<Tensor>& rows_in, at::IntArrayRef shape, int64_t first,
-             at::OptionalIntArrayRef forks, at::IntArrayRef streams, int64_t block, bool mirrored) {
+Tensor noise(const Tensor& seed, const std::optional<Tensor>& rows_in, const Integers& shape, int64_t first,
+             const std::optional<Integers>& forks, const Integers& streams, int64_t block, bool mirrored) {
   Arguments in("noise");
-  TORCH_CHECK_VALUE(shape.size() >= 2, "noise: shape must be (rows, S, ...), got ", shape);
+  PSF_CHECK_VALUE(shape.size() >= 2, "noise: shape must be (rows, S, ...), got ", shape);
   for (const int64_t size : shape) in.count("shape", size, 0, std::numeric_limits<int64_t>::max());
-  TORCH_CHECK_VALUE(streams.size() == 1 || streams.size() == 2, "noise: streams must be one or two, got ", streams.size());
+  PSF_CHECK_VALUE(streams.size() == 1 || streams.size() == 2, "noise: streams must be one or two, got ", streams.size());
   in.count("block", block, 1, std::numeric_limits<int64_t>::max());
   in.count("first", first, 0, std::numeric_limits<int64_t>::max() - shape[1]);
   in.integers("seed", seed, {});
   Dim count{"rows"};
   count.size = shape[0];
   const Tensor rows = in.integers("rows", rows_in, {&count});
-  const Tensor out = at::empty(shape, seed.options().dtype(at::kDouble));
+  const Tensor out = empty(shape, seed.options().dtype(kDouble));
   const int64_t samples = shape[1], pairs = out.numel() ? count * samples : 0, places = pairs ? out.numel() / pairs : 0;
   const int64_t* names = rows.defined() ? rows.const_data_ptr<int64_t>() : nullptr;
-  uint64_t root = static_cast<uint64_t>(seed.item<int64_t>());
-  for (const int64_t number : forks.value_or(at::IntArrayRef())) root = mix(root + golden * (static_cast<uint64_t>(number) + 1)) >> 2;
+  uint64_t root = static_cast<uint64_t>(*seed.const_data_ptr<int64_t>());
+  for (const int64_t number : forks.value_or(Integers())) root = mix(root + golden * (static_cast<uint64_t>(number) + 1)) >> 2;
   uint64_t start[2] = {};
   for (size_t k = 0; k < streams.size(); ++k) start[k] = mix(root ^ static_cast<uint64_t>(streams[k]));
   const bool normal = streams.size() == 2;
   double* numbers = out.mutable_data_ptr<double>();
-  at::parallel_for(0, pairs, grain(double(places), 8192), [&](int64_t begin, int64_t end) {
+  parallel_for(0, pairs, grain(double(places), 8192), [&](int64_t begin, int64_t end) {
     Part some;
     double* next = numbers + begin * places;
     for (int64_t pair = begin; pair < end; ++pair) {
@@ -88,6 +86,6 @@ Tensor noise(const Tensor& seed, const std::optional<Tensor>& rows_in, at::IntAr
 
 }  // namespace
 
-PSF_KERNELS(CPU, m) { m.impl("noise", &noise); }
+PSF_KERNELS(CPU, m) { m.add<&noise>("noise"); }
 
 }  // namespace psf

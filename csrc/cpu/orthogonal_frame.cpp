@@ -7,13 +7,11 @@
 namespace psf {
 namespace {
 
-using at::Tensor;
-
 // The d of matrices (..., d, d).
 int check(Arguments& in, const Tensor& matrices) {
   in.floats("matrices", matrices);
   const int64_t axes = matrices.dim(), d = axes < 2 ? 0 : matrices.size(-1);
-  TORCH_CHECK_VALUE(d >= 1 && d <= 3 && matrices.size(-2) == d, in.op, ": matrices must be (..., d, d) with d in 1..3, got ",
+  PSF_CHECK_VALUE(d >= 1 && d <= 3 && matrices.size(-2) == d, in.op, ": matrices must be (..., d, d) with d in 1..3, got ",
                     matrices.sizes());
   return static_cast<int>(d);
 }
@@ -21,10 +19,10 @@ int check(Arguments& in, const Tensor& matrices) {
 Tensor orthogonal_frame(const Tensor& matrices_in, bool special) {
   Arguments in("orthogonal_frame");
   const int d = check(in, matrices_in);
-  const Tensor matrices = matrices_in.contiguous(), out = at::empty_like(matrices);
+  const Tensor matrices = matrices_in.contiguous(), out = empty_like(matrices);
   const int64_t M = matrices.numel() / (d * d);
   std::atomic<bool> finite{true};
-  AT_DISPATCH_FLOATING_TYPES(matrices.scalar_type(), "orthogonal_frame", [&] {
+  PSF_DISPATCH_FLOATING(matrices.scalar_type(), [&] {
     using T = scalar_t;
     for_each_lane<T>(M, d * d, [&](int64_t first, int rows, T* scratch) {
       bool ok = true;
@@ -33,7 +31,7 @@ Tensor orthogonal_frame(const Tensor& matrices_in, bool special) {
       if (!ok) finite = false;
     });
   });
-  TORCH_CHECK_VALUE(finite, "orthogonal_frame: matrices must be finite, got NaN or infinity");
+  PSF_CHECK_VALUE(finite, "orthogonal_frame: matrices must be finite, got NaN or infinity");
   return out;
 }
 
@@ -43,9 +41,9 @@ Tensor orthogonal_frame_backward(const Tensor& d_frames_in, const Tensor& frames
   in.same_shape("d_frames", in.floats("d_frames", d_frames_in), "matrices", matrices_in);
   in.same_shape("frames", in.floats("frames", frames_in), "matrices", matrices_in);
   const Tensor d_frames = d_frames_in.contiguous(), frames = frames_in.contiguous(), matrices = matrices_in.contiguous();
-  const Tensor out = at::empty_like(matrices);
+  const Tensor out = empty_like(matrices);
   const int64_t M = matrices.numel() / (d * d);
-  AT_DISPATCH_FLOATING_TYPES(matrices.scalar_type(), "orthogonal_frame_backward", [&] {
+  PSF_DISPATCH_FLOATING(matrices.scalar_type(), [&] {
     using T = scalar_t;
     for_each_lane<T>(M, 3 * d * d, [&](int64_t first, int rows, T* scratch) {
       const int64_t at = first * d * d;
@@ -60,8 +58,8 @@ Tensor orthogonal_frame_backward(const Tensor& d_frames_in, const Tensor& frames
 }  // namespace
 
 PSF_KERNELS(CPU, m) {
-  m.impl("orthogonal_frame", &orthogonal_frame);
-  m.impl("orthogonal_frame_backward", &orthogonal_frame_backward);
+  m.add<&orthogonal_frame>("orthogonal_frame");
+  m.add<&orthogonal_frame_backward>("orthogonal_frame_backward");
 }
 
 }  // namespace psf

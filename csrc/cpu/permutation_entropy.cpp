@@ -7,7 +7,6 @@
 namespace psf {
 namespace {
 
-using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 Tensor permutation_entropy(const Tensor& t_in, const Tensor& log_r_in, const Tensor& log_c_in, const OptionalTensor& num_nodes,
@@ -18,12 +17,12 @@ Tensor permutation_entropy(const Tensor& t_in, const Tensor& log_r_in, const Ten
   const Tensor log_c = in.floats("log_c", log_c_in, {&B, &S, &N}).contiguous();
   const NumNodes counts(in, num_nodes, B, N);
   in.temperature(tau);
-  const Tensor sums = at::empty({B, S}, t.options()), out = at::empty({}, t.options());
-  AT_DISPATCH_FLOATING_TYPES(t.scalar_type(), "permutation_entropy", [&] {
+  const Tensor sums = empty({B, S}, t.options()), out = empty({}, t.options());
+  PSF_DISPATCH_FLOATING(t.scalar_type(), [&] {
     using T = scalar_t;
     T* sum = sums.mutable_data_ptr<T>();
     for_each_tile<T>(
-        B, S, N, counts, [](int64_t slots) { return any_isa::permutation_entropy_scratch(slots); },
+        B, S, N, counts, [](int64_t slots) { return baseline::permutation_entropy_scratch(slots); },
         [&](const Tile<T>& tile, int64_t first, T* scratch) {
           const int64_t at = first * N;
           PSF_DISPATCH(permutation_entropy_lanes<T>(tile, t.const_data_ptr<T>() + at, log_r.const_data_ptr<T>() + at,
@@ -46,12 +45,12 @@ std::tuple<Tensor, Tensor, Tensor> permutation_entropy_backward(const Tensor& d,
   in.floats("d_entropy", d, {});
   const NumNodes counts(in, num_nodes, B, N);
   in.temperature(tau);
-  const Tensor d_t = at::empty_like(t), d_log_r = at::empty_like(t), d_log_c = at::empty_like(t);
-  AT_DISPATCH_FLOATING_TYPES(t.scalar_type(), "permutation_entropy_backward", [&] {
+  const Tensor d_t = empty_like(t), d_log_r = empty_like(t), d_log_c = empty_like(t);
+  PSF_DISPATCH_FLOATING(t.scalar_type(), [&] {
     using T = scalar_t;
     const double scale = double(*d.const_data_ptr<T>()) / double(S * B);
     for_each_tile<T>(
-        B, S, N, counts, [](int64_t slots) { return any_isa::permutation_entropy_scratch(slots); },
+        B, S, N, counts, [](int64_t slots) { return baseline::permutation_entropy_scratch(slots); },
         [&](const Tile<T>& tile, int64_t first, T* scratch) {
           const int64_t at = first * N;
           T weight[Tile<T>::most_lanes];
@@ -68,8 +67,8 @@ std::tuple<Tensor, Tensor, Tensor> permutation_entropy_backward(const Tensor& d,
 }  // namespace
 
 PSF_KERNELS(CPU, m) {
-  m.impl("permutation_entropy", &permutation_entropy);
-  m.impl("permutation_entropy_backward", &permutation_entropy_backward);
+  m.add<&permutation_entropy>("permutation_entropy");
+  m.add<&permutation_entropy_backward>("permutation_entropy_backward");
 }
 
 }  // namespace psf

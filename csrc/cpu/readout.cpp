@@ -5,7 +5,6 @@
 namespace psf {
 namespace {
 
-using at::Tensor;
 using Maybe = std::optional<Tensor>;
 
 Items items_of(const Tensor& items, const Tensor& ptr, const Tensor& rank, const Tensor& order) {
@@ -22,7 +21,13 @@ Tensor readout(const Tensor& tokens, const Tensor& items_in, const Tensor& ptr, 
   const Items items = items_of(items_in, ptr, rank, order);
   const Axis axis(in.op, slots, grid, items.N);
   const Tensor values = gather(items, axis, tokens.contiguous(), 1.0 / static_cast<double>(items.S), weight_rows(weight));
-  return bias ? values.add_(*bias) : values;
+  if (bias) PSF_DISPATCH_FLOATING(values.scalar_type(), [&] {
+    const Tensor added = bias->contiguous();
+    const scalar_t* b = added.const_data_ptr<scalar_t>();
+    scalar_t* v = values.mutable_data_ptr<scalar_t>();
+    for (int64_t i = 0; i < values.numel(); ++i) v[i] += b[i % values.size(1)];
+  });
+  return values;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> readout_backward(
@@ -41,20 +46,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> readout_backward(
   Tensor d_tokens, d_weight, d_bias;
   std::array<Tensor, 3> d_soft;
   if (needs_tokens) {
-    d_tokens = at::empty_like(tokens);
+    d_tokens = empty_like(tokens);
     scatter(items, axis, d_values, scale, W, std::nullopt, d_tokens);
   }
   if (needs_t) d_soft = permutation_gradient(items, axis, d_values, scale, tokens, W, *t, *log_r, *log_c, tau);
   if (needs_weight) d_weight = weight_like(weight_gradient(items, axis, d_values, scale, tokens, W.sizes()), weight);
-  if (needs_bias) d_bias = d_values.sum({0});
+  if (needs_bias) d_bias = sum(d_values, {0});
   return {d_tokens, d_soft[0], d_soft[1], d_soft[2], d_weight, d_bias};
 }
 
 }  // namespace
 
 PSF_KERNELS(CPU, m) {
-  m.impl("readout", &readout);
-  m.impl("readout_backward", &readout_backward);
+  m.add<&readout>("readout");
+  m.add<&readout_backward>("readout_backward");
 }
 
 }  // namespace psf

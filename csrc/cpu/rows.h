@@ -11,16 +11,16 @@ namespace psf {
 
 // This thread's scratch memory, kept between calls, since fresh pages would cost more than the kernels.
 template <class T> T* scratch_memory(int64_t count) {
-  static thread_local at::Tensor memory;
+  static thread_local Tensor memory;
   const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
-  if (!memory.defined() || memory.numel() < bytes) memory = at::empty({bytes}, at::kByte);
+  if (!memory.defined() || memory.numel() < bytes) memory = empty({bytes}, {kByte, cpu()});
   return reinterpret_cast<T*>(memory.mutable_data_ptr<uint8_t>());
 }
 
 // Spreads `groups` of rows over the threads: f(group, this thread's scratch of `scratch` values of type T).
 template <class T, class F> void for_each_group(int64_t groups, int64_t scratch, F f) {
-  const int64_t threads = std::clamp<int64_t>(groups, 1, at::get_num_threads());
-  at::parallel_for(0, groups, (groups + threads - 1) / threads, [&](int64_t begin, int64_t end) {
+  const int64_t threads = std::clamp<int64_t>(groups, 1, get_num_threads());
+  parallel_for(0, groups, (groups + threads - 1) / threads, [&](int64_t begin, int64_t end) {
     T* memory = scratch_memory<T>(scratch);
     for (int64_t group = begin; group < end; ++group) f(group, memory);
   });

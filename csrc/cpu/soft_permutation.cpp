@@ -7,7 +7,6 @@
 namespace psf {
 namespace {
 
-using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> soft_permutation(const Tensor& scores_in, const OptionalTensor& num_nodes,
@@ -18,13 +17,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> soft_permutation(const Tensor
   const NumNodes counts(in, num_nodes, B, N);
   in.temperature(tau);
   in.count("iterations", iterations, 0, most_iterations);
-  const Tensor order = at::empty({B, S, N}, scores.options().dtype(at::kLong)), rank = at::empty_like(order);
-  const Tensor t = at::empty_like(scores), log_r = at::empty_like(scores), log_c = at::empty_like(scores);
+  const Tensor order = empty({B, S, N}, scores.options().dtype(kLong)), rank = empty_like(order);
+  const Tensor t = empty_like(scores), log_r = empty_like(scores), log_c = empty_like(scores);
   std::atomic<bool> finite{true};
-  AT_DISPATCH_FLOATING_TYPES(scores.scalar_type(), "soft_permutation", [&] {
+  PSF_DISPATCH_FLOATING(scores.scalar_type(), [&] {
     using T = scalar_t;
     for_each_tile<T>(
-        B, S, N, counts, [](int64_t slots) { return any_isa::soft_permutation_scratch(slots); },
+        B, S, N, counts, [](int64_t slots) { return baseline::soft_permutation_scratch(slots); },
         [&](const Tile<T>& tile, int64_t first, T* scratch) {
           const int64_t at = first * N;
           bool ok = true;
@@ -35,7 +34,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> soft_permutation(const Tensor
           if (!ok) finite = false;
         });
   });
-  TORCH_CHECK_VALUE(finite, "soft_permutation: scores must be finite, got NaN or infinity among the valid nodes");
+  PSF_CHECK_VALUE(finite, "soft_permutation: scores must be finite, got NaN or infinity among the valid nodes");
   return {t, log_r, log_c, order, rank};
 }
 
@@ -44,20 +43,20 @@ Tensor soft_permutation_backward(const OptionalTensor& d_t_in, const OptionalTen
                                  double tau, int64_t iterations, bool normalize) {
   Arguments in("soft_permutation_backward");
   Dim B{"B"}, S{"S"}, N{"N", 1, most_slots};
-  const Tensor scores = in.floats("scores", scores_in, {&B, &S, &N}).contiguous(), d_scores = at::empty_like(scores);
+  const Tensor scores = in.floats("scores", scores_in, {&B, &S, &N}).contiguous(), d_scores = empty_like(scores);
   const auto or_zeros = [&](const char* name, const OptionalTensor& x) {
-    return x ? in.floats(name, x, {&B, &S, &N}) : at::zeros_like(scores);
+    return x ? in.floats(name, x, {&B, &S, &N}) : zeros_like(scores);
   };
   const Tensor order = in.integers("order", order_in, {&B, &S, &N}).contiguous(), t = in.floats("t", t_in, {&B, &S, &N}).contiguous();
   const Tensor d_t = or_zeros("d_t", d_t_in), d_log_r = or_zeros("d_log_r", d_log_r_in), d_log_c = or_zeros("d_log_c", d_log_c_in);
   const NumNodes counts(in, num_nodes, B, N);
   in.temperature(tau);
   in.count("iterations", iterations, 0, most_iterations);
-  AT_DISPATCH_FLOATING_TYPES(scores.scalar_type(), "soft_permutation_backward", [&] {
+  PSF_DISPATCH_FLOATING(scores.scalar_type(), [&] {
     using T = scalar_t;
     const int steps = static_cast<int>(iterations);
     for_each_tile<T>(
-        B, S, N, counts, [&](int64_t slots) { return any_isa::soft_permutation_backward_scratch(slots, steps); },
+        B, S, N, counts, [&](int64_t slots) { return baseline::soft_permutation_backward_scratch(slots, steps); },
         [&](const Tile<T>& tile, int64_t first, T* scratch) {
           const int64_t at = first * N;
           for (int row = 0; row < tile.rows; ++row)  // writes d_scores
@@ -74,8 +73,8 @@ Tensor soft_permutation_backward(const OptionalTensor& d_t_in, const OptionalTen
 }  // namespace
 
 PSF_KERNELS(CPU, m) {
-  m.impl("soft_permutation", &soft_permutation);
-  m.impl("soft_permutation_backward", &soft_permutation_backward);
+  m.add<&soft_permutation>("soft_permutation");
+  m.add<&soft_permutation_backward>("soft_permutation_backward");
 }
 
 }  // namespace psf

@@ -5,7 +5,6 @@
 namespace psf {
 namespace {
 
-using at::Tensor;
 using cuda::OptionalTensor;
 
 Tensor permutation_entropy(const Tensor& t_in, const Tensor& log_r_in, const Tensor& log_c_in,
@@ -15,9 +14,9 @@ Tensor permutation_entropy(const Tensor& t_in, const Tensor& log_r_in, const Ten
   const Tensor t = in.floats("t", t_in, {&B, &S, &N}).contiguous(), log_r = in.floats("log_r", log_r_in, {&B, &S, &N}).contiguous();
   const Tensor log_c = in.floats("log_c", log_c_in, {&B, &S, &N}).contiguous(), num_nodes = in.integers("num_nodes", num_nodes_in, {&B});
   in.temperature(tau);
-  const c10::cuda::CUDAGuard guard(t.device());
-  const Tensor sums = at::empty({B, S}, t.options().dtype(at::kDouble)), out = at::empty({}, t.options());
-  AT_DISPATCH_FLOATING_TYPES(t.scalar_type(), "permutation_entropy", [&] {
+  const cuda::DeviceGuard guard(t.device());
+  const Tensor sums = empty({B, S}, t.options().dtype(kDouble)), out = empty({}, t.options());
+  PSF_DISPATCH_FLOATING(t.scalar_type(), [&] {
     using T = scalar_t;
     const cuda::PermutationEntropy<T> p{t.const_data_ptr<T>(),
                                         log_r.const_data_ptr<T>(),
@@ -26,7 +25,7 @@ Tensor permutation_entropy(const Tensor& t_in, const Tensor& log_r_in, const Ten
                                         B * S, S, N, static_cast<T>(tau),
                                         sums.mutable_data_ptr<double>()};
     cuda::launch_rows("permutation_entropy", p, t);
-    const cudaStream_t stream = c10::cuda::getCurrentCUDAStream(t.get_device());
+    const cudaStream_t stream = cuda::current_stream(t);
     const cudaError_t status = cuda::add_up(sums.const_data_ptr<double>(), B * S, out.mutable_data_ptr<T>(), stream);
     cuda::check_launch("permutation_entropy", status, t.sizes());
   });
@@ -42,9 +41,9 @@ std::tuple<Tensor, Tensor, Tensor> permutation_entropy_backward(const Tensor& d,
   const Tensor log_c = in.floats("log_c", log_c_in, {&B, &S, &N}).contiguous(), num_nodes = in.integers("num_nodes", num_nodes_in, {&B});
   in.floats("d_entropy", d, {});
   in.temperature(tau);
-  const c10::cuda::CUDAGuard guard(t.device());
-  const Tensor d_t = at::empty_like(t), d_log_r = at::empty_like(t), d_log_c = at::empty_like(t);
-  AT_DISPATCH_FLOATING_TYPES(t.scalar_type(), "permutation_entropy_backward", [&] {
+  const cuda::DeviceGuard guard(t.device());
+  const Tensor d_t = empty_like(t), d_log_r = empty_like(t), d_log_c = empty_like(t);
+  PSF_DISPATCH_FLOATING(t.scalar_type(), [&] {
     using T = scalar_t;
     const cuda::PermutationEntropyBackward<T> p{d.const_data_ptr<T>(),
                                                 t.const_data_ptr<T>(),
@@ -63,8 +62,8 @@ std::tuple<Tensor, Tensor, Tensor> permutation_entropy_backward(const Tensor& d,
 }  // namespace
 
 PSF_KERNELS(CUDA, m) {
-  m.impl("permutation_entropy", &permutation_entropy);
-  m.impl("permutation_entropy_backward", &permutation_entropy_backward);
+  m.add<&permutation_entropy>("permutation_entropy");
+  m.add<&permutation_entropy_backward>("permutation_entropy_backward");
 }
 
 }  // namespace psf

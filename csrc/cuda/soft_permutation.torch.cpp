@@ -6,7 +6,6 @@
 namespace psf {
 namespace {
 
-using at::Tensor;
 using cuda::OptionalTensor;
 
 using Permutation = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -19,10 +18,10 @@ Permutation soft_permutation(const Tensor& scores_in, const OptionalTensor& num_
   const Tensor num_nodes = in.integers("num_nodes", num_nodes_in, {&B});
   in.temperature(tau);
   in.count("iterations", iterations, 0, most_iterations);
-  const c10::cuda::CUDAGuard guard(scores.device());
-  const Tensor order = at::empty({B, S, N}, scores.options().dtype(at::kLong)), rank = at::empty_like(order);
-  const Tensor t = at::empty_like(scores), log_r = at::empty_like(scores), log_c = at::empty_like(scores);
-  AT_DISPATCH_FLOATING_TYPES(scores.scalar_type(), "soft_permutation", [&] {
+  const cuda::DeviceGuard guard(scores.device());
+  const Tensor order = empty({B, S, N}, scores.options().dtype(kLong)), rank = empty_like(order);
+  const Tensor t = empty_like(scores), log_r = empty_like(scores), log_c = empty_like(scores);
+  PSF_DISPATCH_FLOATING(scores.scalar_type(), [&] {
     using T = scalar_t;
     const cuda::SoftPermutation<T> p{scores.const_data_ptr<T>(),
                                      cuda::pointer_or_null<int64_t>(num_nodes),
@@ -43,15 +42,15 @@ Tensor soft_permutation_backward(const OptionalTensor& d_t_in, const OptionalTen
                                  bool normalize) {
   Arguments in("soft_permutation_backward", scores_in.device());
   Dim B{"B"}, S{"S"}, N{"N", 1, most_slots};
-  const Tensor scores = in.floats("scores", scores_in, {&B, &S, &N}).contiguous(), d_scores = at::empty_like(scores);
+  const Tensor scores = in.floats("scores", scores_in, {&B, &S, &N}).contiguous(), d_scores = empty_like(scores);
   const Tensor order = in.integers("order", order_in, {&B, &S, &N}).contiguous();
   const Tensor t = in.floats("t", t_in, {&B, &S, &N}).contiguous(), d_t = in.floats("d_t", d_t_in, {&B, &S, &N});
   const Tensor d_log_r = in.floats("d_log_r", d_log_r_in, {&B, &S, &N});
   const Tensor d_log_c = in.floats("d_log_c", d_log_c_in, {&B, &S, &N}), num_nodes = in.integers("num_nodes", num_nodes_in, {&B});
   in.temperature(tau);
   in.count("iterations", iterations, 0, most_iterations);
-  const c10::cuda::CUDAGuard guard(scores.device());
-  AT_DISPATCH_FLOATING_TYPES(scores.scalar_type(), "soft_permutation_backward", [&] {
+  const cuda::DeviceGuard guard(scores.device());
+  PSF_DISPATCH_FLOATING(scores.scalar_type(), [&] {
     using T = scalar_t;
     const cuda::SoftPermutationBackward<T> p{cuda::pointer_or_null<T>(d_t),
                                              cuda::pointer_or_null<T>(d_log_r),
@@ -70,8 +69,8 @@ Tensor soft_permutation_backward(const OptionalTensor& d_t_in, const OptionalTen
 }  // namespace
 
 PSF_KERNELS(CUDA, m) {
-  m.impl("soft_permutation", &soft_permutation);
-  m.impl("soft_permutation_backward", &soft_permutation_backward);
+  m.add<&soft_permutation>("soft_permutation");
+  m.add<&soft_permutation_backward>("soft_permutation_backward");
 }
 
 }  // namespace psf

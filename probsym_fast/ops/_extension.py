@@ -1,11 +1,17 @@
-"""Loads the compiled kernels, or records why it cannot: without them ops are slower, but all work."""
+"""Loads the compiled kernels, or records why it cannot: without them ops are slower, but all work.
+
+Three extensions: _C (CPU kernels) and _cuda run under every torch from OLDEST on, _autograd under the one it was built for.
+"""
 
 from __future__ import annotations
 
 import functools
 import importlib
+import re
 import warnings
+from collections.abc import Callable, Mapping
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -16,64 +22,98 @@ MEND = (
     "(`-e .` in a checkout), which needs a C++ compiler"
 )
 CUDA_KERNELS = ("soft_permutation", "permutation_entropy")  # the ops of csrc/cuda
-NEEDED = (
-    "torch_version",
-    "differentiate",
-    "instruction_set",
-    "portable",
-    "register_kernels",
-)  # what Python uses of the extension
-_module: ModuleType | None = None
-_problem: str | None = None
+NEEDED = {  # what Python uses of each extension
+    "_C": ("torch_version", "kernels", "register_kernels", "instruction_set"),
+    "_cuda": ("torch_version", "kernels", "register_kernels", "cuda_architectures", "runs_on_gpu"),
+    "_autograd": ("torch_version", "differentiate"),
+}
+ABSENT = {
+    "_C": "the compiled kernels are not built",
+    "_cuda": "the compiled kernels were built without CUDA",
+    "_autograd": "the compiled gradients are not built",
+}
+OLDEST = (2, 11)  # the torch whose stable ABI the kernels use (setup.py)
+_modules: dict[str, ModuleType] = {}
+_problems: dict[str, str] = {}
 _reported = False
 
 
-def load() -> None:
-    """Imports probsym_fast._C and registers its kernels. Skips a build for another torch or another source."""
-    global _module, _problem
-    try:
-        module = importlib.import_module("probsym_fast._C")
-    except ModuleNotFoundError as error:
-        if error.name != "probsym_fast._C":
-            raise
-        _problem = f"the compiled kernels are not built: {MEND}"
-        return
-    except (ImportError, OSError) as error:
-        _problem = f"the compiled kernels do not load under torch {torch.__version__} ({error}): {MEND}"
-        return
-    if missing := [name for name in NEEDED if not hasattr(module, name)]:
-        _problem = (
-            f"the compiled kernels come from another version of probsym_fast, without {', '.join(missing)}: {MEND}"
-        )
-    elif module.torch_version != torch.__version__.split("+")[0]:
-        _problem = (
-            f"the compiled kernels were built for torch {module.torch_version}, this is {torch.__version__}: {MEND}"
-        )
-    else:
+def load(signatures: Mapping[str, str]) -> None:
+    """Imports the extensions and registers their kernels, unless they come from another source.
+
+    signatures: of the ops and their gradients, as in `kernels()` of an extension.
+    """
+    _modules.clear()
+    _problems.clear()
+    for name in NEEDED:
         try:
-            module.register_kernels()
-        except RuntimeError as error:
-            reason = " ".join(map(str.strip, str(error).strip().splitlines()[:2]))  # the op and what differs
-            _problem = f"the compiled kernels come from another version of probsym_fast ({reason}): {MEND}"
+            module = importlib.import_module(f"probsym_fast.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"probsym_fast.{name}":
+                raise
+            _problems[name] = f"{ABSENT[name]}: {MEND}"
+        except (ImportError, OSError) as error:
+            _problems[name] = f"the compiled kernels do not load under torch {torch.__version__} ({error}): {MEND}"
         else:
-            _module = module
+            if problem := _misfit(name, module, signatures):
+                _problems[name] = f"{problem}: {MEND}"
+                continue
+            if name != "_autograd":
+                module.register_kernels()
+            _modules[name] = module
 
 
-def module() -> ModuleType | None:
-    """The extension in use, or None."""
-    return _module
+def _misfit(name: str, module: ModuleType, signatures: Mapping[str, str]) -> str | None:
+    """Why the extension does not fit this source or this torch."""
+    if missing := [x for x in NEEDED[name] if not hasattr(module, x)]:
+        return f"the compiled kernels come from another version of probsym_fast, without {', '.join(missing)}"
+    if name == "_autograd":  # not on the stable ABI
+        if module.torch_version != torch.__version__.split("+")[0]:
+            return f"the compiled gradients were built for torch {module.torch_version}, this is {torch.__version__}"
+        return None
+    for _, op, signature in module.kernels():
+        if signature != signatures.get(op):
+            reason = f"{op} is {signatures.get(op)}, its kernel {signature}"
+            return f"the compiled kernels come from another version of probsym_fast ({reason})"
+    return None
 
 
-def problem() -> str | None:
-    """What is wrong with the compiled kernels and how to fix it; None if nothing is."""
-    return _problem
+def signature(schema: Any) -> str:
+    """The types of an operator's schema, as the C++ side writes them: "Tensor, Tensor?, float -> Tensor"."""
+
+    def listed(arguments: Any) -> str:
+        names = (re.sub(r"^Optional\[(.*)\]$", r"\1?", str(x.type)) for x in arguments)
+        return ", ".join(re.sub(r"List\[(\w+)\]", r"\1[]", name).replace("SymInt", "int") for name in names)
+
+    return f"{listed(schema.arguments)} -> {listed(schema.returns)}"
+
+
+def module() -> Any:
+    """The extension with the CPU kernels, or None."""
+    return _modules.get("_C")
+
+
+def has_kernels(device: str) -> bool:
+    """Whether the extension with the kernels for this device type is in use."""
+    return {"cpu": "_C", "cuda": "_cuda"}.get(device) in _modules
+
+
+def differentiate() -> Callable[[str], None] | None:
+    """What makes an op differentiable in C++; None where that is not built for this torch."""
+    found = _modules.get("_autograd")
+    return found.differentiate if found else None
+
+
+def problem(name: str = "_C") -> str | None:
+    """What is wrong with an extension and how to fix it; None if nothing is."""
+    return _problems.get(name)
 
 
 def cuda_problem() -> str | None:
     """Why the kernels of csrc/cuda are missing and how to fix it; None if they are there."""
-    if gpu_architectures() is not None:
+    if (found := _problems.get("_cuda")) is None:
         return None
-    found = _problem or f"the compiled kernels were built without CUDA: {MEND}"
+    found = _problems.get("_C", found)  # nothing is built
     return f"{found}, and nvcc of torch's CUDA {torch.version.cuda}"
 
 
@@ -81,15 +121,15 @@ def cuda_problem() -> str | None:
 def report_once(device: str) -> None:
     """Warns once, when an op first uses its reference on a device that kernels could serve."""
     global _reported
-    if _reported or _problem is None or device != "cpu":
+    if _reported or problem() is None or device != "cpu":
         return
     _reported = True
-    warnings.warn(f"probsym_fast: {_problem}. Ops use their slower reference until then.", RuntimeWarning, stacklevel=4)
+    warnings.warn(f"probsym_fast: {problem()}. Ops use their slower reference until then.", RuntimeWarning, stacklevel=4)
 
 
 def gpu_architectures() -> str | None:
     """The architectures that the CUDA kernels are built for, as in TORCH_CUDA_ARCH_LIST; None without such kernels."""
-    return getattr(_module, "cuda_architectures", None)
+    return getattr(_modules.get("_cuda"), "cuda_architectures", None)
 
 
 @constant_in_programs
@@ -103,7 +143,7 @@ def runs_on_gpu(index: int) -> bool:
 
 @functools.cache
 def _runs_on_gpu(index: int) -> bool:
-    if _module is None or gpu_architectures() is None or _module.runs_on_gpu(index):
+    if (found := _modules.get("_cuda")) is None or found.runs_on_gpu(index):
         return True
     if not torch.cuda.is_available():  # traced for a GPU of another machine
         return True

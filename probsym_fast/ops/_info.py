@@ -15,8 +15,8 @@ from probsym_fast.ops._op import BACKENDS, KERNEL_BACKENDS
 def info() -> dict[str, Any]:
     """Versions, what is built, and the backend that "auto" uses for each op and device.
 
-    Keys: versions, extension (built, built_for_torch, gpu_architectures, instruction_set, portable: for every processor of
-    this architecture, problem), devices, ops: {op: {device: [backends, the one in use first]}}.
+    Keys: versions, extension (built, built_for_torch, gradients, gpu_architectures, instruction_set, problem), devices,
+    ops: {op: {device: [backends, the one in use first]}}.
     """
     module = _extension.module()
     return {
@@ -30,9 +30,9 @@ def info() -> dict[str, Any]:
         "extension": {
             "built": module is not None,
             "built_for_torch": module.torch_version if module else None,
+            "gradients": "C++" if _extension.differentiate() else "Python",
             "gpu_architectures": _extension.gpu_architectures(),
             "instruction_set": module.instruction_set() if module else None,
-            "portable": module.portable if module else None,
             "problem": _extension.problem(),
         },
         "devices": {

@@ -99,8 +99,9 @@ class Op:
         """Whether this device type has a kernel, from Python or from the loaded extension."""
         if device in self.from_python:
             return True
-        key = DISPATCH_KEYS.get(device) if _extension.module() else None
-        return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(self.qualified, key)
+        if not _extension.has_kernels(device):
+            return False
+        return torch._C._dispatch_has_kernel_for_dispatch_key(self.qualified, DISPATCH_KEYS[device])
 
     def kernel_dtypes(self, device: str) -> tuple[torch.dtype, ...]:
         """The dtypes that the kernels for this device type support."""
@@ -151,7 +152,8 @@ class Op:
             self._report(device, f"its kernels take {self._dtype_names(device)}, got {dtype}; convert the inputs")
             return self.reference
         if backend not in available:
-            problem = triton.problem() if backend == "triton" else _extension.problem()
+            kernels = "_cuda" if device.type == "cuda" else "_C"
+            problem = triton.problem() if backend == "triton" else _extension.problem(kernels)
             raise RuntimeError(
                 f"{self.name}: backend must be one of {('auto', *available)} on {device.type}, got {backend!r}"
                 + (f" ({problem})" if problem else "")
@@ -202,18 +204,19 @@ BACKENDS: dict[tuple[str, str], tuple[str, ...]] = {}
 
 def fill_table() -> None:
     """Once, at import: makes the ops differentiable and records the backends of each op and device."""
-    _extension.load()
-    module = _extension.module()
+    kernels = [kernel for op in OPS.values() for kernel in (op.kernel, op.backward) if kernel is not None]
+    _extension.load({x._schema.name.split("::")[1]: _extension.signature(x._schema) for x in kernels})
+    in_cpp = _extension.differentiate()
     triton.register(OPS)
     for name, op in OPS.items():
         if op.backward is not None:
-            module.differentiate(name) if module else differentiate(op)
+            in_cpp(name) if in_cpp else differentiate(op)
         for device in KERNEL_BACKENDS:
             BACKENDS[name, device] = op.backends(device)
 
 
 def differentiate(op: Op) -> None:
-    """Makes an op differentiable by its backward, as csrc/autograd.cpp does if the extension is built.
+    """Makes an op differentiable by its backward, as csrc/autograd.cpp does where it is built for this torch.
 
     The backward's schema defines how. Argument d_<result>: the gradient of that result (None if there is none; if the
     argument is not optional, the backward is then not called). Argument needs_<argument>: whether the result

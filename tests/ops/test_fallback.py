@@ -94,14 +94,16 @@ def test_a_dtype_that_the_kernels_do_not_take(monkeypatch):
 
 def test_ops_without_a_kernel(monkeypatch):
     """The usual installation has triton and no nvcc; without triton, too, each op is named with what mends it."""
-    monkeypatch.setattr(_extension, "_module", SimpleNamespace())
-    monkeypatch.setattr(_extension, "_problem", None)
+    without_cuda = f"the compiled kernels were built without CUDA: {_extension.MEND}"
+    monkeypatch.setattr(_extension, "_modules", {"_C": SimpleNamespace()})
+    monkeypatch.setattr(_extension, "_problems", {"_cuda": without_cuda})
     without_kernels(monkeypatch, FROM_CSRC)
     found = said(lambda: [select_all(), select_all(torch.float64, names=FROM_CSRC)])
-    mend = f"the compiled kernels were built without CUDA: {_extension.MEND}, and nvcc of torch's CUDA {torch.version.cuda}"
+    mend = f"{without_cuda}, and nvcc of torch's CUDA {torch.version.cuda}"
     assert found == [f"probsym_fast: {name} {HERE} {mend}. {SILENCE}" for name in WITH_KERNELS if name in FROM_CSRC]
     without_kernels(monkeypatch, OPS)
-    monkeypatch.setattr(_extension, "_problem", f"the compiled kernels are not built: {_extension.MEND}")
+    not_built = {"_C": f"the compiled kernels are not built: {_extension.MEND}", "_cuda": without_cuda}
+    monkeypatch.setattr(_extension, "_problems", not_built)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     found = said(select_all)
     assert len(found) == len(WITH_KERNELS)
@@ -170,7 +172,7 @@ def test_a_report_does_not_break_a_graph(monkeypatch, built):
     """Said while it is traced; the reason is a dtype, or that nothing is built."""
     if not built:
         without_kernels(monkeypatch, OPS)
-    monkeypatch.setattr(_extension, "_problem", None if built else "the compiled kernels are not built")
+    monkeypatch.setattr(_extension, "_problems", {} if built else {"_C": "the compiled kernels are not built"})
     edges, x = torch.tensor([[0, 1], [1, 2]]), torch.randn(3, 2, dtype=torch.float64)
 
     def sums(x):
