@@ -15,7 +15,7 @@ PYBIND11_MODULE(_C, m) {
     throw pybind11::import_error("it was built for the instruction set of another machine only (PROBSYM_ISA=native)");
   m.attr("torch_version") = TORCH_VERSION;
   m.def("register_kernels", &psf::register_kernels, "Makes the kernels those of the ops; RuntimeError where one does not fit.");
-  m.def("differentiate", &psf::differentiate, "Makes an op differentiable by its <op>_backward.");
+  m.def("make_differentiable", &psf::make_differentiable, "Makes an op differentiable by its <op>_backward, and this by a function.");
   m.def("instruction_sets", &psf::instruction_sets, "Those that this build and this machine have, best first.");
   m.attr("portable") = PSF_ISAS == PSF_EVERY_ISA;
   m.def("instruction_set", [] { return psf::name(psf::instruction_set()); }, "The one that the kernels use.");

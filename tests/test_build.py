@@ -99,16 +99,16 @@ EXTENSIONS = {  # the file that stands for the extension, what it holds, what is
         "_C.py",
         f"torch_version = {TORCH!r}",
         "the compiled kernels come from another version of probsym_fast, "
-        "without differentiate, instruction_set, portable, register_kernels: ",
+        "without make_differentiable, instruction_set, portable, register_kernels: ",
     ),
     "without a torch version": (
         "_C.py",
-        "differentiate = instruction_set = portable = register_kernels = None",
+        "make_differentiable = instruction_set = portable = register_kernels = None",
         "the compiled kernels come from another version of probsym_fast, without torch_version: ",
     ),
     "another torch": (
         "_C.py",
-        "torch_version = '1.13.1'; differentiate = instruction_set = portable = register_kernels = None",
+        "torch_version = '1.13.1'; make_differentiable = instruction_set = portable = register_kernels = None",
         f"the compiled kernels were built for torch 1.13.1, this is {torch.__version__}: ",
     ),
 }
@@ -171,7 +171,13 @@ def loader(monkeypatch):
 
 
 def extension(**changed: object) -> types.SimpleNamespace:
-    given = {"torch_version": TORCH, "differentiate": None, "instruction_set": None, "portable": True, "register_kernels": lambda: None}
+    given = {
+        "torch_version": TORCH,
+        "make_differentiable": None,
+        "instruction_set": None,
+        "portable": True,
+        "register_kernels": lambda: None,
+    }
     return types.SimpleNamespace(**given | changed)
 
 

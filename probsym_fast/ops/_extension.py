@@ -18,7 +18,7 @@ MEND = (
 CUDA_KERNELS = ("soft_permutation", "permutation_entropy")  # the ops of csrc/cuda
 NEEDED = (
     "torch_version",
-    "differentiate",
+    "make_differentiable",
     "instruction_set",
     "portable",
     "register_kernels",
