@@ -3,14 +3,18 @@
 //   argument needs_<argument>  bool: whether its result d_<argument> is needed
 //   any other argument    the op's argument or result of that name
 //   result d_<argument>   gradient of that argument of the op
+// The gradient of <op>_backward itself is computed in Python (ops/_second_gradient.py), only where it is differentiated.
 // It needs torch's unstable headers, so it is built for one version of torch. With another one ops/_op.py does the same in
-// Python, at ten times the cost of a call.
+// Python, at up to twice the cost of a call.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/jit/python/pybind_utils.h>
 #include <torch/library.h>
 #include <torch/version.h>
 
 #include <pybind11/pybind11.h>
+
+#include <stdexcept>
 
 namespace psf {
 namespace {
@@ -188,37 +192,80 @@ struct FirstGradient : torch::autograd::Function<FirstGradient> {
         stack.push_back(x.defined() ? IValue(x) : IValue());
       }
     }
-    derivation.backward.callBoxed(&stack);
+    try {
+      derivation.backward.callBoxed(&stack);
+    } catch (const py::type_error& error) {  // torch's engine would make these RuntimeErrors
+      C10_THROW_ERROR(TypeError, error.what());
+    } catch (const std::invalid_argument& error) {
+      C10_THROW_ERROR(ValueError, error.what());
+    }
     for (size_t i = 0; i < derivation.gives.size(); ++i)
       if (const size_t at = edge(derivation.gives[i]); at < given.size()) out[at] = stack[i].toTensor();
     return out;
   }
 };
 
-// Second derivatives raise an error; they are never silently detached.
-struct NoSecondGradient : torch::autograd::Function<NoSecondGradient> {
-  static variable_list forward(AutogradContext* ctx, at::TensorList, const Call* call, const std::string* name) {
-    ctx->saved_data["name"] = *name;
-    return call->below_autograd();
+// Of a call of <op>_backward: second(arguments, gradients of the results) gives the gradients of the arguments.
+struct SecondGradient : torch::autograd::Function<SecondGradient> {
+  static variable_list forward(AutogradContext* ctx, at::TensorList tensors, const Call* call, const py::object* second) {
+    std::vector<IValue> values;  // None for the tensors, which are saved
+    std::vector<int64_t> given, present;
+    for (size_t i = 0; i < call->arguments(); ++i) {
+      if (call->has_tensor(i)) given.push_back(static_cast<int64_t>(i));
+      values.push_back(call->has_tensor(i) ? IValue() : call->argument(i));
+    }
+    const variable_list results = call->below_autograd();
+    for (size_t i = 0; i < call->absent.size(); ++i)
+      if (!call->absent[i]) present.push_back(static_cast<int64_t>(i));
+    ctx->save_for_backward(tensors.vec());
+    ctx->set_materialize_grads(false);
+    ctx->saved_data["values"] = c10::ivalue::Tuple::create(std::move(values));
+    ctx->saved_data["given"] = std::move(given);
+    ctx->saved_data["present"] = std::move(present);
+    ctx->saved_data["results"] = static_cast<int64_t>(call->results());
+    ctx->saved_data["second"] = reinterpret_cast<int64_t>(second);
+    return results;
   }
-  static variable_list backward(AutogradContext* ctx, const variable_list&) {
-    TORCH_CHECK(false, ctx->saved_data["name"].toStringRef(), ": the kernels have no second derivative; use backend=\"reference\" for it");
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
+    const auto& second = *reinterpret_cast<const py::object*>(ctx->saved_data["second"].toInt());
+    std::vector<IValue> arguments = ctx->saved_data["values"].toTuple()->elements().vec();
+    const variable_list kept = ctx->get_saved_variables();
+    const std::vector<int64_t> given = ctx->saved_data["given"].toIntVector(), present = ctx->saved_data["present"].toIntVector();
+    std::vector<IValue> incoming(ctx->saved_data["results"].toInt());
+    for (size_t k = 0; k < given.size(); ++k) arguments[given[k]] = kept[k];
+    for (size_t k = 0; k < present.size(); ++k)
+      if (gradients[k].defined()) incoming[present[k]] = gradients[k];
+    variable_list out(given.size() + 2);  // call and second have none
+    const py::gil_scoped_acquire gil;
+    const py::list found = second(python(arguments), python(incoming));
+    for (size_t k = 0; k < given.size(); ++k)
+      if (const py::handle x = found[given[k]]; !x.is_none()) out[k] = x.cast<Tensor>();
+    return out;
+  }
+
+  static py::list python(const std::vector<IValue>& values) {
+    py::list list;
+    for (const IValue& x : values) list.append(torch::jit::toPyObject(x));
+    return list;
   }
 };
 
 }  // namespace
 
-void differentiate(const std::string& name) {
+// Makes the op probsym_fast::<name> differentiable by probsym_fast::<name>_backward, and this by the Python function
+// second(arguments, gradients of the results), which gives a list of the arguments' gradients.
+void make_differentiable(const std::string& name, py::object second) {
   // never destroyed: the dispatcher may be destroyed first
   static auto& library = *new torch::Library(torch::Library::IMPL, "probsym_fast", c10::DispatchKey::Autograd, __FILE__, __LINE__);
   library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Recorded<FirstGradient, Derivation>>(derive(name))));
   library.impl((name + "_backward").c_str(),
-               torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Recorded<NoSecondGradient, std::string>>(name)));
+               torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Recorded<SecondGradient, py::object>>(std::move(second))));
 }
 
 }  // namespace psf
 
 PYBIND11_MODULE(_autograd, m) {
   m.attr("torch_version") = TORCH_VERSION;
-  m.def("differentiate", &psf::differentiate, "Makes an op differentiable by its <op>_backward.");
+  m.def("make_differentiable", &psf::make_differentiable, "Makes an op differentiable by its <op>_backward, and this by a function.");
 }

@@ -186,10 +186,10 @@ def test_gradients_built_for_another_torch_are_made_in_python(loader):
     loader(_C=old, _autograd=old)
     assert _extension.module() is old and _extension.problem() is None
     expected = f"the compiled gradients were built for torch 2.11.0, this is {torch.__version__}: {_extension.MEND}"
-    assert _extension.differentiate() is None and _extension.problem("_autograd") == expected
-    new = extension(differentiate=print)
+    assert _extension.make_differentiable() is None and _extension.problem("_autograd") == expected
+    new = extension(make_differentiable=print)
     loader(_C=old, _autograd=new)
-    assert _extension.differentiate() is print and _extension.problem("_autograd") is None
+    assert _extension.make_differentiable() is print and _extension.problem("_autograd") is None
 
 
 GRADIENTS_IN_PYTHON = """

@@ -25,7 +25,7 @@ CUDA_KERNELS = ("soft_permutation", "permutation_entropy")  # the ops of csrc/cu
 NEEDED = {  # what Python uses of each extension
     "_C": ("torch_version", "kernels", "register_kernels", "instruction_set"),
     "_cuda": ("torch_version", "kernels", "register_kernels", "cuda_architectures", "runs_on_gpu"),
-    "_autograd": ("torch_version", "differentiate"),
+    "_autograd": ("torch_version", "make_differentiable"),
 }
 ABSENT = {
     "_C": "the compiled kernels are not built",
@@ -98,10 +98,10 @@ def has_kernels(device: str) -> bool:
     return {"cpu": "_C", "cuda": "_cuda"}.get(device) in _modules
 
 
-def differentiate() -> Callable[[str], None] | None:
-    """What makes an op differentiable in C++; None where that is not built for this torch."""
+def make_differentiable() -> Callable[[str, Callable], None] | None:
+    """What makes an op differentiable in C++, as `_op.differentiate` in Python; None where it is not built for this torch."""
     found = _modules.get("_autograd")
-    return found.differentiate if found else None
+    return found.make_differentiable if found else None
 
 
 def problem(name: str = "_C") -> str | None:

@@ -30,7 +30,7 @@ def info() -> dict[str, Any]:
         "extension": {
             "built": module is not None,
             "built_for_torch": module.torch_version if module else None,
-            "gradients": "C++" if _extension.differentiate() else "Python",
+            "gradients": "C++" if _extension.make_differentiable() else "Python",
             "gpu_architectures": _extension.gpu_architectures(),
             "instruction_set": module.instruction_set() if module else None,
             "problem": _extension.problem(),

@@ -6,14 +6,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from probsym_fast._checks import debugging, transformed
 from probsym_fast.ops import _extension, _fallback, triton
+from probsym_fast.ops._second_gradient import SecondGradient
 
 NAMESPACE = "probsym_fast"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -72,6 +74,7 @@ class Op:
             self.reference = self._defined(f"{name}_reference", schema, shapes)
             LIBRARY.impl(f"{name}_reference", reference, "CompositeExplicitAutograd")
         self.backward: torch._ops.OpOverload | None = None
+        self.second: SecondGradient | None = None
         OPS[name] = self
 
     @staticmethod
@@ -80,9 +83,15 @@ class Op:
         torch.library.register_fake(f"{NAMESPACE}::{name}", shapes, lib=LIBRARY)
         return getattr(getattr(torch.ops, NAMESPACE), name).default
 
-    def gradient(self, schema: str, *, shapes: Callable) -> None:
-        """Declares the kernel `<op>_backward`; the names in its schema define its arguments and results (`differentiate`)."""
+    def gradient(
+        self, schema: str, *, shapes: Callable, others: Mapping[str, Callable[[dict[str, Any]], Any]] | None = None
+    ) -> None:
+        """Declares the kernel `<op>_backward`; the names in its schema define its arguments and results (`differentiate`).
+
+        others: for second derivatives, the op's arguments that the backward does not take (`SecondGradient`).
+        """
         self.backward = self._defined(f"{self.name}_backward", schema, shapes)
+        self.second = SecondGradient(self, self.backward._schema, shapes, others or {})
 
     def implement(
         self, device: str, backend: str, forward: Callable, backward: Callable | None, dtypes: Sequence[torch.dtype]
@@ -206,11 +215,11 @@ def fill_table() -> None:
     """Once, at import: makes the ops differentiable and records the backends of each op and device."""
     kernels = [kernel for op in OPS.values() for kernel in (op.kernel, op.backward) if kernel is not None]
     _extension.load({x._schema.name.split("::")[1]: _extension.signature(x._schema) for x in kernels})
-    in_cpp = _extension.differentiate()
+    in_cpp = _extension.make_differentiable()
     triton.register(OPS)
     for name, op in OPS.items():
         if op.backward is not None:
-            in_cpp(name) if in_cpp else differentiate(op)
+            in_cpp(name, op.second) if in_cpp else differentiate(op)
         for device in KERNEL_BACKENDS:
             BACKENDS[name, device] = op.backends(device)
 
@@ -221,9 +230,10 @@ def differentiate(op: Op) -> None:
     The backward's schema defines how. Argument d_<result>: the gradient of that result (None if there is none; if the
     argument is not optional, the backward is then not called). Argument needs_<argument>: whether the result
     d_<argument> is needed. Any other argument: the op's argument or result of that name. Result d_<argument>: the
-    gradient of that argument. The gradient itself is not differentiable and raises.
+    gradient of that argument. The gradient itself is differentiated by `op.second`.
     """
-    assert op.backward is not None  # `fill_table`
+    second = op.second
+    assert op.backward is not None and second is not None  # `fill_table`
     arguments = [x.name for x in op.kernel._schema.arguments]
     results = [x.name for x in op.kernel._schema.returns]
     takes = [x.name for x in op.backward._schema.arguments]
@@ -255,8 +265,18 @@ def differentiate(op: Op) -> None:
             found.get(x) if needed else None for x, needed in zip(arguments, ctx.needs_input_grad, strict=True)
         )
 
-    def no_second_gradient(ctx, *gradients):
-        raise RuntimeError(f'{op.name}: the kernels have no second derivative; use backend="reference" for it')
+    def save_arguments(ctx, inputs, output):
+        ctx.values = [None if isinstance(x, Tensor) else x for x in inputs]
+        ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
+        ctx.tensors = [isinstance(x, Tensor) for x in inputs]
+        ctx.set_materialize_grads(False)
+
+    def second_backward(ctx, *gradients):
+        saved = iter(ctx.saved_tensors)
+        values = [next(saved) if tensor else x for tensor, x in zip(ctx.tensors, ctx.values, strict=True)]
+        return tuple(second(values, gradients))
 
     torch.library.register_autograd(op.qualified, backward, setup_context=save, lib=LIBRARY)
-    torch.library.register_autograd(f"{op.qualified}_backward", no_second_gradient, lib=LIBRARY)
+    torch.library.register_autograd(
+        f"{op.qualified}_backward", second_backward, setup_context=save_arguments, lib=LIBRARY
+    )

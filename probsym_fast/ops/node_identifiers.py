@@ -28,6 +28,7 @@ OP.gradient(
     "(Tensor d_features, Tensor ptr, Tensor rank, Tensor order, Tensor? t, Tensor? log_r, Tensor? log_c, float tau,"
     " Tensor weight, bool needs_t, bool needs_weight) -> (Tensor d_t, Tensor d_log_r, Tensor d_log_c, Tensor d_weight)",
     shapes=_gradient_shapes,
+    others={"nodes": lambda known: known["d_features"].shape[0]},
 )
 
 

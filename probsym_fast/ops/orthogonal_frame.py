@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from probsym_fast._checks import check_bool, check_float
@@ -22,6 +23,9 @@ OP = Op(
 OP.gradient(
     "(Tensor d_frames, Tensor frames, Tensor matrices) -> Tensor d_matrices",
     shapes=lambda d_frames, frames, matrices: matrices.new_empty(matrices.shape),
+    others={
+        "special": lambda known: torch.linalg.det(known["frames"].detach()) > 0
+    },  # one of det > 0 is its own rotation
 )
 
 

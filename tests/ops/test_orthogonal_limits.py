@@ -467,18 +467,6 @@ def test_action_gradcheck(device, backend, d, mean, inverse):
     assert torch.autograd.gradcheck(lambda *x: act_orthogonal(*x, **flags), (v, g))
 
 
-@pytest.mark.parametrize("name", ["orthogonal_frame", "act_orthogonal"])
-def test_second_derivative_is_refused(name):
-    if not OPS[name].has_kernel("cpu"):
-        pytest.skip("the kernels are not built")
-    g = torch.randn(1, 2, 3, 3, requires_grad=True)
-    out = orthogonal_frame(g) if name == "orthogonal_frame" else act_orthogonal(torch.randn(1, 2, 3, 1), g)
-    (gradient,) = torch.autograd.grad(out.pow(3).sum(), g, create_graph=True)
-    message = f'{name}: the kernels have no second derivative; use backend="reference" for it'
-    with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$"):
-        gradient.sum().backward()
-
-
 @pytest.mark.parametrize(
     ("v", "g", "error", "message"),
     [

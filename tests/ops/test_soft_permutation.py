@@ -231,18 +231,6 @@ def test_compiles_without_a_break():
         assert_near(found, expected, GRADIENT)
 
 
-@pytest.mark.skipif(CPU_BACKENDS == ("reference",), reason="the kernels are not built")
-def test_second_derivatives_are_refused():
-    scores = torch.randn(1, 1, 4, requires_grad=True)
-    p = soft_permutation(scores)
-    (first,) = torch.autograd.grad(p.log_r.square().sum(), scores, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"soft_permutation: the kernels have no second derivative"):
-        first.sum().backward()
-    (first,) = torch.autograd.grad(permutation_entropy(soft_permutation(scores)), scores, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"the kernels have no second derivative"):
-        first.sum().backward()
-
-
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize(
     ("change", "error", "message"),

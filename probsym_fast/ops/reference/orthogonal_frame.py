@@ -18,8 +18,8 @@ def check_values(matrices: Tensor, *_) -> None:
         raise ValueError("orthogonal_frame: matrices must be finite, got NaN or infinity")
 
 
-def orthogonal_frame(matrices: Tensor, special: bool) -> Tensor:
-    """matrices (..., d, d) -> (..., d, d); see `probsym_fast.ops.orthogonal_frame`."""
+def orthogonal_frame(matrices: Tensor, special: bool | Tensor) -> Tensor:
+    """matrices (..., d, d) -> (..., d, d); see `probsym_fast.ops.orthogonal_frame`. special: may differ, (...) bool."""
     check_values(matrices)
     columns: list[Tensor] = []
     for k in range(matrices.shape[-1]):
@@ -34,8 +34,8 @@ def orthogonal_frame(matrices: Tensor, special: bool) -> Tensor:
         kept = x / torch.where(dependent, 1, squared).sqrt()
         columns.append(torch.where(dependent, _farthest_axis(x.detach(), columns), kept))
     frame = torch.stack(columns, dim=-1)
-    if special:
-        mirrored = torch.linalg.det(frame.detach()) < 0
+    if special is not False:
+        mirrored = special & (torch.linalg.det(frame.detach()) < 0)
         sign = torch.where(mirrored, -1.0, 1.0).to(frame.dtype)[..., None]
         frame = torch.cat([frame[..., :1] * sign[..., None], frame[..., 1:]], dim=-1)
     return frame
