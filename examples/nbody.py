@@ -9,14 +9,14 @@ import probsym_fast as psf
 from probsym_fast.data.nbody import initial_conditions, simulate
 
 
-def make_data(count: int) -> tuple[psf.PointClouds, torch.Tensor]:
-    """Clouds of five particles, and where the particles are at the later frame."""
+def make_data(count: int) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """The fields of clouds of five particles, and where the particles are at the later frame."""
     charges, positions, velocities = initial_conditions(count)
     x, v = (torch.from_numpy(a).float() for a in simulate(charges, positions, velocities, frames=(30, 40)))
     charge = torch.from_numpy(charges).float()
     distance = torch.cdist(x[:, 0], x[:, 0]).square()
     edges = torch.stack([charge[:, :, None] * charge[:, None], distance], dim=-1)
-    return psf.PointClouds(x[:, 0], v[:, 0], edges), x[:, 1]
+    return (x[:, 0], v[:, 0], edges), x[:, 1]
 
 
 def make_model() -> psf.Symmetrized:
@@ -31,9 +31,9 @@ def make_model() -> psf.Symmetrized:
 
 def main(options: argparse.Namespace) -> float:
     torch.manual_seed(options.seed)
-    clouds, target = make_data(2 * options.count)
-    train = psf.PointClouds(*(field[: options.count] for field in clouds))
-    test = psf.PointClouds(*(field[options.count :] for field in clouds))
+    fields, target = make_data(2 * options.count)
+    train = [field[: options.count] for field in fields]
+    test = psf.PointClouds(*(field[options.count :] for field in fields))
     model = make_model()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     for _ in range(options.epochs):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import GetAttrKey, register_pytree_node
 
 from probsym_fast._checks import looks_at_values
 from probsym_fast._geometric import OWNER, check_agreement, fields_of
 
+T = TypeVar("T", bound="_Fields")
 MOST_NODES, MOST_KEYS = 2**20, 2**43  # nodes per graph and graph keys: together they name a node in 63 bits
 
 
@@ -41,7 +46,86 @@ class Batch(Protocol):
         """(rows,) int64 keys of fixed noise, one per row (graph or node); None: the row numbers."""
 
 
-class PointClouds(NamedTuple):
+def _values(batch: Any) -> dict[str, Any]:
+    return {field.name: getattr(batch, field.name) for field in fields(batch)}
+
+
+def _each(function: Callable[[Tensor], Any], batch: T) -> T:
+    """The batch with function(x) for every Tensor x."""
+    return type(batch)(**{name: function(x) if isinstance(x, Tensor) else x for name, x in _values(batch).items()})
+
+
+def _flatten(batch: Any) -> tuple[list[Any], list[list[str]]]:
+    """What is not None; the names of these fields and of the others."""
+    there = {name: x for name, x in _values(batch).items() if x is not None}
+    return list(there.values()), [list(there), [field.name for field in fields(batch) if field.name not in there]]
+
+
+def _flatten_with_keys(batch: Any) -> tuple[list[Any], list[list[str]]]:
+    there, names = _flatten(batch)
+    return [(GetAttrKey(name), x) for name, x in zip(names[0], there, strict=True)], names
+
+
+def _unflatten(kind: type[T], there: Any, names: list[list[str]]) -> T:
+    return kind(**dict(zip(names[0], there, strict=True)), **dict.fromkeys(names[1]))
+
+
+def _mover(
+    owner: str,
+    *where: torch.device | str | int | torch.dtype | Tensor,
+    device: torch.device | str | int | None = None,
+    dtype: torch.dtype | None = None,
+    non_blocking: bool = False,
+) -> Callable[[Tensor], Tensor]:
+    """Moves a Tensor to a device, and to a dtype if it is floating point. TypeError for an integer dtype."""
+    for one in where:
+        if isinstance(one, Tensor):
+            device, dtype = one.device, one.dtype
+        elif isinstance(one, torch.dtype):
+            dtype = one
+        elif isinstance(one, (torch.device, str, int)) and not isinstance(one, bool):
+            device = one
+        elif one is not None:
+            raise TypeError(f"{owner}.to: must be a device, a dtype or a Tensor, got {type(one).__name__} {one!r}")
+    if dtype is not None and not dtype.is_floating_point:
+        raise TypeError(f"{owner}.to: dtype must be floating point, got {dtype}")
+    return lambda x: x.to(device=device, dtype=dtype if x.is_floating_point() else None, non_blocking=non_blocking)
+
+
+class _Fields:
+    """A dataclass whose fields are tensors or None, and a pytree of those that are not None; so are its subclasses.
+
+    Not frozen: Lightning's precision plugins refuse frozen dataclasses.
+    """
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        register_pytree_node(
+            cls,
+            _flatten,
+            partial(_unflatten, cls),
+            serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
+            flatten_with_keys_fn=_flatten_with_keys,
+        )
+
+    def replace(self: T, **changes: Any) -> T:
+        """The batch with other values for these fields. TypeError for a name that is no field."""
+        values = _values(self)
+        if unknown := [name for name in changes if name not in values]:
+            raise TypeError(f"{type(self).__name__}.replace: fields must be of {', '.join(values)}, got {unknown[0]}")
+        return type(self)(**{**values, **changes})
+
+    def to(self: T, *where: Any, **named: Any) -> T:
+        """Moved to a device, a floating-point dtype or those of a Tensor, as `Tensor.to`; integers keep their dtype."""
+        return _each(_mover(type(self).__name__, *where, **named), self)
+
+    def pin_memory(self: T) -> T:
+        """In page-locked memory, for faster copies to a GPU."""
+        return _each(Tensor.pin_memory, self)
+
+
+@dataclass(eq=False)
+class PointClouds(_Fields):
     """B clouds of n points in d dimensions with velocities and pair features.
 
     positions, velocities: (B, n, d). edges: (B, n, n, C), invariant under rotations and translations.
@@ -59,14 +143,6 @@ class PointClouds(NamedTuple):
         _check_field(owner, "velocities", self.velocities, f"(B, n, d) = {(B, n, d)}", (B, n, d), x.device)
         _check_field(owner, "edges", self.edges, f"(B, n, n, C) = ({B}, {n}, {n}, *)", (B, n, n, None), x.device)
 
-    def to(self, *where: Any, **named: Any) -> PointClouds:
-        """Moved to a device, a floating-point dtype, or those of a Tensor, as `Tensor.to`."""
-        return _to(self, *where, **named)
-
-    def pin_memory(self) -> PointClouds:
-        """In page-locked memory, for faster copies to a GPU."""
-        return type(self)(*(x.pin_memory() for x in self))
-
     def moved(self, group: Any, g: Any) -> PointClouds:
         """g . batch, for elements g with one sample per cloud.
 
@@ -76,7 +152,8 @@ class PointClouds(NamedTuple):
             self.carried(group, g, self.positions, "np"),
             self.carried(group, g, self.velocities, "nv"),
         )
-        return type(self)(positions, velocities, self.carried(group, g, self.edges, "nnc"))
+        edges = self.carried(group, g, self.edges, "nnc")
+        return self.replace(positions=positions, velocities=velocities, edges=edges)
 
     def carried(self, group: Any, g: Any, values: Tensor, layout: str) -> Tensor:
         """g . values, for elements g with one sample per cloud and values (B, ...) of that layout (`groups.Group`)."""
@@ -106,7 +183,8 @@ class PointClouds(NamedTuple):
         return self.positions.device
 
 
-class Graphs(NamedTuple):
+@dataclass(eq=False)
+class Graphs(_Fields):
     """B graphs as PyTorch Geometric batches them, with all nodes in one list.
 
     x: (nodes, C) node features. edge_index: (2, E) int64 global node numbers, an undirected edge in both directions.
@@ -179,15 +257,6 @@ class Graphs(NamedTuple):
             b, some = next((b, some) for b, some in enumerate(pairwise(ptr)) if some[1] < some[0])
             raise ValueError(f"{owner}: ptr must not decrease, got ptr[{b}] = {some[0]} and ptr[{b + 1}] = {some[1]}")
 
-    def to(self, *where: Any, **named: Any) -> Graphs:
-        """Moved to a device, a floating-point dtype or those of a Tensor, as `Tensor.to`; integers keep their dtype."""
-        return _to(self, *where, **named)
-
-    def pin_memory(self) -> Graphs:
-        """In page-locked memory, for faster copies to a GPU."""
-        fields: list[Any] = [x if x is None else x.pin_memory() for x in self]
-        return type(self)(*fields)
-
     @property
     def size(self) -> int:
         return self.ptr.shape[0] - 1
@@ -229,7 +298,7 @@ class Graphs(NamedTuple):
         old = self._old_numbers(group, g)
         new = torch.empty_like(old).index_put((old,), torch.arange(len(old), device=old.device))
         frame, pairs = None if self.frame is None else self.frame[old], None if self.pairs is None else new[self.pairs]
-        return self._replace(x=self.x[old], edge_index=new[self.edge_index], frame=frame, pairs=pairs)
+        return self.replace(x=self.x[old], edge_index=new[self.edge_index], frame=frame, pairs=pairs)
 
     def carried(self, group: Any, g: Any, values: Tensor, layout: str) -> Tensor:
         """g . values, for elements g with one sample per graph.
@@ -279,40 +348,14 @@ class Graphs(NamedTuple):
         return values.new_zeros(self.size, *values.shape[1:]).index_add(0, self.graph, values)
 
 
+torch.serialization.add_safe_globals([PointClouds, Graphs])  # torch.load takes them, in exported programs too
+
+
 def _of_one_sample(values: Tensor) -> Tensor:
     """(B, 1, ...) -> (B, ...). ValueError for more samples: a batch is moved by one element per graph."""
     if values.shape[1] != 1:
         raise ValueError(f"moved: g must have one sample per graph, (B, 1), got {values.shape[1]}")
     return values[:, 0]
-
-
-def _to(
-    batch: Any,
-    *where: torch.device | str | int | torch.dtype | Tensor,
-    device: torch.device | str | int | None = None,
-    dtype: torch.dtype | None = None,
-    non_blocking: bool = False,
-) -> Any:
-    """The NamedTuple with its tensors on a device, floating-point ones in a dtype. TypeError for an integer dtype."""
-    for one in where:
-        if isinstance(one, Tensor):
-            device, dtype = one.device, one.dtype
-        elif isinstance(one, torch.dtype):
-            dtype = one
-        elif isinstance(one, (torch.device, str, int)) and not isinstance(one, bool):
-            device = one
-        elif one is not None:
-            got = type(one).__name__
-            raise TypeError(f"{type(batch).__name__}.to: must be a device, a dtype or a Tensor, got {got} {one!r}")
-    if dtype is not None and not dtype.is_floating_point:
-        raise TypeError(f"{type(batch).__name__}.to: dtype must be floating point, got {dtype}")
-
-    def moved(x: Any) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        return x.to(device=device, dtype=dtype if x.is_floating_point() else None, non_blocking=non_blocking)
-
-    return type(batch)(*map(moved, batch))
 
 
 def check_batch(owner: str, batch: Any, *fields: str) -> None:

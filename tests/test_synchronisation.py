@@ -131,7 +131,7 @@ def trained(model, batch):
 @pytest.mark.parametrize("kind", on_graphs())
 def test_models_of_graphs(kind):
     batch = random_graphs([5, 6, 3], dtype=torch.float32, edge_features=3)
-    batch = batch._replace(pairs=batch.edge_index[:, ::2], frame=torch.zeros(14, dtype=torch.int64)).to("meta")
+    batch = batch.replace(pairs=batch.edge_index[:, ::2], frame=torch.zeros(14, dtype=torch.int64)).to("meta")
     for name, distribution in distributions().items():
         if kind == "soft MLP" and not name.startswith("learned"):
             continue
@@ -144,7 +144,7 @@ def test_models_of_graphs(kind):
 @pytest.mark.parametrize("kind", ["nodes", "pairs"])
 def test_models_of_point_clouds(kind):
     clouds = PointClouds(torch.randn(3, 5, 3), torch.randn(3, 5, 3), torch.randn(3, 5, 5, 2))
-    clouds = PointClouds(*(x.to("meta") for x in clouds))
+    clouds = clouds.to("meta")
     group = Symmetric(5) * Euclidean(3)
     if kind == "nodes":
         pieces = models.MessagePassing(), models.NodeVectors(), models.NodeReadout(displacement=True)
@@ -160,7 +160,7 @@ def test_what_is_recorded_stays_on_the_device(kind):
     """A CUDA graph takes in nothing of the CPU, noise and its seed neither: torch.compile would go on without one."""
     if kind == "pairs of points":
         clouds = PointClouds(torch.randn(3, 5, 3), torch.randn(3, 5, 3), torch.randn(3, 5, 5, 2))
-        batch, group = PointClouds(*(x.to("meta") for x in clouds)), Symmetric(5) * Euclidean(3)
+        batch, group = clouds.to("meta"), Symmetric(5) * Euclidean(3)
         backbone = models.Transformer(layers=1, read=[6 * i for i in range(5)])
         pieces = backbone, models.PairTokens(), models.NodeReadout(displacement=False)
         distribution = Learned(group, VectorNeurons(), Normal())

@@ -231,7 +231,14 @@ class VisionTask(Task):
         backbone = config.backbone.build(self.read, fresh)  # first: a seed then gives it equal weights for every method
         grid, width = config.backbone.grid, backbone.width
         embed = GraphTokens(
-            graphs.N, width, grid, graphs.node_channels, graphs.edge_channels, config.nodes, config.pad_mode, config.centered
+            graphs.N,
+            width,
+            grid,
+            graphs.node_channels,
+            graphs.edge_channels,
+            config.nodes,
+            config.pad_mode,
+            config.centered,
         )
         readout = self.readout(width, grid)
         group = Symmetric(graphs.N)
@@ -376,7 +383,7 @@ class LinkPrediction(VisionTask):
         check_binary(self.config.dataset, source.edge_label)
 
     def for_test(self, graphs: Graphs) -> Graphs:
-        return graphs._replace(pairs=measures.all_pairs(graphs.ptr))
+        return graphs.replace(pairs=measures.all_pairs(graphs.ptr))
 
     def evaluate(self, model: Symmetrized, split: str, samples: int, trial: int) -> dict[str, float]:
         found: dict[str, list[Tensor]] = {}

@@ -88,9 +88,9 @@ class LabelledGraphs(Dataset):
     def __getitem__(self, index: Tensor) -> tuple[Graphs, Tensor]:
         if isinstance(self.source, list):
             some = [self.source[i] for i in index.tolist()]
-            return collate(some)._replace(key=index.clone()), torch.cat([graph.y for graph in some])
+            return collate(some).replace(key=index.clone()), torch.cat([graph.y for graph in some])
         data = self.source[index]
         graphs = Graphs.from_data(data)
         if self.frames is not None:
-            graphs = graphs._replace(frame=torch.cat([self.frames[i] for i in index.tolist()]))
+            graphs = graphs.replace(frame=torch.cat([self.frames[i] for i in index.tolist()]))
         return graphs, data.y if graphs.pairs is None else data.edge_label[:, None]

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from probsym_fast.groups import Graphs, PointClouds
 
@@ -199,12 +200,12 @@ def test_a_dtype_touches_floats_only(make):
         found = batch.to(*where)
         found.check()
         assert type(found) is type(batch) and found.dtype == torch.float64
-        for before, after in zip(batch, found, strict=True):
+        for before, after in zip(tree_leaves(batch), tree_leaves(found), strict=True):
             assert after.dtype == (torch.float64 if before.is_floating_point() else torch.int64)
             assert torch.equal(after, before.to(after.dtype))
     found = batch.to(device="meta", dtype=torch.bfloat16, non_blocking=True)
-    assert all(x.device.type == "meta" for x in found) and found.dtype == torch.bfloat16
-    assert all(x is y for x, y in zip(batch.to("cpu"), batch, strict=True))
+    assert all(x.device.type == "meta" for x in tree_leaves(found)) and found.dtype == torch.bfloat16
+    assert all(x is y for x, y in zip(tree_leaves(batch.to("cpu")), tree_leaves(batch), strict=True))
     name = type(batch).__name__
     with pytest.raises(TypeError, match=rf"^{name}\.to: dtype must be floating point, got torch\.int64$"):
         batch.to(torch.int64)
@@ -221,8 +222,9 @@ def test_fields_that_are_not_there_stay_so():
 def test_pinned_memory(make, gpu):
     batch = make()
     found = batch.pin_memory()
-    assert type(found) is type(batch) and all(x.is_pinned() for x in found)
-    for before, after in zip(batch, found.to(gpu, non_blocking=True), strict=True):
+    assert type(found) is type(batch) and all(x.is_pinned() for x in tree_leaves(found))
+    moved = found.to(gpu, non_blocking=True)
+    for before, after in zip(tree_leaves(batch), tree_leaves(moved), strict=True):
         assert after.device.type == "cuda" and torch.equal(after.cpu(), before)
 
 

@@ -100,10 +100,10 @@ BAD_FIELDS = [
 
 @pytest.mark.parametrize(("change", "error", "message"), BAD_FIELDS)
 def test_check_refuses(change, error, message):
-    good = random_graphs([3, 1, 5])._replace(key=torch.arange(3), frame=torch.arange(9))
+    good = random_graphs([3, 1, 5]).replace(key=torch.arange(3), frame=torch.arange(9))
     good.check()
     with pytest.raises(error, match=f"^{re.escape(f'Graphs: {message}')}$"):
-        good._replace(**change).check()
+        good.replace(**change).check()
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_equals_the_definition_with_virtual_edges(training, layers):
     net = network(layers=layers).train(training)
     batch = random_graphs(SIZES)
     doubled = torch.cat([batch.edge_index, batch.edge_index[:, :3]], 1)
-    batch = batch._replace(edge_index=doubled)  # an edge twice counts twice
+    batch = batch.replace(edge_index=doubled)  # an edge twice counts twice
     noise = torch.rand(net.noise_shape(batch, S), dtype=torch.float64)
     state = {name: value.clone() for name, value in net.state_dict().items()}
     expected = dense(net, batch, noise)
@@ -152,8 +152,8 @@ def test_scores_of_many_nodes_stay_distinct_under_autocast():
 def test_half_precision_features_are_computed_in_float32(dtype):
     f = learned(dtype=torch.float32)
     batch = random_graphs(SIZES, dtype=torch.float32)
-    g, _ = f(batch._replace(x=batch.x.to(dtype)), S, Draws(seed=1))
-    h, _ = f(batch._replace(x=batch.x.to(dtype).float()), S, Draws(seed=1))
+    g, _ = f(batch.replace(x=batch.x.to(dtype)), S, Draws(seed=1))
+    h, _ = f(batch.replace(x=batch.x.to(dtype).float()), S, Draws(seed=1))
     assert torch.equal(g.order, h.order)
 
 
@@ -208,7 +208,7 @@ def test_dropout_is_between_the_two_maps_of_a_layer(layers):
 
 def test_small_and_empty_graphs():
     for sizes in ([1], [1, 1], [4]):
-        batch = random_graphs(sizes)._replace(edge_index=torch.zeros(2, 0).long())
+        batch = random_graphs(sizes).replace(edge_index=torch.zeros(2, 0).long())
         f = learned().train()
         g, penalties = f(batch, 2, Draws(seed=1))
         (g.soft().sum() + penalties["entropy"]).backward()
@@ -317,7 +317,7 @@ def test_noise(kind, dtype):
 @pytest.mark.parametrize("kind", [UniformNoise, Normal])
 def test_fixed_noise_belongs_to_the_graph(kind):
     sizes = [3, 1, 7, 5]
-    batch = random_graphs(sizes)._replace(key=torch.tensor([8, 0, 10**6, 3]))
+    batch = random_graphs(sizes).replace(key=torch.tensor([8, 0, 10**6, 3]))
     noise = kind(fixed=4)
     draw = lambda batch, **more: noise((batch.x.shape[0], S, C), batch, **more)  # noqa: E731
     state = torch.get_rng_state()
@@ -339,7 +339,7 @@ def test_fixed_noise_belongs_to_the_graph(kind):
     assert not torch.equal(kind(fixed=5)((16, S, C), batch), z)
     assert torch.equal(draw(batch, draws=Draws(seed=1, first=1))[:, :2], z[:, 1:])  # chunks
     per_graph = noise((4, S, C), batch)  # a network may want noise a graph
-    assert torch.equal(noise((4, S, C), batch._replace(key=batch.key.flip(0))), per_graph.flip(0))
+    assert torch.equal(noise((4, S, C), batch.replace(key=batch.key.flip(0))), per_graph.flip(0))
 
 
 def test_fixed_noise_without_keys_belongs_to_the_place():
@@ -350,7 +350,7 @@ def test_fixed_noise_without_keys_belongs_to_the_place():
 
 
 def test_fixed_noise_gives_the_same_orders_in_every_epoch():
-    batch = random_graphs(SIZES)._replace(key=torch.arange(4))
+    batch = random_graphs(SIZES).replace(key=torch.arange(4))
     f = learned(UniformNoise(fixed=1))
     first = f(batch, S, Draws(seed=1))[0]
     assert torch.equal(f(batch, S, Draws(seed=2))[0].order, first.order)
@@ -460,13 +460,13 @@ def test_frame_follows_the_graph():
 
 def test_frame_takes_the_classes_of_the_batch(monkeypatch):
     batch = path_and_star()
-    cached = batch._replace(frame=distribution.laplacian_keys(batch.edge_index, batch.ptr))
+    cached = batch.replace(frame=distribution.laplacian_keys(batch.edge_index, batch.ptr))
     f = Frame(Symmetric(6))
     plain = f(batch, 3, Draws(seed=1))[0]
     monkeypatch.setattr(distribution, "laplacian_keys", None)  # not called
     assert torch.equal(f(cached, 3, Draws(seed=1))[0].order, plain.order)
     other = torch.tensor([3, 2, 1, 0, 0, 1, 2, 3, 4, 0])
-    p = f(batch._replace(frame=other), 3)[0]
+    p = f(batch.replace(frame=other), 3)[0]
     assert torch.equal(p.order[:, 0], torch.tensor([[3, 2, 1, 0, 4, 5], [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]]))
     with pytest.raises(ValueError, match="Graphs: a graph must have at most N = 4 nodes, got 5 in graph 1"):
         Frame(Symmetric(4))(cached, 1)
@@ -506,23 +506,23 @@ def test_samples_must_be_a_count(name):
 def test_a_frame_of_another_length():
     batch = random_graphs(SIZES)
     with pytest.raises(ValueError, match=re.escape("Graphs: frame must be (nodes,) = (16,), got (15,)")):
-        Frame(Symmetric(N))(batch._replace(frame=torch.zeros(15).long()), S)
+        Frame(Symmetric(N))(batch.replace(frame=torch.zeros(15).long()), S)
 
 
 def test_what_would_lose_digits_is_refused_except_under_autocast():
     net, batch = GIN(C, 8).eval(), random_graphs(SIZES, dtype=torch.float32)
     noise = torch.rand(net.noise_shape(batch, S))
-    for name, inputs in (("x", (batch._replace(x=batch.x.double()), noise)), ("noise", (batch, noise.double()))):
+    for name, inputs in (("x", (batch.replace(x=batch.x.double()), noise)), ("noise", (batch, noise.double()))):
         message = f"GIN: {name} must be torch.float32 as the weights are, got torch.float64"
         with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
             net(*inputs)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert torch.equal(net(*inputs)["scores"], net(batch, noise)["scores"])
-    whole = batch._replace(x=batch.x.long().float())
-    assert torch.equal(net(batch._replace(x=batch.x.long()), noise)["scores"], net(whole, noise)["scores"])
+    whole = batch.replace(x=batch.x.long().float())
+    assert torch.equal(net(batch.replace(x=batch.x.long()), noise)["scores"], net(whole, noise)["scores"])
 
 
 def test_edge_attr_is_not_read():
     f, batch = learned(), random_graphs(SIZES, edge_features=3)
-    here, there = (f(x, S, Draws(seed=1))[0] for x in (batch, batch._replace(edge_attr=None)))
+    here, there = (f(x, S, Draws(seed=1))[0] for x in (batch, batch.replace(edge_attr=None)))
     assert torch.equal(here.scores, there.scores)

@@ -209,7 +209,7 @@ def test_translation_is_removed_and_restored():
     centred = group.act(g, batch.positions, "np", inverse=True)
     assert centred.mean(2).abs().max() < 1e-12
     assert_near(group.act(g, centred, "np", mean=True), batch.positions)
-    moved = batch._replace(positions=batch.positions + 3.0)
+    moved = batch.replace(positions=batch.positions + 3.0)
     again = group.act(Motion(g.frame, moved.center[:, None].expand(-1, S, -1)), moved.positions, "np", inverse=True)
     assert_near(again, centred)
 
@@ -287,4 +287,4 @@ def test_point_clouds_of_other_shapes(change, error, message):
     batch = clouds()
     batch.check()
     with pytest.raises(error, match=f"^{re.escape(f'PointClouds: {message}')}$"):
-        batch._replace(**change).check()
+        batch.replace(**change).check()

@@ -32,7 +32,7 @@ def relabelled(batch: Graphs, seed: int = 0) -> tuple[Graphs, Tensor]:
     new = torch.cat([torch.randperm(int(n), generator=generator) for n in batch.num_nodes]) + batch.ptr[batch.graph]
     frame = None if batch.frame is None else torch.empty_like(batch.frame).index_put((new,), batch.frame)
     x = torch.empty_like(batch.x).index_put((new,), batch.x)
-    return batch._replace(x=x, edge_index=new[batch.edge_index], frame=frame), new
+    return batch.replace(x=x, edge_index=new[batch.edge_index], frame=frame), new
 
 
 def as_permutation(batch: Graphs, new: Tensor, samples: int, N: int) -> Permutation:

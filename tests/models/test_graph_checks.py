@@ -12,12 +12,12 @@ from tests.helpers.graphs import random_graphs
 from tests.models.test_graph_models import GROUP, KINDS, METHODS, SIZES, WIDTH, C, N, S, distribution, model
 
 FIELDS = {
-    "x": lambda batch: batch._replace(x=batch.x[1:]),
-    "ptr": lambda batch: batch._replace(ptr=batch.ptr.float()),
-    "edge_index": lambda batch: batch._replace(edge_index=batch.edge_index[:1]),
-    "edge_attr": lambda batch: batch._replace(edge_attr=batch.x),
-    "key": lambda batch: batch._replace(key=torch.arange(3)),
-    "frame": lambda batch: batch._replace(frame=torch.arange(15)),
+    "x": lambda batch: batch.replace(x=batch.x[1:]),
+    "ptr": lambda batch: batch.replace(ptr=batch.ptr.float()),
+    "edge_index": lambda batch: batch.replace(edge_index=batch.edge_index[:1]),
+    "edge_attr": lambda batch: batch.replace(edge_attr=batch.x),
+    "key": lambda batch: batch.replace(key=torch.arange(3)),
+    "frame": lambda batch: batch.replace(frame=torch.arange(15)),
 }
 
 
@@ -46,7 +46,7 @@ def test_node_features_of_another_dtype(dtype, kind, method):
     f, batch = model(kind, method, torch.float32), random_graphs(SIZES, dtype=torch.float32)
     message = f"x must be torch.float32 as the weights are, got {dtype}"
     with pytest.raises(TypeError, match=f"^(FlatGraph|IdentifiedNodes|GIN): {re.escape(message)}$"):
-        f(batch._replace(x=batch.x.to(dtype)), S)
+        f(batch.replace(x=batch.x.to(dtype)), S)
 
 
 @pytest.mark.parametrize("dtype", WRONG)
@@ -57,7 +57,7 @@ def test_edge_features_of_another_dtype(dtype, soft):
     assert f(batch, S)[0].isfinite().all()
     message = f"FlatGraph: edge_attr must be torch.float32 as the weights are, got {dtype}"
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
-        f(batch._replace(edge_attr=batch.edge_attr.to(dtype)), S)
+        f(batch.replace(edge_attr=batch.edge_attr.to(dtype)), S)
 
 
 @pytest.mark.parametrize("soft", [False, True])
@@ -69,32 +69,32 @@ def test_edges_that_leave_their_graph(soft):
         edges = batch.edge_index.clone()
         edges[:, 0] = torch.tensor(column)
         with pytest.raises(ValueError, match=f"edge_index {message}"):
-            f.apply_elements(batch._replace(edge_index=edges), g)
+            f.apply_elements(batch.replace(edge_index=edges), g)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", ["ps", "ga"])
 def test_autocast_takes_any_floating_dtype(kind, method):
     f, batch = model(kind, method, torch.float32).eval(), random_graphs(SIZES, dtype=torch.float32)
-    batch = batch._replace(x=batch.x.bfloat16().float())
+    batch = batch.replace(x=batch.x.bfloat16().float())
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         expected = f(batch, S, torch.Generator().manual_seed(1))[0]
         for dtype in (torch.float64, torch.bfloat16):
-            found = f(batch._replace(x=batch.x.to(dtype)), S, torch.Generator().manual_seed(1))[0]
+            found = f(batch.replace(x=batch.x.to(dtype)), S, torch.Generator().manual_seed(1))[0]
             assert_near(found.float(), expected.float(), {torch.float32: 1e-2})
         with pytest.raises(TypeError, match=r"x must be torch\.float32 as the weights are, got torch\.int64"):
-            f(batch._replace(x=batch.x.long()), S)
+            f(batch.replace(x=batch.x.long()), S)
 
 
 def test_features_that_are_not_read_may_be_of_any_dtype():
     embed, batch = FlatGraph(N, WIDTH), random_graphs(SIZES, dtype=torch.float32)
     g = GROUP.uniform(batch, S)
     for dtype in WRONG:
-        assert torch.equal(embed(batch._replace(x=batch.x.to(dtype)), GROUP, g)[0], embed(batch, GROUP, g)[0])
+        assert torch.equal(embed(batch.replace(x=batch.x.to(dtype)), GROUP, g)[0], embed(batch, GROUP, g)[0])
 
 
 @pytest.mark.parametrize("method", ["ps", "ga"])
 def test_gin_does_not_read_edge_attr(method):
     f, batch = model("gin", method).eval(), random_graphs(SIZES, edge_features=3)
-    with_them, without = (f(x, S, torch.Generator().manual_seed(1))[0] for x in (batch, batch._replace(edge_attr=None)))
+    with_them, without = (f(x, S, torch.Generator().manual_seed(1))[0] for x in (batch, batch.replace(edge_attr=None)))
     assert torch.equal(with_them, without)

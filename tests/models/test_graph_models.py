@@ -109,7 +109,7 @@ def test_flat_graph_takes_float32_graphs_and_soft_permutations():
     for soft in (False, True):
         embed = FlatGraph(N, WIDTH, C, soft=soft)
         (found,) = embed(batch, GROUP, g)
-        exact = embed.double()(batch._replace(x=batch.x.double()), GROUP, g)[0]
+        exact = embed.double()(batch.replace(x=batch.x.double()), GROUP, g)[0]
         assert found.dtype == torch.float32
         assert_near(found, exact)
 
@@ -271,7 +271,7 @@ def test_error_of_invariance_falls_with_the_samples(method):
     batch = random_graphs([7] * 20)
     cycles = torch.tensor([[0, 1], [1, 2], [2, 0], [3, 4], [4, 5], [5, 6], [6, 3]]).T
     edges = torch.cat([torch.cat([cycles, cycles.flip(0)], 1) + 7 * b for b in range(20)], 1)
-    batch = batch._replace(edge_index=edges, x=torch.ones(140, C, dtype=torch.float64))
+    batch = batch.replace(edge_index=edges, x=torch.ones(140, C, dtype=torch.float64))
     moved, _ = relabelled(batch, 4)
     errors = []
     with torch.no_grad():
@@ -361,7 +361,7 @@ def test_edges_between_graphs_are_refused_by_gin_with_identifiers():
     ):
         IdentifiedNodes(N, 8, C)(batch, Symmetric(N), p)
     with pytest.raises(ValueError, match=rf"x must be \(nodes, {C + 1}\), got \(5, {C}\)"):
-        IdentifiedNodes(N, 8, C + 1)(batch._replace(edge_index=batch.edge_index[:, :0]), Symmetric(N), p)
+        IdentifiedNodes(N, 8, C + 1)(batch.replace(edge_index=batch.edge_index[:, :0]), Symmetric(N), p)
 
 
 @pytest.mark.parametrize("method", ["ps", "ga"])

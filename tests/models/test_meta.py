@@ -15,7 +15,7 @@ from tests.models.test_symmetrized import clouds
 
 N, WIDTH, GRID = 6, 8, 2
 GRAPHS = random_graphs([5, 6, 3], dtype=torch.float32, edge_features=3)
-GRAPHS = GRAPHS._replace(pairs=GRAPHS.edge_index[:, ::2])
+GRAPHS = GRAPHS.replace(pairs=GRAPHS.edge_index[:, ::2])
 CLOUDS = clouds(dtype=torch.float32)
 G = Symmetric(N).identity(GRAPHS, 2)
 MOTIONS = Euclidean(3).identity(CLOUDS, 2)

@@ -243,7 +243,7 @@ def test_reductions():
 @pytest.mark.parametrize("kind", ["nodes", "pairs"])
 def test_weights_of_nodes_and_pairs_are_their_graphs(kind):
     batch, width = random_graphs([3, 6, 5]), 8
-    batch = batch._replace(pairs=torch.tensor([[0, 4, 8, 12], [1, 5, 7, 13]]))
+    batch = batch.replace(pairs=torch.tensor([[0, 4, 8, 12], [1, 5, 7, 13]]))
     readout = models.SlotReadout(N, width, 2) if kind == "nodes" else models.PairReadout(N, width, 3, 2)
     embed = models.FlatGraph(N, width, 2) if kind == "nodes" else models.GraphTokens(N, width, 3, 2)
     f = Symmetrized(models.MLP([width, width]), embed, readout, Frame(Symmetric(N))).double()

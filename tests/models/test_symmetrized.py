@@ -152,7 +152,7 @@ def test_bad_input():
     with pytest.raises(
         ValueError, match=re.escape("PointClouds: velocities must be (B, n, d) = (3, 5, 3), got (2, 5, 3)")
     ):
-        f(batch._replace(velocities=batch.velocities[1:]), 2)
+        f(batch.replace(velocities=batch.velocities[1:]), 2)
     with pytest.raises(ValueError, match=re.escape("Learned: noise must be (3, 2, 5, 3, 2), got (1,)")):
         f.distribution(batch, 2, noise=torch.zeros(1))
     with pytest.raises(ValueError, match="Learned: tau must be finite and > 0, got 0"):

@@ -75,7 +75,7 @@ def test_tokens_are_convolutions_of_the_permuted_graph(edge_features, nodes, pad
 def test_density_decides():
     batch = random_graphs([7, 7])  # half of the pairs
     embed = GraphTokens(N, WIDTH, 3, C).double()
-    assert embed._is_dense(batch) and not embed._is_dense(batch._replace(edge_index=batch.edge_index[:, :4]))
+    assert embed._is_dense(batch) and not embed._is_dense(batch.replace(edge_index=batch.edge_index[:, :4]))
     p, _ = soft(batch)
     values = []
     for dense in (None, True, False):
@@ -128,7 +128,7 @@ def test_readouts_are_transposed_convolutions_carried_back(grid):
 
     readout = PairReadout(N, WIDTH, grid).double()
     wanted = expected(readout.weight(), readout.bias)[b[pairs[0]], u[pairs[0]], u[pairs[1]]]
-    check(readout(tokens, batch._replace(pairs=pairs), GROUP, p), wanted, [*readout.parameters(), tokens, scores])
+    check(readout(tokens, batch.replace(pairs=pairs), GROUP, p), wanted, [*readout.parameters(), tokens, scores])
 
 
 def small_vit(read, grid=4):
@@ -141,7 +141,7 @@ def test_a_vision_transformer_becomes_equivariant(read):
     """Averaged over all it could draw it is: here over many samples, relabelled together with the permutations."""
     torch.manual_seed(0)
     batch = random_graphs(SIZES, C)
-    batch = batch._replace(pairs=batch.edge_index)
+    batch = batch.replace(pairs=batch.edge_index)
     readout = {
         "pooled": GraphReadout(32, 2),
         "diagonal": DiagonalReadout(N, 32, 4, 2),
@@ -152,7 +152,7 @@ def test_a_vision_transformer_becomes_equivariant(read):
     prediction, penalties = model(batch, S, torch.Generator().manual_seed(1))
     trained(model, prediction.square().sum() + penalties["entropy"])
     other, new = relabelled(batch)
-    other = other._replace(pairs=other.edge_index)
+    other = other.replace(pairs=other.edge_index)
     p, _ = soft(batch)
     order = torch.arange(N).repeat(batch.size, S, 1)
     rank = order.clone()  # the slot of each new number: that of the node it was
@@ -199,7 +199,7 @@ def test_a_vision_transformer_of_a_sequence_of_nodes(averaged):
 @pytest.mark.parametrize("kind", ["graphs", "nodes", "pairs"])
 def test_readouts_return_the_dtype_of_the_weights_under_autocast(kind):
     batch = random_graphs(SIZES, C, torch.float32)
-    batch, p = batch._replace(pairs=batch.edge_index), GROUP.uniform(batch, S)
+    batch, p = batch.replace(pairs=batch.edge_index), GROUP.uniform(batch, S)
     readout = {
         "graphs": GraphReadout(WIDTH, 2),
         "nodes": DiagonalReadout(N, WIDTH, 3, 2),
@@ -227,14 +227,14 @@ def test_edges_that_leave_their_graph(column, message, dense):
     edges = batch.edge_index.clone()
     edges[:, 2] = torch.tensor(column)
     with pytest.raises(ValueError, match=f"edge_index {message}$"):
-        GraphTokens(N, WIDTH, 3, C, dense=dense).double()(batch._replace(edge_index=edges), GROUP, soft(batch)[0])
+        GraphTokens(N, WIDTH, 3, C, dense=dense).double()(batch.replace(edge_index=edges), GROUP, soft(batch)[0])
 
 
 @pytest.mark.parametrize("dense", [True, False])
 def test_a_permutation_of_other_graphs_or_slots(dense):
     batch = random_graphs(SIZES, C)
     p, q = GROUP.uniform(batch, S), Symmetric(N + 1).uniform(batch, S)
-    pairs, outputs = batch._replace(pairs=batch.edge_index), torch.zeros(4, S, 16, WIDTH, dtype=torch.float64)
+    pairs, outputs = batch.replace(pairs=batch.edge_index), torch.zeros(4, S, 16, WIDTH, dtype=torch.float64)
     modules = {  # patches of two slots, whether of 7 or of 8
         "GraphTokens": lambda g: GraphTokens(N, WIDTH, 4, C, dense=dense).double()(batch, GROUP, g),
         "NodeTokens": lambda g: NodeTokens(N, WIDTH, 4, C).double()(batch, GROUP, g),

@@ -48,7 +48,11 @@ def scalar(model: Symmetrized, batch, values: dict[str, torch.Tensor] | None = N
 
 def at(batch, x: torch.Tensor):
     """The batch with other features, or other positions."""
-    return batch._replace(**{batch._fields[0]: x})
+    return batch.replace(**{"x" if isinstance(batch, Graphs) else "positions": x})
+
+
+def features(batch) -> torch.Tensor:
+    return batch.x if isinstance(batch, Graphs) else batch.positions
 
 
 def gradients(model: Symmetrized, batch) -> dict[str, torch.Tensor]:
@@ -88,7 +92,8 @@ def test_derivatives_in_forward_mode(name):
 def test_second_derivatives_through_a_learned_frame(name, backend):
     """The gradient to the parameters of a gradient to the input, as force matching has it."""
     model, batch = MODELS[name]()
-    x, weight, values = batch[0], torch.randn_like(batch[0]), parameters(model)
+    x, values = features(batch), parameters(model)
+    weight = torch.randn_like(x)
     force = torch.func.grad(lambda x, values: scalar(model, at(batch, x), values))
     found = torch.func.grad(lambda values: (force(x, values) * weight).sum())(values)
     with using_backend(backend):

@@ -34,7 +34,7 @@ def test_graphs_are_relabelled(readout):
 
 
 def test_a_moved_graph_is_the_same_graph():
-    batch = random_graphs([6, 3, 1])._replace(frame=torch.arange(10), pairs=torch.tensor([[0, 7], [5, 8]]))
+    batch = random_graphs([6, 3, 1]).replace(frame=torch.arange(10), pairs=torch.tensor([[0, 7], [5, 8]]))
     group = Symmetric(N)
     g = group.uniform(batch, 1, psf.Draws(seed=3))
     found = batch.moved(group, g)
@@ -88,9 +88,9 @@ def test_the_face():
 def test_translations_are_tried(group):
     """Centred clouds too; and far from the origin the error is the same."""
     batch = clouds()
-    centred = batch._replace(positions=batch.positions - batch.positions.mean(1, keepdim=True))
+    centred = batch.replace(positions=batch.positions - batch.positions.mean(1, keepdim=True))
     for far in (0, 1000):
-        moved = centred._replace(positions=centred.positions.double() + far)
+        moved = centred.replace(positions=centred.positions.double() + far)
         assert psf.equivariance_error(lambda x: 2 * x.positions, moved, group=group, output="np") > 0.3
         assert psf.equivariance_error(lambda x: x.positions, moved, group=group, output="np") < 1e-5
 

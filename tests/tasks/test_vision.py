@@ -273,7 +273,7 @@ def test_the_reports_figures_are_those_of_the_whole_split(tmp_path):
     model = task.model().eval()
     graphs, target = task.dataset("test")[torch.arange(5)]
     with torch.no_grad():
-        scores, _ = model(graphs._replace(pairs=measures.all_pairs(graphs.ptr)), 1)
+        scores, _ = model(graphs.replace(pairs=measures.all_pairs(graphs.ptr)), 1)
     whole = measures.contact_measures(scores[:, 0], graphs.ptr, graphs.pairs, target[:, 0])
     found = task.evaluate(model, "test", 1, 0)
     for key, values in whole.items():
