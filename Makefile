@@ -58,7 +58,7 @@ sanitize: .venv/ready
 	@echo "1/2 PyTorch: up to 3 GB to download"
 	@$(PIP) "pip>=23" "setuptools>=77" wheel ninja pybind11
 	@$(PIP) "torch>=2.11" numpy
-	@echo "2/2 packages for experiments and tests: 0.3 GB to download; meanwhile the kernels: 3 minutes on two cores, 6 with those for GPUs"
+	@echo "2/2 packages for experiments and tests: 0.3 GB to download; meanwhile the kernels: a minute on two cores, five with those for GPUs"
 	@$(KERNELS) & kernels=$$!; \
 		PROBSYM_BUILD=0 $(PIP) --no-build-isolation -e ".[train,test]" || { kill $$kernels 2>/dev/null; exit 1; }; \
 		wait $$kernels || { cat $(LOG); exit 1; }
@@ -68,7 +68,7 @@ sanitize: .venv/ready
 # With the kernels for GPUs too, where nvcc is installed.
 .venv/complete: .venv/ready
 	@$(BIN)/python -c 'import shutil, sys, probsym_fast as psf; sys.exit(shutil.which("nvcc") is not None and psf.info()["extension"]["gpu_architectures"] is None)' || { \
-		echo "Compiling the kernels for GPUs: 5 minutes on two cores"; $(KERNELS) || { cat $(LOG); exit 1; }; }
+		echo "Compiling the kernels for GPUs: four minutes on two cores"; $(KERNELS) || { cat $(LOG); exit 1; }; }
 	@touch $@
 
 clean:

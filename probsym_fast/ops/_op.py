@@ -218,7 +218,7 @@ def fill_table() -> None:
     in_cpp = _extension.make_differentiable()
     triton.register(OPS)
     for name, op in OPS.items():
-        if op.backward is not None:
+        if op.second is not None:
             in_cpp(name, op.second) if in_cpp else differentiate(op)
         for device in KERNEL_BACKENDS:
             BACKENDS[name, device] = op.backends(device)
