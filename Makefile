@@ -9,7 +9,7 @@ SANITIZED = build/sanitized
 FUZZ = 2000
 WORKERS = 2
 
-.PHONY: demo test bench lint types docs figures sanitize clean
+.PHONY: demo test bench wheel aarch64 lint types docs figures sanitize clean
 # Without a GPU the demo skips the kernels of csrc/cuda: nvcc takes minutes.
 demo: export PROBSYM_CUDA ?= $(if $(wildcard /dev/nvidia0),1,0)
 demo: .venv/ready
@@ -26,10 +26,24 @@ bench: .venv/complete
 lint: .venv/ready
 	$(BIN)/python -m ruff check .
 
+# A wheel that needs no compiler, in dist/: for this Python, and for every torch from 2.11 on.
+wheel: .venv/ready
+	PROBSYM_BUILD=1 $(BIN)/python -m pip wheel -qq --disable-pip-version-check --no-build-isolation --no-deps -w dist .
+
 # The documentation site in build/site, with the packages of the extra docs; a link that leads nowhere ends it.
 docs: .venv/ready
 	$(PIP) "mkdocs-material>=9.6" "mkdocstrings[python]>=1.0"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Shows that the CPU kernels compile for aarch64, with the compiler of the package ziglang: nothing is linked or run.
+aarch64: .venv/ready
+	$(PIP) ziglang
+	mkdir -p build/aarch64
+	include=$$($(BIN)/python -c 'import sysconfig, torch; print(*("-I" + x for x in (torch.__path__[0] + "/include", sysconfig.get_path("include"))))'); \
+	for file in $(filter-out csrc/autograd.cpp,$(wildcard csrc/*.cpp csrc/cpu/*.cpp)); do \
+		$(BIN)/python -m ziglang c++ -target aarch64-linux-gnu.2.28 -O3 -std=c++17 -fPIC -DTORCH_TARGET_VERSION=0x020b000000000000 \
+			-Icsrc $$include -c $$file -o build/aarch64/$$(basename $$file).o || exit 1; \
+	done
 
 # The figures of the documentation, which are checked in.
 figures: .venv/ready

@@ -73,8 +73,6 @@ def extension():
         cuda += sources("cuda/*.cpp")
         newest = "9.0+PTX" if tuple(map(int, torch.version.cuda.split(".")[:2])) < (12, 8) else "9.0;10.0;12.0+PTX"
         architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", f"8.0;{newest}")
-    # without OpenMP the inlined at::parallel_for is serial; torch brings the runtime, so it is not linked again
-    openmp = ["-fopenmp"] if sys.platform == "linux" else []
     checked = []
     if os.environ.get("PROBSYM_SANITIZE", "0") != "0":  # vptr needs type information that torch does not export
         checked = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined"]
@@ -82,7 +80,7 @@ def extension():
     else:
         optimised = ["-O3", "-g0"]  # Python asks for debug information, half of the library
     stable = [f"-DTORCH_TARGET_VERSION=0x{OLDEST[0]:02x}{OLDEST[1]:02x}000000000000"]
-    cxx = [*optimised, "-Wno-psabi", *openmp, *checked]
+    cxx = [*optimised, "-Wno-psabi", *checked]
     common = ["csrc/check.cpp", "csrc/errors.cpp", "csrc/kernels.cpp", "csrc/tensor.cpp"]
 
     def module(name, files, flags, kind=CppExtension, **more):
