@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from probsym_fast import ops
 from probsym_fast._checkpointing import checkpoint_layer
-from probsym_fast._checks import check_counts, check_dtype, check_share
+from probsym_fast._checks import check_counts, check_dtype, check_share, transformed
 from probsym_fast.batches import check_batch
 from probsym_fast.distributions._statistics import move_statistics
 from probsym_fast.groups import Graphs
@@ -116,7 +116,8 @@ class LinearBatchNormRelu(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             scale = self.weight * (self.running_var + self.eps).rsqrt()
-            return torch.addcmul(self.bias - scale * self.running_mean, self.linear(x), scale).relu_()
+            y = torch.addcmul(self.bias - scale * self.running_mean, self.linear(x), scale)
+            return y.relu() if transformed() else y.relu_()  # torch.func.linearize changes nothing in place
         if x.shape[0] < 2:
             raise ValueError(f"LinearBatchNormRelu: x must have at least 2 rows in training, got {tuple(x.shape)}")
         y, mean, variance = ops.linear_batch_norm_relu(x, self.linear.weight, self.weight, self.bias, self.eps)
