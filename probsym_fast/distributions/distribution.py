@@ -169,7 +169,9 @@ class Learned(Distribution):
         self.tau, self.iterations = check_relaxation("Learned", tau, iterations)
         given, read = getattr(network, "outputs", None), group.outputs
         if given is not None and read is not None and not set(read) <= set(given):
-            raise ValueError(f"Learned: network must give {read} for {group}, got {type(network).__name__}, which gives {given}")
+            raise ValueError(
+                f"Learned: network must give {read} for {group}, got {type(network).__name__}, which gives {given}"
+            )
 
     def extra_repr(self) -> str:
         return f"{self.group}, noise={self.noise}, tau={self.tau}, iterations={self.iterations}"
