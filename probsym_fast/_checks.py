@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from probsym_fast._compilers import is_fake
+from probsym_fast._compilers import is_fake, traced
 
 _on = os.environ.get("PROBSYM_DEBUG", "0") not in ("", "0")
 
@@ -47,6 +47,12 @@ def debug(enabled: bool = True) -> Iterator[None]:
 def transformed() -> bool:
     """Whether a torch.func transform (grad, vjp, jvp, vmap, ...) or forward-mode differentiation is active."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def under_vmap() -> bool:
+    """Whether torch.vmap is active, also around or inside another transform."""
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return any(layer.key() == torch._C._functorch.TransformType.Vmap for layer in stack)
 
 
 def check_float(op: str, **tensors: Tensor) -> None:
@@ -149,14 +155,14 @@ def check_num_nodes(op: str, num_nodes: Tensor | None, B: int, N: int, device: t
 
 def looks_at_values(x: Tensor, *others: Tensor | None) -> bool:
     """Whether checks may read the values: on the CPU, or on a GPU in debug mode; never in tracing, capture or vmap."""
-    if torch.compiler.is_compiling() or is_fake(x) or any(map(_batched, (x, *others))):
+    if torch.compiler.is_compiling() or is_fake(x) or traced() or any(map(batched, (x, *others))):
         return False
     if x.device.type != "cuda":
         return x.device.type == "cpu"
     return debugging() and not torch.cuda.is_current_stream_capturing()
 
 
-def _batched(x: Tensor | None) -> bool:
+def batched(x: Tensor | None) -> bool:
     """Whether vmap runs over x, which then holds several tensors and has no single value."""
     while x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x):
         if torch._C._functorch.is_batchedtensor(x):

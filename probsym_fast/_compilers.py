@@ -27,3 +27,8 @@ def is_fake(x: Tensor) -> bool:
     """Whether x is a FakeTensor, which has a shape but no values."""
     fake = sys.modules.get("torch._subclasses.fake_tensor")  # without it there is none
     return fake is not None and isinstance(x, fake.FakeTensor)
+
+
+def traced() -> bool:
+    """Whether operations are recorded on tensors with values that must not be read (make_fx, torch.func.linearize)."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None

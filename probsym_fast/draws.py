@@ -32,7 +32,7 @@ class Draws:
 
     Raises TypeError for another seed or generator. ValueError for a seed of more than 64 bits, and for both together.
     RuntimeError for a generator where operations are recorded (pass a seed), and under torch.jit.trace, which would freeze
-    the numbers (use torch.export).
+    the numbers (use torch.export). Under torch.vmap without a seed too, unless its randomness is "same" or "different".
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Draws:
     def __repr__(self) -> str:
         kind = "" if self.kind == "independent" else f", kind={self.kind!r}"
         forks = "".join(f".fork({k})" for k in self.forks)
-        return f"Draws(seed={self.seed}, first={self.first}{kind}){forks}"
+        return f"Draws(seed={self.seed!r}, first={self.first}{kind}){forks}"
 
     def _with(self, forks: tuple[int, ...], **changes) -> Draws:
         draws = Draws(**{"seed": self.seed, "first": self.first, "kind": self.kind, **changes})
@@ -149,8 +149,18 @@ def _drawn_seed(
         raise RuntimeError("Draws: a generator cannot be recorded; pass seed=, an int or a () int64 tensor")
     if isinstance(generator, numpy.random.Generator):
         return int(generator.integers(2**62))
-    if compiling or (generator is None and transformed()):  # vmap may ask for a different seed per example
+    if compiling:
         return torch.randint(2**62, (), device=device)
+    if transformed():  # vmap may ask for a different seed per example
+        try:
+            where = device if generator is None else generator.device
+            return torch.randint(2**62, (), generator=generator, device=where)
+        except RuntimeError as error:
+            if "randomness" not in str(error):
+                raise
+            raise RuntimeError(
+                'Draws: vmap must have randomness "same" or "different", or a seed, got neither'
+            ) from error
     if not _capturing():
         return int(
             torch.randint(2**62, (), generator=generator, device=None if generator is None else generator.device)

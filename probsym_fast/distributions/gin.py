@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from probsym_fast import ops
 from probsym_fast._checkpointing import checkpoint_layer
-from probsym_fast._checks import check_counts, check_dtype, check_share
+from probsym_fast._checks import check_counts, check_share, transformed
 from probsym_fast.batches import check_batch
 from probsym_fast.distributions._statistics import move_statistics
 from probsym_fast.groups import Graphs
@@ -56,10 +56,11 @@ class GIN(nn.Module):
         return batch.x.shape[0], samples, self.in_features
 
     def forward(self, batch: Graphs, noise: Tensor) -> dict[str, Tensor]:
-        """noise (nodes, S, C) -> "scores" (nodes, S) in the dtype of the weights, also under autocast.
+        """noise (nodes, S, C) -> "scores" (nodes, S), in the dtype of the weights or float32 if that is better.
 
-        Raises TypeError where x or noise would lose precision in that dtype (allowed under autocast), ValueError for
-        shapes, and as `Graphs.check`.
+        Also under autocast, and with weights below float32, which would give many nodes the same score. Raises TypeError
+        where x or noise would lose precision in that dtype (allowed under autocast), ValueError for shapes, and as
+        `Graphs.check`.
         """
         batch.check()
         nodes, C = batch.x.shape
@@ -67,17 +68,18 @@ class GIN(nn.Module):
             raise ValueError(f"GIN: x must be (nodes, {self.in_features}), got {tuple(batch.x.shape)}")
         if noise.ndim != 3 or (nodes, C) != (noise.shape[0], noise.shape[2]):
             raise ValueError(f"GIN: noise must be (nodes, S, C) = ({nodes}, *, {C}), got {tuple(noise.shape)}")
-        dtype = self.virtual.dtype
+        dtype = torch.promote_types(self.virtual.dtype, torch.float32)
         for name, value in (("x", batch.x), ("noise", noise)):
-            if torch.promote_types(value.dtype, dtype) != dtype:
-                check_dtype("GIN", dtype, **{name: value})
+            fits = value.is_floating_point() and torch.is_autocast_enabled(value.device.type)
+            if torch.promote_types(value.dtype, dtype) != dtype and not fits:
+                raise TypeError(f"GIN: {name} must be {dtype} as the scores are, or below, got {value.dtype}")
         with torch.autocast(noise.device.type, enabled=False):
             samples = noise.shape[1]
-            virtual = self.virtual.expand(batch.size, samples, -1)
+            virtual, eps = self.virtual.to(dtype).expand(batch.size, samples, -1), self.eps.to(dtype)
             h = torch.cat([batch.x.to(dtype)[:, None] + noise.to(dtype), virtual])  # (nodes + B, S, C)
 
             def first(h: Tensor, k: int) -> Tensor:
-                h = ops.aggregate(h, batch.edge_index, own=1 + self.eps[k], ptr=batch.ptr)
+                h = ops.aggregate(h, batch.edge_index, own=1 + eps[k], ptr=batch.ptr)
                 return self.dropout(self.layers[k][0](h.flatten(0, 1)))
 
             def step(h: Tensor, k: int) -> Tensor:
@@ -92,14 +94,15 @@ class GIN(nn.Module):
                 return step(before, count - 1)
 
             h = through(h, len(self.layers))
-            return {"scores": self.score(h).squeeze(-1)[:nodes]}
+            scores = nn.functional.linear(h, self.score.weight.to(dtype), self.score.bias.to(dtype))
+            return {"scores": scores.squeeze(-1)[:nodes]}
 
 
 class LinearBatchNormRelu(nn.Module):
     """A linear map, BatchNorm1d and ReLU of rows, (M, in_features) -> (M, width).
 
     One fused op in training; eval mode uses the running statistics. The linear map has no bias, which BatchNorm would
-    cancel.
+    cancel. Computes in the dtype of the rows.
     """
 
     running_mean: Tensor
@@ -114,12 +117,15 @@ class LinearBatchNormRelu(nn.Module):
         self.register_buffer("running_var", torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        linear, weight, bias = (p.to(x.dtype) for p in (self.linear.weight, self.weight, self.bias))
         if not self.training:
-            scale = self.weight * (self.running_var + self.eps).rsqrt()
-            return torch.addcmul(self.bias - scale * self.running_mean, self.linear(x), scale).relu_()
+            mean, variance = self.running_mean.to(x.dtype), self.running_var.to(x.dtype)
+            scale = weight * (variance + self.eps).rsqrt()
+            y = torch.addcmul(bias - scale * mean, nn.functional.linear(x, linear), scale)
+            return y.relu() if transformed() else y.relu_()  # torch.func.linearize changes nothing in place
         if x.shape[0] < 2:
             raise ValueError(f"LinearBatchNormRelu: x must have at least 2 rows in training, got {tuple(x.shape)}")
-        y, mean, variance = ops.linear_batch_norm_relu(x, self.linear.weight, self.weight, self.bias, self.eps)
+        y, mean, variance = ops.linear_batch_norm_relu(x, linear, weight, bias, self.eps)
         seen = mean, variance * (x.shape[0] / (x.shape[0] - 1))
         move_statistics("LinearBatchNormRelu", (self.running_mean, self.running_var), seen, self.momentum)
         return y

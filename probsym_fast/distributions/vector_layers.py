@@ -1,4 +1,7 @@
-"""The layers of Vector Neurons: parameters around the steps of `vector_steps`, which explains the axes."""
+"""The layers of Vector Neurons: parameters around the steps of `vector_steps`, which explains the axes.
+
+They compute in the dtype of their inputs.
+"""
 
 from __future__ import annotations
 
@@ -55,24 +58,26 @@ class Norm(nn.Module):
     def forward(self, p: Tensor) -> tuple[Tensor, Tensor]:
         """p (w, d, ...) -> scale, shift (w,)."""
         moments = NormMoments.of(p) if self.training and p.numel() else None
-        return self._scaling(moments, p[0, 0].numel())
+        return self._scaling(moments, p[0, 0].numel(), p.dtype)
 
     def of_pairs(self, near: Tensor, weight: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Arguments as of `PairNormMoments`."""
         moments = PairNormMoments.of(near, weight, x) if self.training and x.numel() else None
-        return self._scaling(moments, near.sum() if moments else 0)
+        return self._scaling(moments, near.sum() if moments else 0, x.dtype)
 
-    def _scaling(self, moments: tuple[Tensor, Tensor] | None, count: Tensor | int) -> tuple[Tensor, Tensor]:
+    def _scaling(
+        self, moments: tuple[Tensor, Tensor] | None, count: Tensor | int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
         """moments None: the running statistics."""
-        mean, variance = moments or (self.running_mean, self.running_var)
+        mean, variance = moments or (self.running_mean.to(dtype), self.running_var.to(dtype))
         if moments:
             with torch.no_grad():  # NaN and infinity would stay in the statistics forever
                 finite = (mean + variance).isfinite()
                 unbiased = variance * (count / (count - 1))
                 seen = (torch.where(finite, mean, self.running_mean), torch.where(finite, unbiased, self.running_var))
             move_statistics("VectorNeurons", (self.running_mean, self.running_var), seen, MOMENTUM)
-        scale = self.weight * (variance + VARIANCE_EPS).rsqrt()
-        return scale, self.bias - scale * mean
+        scale = self.weight.to(dtype) * (variance + VARIANCE_EPS).rsqrt()
+        return scale, self.bias.to(dtype) - scale * mean
 
 
 class Layer(nn.Module):
@@ -85,7 +90,8 @@ class Layer(nn.Module):
         self.norm = Norm(width)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        weights = torch.cat([self.feature, self.direction]).split([x.shape[0] for x in inputs], 1)
+        weight = torch.cat([self.feature, self.direction]).to(inputs[0].dtype)
+        weights = weight.split([x.shape[0] for x in inputs], 1)
         first, *rest = (linear(w, x) for w, x in zip(weights, inputs, strict=True))
         p, d = sum(rest, first).split([self.feature.shape[0], self.direction.shape[0]])
         return VectorActivation.of(p, d, *self.norm(p))
@@ -109,7 +115,7 @@ class EdgeConvolution(Layer):
     def forward(self, *inputs: Tensor) -> Tensor:
         (x,) = inputs
         near = nearest(x, self.neighbors)
-        (a_p, c_p), (a_d, c_d) = self.feature.chunk(2, 1), self.direction.chunk(2, 1)
+        (a_p, c_p), (a_d, c_d) = self.feature.to(x.dtype).chunk(2, 1), self.direction.to(x.dtype).chunk(2, 1)
         scale, shift = self.norm.of_pairs(near, torch.cat([a_p, c_p - a_p]), x)
         weight = torch.cat([a_p, a_d, c_p - a_p, c_d - a_d])
-        return EdgeActivation.of(near, self.pool, scale, shift, weight, x)
+        return EdgeActivation.of(near, self.pool.to(x.dtype), scale, shift, weight, x)

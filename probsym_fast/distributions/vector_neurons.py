@@ -39,7 +39,8 @@ class VectorNeurons(nn.Module):
         dim: d.
 
     forward(batch, noise): adds noise (B, S, n, d, channels) to [positions - center, velocities]. Returns a dict with
-    "scores" (B, S, n) and "matrices" (B, S, d, d), if built, in the dtype of the parameters under any autocast.
+    "scores" (B, S, n) and "matrices" (B, S, d, d), if built, in the dtype of the parameters or float32 if that is better,
+    under any autocast.
     Gradients: of any order, to the parameters, the noise and the batch. Time and memory grow as B S n^2 width d.
     Under torch.func transforms it runs in plain torch; in training mode they must take its buffers as inputs too.
     Raises ValueError for shapes, for a batch with num_nodes (every node counts as valid), and for positions, velocities or
@@ -113,8 +114,10 @@ class VectorNeurons(nn.Module):
             if wanted and not values.isfinite().all():
                 raise ValueError(f"VectorNeurons: {name} must be finite, got NaN or infinity")
         with torch.autocast(noise.device.type, enabled=False):
-            x = torch.stack([batch.positions - batch.center[:, None], batch.velocities][: self.channels], -1)
-            x = (x[:, None] + noise).to(self.conv1.feature.dtype)
+            dtype = torch.promote_types(self.conv1.feature.dtype, torch.float32)  # below it nodes would tie
+            positions, center = (y.to(torch.promote_types(y.dtype, dtype)) for y in (batch.positions, batch.center))
+            x = torch.stack([positions - center[:, None], batch.velocities.to(positions)][: self.channels], -1)
+            x = (x[:, None] + noise).to(dtype)
             x1 = self.conv1(x.flatten(0, 1).permute(3, 2, 1, 0).contiguous())
             outputs = {}
             if self.matrices:
@@ -125,8 +128,8 @@ class VectorNeurons(nn.Module):
 
     def _equivariant(self, x: Tensor) -> Tensor:
         """x (w, d, n, M) -> d vectors per cloud, (d, d, M): max pooling over the nodes, then a linear map."""
-        node = _farthest_along(x, self.pool)[:, None, None].expand(-1, x.shape[1], 1, -1)
-        return linear(self.matrix_head, x.gather(2, node).squeeze(2))
+        node = _farthest_along(x, self.pool.to(x.dtype))[:, None, None].expand(-1, x.shape[1], 1, -1)
+        return linear(self.matrix_head.to(x.dtype), x.gather(2, node).squeeze(2))
 
     def _invariant(self, x1: Tensor) -> Tensor:
         """x (w, d, n, M) -> one score per node, (n, M).
@@ -140,9 +143,10 @@ class VectorNeurons(nn.Module):
         mean = x3.mean(2, keepdim=True)
         z = checkpoint_layer(self.frame1, x3, mean, modules=[self.frame1])
         z = checkpoint_layer(self.frame2, z, modules=[self.frame2])
-        z = linear(self.frame_head, z)  # (v, d, n, M)
-        cloud, node = self.score_head.weight.view(2, 2 * self.width, self.dim)  # (2 w, v) each
+        frame_head, score_head, bias = (p.to(x1.dtype) for p in (self.frame_head, *self.score_head.parameters()))
+        z = linear(frame_head, z)  # (v, d, n, M)
+        cloud, node = score_head.view(2, 2 * self.width, self.dim)  # (2 w, v) each
         node1, node2 = node.t().split(self.width, 1)
         local = ((linear(node1, x1) + linear(node2, x2)) * z).flatten(0, 1).sum(0)
         largest = torch.cat([LargestInvariant.of(x3, z), LargestInvariant.of(mean, z)])
-        return local + cloud.flatten() @ largest.flatten(0, 1) + self.score_head.bias
+        return local + cloud.flatten() @ largest.flatten(0, 1) + bias

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from probsym_fast._checks import as_number, check_counts
+from probsym_fast._checks import as_number, check_counts, under_vmap
 from probsym_fast.groups import Batch, Draws
 from probsym_fast.models.passes import Pass
 
@@ -44,6 +44,10 @@ def estimate(
             raise TypeError(f"estimate: tolerance must be a number, got {type(tolerance).__name__} {tolerance!r}")
         if not number >= 0:
             raise ValueError(f"estimate: tolerance must be at least 0, got {number}")
+        if under_vmap():
+            raise RuntimeError(
+                f"estimate: tolerance must be None under vmap, where no single error ends it, got {number}"
+            )
         tolerance = number
     block = model.distribution.group.block(draws.kind)
     samples, step = (-(-count // block) * block for count in (samples, step))

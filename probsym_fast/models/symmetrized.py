@@ -178,8 +178,8 @@ class Symmetrized(nn.Module):
         of few blocks may be far too small, so it stops only after at least 8 blocks (`estimates.LEAST_BLOCKS`). The
         noise is that of `forward`. Runs without gradients.
 
-        Raises RuntimeError in training mode, where samples interact. TypeError for a tolerance that is no number,
-        ValueError for one below 0 and with a samples_mesh, and as `forward`.
+        Raises RuntimeError in training mode, where samples interact, and under torch.vmap for a tolerance. TypeError for
+        a tolerance that is no number, ValueError for one below 0 and with a samples_mesh, and as `forward`.
         """
         return estimate(self, batch, samples, Draws(generator, seed=seed, kind=self.draws), tolerance, step)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast import ops
-from probsym_fast._checks import check_count, check_counts, check_dtype
+from probsym_fast._checks import check_count, check_counts, check_dtype, transformed
 from probsym_fast.batches import check_batch
 from probsym_fast.groups import Graphs, Group
 from probsym_fast.models.graphs import PatchWeight
@@ -92,7 +92,11 @@ class GraphTokens(nn.Module):
             check_dtype("GraphTokens", dtype, x=batch.x)
             nodes = ops.embed_nodes(batch.x, batch.ptr, g, self.nodes(), tokens=self.cells, **self.padding)
             step = 1 if self.nodes_at == "tokens" else self.grid + 1
-            tokens[:, :, ::step] += nodes
+            if transformed():  # vmap may run over only one of the two
+                places = torch.arange(0, tokens.shape[2], step, device=tokens.device)
+                tokens = tokens.index_add(2, places, nodes)
+            else:
+                tokens[:, :, ::step] += nodes
         return (tokens,)
 
     def _is_dense(self, batch: Graphs) -> bool:

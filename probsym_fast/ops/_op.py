@@ -50,7 +50,7 @@ class Op:
     schema: arguments and results as for `torch.library.define`. reference: plain torch with the same arguments. shapes:
     the kernel's results as empty tensors (for tracing). dtypes: those of the C++ kernels. values: raises for invalid
     values where checks may read them; the reference calls it, CPU kernels check for themselves. opaque: compilers see
-    one call of the reference, not its arithmetic (integer products that wrap).
+    one call of the reference, not its arithmetic (integer products that wrap); transforms see the arithmetic, `plain`.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Op:
         self.qualified = f"{NAMESPACE}::{name}"
         self.kernel = self._defined(name, schema, shapes)
         LIBRARY.impl(name, self._refuse_transform, UNDER_TRANSFORMS)
-        self.reference = reference
+        self.reference = self.plain = reference
         if opaque:
             self.reference = self._defined(f"{name}_reference", schema, shapes)
             LIBRARY.impl(f"{name}_reference", reference, "CompositeExplicitAutograd")
@@ -150,16 +150,18 @@ class Op:
         a dtype that the backend does not support.
         """
         backend = self._asked_for(backend)
+        if backend == "reference":
+            return self._definition()
         available = self.available(device)
         if backend == "auto":
             if available[0] == "reference":
                 _extension.report_once(device.type)
                 self._report(device)
-                return self.reference
+                return self._definition()
             if dtype in self.kernel_dtypes(device.type):
                 return self._checked(available[0])
             self._report(device, f"its kernels take {self._dtype_names(device)}, got {dtype}; convert the inputs")
-            return self.reference
+            return self._definition()
         if backend not in available:
             kernels = "_cuda" if device.type == "cuda" else "_C"
             problem = triton.problem() if backend == "triton" else _extension.problem(kernels)
@@ -167,8 +169,6 @@ class Op:
                 f"{self.name}: backend must be one of {('auto', *available)} on {device.type}, got {backend!r}"
                 + (f" ({problem})" if problem else "")
             )
-        if backend == "reference":
-            return self.reference
         if transformed():
             self._refuse_transform(backend=backend)
         if dtype not in self.kernel_dtypes(device.type):
@@ -186,7 +186,11 @@ class Op:
         """The reference, for a call that no kernel supports; `lacking` is the reason, reported on a GPU."""
         if self._asked_for(backend) != "reference":
             self._report(device, lacking)
-        return self.reference
+        return self._definition()
+
+    def _definition(self) -> Callable:
+        """The reference. Of an opaque one its arithmetic under a transform: vmap would call the op for every example."""
+        return self.plain if transformed() and not torch.compiler.is_compiling() else self.reference
 
     def _report(self, device: torch.device, lacking: str | None = None) -> None:
         """Reports that the reference runs on a GPU: there is no kernel, or it does not support the call (`lacking`)."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from probsym_fast._checks import check_bool, check_count, check_float, looks_at_values, transformed
+from probsym_fast._checks import batched, check_bool, check_count, check_float, looks_at_values, transformed
+from probsym_fast._compilers import traced
 from probsym_fast.ops._op import Op
 from probsym_fast.ops.permutation import Permutation, SoftPermutation
 
@@ -158,8 +159,13 @@ def check_ptr(op: str, ptr: Tensor, p: Permutation) -> None:
 
 
 def count_nodes(op: str, ptr: Tensor, nodes: int | None) -> int:
-    """ptr's last entry: `nodes` if given, else read, which waits for a GPU. ValueError if they differ."""
+    """ptr's last entry: `nodes` if given, else read, which waits for a GPU.
+
+    ValueError if they differ. RuntimeError for nodes not given where ptr has no value: vmap runs over it, or it is traced.
+    """
     if nodes is None:
+        if batched(ptr) or traced():
+            raise RuntimeError(f"{op}: nodes must be the number of nodes under vmap over ptr and in tracing, got None")
         return int(ptr[-1])
     nodes = check_count(op, "nodes", nodes, least=0)
     if looks_at_values(ptr) and int(ptr[-1]) != nodes:

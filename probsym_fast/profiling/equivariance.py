@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast._checkpointing import restored_buffers
-from probsym_fast._checks import as_number, check_count, check_type
+from probsym_fast._checks import as_number, check_count, check_type, under_vmap
 from probsym_fast.batches import Batch, check_batch
 from probsym_fast.draws import Draws, seeded
 from probsym_fast.groups import Group
@@ -44,9 +44,12 @@ def equivariance_error(
     seed: seed of g and of the noise. scale: divides the root mean square of the difference, in place of |g f(x)|.
     Of positions |g f(x)| is the distance from the mean of their nodes.
 
-    Raises TypeError for other types, ValueError if group or output is unknown, and what the model raises.
+    Raises TypeError for other types, ValueError if group or output is unknown, RuntimeError under torch.vmap, and what the
+    model raises.
     """
     owner = "equivariance_error"
+    if under_vmap():
+        raise RuntimeError(f"{owner}: must be called outside torch.vmap, since it returns one float, got a call under it")
     check_batch(owner, batch, "moved", "carried")
     samples, moves = check_count(owner, "samples", samples), check_count(owner, "moves", moves)
     ours = model if isinstance(model, Symmetrized) else None

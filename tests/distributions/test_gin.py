@@ -513,7 +513,7 @@ def test_what_would_lose_digits_is_refused_except_under_autocast():
     net, batch = GIN(C, 8).eval(), random_graphs(SIZES, dtype=torch.float32)
     noise = torch.rand(net.noise_shape(batch, S))
     for name, inputs in (("x", (batch.replace(x=batch.x.double()), noise)), ("noise", (batch, noise.double()))):
-        message = f"GIN: {name} must be torch.float32 as the weights are, got torch.float64"
+        message = f"GIN: {name} must be torch.float32 as the scores are, or below, got torch.float64"
         with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
             net(*inputs)
         with torch.autocast("cpu", dtype=torch.bfloat16):

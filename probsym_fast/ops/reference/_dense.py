@@ -26,7 +26,8 @@ def permutation_matrix(
 
 def local_nodes(items: Tensor, ptr: Tensor) -> tuple[Tensor, Tensor]:
     """The graph (M,) and the node numbers within it (k, M) of items with global node numbers."""
-    graph = torch.searchsorted(ptr.contiguous(), items[0].contiguous(), right=True) - 1
+    first = items[0].clone(memory_format=torch.contiguous_format)  # under vmap contiguous() leaves it as it is
+    graph = torch.searchsorted(ptr.contiguous(), first, right=True) - 1
     return graph, items - ptr[graph]
 
 
