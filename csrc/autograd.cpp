@@ -14,7 +14,6 @@
 
 #include <pybind11/pybind11.h>
 
-#include <stdexcept>
 
 namespace psf {
 namespace {
@@ -196,7 +195,7 @@ struct FirstGradient : torch::autograd::Function<FirstGradient> {
       derivation.backward.callBoxed(&stack);
     } catch (const py::type_error& error) {  // torch's engine would make these RuntimeErrors
       C10_THROW_ERROR(TypeError, error.what());
-    } catch (const std::invalid_argument& error) {
+    } catch (const py::value_error& error) {
       C10_THROW_ERROR(ValueError, error.what());
     }
     for (size_t i = 0; i < derivation.gives.size(); ++i)
