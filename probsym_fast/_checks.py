@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from probsym_fast._autocast import autocasts
 from probsym_fast._compilers import is_fake, traced
 
 _on = os.environ.get("PROBSYM_DEBUG", "0") not in ("", "0")
@@ -67,7 +68,7 @@ def check_float(op: str, **tensors: Tensor) -> None:
 def check_dtype(owner: str, dtype: torch.dtype, **tensors: Tensor) -> None:
     """TypeError unless every tensor has the dtype of the weights; under autocast any floating dtype passes."""
     for name, x in tensors.items():
-        if x.dtype != dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+        if x.dtype != dtype and not (x.is_floating_point() and autocasts(x.device)):
             raise TypeError(f"{owner}: {name} must be {dtype} as the weights are, got {x.dtype}")
 
 

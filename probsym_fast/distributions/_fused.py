@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from probsym_fast._autocast import without_autocast
 from probsym_fast._checks import transformed
 
 
@@ -38,7 +39,7 @@ def needs_definition(*d_outputs: Tensor) -> bool:
 
 def gradient(definition: Callable, inputs: Sequence[Tensor], *d_outputs: Tensor) -> list[Tensor | None]:
     """The gradients of definition(*inputs), None for inputs without one; differentiable if gradients are on."""
-    with torch.autocast(inputs[-1].device.type, enabled=False):  # may be on in the backward pass
+    with without_autocast(inputs[-1].device):  # may be on in the backward pass
         with torch.enable_grad():
             own = [x.view_as(x) for x in inputs]  # an input that depends on another gets its gradient at the view
             outputs = definition(*own)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast import ops
+from probsym_fast._autocast import autocasts, without_autocast
 from probsym_fast._checkpointing import checkpoint_layer
 from probsym_fast._checks import check_counts, check_share, transformed
 from probsym_fast.batches import check_batch
@@ -70,10 +71,10 @@ class GIN(nn.Module):
             raise ValueError(f"GIN: noise must be (nodes, S, C) = ({nodes}, *, {C}), got {tuple(noise.shape)}")
         dtype = torch.promote_types(self.virtual.dtype, torch.float32)
         for name, value in (("x", batch.x), ("noise", noise)):
-            fits = value.is_floating_point() and torch.is_autocast_enabled(value.device.type)
+            fits = value.is_floating_point() and autocasts(value.device)
             if torch.promote_types(value.dtype, dtype) != dtype and not fits:
                 raise TypeError(f"GIN: {name} must be {dtype} as the scores are, or below, got {value.dtype}")
-        with torch.autocast(noise.device.type, enabled=False):
+        with without_autocast(noise.device):
             samples = noise.shape[1]
             virtual, eps = self.virtual.to(dtype).expand(batch.size, samples, -1), self.eps.to(dtype)
             h = torch.cat([batch.x.to(dtype)[:, None] + noise.to(dtype), virtual])  # (nodes + B, S, C)
@@ -94,8 +95,7 @@ class GIN(nn.Module):
                 return step(before, count - 1)
 
             h = through(h, len(self.layers))
-            scores = nn.functional.linear(h, self.score.weight.to(dtype), self.score.bias.to(dtype))
-            return {"scores": scores.squeeze(-1)[:nodes]}
+            return {"scores": _wide_linear(self.score, h).squeeze(-1)[:nodes]}
 
 
 class LinearBatchNormRelu(nn.Module):
@@ -117,15 +117,22 @@ class LinearBatchNormRelu(nn.Module):
         self.register_buffer("running_var", torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        linear, weight, bias = (p.to(x.dtype) for p in (self.linear.weight, self.weight, self.bias))
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
         if not self.training:
             mean, variance = self.running_mean.to(x.dtype), self.running_var.to(x.dtype)
             scale = weight * (variance + self.eps).rsqrt()
-            y = torch.addcmul(bias - scale * mean, nn.functional.linear(x, linear), scale)
+            y = torch.addcmul(bias - scale * mean, _wide_linear(self.linear, x), scale)
             return y.relu() if transformed() else y.relu_()  # torch.func.linearize changes nothing in place
         if x.shape[0] < 2:
             raise ValueError(f"LinearBatchNormRelu: x must have at least 2 rows in training, got {tuple(x.shape)}")
-        y, mean, variance = ops.linear_batch_norm_relu(x, linear, weight, bias, self.eps)
+        y, mean, variance = ops.linear_batch_norm_relu(x, self.linear.weight.to(x.dtype), weight, bias, self.eps)
         seen = mean, variance * (x.shape[0] / (x.shape[0] - 1))
         move_statistics("LinearBatchNormRelu", (self.running_mean, self.running_var), seen, self.momentum)
         return y
+
+
+def _wide_linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """layer(x), with weights of another dtype converted to that of x."""
+    if layer.weight.dtype == x.dtype:
+        return layer(x)
+    return nn.functional.linear(x, layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))

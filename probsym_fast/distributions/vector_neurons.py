@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from probsym_fast._autocast import without_autocast
 from probsym_fast._checkpointing import checkpoint_layer
 from probsym_fast._checks import check_count, check_counts, check_int, check_share, looks_at_values
 from probsym_fast.batches import check_all_valid, check_batch
@@ -113,7 +114,7 @@ class VectorNeurons(nn.Module):
             wanted = (name != "velocities" or self.channels == 2) and looks_at_values(values)
             if wanted and not values.isfinite().all():
                 raise ValueError(f"VectorNeurons: {name} must be finite, got NaN or infinity")
-        with torch.autocast(noise.device.type, enabled=False):
+        with without_autocast(noise.device):
             dtype = torch.promote_types(self.conv1.feature.dtype, torch.float32)  # below it nodes would tie
             positions, center = (y.to(torch.promote_types(y.dtype, dtype)) for y in (batch.positions, batch.center))
             x = torch.stack([positions - center[:, None], batch.velocities.to(positions)][: self.channels], -1)

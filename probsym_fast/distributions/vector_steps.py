@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from probsym_fast._autocast import without_autocast
 from probsym_fast._checks import transformed
 from probsym_fast.distributions._fused import Fused, gradient, needs_definition
 
@@ -129,7 +130,7 @@ class PairNormMoments(Fused):
         _, dim, n, clouds = x.shape
         d_weight = torch.zeros_like(weight)
         d_x = torch.empty_like(x) if ctx.needs_input_grad[2] else None
-        with torch.autocast(x.device.type, enabled=False):  # it may be on in the backward pass
+        with without_autocast(x.device):  # it may be on in the backward pass
             for m in some_clouds(clouds, weight.shape[0] * dim * n * n, x.device):
                 some = x[..., m].flatten(1)
                 p = _pairs((weight @ some).view(2, -1, *x[..., m].shape[1:]))
@@ -263,7 +264,7 @@ class EdgeActivation(Fused):
             return None, *gradient(EdgeActivation.of_taken, [taken, scale, shift, weight, x], g)
         d_scale, d_shift, d_weight = (torch.zeros_like(t) for t in (scale, shift, weight))
         d_x = torch.empty_like(x) if ctx.needs_input_grad[5] else None
-        with torch.autocast(x.device.type, enabled=False):  # it may be on in the backward pass
+        with without_autocast(x.device):  # it may be on in the backward pass
             for m in some_clouds(g.shape[-1], 13 * math.prod(g.shape[:-1]), x.device):  # no tensor of pair size
                 some, some_g = x[..., m].flatten(1), g[..., m]
                 neighbor, center = (weight @ some).view(2, 2, *some_g.shape)  # of p and d both

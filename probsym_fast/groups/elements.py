@@ -1,13 +1,22 @@
-"""Batches (B, S) of elements of any group: selecting some of their samples."""
+"""Batches (B, S) of elements of any group: selecting some of their samples, and products of matrices."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from probsym_fast._autocast import without_autocast
 from probsym_fast.ops import Permutation
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in the wider of their dtypes, under autocast too: neither elements nor what they move are rounded."""
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    with without_autocast(a.device):
+        return a.to(dtype) @ b.to(dtype)
 
 
 def narrow(g: Any, start: int, count: int) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 from probsym_fast._checks import check_count
 from probsym_fast.batches import Batch
 from probsym_fast.draws import Draws
+from probsym_fast.groups.elements import product
 from probsym_fast.groups.group import Group, check_layout, sample_axis
 from probsym_fast.groups.orthogonal import Orthogonal, SpecialOrthogonal
 from probsym_fast.ops.permutation import Relaxation
@@ -65,12 +66,12 @@ class Motions(Group):
         if g.frame is None:
             return Motion(None, g.shift + h.shift)
         assert h.frame is not None  # an element of the same group
-        return Motion(g.frame @ h.frame, (g.frame @ h.shift[..., None])[..., 0] + g.shift)
+        return Motion(product(g.frame, h.frame), product(g.frame, h.shift[..., None])[..., 0].to(g.shift) + g.shift)
 
     def inverse(self, g: Motion) -> Motion:
         if g.frame is None:
             return Motion(None, -g.shift)
-        return Motion(g.frame.mT, -(g.frame.mT @ g.shift[..., None])[..., 0])
+        return Motion(g.frame.mT, -product(g.frame.mT, g.shift[..., None])[..., 0].to(g.shift))
 
     def act(self, g: Motion, x: Tensor, layout: str, *, inverse: bool = False, mean: bool = False) -> Tensor:
         check_layout(self, layout)

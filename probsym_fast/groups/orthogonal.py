@@ -12,6 +12,7 @@ from probsym_fast import ops
 from probsym_fast._checks import check_count
 from probsym_fast.batches import Batch
 from probsym_fast.draws import Draws
+from probsym_fast.groups.elements import product
 from probsym_fast.groups.group import Group, check_layout, sample_axis, wanted
 from probsym_fast.ops.permutation import Relaxation
 
@@ -69,7 +70,7 @@ class Orthogonal(Group):
         return len(self.signs(kind))
 
     def compose(self, g: Tensor, h: Tensor) -> Tensor:
-        return g @ h
+        return product(g, h)
 
     def inverse(self, g: Tensor) -> Tensor:
         return g.mT

@@ -12,6 +12,7 @@ from probsym_fast import ops
 from probsym_fast._checks import check_count
 from probsym_fast.batches import Batch
 from probsym_fast.draws import Draws
+from probsym_fast.groups.elements import product
 from probsym_fast.groups.group import Group, check_layout, sample_axis, wanted
 from probsym_fast.ops import Permutation, SoftPermutation
 from probsym_fast.ops.permutation import Relaxation
@@ -114,4 +115,4 @@ def _multiply(matrix: Tensor, x: Tensor, axis: int, inverse: bool) -> Tensor:
     """P x, or P^T x, along `axis`: the value of the gather, with the straight-through gradient to P (B, S, n, n)."""
     B, S = x.shape[:2]
     flat = x.reshape(B, S, math.prod(x.shape[2:axis]), x.shape[axis], math.prod(x.shape[axis + 1 :]))
-    return ((matrix.mT if inverse else matrix)[:, :, None] @ flat).reshape(x.shape)
+    return product((matrix.mT if inverse else matrix)[:, :, None], flat).reshape(x.shape)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast import ops
+from probsym_fast._autocast import without_autocast
 from probsym_fast._checks import check_count, check_counts, check_dtype, transformed
 from probsym_fast.batches import check_batch
 from probsym_fast.groups import Graphs, Group
@@ -158,7 +159,7 @@ class GraphReadout(nn.Module):
         self.head = nn.Linear(width, out_features)
 
     def forward(self, outputs: Tensor, batch: Any, group: Group, g: Any) -> Tensor:
-        with torch.autocast(outputs.device.type, enabled=False):
+        with without_autocast(outputs.device):
             return self.head(outputs.to(self.head.weight.dtype).mean(1))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from probsym_fast._autocast import autocasts, without_autocast
 from probsym_fast._checks import debugging, transformed
 from probsym_fast.ops import _extension, _fallback, triton
 from probsym_fast.ops._second_gradient import SecondGradient
@@ -151,17 +152,17 @@ class Op:
         """
         backend = self._asked_for(backend)
         if backend == "reference":
-            return self._definition()
+            return self._definition(device)
         available = self.available(device)
         if backend == "auto":
             if available[0] == "reference":
                 _extension.report_once(device.type)
                 self._report(device)
-                return self._definition()
+                return self._definition(device)
             if dtype in self.kernel_dtypes(device.type):
                 return self._checked(available[0])
             self._report(device, f"its kernels take {self._dtype_names(device)}, got {dtype}; convert the inputs")
-            return self._definition()
+            return self._definition(device)
         if backend not in available:
             kernels = "_cuda" if device.type == "cuda" else "_C"
             problem = triton.problem() if backend == "triton" else _extension.problem(kernels)
@@ -186,11 +187,22 @@ class Op:
         """The reference, for a call that no kernel supports; `lacking` is the reason, reported on a GPU."""
         if self._asked_for(backend) != "reference":
             self._report(device, lacking)
-        return self._definition()
+        return self._definition(device)
 
-    def _definition(self) -> Callable:
-        """The reference. Of an opaque one its arithmetic under a transform: vmap would call the op for every example."""
-        return self.plain if transformed() and not torch.compiler.is_compiling() else self.reference
+    def _definition(self, device: torch.device) -> Callable:
+        """The reference, which autocast leaves alone as it leaves a kernel.
+
+        Of an opaque one its arithmetic under a transform: vmap would call the op for every example.
+        """
+        reference = self.plain if transformed() and not torch.compiler.is_compiling() else self.reference
+        if not autocasts(device):
+            return reference
+
+        def run(*arguments):
+            with without_autocast(device):
+                return reference(*arguments)
+
+        return run
 
     def _report(self, device: torch.device, lacking: str | None = None) -> None:
         """Reports that the reference runs on a GPU: there is no kernel, or it does not support the call (`lacking`)."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from probsym_fast._autocast import autocasts
 from probsym_fast._checks import batched, check_bool, check_count, check_float, looks_at_values, transformed
 from probsym_fast._compilers import traced
 from probsym_fast.ops._op import Op
@@ -235,7 +236,7 @@ def common_dtype(op: str, kernels: Op, backend: str, **tensors: Tensor | None) -
     for name, y in rest:
         if y.device != x.device:
             raise RuntimeError(f"{op}: {name} must be on {x.device} as {first} is, got {y.device}")
-        if y.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        if y.dtype != x.dtype and not autocasts(x.device):
             raise TypeError(f"{op}: {name} must be {x.dtype} as {first} is, got {y.dtype}")
         dtype = torch.promote_types(dtype, y.dtype)
     return kernels.compute_dtype(backend, x.device, dtype)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 from torch import Tensor
 
+from probsym_fast._autocast import without_autocast
+
 if TYPE_CHECKING:
     from probsym_fast.ops._op import Op
 
@@ -35,8 +37,8 @@ class SecondGradient:
         if not self.defined:
             raise RuntimeError(f'{self.op.name}: the kernels have no second derivative; use backend="reference" for it')
         further = torch.is_grad_enabled()
-        kind = next(x for x in values if isinstance(x, Tensor)).device.type
-        with torch.enable_grad(), torch.autocast(kind, enabled=False):
+        device = next(x for x in values if isinstance(x, Tensor)).device
+        with torch.enable_grad(), without_autocast(device):
             own = [x.view_as(x) if _needs_gradient(x) else x for x in values]  # one may depend on another
             inputs = [x for x in own if _needs_gradient(x)]
             found = iter(_gradients(self._definition(own), gradients, inputs, further))

@@ -131,5 +131,7 @@ def test_what_would_lose_precision_is_refused():
     network = model.distribution.network.bfloat16()
     noise = torch.rand(network.noise_shape(batch, S))
     assert network(batch, noise)["scores"].dtype == torch.float32
-    with pytest.raises(TypeError, match=r"^GIN: x must be torch.float32 as the scores are, or below, got torch.float64$"):
+    with pytest.raises(
+        TypeError, match=r"^GIN: x must be torch.float32 as the scores are, or below, got torch.float64$"
+    ):
         network(batch.to(torch.float64), noise)

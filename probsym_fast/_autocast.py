@@ -1,0 +1,17 @@
+"""Autocast: steps that it must leave in their own dtype."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+
+def autocasts(device: torch.device) -> bool:
+    """Whether autocast is on for this type of device; a meta device has none."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Within it, matrix products keep the dtype of their inputs. Free where autocast is off."""
+    return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
