@@ -13,6 +13,7 @@ from probsym_fast import distributions, groups, models, ops, profiling
 from probsym_fast._checks import debug
 from probsym_fast.batches import Graphs, PointClouds
 from probsym_fast.draws import Draws
+from probsym_fast.exporting import export
 from probsym_fast.models.chunks import Chunks
 from probsym_fast.models.estimates import Estimate
 from probsym_fast.models.symmetrized import Symmetrized
@@ -37,6 +38,7 @@ __all__ = [
     "debug",
     "distributions",
     "equivariance_error",
+    "export",
     "groups",
     "info",
     "models",

@@ -17,6 +17,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 PAGES = {str(path.relative_to(ROOT)): path for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]}
 NOT_RUN = {  # page -> reasons, in order
+    "docs/deploy.md": ["compiles for minutes", "needs onnxscript"],
     "docs/your-model.md": ["downloads weights"],
 }
 FENCE = re.compile(r"(?:<!-- not run: (?P<reason>.+?) -->\n)?^```python[^\n]*\n(?P<code>.*?)^```$", re.M | re.S)

@@ -19,7 +19,7 @@ FLOORS = (  # a room may import itself and the rooms of the floors before its ow
     {"groups"},
     {"distributions"},
     {"models"},
-    {"profiling"},
+    {"exporting", "profiling"},
     {"training"},
     {"tasks"},
     {""},  # the package's face

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 GOLDEN = 0x9E3779B97F4A7C15  # odd, without a bit pattern
-MASK = 2**64 - 1
+MASK, HALF = 2**64 - 1, 2**32 - 1
 
 
 def noise(
@@ -21,11 +23,13 @@ def noise(
     streams: Sequence[int],
     block: int,
     mirrored: bool,
+    times: Callable[[Tensor, int], Tensor] = Tensor.mul_,
 ) -> Tensor:
-    """(rows, S, ...) float64; see `probsym_fast.ops.noise`."""
+    """(rows, S, ...) float64; see `probsym_fast.ops.noise`. times: the product modulo 2^64, may overwrite its Tensor."""
     count, samples, *rest = shape
     sample = torch.arange(first, first + samples, device=seed.device)
-    bits = [_bits(_forked(seed, forks) ^ stream, rows, sample // block, count, math.prod(rest)) for stream in streams]
+    blocks, places = sample // block, math.prod(rest)
+    bits = [_bits(_forked(seed, forks, times) ^ stream, rows, blocks, count, places, times) for stream in streams]
     odd = (sample % 2).bool()[:, None]
     if len(bits) == 1:
         u = torch.where(odd, 2**32 - 1 - bits[0], bits[0]) if mirrored else bits[0]
@@ -37,24 +41,58 @@ def noise(
     return z.reshape(shape)
 
 
-def _forked(seed: Tensor, forks: Sequence[int] | None) -> Tensor:
+def without_overflow(*arguments: Any) -> Tensor:
+    """The same numbers for programs in C++ or ONNX, which do not define products that overflow; nothing is overwritten."""
+    definition: Callable = noise
+    with _OutOfPlace():
+        return definition(*arguments, times=split_product)
+
+
+class _OutOfPlace(TorchFunctionMode):
+    """Within it `mul_` is `mul`, and so on."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__
+        func = getattr(Tensor, name[:-1]) if name.endswith("_") and not name.endswith("__") else func
+        return func(*args, **(kwargs or {}))
+
+
+def split_product(x: Tensor, factor: int) -> Tensor:
+    """x * factor modulo 2^64, by parts whose products stay below 2^51."""
+    low, high = x & HALF, shift(x, 32)
+    a, b, c, d = (low * (factor >> 16 * k & 0xFFFF) for k in range(4))
+    first = a + ((b & 0xFFFF) << 16)
+    upper = high * (factor & 0xFFFF) + ((high * (factor >> 16 & 0xFFFF) & 0xFFFF) << 16)
+    second = ((b >> 16) + c + ((d & 0xFFFF) << 16) + upper + (first >> 32)) & HALF
+    return (second - ((second & 2**31) << 1)) * 2**32 + (first & HALF)
+
+
+def _forked(seed: Tensor, forks: Sequence[int] | None, times: Callable[[Tensor, int], Tensor]) -> Tensor:
     for number in forks or ():
-        seed = shift(mix(seed + signed(GOLDEN * (number + 1))), 2)
+        seed = shift(mix(seed + signed(GOLDEN * (number + 1)), times), 2)
     return seed
 
 
-def _bits(start: Tensor, rows: Tensor | None, sample: Tensor, count: int, places: int) -> Tensor:
+def _bits(
+    start: Tensor,
+    rows: Tensor | None,
+    sample: Tensor,
+    count: int,
+    places: int,
+    times: Callable[[Tensor, int], Tensor],
+) -> Tensor:
     """(count, S, places) int64 of 32 random bits."""
-    row = torch.arange(count, device=start.device) if rows is None else rows
-    key = mix(mix(mix(start) + row * signed(GOLDEN))[:, None] + sample * signed(GOLDEN))
-    place = torch.arange(1, places + 1, device=start.device) * signed(GOLDEN)
-    return shift(mix(key[..., None] + place), 32)
+    golden = signed(GOLDEN)
+    row = torch.arange(count, device=start.device) if rows is None else rows.clone()
+    key = mix(mix(mix(start, times) + times(row, golden), times)[:, None] + times(sample.clone(), golden), times)
+    place = times(torch.arange(1, places + 1, device=start.device), golden)
+    return shift(mix(key[..., None] + place, times), 32)
 
 
-def mix(x: Tensor) -> Tensor:
+def mix(x: Tensor, times: Callable[[Tensor, int], Tensor] = Tensor.mul_) -> Tensor:
     """`mix_int` for int64 tensors; products wrap."""
-    x = shift(x, 30).bitwise_xor_(x).mul_(signed(0xBF58476D1CE4E5B9))  # in place: memory traffic dominates
-    x = x.bitwise_xor_(shift(x, 27)).mul_(signed(0x94D049BB133111EB))
+    x = times(shift(x, 30).bitwise_xor_(x), signed(0xBF58476D1CE4E5B9))  # in place: memory traffic dominates
+    x = times(x.bitwise_xor_(shift(x, 27)), signed(0x94D049BB133111EB))
     return x.bitwise_xor_(shift(x, 31))
 
 
