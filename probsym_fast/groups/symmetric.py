@@ -107,7 +107,7 @@ def _gather(index: Tensor, x: Tensor, axis: int) -> Tensor:
     """x[..., index[b, s, i], ...] along `axis`."""
     shape = [*index.shape[:2], *([1] * (x.ndim - 2))]
     shape[axis] = index.shape[-1]
-    return x.take_along_dim(index.view(shape), dim=axis)
+    return x.gather(axis, index.view(shape).expand(x.shape))
 
 
 def _multiply(matrix: Tensor, x: Tensor, axis: int, inverse: bool) -> Tensor:

@@ -17,7 +17,7 @@ def _gradient_shapes(d_features, ptr, rank, order, t, log_r, log_c, tau, weight,
 
 OP = Op(
     "node_identifiers",
-    "(Tensor ptr, Tensor rank, Tensor order, Tensor? t, Tensor? log_r, Tensor? log_c, float tau, Tensor weight, int nodes)"
+    "(Tensor ptr, Tensor rank, Tensor order, Tensor? t, Tensor? log_r, Tensor? log_c, float tau, Tensor weight, SymInt nodes)"
     " -> Tensor features",
     reference=reference,
     shapes=lambda ptr, rank, order, t, log_r, log_c, tau, weight, nodes: weight.new_empty(

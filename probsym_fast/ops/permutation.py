@@ -158,7 +158,8 @@ class SoftPermutation(Permutation):
 
     def soft(self) -> Tensor:
         """P[u, j], rows nodes, columns slots: (B, S, N, N); 2 N^2 operations and N^2 values per sample."""
-        return self.sorted_soft().take_along_dim(self.rank[..., None], dim=-2)
+        soft = self.sorted_soft()
+        return soft.gather(-2, self.rank[..., None].expand(soft.shape))
 
     def dense(self) -> Tensor:
         """Value of `hard()`, gradient of `soft()`: (B, S, N, N)."""
