@@ -140,8 +140,8 @@ class PointClouds(_Fields):
         owner, x = "PointClouds", self.positions
         _check_field(owner, "positions", x, "(B, n, d)", (None, None, None))
         B, n, d = x.shape
-        _check_field(owner, "velocities", self.velocities, f"(B, n, d) = {(B, n, d)}", (B, n, d), x.device)
-        _check_field(owner, "edges", self.edges, f"(B, n, n, C) = ({B}, {n}, {n}, *)", (B, n, n, None), x.device)
+        _check_field(owner, "velocities", self.velocities, "(B, n, d) = ({}, {}, {})", (B, n, d), x.device)
+        _check_field(owner, "edges", self.edges, "(B, n, n, C) = ({}, {}, {}, *)", (B, n, n, None), x.device)
 
     def moved(self, group: Any, g: Any) -> PointClouds:
         """g . batch, for elements g with one sample per cloud.
@@ -236,11 +236,11 @@ class Graphs(_Fields):
         if B < 0:
             raise ValueError(f"{owner}: ptr must be (B + 1,) with B >= 0, got (0,)")
         if self.edge_attr is not None:
-            _check_field(owner, "edge_attr", self.edge_attr, f"(E, Ce) = ({E}, *)", (E, None), device)
+            _check_field(owner, "edge_attr", self.edge_attr, "(E, Ce) = ({}, *)", (E, None), device)
         if self.key is not None:
-            _check_field(owner, "key", self.key, f"(B,) = ({B},)", (B,), device, torch.int64)
+            _check_field(owner, "key", self.key, "(B,) = ({},)", (B,), device, torch.int64)
         if self.frame is not None:
-            _check_field(owner, "frame", self.frame, f"(nodes,) = ({nodes},)", (nodes,), device, torch.int64)
+            _check_field(owner, "frame", self.frame, "(nodes,) = ({},)", (nodes,), device, torch.int64)
         if self.pairs is not None:
             _check_field(owner, "pairs", self.pairs, "(2, M)", (2, None), device, torch.int64)
         if not looks_at_values(self.ptr):
@@ -386,15 +386,23 @@ def _check_field(
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Raises unless x is a Tensor of these sizes (None: any), device and dtype. axes: the sizes in words."""
+    """Raises unless x is a Tensor of these sizes (None: any), device and dtype.
+
+    axes: the sizes in words, with {} for each that is given. Filled in only for an error: a program that is recorded with
+    a size in a text holds for this size alone.
+    """
     if x is None:
-        raise ValueError(f"{owner}: {name} must be {axes}, got None")
+        raise ValueError(f"{owner}: {name} must be {_filled(axes, sizes)}, got None")
     if not isinstance(x, Tensor) or dtype not in (None, x.dtype):
         wanted = "a Tensor" if dtype is None else f"an {str(dtype).removeprefix('torch.')} Tensor"
         raise TypeError(
             f"{owner}: {name} must be {wanted}, got {x.dtype if isinstance(x, Tensor) else type(x).__name__}"
         )
     if x.ndim != len(sizes) or any(size not in (None, found) for size, found in zip(sizes, x.shape, strict=True)):
-        raise ValueError(f"{owner}: {name} must be {axes}, got {tuple(x.shape)}")
+        raise ValueError(f"{owner}: {name} must be {_filled(axes, sizes)}, got {tuple(x.shape)}")
     if device not in (None, x.device):
         raise RuntimeError(f"{owner}: {name} must be on {device} as the nodes are, got {x.device}")
+
+
+def _filled(axes: str, sizes: tuple[int | None, ...]) -> str:
+    return axes.format(*(size for size in sizes if size is not None))

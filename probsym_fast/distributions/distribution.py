@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast._checks import as_number, check_count, check_int, check_type
+from probsym_fast._compilers import is_fake
 from probsym_fast.batches import check_batch
 from probsym_fast.distributions.laplacian import laplacian_keys
 from probsym_fast.draws import check_seed
@@ -66,7 +67,8 @@ class Identity(Distribution):
 class Frame(Distribution):
     """Frame averaging (FA) with a predefined order: nodes by ascending class `batch.frame`, ties broken at random per sample.
 
-    A batch without classes gets those of the Laplacian's eigenvectors (`distributions.laplacian.laplacian_keys`).
+    A batch without classes gets those of the Laplacian's eigenvectors (`distributions.laplacian.laplacian_keys`). These
+    depend on values: where programs are recorded (torch.compile, torch.export) and for fake tensors it raises RuntimeError.
     Source: Puny et al. 2022 (arXiv 2110.03336).
     """
 
@@ -78,10 +80,19 @@ class Frame(Distribution):
         super().__init__(group)
 
     def draw(self, batch: Graphs, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:
-        classes = laplacian_keys(batch.edge_index, batch.ptr) if batch.frame is None else batch.frame
+        classes = self._computed(batch) if batch.frame is None else batch.frame
         ties = (draws or Draws()).uniform((batch.size, samples, self.group.n), "frame", device=batch.device)
         classes = batch.padded(classes[:, None].double(), self.group.n)  # (B, 1, n)
         return self.group.sorted(classes + ties, batch), {}
+
+    @staticmethod
+    def _computed(batch: Graphs) -> Tensor:
+        if torch.compiler.is_compiling() or is_fake(batch.ptr):
+            raise RuntimeError(
+                "Frame: batch.frame must hold classes where a program is recorded, got None; compute them before with"
+                " distributions.laplacian.laplacian_keys(edge_index, ptr)"
+            )
+        return laplacian_keys(batch.edge_index, batch.ptr)
 
 
 class Noise(ABC):

@@ -108,7 +108,7 @@ def _gather(index: Tensor, x: Tensor, axis: int) -> Tensor:
     """x[..., index[b, s, i], ...] along `axis`."""
     shape = [*index.shape[:2], *([1] * (x.ndim - 2))]
     shape[axis] = index.shape[-1]
-    return x.gather(axis, index.view(shape).expand_as(x))  # take_along_dim would fix B in exported programs
+    return x.gather(axis, index.view(shape).expand(x.shape))  # take_along_dim would fix B in exported programs
 
 
 def _multiply(matrix: Tensor, x: Tensor, axis: int, inverse: bool) -> Tensor:
