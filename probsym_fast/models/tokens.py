@@ -33,6 +33,7 @@ class GraphTokens(nn.Module):
         nodes: "diagonal" (only with zero padding at the end) or "tokens".
         pad_mode: "zeros", "replicate", "reflect" or "circular". centered: half of the padding in front.
         dense: compute the edges' tokens by matrix products (True) or edge by edge (False); None: by the batch's density.
+            torch.compile then makes a program for each, once batches need both. An exported one is edge by edge.
 
     Raises TypeError where x or edge_attr lacks the dtype of the weights (autocast: any floating dtype), ValueError for
     edges that leave their graph and for a permutation of other than N slots.
@@ -103,6 +104,8 @@ class GraphTokens(nn.Module):
     def _is_dense(self, batch: Graphs) -> bool:
         if self.dense is not None:
             return self.dense
+        if torch.compiler.is_exporting():
+            return False  # a comparison of sizes would bind the program to batches of one kind
         nodes, edges = batch.x.shape[0], batch.edge_index.shape[1]
         return edges * batch.size > DENSE * nodes**2  # as if graphs had one size: reading ptr would wait for a GPU
 

@@ -69,7 +69,7 @@ class Row:
 
     kind: its heading in the table. covers: the public names that it shows. axes: those of SIZES that its inputs have. trains:
     whether its outputs have gradients. refuses: what the error says wherever a program is recorded. slow: it takes long to
-    trace, so the slow tests alone do it.
+    trace, so the slow tests alone do it. programs: how many of any size there are, since it works in two ways.
     """
 
     kind: str
@@ -81,6 +81,7 @@ class Row:
     trains: bool = True
     refuses: str | None = None
     slow: bool = False
+    programs: int = 1
 
     def program(self, training: bool) -> Program:
         torch.manual_seed(0)
@@ -97,13 +98,21 @@ class Row:
         return tree_leaves(self.sample(size, False))
 
 
-def cases(names: Callable[[Row], bool] = lambda row: True) -> list:
+def cases(wanted: Callable[[Row], bool] = lambda row: True) -> list:
     """The rows to parametrise a test with, those that are slow with the mark."""
-    return [
-        pytest.param(row, id=name, marks=[pytest.mark.slow] if row.slow else [])
-        for name, row in ROWS.items()
-        if names(row)
-    ]
+    marks = {True: [pytest.mark.slow], False: []}
+    return [pytest.param(row, id=name, marks=marks[row.slow]) for name, row in ROWS.items() if wanted(row)]
+
+
+def cases_by_axis(training: bool) -> list:
+    """(row, axis): every axis of every row, in training of those that train. Slow: further axes in training, of slow rows."""
+    found = []
+    for name, row in ROWS.items():
+        for axis in row.axes:
+            slow = row.slow or (training and (axis != "batch" or "points" in name))
+            if row.trains or not training:
+                found.append(pytest.param(row, axis, id=f"{name}-{axis}", marks=[pytest.mark.slow] if slow else []))
+    return found
 
 
 def refused(row: Row) -> AbstractContextManager:
@@ -327,6 +336,8 @@ def of_embeddings() -> None:
         separator = "," if name.endswith(")") else " ("
         more = f"{name.removesuffix(')')}{separator}edge_attr, key)".replace(",e", ", e")
         row(kind, more, embedded, full, part=lambda make=make: make(edge_features=2), slow=True, **settings)
+    by_density = {"axes": ("batch", "edges"), "programs": 2}
+    row(kind, "GraphTokens (by density)", embedded, plain, part=lambda: models.GraphTokens(N, D, GRID, C), **by_density)
     row(kind, "IdentifiedNodes", embedded, plain, part=lambda: models.IdentifiedNodes(N, D, C), axes=("batch", "edges"))
     row(kind, "NodeTokens", embedded, plain, part=lambda: models.NodeTokens(N, D, GRID, C, "reflect", True))
 
@@ -558,7 +569,7 @@ def gin_with_identifiers(edge_features: int = 1) -> Symmetrized:
 
 
 def pattern_vit(edge_features: int = 1) -> Symmetrized:
-    embed = models.GraphTokens(N, D, GRID, C, edge_features, nodes="diagonal")
+    embed = models.GraphTokens(N, D, GRID, C, edge_features, nodes="diagonal", dense=True)
     return on_graphs(tiny_vit(), embed, models.DiagonalReadout(N, D, GRID, 3))
 
 

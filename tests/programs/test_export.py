@@ -15,6 +15,6 @@ def test_one_program_for_all_sizes(row, strict):
     with torch.no_grad(), refused(row):
         inputs = (row.sample(SIZES["batch"][0], False),)
         run = torch.export.export(program, inputs, dynamic_shapes={"inputs": shapes}, strict=strict).module()
-        for size in [size for axis in row.axes for size in SIZES[axis][-2:]]:
+        for size in [size for axis in row.axes for size in SIZES[axis][2:]]:
             found, expected = (tree_leaves(x(row.sample(size, False))) for x in (run, program))
             torch.testing.assert_close(found, expected)

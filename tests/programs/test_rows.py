@@ -6,6 +6,7 @@ import pytest
 from torch import nn
 
 from probsym_fast import distributions, models, ops
+from tests.programs.matrix import PAGE, page
 from tests.programs.rows import ROWS, SIZES
 
 WITHOUT = {"debug", "using_backend", "Distribution", "Noise"}  # settings of a process, and abstract classes
@@ -33,3 +34,8 @@ def test_the_inputs_differ_along_every_axis(row):
         assert len(set(SIZES[axis])) == 6
         shapes = [[x.shape for x in row.leaves(size)] for size in SIZES[axis]]
         assert all(some != shapes[0] for some in shapes[1:])
+
+
+def test_the_page_is_up_to_date():
+    """Else run python -m tests.programs.matrix."""
+    assert PAGE.read_text(encoding="utf-8") == page()
