@@ -80,7 +80,7 @@ def page() -> str:
     text += "## What refuses, and the way out\n\n"
     text += "".join(f"- {name}: `{row.refuses}`.\n" for name, row in ROWS.items() if row.refuses)
     text += """
-`Frame` computes its classes from values. Compute them before, with `laplacian_keys` of `probsym_fast.distributions.laplacian`:
+`Frame` computes its classes from values. Compute them first with `laplacian_keys` of `probsym_fast.distributions.laplacian`:
 `batch.replace(frame=laplacian_keys(batch.edge_index, batch.ptr))`.
 
 ## Good to know
