@@ -130,7 +130,7 @@ def test_debug_mode_looks_at_the_values_of_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
     monkeypatch.setattr(_checks, "_on", False)
     capturing = False
-    monkeypatch.setattr(_checks, "_batched", lambda x: False)  # these are no tensors
+    monkeypatch.setattr(_checks, "batched", lambda x: False)  # these are no tensors
     on_gpu, on_cpu, on_meta = (SimpleNamespace(device=torch.device(x)) for x in ("cuda", "cpu", "meta"))
     assert looks_at_values(on_cpu) and not looks_at_values(on_gpu) and not looks_at_values(on_meta)
     with ops.debug():
