@@ -56,7 +56,7 @@ types: .venv/ready
 sanitize: .venv/ready
 	mkdir -p $(SANITIZED)
 	cp -R probsym_fast csrc tests setup.py pyproject.toml README.md LICENSE $(SANITIZED)
-	rm -f $(SANITIZED)/probsym_fast/_C*.so
+	rm -f $(SANITIZED)/probsym_fast/_*.so
 	cd $(SANITIZED) && PROBSYM_SANITIZE=1 PROBSYM_BUILD=1 PROBSYM_CUDA=0 $(abspath $(BIN))/python setup.py build_ext --inplace
 	cd $(SANITIZED) && export PYTHONPATH=$$PWD ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" && \
@@ -86,4 +86,4 @@ sanitize: .venv/ready
 	@touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info probsym_fast/_C*.so
+	rm -rf .venv build dist *.egg-info probsym_fast/_*.so

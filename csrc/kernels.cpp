@@ -1,5 +1,6 @@
 #include "kernels.h"
 
+#include <map>
 #include <memory>
 
 namespace psf {

@@ -2,7 +2,6 @@
 // with the ops' schemas first: torch's stable ABI would call a kernel of another version of an op with arguments that it does
 // not take.
 #pragma once
-#include <map>
 #include <tuple>
 
 #include "tensor.h"

@@ -389,7 +389,7 @@ def _check_field(
     """Raises unless x is a Tensor of these sizes (None: any), device and dtype.
 
     axes: the sizes in words, with {} for each that is given. Filled in only for an error: a program that is recorded with
-    a size in a text holds for this size alone.
+    a size in a text holds for this size only.
     """
     if x is None:
         raise ValueError(f"{owner}: {name} must be {_filled(axes, sizes)}, got None")

@@ -174,7 +174,7 @@ def loader(monkeypatch):
 
 
 def extension(**changed: object) -> types.SimpleNamespace:
-    """One that stands for any of the three."""
+    """A stand-in for any of the three extensions."""
     given = dict.fromkeys(x for names in _extension.NEEDED.values() for x in names)
     given |= {"torch_version": TORCH, "kernels": list, "register_kernels": lambda: None}
     return types.SimpleNamespace(**given | changed)

@@ -1,6 +1,6 @@
 """Loads the compiled kernels, or records why it cannot: without them ops are slower, but all work.
 
-Three extensions: _C (CPU kernels) and _cuda run under every torch from OLDEST on, _autograd under the one it was built for.
+Three extensions: _C (CPU kernels) and _cuda run under every torch from 2.11 on (setup.py), _autograd under the one it was built for.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ ABSENT = {
     "_cuda": "the compiled kernels were built without CUDA",
     "_autograd": "the compiled gradients are not built",
 }
-OLDEST = (2, 11)  # the torch whose stable ABI the kernels use (setup.py)
 _modules: dict[str, ModuleType] = {}
 _problems: dict[str, str] = {}
 _reported = False

@@ -190,7 +190,7 @@ class Op:
         return self._definition(device)
 
     def _definition(self, device: torch.device) -> Callable:
-        """The reference, which autocast leaves alone as it leaves a kernel.
+        """The reference without autocast, which does not change kernels either.
 
         Of an opaque one its arithmetic under a transform: vmap would call the op for every example.
         """

@@ -48,7 +48,7 @@ class Size(NamedTuple):
 SIZES = {
     "batch": [Size(batch, 4 * batch + 1) for batch in (3, 2, 4, 7, 5, 6)],
     "edges": [Size(edges=edges) for edges in (13, 9, 2, 40, 17, 29)],
-    "nodes": [Size(nodes=nodes) for nodes in (5, 6, 8, 9, 7, 11)],  # more than the neighbours that VectorNeurons joins,
+    "nodes": [Size(nodes=nodes) for nodes in (5, 6, 8, 9, 7, 11)],  # more than the neighbours that VectorNeurons joins
 }
 
 
@@ -69,7 +69,7 @@ class Row:
 
     kind: its heading in the table. covers: the public names that it shows. axes: those of SIZES that its inputs have. trains:
     whether its outputs have gradients. refuses: what the error says wherever a program is recorded. slow: it takes long to
-    trace, so the slow tests alone do it. programs: how many of any size there are, since it works in two ways.
+    trace, so only the slow tests do it. programs: how many of any size there are, since it works in two ways.
     """
 
     kind: str

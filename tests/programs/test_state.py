@@ -87,7 +87,7 @@ def test_autocast_leaves_elements_alone(dtype):
 
 
 def test_a_meta_device_has_no_autocast():
-    """Where shapes alone are computed."""
+    """Where only shapes are computed."""
     readout = built("DiagonalReadout").to("meta")
     order = torch.arange(4, device="meta").expand(2, S, 4)
     p = Permutation(order, torch.tensor([4, 3], device="meta"), order, checked=True)

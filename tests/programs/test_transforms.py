@@ -178,7 +178,7 @@ SOME = ["aggregate", "embed_nodes", "readout", "readout, nodes", "node_identifie
     "name", [*SOME, *(pytest.param(x, marks=pytest.mark.slow) for x in (*OPS, *MODULES) if x not in SOME)]
 )
 def test_linearized(name):
-    """A program of the derivative alone, traced without reading values."""
+    """A program of the derivative only, traced without reading values."""
     x, f = case(name)
     v = random(*x.shape, seed=7)
     value, expected = torch.func.jvp(f, (x,), (v,))
