@@ -1,6 +1,6 @@
 """Loads the compiled kernels, or records why it cannot: without them ops are slower, but all work.
 
-Three extensions: _C (CPU kernels) and _cuda run under every torch from 2.11 on (setup.py), _autograd under the one it was built for.
+Three extensions: _C (CPU kernels) and _cuda run under every torch from 2.11 on, _autograd under the one it was built for.
 """
 
 from __future__ import annotations
