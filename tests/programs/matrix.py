@@ -58,7 +58,7 @@ COLUMNS = [
     Column("FakeTensor, backward", "test_fake.py", trained),
 ]
 
-BEFORE = """# Programs
+BEFORE = r"""# Programs
 
 Which parts of the package work in which tool of PyTorch. The tests in `tests/programs` check the cells, and
 `python -m tests.programs.matrix` makes this page from them.
