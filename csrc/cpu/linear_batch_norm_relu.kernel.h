@@ -1,17 +1,6 @@
 // Rows of C channels: their moments and normalisation, a vector of channels at a time.
 #include "vectors.h"
 
-// `count` values; the rest of the vector is 0.
-template <class T> inline Vec<T> load_some(const T* p, int64_t count) {
-  if (count >= lanes<T>) return load(p);
-  Vec<T> v{};
-  std::memcpy(&v, p, count * sizeof(T));
-  return v;
-}
-template <class T> inline void store_some(T* p, Vec<T> v, int64_t count) {
-  if (count >= lanes<T>) return store(p, v);
-  std::memcpy(p, &v, count * sizeof(T));
-}
 // Mean and sum of the squared distances from it.
 template <class T> void moments(const T* __restrict__ z, int64_t rows, int64_t C, T* __restrict__ mean, T* __restrict__ squares) {
   for (int64_t c = 0; c < C; c += lanes<T>) {

@@ -18,3 +18,15 @@ template <class T> inline T dot(const T* x, const T* y, int64_t n) {
   for (; i < n; ++i) out += x[i] * y[i];
   return out;
 }
+
+// `count` values; the rest of the vector is 0.
+template <class T> inline Vec<T> load_some(const T* p, int64_t count) {
+  if (count >= lanes<T>) return load(p);
+  Vec<T> v{};
+  std::memcpy(&v, p, count * sizeof(T));
+  return v;
+}
+template <class T> inline void store_some(T* p, Vec<T> v, int64_t count) {
+  if (count >= lanes<T>) return store(p, v);
+  std::memcpy(p, &v, count * sizeof(T));
+}

@@ -18,6 +18,7 @@ from probsym_fast.ops.permutation import Permutation, Relaxation, SoftPermutatio
 from probsym_fast.ops.permutation_entropy import permutation_entropy
 from probsym_fast.ops.readout import readout
 from probsym_fast.ops.soft_permutation import soft_permutation
+from probsym_fast.ops.transformer import transformer
 
 fill_table()
 
@@ -39,5 +40,6 @@ __all__ = [
     "permutation_entropy",
     "readout",
     "soft_permutation",
+    "transformer",
     "using_backend",
 ]

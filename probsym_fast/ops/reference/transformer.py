@@ -1,0 +1,63 @@
+"""transformer in plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def transformer(
+    x: Tensor,
+    weights: Tensor,
+    lengths: Tensor | None,
+    sizes: Sequence[int],
+    read: Sequence[int],
+    gelu: bool,
+    eps: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """x (M, L, E) -> y (M, R, out); nothing is kept. sizes: in_features, width, layers, heads, feedforward, out_features."""
+    in_features, width, layers, heads, feedforward, out_features = sizes
+    L = x.shape[1]
+    part = _parts(weights)
+    inside = None if lengths is None else torch.arange(L, device=x.device) < lengths[:, None]  # (M, L)
+    mask = None if inside is None else torch.zeros_like(x[:, :, 0]).masked_fill(~inside, -torch.inf)[:, None, None]
+
+    def linear(h: Tensor, out: int) -> Tensor:
+        return F.linear(h, part(out, h.shape[-1]), part(out))
+
+    def norm(h: Tensor) -> Tensor:
+        return F.layer_norm(h, (width,), part(width), part(width), eps)
+
+    h = linear(x, width) + part(L, width) if in_features else x
+    for _ in range(layers):
+        q, k, v = linear(norm(h), 3 * width).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        scores = q @ k.mT * q.shape[-1] ** -0.5
+        attended = (scores if mask is None else scores + mask).softmax(-1) @ v  # (M, heads, L, width / heads)
+        h = h + linear(attended.transpose(1, 2).flatten(2), width)
+        up = linear(norm(h), feedforward)
+        h = h + linear(F.gelu(up) if gelu else up.relu(), width)
+    h = torch.stack([h[:, token] for token in read], 1) if read else h
+    if out_features:
+        h = linear(linear(norm(h).relu(), width).relu(), out_features)
+    if inside is not None:
+        h = h * inside[..., None]
+    return h, x.new_empty(0, (layers * L + h.shape[1]) * width)
+
+
+def _parts(weights: Tensor):
+    """part(*shape): the next values of the row, as a view of this shape."""
+    start = 0
+
+    def part(*shape: int) -> Tensor:
+        nonlocal start
+        count = 1
+        for size in shape:
+            count *= size
+        start += count
+        return weights[start - count : start].view(shape)
+
+    return part
