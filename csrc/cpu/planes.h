@@ -57,13 +57,9 @@ void linear(const T* x, int64_t x_step, int64_t rows, const T* packed, const T* 
   }
 }
 
-// d (out, in) row-major: d[o, i] += sum over rows and lanes of dy[o] x[i]. panel: block_rows * lanes * padded(in) values.
-template <class T> inline int64_t padded(int64_t n) { return (n + lanes<T> - 1) / lanes<T> * lanes<T>; }
-template <class T> inline int64_t panel_size(int64_t in) { return block_rows * lanes<T> * padded<T>(in); }
-
 // G outputs by V vectors of inputs, the last of them of `last` inputs, over `rows` rows.
 template <class T, int G, int V>
-inline void weight_block(const T* dy, int64_t dy_step, const T* panel, int64_t width, int64_t rows, int64_t in, int64_t last, T* d) {
+inline void weight_block(const T* dy, int64_t dy_step, const T* panel, int64_t width, int64_t rows, int64_t last, T* d, int64_t d_step) {
   Vec<T> sum[G][V] = {};
   for (int64_t r = 0; r < rows; ++r)
     for (int l = 0; l < lanes<T>; ++l) {
@@ -75,22 +71,24 @@ inline void weight_block(const T* dy, int64_t dy_step, const T* panel, int64_t w
     }
   for (int g = 0; g < G; ++g)
     for (int v = 0; v < V; ++v) {
-      T* to = d + g * in + v * lanes<T>;
+      T* to = d + g * d_step + v * lanes<T>;
       const int64_t count = v + 1 < V ? lanes<T> : last;
       store_some(to, load_some(to, count) + sum[g][v], count);
     }
 }
 template <class T, int V>
-inline void weight_columns(const T* dy, int64_t dy_step, const T* panel, int64_t width, int64_t rows, int64_t in, int64_t out, int64_t last, T* d) {
+inline void weight_columns(const T* dy, int64_t dy_step, const T* panel, int64_t width, int64_t rows, int64_t out, int64_t last, T* d, int64_t d_step) {
   int64_t o = 0;
-  for (; o + 4 <= out; o += 4) weight_block<T, 4, V>(dy + o * lanes<T>, dy_step, panel, width, rows, in, last, d + o * in);
-  for (; o < out; ++o) weight_block<T, 1, V>(dy + o * lanes<T>, dy_step, panel, width, rows, in, last, d + o * in);
+  for (; o + 4 <= out; o += 4) weight_block<T, 4, V>(dy + o * lanes<T>, dy_step, panel, width, rows, last, d + o * d_step, d_step);
+  for (; o < out; ++o) weight_block<T, 1, V>(dy + o * lanes<T>, dy_step, panel, width, rows, last, d + o * d_step, d_step);
 }
+// d (out, in), rows d_step apart: d[o, i] += sum over rows and lanes of dy[o] x[i]; d_bias (out,) may be null. panel: memory for
+// block_rows rows of x, a sequence at a time: block_rows * lanes * (in, padded to whole vectors) values.
 template <class T>
-void weight_gradient(const T* dy, int64_t dy_step, const T* x, int64_t x_step, int64_t rows, int64_t in, int64_t out, T* panel, T* d, T* d_bias) {
+void weight_gradient(const T* dy, int64_t dy_step, const T* x, int64_t x_step, int64_t rows, int64_t in, int64_t out, T* panel, T* d, int64_t d_step, T* d_bias) {
   constexpr int V = PSF_VECTOR_BYTES == 64 ? 4 : 2;
-  const int64_t width = padded<T>(in), vectors = width / lanes<T>;
-  for (int64_t o = 0; o < out; ++o) {
+  const int64_t vectors = (in + lanes<T> - 1) / lanes<T>, width = vectors * lanes<T>;
+  for (int64_t o = 0; d_bias && o < out; ++o) {
     Vec<T> sum{};
     for (int64_t r = 0; r < rows; ++r) sum += load(dy + r * dy_step + o * lanes<T>);
     d_bias[o] += lane_sum<T>(sum);
@@ -110,10 +108,10 @@ void weight_gradient(const T* dy, int64_t dy_step, const T* x, int64_t x_step, i
       const T* from = panel + v * lanes<T>;
       T* to = d + v * lanes<T>;
       switch (std::min<int64_t>(V, vectors - v)) {
-        case 4: weight_columns<T, 4>(by, dy_step, from, width, count, in, out, last, to); break;
-        case 3: weight_columns<T, 3>(by, dy_step, from, width, count, in, out, last, to); break;
-        case 2: weight_columns<T, 2>(by, dy_step, from, width, count, in, out, last, to); break;
-        default: weight_columns<T, 1>(by, dy_step, from, width, count, in, out, last, to);
+        case 4: weight_columns<T, 4>(by, dy_step, from, width, count, out, last, to, d_step); break;
+        case 3: weight_columns<T, 3>(by, dy_step, from, width, count, out, last, to, d_step); break;
+        case 2: weight_columns<T, 2>(by, dy_step, from, width, count, out, last, to, d_step); break;
+        default: weight_columns<T, 1>(by, dy_step, from, width, count, out, last, to, d_step);
       }
     }
   }
@@ -246,6 +244,14 @@ struct Gelu {  // x Phi(x), Phi the normal distribution
 struct Relu {
   template <class T> static Vec<T> value(Vec<T> x) { return x > T(0) ? x : x == x ? Vec<T>{} : x; }
   template <class T> static Vec<T> slope(Vec<T> x) { return x > T(0) ? splat<T>(1) : Vec<T>{}; }
+};
+struct Silu {  // x / (1 + exp(-x))
+  template <class T> static Vec<T> sigmoid(Vec<T> x) { return reciprocal<T>(T(1) + exponential<T>(x < T(-80) ? splat<T>(80) : -x)); }
+  template <class T> static Vec<T> value(Vec<T> x) { return x * sigmoid<T>(x); }
+  template <class T> static Vec<T> slope(Vec<T> x) {
+    const Vec<T> s = sigmoid<T>(x);
+    return s + x * s * (T(1) - s);
+  }
 };
 template <class F, class T> void activate(const T* x, int64_t count, T* y) {
   for (int64_t i = 0; i < count; ++i) store(y + i * lanes<T>, F::template value<T>(load(x + i * lanes<T>)));

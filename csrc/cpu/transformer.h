@@ -1,18 +1,9 @@
-// A Transformer's weights in one row, and where each of its parts is.
+// A Transformer's sizes, and where its parts are in the row of its weights.
 #pragma once
-#include <algorithm>
-#include <cstdint>
-#include <vector>
+#include "network.h"
 
 namespace psf {
 
-struct LinearPart {
-  int64_t in = 0, out = 0, weight = 0, bias = 0;  // where its (out, in) matrix and (out,) bias begin
-  int64_t forward = 0, back = 0;                  // where its packed matrix, and that of its gradient, begin
-};
-struct NormPart {
-  int64_t gain = 0, shift = 0;
-};
 struct BlockPart {
   NormPart before_attention;
   LinearPart query, key_value, out;
@@ -33,25 +24,35 @@ struct TransformerSizes {
   int64_t output() const { return out ? out : width; }
 };
 
-struct TransformerParts {
+struct TransformerParts : WeightRow {
   LinearPart embed, hidden, head;
   int64_t positions = 0;
-  NormPart norm;
+  NormPart last;
   std::vector<BlockPart> blocks;
-  int64_t weights = 0, packed = 0;  // values in all
-  explicit TransformerParts(const TransformerSizes& sizes);
-
- private:
-  int64_t take(int64_t count) {
-    weights += count;
-    return weights - count;
+  explicit TransformerParts(const TransformerSizes& sizes) {
+    const int64_t W = sizes.width;
+    if (sizes.in) {
+      embed = linear(sizes.in, W);
+      positions = take(sizes.tokens * W);
+    }
+    for (int64_t k = 0; k < sizes.layers; ++k) {
+      BlockPart block;
+      block.before_attention = norm(W);
+      const int64_t weight = take(3 * W * W), bias = take(3 * W);
+      block.query = part(W, W, W, weight, bias);
+      block.key_value = part(W, 2 * W, W, weight + W * W, bias + W);
+      block.out = linear(W, W);
+      block.before_feedforward = norm(W);
+      block.up = linear(W, sizes.feedforward);
+      block.down = linear(sizes.feedforward, W);
+      blocks.push_back(block);
+    }
+    if (sizes.out) {
+      last = norm(W);
+      hidden = linear(W, W);
+      head = linear(W, sizes.out);
+    }
   }
-  int64_t pack(int64_t in, int64_t out) {  // padded to any number of outputs at a time
-    packed += (out + 3) * in;
-    return packed - (out + 3) * in;
-  }
-  LinearPart linear(int64_t in, int64_t out);
-  NormPart norm_of(int64_t width);
 };
 
 // What the tiles of one call share.
@@ -59,17 +60,7 @@ template <class T> struct TransformerCall {
   TransformerSizes sizes;
   const TransformerParts* parts;
   const BlockPart* blocks;
-  const T* weights;
-  T* packed;
-};
-
-// Up to a vector's lanes of sequences.
-template <class T> struct Sequences {
-  int64_t number[64 / sizeof(T)] = {};  // which of the batch
-  int64_t length[64 / sizeof(T)] = {};  // valid tokens, 0 in a lane without a sequence
-  int64_t tokens = 0;                   // the most valid ones
-  int count = 0;
-  bool ragged = false;
+  Weights<T> weights;
 };
 
 }  // namespace psf

@@ -1,95 +1,47 @@
 // A Transformer on a tile of sequences, all layers at once.
-#include "planes.h"
+#include "network.kernel.h"
 
-template <class T> void pack_linear(const TransformerCall<T>& call, const LinearPart& part, bool back) {
-  pack(call.weights + part.weight, part.out, part.in, part.in, 1, call.packed + part.forward);
-  if (back) pack(call.weights + part.weight, part.in, part.out, 1, part.in, call.packed + part.back);
-}
 // back: the matrices of the gradients too.
 template <class T> void pack_transformer(const TransformerCall<T>& call, bool back) {
   const TransformerSizes& sizes = call.sizes;
-  if (sizes.in) pack_linear(call, call.parts->embed, back);
+  if (sizes.in) pack_linear(call.weights, call.parts->embed, back);
   for (int64_t k = 0; k < sizes.layers; ++k)
     for (const LinearPart* part : {&call.blocks[k].query, &call.blocks[k].key_value, &call.blocks[k].out, &call.blocks[k].up, &call.blocks[k].down})
-      pack_linear(call, *part, back);
+      pack_linear(call.weights, *part, back);
   if (sizes.out)
-    for (const LinearPart* part : {&call.parts->hidden, &call.parts->head}) pack_linear(call, *part, back);
+    for (const LinearPart* part : {&call.parts->hidden, &call.parts->head}) pack_linear(call.weights, *part, back);
 }
 
-template <class T> struct TransformerTile {
-  static constexpr int64_t L = lanes<T>;
+template <class T> struct TransformerTile : NetworkTile<T> {
+  using Base = NetworkTile<T>;
+  using Base::L, Base::sequences, Base::take, Base::at, Base::apply, Base::turn, Base::learn, Base::read, Base::write;
   const TransformerCall<T>& call;
   const TransformerSizes& sizes;
-  const Sequences<T>& sequences;
-  const int64_t W, F, tokens, outputs;
-  const bool back, selects;
+  const int64_t W, F, tokens, outputs;  // tokens: of the longest sequence here
+  const bool back;
   typename Lanes<T>::Int length[lanes<T>];
-  T *memory, *first;
-  // what a block computes, rows of features: see `block`
-  T *norm1, *moments1, *key_value, *chosen, *chosen_norm, *query, *weights, *attended, *middle, *norm2, *moments2, *up, *active;
-  // gradients
-  T *d_out, *d_wide, *d_query, *d_narrow, *d_weights, *panel;
+  // What a block computes, rows of features: see `block`.
+  T *norm1, *moments1, *key_value, *query, *weights, *attended, *middle, *norm2, *moments2, *up, *active, *chosen;
+  // Gradients.
+  T *d_out, *d_wide, *d_query, *d_narrow, *d_weights;
 
-  T* take(int64_t vectors) {
-    T* const now = memory;
-    memory += vectors * L;
-    return now;
-  }
   TransformerTile(const TransformerCall<T>& call, const Sequences<T>& sequences, T* memory, bool back)
-      : call(call), sizes(call.sizes), sequences(sequences), W(sizes.width), F(sizes.feedforward), tokens(sequences.tokens),
-        outputs(sizes.read ? sizes.outputs : tokens), back(back), selects(sizes.read != nullptr), memory(memory) {
-    for (int l = 0; l < L; ++l) length[l] = static_cast<typename Lanes<T>::Int>(sequences.length[l] ? sequences.length[l] : tokens);
-    norm1 = take(tokens * W), moments1 = take(2 * tokens), key_value = take(2 * tokens * W);
-    query = take(tokens * W), attended = take(tokens * W), middle = take(tokens * W), norm2 = take(tokens * W), moments2 = take(2 * tokens);
-    chosen = take(outputs * W), chosen_norm = take(outputs * W);
-    up = take(tokens * wide()), active = back ? take(tokens * wide()) : up;
-    weights = take(tokens * tokens * (back ? sizes.heads : 1));
+      : Base(call.weights, sequences, memory), call(call), sizes(call.sizes), W(sizes.width), F(sizes.feedforward), tokens(sequences.rows),
+        outputs(sizes.read ? sizes.outputs : tokens), back(back) {
+    for (int l = 0; l < L; ++l) length[l] = static_cast<typename Lanes<T>::Int>(l < sequences.count ? sequences.length[l] : tokens);
+    const int64_t narrow = tokens * W, wide = tokens * sizes.widest();
+    norm1 = take(narrow), moments1 = take(2 * tokens), key_value = take(2 * narrow), query = take(narrow), attended = take(narrow);
+    middle = take(narrow), norm2 = take(narrow), moments2 = take(2 * tokens), up = take(wide), active = back ? take(wide) : up;
+    weights = take(tokens * tokens * (back ? sizes.heads : 1)), chosen = take(outputs * W);
     if (!back) return;
-    d_out = take(tokens * W), d_wide = take(tokens * std::max(2 * W, wide())), d_query = take(tokens * W), d_narrow = take(tokens * W);
-    d_weights = take(tokens * tokens);
-    panel = take(panel_size<T>(wide()) / L);
+    d_out = take(narrow), d_wide = take(2 * narrow + wide), d_query = take(narrow), d_narrow = take(narrow), d_weights = take(tokens * tokens);
+    Base::panel = take(Base::panel_vectors(sizes.widest()));
   }
-  int64_t wide() const { return sizes.widest(); }
-  // Vectors of scratch; with `states` also the input of every layer.
-  static int64_t scratch(const TransformerSizes& sizes, bool back) {
-    const int64_t W = sizes.width, N = sizes.tokens, wide = sizes.widest();
-    const int64_t forward = N * (8 * W + 4) + 2 * sizes.outputs * W + N * wide + N * N;
-    return forward + (back ? N * wide + N * N * sizes.heads + N * (3 * W + std::max(2 * W, wide)) + block_rows * (wide + L) : 0);
+  static int64_t scratch(const TransformerSizes& sizes, bool back) {  // vectors
+    const int64_t N = sizes.tokens, W = sizes.width, wide = sizes.widest(), forward = N * (7 * W + 4 + wide + N) + sizes.outputs * W;
+    return forward + (back ? N * (5 * W + 2 * wide + N * sizes.heads) + Base::panel_vectors(wide) : 0);
   }
 
-  // --- memory ---
-
-  // Rows of sequence l out of `rows` in memory: all but in ragged batches.
-  void places(int64_t rows, int64_t width, int64_t* start, int64_t* count) const {
-    for (int l = 0; l < L; ++l) {
-      start[l] = sequences.number[l] * rows * width;
-      count[l] = l < sequences.count ? (sequences.ragged ? sequences.length[l] : rows) * width : 0;
-    }
-  }
-  void read(const T* x, int64_t rows, int64_t width, T* plane) const {  // x (M, rows, width)
-    int64_t start[L], count[L];
-    places(rows, width, start, count);
-    load_lanes(x, start, count, std::min(rows, tokens) * width, plane);
-  }
-  void write(T* y, int64_t rows, int64_t width, const T* plane) const {
-    int64_t start[L], count[L];
-    places(rows, width, start, count);
-    store_lanes(y, start, count, std::min(rows, tokens) * width, plane);
-  }
-
-  // --- the steps ---
-
-  const T* at(int64_t offset) const { return call.weights + offset; }
-  void apply(const LinearPart& part, const T* x, int64_t rows, bool add, T* y, int64_t y_step = 0) const {
-    linear<T>(x, part.in * L, rows, call.packed + part.forward, at(part.bias), part.in, part.out, add, y, y_step ? y_step : part.out * L);
-  }
-  // The gradient of the part's input, from that of its output.
-  void turn(const LinearPart& part, const T* dy, int64_t rows, bool add, T* dx) const {
-    linear<T>(dy, part.out * L, rows, call.packed + part.back, nullptr, part.out, part.in, add, dx, part.in * L);
-  }
-  void learn(const LinearPart& part, const T* dy, const T* x, int64_t rows, T* d) const {
-    if (d) weight_gradient<T>(dy, part.out * L, x, part.in * L, rows, part.in, part.out, panel, d + part.weight, d + part.bias);
-  }
   void normalise(const NormPart& part, const T* x, int64_t rows, T* y, T* moments) const {
     layer_norm<T>(x, rows, W, at(part.gain), at(part.shift), T(sizes.eps), y, moments);
   }
@@ -126,7 +78,7 @@ template <class T> struct TransformerTile {
   }
 
   // Rows of the block's output: only those that are read in the last one.
-  bool chooses(int64_t k) const { return selects && k + 1 == sizes.layers; }
+  bool chooses(int64_t k) const { return sizes.read && k + 1 == sizes.layers; }
   int64_t rows_of(int64_t k) const { return chooses(k) ? outputs : tokens; }
 
   // Everything of block k that its gradient needs, from its input x (tokens, W); the output too if there is a place for it,
@@ -136,8 +88,8 @@ template <class T> struct TransformerTile {
     const int64_t rows = rows_of(k);
     normalise(part.before_attention, x, tokens, norm1, moments1);
     apply(part.key_value, norm1, tokens, false, key_value);
-    if (chooses(k)) choose(norm1, chosen_norm);
-    apply(part.query, chooses(k) ? chosen_norm : norm1, rows, false, query);
+    if (chooses(k)) choose(norm1, chosen);
+    apply(part.query, chooses(k) ? chosen : norm1, rows, false, query);
     attend(rows);
     if (chooses(k)) choose(x, middle);
     else std::memcpy(middle, x, rows * W * L * sizeof(T));
@@ -166,7 +118,7 @@ template <class T> struct TransformerTile {
     turn(part.out, dy, rows, false, d_narrow);
     turn_attention(rows, d_narrow, d_wide);
     learn(part.key_value, d_wide, norm1, tokens, d);
-    learn(part.query, d_query, chooses(k) ? chosen_norm : norm1, rows, d);
+    learn(part.query, d_query, chooses(k) ? chosen : norm1, rows, d);
     turn(part.key_value, d_wide, tokens, false, d_narrow);
     if (!chooses(k)) {
       turn(part.query, d_query, rows, true, d_narrow);
@@ -192,11 +144,11 @@ template <class T> struct TransformerTile {
     read(x, sizes.tokens, sizes.input(), sizes.in ? up : state);
     if (!sizes.in) return;
     apply(call.parts->embed, up, tokens, false, state);
-    for (int64_t i = 0; i < tokens * W; ++i) store(state + i * L, load(state + i * L) + call.weights[call.parts->positions + i]);
+    for (int64_t i = 0; i < tokens * W; ++i) store(state + i * L, load(state + i * L) + *at(call.parts->positions + i));
   }
   // State (outputs, W) after the last block -> norm2, its ReLU in query, the hidden layer in up, its ReLU in attended.
   void head(const T* state) const {
-    normalise(call.parts->norm, state, outputs, norm2, moments2);
+    normalise(call.parts->last, state, outputs, norm2, moments2);
     activate<Relu, T>(norm2, outputs * W, query);
     apply(call.parts->hidden, query, outputs, false, up);
     activate<Relu, T>(up, outputs * W, attended);
@@ -225,7 +177,7 @@ template <class T> struct TransformerTile {
       learn(parts.hidden, d_narrow, query, outputs, d);
       turn(parts.hidden, d_narrow, outputs, false, d_query);
       activation_gradient<Relu, T>(norm2, outputs * W, d_query);
-      turn_norm(parts.norm, d_query, last, moments2, outputs, false, d_out, d);
+      turn_norm(parts.last, d_query, last, moments2, outputs, false, d_out, d);
     } else {
       read(dy, sizes.outputs, W, d_out);
     }

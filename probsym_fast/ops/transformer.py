@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from probsym_fast._checks import check_float
+from probsym_fast._checks import as_number, check_bool, check_count, check_counts, check_float, check_int, check_type
 from probsym_fast.ops._op import Op
+from probsym_fast.ops._weights import check_weights, kept_rows, needs_kept
 from probsym_fast.ops.reference.transformer import transformer as reference
 
-PADDING = 16  # kept states are for sequences in multiples of it, as in csrc/cpu/transformer.cpp
+ACTIVATIONS = ("gelu", "relu")
+MOST_TOKENS, MOST_FEATURES, MOST_LAYERS = 256, 4096, 1024  # of the kernels
 
 
 def _shapes(x, weights, lengths, sizes, read, gelu, eps, keep):
-    in_features, width, layers, heads, feedforward, out_features = sizes
+    _, width, layers, _, _, out_features = sizes
     M, L, _ = x.shape
     outputs = len(read) or L
-    rows = (M + PADDING - 1) // PADDING * PADDING if keep else 0
     y = x.new_empty(M, outputs, out_features or width)
-    return y, x.new_empty(rows, (layers * L + outputs) * width)
+    return y, x.new_empty(kept_rows(M) if keep else 0, (layers * L + outputs) * width)
 
 
 def _gradient_shapes(d_y, x, weights, kept, lengths, sizes, read, gelu, eps, needs_x, needs_weights):
@@ -57,14 +58,103 @@ def transformer(
     in_features: int = 0,
     out_features: int = 0,
     lengths: Tensor | None = None,
-    read: Sequence[int] = (),
+    read: Sequence[int] | None = None,
     activation: str = "gelu",
     eps: float = 1e-5,
     recompute: bool = False,
     backend: str = "auto",
 ) -> Tensor:
+    """A pre-norm Transformer: `layers` times `h = h + attention(norm(h))`, `h = h + down(act(up(norm(h))))`.
+
+    With in_features, `h = embed(x) + positions` first; with out_features, `y = head(relu(hidden(relu(norm(h)))))` at the
+    end. attention: `softmax(q k^T / sqrt(width / heads)) v` in every head, and a linear map. A tile of sequences goes
+    through all layers while it is in the processor's cache.
+
+    Args:
+        x: (M, L, in_features or width). weights: (P,), one row of all parts, matrices as in Linear (out, in) row by row:
+            embed.weight, embed.bias, positions (L, width); for every layer norm1.weight, norm1.bias, qkv.weight, qkv.bias,
+            out.weight, out.bias, norm2.weight, norm2.bias, up.weight, up.bias, down.weight, down.bias; norm.weight,
+            norm.bias, hidden.weight, hidden.bias, head.weight, head.bias. Parts of an absent embedding or head are left
+            out.
+        width: a multiple of heads. feedforward: features after `up`. lengths: (M,) int64, valid tokens of each sequence;
+            later ones are not read, and give 0. read: the tokens to output, R of them, each in 0..L-1; None: all. Not
+            with lengths. activation: "gelu" (with erf) or "relu". eps: of the norms, finite and >= 0.
+        recompute: the backward pass computes the layers again, tile by tile, instead of reading each layer's input: a
+            quarter slower, and no memory per layer.
+        backend: "auto", "cpu" (L <= 256) or "reference".
+
+    Returns: (M, R or L, out_features or width) in the dtype of x; float16 and bfloat16 compute in float32.
+
+    Gradients: x and weights. Saves the arguments and, unless `recompute`, the input of every layer. The gradient of the
+    weights is summed over at most 16 parts of the batch, in their order for any number of threads.
+    Raises: TypeError (dtypes), ValueError (shapes, sizes, lengths, read, activation, eps), RuntimeError (devices, backend).
+    Source: Vaswani et al. 2017 (arXiv 1706.03762), norms as in Xiong et al. 2020 (arXiv 2002.04745).
+    """
+    op = "transformer"
+    check_float(op, x=x, weights=weights)
+    width, layers, heads, feedforward = check_counts(
+        op, width=width, layers=layers, heads=heads, feedforward=feedforward
+    )
+    in_features = check_count(op, "in_features", in_features, least=0)
+    out_features = check_count(op, "out_features", out_features, least=0)
+    recompute = check_bool(op, "recompute", recompute)
+    if width % heads:
+        raise ValueError(f"{op}: width must be a multiple of heads = {heads}, got {width}")
+    if x.ndim != 3 or x.shape[1] < 1 or x.shape[2] != (in_features or width):
+        raise ValueError(f"{op}: x must be (M, L, {in_features or width}) with L >= 1, got {tuple(x.shape)}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{op}: activation must be one of {ACTIVATIONS}, got {activation!r}")
+    if (small := as_number(eps)) is None:
+        raise TypeError(f"{op}: eps must be a number, got {type(eps).__name__}")
+    if not 0 <= small < math.inf:
+        raise ValueError(f"{op}: eps must be finite and >= 0, got {small}")
+    tokens = _checked_read(read, x.shape[1])
+    if lengths is not None:
+        _check_lengths(lengths, x, read)
     sizes = [in_features, width, layers, heads, feedforward, out_features]
-    check_float("transformer", x=x, weights=weights)
-    keep = not recompute and torch.is_grad_enabled() and (x.requires_grad or weights.requires_grad)
-    run = OP.select(backend, x.device, x.dtype)
-    return run(x, weights, lengths, sizes, list(read), activation == "gelu", eps, keep)[0]
+    check_weights(op, weights, x, weights_of(sizes, x.shape[1]))
+    dtype = OP.compute_dtype(backend, x.device, x.dtype)
+    fits = x.shape[1] <= MOST_TOKENS and layers <= MOST_LAYERS and max(sizes) <= MOST_FEATURES
+    if fits and len(tokens) <= x.shape[1]:
+        run = OP.select(backend, x.device, dtype)
+    else:
+        run = OP.without_kernel(backend, x.device, f"its kernels take at most {MOST_TOKENS} tokens, got {x.shape[1]}")
+    keep = needs_kept(recompute, x, weights)
+    y, _ = run(x.to(dtype), weights.to(dtype), lengths, sizes, tokens, activation == "gelu", float(small), keep)
+    return y.to(x.dtype)
+
+
+def weights_of(sizes: Sequence[int], tokens: int) -> int:
+    """How many weights there are: sizes as in the op's schema."""
+    in_features, width, layers, _, feedforward, out_features = sizes
+
+    def linear(into: int, out: int) -> int:
+        return (into + 1) * out
+
+    embed = linear(in_features, width) + tokens * width if in_features else 0
+    block = 4 * linear(width, width) + linear(width, feedforward) + linear(feedforward, width) + 4 * width
+    head = 2 * width + linear(width, width) + linear(width, out_features) if out_features else 0
+    return embed + layers * block + head
+
+
+def _checked_read(read: Sequence[int] | None, tokens: int) -> list[int]:
+    if read is None:
+        return []
+    check_type("transformer", "read", read, Iterable, "a sequence of token numbers or None")
+    given = [check_int("transformer", "each of read", token) for token in read]
+    if not given or not all(0 <= token < tokens for token in given):
+        raise ValueError(f"transformer: read must hold one token or more, each in 0..{tokens - 1}, got {given}")
+    return given
+
+
+def _check_lengths(lengths: Tensor, x: Tensor, read: Sequence[int] | None) -> None:
+    if not isinstance(lengths, Tensor) or lengths.dtype != torch.int64:
+        raise TypeError(
+            f"transformer: lengths must be int64, got {getattr(lengths, 'dtype', type(lengths).__name__)}"
+        )
+    if tuple(lengths.shape) != (x.shape[0],):
+        raise ValueError(f"transformer: lengths must be (M,) = ({x.shape[0]},), got {tuple(lengths.shape)}")
+    if lengths.device != x.device:
+        raise RuntimeError(f"transformer: lengths must be on {x.device}, got {lengths.device}")
+    if read is not None:
+        raise ValueError("transformer: read must be None where lengths are given, got both")

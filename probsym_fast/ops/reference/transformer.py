@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from probsym_fast.ops.reference._parts import Parts
+
 
 def transformer(
     x: Tensor,
@@ -22,12 +24,12 @@ def transformer(
     """x (M, L, E) -> y (M, R, out); nothing is kept. sizes: in_features, width, layers, heads, feedforward, out_features."""
     in_features, width, layers, heads, feedforward, out_features = sizes
     L = x.shape[1]
-    part = _parts(weights)
+    part = Parts(weights)
     inside = None if lengths is None else torch.arange(L, device=x.device) < lengths[:, None]  # (M, L)
     mask = None if inside is None else torch.zeros_like(x[:, :, 0]).masked_fill(~inside, -torch.inf)[:, None, None]
 
     def linear(h: Tensor, out: int) -> Tensor:
-        return F.linear(h, part(out, h.shape[-1]), part(out))
+        return part.linear(h.shape[-1], out)(h)
 
     def norm(h: Tensor) -> Tensor:
         return F.layer_norm(h, (width,), part(width), part(width), eps)
@@ -46,18 +48,3 @@ def transformer(
     if inside is not None:
         h = h * inside[..., None]
     return h, x.new_empty(0, (layers * L + h.shape[1]) * width)
-
-
-def _parts(weights: Tensor):
-    """part(*shape): the next values of the row, as a view of this shape."""
-    start = 0
-
-    def part(*shape: int) -> Tensor:
-        nonlocal start
-        count = 1
-        for size in shape:
-            count *= size
-        start += count
-        return weights[start - count : start].view(shape)
-
-    return part

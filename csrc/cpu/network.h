@@ -1,0 +1,102 @@
+// Networks whose weights are one row: where each part begins, and the tiles of sequences that go through all layers at once.
+#pragma once
+#include "rows.h"
+
+#include <numeric>
+
+namespace psf {
+
+// A linear map: its (out, in) matrix, `step` values from a row to the next, and (out,) bias; what begins where.
+struct LinearPart {
+  int64_t in = 0, out = 0, step = 0, weight = 0, bias = 0;
+  int64_t forward = 0, back = 0;  // in the packed matrices: for its output, and for the gradient of its input
+};
+struct NormPart {
+  int64_t gain = 0, shift = 0;
+};
+
+// Lays parts out in a row, one after the other.
+struct WeightRow {
+  int64_t weights = 0, packed = 0;  // values so far
+  int64_t take(int64_t count) {
+    weights += count;
+    return weights - count;
+  }
+  // Of a matrix that begins at `weight`; its bias too if there is one.
+  LinearPart part(int64_t in, int64_t out, int64_t step, int64_t weight, int64_t bias) {
+    const LinearPart made{in, out, step, weight, bias, packed, packed + (out + 3) * in};  // any instruction set's padding fits
+    packed += (out + 3) * in + (in + 3) * out;
+    return made;
+  }
+  LinearPart linear(int64_t in, int64_t out) {
+    const int64_t weight = take(in * out);
+    return part(in, out, in, weight, take(out));
+  }
+  NormPart norm(int64_t width) {
+    const int64_t gain = take(width);
+    return {gain, take(width)};
+  }
+};
+
+template <class T> struct Weights {
+  const T* row;
+  T* packed;
+};
+
+// Sequences side by side, one a lane.
+template <class T> struct Sequences {
+  int64_t number[64 / sizeof(T)] = {};  // which of the batch
+  int64_t length[64 / sizeof(T)] = {};  // valid rows, 0 in a lane without a sequence
+  int64_t rows = 0;                     // the most valid ones
+  int count = 0;
+  bool ragged = false;
+};
+
+// A batch of M sequences of up to `rows` rows in tiles; with lengths those of nearly the same length go together.
+class Tiles {
+  std::vector<int64_t> order_, length_;
+  int64_t rows_;
+
+ public:
+  const int64_t M;
+  Tiles(int64_t M, int64_t rows) : rows_(rows), M(M) {}
+  Tiles(int64_t M, int64_t rows, const int64_t* lengths) : order_(M), length_(lengths, lengths + M), rows_(rows), M(M) {
+    std::iota(order_.begin(), order_.end(), 0);
+    std::stable_sort(order_.begin(), order_.end(), [&](int64_t a, int64_t b) { return length_[a] > length_[b]; });
+  }
+  template <class T> int64_t count() const { return (M + lane_count<T>() - 1) / lane_count<T>(); }
+  template <class T> Sequences<T> tile(int64_t number) const {
+    Sequences<T> some;
+    const int64_t first = number * lane_count<T>();
+    some.count = static_cast<int>(std::min<int64_t>(lane_count<T>(), M - first));
+    some.ragged = !order_.empty();
+    for (int l = 0; l < some.count; ++l) {
+      some.number[l] = some.ragged ? order_[first + l] : first + l;
+      some.length[l] = some.ragged ? length_[some.number[l]] : rows_;
+      some.rows = std::max(some.rows, some.length[l]);
+    }
+    return some;
+  }
+};
+
+constexpr int64_t gradient_groups = 16;  // of tiles, each with weight gradients of its own, for any number of threads
+constexpr int64_t kept_padding = 16;     // kept states are for sequences in multiples of it: for tiles of any instruction set
+inline int64_t kept_rows(int64_t M) { return (M + kept_padding - 1) / kept_padding * kept_padding; }
+
+// f(tile, number, this thread's scratch) for all tiles.
+template <class T, class F> void for_each_sequence_tile(const Tiles& tiles, int64_t scratch, F f) {
+  for_each_group<T>(tiles.count<T>(), scratch, [&](int64_t number, T* memory) { f(tiles.tile<T>(number), number, memory); });
+}
+// f(tile, number, d, scratch), which adds its weight gradients to d (null if they are not needed); returns their sum.
+template <class T, class F> Tensor sum_of_gradients(const Tiles& tiles, int64_t weights, bool needed, TensorOptions options, int64_t scratch, F f) {
+  const int64_t count = tiles.count<T>(), groups = std::clamp<int64_t>(count, 1, gradient_groups);
+  const Tensor parts = needed ? zeros({groups, weights}, options) : Tensor();
+  T* const d = needed ? parts.mutable_data_ptr<T>() : nullptr;
+  for_each_group<T>(groups, scratch, [&](int64_t group, T* memory) {
+    for (int64_t number = group * count / groups; number < (group + 1) * count / groups; ++number)
+      f(tiles.tile<T>(number), number, d ? d + group * weights : nullptr, memory);
+  });
+  return needed ? sum(parts, {0}) : Tensor();
+}
+
+}  // namespace psf

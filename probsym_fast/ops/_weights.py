@@ -1,0 +1,27 @@
+"""Ops that run a network whose weights are one row."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PADDING = 16  # what is kept of each layer is for sequences in multiples of it, as in csrc/cpu/network.h
+
+
+def kept_rows(M: int) -> int:
+    return (M + PADDING - 1) // PADDING * PADDING
+
+
+def needs_kept(recompute: bool, *inputs: Tensor) -> bool:
+    """Whether a backward pass follows that reads the layers' inputs."""
+    return not recompute and torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+
+
+def check_weights(op: str, weights: Tensor, x: Tensor, count: int) -> None:
+    """ValueError unless weights is (count,); TypeError and RuntimeError unless of x's dtype and device."""
+    if tuple(weights.shape) != (count,):
+        raise ValueError(f"{op}: weights must be (P,) = ({count},), got {tuple(weights.shape)}")
+    if weights.dtype != x.dtype:
+        raise TypeError(f"{op}: weights must be {x.dtype} as x is, got {weights.dtype}")
+    if weights.device != x.device:
+        raise RuntimeError(f"{op}: weights must be on {x.device}, got {weights.device}")
