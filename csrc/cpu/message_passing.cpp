@@ -10,7 +10,7 @@ namespace {
 // The checked arguments of a call.
 struct Call {
   Arguments in;
-  Dim M{"M"}, n{"n", 1, 64}, E{"E", 1, 4096}, B{"graphs of edges"}, C{"C", 0, 4096};
+  Dim M{"M"}, n{"n", 1, 4096}, E{"E", 1, 4096}, B{"graphs of edges"}, C{"C", 0, 4096};
   MessageSizes sizes{};
   std::optional<MessageParts> parts;
 
@@ -33,9 +33,9 @@ struct Call {
     PSF_DISPATCH(pack_message_passing<T>(call, back));
     return call;
   }
-  template <class T> int64_t scratch(bool back) const {
+  template <class T> int64_t scratch(bool back, bool needs_edges) const {
     int64_t count = 0;
-    PSF_DISPATCH(message_scratch<T>(sizes, back, count));
+    PSF_DISPATCH(message_scratch<T>(sizes, back, needs_edges, count));
     return count;
   }
 };
@@ -50,7 +50,7 @@ std::tuple<Tensor, Tensor> message_passing(const Tensor& x_in, const Tensor& edg
     const MessageCall<T> call = given.packed<T>(weights, memory, false);
     const T *from = x.const_data_ptr<T>(), *pairs = edges.const_data_ptr<T>();
     T *to = y.mutable_data_ptr<T>(), *states = keep ? kept.mutable_data_ptr<T>() : nullptr;
-    for_each_sequence_tile<T>(Tiles(given.M, given.n), given.scratch<T>(false), [&](const Sequences<T>& some, int64_t number, T* scratch) {
+    for_each_sequence_tile<T>(Tiles(given.M, given.n), given.scratch<T>(false, false), [&](const Sequences<T>& some, int64_t number, T* scratch) {
       T* const own = states ? states + number * lane_count<T>() * given.values_kept() : nullptr;
       PSF_DISPATCH(message_tile<T>(call, some, from, pairs, to, own, scratch));
     });
@@ -78,7 +78,7 @@ std::tuple<Tensor, Tensor, Tensor> message_passing_backward(const Tensor& d_y_in
       const T* const own = states ? states + number * lane_count<T>() * values : nullptr;
       PSF_DISPATCH(message_tile_gradient<T>(call, some, dy, from, pairs, own, dx, de, d, scratch));
     };
-    d_weights = sum_of_gradients<T>(Tiles(given.M, given.n), given.parts->weights, needs_weights, x.options(), given.scratch<T>(true), tile);
+    d_weights = sum_of_gradients<T>(Tiles(given.M, given.n), given.parts->weights, needs_weights, x.options(), given.scratch<T>(true, de != nullptr), tile);
   });
   const int64_t grouped[] = {given.B, given.share()};
   return {d_x, needs_edges && given.M != given.B ? sum(d_each.unflatten(0, {grouped, 2}), {1}) : d_each, d_weights};

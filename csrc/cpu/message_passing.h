@@ -6,7 +6,8 @@ namespace psf {
 
 struct MessageSizes {
   int64_t in, edge, width, layers, out, nodes;
-  int64_t pairs() const { return nodes * (nodes - 1); }
+  // How many receivers' pairs are computed at a time: about 64 pairs, which fit the second cache.
+  int64_t receivers() const { return std::clamp<int64_t>(nodes > 1 ? 64 / (nodes - 1) : 1, 1, nodes); }
   int64_t state() const { return nodes * width; }  // of a graph between the layers
   int64_t widest() const { return std::max(std::max(in, edge), std::max(width, out)); }
 };

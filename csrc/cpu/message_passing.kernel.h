@@ -16,70 +16,80 @@ template <class T> struct MessageTile : NetworkTile<T> {
   using Base::L, Base::take, Base::apply, Base::turn, Base::learn, Base::read, Base::write;
   const MessageCall<T>& call;
   const MessageSizes& sizes;
-  const int64_t n, P, W;  // nodes, pairs, width
-  // Rows of pairs, then rows of nodes.
+  const int64_t n, W;  // nodes, width
+  const int64_t some;  // receivers at a time: their pairs are rows of the first planes
   T *edges, *before, *pair, *message, *receiver, *sender, *received, *first, *updated, *inputs;
-  T *d_out, *d_pair, *d_message, *d_first, *d_received, *d_sender, *d_edges, *d_nodes;  // gradients
+  T *d_out, *d_pair, *d_message, *d_first, *d_received, *d_sender, *d_receiver, *d_edges;  // gradients
 
-  MessageTile(const MessageCall<T>& call, const Sequences<T>& graphs, T* memory, bool back)
-      : Base(call.weights, graphs, memory), call(call), sizes(call.sizes), n(sizes.nodes), P(sizes.pairs()), W(sizes.width) {
-    edges = take(n * n * sizes.edge);  // with room for the loops, which are read and left out
-    pair = take(P * W), message = take(P * W), before = back ? take(P * W) : pair;
+  MessageTile(const MessageCall<T>& call, const Sequences<T>& graphs, T* memory, bool back, bool needs_edges)
+      : Base(call.weights, graphs, memory), call(call), sizes(call.sizes), n(sizes.nodes), W(sizes.width), some(sizes.receivers()) {
+    const int64_t pairs = some * (n - 1);
+    edges = take(some * n * sizes.edge);  // with room for the loops, which are read and left out
+    pair = take(pairs * W), message = take(pairs * W), before = back ? take(pairs * W) : pair;
     receiver = take(n * W), sender = take(n * W), received = take(n * W), first = take(n * W), updated = take(n * W);
     inputs = take(n * sizes.widest());
     if (!back) return;
-    d_out = take(n * W), d_pair = take(P * W), d_message = take(P * W), d_first = take(n * W), d_received = take(n * W), d_sender = take(n * W);
-    d_nodes = take(n * W), d_edges = take(n * n * sizes.edge);
+    d_out = take(n * W), d_pair = take(pairs * W), d_message = take(pairs * W), d_first = take(n * W), d_received = take(n * W);
+    d_sender = take(n * W), d_receiver = take(n * W), d_edges = take(needs_edges ? n * n * sizes.edge : 0);
     Base::panel = take(Base::panel_vectors(sizes.widest()));
   }
-  static int64_t scratch(const MessageSizes& sizes, bool back) {  // vectors
-    const int64_t n = sizes.nodes, P = sizes.pairs(), W = sizes.width, loops = n * n * sizes.edge;
-    const int64_t forward = loops + 2 * P * W + 5 * n * W + n * sizes.widest();
-    return forward + (back ? 3 * P * W + 5 * n * W + loops + Base::panel_vectors(sizes.widest()) : 0);
+  static int64_t scratch(const MessageSizes& sizes, bool back, bool needs_edges) {  // vectors
+    const int64_t n = sizes.nodes, pairs = sizes.receivers() * (n - 1), W = sizes.width;
+    const int64_t forward = sizes.receivers() * n * sizes.edge + 2 * pairs * W + 5 * n * W + n * sizes.widest();
+    return forward + (back ? 3 * pairs * W + 5 * n * W + (needs_edges ? n * n * sizes.edge : 0) + Base::panel_vectors(sizes.widest()) : 0);
   }
 
-  // Pair (i, j), j != i, is row i (n - 1) + j, less 1 after the loop. f(row, i, j).
-  template <class F> void for_each_pair(F f) const {
-    for (int64_t i = 0, row = 0; i < n; ++i)
+  // f(first, count) for receivers, a few at a time.
+  template <class F> void for_receivers(F f) const {
+    for (int64_t i = 0; i < n; i += some) f(i, std::min(some, n - i));
+  }
+  // f(row, receiver i, sender j) for the pairs of `count` receivers from the first on.
+  template <class F> void for_pairs(int64_t from, int64_t count, F f) const {
+    for (int64_t i = 0, row = 0; i < count; ++i)
       for (int64_t j = 0; j < n; ++j)
-        if (j != i) f(row++, i, j);
+        if (j != from + i) f(row++, from + i, j);
   }
   static void add_row(T* to, const T* from, int64_t width) {
     for (int64_t f = 0; f < width * L; f += L) store(to + f, load(to + f) + load(from + f));
   }
 
-  void read_edges(const T* given) const {
-    if (!sizes.edge) return;
-    read(given, n * n, sizes.edge, edges, call.share);
-    const int64_t row = sizes.edge * L;
-    for_each_pair([&](int64_t r, int64_t i, int64_t j) { std::memmove(edges + r * row, edges + (i * n + j) * row, row * sizeof(T)); });
-  }
-
-  // Everything of a layer that its gradient needs, from its input h (n, W); the output too if there is a place for it.
-  void layer(const MessagePart& part, const T* h, T* y) const {
-    apply(part.receiver, h, n, false, receiver, false);
-    apply(part.sender, h, n, false, sender, false);
-    apply(part.edge, edges, P, false, before);
-    for_each_pair([&](int64_t r, int64_t i, int64_t j) {
+  // before (the messages' first activation), pair (after it) and message of the pairs of `count` receivers.
+  void messages(const MessagePart& part, const T* given_edges, int64_t from, int64_t count) const {
+    const int64_t rows = count * (n - 1), row = sizes.edge * L;
+    if (sizes.edge) {
+      read(given_edges + from * n * sizes.edge, count * n, sizes.edge, edges, call.share, n * n);
+      for_pairs(from, count, [&](int64_t r, int64_t i, int64_t j) { std::memmove(edges + r * row, edges + ((i - from) * n + j) * row, row * sizeof(T)); });
+    }
+    apply(part.edge, edges, rows, false, before);
+    for_pairs(from, count, [&](int64_t r, int64_t i, int64_t j) {
       T* const to = before + r * W * L;
       for (int64_t f = 0; f < W * L; f += L) store(to + f, load(to + f) + (load(receiver + i * W * L + f) + load(sender + j * W * L + f)));
     });
-    activate<Silu, T>(before, P * W, pair);
-    apply(part.message, pair, P, false, message);
-    for (int64_t i = 0; i < n; ++i)
-      for (int64_t f = 0; f < W * L; f += L) {
-        Vec<T> sum{};
-        for (int64_t j = 0; j < n - 1; ++j) sum += Silu::value<T>(load(message + (i * (n - 1) + j) * W * L + f));
-        store(received + i * W * L + f, sum);
-      }
+    activate<Silu, T>(before, rows * W, pair);
+    apply(part.message, pair, rows, false, message);
+  }
+  // What a layer's gradient needs, from its input h (n, W); the output too if there is a place for it. The pairs are those of the
+  // last receivers.
+  void layer(const MessagePart& part, const T* h, const T* given_edges, T* y) const {
+    apply(part.receiver, h, n, false, receiver, false);
+    apply(part.sender, h, n, false, sender, false);
+    for_receivers([&](int64_t from, int64_t count) {
+      messages(part, given_edges, from, count);
+      for (int64_t i = 0; i < count; ++i)
+        for (int64_t f = 0; f < W * L; f += L) {
+          Vec<T> sum{};
+          for (int64_t j = 0; j < n - 1; ++j) sum += Silu::value<T>(load(message + (i * (n - 1) + j) * W * L + f));
+          store(received + (from + i) * W * L + f, sum);
+        }
+    });
     apply(part.node, h, n, false, first);
     apply(part.received, received, n, true, first, false);
     activate<Silu, T>(first, n * W, updated);
     if (y) apply(part.update, updated, n, false, y);
   }
   // dy (n, W) of its output -> of its input, in the same place; d: gradients of the weights.
-  void turn_layer(const MessagePart& part, const T* h, T* dy, T* d, bool needs_edges) const {
-    layer(part, h, nullptr);
+  void turn_layer(const MessagePart& part, const T* h, const T* given_edges, T* dy, T* d, bool needs_edges) const {
+    layer(part, h, given_edges, nullptr);
     learn(part.update, dy, updated, n, d);
     turn(part.update, dy, n, false, d_first);
     activation_gradient<Silu, T>(first, n * W, d_first);
@@ -87,31 +97,34 @@ template <class T> struct MessageTile : NetworkTile<T> {
     learn(part.received, d_first, received, n, d, false);
     turn(part.node, d_first, n, false, dy);
     turn(part.received, d_first, n, false, d_received);
-    for (int64_t r = 0; r < P; ++r) std::memcpy(d_message + r * W * L, d_received + r / (n - 1) * W * L, W * L * sizeof(T));
-    activation_gradient<Silu, T>(message, P * W, d_message);
-    learn(part.message, d_message, pair, P, d);
-    turn(part.message, d_message, P, false, d_pair);
-    activation_gradient<Silu, T>(before, P * W, d_pair);
-    if (sizes.edge) learn(part.edge, d_pair, edges, P, d);
-    if (needs_edges) turn(part.edge, d_pair, P, true, d_edges);
-    std::memset(d_received, 0, n * W * L * sizeof(T));
+    std::memset(d_receiver, 0, n * W * L * sizeof(T));
     std::memset(d_sender, 0, n * W * L * sizeof(T));
-    for_each_pair([&](int64_t r, int64_t i, int64_t j) {
-      add_row(d_received + i * W * L, d_pair + r * W * L, W);
-      add_row(d_sender + j * W * L, d_pair + r * W * L, W);
+    for_receivers([&](int64_t from, int64_t count) {
+      const int64_t rows = count * (n - 1);
+      if (some < n) messages(part, given_edges, from, count);
+      for_pairs(from, count, [&](int64_t r, int64_t i, int64_t) { std::memcpy(d_message + r * W * L, d_received + i * W * L, W * L * sizeof(T)); });
+      activation_gradient<Silu, T>(message, rows * W, d_message);
+      learn(part.message, d_message, pair, rows, d);
+      turn(part.message, d_message, rows, false, d_pair);
+      activation_gradient<Silu, T>(before, rows * W, d_pair);
+      if (sizes.edge) learn(part.edge, d_pair, edges, rows, d);
+      if (needs_edges) turn(part.edge, d_pair, rows, true, d_edges + from * (n - 1) * sizes.edge * L);
+      for_pairs(from, count, [&](int64_t r, int64_t i, int64_t j) {
+        add_row(d_receiver + i * W * L, d_pair + r * W * L, W);
+        add_row(d_sender + j * W * L, d_pair + r * W * L, W);
+      });
     });
-    learn(part.receiver, d_received, h, n, d, !sizes.edge);
+    learn(part.receiver, d_receiver, h, n, d, !sizes.edge);
     learn(part.sender, d_sender, h, n, d, false);
-    turn(part.receiver, d_received, n, true, dy);
+    turn(part.receiver, d_receiver, n, true, dy);
     turn(part.sender, d_sender, n, true, dy);
   }
 
   // states: the input of every layer and the output of the last, `step` values apart; 0 if none is kept.
   void forward(const T* x, const T* given_edges, T* states, int64_t step) const {
-    read_edges(given_edges);
     read(x, n, sizes.in, inputs);
     apply(call.parts->embed, inputs, n, false, states);
-    for (int64_t k = 0; k < sizes.layers; ++k) layer(call.layers[k], states + k * step, states + (k + 1) * step);
+    for (int64_t k = 0; k < sizes.layers; ++k) layer(call.layers[k], states + k * step, given_edges, states + (k + 1) * step);
   }
   void decode(const T* state) const {
     apply(call.parts->hidden, state, n, false, first);
@@ -122,7 +135,7 @@ template <class T> struct MessageTile : NetworkTile<T> {
     apply(call.parts->out, updated, n, false, inputs);
     write(y, n, sizes.out, inputs);
   }
-  void backward(const T* dy, const T* x, const T* states, int64_t step, T* dx, T* d_given_edges, T* d) const {
+  void backward(const T* dy, const T* x, const T* given_edges, const T* states, int64_t step, T* dx, T* d_given_edges, T* d) const {
     const MessageParts& parts = *call.parts;
     const T* last = states + sizes.layers * step;
     decode(last);
@@ -132,8 +145,8 @@ template <class T> struct MessageTile : NetworkTile<T> {
     activation_gradient<Silu, T>(first, n * W, d_first);
     learn(parts.hidden, d_first, last, n, d);
     turn(parts.hidden, d_first, n, false, d_out);
-    std::memset(d_edges, 0, n * n * sizes.edge * L * sizeof(T));
-    for (int64_t k = sizes.layers; k-- > 0;) turn_layer(call.layers[k], states + k * step, d_out, d, d_given_edges != nullptr);
+    if (d_given_edges) std::memset(d_edges, 0, n * n * sizes.edge * L * sizeof(T));
+    for (int64_t k = sizes.layers; k-- > 0;) turn_layer(call.layers[k], states + k * step, given_edges, d_out, d, d_given_edges != nullptr);
     read(x, n, sizes.in, inputs);
     learn(parts.embed, d_out, inputs, n, d);
     if (dx) {
@@ -156,7 +169,7 @@ template <class T> struct MessageTile : NetworkTile<T> {
 // y of a tile. kept: the states that a backward pass needs, null if there is none.
 template <class T>
 void message_tile(const MessageCall<T>& call, const Sequences<T>& graphs, const T* x, const T* edges, T* y, T* kept, T* scratch) {
-  const MessageTile<T> tile(call, graphs, scratch, false);
+  const MessageTile<T> tile(call, graphs, scratch, false, false);
   T* const states = kept ? kept : tile.memory;
   const int64_t step = kept ? call.sizes.state() * lanes<T> : 0;
   tile.forward(x, edges, states, step);
@@ -166,12 +179,11 @@ void message_tile(const MessageCall<T>& call, const Sequences<T>& graphs, const 
 // computed.
 template <class T>
 void message_tile_gradient(const MessageCall<T>& call, const Sequences<T>& graphs, const T* dy, const T* x, const T* edges, const T* kept, T* dx, T* d_edges, T* d, T* scratch) {
-  const MessageTile<T> tile(call, graphs, scratch, true);
+  const MessageTile<T> tile(call, graphs, scratch, true, d_edges != nullptr);
   const int64_t step = call.sizes.state() * lanes<T>;
-  if (kept) tile.read_edges(edges);
-  else tile.forward(x, edges, tile.memory, step);
-  tile.backward(dy, x, kept ? kept : tile.memory, step, dx, d_edges, d);
+  if (!kept) tile.forward(x, edges, tile.memory, step);
+  tile.backward(dy, x, edges, kept ? kept : tile.memory, step, dx, d_edges, d);
 }
-template <class T> void message_scratch(const MessageSizes& sizes, bool back, int64_t& count) {
-  count = (MessageTile<T>::scratch(sizes, back) + sizes.state() * (back ? sizes.layers + 1 : 1)) * lanes<T>;
+template <class T> void message_scratch(const MessageSizes& sizes, bool back, bool needs_edges, int64_t& count) {
+  count = (MessageTile<T>::scratch(sizes, back, needs_edges) + sizes.state() * (back ? sizes.layers + 1 : 1)) * lanes<T>;
 }

@@ -34,23 +34,24 @@ template <class T> struct NetworkTile {
     if (d) weight_gradient<T>(dy, part.out * L, x, part.in * L, rows, part.in, part.out, panel, d + part.weight, part.step, bias ? d + part.bias : nullptr);
   }
 
-  // x (M / share, rows, width) -> a plane; `share` sequences have the same rows, and in a ragged batch some have fewer.
-  void read(const T* x, int64_t rows, int64_t width, T* plane, int64_t share = 1) const {
+  // x (M / share, rows, width) -> a plane; `share` sequences have the same rows, and in a ragged batch some have fewer. all: rows
+  // of a sequence in memory, if more than are read.
+  void read(const T* x, int64_t rows, int64_t width, T* plane, int64_t share = 1, int64_t all = 0) const {
     int64_t start[L], count[L];
-    const int64_t slots = places(rows, width, share, start, count);
+    const int64_t slots = places(rows, width, share, all ? all : rows, start, count);
     load_lanes(x, start, count, slots, plane);
   }
   void write(T* y, int64_t rows, int64_t width, const T* plane) const {
     int64_t start[L], count[L];
-    const int64_t slots = places(rows, width, 1, start, count);
+    const int64_t slots = places(rows, width, 1, rows, start, count);
     store_lanes(y, start, count, slots, plane);
   }
 
  private:
   // Where the values of each lane begin, and how many there are; returns the most.
-  int64_t places(int64_t rows, int64_t width, int64_t share, int64_t* start, int64_t* count) const {
+  int64_t places(int64_t rows, int64_t width, int64_t share, int64_t all, int64_t* start, int64_t* count) const {
     for (int l = 0; l < L; ++l) {
-      start[l] = sequences.number[l] / share * rows * width;
+      start[l] = sequences.number[l] / share * all * width;
       count[l] = l < sequences.count ? (sequences.ragged ? sequences.length[l] : rows) * width : 0;
     }
     return (sequences.ragged ? sequences.rows : rows) * width;

@@ -138,6 +138,14 @@ class Op:
             return listed[1:]
         return listed
 
+    def has_kernel_for(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether "auto" is a kernel for tensors like these, here and now."""
+        if (backend := self._asked_for("auto")) == "reference":
+            return False
+        if dtype not in self.kernel_dtypes(device.type):
+            return False
+        return self.available(device)[0] != "reference" if backend == "auto" else backend in self.available(device)
+
     def _asked_for(self, backend: str) -> str:
         """Resolves "auto": the backend of `using_backend`, or the reference under a torch.func transform."""
         backend = _instead_of_auto if backend == "auto" else backend

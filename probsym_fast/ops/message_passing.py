@@ -9,8 +9,6 @@ from probsym_fast.ops._op import Op
 from probsym_fast.ops._weights import check_weights, kept_rows, needs_kept
 from probsym_fast.ops.reference.message_passing import message_passing as reference
 
-MOST_NODES, MOST_FEATURES, MOST_LAYERS = 64, 4096, 1024  # of the kernels
-
 
 def _shapes(x, edges, weights, width, layers, out_features, keep):
     M, n, _ = x.shape
@@ -67,7 +65,7 @@ def message_passing(
             begin.weight (width, 2 width), begin.bias, end.weight, end.bias; hidden.weight, hidden.bias, out.weight
             (out_features, width), out.bias.
         recompute: the backward pass computes the layers again, tile by tile, instead of reading each layer's input.
-        backend: "auto", "cpu" (n <= 64) or "reference".
+        backend: "auto", "cpu" (n, widths and features at most 4096) or "reference".
 
     Returns: (M, n, out_features) in the dtype of x; float16 and bfloat16 compute in float32.
 
@@ -94,10 +92,7 @@ def message_passing(
             raise RuntimeError(f"{op}: {name} must be on {x.device}, got {y.device}")
     check_weights(op, weights, x, weights_of(features, edges.shape[-1], width, layers, out_features))
     dtype = OP.compute_dtype(backend, x.device, x.dtype)
-    if n <= MOST_NODES and layers <= MOST_LAYERS and max(features, edges.shape[-1], width, out_features) <= MOST_FEATURES:
-        run = OP.select(backend, x.device, dtype)
-    else:
-        run = OP.without_kernel(backend, x.device, f"its kernels take at most {MOST_NODES} nodes, got {n}")
+    run = OP.select(backend, x.device, dtype)
     keep = needs_kept(recompute, x, edges, weights)
     y, _ = run(x.to(dtype), edges.to(dtype), weights.to(dtype), width, layers, out_features, keep)
     return y.to(x.dtype)

@@ -14,7 +14,6 @@ from probsym_fast.ops._weights import check_weights, kept_rows, needs_kept
 from probsym_fast.ops.reference.transformer import transformer as reference
 
 ACTIVATIONS = ("gelu", "relu")
-MOST_TOKENS, MOST_FEATURES, MOST_LAYERS = 256, 4096, 1024  # of the kernels
 
 
 def _shapes(x, weights, lengths, sizes, read, gelu, eps, keep):
@@ -81,7 +80,7 @@ def transformer(
             with lengths. activation: "gelu" (with erf) or "relu". eps: of the norms, finite and >= 0.
         recompute: the backward pass computes the layers again, tile by tile, instead of reading each layer's input: a
             quarter slower, and no memory per layer.
-        backend: "auto", "cpu" (L <= 256) or "reference".
+        backend: "auto", "cpu" (L at most 256, widths and features at most 4096) or "reference".
 
     Returns: (M, R or L, out_features or width) in the dtype of x; float16 and bfloat16 compute in float32.
 
@@ -114,11 +113,7 @@ def transformer(
     sizes = [in_features, width, layers, heads, feedforward, out_features]
     check_weights(op, weights, x, weights_of(sizes, x.shape[1]))
     dtype = OP.compute_dtype(backend, x.device, x.dtype)
-    fits = x.shape[1] <= MOST_TOKENS and layers <= MOST_LAYERS and max(sizes) <= MOST_FEATURES
-    if fits and len(tokens) <= x.shape[1]:
-        run = OP.select(backend, x.device, dtype)
-    else:
-        run = OP.without_kernel(backend, x.device, f"its kernels take at most {MOST_TOKENS} tokens, got {x.shape[1]}")
+    run = OP.select(backend, x.device, dtype)
     keep = needs_kept(recompute, x, weights)
     y, _ = run(x.to(dtype), weights.to(dtype), lengths, sizes, tokens, activation == "gelu", float(small), keep)
     return y.to(x.dtype)

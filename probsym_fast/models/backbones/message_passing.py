@@ -7,7 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from probsym_fast._checks import check_count, check_counts
+from probsym_fast import ops
+from probsym_fast._checks import check_bool, check_count, check_counts
+from probsym_fast.models.backbones import fused
+
+WIDTH = 256  # up to this width all layers run in one pass
 
 
 class Layer(nn.Module):
@@ -22,6 +26,10 @@ class Layer(nn.Module):
         self.message = nn.Linear(width, width)
         self.update = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, width))
         self.act = nn.SiLU()
+
+    def parts(self) -> list[nn.Module]:
+        """In the order of `ops.message_passing`."""
+        return [self.pair, self.message, self.update[0], self.update[2]]
 
     def forward(self, h: Tensor, edges: Tensor, neighbor: Tensor) -> Tensor:
         """h (B, S, n, width), edges (B, 1 or S, n, n - 1, C), neighbor (n, n - 1) -> (B, S, n, width)."""
@@ -38,7 +46,13 @@ class MessagePassing(nn.Module):
     """A GNN on the complete graph without loops: x (..., n, in), edges (..., n, n, C) -> (..., n, out).
 
     Linear embedding, `layers` layers without residuals, and a two-layer decoder; SiLU. edges may have size 1 on the last
-    leading axis (shared by the samples). Equivariant under permutations of the nodes. Raises ValueError for shapes and for
+    leading axis (shared by the samples). Equivariant under permutations of the nodes.
+
+    Up to width 256, all layers run as one op, `ops.message_passing`, where it has a kernel and nothing has to
+    happen between them: no autocast, hook or replaced part (`why_modules` names what does). The numbers are those of the
+    modules up to rounding. recompute: its backward pass computes the layers again instead of keeping their inputs.
+
+    Raises ValueError for shapes and for
     settings below 1 (edge_features and layers: below 0), TypeError for settings that are no ints.
     """
 
@@ -49,9 +63,11 @@ class MessagePassing(nn.Module):
         width: int = 60,
         layers: int = 4,
         out_features: int = 3,
+        recompute: bool = False,
     ):
         super().__init__()
         owner = "MessagePassing"
+        self.recompute = check_bool(owner, "recompute", recompute)
         in_features, width, out_features = check_counts(
             owner, in_features=in_features, width=width, out_features=out_features
         )
@@ -74,6 +90,39 @@ class MessagePassing(nn.Module):
         x = x.reshape(math.prod(lead[:-1]), lead[-1] if lead else 1, n, features)
         pairs = edges.shape[:-3]
         edges = edges.reshape(math.prod(pairs[:-1]), pairs[-1] if pairs else 1, n, n, self.edge_features)
+        if edges.dtype == x.dtype and self.why_modules(x.device, x.dtype) is None:
+            y = self._in_one_pass(x, edges)
+        else:
+            y = self._by_modules(x, edges)
+        return y.reshape(*lead, *y.shape[2:])
+
+    def why_modules(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why inputs like these go through the modules one by one; None: all layers run as one op."""
+        if (width := self.embed.out_features) > WIDTH:
+            return f"width {width}"
+        if any(type(layer) is not Layer or layer._forward_hooks or layer._forward_pre_hooks for layer in self.layers):
+            return "a layer has a hook or is another module"
+        return fused.why_not(ops.OPS["message_passing"], self._parts(), device, dtype)
+
+    def _parts(self) -> list[nn.Module]:
+        layers = [part for layer in self.layers for part in layer.parts()]
+        return [self.embed, *layers, self.decoder[0], self.decoder[2]]
+
+    def _in_one_pass(self, x: Tensor, edges: Tensor) -> Tensor:
+        """x (B, S, n, in), edges (B, 1 or S, n, n, C)."""
+        y = ops.message_passing(
+            x.flatten(0, 1),
+            edges.flatten(0, 1),
+            fused.row(self._parts()),
+            width=self.embed.out_features,
+            layers=len(self.layers),
+            out_features=self.decoder[2].out_features,
+            recompute=self.recompute,
+        )
+        return y.unflatten(0, x.shape[:2])
+
+    def _by_modules(self, x: Tensor, edges: Tensor) -> Tensor:
+        n = x.shape[2]
         node = torch.arange(n, device=x.device)[:, None]
         other = torch.arange(n - 1, device=x.device)
         neighbor = other + (other >= node)  # (n, n - 1): all other nodes
@@ -81,5 +130,7 @@ class MessagePassing(nn.Module):
         h = self.embed(x)
         for layer in self.layers:
             h = layer(h, edges, neighbor)
-        y = self.decoder(h)
-        return y.reshape(*lead, *y.shape[2:])
+        return self.decoder(h)
+
+    def extra_repr(self) -> str:
+        return fused.described(self, self.embed.weight)

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from probsym_fast._checks import check_count, check_counts, check_int, check_share, check_type
+from probsym_fast import ops
+from probsym_fast._checks import check_bool, check_count, check_counts, check_int, check_share, check_type
+from probsym_fast.models.backbones import fused
 
+TOKENS, WIDTH, FEEDFORWARD = 64, 256, 1024  # up to these sizes all layers run in one pass
 SHORT = 40  # tokens; for longer sequences the fused kernel is faster
 
 
@@ -36,6 +39,10 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, feedforward), nn.Linear(feedforward, width)
 
+    def parts(self) -> list[nn.Module]:
+        """In the order of `ops.transformer`."""
+        return [self.norm1, self.qkv, self.out, self.norm2, self.up, self.down]
+
     def forward(self, x: Tensor) -> Tensor:
         M, L, width = x.shape
         drop = self.dropout if self.training else 0.0
@@ -51,7 +58,14 @@ class Transformer(nn.Module):
 
     Linear embedding, learned positions initialised from N(0, 1), `layers` pre-norm blocks with GELU, LayerNorm, and a
     two-layer head with ReLU. read: indices of the tokens to output, negative ones from the end (norm and head run only for
-    these). Raises ValueError for another number of tokens or features and for settings out of range, TypeError for settings
+    these).
+
+    Up to 64 tokens, width 256 and feedforward 1024, all layers run as one op, `ops.transformer`, where it has a kernel and
+    nothing has to happen between them: no dropout, autocast, hook or replaced part (`why_modules` names what does). The
+    numbers are those of the modules up to rounding. recompute: the backward pass of the op computes the layers again
+    instead of keeping their inputs: a quarter slower, and memory does not grow with the layers.
+
+    Raises ValueError for another number of tokens or features and for settings out of range, TypeError for settings
     of another type.
     """
 
@@ -66,9 +80,11 @@ class Transformer(nn.Module):
         out_features: int = 3,
         dropout: float = 0.0,
         read: Sequence[int] | None = None,
+        recompute: bool = False,
     ):
         super().__init__()
         owner = "Transformer"
+        self.recompute = check_bool(owner, "recompute", recompute)
         in_features, width, heads = check_counts(owner, in_features=in_features, width=width, heads=heads)
         feedforward, tokens, out_features = check_counts(
             owner, feedforward=feedforward, tokens=tokens, out_features=out_features
@@ -96,14 +112,58 @@ class Transformer(nn.Module):
         if x.ndim < 2 or x.shape[-2:] != (L, features):
             raise ValueError(f"Transformer: x must be (..., {L}, {features}), got {tuple(x.shape)}")
         lead = x.shape[:-2]
-        h = self.dropout(self.dropout(self.embed(x.reshape(math.prod(lead), L, features))) + self.positions)
+        x = x.reshape(math.prod(lead), L, features)
+        y = self._in_one_pass(x) if self.why_modules(x.device, x.dtype) is None else self._by_modules(x)
+        return y.reshape(*lead, *y.shape[1:])
+
+    def why_modules(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why inputs like these go through the modules one by one; None: all layers run as one op."""
+        width, tokens = self.embed.out_features, len(self.positions)
+        feedforward = self.blocks[0].up.out_features if self.blocks else 0
+        if not self.blocks or width > WIDTH or tokens > TOKENS or feedforward > FEEDFORWARD:
+            return f"{tokens} tokens, width {width}, feedforward {feedforward}, {len(self.blocks)} layers"
+        if self.training and self.dropout.p:
+            return f"dropout {self.dropout.p} is on"
+        if any(type(block) is not Block or block._forward_hooks or block._forward_pre_hooks for block in self.blocks):
+            return "a block has a hook or is another module"
+        if self.read is not None and len(self._tokens_read()) > tokens:
+            return "more tokens are read than there are"
+        return fused.why_not(ops.OPS["transformer"], self._parts(), device, dtype)
+
+    def _parts(self) -> list[nn.Module | Tensor]:
+        blocks = [part for block in self.blocks for part in block.parts()]
+        return [self.embed, self.positions, *blocks, self.norm, self.head[2], self.head[5]]
+
+    def _tokens_read(self) -> list[int]:
+        return [token for some in self.read or () for token in range(len(self.positions))[some]]
+
+    def _in_one_pass(self, x: Tensor) -> Tensor:
+        block = self.blocks[0]
+        return ops.transformer(
+            x,
+            fused.row(self._parts()),
+            width=self.embed.out_features,
+            layers=len(self.blocks),
+            heads=block.heads,
+            feedforward=block.up.out_features,
+            in_features=self.embed.in_features,
+            out_features=self.head[5].out_features,
+            read=None if self.read is None else self._tokens_read(),
+            eps=self.norm.eps,
+            recompute=self.recompute,
+        )
+
+    def _by_modules(self, x: Tensor) -> Tensor:
+        h = self.dropout(self.dropout(self.embed(x)) + self.positions)
         for block in self.blocks:
             h = block(h)
         if self.read is not None:
             parts = [h[:, some] for some in self.read]
             h = torch.cat(parts, 1) if parts[1:] else parts[0]
-        y = self.head(self.norm(h))
-        return y.reshape(*lead, *y.shape[1:])
+        return self.head(self.norm(h))
+
+    def extra_repr(self) -> str:
+        return fused.described(self, self.positions)
 
 
 def _slices(read: Sequence[int], tokens: int) -> list[slice]:
