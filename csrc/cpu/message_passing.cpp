@@ -19,7 +19,7 @@ struct Call {
     in.floats("edges", edges, {&B, &n, &n, &C});
     PSF_CHECK_VALUE(B == 0 ? M == 0 : M % B == 0, op, ": edges must be of as many graphs as x has, or share them evenly, got ", int64_t(B), " and ", int64_t(M));
     in.count("width", width, 1, 4096);
-    in.count("layers", layers, 0, 1024);
+    in.count("layers", layers, 1, 1024);
     in.count("out_features", out, 1, 4096);
     sizes = {E, C, width, layers, out, n};
     parts.emplace(sizes);

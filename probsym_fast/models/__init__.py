@@ -1,5 +1,7 @@
 """Symmetrized models: backbones, embeddings, readouts."""
 
+from probsym_fast.models.backbones.fuse import FusedEncoder, fuse
+from probsym_fast.models.backbones.fused import OnePass
 from probsym_fast.models.backbones.gin import GINBackbone
 from probsym_fast.models.backbones.language import LanguageBackbone, hf_backbone
 from probsym_fast.models.backbones.message_passing import MessagePassing
@@ -16,6 +18,7 @@ __all__ = [
     "MLP",
     "DiagonalReadout",
     "FlatGraph",
+    "FusedEncoder",
     "GINBackbone",
     "GraphReadout",
     "GraphTokens",
@@ -26,6 +29,7 @@ __all__ = [
     "NodeReadout",
     "NodeTokens",
     "NodeVectors",
+    "OnePass",
     "PairReadout",
     "PairTokens",
     "PatchWeight",
@@ -33,6 +37,7 @@ __all__ = [
     "Symmetrized",
     "Transformer",
     "VisionBackbone",
+    "fuse",
     "hf_backbone",
     "timm_backbone",
 ]

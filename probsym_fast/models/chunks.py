@@ -14,6 +14,7 @@ from probsym_fast._checkpointing import restored_buffers
 from probsym_fast._checks import as_int, transformed
 from probsym_fast._memory import free_memory, peak_memory
 from probsym_fast.draws import RandomState
+from probsym_fast.models.backbones.fused import OnePass
 
 if TYPE_CHECKING:
     from probsym_fast.models.passes import Pass
@@ -26,7 +27,8 @@ class Chunks:
 
     size: a number of samples; None: all; "auto": all if they fit in memory, else the largest chunk that does. "auto"
     measures at the first step, at the first step without gradients, and when samples or graphs become more. It takes
-    the peak memory of 1, 2, 4, ... samples, forward and backward, including the distribution. An out-of-memory error
+    the peak memory of 1, 2, 4, ... samples, forward and backward, including the distribution. Where not all fit, a backbone
+    that can (`OnePass`) computes its layers again from then on, and "auto" measures once more. An out-of-memory error
     (torch.OutOfMemoryError) halves the size for good and runs the step again. Under a torch.func transform and in a
     compiled program nothing is measured. memory: bytes that a step may use with "auto"; None: what the GPU has; on a CPU
     all samples then run at once.
@@ -107,7 +109,13 @@ class Chunks:
                     if total.requires_grad:
                         torch.autograd.grad(total, leaves, allow_unused=True)
 
-            size = largest(lambda count: peak_memory(lambda: step(count), batch.device), samples, free)
+            def fitting() -> int:
+                return largest(lambda count: peak_memory(lambda: step(count), batch.device), samples, free)
+
+            size, backbone = fitting(), forward.model.backbone
+            if grad and size < samples and isinstance(backbone, OnePass) and not backbone.recompute:
+                backbone.recompute = True  # chunks would run every layer once more
+                size = fitting()
             release_memory(batch.device)
         size = min(size, fit.most or size)
         self._fit[grad] = Fit(max(samples, fit.samples), max(batch.size, fit.graphs), size, fit.most)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from probsym_fast._checks import check_bool, check_count, check_counts, check_float
+from probsym_fast._checks import check_bool, check_counts, check_float
 from probsym_fast.ops._op import Op
 from probsym_fast.ops._weights import check_weights, kept_rows, needs_kept
 from probsym_fast.ops.reference.message_passing import message_passing as reference
@@ -76,8 +76,8 @@ def message_passing(
     """
     op = "message_passing"
     check_float(op, x=x, edges=edges, weights=weights)
-    width, out_features = check_counts(op, width=width, out_features=out_features)
-    layers, recompute = check_count(op, "layers", layers, least=0), check_bool(op, "recompute", recompute)
+    width, layers, out_features = check_counts(op, width=width, layers=layers, out_features=out_features)
+    recompute = check_bool(op, "recompute", recompute)
     if x.ndim != 3 or x.shape[1] < 1 or x.shape[2] < 1:
         raise ValueError(f"{op}: x must be (M, n, E) with n, E >= 1, got {tuple(x.shape)}")
     M, n, features = x.shape

@@ -11,6 +11,7 @@ from torch import Tensor
 from probsym_fast._checks import as_number, check_bool, check_count, check_counts, check_float, check_int, check_type
 from probsym_fast.ops._op import Op
 from probsym_fast.ops._weights import check_weights, kept_rows, needs_kept
+from probsym_fast.ops.reference.transformer import check_values
 from probsym_fast.ops.reference.transformer import transformer as reference
 
 ACTIVATIONS = ("gelu", "relu")
@@ -36,6 +37,7 @@ OP = Op(
     "(Tensor x, Tensor weights, Tensor? lengths, int[] sizes, int[] read, bool gelu, float eps, bool keep)"
     " -> (Tensor y, Tensor kept)",
     reference=reference,
+    values=check_values,
     shapes=_shapes,
 )
 OP.gradient(

@@ -29,14 +29,18 @@ from probsym_fast.ops import (
     embed_matrix,
     embed_nodes,
     linear_batch_norm_relu,
+    message_passing,
     node_identifiers,
     noise,
     orthogonal_frame,
     permutation_entropy,
     readout,
     soft_permutation,
+    transformer,
 )
 from probsym_fast.ops._patches import PAD_MODES, patch_size
+from probsym_fast.ops.message_passing import weights_of as message_count
+from probsym_fast.ops.transformer import weights_of as transformer_count
 from tests.conftest import GRADIENT, VALUE, assert_near
 from tests.helpers.items import HALF
 
@@ -472,6 +476,45 @@ def permutation_case(d: Draw) -> Case:
     return d.case(call, 1.0, 1.0, 1.0, 1.0)
 
 
+def message_passing_case(d: Draw) -> Case:
+    B, S, n, features, C = d.size(0, 4), d.size(1, 12), d.size(1, 12), d.size(1, 20), d.size(0, 5)
+    width, layers, out = d.size(1, 20), d.size(1, 3), d.size(1, 20)
+    M = B * S + (1 if B != 1 and d.spoil() else 0)
+    d.leaf("x", d.numbers(M, n, features))
+    d.leaf("edges", d.numbers(B, n, n, C))
+    d.leaf("weights", d.numbers(message_count(features, C, width, layers, out) + d.spoil()) * 0.5)
+    settings = {"width": width, "layers": layers, "out_features": out, "recompute": d.chance(0.5)}
+    d.amplified = 4.0**layers
+
+    def call(backend, x):
+        return (message_passing(x.x, x.edges, x.weights, **settings, backend=backend),)
+
+    return d.case(call)
+
+
+def transformer_case(d: Draw) -> Case:
+    M, L, heads = d.size(0, 40), d.size(1, 20), d.size(1, 3)
+    width, layers, out = heads * d.size(1, 8), d.size(1, 3), d.pick(0, d.size(1, 20))
+    features = d.pick(0, d.size(1, 20))
+    settings = {"width": width, "layers": layers, "heads": heads, "feedforward": d.size(1, 30)}
+    settings |= {"in_features": features, "out_features": out}
+    count = transformer_count([features, width, layers, heads, settings["feedforward"], out], L)
+    d.leaf("x", d.numbers(M, L, features or width))
+    d.leaf("weights", d.numbers(count + d.spoil()) * 0.5)
+    settings |= {"activation": "tanh" if d.spoil() else d.pick("gelu", "relu"), "recompute": d.chance(0.5)}
+    settings["eps"] = d.pick(1.0, 1.0, 0.1)  # a norm of few features that differ little has a slope of 1 / sqrt(eps)
+    which = d.pick("all", "read", "lengths")
+    if which == "read":
+        settings["read"] = [L] if d.spoil() else [d.random.randrange(L) for _ in range(d.random.randint(1, L))]
+    lengths = d.index(d.integers(1, L + 1, M)) if which == "lengths" else None
+    d.amplified = settings["eps"] ** (-0.5 - layers) * 4.0**layers
+
+    def call(backend, x):
+        return (transformer(x.x, x.weights, **settings, lengths=lengths, backend=backend),)
+
+    return d.case(call)
+
+
 CASES: dict[str, tuple[str | None, Callable[[Draw], Case]]] = {  # public name: the op, its generator
     "Permutation": (None, permutation_case),
     "act_orthogonal": ("act_orthogonal", act_orthogonal_case),
@@ -480,12 +523,14 @@ CASES: dict[str, tuple[str | None, Callable[[Draw], Case]]] = {  # public name: 
     "embed_matrix": ("embed_matrix", embed_matrix_case),
     "embed_nodes": ("embed", embed_nodes_case),
     "linear_batch_norm_relu": ("linear_batch_norm_relu", linear_batch_norm_relu_case),
+    "message_passing": ("message_passing", message_passing_case),
     "node_identifiers": ("node_identifiers", node_identifiers_case),
     "noise": ("noise", noise_case),
     "orthogonal_frame": ("orthogonal_frame", orthogonal_frame_case),
     "permutation_entropy": ("permutation_entropy", permutation_entropy_case),
     "readout": ("readout", readout_case),
     "soft_permutation": ("soft_permutation", soft_permutation_case),
+    "transformer": ("transformer", transformer_case),
 }
 
 

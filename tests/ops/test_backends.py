@@ -17,14 +17,19 @@ from probsym_fast.ops import (
     embed_matrix,
     embed_nodes,
     linear_batch_norm_relu,
+    message_passing,
     node_identifiers,
     orthogonal_frame,
     permutation_entropy,
     readout,
     soft_permutation,
+    transformer,
 )
 from probsym_fast.ops._op import BACKENDS
+from probsym_fast.ops.message_passing import weights_of as message_count
+from probsym_fast.ops.transformer import weights_of as transformer_count
 from tests.conftest import GRADIENT, VALUE, assert_near, implementations, kernels_of
+from tests.helpers.networks import repeated
 
 
 def on_graphs(call):
@@ -40,6 +45,8 @@ def on_graphs(call):
     return run
 
 
+MESSAGES = {"width": 4, "layers": 1, "out_features": 2}
+BLOCKS = {"in_features": 3, "width": 4, "layers": 1, "heads": 2, "feedforward": 5, "out_features": 2}
 CALLS = {
     "soft_permutation": lambda x, backend: soft_permutation(x[:, 0], tau=0.1, backend=backend).log_r,
     "permutation_entropy": lambda x, backend: permutation_entropy(soft_permutation(x[:, 0]), backend),
@@ -71,6 +78,12 @@ CALLS = {
     "linear_batch_norm_relu": lambda x, backend: linear_batch_norm_relu(
         x.flatten(0, 2), x[0, 0, :2], x[0, 0, 0, :2], x[1, 0, 0, :2], backend=backend
     )[0],
+    "message_passing": lambda x, backend: message_passing(
+        x.flatten(0, 1), x[:, 0, :, :, None], repeated(x, message_count(3, 1, 4, 1, 2)), **MESSAGES, backend=backend
+    ),
+    "transformer": lambda x, backend: transformer(
+        x.flatten(0, 1), repeated(x, transformer_count(list(BLOCKS.values()), 3)), **BLOCKS, backend=backend
+    ),
 }
 every_op = pytest.mark.parametrize("name", CALLS)
 every_kernel = pytest.mark.parametrize(

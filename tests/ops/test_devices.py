@@ -12,6 +12,7 @@ import probsym_fast
 from probsym_fast import _checks, ops
 from probsym_fast._checks import looks_at_values
 from probsym_fast.ops import OPS, Permutation, SoftPermutation
+from tests.helpers.networks import message_weights, transformer_weights
 
 B, S, N, C, D, GRID = 2, 2, 4, 3, 5, 2
 NODES, ITEMS = 7, 6
@@ -38,6 +39,7 @@ PERMUTATION = {
     "log_r": torch.zeros(B, S, N),
     "log_c": torch.zeros(B, S, N),
 }
+BLOCKS = {"in_features": 2, "width": 4, "layers": 1, "heads": 2, "feedforward": 3, "out_features": 2}
 PTR, EDGES = torch.tensor([0, 4, 7]), torch.zeros(2, ITEMS, dtype=torch.int64)
 MAP, ROW = torch.randn(D, C, 2, 2), torch.randn(D, C, 2)
 # op -> function, its tensors
@@ -58,6 +60,22 @@ CASES = {
     "linear_batch_norm_relu": (
         ops.linear_batch_norm_relu,
         {"x": torch.randn(9, D), "linear": torch.randn(C, D), "weight": torch.ones(C), "bias": torch.zeros(C)},
+    ),
+    "message_passing": (
+        lambda x, edges, weights: ops.message_passing(x, edges, weights, width=4, layers=1, out_features=2),
+        {
+            "x": torch.randn(4, 3, 2),
+            "edges": torch.randn(2, 3, 3, 1),
+            "weights": message_weights(2, 1, 4, 1, 2).float(),
+        },
+    ),
+    "transformer": (
+        lambda **tensors: ops.transformer(**tensors, **BLOCKS),
+        {
+            "x": torch.randn(4, 3, 2),
+            "weights": transformer_weights(BLOCKS, 3).float(),
+            "lengths": torch.tensor([1, 3, 2, 2]),
+        },
     ),
     "embed_edges": (
         on(lambda p, **others: ops.embed_edges(p=p, grid=GRID, **others)),

@@ -11,13 +11,16 @@ from probsym_fast.ops import (
     embed_matrix,
     embed_nodes,
     linear_batch_norm_relu,
+    message_passing,
     node_identifiers,
     orthogonal_frame,
     permutation_entropy,
     readout,
     soft_permutation,
+    transformer,
 )
 from tests.helpers.items import DTYPES, batch, check, weights
+from tests.helpers.networks import message_weights, transformer_weights
 
 MODULE = _extension.module()
 pytestmark = pytest.mark.skipif(MODULE is None, reason="the extension is not built")
@@ -111,3 +114,15 @@ def test_linear_batch_norm_relu(instruction_set, M, K, C, dtype):
     leaves = [torch.randn(M, K), torch.randn(C, K), torch.randn(C), torch.randn(C)]
     call = lambda b, *leaves: linear_batch_norm_relu(*leaves, backend=b)[0]  # noqa: E731
     check("linear_batch_norm_relu", call, [x.double() for x in leaves], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_networks(instruction_set, dtype):
+    """19 sequences: a part of a tile is empty with any set."""
+    settings = {"in_features": 7, "width": 18, "layers": 2, "heads": 3, "feedforward": 11, "out_features": 5}
+    leaves = [torch.randn(19, 11, 7).double(), transformer_weights(settings, 11)]
+    for more in ({}, {"read": [0, 5]}, {"lengths": torch.randint(1, 12, (19,)), "activation": "relu"}):
+        check("transformer", lambda b, *t, more=more: transformer(*t, **settings, **more, backend=b), leaves, dtype)
+    leaves = [torch.randn(19, 6, 7).double(), torch.randn(19, 6, 6, 2).double(), message_weights(7, 2, 18, 2, 5)]
+    call = lambda b, *t: message_passing(*t, width=18, layers=2, out_features=5, backend=b)  # noqa: E731
+    check("message_passing", call, leaves, dtype)

@@ -13,13 +13,17 @@ from probsym_fast.ops import (
     embed_matrix,
     embed_nodes,
     linear_batch_norm_relu,
+    message_passing,
     node_identifiers,
     orthogonal_frame,
     permutation_entropy,
     readout,
     soft_permutation,
+    transformer,
     using_backend,
 )
+from probsym_fast.ops.message_passing import weights_of as message_count
+from probsym_fast.ops.transformer import weights_of as transformer_count
 from tests.conftest import GRADIENT, assert_near
 from tests.ops.test_backends import CALLS, every_kernel, every_op
 
@@ -35,6 +39,8 @@ def shuffled() -> Permutation:
     return soft(torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(2))).detach()
 
 
+MESSAGES = {"width": 2, "layers": 1, "out_features": 1}
+BLOCKS = {"in_features": 2, "width": 4, "layers": 1, "heads": 2, "feedforward": 3}
 # op -> sizes of its inputs, and the op on them; permutations are given where their gradient is the straight-through one,
 # which finite differences do not see
 SMOOTH = {
@@ -58,6 +64,14 @@ SMOOTH = {
     "readout": (
         [(2, 2, 4, 2), (2, 1, 2, 2), (1,)],
         lambda x, w, c, **b: readout(x, PTR, shuffled(), w, c, at=EDGES, **b),
+    ),
+    "message_passing": (
+        [(4, 3, 2), (2, 3, 3, 1), (message_count(2, 1, 2, 1, 1),)],
+        lambda *x, **b: message_passing(*x, **MESSAGES, **b),
+    ),
+    "transformer": (
+        [(2, 3, 2), (transformer_count([*BLOCKS.values(), 0], 3),)],
+        lambda *x, **b: transformer(*x, **BLOCKS, **b),
     ),
     "node_identifiers": ([(3, 2)], lambda w, **b: node_identifiers(PTR, shuffled(), w, **b)),
 }

@@ -1,28 +1,61 @@
-"""When a backbone runs as one op, all layers in one pass, and the row of its weights."""
+"""Backbones whose layers run as one op, in one pass."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from probsym_fast._autocast import autocasts
+from probsym_fast._checks import check_bool
 from probsym_fast.ops._op import Op
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
+class OnePass(nn.Module):
+    """A backbone whose layers run as one op where it has a kernel and nothing has to happen between them.
+
+    recompute: the backward pass of the op computes the layers again instead of keeping their inputs: a quarter slower, and
+    memory does not grow with the layers. `chunk="auto"` sets it before it splits the samples. one_pass: set it to False to
+    run the modules one by one.
+    """
+
+    def __init__(self, owner: str, recompute: bool):
+        super().__init__()
+        self.recompute, self.one_pass = check_bool(owner, "recompute", recompute), True
+
+    def why_modules(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why inputs like these go through the modules one by one; None: all layers run as one op."""
+        return self._why_modules(device, dtype) if self.one_pass else "one_pass is False"
+
+    def _why_modules(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        raise NotImplementedError
+
+    def bare(self) -> OnePass:
+        """The same weights by modules: what benchmarks call the bare backbone."""
+        plain = copy.copy(self)
+        plain.one_pass = False
+        return plain
+
+    def extra_repr(self) -> str:
+        weight = next(self.parameters())
+        reason = self.why_modules(weight.device, weight.dtype)
+        return "one pass" if reason is None else f"by modules: {reason}"
+
+
 def row(parts: Iterable[nn.Module | Tensor]) -> Tensor:
     """(P,) the weight and bias of every module, and tensors as they are, one after the other."""
-    return torch.cat([x.flatten() for part in parts for x in ([part] if isinstance(part, Tensor) else _tensors(part))])
+    return torch.cat([x.flatten() for part in parts for x in _tensors(part)])
 
 
 def why_not(op: Op, parts: Sequence[nn.Module | Tensor], device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why these parts run as modules, one by one, and not as the op; None if the op takes their place.
+    """Why the op does not take the place of these parts, which have all weights; None if it does.
 
-    The op has a kernel for the device and dtype, no autocast or torch.func transform is on, and every part is a plain
-    Linear or LayerNorm, as a subclass, an adapter, a hook or a sharded weight would be passed over.
+    It has a kernel for the device and dtype, no autocast is on, and every part is a plain Linear or LayerNorm: a subclass,
+    an adapter, a hook or a sharded weight would be passed over.
     """
     if not op.has_kernel_for(device, dtype):
         return f"no kernel for {device.type}, {str(dtype).removeprefix('torch.')}"
@@ -32,9 +65,9 @@ def why_not(op: Op, parts: Sequence[nn.Module | Tensor], device: torch.device, d
         if isinstance(part, nn.Module):
             if type(part) not in (nn.Linear, nn.LayerNorm):
                 return f"a part is {type(part).__name__}"
-            if any(getattr(part, hooks) for hooks in HOOKS):
+            if hooked(part):
                 return f"a {type(part).__name__} has a hook"
-        for x in [part] if isinstance(part, Tensor) else _tensors(part):
+        for x in _tensors(part):
             if x is None:
                 return f"a {type(part).__name__} has no bias"
             if x.dtype != dtype or x.device != device:
@@ -44,11 +77,9 @@ def why_not(op: Op, parts: Sequence[nn.Module | Tensor], device: torch.device, d
     return None
 
 
-def described(backbone: nn.Module, weight: Tensor) -> str:
-    """Which path inputs like the weights take, for print(model)."""
-    reason = backbone.why_modules(weight.device, weight.dtype)
-    return "one pass" if reason is None else f"by modules: {reason}"
+def hooked(module: nn.Module) -> bool:
+    return any(getattr(module, hooks) for hooks in HOOKS)
 
 
-def _tensors(part: nn.Module) -> tuple[Tensor, Tensor]:
-    return part.weight, part.bias  # type: ignore[return-value]  # of Linear and LayerNorm
+def _tensors(part: nn.Module | Tensor) -> tuple[Tensor, ...]:
+    return (part,) if isinstance(part, Tensor) else (part.weight, part.bias)  # type: ignore[return-value]

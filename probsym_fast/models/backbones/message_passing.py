@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast import ops
-from probsym_fast._checks import check_bool, check_count, check_counts
-from probsym_fast.models.backbones import fused
+from probsym_fast._checks import check_count, check_counts
+from probsym_fast.models.backbones.fused import OnePass, hooked, row, why_not
 
 WIDTH = 256  # up to this width all layers run in one pass
 
@@ -42,7 +42,7 @@ class Layer(nn.Module):
         return self.update(torch.cat([h, m], dim=-1))
 
 
-class MessagePassing(nn.Module):
+class MessagePassing(OnePass):
     """A GNN on the complete graph without loops: x (..., n, in), edges (..., n, n, C) -> (..., n, out).
 
     Linear embedding, `layers` layers without residuals, and a two-layer decoder; SiLU. edges may have size 1 on the last
@@ -50,7 +50,7 @@ class MessagePassing(nn.Module):
 
     Up to width 256, all layers run as one op, `ops.message_passing`, where it has a kernel and nothing has to
     happen between them: no autocast, hook or replaced part (`why_modules` names what does). The numbers are those of the
-    modules up to rounding. recompute: its backward pass computes the layers again instead of keeping their inputs.
+    modules up to rounding. recompute: see `OnePass`.
 
     Raises ValueError for shapes and for
     settings below 1 (edge_features and layers: below 0), TypeError for settings that are no ints.
@@ -65,9 +65,8 @@ class MessagePassing(nn.Module):
         out_features: int = 3,
         recompute: bool = False,
     ):
-        super().__init__()
         owner = "MessagePassing"
-        self.recompute = check_bool(owner, "recompute", recompute)
+        super().__init__(owner, recompute)
         in_features, width, out_features = check_counts(
             owner, in_features=in_features, width=width, out_features=out_features
         )
@@ -96,13 +95,12 @@ class MessagePassing(nn.Module):
             y = self._by_modules(x, edges)
         return y.reshape(*lead, *y.shape[2:])
 
-    def why_modules(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Why inputs like these go through the modules one by one; None: all layers run as one op."""
-        if (width := self.embed.out_features) > WIDTH:
-            return f"width {width}"
-        if any(type(layer) is not Layer or layer._forward_hooks or layer._forward_pre_hooks for layer in self.layers):
+    def _why_modules(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        if (width := self.embed.out_features) > WIDTH or not self.layers:
+            return f"width {width}, {len(self.layers)} layers"
+        if any(type(layer) is not Layer or hooked(layer) for layer in self.layers):
             return "a layer has a hook or is another module"
-        return fused.why_not(ops.OPS["message_passing"], self._parts(), device, dtype)
+        return why_not(ops.OPS["message_passing"], self._parts(), device, dtype)
 
     def _parts(self) -> list[nn.Module]:
         layers = [part for layer in self.layers for part in layer.parts()]
@@ -113,7 +111,7 @@ class MessagePassing(nn.Module):
         y = ops.message_passing(
             x.flatten(0, 1),
             edges.flatten(0, 1),
-            fused.row(self._parts()),
+            row(self._parts()),
             width=self.embed.out_features,
             layers=len(self.layers),
             out_features=self.decoder[2].out_features,
@@ -131,6 +129,3 @@ class MessagePassing(nn.Module):
         for layer in self.layers:
             h = layer(h, edges, neighbor)
         return self.decoder(h)
-
-    def extra_repr(self) -> str:
-        return fused.described(self, self.embed.weight)

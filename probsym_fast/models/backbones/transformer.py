@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probsym_fast import ops
-from probsym_fast._checks import check_bool, check_count, check_counts, check_int, check_share, check_type
-from probsym_fast.models.backbones import fused
+from probsym_fast._checks import check_count, check_counts, check_int, check_share, check_type
+from probsym_fast.models.backbones.fused import OnePass, hooked, row, why_not
 
 TOKENS, WIDTH, FEEDFORWARD = 64, 256, 1024  # up to these sizes all layers run in one pass
 SHORT = 40  # tokens; for longer sequences the fused kernel is faster
@@ -53,7 +53,7 @@ class Block(nn.Module):
         return x + F.dropout(self.down(y), drop, self.training)
 
 
-class Transformer(nn.Module):
+class Transformer(OnePass):
     """(..., L, in_features) -> (..., L or len(read), out_features), any leading axes.
 
     Linear embedding, learned positions initialised from N(0, 1), `layers` pre-norm blocks with GELU, LayerNorm, and a
@@ -62,8 +62,7 @@ class Transformer(nn.Module):
 
     Up to 64 tokens, width 256 and feedforward 1024, all layers run as one op, `ops.transformer`, where it has a kernel and
     nothing has to happen between them: no dropout, autocast, hook or replaced part (`why_modules` names what does). The
-    numbers are those of the modules up to rounding. recompute: the backward pass of the op computes the layers again
-    instead of keeping their inputs: a quarter slower, and memory does not grow with the layers.
+    numbers are those of the modules up to rounding. recompute: see `OnePass`.
 
     Raises ValueError for another number of tokens or features and for settings out of range, TypeError for settings
     of another type.
@@ -82,9 +81,8 @@ class Transformer(nn.Module):
         read: Sequence[int] | None = None,
         recompute: bool = False,
     ):
-        super().__init__()
         owner = "Transformer"
-        self.recompute = check_bool(owner, "recompute", recompute)
+        super().__init__(owner, recompute)
         in_features, width, heads = check_counts(owner, in_features=in_features, width=width, heads=heads)
         feedforward, tokens, out_features = check_counts(
             owner, feedforward=feedforward, tokens=tokens, out_features=out_features
@@ -116,19 +114,18 @@ class Transformer(nn.Module):
         y = self._in_one_pass(x) if self.why_modules(x.device, x.dtype) is None else self._by_modules(x)
         return y.reshape(*lead, *y.shape[1:])
 
-    def why_modules(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Why inputs like these go through the modules one by one; None: all layers run as one op."""
+    def _why_modules(self, device: torch.device, dtype: torch.dtype) -> str | None:
         width, tokens = self.embed.out_features, len(self.positions)
         feedforward = self.blocks[0].up.out_features if self.blocks else 0
         if not self.blocks or width > WIDTH or tokens > TOKENS or feedforward > FEEDFORWARD:
             return f"{tokens} tokens, width {width}, feedforward {feedforward}, {len(self.blocks)} layers"
         if self.training and self.dropout.p:
             return f"dropout {self.dropout.p} is on"
-        if any(type(block) is not Block or block._forward_hooks or block._forward_pre_hooks for block in self.blocks):
+        if any(type(block) is not Block or hooked(block) for block in self.blocks):
             return "a block has a hook or is another module"
         if self.read is not None and len(self._tokens_read()) > tokens:
             return "more tokens are read than there are"
-        return fused.why_not(ops.OPS["transformer"], self._parts(), device, dtype)
+        return why_not(ops.OPS["transformer"], self._parts(), device, dtype)
 
     def _parts(self) -> list[nn.Module | Tensor]:
         blocks = [part for block in self.blocks for part in block.parts()]
@@ -141,7 +138,7 @@ class Transformer(nn.Module):
         block = self.blocks[0]
         return ops.transformer(
             x,
-            fused.row(self._parts()),
+            row(self._parts()),
             width=self.embed.out_features,
             layers=len(self.blocks),
             heads=block.heads,
@@ -161,9 +158,6 @@ class Transformer(nn.Module):
             parts = [h[:, some] for some in self.read]
             h = torch.cat(parts, 1) if parts[1:] else parts[0]
         return self.head(self.norm(h))
-
-    def extra_repr(self) -> str:
-        return fused.described(self, self.positions)
 
 
 def _slices(read: Sequence[int], tokens: int) -> list[slice]:

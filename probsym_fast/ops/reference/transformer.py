@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from probsym_fast._checks import looks_at_values
 from probsym_fast.ops.reference._parts import Parts
 
 
@@ -22,6 +23,7 @@ def transformer(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """x (M, L, E) -> y (M, R, out); nothing is kept. sizes: in_features, width, layers, heads, feedforward, out_features."""
+    check_values(x, weights, lengths)
     in_features, width, layers, heads, feedforward, out_features = sizes
     L = x.shape[1]
     part = Parts(weights)
@@ -48,3 +50,12 @@ def transformer(
     if inside is not None:
         h = h * inside[..., None]
     return h, x.new_empty(0, (layers * L + h.shape[1]) * width)
+
+
+def check_values(x: Tensor, weights: Tensor, lengths: Tensor | None, *_) -> None:
+    """ValueError unless each length is 1 to L, where checks may read values."""
+    if lengths is None or not looks_at_values(lengths):
+        return
+    bad = lengths[(lengths < 1) | (lengths > x.shape[1])]
+    if len(bad):
+        raise ValueError(f"transformer: each of lengths must be in 1..{x.shape[1]}, got {int(bad[0])}")

@@ -1,0 +1,154 @@
+"""Taking over networks made of torch's modules."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from probsym_fast import ops
+from probsym_fast.models.backbones.fused import OnePass, hooked, row, why_not
+from probsym_fast.models.backbones.transformer import FEEDFORWARD, TOKENS, WIDTH
+
+
+def fuse(module: nn.Module, *, recompute: bool = False) -> OnePass:
+    """`module`, an `nn.TransformerEncoder`, with all layers in one pass: the same weights, and the same numbers up to
+    rounding.
+
+    The result takes x (..., L, width), and lengths (...) int64 where the sequences differ in length. It holds the encoder
+    as `encoder` and runs it as it is wherever `why_modules` gives a reason to (more than 64 tokens, autocast, a device
+    without a kernel, ...). recompute: as in `Transformer`.
+
+    Raises TypeError for another module, and ValueError for an encoder that computes something else: norms after the
+    layers (norm_first=False), an activation other than GELU and ReLU, dropout, no biases, batch_first=False.
+    """
+    if type(module) is not nn.TransformerEncoder:
+        raise TypeError(f"fuse: module must be an nn.TransformerEncoder, got {type(module).__name__}")
+    return FusedEncoder(module, recompute)
+
+
+class FusedEncoder(OnePass):
+    """An `nn.TransformerEncoder` in one pass, made by `fuse`."""
+
+    def __init__(self, encoder: nn.TransformerEncoder, recompute: bool = False):
+        super().__init__("fuse", recompute)
+        layers = list(encoder.layers)
+        if not layers:
+            raise ValueError("fuse: module must have layers, got none")
+        for layer in layers:
+            if problem := _problem(layer) or _difference(layer, layers[0]):
+                raise ValueError(f"fuse: {problem}")
+        self.encoder = encoder
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        layer, lead = self.encoder.layers[0], x.shape[:-2]
+        width = layer.linear1.in_features
+        if x.ndim < 2 or x.shape[-1] != width or not x.shape[-2]:
+            raise ValueError(f"FusedEncoder: x must be (..., L, {width}) with L >= 1, got {tuple(x.shape)}")
+        if lengths is not None and lengths.shape != lead:
+            raise ValueError(f"FusedEncoder: lengths must be {tuple(lead)}, got {tuple(lengths.shape)}")
+        x, lengths = x.reshape(-1, *x.shape[-2:]), None if lengths is None else lengths.flatten()
+        if x.shape[1] > TOKENS or self.why_modules(x.device, x.dtype) is not None:
+            y = self._by_modules(x, lengths)
+        else:
+            y = ops.transformer(
+                x,
+                row(self._parts()),
+                width=width,
+                layers=len(self.encoder.layers),
+                heads=layer.self_attn.num_heads,
+                feedforward=layer.linear1.out_features,
+                lengths=lengths,
+                activation="relu" if _is_relu(layer.activation) else "gelu",
+                eps=layer.norm1.eps,
+                recompute=self.recompute,
+            )
+            y = y if self.encoder.norm is None else self._ended(y, lengths)
+        return y.reshape(*lead, *y.shape[1:])
+
+    def _by_modules(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        if lengths is None:
+            return self.encoder(x)
+        after = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
+        return self.encoder(x, src_key_padding_mask=after).masked_fill(after[..., None], 0)
+
+    def _ended(self, y: Tensor, lengths: Tensor | None) -> Tensor:
+        y = self.encoder.norm(y)  # type: ignore[misc]  # there is one
+        if lengths is None:
+            return y
+        return y * (torch.arange(y.shape[1], device=y.device) < lengths[:, None])[..., None]
+
+    def _why_modules(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        layers = list(self.encoder.layers)
+        for layer in layers:
+            if problem := _problem(layer) or _difference(layer, layers[0]):
+                return problem
+        width, feedforward = layers[0].linear1.in_features, layers[0].linear1.out_features
+        if width > WIDTH or feedforward > FEEDFORWARD:
+            return f"width {width}, feedforward {feedforward}"
+        if any(hooked(part) for part in (self.encoder, *layers, *(layer.self_attn for layer in layers))):
+            return "a layer has a hook"
+        return why_not(ops.OPS["transformer"], self._parts(), device, dtype)
+
+    def _parts(self) -> list[nn.Module | Tensor]:
+        return [
+            part
+            for layer in self.encoder.layers
+            for part in (
+                layer.norm1,
+                layer.self_attn.in_proj_weight,
+                layer.self_attn.in_proj_bias,
+                layer.self_attn.out_proj,
+                layer.norm2,
+                layer.linear1,
+                layer.linear2,
+            )
+        ]
+
+
+def _is_relu(activation: object) -> bool:
+    return activation in (F.relu, torch.relu) or type(activation) is nn.ReLU
+
+
+def _is_gelu(activation: object) -> bool:
+    return activation is F.gelu or (type(activation) is nn.GELU and activation.approximate == "none")
+
+
+def _problem(layer: nn.Module) -> str | None:
+    """What a layer does that the pass does not."""
+    if type(layer) is not nn.TransformerEncoderLayer:
+        return f"every layer must be an nn.TransformerEncoderLayer, got {type(layer).__name__}"
+    attention = layer.self_attn
+    if type(attention) is not nn.MultiheadAttention:
+        return f"self_attn must be an nn.MultiheadAttention, got {type(attention).__name__}"
+    if not layer.norm_first:
+        return "norm_first must be True, got False"
+    if not attention.batch_first:
+        return "batch_first must be True, got False"
+    if not _is_relu(layer.activation) and not _is_gelu(layer.activation):
+        return f"activation must be F.gelu or F.relu, got {layer.activation}"
+    if attention.in_proj_weight is None or attention.bias_k is not None or attention.add_zero_attn:
+        return "self_attn must have one in_proj_weight, no bias_k and no add_zero_attn"
+    if layer.training and max(attention.dropout, layer.dropout.p, layer.dropout1.p, layer.dropout2.p):
+        return f"dropout must be 0 in training, got {max(attention.dropout, layer.dropout.p)}"
+    if attention.in_proj_bias is None:
+        return "bias must be True, got False"
+    return None
+
+
+def _difference(layer: nn.Module, first: nn.Module) -> str | None:
+    """In what a layer differs from the first."""
+    settings = {
+        "heads": lambda x: x.self_attn.num_heads,
+        "feedforward": lambda x: x.linear1.out_features,
+        "eps": lambda x: (x.norm1.eps, x.norm2.eps),
+        "activation": lambda x: _is_relu(x.activation),
+    }
+    for name, of in settings.items():
+        if of(layer) != of(first):
+            return f"{name} must be that of the first layer, {of(first)}, got {of(layer)}"
+    return (
+        f"eps must be that of both norms, got {first.norm1.eps}, {first.norm2.eps}"
+        if first.norm1.eps != first.norm2.eps
+        else None
+    )

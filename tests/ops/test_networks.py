@@ -1,0 +1,325 @@
+"""transformer and message_passing: whole networks as one op, against their float64 reference and plain modules."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from probsym_fast._memory import peak_memory
+from probsym_fast.models import MessagePassing, Transformer
+from probsym_fast.ops import OPS, message_passing, transformer
+from tests.helpers.items import DTYPES, bit_equal_on_any_threads, check
+from tests.helpers.networks import message_weights, transformer_weights
+
+BACKENDS = OPS["transformer"].backends("cpu")
+built = pytest.mark.skipif(BACKENDS == ("reference",), reason="the kernels are not built")
+SMALL = {"in_features": 3, "width": 6, "layers": 2, "heads": 2, "feedforward": 5, "out_features": 2}
+# sequences, tokens, further settings: odd sizes, whole vectors, many features, one head, one token, no embedding or head
+SHAPES = {
+    "small": (5, 4, {}),
+    "many": (37, 9, {}),
+    "one token": (3, 1, {}),
+    "wide": (18, 6, {"in_features": 33, "width": 40, "heads": 5, "feedforward": 70, "out_features": 37}),
+    "published": (19, 25, {"in_features": 8, "width": 64, "heads": 4, "feedforward": 64, "out_features": 3}),
+    "no embedding": (17, 5, {"in_features": 0}),
+    "no head": (17, 5, {"out_features": 0}),
+    "neither": (4, 3, {"in_features": 0, "out_features": 0, "heads": 1}),
+    "relu": (17, 5, {"activation": "relu"}),
+    "read": (17, 7, {"read": [0, 3, 6]}),
+    "read in any order": (4, 7, {"read": [5, 0, 5], "layers": 1}),
+    "read all, no head": (4, 3, {"read": [2, 1, 0], "out_features": 0}),
+}
+
+
+def sequences(M, L, settings, device="cpu"):
+    settings = SMALL | settings
+    x = torch.randn(M, L, settings["in_features"] or settings["width"], device=device).double()
+    return settings, [x, transformer_weights(settings, L, device)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_transformer(device, name, recompute, dtype):
+    settings, leaves = sequences(*SHAPES[name], device)
+    check("transformer", lambda b, *t: transformer(*t, **settings, recompute=recompute, backend=b), leaves, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize(
+    ("B", "S", "n", "features", "C", "width", "layers", "out"),
+    [(2, 3, 4, 3, 2, 5, 2, 2), (3, 13, 5, 6, 2, 60, 4, 3), (2, 1, 1, 5, 3, 9, 1, 33)]
+    + [(2, 3, 70, 5, 3, 9, 2, 2), (2, 9, 18, 5, 3, 9, 2, 2)],
+)
+def test_message_passing(device, B, S, n, features, C, width, layers, out, recompute, dtype):
+    """Also of more pairs than are computed at a time."""
+    x, edges = torch.randn(B * S, n, features, device=device).double(), torch.randn(B, n, n, C, device=device).double()
+    leaves = [x, edges, message_weights(features, C, width, layers, out, device)]
+    settings = {"width": width, "layers": layers, "out_features": out, "recompute": recompute}
+    check("message_passing", lambda b, *t: message_passing(*t, **settings, backend=b), leaves, dtype)
+
+
+def test_message_passing_without_edge_features():
+    x, edges, weights = torch.randn(10, 4, 6).double(), torch.zeros(2, 4, 4, 0).double(), message_weights(6, 0, 17, 2, 3)
+    settings = {"width": 17, "layers": 2, "out_features": 3}
+    check("message_passing", lambda b, x, w: message_passing(x, edges, w, **settings, backend=b), [x, weights], x.dtype)
+
+
+def networks(M=20):
+    """name -> the op as a function of its leaves, and the leaves."""
+    settings, leaves = sequences(M, 5, {})
+    graphs = [torch.randn(M, 4, 3).double(), torch.randn(M // 2, 4, 4, 2).double(), message_weights(3, 2, 6, 2, 2)]
+    return {
+        "transformer": (lambda *t, **more: transformer(*t, **settings, **more), leaves),
+        "message_passing": (
+            lambda *t, **more: message_passing(*t, width=6, layers=2, out_features=2, **more),
+            graphs,
+        ),
+    }
+
+
+every_network = pytest.mark.parametrize("name", list(networks()))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@every_network
+def test_nothing_gives_nothing(name, backend):
+    call, leaves = networks(0)[name]
+    leaves = [t.requires_grad_() for t in leaves]
+    y = call(*leaves, backend=backend)
+    assert y.shape[0] == 0
+    for t, d in zip(leaves, torch.autograd.grad(y.sum(), leaves), strict=True):
+        assert d.shape == t.shape and not d.any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@every_network
+def test_gradcheck(name, backend):
+    call, leaves = networks(4)[name]
+    assert torch.autograd.gradcheck(lambda *t: call(*t, backend=backend), [t.requires_grad_() for t in leaves])
+
+
+@every_network
+def test_only_the_gradients_asked_for(name):
+    call, leaves = networks()[name]
+    for wanted in range(len(leaves)):
+        made = [t.detach().requires_grad_(i == wanted) for i, t in enumerate(leaves)]
+        found, expected = (
+            torch.autograd.grad(call(*made, backend=b).square().sum(), made[wanted])[0]
+            for b in (BACKENDS[0], "reference")
+        )
+        torch.testing.assert_close(found, expected)
+
+
+@built
+@every_network
+def test_what_is_computed_again_is_the_same_to_the_bit(name):
+    call, leaves = networks(40)[name]
+    found = []
+    for recompute in (False, True):
+        made = [t.detach().requires_grad_() for t in leaves]
+        y = call(*made, recompute=recompute)
+        found.append([y, *torch.autograd.grad(y.square().sum(), made)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@built
+@pytest.mark.parametrize("dtype", DTYPES)
+@every_network
+def test_bit_equal_on_any_threads(name, dtype):
+    call, leaves = networks(600)[name]
+    bit_equal_on_any_threads(call, [t.to(dtype) for t in leaves])
+
+
+@built
+@every_network
+def test_a_sequence_does_not_depend_on_the_others(name):
+    call, leaves = networks(40)[name]
+    whole = call(*leaves)
+    some = [t[:20] if name == "transformer" and i == 0 else t for i, t in enumerate(leaves)]
+    if name == "message_passing":
+        some = [leaves[0][:20], leaves[1][:10], leaves[2]]
+    assert torch.equal(call(*some), whole[:20])
+
+
+@built
+@every_network
+def test_memory(name):
+    """Kept: one state a layer. Computed again: nothing that grows with the layers or, but for input and output, the batch."""
+    call, leaves = networks(6000)[name]
+    leaves = [t.float().requires_grad_() for t in leaves]
+
+    def step(**more):
+        torch.autograd.grad(call(*leaves, **more).sum(), leaves)
+
+    step()  # the threads' scratch memory stays
+    state = 4 * leaves[0].shape[0] * leaves[0].shape[1] * 6
+    ends = 8 * sum(t.numel() for t in leaves)  # inputs' gradients, outputs and theirs
+    ends += 4 * 6000 * 4 * 4 * 2 if name == "message_passing" else 0  # the edges' gradient of every sample
+    assert 2 * state < peak_memory(step, "cpu") < 4 * state + ends
+    assert peak_memory(lambda: step(recompute=True), "cpu") < ends + 200_000
+
+
+# --- sequences of different lengths ---
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_lengths(device, dtype):
+    settings, leaves = sequences(37, 9, {"activation": "relu"}, device)
+    lengths = torch.randint(1, 10, (37,), device=device)
+    check("transformer", lambda b, *t: transformer(*t, **settings, lengths=lengths, backend=b), leaves, dtype)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_padding_changes_nothing(backend):
+    settings, (x, weights) = sequences(20, 7, {})
+    lengths = torch.randint(1, 8, (20,))
+    x.requires_grad_()
+    y = transformer(x, weights, **settings, lengths=lengths, backend=backend)
+    (d_x,) = torch.autograd.grad(y.sum(), x)
+    spoilt = torch.where(torch.arange(7)[:, None] < lengths[:, None, None], x, torch.randn_like(x))
+    assert torch.equal(transformer(spoilt, weights, **settings, lengths=lengths, backend=backend), y)
+    embed, place = 3 * 6 + 6, 7 * 6
+    for m, n in enumerate(lengths.tolist()):
+        own = torch.cat([weights[: embed + n * 6], weights[embed + place :]])
+        expected = transformer(x[m : m + 1, :n], own, **settings, backend=backend)[0]
+        torch.testing.assert_close(y[m, :n], expected)
+        assert not y[m, n:].any() and not d_x[m, n:].any()
+
+
+@built
+def test_nan_after_the_end_is_not_read():
+    settings, (x, weights) = sequences(20, 7, {})
+    lengths = torch.randint(1, 7, (20,))
+    x[torch.arange(7) >= lengths[:, None]] = torch.nan
+    assert transformer(x, weights, **settings, lengths=lengths).isfinite().all()
+
+
+# --- modules ---
+
+
+def modules():
+    batch = torch.randn(3, 4, 5, 6), torch.randn(3, 1, 5, 5, 2)
+    return {
+        "transformer": (Transformer(6, 8, 2, 2, 12, 5), batch[:1]),
+        "transformer, read": (Transformer(6, 8, 2, 2, 12, 5, read=[-1, 0]), batch[:1]),
+        "message passing": (MessagePassing(width=8), batch),
+        "message passing, edges of each sample": (MessagePassing(width=8), (batch[0], torch.randn(3, 4, 5, 5, 2))),
+    }
+
+
+every_module = pytest.mark.parametrize("name", list(modules()))
+
+
+@built
+@every_module
+def test_modules_give_the_same_either_way(name):
+    module, inputs = modules()[name]
+    module.double()
+    leaves = [x.double().requires_grad_() for x in inputs]
+    assert module.why_modules(leaves[0].device, torch.float64) is None and "one pass" in str(module)
+    found = module(*leaves)
+    handle = module.embed.register_forward_hook(lambda *_: None)  # what a hook would see is computed by modules
+    assert module.why_modules(leaves[0].device, torch.float64) == "a Linear has a hook"
+    assert "by modules: a Linear has a hook" in str(module)
+    expected = module(*leaves)
+    handle.remove()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    wanted = [*leaves, *module.parameters()]
+    weights = torch.randn_like(found)
+    for a, b in zip(
+        *(torch.autograd.grad(y, wanted, weights, allow_unused=True) for y in (found, expected)), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@built
+def test_what_a_pass_would_miss_goes_by_modules():
+    device, x = torch.device("cpu"), torch.randn(2, 5, 6)
+
+    def why(change=lambda module: None, dtype=torch.float32, **settings):
+        module = Transformer(6, 8, 2, 2, 12, 5, **settings)
+        change(module)
+        return module.why_modules(device, dtype)
+
+    assert why() is None and why(dropout=0.1) == "dropout 0.1 is on"
+    assert why(lambda m: m.eval(), dropout=0.1) is None
+    assert why(dtype=torch.float64) == "a weight is float32 on cpu"
+    assert why(dtype=torch.bfloat16) == "no kernel for cpu, bfloat16"
+    assert why(lambda m: setattr(m.blocks[1], "up", Doubled(8, 12))) == "a part is Doubled"
+    assert why(lambda m: m.blocks[1].down.register_forward_pre_hook(lambda *_: None)) == "a Linear has a hook"
+    assert (
+        why(lambda m: m.blocks[0].register_forward_hook(lambda *_: None)) == "a block has a hook or is another module"
+    )
+    assert why(lambda m: nn.utils.parametrizations.weight_norm(m.blocks[0].up)) == "a part is ParametrizedLinear"
+    module = Transformer(6, 8, 2, 2, 12, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module.why_modules(device, torch.float32) == "autocast is on"
+        assert module(x).dtype == torch.bfloat16
+    assert Transformer(6, 512, 2, 2, 12, 5).why_modules(device, torch.float32) == (
+        "5 tokens, width 512, feedforward 12, 2 layers"
+    )
+    assert MessagePassing(layers=0).why_modules(device, torch.float32) == "width 60, 0 layers"
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bad_input_of_transformer(backend):
+    settings, (x, weights) = sequences(4, 5, {})
+    lengths, P = torch.full((4,), 5), weights.numel()
+    for x_, weights_, more, error, message in (
+        (x[0], weights, {}, ValueError, "x must be (M, L, 3) with L >= 1, got (5, 3)"),
+        (x[..., :2], weights, {}, ValueError, "x must be (M, L, 3) with L >= 1, got (4, 5, 2)"),
+        (x, weights[1:], {}, ValueError, f"weights must be (P,) = ({P},), got ({P - 1},)"),
+        (x, weights.float(), {}, TypeError, "weights must be torch.float64 as x is, got torch.float32"),
+        (x.long(), weights, {}, TypeError, "x must be floating point, got torch.int64"),
+        (x, weights.to("meta"), {}, RuntimeError, "weights must be on cpu, got meta"),
+        (x, weights, {"heads": 4}, ValueError, "width must be a multiple of heads = 4, got 6"),
+        (x, weights, {"layers": 0}, ValueError, "layers must be at least 1, got 0"),
+        (x, weights, {"eps": -1.0}, ValueError, "eps must be finite and >= 0, got -1.0"),
+        (x, weights, {"activation": "tanh"}, ValueError, "activation must be one of ('gelu', 'relu'), got 'tanh'"),
+        (x, weights, {"read": [5]}, ValueError, "read must hold one token or more, each in 0..4, got [5]"),
+        (x, weights, {"read": []}, ValueError, "read must hold one token or more, each in 0..4, got []"),
+        (x, weights, {"recompute": 1}, TypeError, "recompute must be a bool, got int 1"),
+        (x, weights, {"lengths": lengths[1:]}, ValueError, "lengths must be (M,) = (4,), got (3,)"),
+        (x, weights, {"lengths": lengths.int()}, TypeError, "lengths must be int64, got torch.int32"),
+        (
+            x,
+            weights,
+            {"lengths": lengths, "read": [0]},
+            ValueError,
+            "read must be None where lengths are given, got both",
+        ),
+        (x, weights, {"lengths": lengths + 1}, ValueError, "each of lengths must be in 1..5, got 6"),
+        (x, weights, {"lengths": lengths - 5}, ValueError, "each of lengths must be in 1..5, got 0"),
+    ):
+        with pytest.raises(error, match=f"^transformer: {re.escape(message)}$"):
+            transformer(x_, weights_, **(settings | more), backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bad_input_of_message_passing(backend):
+    x, edges, weights = torch.randn(4, 5, 3), torch.randn(2, 5, 5, 2), message_weights(3, 2, 6, 2, 2).float()
+    P = weights.numel()
+    for x_, edges_, weights_, error, message in (
+        (x[0], edges, weights, ValueError, "x must be (M, n, E) with n, E >= 1, got (5, 3)"),
+        (x, edges[:, 1:], weights, ValueError, "edges must be (B, n, n, C) = (*, 5, 5, *), got (2, 4, 5, 2)"),
+        (x[1:], edges, weights, ValueError, "M must be a multiple of edges' B = 2, got 3"),
+        (x, edges[:0], weights, ValueError, "M must be a multiple of edges' B = 0, got 4"),
+        (x, edges, weights[1:], ValueError, f"weights must be (P,) = ({P},), got ({P - 1},)"),
+        (x, edges.double(), weights, TypeError, "edges must be torch.float32 as x is, got torch.float64"),
+        (x, edges, weights.to("meta"), RuntimeError, "weights must be on cpu, got meta"),
+    ):
+        with pytest.raises(error, match=f"^message_passing: {re.escape(message)}$"):
+            message_passing(x_, edges_, weights_, width=6, layers=2, out_features=2, backend=backend)
+    with pytest.raises(ValueError, match="message_passing: width must be at least 1, got 0"):
+        message_passing(x, edges, weights, width=0, layers=2, out_features=2, backend=backend)
