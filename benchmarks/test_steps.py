@@ -64,9 +64,9 @@ def vision(
     return case(f"{VISION[name]}/pretrained_ps", device, overrides=overrides, autocast=autocast, compiled=compiled)
 
 
+NBODY = {"n-body GNN-PS": "nbody/gnn_O3_ps", "n-body Transformer-PS": "nbody/transformer_S5xO3_ps"}
 CASES: dict[str, Callable[[str], Steps]] = {
-    "n-body GNN-PS": lambda device: case("nbody/gnn_O3_ps", device),
-    "n-body Transformer-PS": lambda device: case("nbody/transformer_S5xO3_ps", device),
+    **{name: partial(case, path) for name, path in NBODY.items()},
     "EXP-classify MLP-PS": lambda device: case("exp_classify/mlp_ps", device),
     "EXP-classify GIN-ID-PS": lambda device: case("exp_classify/gin_ps", device),
     **{
@@ -103,6 +103,8 @@ def test_training_step(name, device, seconds, record):
         pytest.skip(f"no case of {device}")
     this = OF[device][name](device)
     variants = {"step": this.step, "bare backbone": this.bare, "distribution and embedding": this.distribution}
+    if device == "cpu" and "n-body" in name:
+        variants["bare backbone, compiled"] = case(NBODY[name], device, compiled="backbone").bare
     settings = {"reference": "bare backbone", "seconds": 3 * seconds, "whole": True}
     rows = compare(f"{name}, training step", variants, device=device, **settings)
     rows[0].extra = {"tax": round(1 / rows[0].ratio, 2)}

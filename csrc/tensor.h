@@ -67,6 +67,7 @@ struct TensorOptions {
 class Tensor {
   AtenTensorHandle handle_ = nullptr;
   template <class X, class... In> X ask(const char* what, AOTITorchError (*f)(AtenTensorHandle, In...), X x = {}) const {
+    PSF_CHECK_TYPE(handle_, "probsym_fast: a tensor must be given, got None");
     PSF_CHECK(f(handle_, &x) == AOTI_TORCH_SUCCESS, "probsym_fast: torch did not give the tensor's ", what);
     return x;
   }

@@ -17,7 +17,8 @@ from probsym_fast.distributions import GIN, Frame, Learned, Uniform, UniformNois
 from probsym_fast.groups import Draws, Euclidean, Symmetric, narrow
 from probsym_fast.groups.elements import samples_of, tensors
 from probsym_fast.models import chunks as module
-from probsym_fast.models.chunks import Chunks, Fit
+from probsym_fast.models.chunks import MARGIN, Chunks, Fit
+from probsym_fast.ops import OPS
 from tests.conftest import assert_near
 from tests.helpers.graphs import random_graphs
 from tests.models.test_symmetrized import SYMMETRIES, clouds
@@ -510,9 +511,24 @@ def test_memory_is_flat_in_the_samples(name):
         f, batch = graph_model(name, Uniform(Symmetric(N))), some_graphs()
     else:
         f, batch = nbody(name), many_clouds()
+        f.backbone.one_pass = False
     few, many, chunked = peaks(f, batch)
     assert many > 10 * few  # all at once
     assert chunked < 1.1 * few
+
+
+@pytest.mark.skipif(not OPS["transformer"].has_kernel("cpu"), reason="the kernels are not built")
+@pytest.mark.parametrize("name", ["gnn", "transformer"])
+def test_auto_computes_layers_again_before_it_splits_the_samples(name):
+    f, batch = nbody(name), many_clouds()
+    _, kept, _ = peaks(f, batch)
+    f.backbone.recompute = True
+    _, again, _ = peaks(f, batch)
+    assert again < 0.8 * kept
+    for memory, recompute in ((1.2 * kept, False), ((kept + again) / 2, True)):
+        f.backbone.recompute, f.chunks = False, Chunks("auto", memory=round(memory / MARGIN))
+        y, _ = f(batch, 64)
+        assert f.backbone.recompute == recompute and f.chunks.size_for(64) == 64
 
 
 @pytest.mark.parametrize(("name", "share"), [("VectorNeurons", 0.9), ("GIN", 0.6)])

@@ -12,6 +12,7 @@ from probsym_fast._autocast import autocasts
 from probsym_fast._checks import check_bool
 from probsym_fast.ops._op import Op
 
+PLAIN = nn.Linear, nn.LayerNorm, nn.modules.linear.NonDynamicallyQuantizableLinear  # the last is attention's, a Linear
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -63,7 +64,7 @@ def why_not(op: Op, parts: Sequence[nn.Module | Tensor], device: torch.device, d
         return "autocast is on"
     for part in parts:
         if isinstance(part, nn.Module):
-            if type(part) not in (nn.Linear, nn.LayerNorm):
+            if type(part) not in PLAIN:
                 return f"a part is {type(part).__name__}"
             if hooked(part):
                 return f"a {type(part).__name__} has a hook"

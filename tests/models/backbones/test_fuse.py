@@ -1,0 +1,86 @@
+"""fuse: an nn.TransformerEncoder in one pass."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from probsym_fast import ops
+from probsym_fast.models import fuse
+
+BUILT = ops.OPS["transformer"].has_kernel("cpu")
+
+
+def encoder(width=12, heads=3, layers=2, norm=False, **settings):
+    settings = {"activation": "gelu", "norm_first": True, "batch_first": True, "dropout": 0.0} | settings
+    layer = nn.TransformerEncoderLayer(width, heads, 20, **settings)
+    made = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width) if norm else None, enable_nested_tensor=False)
+    for p in made.parameters():
+        nn.init.normal_(p, std=0.3)
+    return made
+
+
+@pytest.mark.parametrize("settings", [{}, {"norm": True}, {"activation": "relu"}, {"activation": nn.GELU()}], ids=str)
+@pytest.mark.parametrize("ragged", [False, True])
+def test_the_numbers_of_the_encoder(settings, ragged):
+    plain = encoder(**settings).double()
+    fused = fuse(plain)
+    assert ("one pass" in str(fused)) == BUILT
+    x = torch.randn(2, 9, 7, 12, dtype=torch.float64, requires_grad=True)
+    lengths = torch.randint(1, 8, (2, 9)) if ragged else None
+    after = torch.arange(7) >= lengths[..., None] if ragged else torch.zeros(2, 9, 7, dtype=torch.bool)
+    y = fused(x, lengths)
+    expected = plain(x.flatten(0, 1), src_key_padding_mask=after.flatten(0, 1)).view_as(x)
+    expected = expected.masked_fill(after[..., None], 0)
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
+    weights, wanted = torch.randn_like(y), [x, *plain.parameters()]
+    for a, b in zip(*(torch.autograd.grad(out, wanted, weights) for out in (y, expected)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_long_sequences_and_reasons_go_to_the_encoder():
+    plain = encoder()
+    fused, x = fuse(plain), torch.randn(3, 70, 12)
+    assert torch.equal(fused(x), plain(x))
+    plain.layers[1].norm2.register_forward_hook(lambda *_: None)
+    assert fused.why_modules(x.device, x.dtype) == ("a LayerNorm has a hook" if BUILT else "no kernel for cpu, float32")
+    assert torch.equal(fused(x[:, :7]), plain(x[:, :7]))
+
+
+def test_state_dict_of_the_encoder():
+    plain = encoder()
+    assert list(fuse(plain).state_dict()) == [f"encoder.{name}" for name in plain.state_dict()]
+
+
+@pytest.mark.parametrize(
+    ("module", "error", "message"),
+    [
+        (lambda: nn.Linear(3, 3), TypeError, "module must be an nn.TransformerEncoder, got Linear"),
+        (lambda: encoder(norm_first=False), ValueError, "norm_first must be True, got False"),
+        (lambda: encoder(batch_first=False), ValueError, "batch_first must be True, got False"),
+        (lambda: encoder(dropout=0.1), ValueError, "dropout must be 0 in training, got 0.1"),
+        (lambda: encoder(activation=torch.tanh), ValueError, "activation must be F.gelu or F.relu, got <built-in"),
+        (lambda: encoder(activation=nn.GELU("tanh")), ValueError, "activation must be F.gelu or F.relu, got GELU"),
+        (lambda: encoder(bias=False), ValueError, "bias must be True, got False"),
+        (lambda: encoder(layers=0), ValueError, "module must have layers, got none"),
+    ],
+)
+def test_what_is_refused(module, error, message):
+    with pytest.raises(error, match=f"^fuse: {re.escape(message)}"):
+        fuse(module())
+
+
+def test_layers_that_differ_are_refused():
+    plain = encoder()
+    plain.layers[1].norm1.eps = 0.1
+    with pytest.raises(ValueError, match=re.escape("fuse: eps must be that of the first layer, (1e-05, 1e-05), got (0.1,")):
+        fuse(plain)
+
+
+def test_bad_input():
+    fused, x = fuse(encoder()), torch.randn(2, 3, 12)
+    with pytest.raises(ValueError, match=re.escape("FusedEncoder: x must be (..., L, 12) with L >= 1, got (2, 3, 11)")):
+        fused(x[..., :11])
+    with pytest.raises(ValueError, match=re.escape("FusedEncoder: lengths must be (2,), got (3,)")):
+        fused(x, torch.ones(3, dtype=torch.int64))
