@@ -197,7 +197,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     if results is None:
         return 0
     _table(configuration.full_name(task.config), task.table(results))
-    logs = f"   logs: {folder / 'logs'}" if isinstance(task, tasks.Task) else ""
+    logs = f"   logs: {folder / 'logs'}" if (folder / "logs").is_dir() else ""
     print(f"figures: {folder / 'results.json'}   plots: {folder / 'plots'}{logs}")
     return 0
 
