@@ -44,7 +44,7 @@ class Run:
     folder: str | None = None
 
 
-LOGGERS = ("csv", "tensorboard")  # known by name
+LOGGERS: list[Entry] = ["csv", "tensorboard"]  # known by name
 CLASSES = "dotted paths of classes, or mappings of class_path and init_args"
 
 
@@ -109,7 +109,7 @@ class Training:
     compile: bool = False
     workers: int = 0
     log_every: int | None = None
-    logger: list[Entry] = field(default_factory=lambda: list(LOGGERS))
+    logger: list[Entry] = field(default_factory=LOGGERS.copy)
     callbacks: list[Entry] = field(default_factory=list)
     accelerator: str = "auto"
     devices: int | str = 1
@@ -152,7 +152,8 @@ TRAINING_LIMITS = {
     "training.workers": at_least(0),
     "training.log_every": COUNT,
     "training.logger": Limit(
-        f"a list of {', '.join(LOGGERS)}, {CLASSES}", lambda x: all(one in LOGGERS or names_class(one) for one in x)
+        f"a list of {', '.join(map(str, LOGGERS))}, {CLASSES}",
+        lambda x: all(one in LOGGERS or names_class(one) for one in x),
     ),
     "training.callbacks": Limit(f"a list of {CLASSES}", lambda x: all(map(names_class, x))),
     "training.nodes": COUNT,

@@ -19,7 +19,7 @@ from probsym_fast.training.checkpoints import AtomicCheckpointIO, Checkpoints, K
 from probsym_fast.training.faults import StopOnNonFinite
 from probsym_fast.training.logs import CsvLogger, EpochRows
 from probsym_fast.training.parallel import strategy
-from probsym_fast.training.settings import LOGGERS, Training
+from probsym_fast.training.settings import Training
 from probsym_fast.training.task import Task
 
 
@@ -92,7 +92,7 @@ def make_trainer(
         check_val_every_n_epoch=validate_every,
         use_distributed_sampler=False,  # EpochSampler splits the batches itself
         callbacks=[*own, *callbacks],
-        logger=[*(named[name] for name in LOGGERS if name in settings.logger), *loggers],
+        logger=[*(logger for name, logger in named.items() if name in settings.logger), *loggers],
         plugins=[AtomicCheckpointIO(state)],
         log_every_n_steps=settings.log_every or 1,
         num_sanity_val_steps=0,
