@@ -76,8 +76,9 @@ class Training:
         compile: compile the backbone with torch.compile.
         workers: processes that load batches; 0: the training process loads them.
         log_every: steps between logged losses and learning rates ("step/..."); null: log only epoch means.
-        logger: what logs: "csv" (logs/metrics.csv), "tensorboard", and dotted paths of Lightning logger classes. One with
-            arguments is a mapping of `class_path` and `init_args`. `save_dir` is the run folder unless given.
+        logger: what logs: "csv" (logs/metrics.csv, from which losses are plotted), "tensorboard", and dotted paths of
+            Lightning logger classes. One with arguments is a mapping of `class_path` and `init_args`. `save_dir` is the run
+            folder unless given.
         callbacks: Lightning callbacks, as dotted paths or mappings of the same kind, besides those of the training.
         accelerator: "auto", "cpu" or "gpu".
         devices: devices per machine, or "auto"; one process per device.
