@@ -197,8 +197,8 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     if results is None:
         return 0
     _table(configuration.full_name(task.config), task.table(results))
-    logs = f"   logs: {folder / 'logs'}" if isinstance(task, tasks.Task) else ""
-    print(f"figures: {folder / 'results.json'}   plots: {folder / 'plots'}{logs}")
+    there = (f"   {name}: {folder / name}" for name in ("plots", "logs") if (folder / name).is_dir())
+    print(f"figures: {folder / 'results.json'}{''.join(there)}")
     return 0
 
 

@@ -1,7 +1,7 @@
 """Every python block of README.md and docs/ runs, the blocks of a page in order and in one namespace.
 
 A block that cannot run has the comment `<!-- not run: REASON -->` on the line above it, and is listed in NOT_RUN.
-Other tests: links lead somewhere, and the API pages name what the package exports.
+Other tests: code fits the page's column, links lead somewhere, and the API pages name what the package exports.
 """
 
 import importlib
@@ -25,6 +25,7 @@ NOT_RUN = {  # page -> reasons, in order
 FENCE = re.compile(r"(?:<!-- not run: (?P<reason>.+?) -->\n)?^```python[^\n]*\n(?P<code>.*?)^```$", re.M | re.S)
 MARKER = re.compile(r"<!-- not run: (.+?) -->")
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(#[^)\s]*)?\)")
+COLUMN = 87  # characters of code in the column of a page, in a window of 1280 pixels
 MODULES = ("", "ops", "groups", "distributions", "models", "profiling", "tasks")
 
 
@@ -62,6 +63,14 @@ def test_blocks_that_do_not_run_are_listed():
     assert {page: reasons for page, reasons in found.items() if reasons} == NOT_RUN
     marked = {page: MARKER.findall(path.read_text(encoding="utf-8")) for page, path in PAGES.items()}
     assert marked == found, "a marker must be on the line above its block"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "README.md"])
+def test_code_fits_the_column(page):
+    text = PAGES[page].read_text(encoding="utf-8")
+    fenced = "".join(re.findall(r"^```\w*\n(.*?)^```$", text, re.M | re.S))
+    indented = "\n".join(re.findall(r"(?<=\n\n)(?: {4}.*\n)+", text)).replace("\n    ", "\n")
+    assert [line for line in f"{fenced}\n{indented}".splitlines() if len(line) > COLUMN] == []
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -27,7 +27,8 @@ def permutation_entropy(permutation: SoftPermutation, backend: str = "auto") -> 
 
     With `p_ij = P_ij / sum_j P_ij` and `q_ij = P_ij / sum_i P_ij` over the valid nodes,
 
-        mean over graphs of (1 / num_nodes) mean over samples of  - sum_ij (p_ij log p_ij + q_ij log q_ij).
+        mean over graphs of (1 / num_nodes) mean over samples of
+            - sum_ij (p_ij log p_ij + q_ij log q_ij).
 
     Args:
         permutation: from `soft_permutation` (float32 or float64).

@@ -57,7 +57,7 @@ def soft_permutation(
         backend: "auto", "cpu", "cuda" or "reference".
 
     Returns:
-        `SoftPermutation`: order, rank (B, S, N) int64, identity beyond num_nodes; scores t, log_r, log_c (B, S, N),
+        SoftPermutation: order, rank (B, S, N) int64, identity beyond num_nodes; scores t, log_r, log_c (B, S, N),
         0 beyond num_nodes.
 
     Gradients: from t, log_r, log_c to scores, exact through all iterations. At tied scores |t_i - t_j| is

@@ -164,8 +164,8 @@ def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 def parse(kind: type, values: dict[str, Any], overrides: list[str], path: Path | None = None) -> Any:
     """The dataclass `kind` from a mapping and command-line overrides `--key value` (nested: `--samples.train 4`).
 
-    path: the mapping's file, named in errors. Raises ValueError for an unknown key (suggesting similar ones) and for a value
-    of the wrong type.
+    `--key+ value` adds to a list. path: the mapping's file, named in errors. Raises ValueError for an unknown key
+    (suggesting similar ones) and for a value of the wrong type.
     """
     parser, given = parser_of(kind), None
     try:
@@ -177,7 +177,7 @@ def parse(kind: type, values: dict[str, Any], overrides: list[str], path: Path |
         raise ValueError(f"config: {text}{where}") from error
     for flag in overrides:
         if flag.startswith("--"):
-            _check_flag(kind, flag[2:].split("=")[0])
+            _check_flag(kind, flag[2:].split("=")[0].removesuffix("+"))
     try:
         return kind(**vars(parser.instantiate(parser.parse_args(overrides, namespace=given))))
     except ArgumentError as error:

@@ -7,11 +7,11 @@ import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from probsym_fast._files import naming_file, write_atomically
@@ -127,8 +127,8 @@ class EpochRows(Callback):
         for logger in trainer.loggers:
             logger.log_metrics({"epoch": trainer.current_epoch, **values}, step=trainer.global_step - 1)
             logger.save()
-            if validated(trainer):
-                cast(Any, logger).experiment.flush()  # both loggers of `make_trainer` have one
+            if validated(trainer) and isinstance(logger, CsvLogger | TensorBoardLogger):
+                logger.experiment.flush()
 
 
 def _text(rows: Iterable[Row], columns: list[str]) -> bytes:

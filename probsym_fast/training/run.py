@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 
 from probsym_fast._files import remove_leftovers, unfinished, write_atomically
 from probsym_fast._untrusted import reason
@@ -20,6 +22,7 @@ from probsym_fast.training import configuration
 from probsym_fast.training.allocator import keep_freed_memory
 from probsym_fast.training.callbacks import StopOnSignal, Stopped
 from probsym_fast.training.checkpoints import best_so_far, last_checkpoint, load_checkpoint, with_weights
+from probsym_fast.training.classes import check_objects, objects
 from probsym_fast.training.faults import Fault, faults_reported
 from probsym_fast.training.loading import EpochSampler
 from probsym_fast.training.module import TrainingModule
@@ -27,7 +30,7 @@ from probsym_fast.training.optimisation import horizon
 from probsym_fast.training.ownership import LOCK, is_first_process, owned
 from probsym_fast.training.parallel import check_chunks, layout
 from probsym_fast.training.plots import plot_losses
-from probsym_fast.training.settings import TRAINING_LIMITS, Training, may_change
+from probsym_fast.training.settings import LOGGERS, TRAINING_LIMITS, Training, may_change
 from probsym_fast.training.task import Computation, Task
 from probsym_fast.training.trainer import check_devices, make_trainer
 
@@ -47,23 +50,30 @@ def run_folder(config: Any) -> Path:
     return Path(config.folder or Path("runs") / configuration.full_name(config) / f"seed{config.seed}")
 
 
-def fit(task: Task, *, resume: bool = False) -> dict[str, Any] | None:
+def fit(
+    task: Task, *, resume: bool = False, loggers: Sequence[Logger] = (), callbacks: Sequence[Callback] = ()
+) -> dict[str, Any] | None:
     """Trains, tests the best checkpoint, and returns the report's figures (None in all processes but the first).
 
     Model, data and trainer are built before anything is written. Resuming a run without a checkpoint starts it over.
     Whatever ends a run, even SIGKILL, its last checkpoint is intact, and `resume` gives the same numbers as a run that was
     never interrupted.
 
+    loggers, callbacks: objects of Lightning, besides those of `training.logger` and `training.callbacks`. Loggers that are
+    not known by name also get the configuration, as hyperparameters.
+
     Raises FileExistsError if the run folder exists (without `resume`) or another process owns it, FileNotFoundError if
-    there is nothing to resume, ValueError if configuration or checkpoint do not match. Raises Stopped after SIGINT or
-    SIGTERM. Raises Fault if a file cannot be written, a data-loader worker or another process dies, or the loss is not
-    finite.
+    there is nothing to resume, ValueError if configuration or checkpoint do not match, or a logger or callback cannot
+    be made. Raises Stopped after SIGINT or SIGTERM. Raises Fault if a file cannot be written, a data-loader worker or another
+    process dies, or the loss is not finite.
     """
+    check_objects("loggers", loggers, Logger)
+    check_objects("callbacks", callbacks, Callback)
     with owned(run_folder(task.config)):
-        return _fit(task, resume)
+        return _fit(task, resume, loggers, callbacks)
 
 
-def _fit(task: Task, resume: bool) -> dict[str, Any] | None:
+def _fit(task: Task, resume: bool, loggers: Sequence[Logger], callbacks: Sequence[Callback]) -> dict[str, Any] | None:
     config, settings = task.config, task.config.training
     folder = run_folder(config)
     if resume:
@@ -73,6 +83,9 @@ def _fit(task: Task, resume: bool) -> dict[str, Any] | None:
             f"fit: run folder {folder} already exists; continue it with --resume, or choose another with --folder"
         )
     check_devices(settings)
+    classes = [one for one in settings.logger if one not in LOGGERS]
+    loggers = [*objects("training.logger", classes, Logger, save_dir=str(folder)), *loggers]
+    callbacks = [*objects("training.callbacks", settings.callbacks, Callback), *callbacks]
     keep_freed_memory()
     L.seed_everything(config.seed, workers=True, verbose=False)
     last = _announced(last_checkpoint(folder), folder) if resume else None
@@ -86,7 +99,7 @@ def _fit(task: Task, resume: bool) -> dict[str, Any] | None:
         task.loader("test")  # finds missing or damaged data before the training
     horizon(settings, len(loaders[0]))  # raises for an impossible schedule
     stop = StopOnSignal(folder)
-    trainer = make_trainer(task, folder, stop, steps, state)
+    trainer = make_trainer(task, folder, stop, steps, state, loggers, callbacks)
     del state  # the trainer frees it after restoring
     module.layout = layout(settings, trainer.global_rank, trainer.world_size)
     check_chunks(module.model, settings, module.layout)
@@ -96,6 +109,8 @@ def _fit(task: Task, resume: bool) -> dict[str, Any] | None:
         if is_first_process():
             remove_leftovers(folder)
         record(folder, config)
+        for logger in loggers:
+            logger.log_hyperparams(asdict(config))
         try:
             trainer.fit(module, *loaders, ckpt_path=last)
             if stop.number:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from probsym_fast.training.classes import Entry, names_class
 from probsym_fast.training.configuration import COUNT, NOT_NEGATIVE, POSITIVE, Limit, at_least, between, one_of
 
 
@@ -43,6 +44,10 @@ class Run:
     folder: str | None = None
 
 
+LOGGERS: list[Entry] = ["csv", "tensorboard"]  # known by name
+CLASSES = "dotted paths of classes, or mappings of class_path and init_args"
+
+
 @dataclass
 class Training:
     """How a task is trained.
@@ -71,6 +76,10 @@ class Training:
         compile: compile the backbone with torch.compile.
         workers: processes that load batches; 0: the training process loads them.
         log_every: steps between logged losses and learning rates ("step/..."); null: log only epoch means.
+        logger: what logs: "csv" (logs/metrics.csv, from which losses are plotted), "tensorboard", and dotted paths of
+            Lightning logger classes. One with arguments is a mapping of `class_path` and `init_args`. `save_dir` is the run
+            folder unless given.
+        callbacks: Lightning callbacks, as dotted paths or mappings of the same kind, besides those of the training.
         accelerator: "auto", "cpu" or "gpu".
         devices: devices per machine, or "auto"; one process per device.
         nodes: number of machines; more than one needs torchrun.
@@ -101,6 +110,8 @@ class Training:
     compile: bool = False
     workers: int = 0
     log_every: int | None = None
+    logger: list[Entry] = field(default_factory=LOGGERS.copy)
+    callbacks: list[Entry] = field(default_factory=list)
     accelerator: str = "auto"
     devices: int | str = 1
     nodes: int = 1
@@ -141,6 +152,11 @@ TRAINING_LIMITS = {
     "training.precision": one_of("32-true", "bf16-mixed", "16-mixed"),
     "training.workers": at_least(0),
     "training.log_every": COUNT,
+    "training.logger": Limit(
+        f"a list of {', '.join(map(str, LOGGERS))}, {CLASSES}",
+        lambda x: all(one in LOGGERS or names_class(one) for one in x),
+    ),
+    "training.callbacks": Limit(f"a list of {CLASSES}", lambda x: all(map(names_class, x))),
     "training.nodes": COUNT,
     "training.sample_devices": COUNT,
     "training.accelerator": one_of("auto", "cpu", "gpu"),
@@ -154,6 +170,8 @@ _FREE = (
     "compile",
     "workers",
     "log_every",
+    "logger",
+    "callbacks",
     "accelerator",
     "devices",
     "nodes",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, RichProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from probsym_fast.training.callbacks import Patience, ProgressLines, StopAtStep, StopOnSignal
 from probsym_fast.training.checkpoints import AtomicCheckpointIO, Checkpoints, KeptWeights
@@ -36,15 +37,22 @@ def check_devices(settings: Training) -> None:
 
 
 def make_trainer(
-    task: Task, folder: Path, stop: StopOnSignal, steps: int = 0, state: dict[str, Any] | None = None
+    task: Task,
+    folder: Path,
+    stop: StopOnSignal,
+    steps: int = 0,
+    state: dict[str, Any] | None = None,
+    loggers: Sequence[Logger] = (),
+    callbacks: Sequence[Callback] = (),
 ) -> L.Trainer:
     """The trainer of a run in this folder; it writes nothing there before it trains.
 
     steps, state: of the checkpoint to resume from; the trainer gets the state instead of reading the file.
+    loggers, callbacks: besides those known by name, and those of every training. A progress bar among them is the only one.
     """
     settings: Training = task.config.training
     validate_every = min(settings.validate_every, settings.epochs)
-    callbacks: list[Callback] = [
+    own: list[Callback] = [
         Checkpoints(folder / "checkpoints", "best", task.monitor),
         Checkpoints(folder / "checkpoints", "last"),  # last: its file includes the other's state
         stop,
@@ -52,13 +60,18 @@ def make_trainer(
         EpochRows(),
     ]
     if settings.steps is not None:
-        callbacks.append(StopAtStep(settings.steps))
+        own.append(StopAtStep(settings.steps))
     if settings.patience is not None:
-        callbacks.append(Patience(task.monitor.key, mode=task.monitor.direction, patience=settings.patience))
+        own.append(Patience(task.monitor.key, mode=task.monitor.direction, patience=settings.patience))
     if settings.keep_every is not None:
-        callbacks.append(KeptWeights(folder / "checkpoints", settings.keep_every))
-    if settings.progress:
-        callbacks.append(RichProgressBar(console_kwargs={"stderr": True}) if sys.stderr.isatty() else ProgressLines())
+        own.append(KeptWeights(folder / "checkpoints", settings.keep_every))
+    if settings.progress and not any(isinstance(one, ProgressBar) for one in callbacks):
+        own.append(RichProgressBar(console_kwargs={"stderr": True}) if sys.stderr.isatty() else ProgressLines())
+    named = {
+        "csv": CsvLogger(folder, steps),
+        # later steps are logged again
+        "tensorboard": TensorBoardLogger(folder, name="tensorboard", version="", purge_step=steps),
+    }
     for noise in (
         ".*does not have many workers.*",
         ".*treespec, LeafSpec.*",
@@ -78,11 +91,8 @@ def make_trainer(
         deterministic=settings.deterministic,
         check_val_every_n_epoch=validate_every,
         use_distributed_sampler=False,  # EpochSampler splits the batches itself
-        callbacks=callbacks,
-        logger=[
-            CsvLogger(folder, steps),
-            TensorBoardLogger(folder, name="tensorboard", version="", purge_step=steps),  # later steps are logged again
-        ],
+        callbacks=[*own, *callbacks],
+        logger=[*(logger for name, logger in named.items() if name in settings.logger), *loggers],
         plugins=[AtomicCheckpointIO(state)],
         log_every_n_steps=settings.log_every or 1,
         num_sanity_val_steps=0,

@@ -8,23 +8,8 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import probsym_fast
-from probsym_fast.ops import (
-    OPS,
-    _extension,
-    act_orthogonal,
-    aggregate,
-    embed_edges,
-    embed_matrix,
-    embed_nodes,
-    linear_batch_norm_relu,
-    message_passing,
-    node_identifiers,
-    orthogonal_frame,
-    permutation_entropy,
-    readout,
-    soft_permutation,
-    transformer,
-)
+from probsym_fast import ops
+from probsym_fast.ops import OPS, _extension
 from probsym_fast.ops._op import BACKENDS
 from probsym_fast.ops.message_passing import weights_of as message_count
 from probsym_fast.ops.transformer import weights_of as transformer_count
@@ -40,7 +25,7 @@ def on_graphs(call):
         edges = torch.tensor([[0, 1, 1], [1, 2, 1]], device=x.device)
         edges = (edges[:, None] + ptr[:-1, None]).flatten(1)  # (2, 3 B)
         weight = x[0, 0, :, :, None, None].expand(3, 3, 2, 2)
-        return call(x, edges, ptr, soft_permutation(x[:, :, 0], tau=0.5), weight, backend)
+        return call(x, edges, ptr, ops.soft_permutation(x[:, :, 0], tau=0.5), weight, backend)
 
     return run
 
@@ -48,40 +33,42 @@ def on_graphs(call):
 MESSAGES = {"width": 4, "layers": 1, "out_features": 2}
 BLOCKS = {"in_features": 3, "width": 4, "layers": 1, "heads": 2, "feedforward": 5, "out_features": 2}
 CALLS = {
-    "soft_permutation": lambda x, backend: soft_permutation(x[:, 0], tau=0.1, backend=backend).log_r,
-    "permutation_entropy": lambda x, backend: permutation_entropy(soft_permutation(x[:, 0]), backend),
-    "orthogonal_frame": lambda x, backend: orthogonal_frame(x, special=True, backend=backend),
-    "act_orthogonal": lambda x, backend: act_orthogonal(x[:, :, :, None].mT, x, mean=True, backend=backend),
+    "soft_permutation": lambda x, backend: ops.soft_permutation(x[:, 0], tau=0.1, backend=backend).log_r,
+    "permutation_entropy": lambda x, backend: ops.permutation_entropy(ops.soft_permutation(x[:, 0]), backend),
+    "orthogonal_frame": lambda x, backend: ops.orthogonal_frame(x, special=True, backend=backend),
+    "act_orthogonal": lambda x, backend: ops.act_orthogonal(x[:, :, :, None].mT, x, mean=True, backend=backend),
     "embed": on_graphs(
-        lambda x, edges, ptr, p, weight, backend: embed_edges(
+        lambda x, edges, ptr, p, weight, backend: ops.embed_edges(
             edges, x[:, 0].flatten(0, 1), ptr, p, weight, x[0, 0, 0], grid=2, pad_mode="circular", backend=backend
         )
     ),
     "readout": on_graphs(
-        lambda x, edges, ptr, p, weight, backend: readout(
+        lambda x, edges, ptr, p, weight, backend: ops.readout(
             x[..., :1].repeat(1, 1, 2, 3)[:, :, :4], ptr, p, weight, x[0, 0, 0], at=edges, backend=backend
         )
     ),
     "embed_matrix": on_graphs(
-        lambda x, edges, ptr, p, weight, backend: embed_matrix(
+        lambda x, edges, ptr, p, weight, backend: ops.embed_matrix(
             x[:, 0, :, :, None], p, weight[:, :1], x[0, 0, 0], grid=2, pad_mode="reflect", backend=backend
         )
     ),
     "node_identifiers": on_graphs(
-        lambda x, edges, ptr, p, weight, backend: node_identifiers(ptr, p, x[0, 0], nodes=3 * len(x), backend=backend)
+        lambda x, edges, ptr, p, weight, backend: ops.node_identifiers(
+            ptr, p, x[0, 0], nodes=3 * len(x), backend=backend
+        )
     ),
     "aggregate": on_graphs(
-        lambda x, edges, ptr, p, weight, backend: aggregate(
+        lambda x, edges, ptr, p, weight, backend: ops.aggregate(
             x.transpose(1, 2).flatten(0, 1), edges, own=x.mean(), backend=backend
         )
     ),
-    "linear_batch_norm_relu": lambda x, backend: linear_batch_norm_relu(
+    "linear_batch_norm_relu": lambda x, backend: ops.linear_batch_norm_relu(
         x.flatten(0, 2), x[0, 0, :2], x[0, 0, 0, :2], x[1, 0, 0, :2], backend=backend
     )[0],
-    "message_passing": lambda x, backend: message_passing(
+    "message_passing": lambda x, backend: ops.message_passing(
         x.flatten(0, 1), x[:, 0, :, :, None], repeated(x, message_count(3, 1, 4, 1, 2)), **MESSAGES, backend=backend
     ),
-    "transformer": lambda x, backend: transformer(
+    "transformer": lambda x, backend: ops.transformer(
         x.flatten(0, 1), repeated(x, transformer_count(list(BLOCKS.values()), 3)), **BLOCKS, backend=backend
     ),
 }
@@ -234,9 +221,9 @@ def test_compiles_in_one_graph(name, device, backend):
 
 def test_compiles_through_inductor(device):
     def loss(scores, matrices, num_nodes):
-        p = soft_permutation(scores * 2, num_nodes, tau=0.1)
-        x = act_orthogonal(p.scores[..., :3, None, None] * matrices, orthogonal_frame(matrices[..., 0, :, :]))
-        return permutation_entropy(p) + (p.soft() * p.hard()).sum() + x.square().sum()
+        p = ops.soft_permutation(scores * 2, num_nodes, tau=0.1)
+        x = ops.act_orthogonal(p.scores[..., :3, None, None] * matrices, ops.orthogonal_frame(matrices[..., 0, :, :]))
+        return ops.permutation_entropy(p) + (p.soft() * p.hard()).sum() + x.square().sum()
 
     inputs = torch.randn(2, 3, 6, device=device), torch.randn(2, 3, 3, 3, 3, device=device)
     compiled_equals_eager(loss, inputs, torch.tensor([6, 4], device=device))
@@ -244,14 +231,16 @@ def test_compiles_through_inductor(device):
 
 def test_graphs_to_tokens_and_back_through_inductor(device):
     def loss(scores, attr, x, matrix, w2, w1, identifiers, ptr, edges):
-        p = soft_permutation(scores * 2, ptr.diff(), tau=0.5)
+        p = ops.soft_permutation(scores * 2, ptr.diff(), tau=0.5)
         settings = {"pad_mode": "circular", "centered": True}
-        tokens = embed_edges(edges, attr * 2, ptr, p, w2, grid=3, **settings)
-        tokens = tokens + embed_nodes(x, ptr, p, w1, w1[:, 0, 0], tokens=9) + embed_matrix(matrix, p, w2, grid=3)
-        h = node_identifiers(ptr, p, identifiers, nodes=x.shape[0]).tanh()
-        y = readout(tokens.tanh(), ptr, p, w2, at=edges, centered=True)
-        z = readout(tokens[:, :, :3].tanh(), ptr, p, w2[..., 0], at=edges[:1])
-        return aggregate(h, edges).square().sum() + y.square().sum() + z.sum()
+        tokens = ops.embed_edges(edges, attr * 2, ptr, p, w2, grid=3, **settings)
+        tokens = (
+            tokens + ops.embed_nodes(x, ptr, p, w1, w1[:, 0, 0], tokens=9) + ops.embed_matrix(matrix, p, w2, grid=3)
+        )
+        h = ops.node_identifiers(ptr, p, identifiers, nodes=x.shape[0]).tanh()
+        y = ops.readout(tokens.tanh(), ptr, p, w2, at=edges, centered=True)
+        z = ops.readout(tokens[:, :, :3].tanh(), ptr, p, w2[..., 0], at=edges[:1])
+        return ops.aggregate(h, edges).square().sum() + y.square().sum() + z.sum()
 
     ptr, edges = torch.tensor([0, 5, 9], device=device), torch.randint(5, (2, 7), device=device)
     sizes = (2, 3, 5), (7, 2), (9, 2), (2, 5, 5, 2), (6, 2, 2, 2), (6, 2, 1), (5, 4)

@@ -4,24 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from probsym_fast.ops import (
-    OPS,
-    Permutation,
-    act_orthogonal,
-    aggregate,
-    embed_edges,
-    embed_matrix,
-    embed_nodes,
-    linear_batch_norm_relu,
-    message_passing,
-    node_identifiers,
-    orthogonal_frame,
-    permutation_entropy,
-    readout,
-    soft_permutation,
-    transformer,
-    using_backend,
-)
+from probsym_fast import ops
+from probsym_fast.ops import OPS
 from probsym_fast.ops.message_passing import weights_of as message_count
 from probsym_fast.ops.transformer import weights_of as transformer_count
 from tests.conftest import GRADIENT, assert_near
@@ -32,10 +16,10 @@ PTR, EDGES = torch.tensor([0, 3, 5]), torch.tensor([[0, 1, 2, 3, 4, 4], [1, 0, 2
 
 def soft(*x: Tensor, backend: str = "auto"):
     """A soft permutation (2, 2, 3) of its parts."""
-    return soft_permutation(x[0], PTR.diff(), tau=0.5, iterations=3, backend=backend)
+    return ops.soft_permutation(x[0], PTR.diff(), tau=0.5, iterations=3, backend=backend)
 
 
-def shuffled() -> Permutation:
+def shuffled() -> ops.Permutation:
     return soft(torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(2))).detach()
 
 
@@ -44,36 +28,39 @@ BLOCKS = {"in_features": 2, "width": 4, "layers": 1, "heads": 2, "feedforward": 
 # op -> sizes of its inputs, and the op on them; permutations are given where their gradient is the straight-through one,
 # which finite differences do not see
 SMOOTH = {
-    "orthogonal_frame": ([(2, 3, 3)], lambda a, **b: orthogonal_frame(a, special=True, **b)),
-    "orthogonal_frame, O(2)": ([(2, 2, 2)], lambda a, **b: orthogonal_frame(a, **b)),
-    "act_orthogonal": ([(2, 2, 3, 1), (2, 2, 3, 3)], lambda v, g, **b: act_orthogonal(v, g, inverse=True, **b)),
-    "act_orthogonal, mean": ([(2, 2, 2, 3, 1), (2, 2, 3, 3)], lambda v, g, **b: act_orthogonal(v, g, mean=True, **b)),
-    "aggregate": ([(7, 2), ()], lambda x, own, **b: aggregate(x, EDGES, own=own, ptr=PTR, **b)),
-    "linear_batch_norm_relu": ([(4, 2), (3, 2), (3,), (3,)], lambda *x, **b: linear_batch_norm_relu(*x, **b)[0]),
+    "orthogonal_frame": ([(2, 3, 3)], lambda a, **b: ops.orthogonal_frame(a, special=True, **b)),
+    "orthogonal_frame, O(2)": ([(2, 2, 2)], lambda a, **b: ops.orthogonal_frame(a, **b)),
+    "act_orthogonal": ([(2, 2, 3, 1), (2, 2, 3, 3)], lambda v, g, **b: ops.act_orthogonal(v, g, inverse=True, **b)),
+    "act_orthogonal, mean": (
+        [(2, 2, 2, 3, 1), (2, 2, 3, 3)],
+        lambda v, g, **b: ops.act_orthogonal(v, g, mean=True, **b),
+    ),
+    "aggregate": ([(7, 2), ()], lambda x, own, **b: ops.aggregate(x, EDGES, own=own, ptr=PTR, **b)),
+    "linear_batch_norm_relu": ([(4, 2), (3, 2), (3,), (3,)], lambda *x, **b: ops.linear_batch_norm_relu(*x, **b)[0]),
     "soft_permutation": ([(2, 2, 3)], lambda x, **b: [(p := soft(x, **b)).scores, p.log_r, p.log_c]),
-    "permutation_entropy": ([(2, 2, 3)], lambda x, **b: permutation_entropy(soft(x, **b), **b)),
+    "permutation_entropy": ([(2, 2, 3)], lambda x, **b: ops.permutation_entropy(soft(x, **b), **b)),
     "embed_edges": (
         [(6, 1), (2, 1, 2, 2), (2,)],
-        lambda a, w, c, **b: embed_edges(EDGES, a, PTR, shuffled(), w, c, grid=2, pad_mode="circular", **b),
+        lambda a, w, c, **b: ops.embed_edges(EDGES, a, PTR, shuffled(), w, c, grid=2, pad_mode="circular", **b),
     ),
-    "embed_nodes": ([(5, 1), (2, 1, 2)], lambda x, w, **b: embed_nodes(x, PTR, shuffled(), w, tokens=2, **b)),
+    "embed_nodes": ([(5, 1), (2, 1, 2)], lambda x, w, **b: ops.embed_nodes(x, PTR, shuffled(), w, tokens=2, **b)),
     "embed_matrix": (
         [(2, 3, 3, 1), (2, 1, 2, 2), (2,)],
-        lambda a, w, c, **b: embed_matrix(a, shuffled(), w, c, grid=2, **b),
+        lambda a, w, c, **b: ops.embed_matrix(a, shuffled(), w, c, grid=2, **b),
     ),
     "readout": (
         [(2, 2, 4, 2), (2, 1, 2, 2), (1,)],
-        lambda x, w, c, **b: readout(x, PTR, shuffled(), w, c, at=EDGES, **b),
+        lambda x, w, c, **b: ops.readout(x, PTR, shuffled(), w, c, at=EDGES, **b),
     ),
     "message_passing": (
         [(4, 3, 2), (2, 3, 3, 1), (message_count(2, 1, 2, 1, 1),)],
-        lambda *x, **b: message_passing(*x, **MESSAGES, **b),
+        lambda *x, **b: ops.message_passing(*x, **MESSAGES, **b),
     ),
     "transformer": (
         [(2, 3, 2), (transformer_count([*BLOCKS.values(), 0], 3),)],
-        lambda *x, **b: transformer(*x, **BLOCKS, **b),
+        lambda *x, **b: ops.transformer(*x, **BLOCKS, **b),
     ),
-    "node_identifiers": ([(3, 2)], lambda w, **b: node_identifiers(PTR, shuffled(), w, **b)),
+    "node_identifiers": ([(3, 2)], lambda w, **b: ops.node_identifiers(PTR, shuffled(), w, **b)),
 }
 
 
@@ -110,7 +97,7 @@ def hessian(f, x: Tensor, **settings) -> Tensor:
 
 def weighted(name: str, backend: str):
     def f(x):
-        with using_backend(backend):
+        with ops.using_backend(backend):
             y = CALLS[name](x, backend)
         return (
             y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view(y.shape)
@@ -158,8 +145,8 @@ def test_a_force_through_a_frame_against_plain_torch(backend):
         return first, torch.autograd.grad(first.square().sum(), v)[0]
 
     found = force(
-        lambda a: orthogonal_frame(a, special=True, backend=backend),
-        lambda v, g: act_orthogonal(v, g, inverse=True, backend=backend),
+        lambda a: ops.orthogonal_frame(a, special=True, backend=backend),
+        lambda v, g: ops.act_orthogonal(v, g, inverse=True, backend=backend),
     )
     expected = force(plain_frame, lambda v, g: torch.einsum("bsij,bsnic->bsnjc", g, v))
     for x, y in zip(found, expected, strict=True):
@@ -175,7 +162,7 @@ def test_frames_of_dependent_columns(special, backend):
     a[1, :, 1] = 2 * a[1, :, 0]
     a[2, :, 2] = a[2, :, 0] - a[2, :, 1]
     a.requires_grad_()
-    q = orthogonal_frame(a, special=special, backend=backend)
+    q = ops.orthogonal_frame(a, special=special, backend=backend)
     (first,) = torch.autograd.grad((q * torch.randn_like(q)).sum(), a, create_graph=True)
     (second,) = torch.autograd.grad((first * torch.randn_like(a)).sum(), a)
     assert second.isfinite().all()
@@ -190,7 +177,7 @@ def test_only_where_it_is_asked_for(monkeypatch):
         if op.second is not None:
             monkeypatch.setattr(op.second, "shapes", lambda *x, own=op.second.shapes: calls.append(own) or own(*x))
     v, g = inputs([(2, 2, 3, 1), (2, 2, 3, 3)])
-    y = act_orthogonal(v, orthogonal_frame(g)).square().sum()
+    y = ops.act_orthogonal(v, ops.orthogonal_frame(g)).square().sum()
     torch.autograd.grad(y, (v, g), retain_graph=True)
     first, _ = torch.autograd.grad(y, (v, g), create_graph=True)
     assert not calls
