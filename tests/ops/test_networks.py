@@ -259,6 +259,9 @@ def test_what_a_pass_would_miss_goes_by_modules():
         why(lambda m: m.blocks[0].register_forward_hook(lambda *_: None)) == "a block has a hook or is another module"
     )
     assert why(lambda m: nn.utils.parametrizations.weight_norm(m.blocks[0].up)) == "a part is ParametrizedLinear"
+    assert why(lambda m: setattr(m.blocks[1].norm2, "eps", 0.1)) == "norms differ in eps"
+    assert why(lambda m: m.head.__setitem__(3, nn.Tanh())) == "a part is Tanh"
+    assert why(lambda m: setattr(m.blocks[1], "dropout", 0.1)) == "dropout 0.1 is on"
     module = Transformer(6, 8, 2, 2, 12, 5)
     with torch.autocast("cpu", torch.bfloat16):
         assert module.why_modules(device, torch.float32) == "autocast is on"

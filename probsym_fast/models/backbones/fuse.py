@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -88,7 +91,7 @@ class FusedEncoder(OnePass):
             return f"width {width}, feedforward {feedforward}"
         if any(hooked(part) for part in (self.encoder, *layers, *(layer.self_attn for layer in layers))):
             return "a layer has a hook"
-        return why_not(ops.OPS["transformer"], self._parts(), device, dtype)
+        return why_not(ops.OPS["transformer"], self._parts(), {}, device, dtype)
 
     def _parts(self) -> list[nn.Module | Tensor]:
         return [
@@ -114,7 +117,7 @@ def _is_gelu(activation: object) -> bool:
     return activation is F.gelu or (type(activation) is nn.GELU and activation.approximate == "none")
 
 
-def _problem(layer: nn.Module) -> str | None:
+def _problem(layer: Any) -> str | None:
     """What a layer does that the pass does not."""
     if type(layer) is not nn.TransformerEncoderLayer:
         return f"every layer must be an nn.TransformerEncoderLayer, got {type(layer).__name__}"
@@ -133,22 +136,20 @@ def _problem(layer: nn.Module) -> str | None:
         return f"dropout must be 0 in training, got {max(attention.dropout, layer.dropout.p)}"
     if attention.in_proj_bias is None:
         return "bias must be True, got False"
+    if layer.norm1.eps != layer.norm2.eps:
+        return f"eps must be that of both norms, got {layer.norm1.eps} and {layer.norm2.eps}"
     return None
 
 
-def _difference(layer: nn.Module, first: nn.Module) -> str | None:
+def _difference(layer: Any, first: Any) -> str | None:
     """In what a layer differs from the first."""
-    settings = {
+    settings: dict[str, Callable[[Any], Any]] = {
         "heads": lambda x: x.self_attn.num_heads,
         "feedforward": lambda x: x.linear1.out_features,
-        "eps": lambda x: (x.norm1.eps, x.norm2.eps),
+        "eps": lambda x: x.norm1.eps,
         "activation": lambda x: _is_relu(x.activation),
     }
     for name, of in settings.items():
         if of(layer) != of(first):
             return f"{name} must be that of the first layer, {of(first)}, got {of(layer)}"
-    return (
-        f"eps must be that of both norms, got {first.norm1.eps}, {first.norm2.eps}"
-        if first.norm1.eps != first.norm2.eps
-        else None
-    )
+    return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -52,25 +52,34 @@ def row(parts: Iterable[nn.Module | Tensor]) -> Tensor:
     return torch.cat([x.flatten() for part in parts for x in _tensors(part)])
 
 
-def why_not(op: Op, parts: Sequence[nn.Module | Tensor], device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the op does not take the place of these parts, which have all weights; None if it does.
+def why_not(
+    op: Op,
+    parts: Sequence[nn.Module | Tensor],
+    activations: Mapping[nn.Module, type],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> str | None:
+    """Why the op does not take the place of these parts, which have all weights, and activations; None if it does.
 
-    It has a kernel for the device and dtype, no autocast is on, and every part is a plain Linear or LayerNorm: a subclass,
-    an adapter, a hook or a sharded weight would be passed over.
+    It has a kernel for the device and dtype, no autocast is on, and every part is a plain Linear or LayerNorm, all norms
+    with the same eps, every activation of its type: a subclass, an adapter, a hook or a sharded weight would be passed over.
     """
     if not op.has_kernel_for(device, dtype):
         return f"no kernel for {device.type}, {str(dtype).removeprefix('torch.')}"
     if autocasts(device):
         return "autocast is on"
-    for part in parts:
-        if isinstance(part, nn.Module):
-            if type(part) not in PLAIN:
-                return f"a part is {type(part).__name__}"
-            if hooked(part):
-                return f"a {type(part).__name__} has a hook"
-        for x in _tensors(part):
+    modules = [part for part in parts if isinstance(part, nn.Module)]
+    for part in (*modules, *activations):
+        if type(part) not in PLAIN if part not in activations else type(part) is not activations[part]:
+            return f"a part is {type(part).__name__}"
+        if hooked(part):
+            return f"a {type(part).__name__} has a hook"
+    if len({part.eps for part in modules if isinstance(part, nn.LayerNorm)}) > 1:
+        return "norms differ in eps"
+    for some in parts:
+        for x in _tensors(some):
             if x is None:
-                return f"a {type(part).__name__} has no bias"
+                return f"a {type(some).__name__} has no bias"
             if x.dtype != dtype or x.device != device:
                 return f"a weight is {str(x.dtype).removeprefix('torch.')} on {x.device.type}"
             if type(x).__name__ == "DTensor":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,23 +99,29 @@ class MessagePassing(OnePass):
     def _why_modules(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if (width := self.embed.out_features) > WIDTH or not self.layers:
             return f"width {width}, {len(self.layers)} layers"
-        if any(type(layer) is not Layer or hooked(layer) for layer in self.layers):
+        layers: Any = self.layers
+        if any(type(layer) is not Layer or hooked(layer) or hooked(layer.update) for layer in layers):
             return "a layer has a hook or is another module"
-        return why_not(ops.OPS["message_passing"], self._parts(), device, dtype)
+        activations = dict.fromkeys(
+            [*(x for layer in layers for x in (layer.act, layer.update[1])), self.decoder[1]], nn.SiLU
+        )
+        return why_not(ops.OPS["message_passing"], self._parts(), activations, device, dtype)
 
     def _parts(self) -> list[nn.Module]:
-        layers = [part for layer in self.layers for part in layer.parts()]
-        return [self.embed, *layers, self.decoder[0], self.decoder[2]]
+        layers: Any = self.layers
+        parts = [part for layer in layers for part in layer.parts()]
+        return [self.embed, *parts, self.decoder[0], self.decoder[2]]
 
     def _in_one_pass(self, x: Tensor, edges: Tensor) -> Tensor:
         """x (B, S, n, in), edges (B, 1 or S, n, n, C)."""
+        last: Any = self.decoder[2]
         y = ops.message_passing(
             x.flatten(0, 1),
             edges.flatten(0, 1),
             row(self._parts()),
             width=self.embed.out_features,
             layers=len(self.layers),
-            out_features=self.decoder[2].out_features,
+            out_features=last.out_features,
             recompute=self.recompute,
         )
         return y.unflatten(0, x.shape[:2])

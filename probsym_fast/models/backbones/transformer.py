@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,27 +116,33 @@ class Transformer(OnePass):
         return y.reshape(*lead, *y.shape[1:])
 
     def _why_modules(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        blocks: Any = self.blocks
         width, tokens = self.embed.out_features, len(self.positions)
-        feedforward = self.blocks[0].up.out_features if self.blocks else 0
-        if not self.blocks or width > WIDTH or tokens > TOKENS or feedforward > FEEDFORWARD:
-            return f"{tokens} tokens, width {width}, feedforward {feedforward}, {len(self.blocks)} layers"
-        if self.training and self.dropout.p:
-            return f"dropout {self.dropout.p} is on"
-        if any(type(block) is not Block or hooked(block) for block in self.blocks):
+        feedforward = blocks[0].up.out_features if len(blocks) else 0
+        if not len(blocks) or width > WIDTH or tokens > TOKENS or feedforward > FEEDFORWARD:
+            return f"{tokens} tokens, width {width}, feedforward {feedforward}, {len(blocks)} layers"
+        head: Any = self.head
+        dropout = max(self.dropout.p, head[1].p, head[4].p, *(block.dropout for block in blocks))
+        if self.training and dropout:
+            return f"dropout {dropout} is on"
+        if any(type(block) is not Block or hooked(block) for block in blocks):
             return "a block has a hook or is another module"
         if self.read is not None and len(self._tokens_read()) > tokens:
             return "more tokens are read than there are"
-        return why_not(ops.OPS["transformer"], self._parts(), device, dtype)
+        activations = {head[0]: nn.ReLU, head[3]: nn.ReLU}
+        return why_not(ops.OPS["transformer"], self._parts(), activations, device, dtype)
 
     def _parts(self) -> list[nn.Module | Tensor]:
-        blocks = [part for block in self.blocks for part in block.parts()]
-        return [self.embed, self.positions, *blocks, self.norm, self.head[2], self.head[5]]
+        blocks: Any = self.blocks
+        parts = [part for block in blocks for part in block.parts()]
+        return [self.embed, self.positions, *parts, self.norm, self.head[2], self.head[5]]
 
     def _tokens_read(self) -> list[int]:
         return [token for some in self.read or () for token in range(len(self.positions))[some]]
 
     def _in_one_pass(self, x: Tensor) -> Tensor:
-        block = self.blocks[0]
+        block: Any = self.blocks[0]
+        last: Any = self.head[5]
         return ops.transformer(
             x,
             row(self._parts()),
@@ -144,7 +151,7 @@ class Transformer(OnePass):
             heads=block.heads,
             feedforward=block.up.out_features,
             in_features=self.embed.in_features,
-            out_features=self.head[5].out_features,
+            out_features=last.out_features,
             read=None if self.read is None else self._tokens_read(),
             eps=self.norm.eps,
             recompute=self.recompute,
