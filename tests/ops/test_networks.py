@@ -251,7 +251,7 @@ def test_what_a_pass_would_miss_goes_by_modules():
 
     assert why() is None and why(dropout=0.1) == "dropout 0.1 is on"
     assert why(lambda m: m.eval(), dropout=0.1) is None
-    assert why(dtype=torch.float64) == "a weight is float32 on cpu"
+    assert why(dtype=torch.float64) == "the weights are float32 on cpu"
     assert why(dtype=torch.bfloat16) == "no kernel for cpu, bfloat16"
     assert why(lambda m: setattr(m.blocks[1], "up", Doubled(8, 12))) == "a part is Doubled"
     assert why(lambda m: m.blocks[1].down.register_forward_pre_hook(lambda *_: None)) == "a Linear has a hook"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,6 @@ from probsym_fast._checks import check_bool
 from probsym_fast.ops._op import Op
 
 PLAIN = nn.Linear, nn.LayerNorm, nn.modules.linear.NonDynamicallyQuantizableLinear  # the last is attention's, a Linear
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class OnePass(nn.Module):
@@ -76,20 +76,22 @@ def why_not(
             return f"a {type(part).__name__} has a hook"
     if len({part.eps for part in modules if isinstance(part, nn.LayerNorm)}) > 1:
         return "norms differ in eps"
-    for some in parts:
-        for x in _tensors(some):
-            if x is None:
-                return f"a {type(some).__name__} has no bias"
-            if x.dtype != dtype or x.device != device:
-                return f"a weight is {str(x.dtype).removeprefix('torch.')} on {x.device.type}"
-            if type(x).__name__ == "DTensor":
-                return "a weight is sharded"
+    tensors = [x for part in parts for x in _tensors(part)]
+    if any(x is None for x in tensors):
+        return "a part has no bias"
+    if tensors[0].dtype != dtype or tensors[0].device != device:
+        return f"the weights are {str(tensors[0].dtype).removeprefix('torch.')} on {tensors[0].device.type}"
+    if any(kind.__name__ == "DTensor" for kind in set(map(type, tensors))):
+        return "a weight is sharded"
     return None
 
 
 def hooked(module: nn.Module) -> bool:
-    return any(getattr(module, hooks) for hooks in HOOKS)
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
-def _tensors(part: nn.Module | Tensor) -> tuple[Tensor, ...]:
-    return (part,) if isinstance(part, Tensor) else (part.weight, part.bias)  # type: ignore[return-value]
+def _tensors(part: nn.Module | Tensor) -> tuple[Any, ...]:
+    """Of a module: its weight and bias, in this order."""
+    return (part,) if isinstance(part, Tensor) else tuple(part._parameters.values())
