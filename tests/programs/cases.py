@@ -1,0 +1,33 @@
+"""The rows as parameters of tests."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import pytest
+
+from tests.programs.rows import ROWS, Row
+
+
+def cases(wanted: Callable[[Row], bool] = lambda row: True) -> list:
+    """The rows to parametrise a test with, those that are slow with the mark."""
+    marks = {True: [pytest.mark.slow], False: []}
+    return [pytest.param(row, id=name, marks=marks[row.slow]) for name, row in ROWS.items() if wanted(row)]
+
+
+def cases_by_axis(training: bool) -> list:
+    """(row, axis): every axis of every row, in training of those that train. Slow: further axes in training, of slow rows."""
+    found = []
+    for name, row in ROWS.items():
+        for axis in row.axes:
+            slow = row.slow or (training and (axis != "batch" or "points" in name))
+            if row.trains or not training:
+                found.append(pytest.param(row, axis, id=f"{name}-{axis}", marks=[pytest.mark.slow] if slow else []))
+    return found
+
+
+def refused(row: Row) -> AbstractContextManager:
+    """Where a program is recorded: expects the row's error, if it has one."""
+    return pytest.raises(Exception, match=re.escape(row.refuses)) if row.refuses else nullcontext()
