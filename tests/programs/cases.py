@@ -11,10 +11,10 @@ import pytest
 from tests.programs.rows import ROWS, Row
 
 
-def cases(wanted: Callable[[Row], bool] = lambda row: True) -> list:
-    """The rows to parametrise a test with, those that are slow with the mark."""
-    marks = {True: [pytest.mark.slow], False: []}
-    return [pytest.param(row, id=name, marks=marks[row.slow]) for name, row in ROWS.items() if wanted(row)]
+def cases(wanted: Callable[[Row], bool] = lambda row: True, traced: bool = True) -> list:
+    """The rows to parametrise a test with. Where it traces them, those that are slow have the mark."""
+    slow = {name: [pytest.mark.slow] if traced and row.slow else [] for name, row in ROWS.items()}
+    return [pytest.param(row, id=name, marks=slow[name]) for name, row in ROWS.items() if wanted(row)]
 
 
 def cases_by_axis(training: bool) -> list:

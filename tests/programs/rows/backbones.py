@@ -62,5 +62,8 @@ ROWS.add(
     tokens(9, 8),
     part=lambda: models.Transformer(width=8, layers=1, heads=2, feedforward=8, tokens=9, read=[0, 4, 8]),
 )
-ROWS.add("VisionBackbone", run, tokens(GRID**2, D), covers=("VisionBackbone", "timm_backbone"), part=tiny_vit)
-ROWS.add("LanguageBackbone", run, tokens(GRID**2, D), covers=("LanguageBackbone", "hf_backbone"), part=tiny_bert)
+for name, maker, part in (
+    ("VisionBackbone", "timm_backbone", tiny_vit),
+    ("LanguageBackbone", "hf_backbone", tiny_bert),
+):
+    ROWS.add(name, run, tokens(GRID**2, D), covers=(name, maker), part=part, attention=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
 
@@ -43,8 +45,9 @@ class Row:
     """call(part(), *inputs(size)), which returns tensors.
 
     kind: its heading in the table. covers: the public names that it shows. axes: those of SIZES that its inputs have. trains:
-    whether its outputs have gradients. refuses: what the error says wherever a program is recorded. slow: it takes long to
-    trace, so only the slow tests do it. programs: how many of any size there are, since it works in two ways.
+    whether there is something to train. differentiable: whether its outputs have derivatives by its inputs. refuses: what the
+    error says wherever a program is recorded. slow: it takes long to trace, so only the slow tests do it. programs: how many
+    of any size there are, since it works in two ways. attention: it has torch's fused one, which has no second derivative.
     """
 
     kind: str
@@ -54,9 +57,11 @@ class Row:
     part: Callable[[], nn.Module] | None = None
     axes: tuple[str, ...] = ("batch",)
     trains: bool = True
+    differentiable: bool = True
     refuses: str | None = None
     slow: bool = False
     programs: int = 1
+    attention: bool = False
 
     def program(self, training: bool) -> Program:
         torch.manual_seed(0)
@@ -68,6 +73,10 @@ class Row:
         leaves = training and self.part is None
         inputs = tree_map(lambda x: x.to(dtype) if x.is_floating_point() else x, self.inputs(size))
         return tree_map(lambda x: x.requires_grad_() if leaves and x.is_floating_point() else x, inputs)
+
+    def smooth(self) -> AbstractContextManager:
+        """With every derivative."""
+        return sdpa_kernel(SDPBackend.MATH) if self.attention else nullcontext()
 
     def leaves(self, size: Size) -> list[Tensor]:
         return tree_leaves(self.sample(size, False))

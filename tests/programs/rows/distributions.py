@@ -83,6 +83,7 @@ for name, make in {"Uniform": Uniform, "Identity": Identity}.items():
         part=lambda make=make: make(Symmetric(N)),
         axes=both,
         trains=False,
+        differentiable=False,
     )
     ROWS.add(
         f"{name} (points)",
@@ -91,6 +92,7 @@ for name, make in {"Uniform": Uniform, "Identity": Identity}.items():
         part=lambda make=make: make(Euclidean(3)),
         axes=free,
         trains=False,
+        differentiable=make is Uniform,  # the center of the points
     )
 ROWS.add(
     "Frame (classes given)",
@@ -99,6 +101,7 @@ ROWS.add(
     part=lambda: Frame(Symmetric(N)),
     axes=both,
     trains=False,
+    differentiable=False,
 )
 ROWS.add(
     "Frame",
@@ -107,5 +110,6 @@ ROWS.add(
     part=lambda: Frame(Symmetric(N)),
     axes=both,
     trains=False,
+    differentiable=False,
     refuses="Frame: batch.frame must hold classes where a program is recorded, got None",
 )

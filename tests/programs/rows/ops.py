@@ -79,12 +79,14 @@ ROWS.add(
     lambda seed, x: ops.noise(seed, (x.shape[0], S, 2), "test", normal=True),
     lambda size: (seed(), torch.zeros(size.batch)),
     trains=False,
+    differentiable=False,
 )
 ROWS.add(
     "noise (rows)",
     lambda seed, keys: ops.noise(seed, (keys.shape[0], S), "test", rows=keys, mirrored=True, block=2),
     lambda size: (seed(), torch.arange(size.batch)),
     trains=False,
+    differentiable=False,
 )
 ROWS.add(
     "orthogonal_frame",
