@@ -3,8 +3,6 @@
 All rows of a kind are one program, which takes a fraction of the time of many. Whole models are programs of their own.
 """
 
-import time
-
 import pytest
 import torch
 from torch import nn
