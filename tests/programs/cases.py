@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 
 from tests.programs.rows import ROWS, Row
 
+BY_HAND = [pytest.mark.slow, pytest.mark.exhaustive]
 
-def cases(wanted: Callable[[Row], bool] = lambda row: True, traced: bool = True) -> list:
-    """The rows to parametrise a test with. Where it traces them, those that are slow have the mark."""
-    slow = {name: [pytest.mark.slow] if traced and row.slow else [] for name, row in ROWS.items()}
-    return [pytest.param(row, id=name, marks=slow[name]) for name, row in ROWS.items() if wanted(row)]
+
+def cases(
+    wanted: Callable[[Row], bool] = lambda row: True, traced: bool = True, often: Collection[str] | None = None
+) -> list:
+    """The rows to parametrise a test with.
+
+    Where it traces them, those that are slow have the mark. often: the names of those that are not left to a run by hand.
+    """
+    found = []
+    for name, row in ROWS.items():
+        by_hand = often is not None and name not in often
+        marks = BY_HAND if by_hand else [pytest.mark.slow] if traced and row.slow else []
+        if wanted(row):
+            found.append(pytest.param(row, id=name, marks=marks))
+    return found
 
 
 def cases_by_axis(training: bool) -> list:

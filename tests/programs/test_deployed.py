@@ -8,7 +8,9 @@ from tests.programs.cases import cases
 from tests.programs.rows import SIZES
 from tests.programs.rows.inputs import S
 
-whole_models = pytest.mark.parametrize("row", cases(lambda row: row.kind == "whole models"))
+
+def whole_models(*often: str):
+    return pytest.mark.parametrize("row", cases(lambda row: row.whole, often=often))
 
 
 def exported(row, backend: str):
@@ -27,7 +29,7 @@ def exported(row, backend: str):
 
 
 @pytest.mark.slow
-@whole_models
+@whole_models("points gnn")
 def test_in_aot_inductor(row, tmp_path):
     program, known = exported(row, "reference")
     package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
@@ -37,7 +39,7 @@ def test_in_aot_inductor(row, tmp_path):
 
 
 @pytest.mark.slow
-@whole_models
+@whole_models("gin with identifiers", "points gnn")
 def test_in_onnx(row, tmp_path):
     for name in ("onnx", "onnxscript"):
         pytest.importorskip(name)

@@ -42,7 +42,7 @@ def test_every_row(row, training, dtype):
         if row.kind in ("ops", "distributions"):  # scores, frames and permutations stay precise, values do not
             assert ours.dtype in (dtype, theirs.dtype)
         else:
-            penalty = row.kind == "whole models" and k
+            penalty = row.whole and k
             assert ours.dtype == (torch.float32 if penalty else dtype)
         if not (training and any(isinstance(x, VectorNeurons) for x in program.modules())):
             assert_near(ours, theirs, BOUND, dtype)

@@ -1,15 +1,23 @@
 """Inductor's own code, of one graph without a break, in float64: the eager numbers.
 
-All rows of a kind are one program, which takes a fraction of the time of many. Whole models are programs of their own.
+Except for whole models all rows of a kind are one program, which compiles in a fraction of the time of many.
 """
 
 import pytest
 import torch
 from torch import nn
 
+from tests.programs.cases import BY_HAND
 from tests.programs.rows import ROWS, SIZES, Row, Size, step
 
-KINDS = {kind: [row for row in ROWS.values() if row.kind == kind] for kind in {row.kind: 0 for row in ROWS.values()}}
+PROGRAMS: dict[str, list[Row]] = {}  # kind or whole model -> rows
+for name, row in ROWS.items():
+    PROGRAMS.setdefault(name if row.whole else row.kind, []).append(row)
+OFTEN = {  # the others take minutes
+    *((kind, True, True) for kind in PROGRAMS if kind not in ROWS),
+    ("flat mlp", False, False),
+    ("points gnn", True, False),
+}
 
 
 class All(nn.Module):
@@ -23,8 +31,24 @@ class All(nn.Module):
         return [program(some) for program, some in zip(self.programs, inputs, strict=True)]
 
 
-def check(rows: list[Row], training: bool, dynamic: bool) -> None:
-    """Of one size, or of any."""
+def inputs(rows: list[Row], size: Size, training: bool) -> tuple:
+    return tuple(row.sample(size, training, torch.float64) for row in rows)
+
+
+def combinations() -> list:
+    """Of a program, training or eval, one size or any."""
+    found = []
+    for name in PROGRAMS:
+        for training in (False, True):
+            for dynamic in (False, True):
+                marks = [pytest.mark.slow] if (name, training, dynamic) in OFTEN else BY_HAND
+                case = f"{name}-{'train' if training else 'eval'}-{'dynamic' if dynamic else 'static'}"
+                found.append(pytest.param(PROGRAMS[name], training, dynamic, id=case, marks=marks))
+    return found
+
+
+@pytest.mark.parametrize(("rows", "training", "dynamic"), combinations())
+def test_values_and_gradients(rows, training, dynamic):
     torch._dynamo.reset()
     rows = [row for row in rows if not row.refuses and (row.trains or not training)]
     eager, compiled = (All([row.program(training) for row in rows]).double() for _ in range(2))
@@ -37,18 +61,3 @@ def check(rows: list[Row], training: bool, dynamic: bool) -> None:
         assert (p.grad is None) == (q.grad is None)
         if q.grad is not None:
             assert (p.grad - q.grad).abs().max() <= 1e-7 * q.grad.abs().max().clamp(min=1)
-
-
-def inputs(rows: list[Row], size: Size, training: bool) -> tuple:
-    return tuple(row.sample(size, training, torch.float64) for row in rows)
-
-
-modes = pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-sizes = pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-
-
-@sizes
-@modes
-@pytest.mark.parametrize("kind", KINDS)
-def test_all_of_a_kind(kind, training, dynamic):
-    check(KINDS[kind], training, dynamic)

@@ -45,7 +45,7 @@ def test_autocast(row, training):
     with torch.autocast("cpu", torch.bfloat16):
         found = tree_leaves(program(inputs))
     for k, (x, y) in enumerate(zip(found, expected, strict=True)):
-        if row.kind in ("ops", "distributions") or (row.kind == "whole models" and k):
+        if row.kind in ("ops", "distributions") or (row.whole and k):
             assert torch.equal(x, y)
         else:
             assert_near(x.float(), y, BOUND)
@@ -176,7 +176,7 @@ def test_states(row, on_meta, assign):
     assert_same(ran(row, other), ran(row, net))
 
 
-@pytest.mark.parametrize("row", cases(lambda row: row.part and row.trains, traced=False))
+@pytest.mark.parametrize("row", cases(lambda row: row.learns, traced=False))
 def test_a_module_on_meta_can_be_trained_after_it_is_loaded(row):
     net, found = row.program(True), []
     with torch.device("meta"):
@@ -190,7 +190,7 @@ def test_a_module_on_meta_can_be_trained_after_it_is_loaded(row):
     assert_same(*found)
 
 
-@pytest.mark.parametrize("row", cases(lambda row: row.kind == "whole models", traced=False))
+@pytest.mark.parametrize("row", cases(lambda row: row.whole, traced=False))
 def test_batches_are_copied(row):
     model, (batch, seed) = row.program(False).part, row.sample(SIZE, False)
     with torch.no_grad():

@@ -74,6 +74,15 @@ class Row:
         inputs = tree_map(lambda x: x.to(dtype) if x.is_floating_point() else x, self.inputs(size))
         return tree_map(lambda x: x.requires_grad_() if leaves and x.is_floating_point() else x, inputs)
 
+    @property
+    def learns(self) -> bool:
+        """Whether it has weights to train."""
+        return self.part is not None and self.trains
+
+    @property
+    def whole(self) -> bool:
+        return self.kind == "whole models"
+
     def smooth(self) -> AbstractContextManager:
         """With every derivative."""
         return sdpa_kernel(SDPBackend.MATH) if self.attention else nullcontext()
