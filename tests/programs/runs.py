@@ -40,6 +40,14 @@ def function(row: Row) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     return flat(floats(inputs)), f
 
 
+def is_seed(x: Tensor) -> bool:
+    return x.shape == () and not x.is_floating_point()
+
+
+def seeded(row: Row) -> bool:
+    return any(map(is_seed, row.leaves(SIZE)))
+
+
 def scalar(y: Tensor) -> Tensor:
     """A number of which no derivative vanishes."""
     return (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)).sum() + y.square().sum()

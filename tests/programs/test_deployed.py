@@ -8,9 +8,11 @@ from tests.programs.cases import cases
 from tests.programs.rows import SIZES
 from tests.programs.rows.inputs import S
 
+OFTEN = {"AOTInductor": ["points gnn"], "ONNX": ["gin with identifiers", "points gnn"]}  # the others run by hand
 
-def whole_models(*often: str):
-    return pytest.mark.parametrize("row", cases(lambda row: row.whole, often=often))
+
+def whole_models(form: str):
+    return pytest.mark.parametrize("row", cases(lambda row: row.whole, often=OFTEN[form]))
 
 
 def exported(row, backend: str):
@@ -29,7 +31,7 @@ def exported(row, backend: str):
 
 
 @pytest.mark.slow
-@whole_models("points gnn")
+@whole_models("AOTInductor")
 def test_in_aot_inductor(row, tmp_path):
     program, known = exported(row, "reference")
     package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
@@ -39,7 +41,7 @@ def test_in_aot_inductor(row, tmp_path):
 
 
 @pytest.mark.slow
-@whole_models("gin with identifiers", "points gnn")
+@whole_models("ONNX")
 def test_in_onnx(row, tmp_path):
     for name in ("onnx", "onnxscript"):
         pytest.importorskip(name)

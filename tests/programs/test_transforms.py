@@ -14,7 +14,7 @@ from tests.conftest import assert_near
 from tests.helpers.modules import EDGES, MODELS, PTR, N, S, batches, built, motions, permutations, random
 from tests.programs.cases import cases
 from tests.programs.rows import ROWS
-from tests.programs.runs import SIZE, flat, floats, function, leaves, scalar
+from tests.programs.runs import SIZE, flat, floats, function, is_seed, leaves, scalar, seeded
 
 OWN = [  # of torch itself
     "ignore::FutureWarning",
@@ -145,17 +145,12 @@ def test_fused_attention_has_no_second_derivative(row):
         d.sum().backward()
 
 
-SEEDED = [
-    name for name, row in ROWS.items() if any(x.shape == () and not x.is_floating_point() for x in row.leaves(SIZE))
-]
-
-
-@pytest.mark.parametrize("name", SEEDED)
-def test_many_seeds_at_once(name):
-    row, seeds = ROWS[name], torch.tensor([1, 2, 2**62 + 3])
+@pytest.mark.parametrize("row", cases(seeded, traced=False))
+def test_many_seeds_at_once(row):
+    seeds = torch.tensor([1, 2, 2**62 + 3])
     program = row.program(False).double()
     inputs, spec = tree_flatten(row.sample(SIZE, False, torch.float64))
-    place = next(i for i, x in enumerate(inputs) if x.shape == () and not x.is_floating_point())
+    place = next(i for i, x in enumerate(inputs) if is_seed(x))
 
     def f(seed: Tensor) -> Tensor:
         with row.smooth():
