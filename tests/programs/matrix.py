@@ -17,7 +17,13 @@ from tests.programs.runs import seeded
 
 PAGE = Path(__file__).parents[2] / "docs" / "programs.md"
 PASSES, NONE, HAND, UNKNOWN = "yes", "–", " †", "?"
-UNRUN: set[tuple] = set()  # Inductor's programs and (file format, model) that nobody has run
+MODES = [(training, dynamic) for training in (False, True) for dynamic in (False, True)]
+# Inductor's programs, and models in a file format, that nobody has run
+UNRUN = {(name, *mode) for name, row in ROWS.items() if row.whole for mode in MODES} - test_inductor.OFTEN
+UNRUN |= {("backbones", False, True), ("backbones", True, False)}
+UNRUN |= {("AOTInductor", name) for name, row in ROWS.items() if row.whole and name != "points gnn"}
+UNRUN |= {("ONNX", name) for name in ("pattern vit", "pattern vit (edge_attr, key)", "points transformer")}
+UNRUN |= {("ONNX", "uniform transformer")}
 
 
 class Column(NamedTuple):
@@ -111,6 +117,7 @@ Which parts of the package work in which tool of PyTorch. The tests in `tests/pr
 - **refuses**: an error names the way out. See below the tables.
 - **math**: torch's fused attention has no such derivative. Yes inside `sdpa_kernel(SDPBackend.MATH)` of `torch.nn.attention`.
 - **†**: at least one of its tests takes minutes, and was run by hand, on a CPU with torch 2.14.
+- **?**: its tests take minutes, and not all of them have been run.
 - **–**: it has nothing to train, to differentiate or to store.
 
 Inductor compiles for one size and for any (`dynamic=False` and `True`). DDP has a static graph. Exported programs take any
@@ -129,6 +136,8 @@ AFTER = """
 - `VectorNeurons` takes all clouds at once in a recorded program. `model.chunk` bounds the memory.
 - One graph, one edge or one cloud are programs of their own: torch treats sizes 0 and 1 apart.
 - Clouds with no more points than `neighbors` are a program of their own.
+- An exported program with a backbone of timm takes two graphs or more, as timm's own code does. Add an empty graph to a batch
+  of one.
 - Batch statistics magnify rounding. `VectorNeurons` with bfloat16 weights is near float32 in eval only.
 """
 
