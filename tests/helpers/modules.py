@@ -20,13 +20,19 @@ def random(*shape: int, seed: int = 1) -> Tensor:
     return numbers.bfloat16().double()
 
 
+VELOCITIES, PAIRS, SCORES = (
+    random(2, 3, 3, seed=2),
+    random(2, 3, 3, 2, seed=3),
+    random(2, S, N, seed=4),
+)  # outside of vmap
+
+
 def clouds(x: Tensor) -> PointClouds:
-    velocities, edges = random(2, 3, 3, seed=2).to(x.dtype), random(2, 3, 3, 2, seed=3).to(x.dtype)
-    return PointClouds(positions=x, velocities=velocities, edges=edges)
+    return PointClouds(x, VELOCITIES, PAIRS)
 
 
 def permutations(x: Tensor | None = None) -> ops.SoftPermutation:
-    return ops.soft_permutation(random(2, S, N, seed=4) if x is None else x, PTR.diff(), tau=0.5)
+    return ops.soft_permutation(SCORES if x is None else x, PTR.diff(), tau=0.5)
 
 
 def motions(x: Tensor) -> Motion:
