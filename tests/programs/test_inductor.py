@@ -14,7 +14,7 @@ PROGRAMS: dict[str, list[Row]] = {}  # kind or whole model -> rows
 for name, row in ROWS.items():
     PROGRAMS.setdefault(name if row.whole else row.kind, []).append(row)
 OFTEN = {  # the others take minutes
-    *((kind, True, True) for kind in PROGRAMS if kind not in ROWS),
+    *((kind, True, kind != "distributions") for kind in PROGRAMS if kind not in ROWS),
     ("flat mlp", False, False),
     ("points gnn", True, False),
 }
