@@ -22,7 +22,7 @@ MODES = [(training, dynamic) for training in (False, True) for dynamic in (False
 UNRUN = {(name, *mode) for name, row in ROWS.items() if row.whole for mode in MODES} - test_inductor.OFTEN
 UNRUN |= {("backbones", False, True), ("backbones", True, False), ("distributions", True, True)}
 UNRUN |= {("AOTInductor", name) for name, row in ROWS.items() if row.whole and name != "points gnn"}
-UNRUN |= {("ONNX", name) for name in ("pattern vit (edge_attr, key)", "points transformer")}
+UNRUN |= {("ONNX", "pattern vit (edge_attr, key)")}
 
 
 class Column(NamedTuple):
