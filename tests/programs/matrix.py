@@ -20,7 +20,7 @@ PASSES, NONE, HAND, UNKNOWN = "yes", "–", " †", "?"
 MODES = [(training, dynamic) for training in (False, True) for dynamic in (False, True)]
 # Inductor's programs, and models in a file format, that nobody has run
 UNRUN = {(name, *mode) for name, row in ROWS.items() if row.whole for mode in MODES} - test_inductor.OFTEN
-UNRUN |= {("backbones", False, True), ("backbones", True, False), ("distributions", True, True)}
+UNRUN |= {("backbones", False, True), ("backbones", True, False)}
 UNRUN |= {
     ("AOTInductor", name)
     for name, row in ROWS.items()
