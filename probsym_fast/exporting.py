@@ -107,6 +107,8 @@ def export(
                 aten.searchsorted.Tensor: _searched,
                 aten.sort.stable: _sorted,
                 aten.argsort.stable: lambda x, **named: _sorted(x, **named)[1],
+                aten.cdist.default: _distances,
+                aten.kthvalue.default: _smallest,
             }
         )
     return found
@@ -178,6 +180,18 @@ def _sorted(x: Tensor, *, stable: bool | None = None, dim: int = -1, descending:
     """ONNX's TopK puts the first of equals first."""
     values, order = torch.topk(x, x.shape[dim], dim, largest=descending)
     return values, order
+
+
+def _distances(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
+    if p != 2:
+        return NotImplemented
+    return (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1).sqrt()
+
+
+def _smallest(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, ...]:
+    """The k-th one, counted from 1."""
+    found = (y.narrow(dim, k - 1, 1) for y in torch.topk(x, k, dim, largest=False))
+    return tuple(y if keepdim else y.squeeze(dim) for y in found)
 
 
 class _Program(nn.Module):

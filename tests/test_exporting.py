@@ -1,4 +1,4 @@
-"""`psf.export`: programs of tensors, run by torch in another process, by C++ and by ONNX Runtime."""
+"""`psf.export`: programs of tensors, run by torch in another process and by C++. tests/programs has those of ONNX."""
 
 import os
 import re
@@ -158,25 +158,6 @@ def test_in_cpp(tmp_path):
     with torch.no_grad():
         expected = model(psf.Graphs(x, edges, torch.tensor([0, 3, 5])), S, seed=7)[0]
     assert torch.allclose(torch.tensor([float(x) for x in done.stdout.split()]), expected.flatten(), atol=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("make", [flat_mlp, gin_with_identifiers])
-def test_in_onnx(make, tmp_path):
-    for name in ("onnx", "onnxscript"):
-        pytest.importorskip(name)
-    runtime = pytest.importorskip("onnxruntime")
-    model, batch = make()
-    program = psf.export(model.eval(), batch, S, backend="onnx")
-    torch.onnx.export(program, dynamo=True, verbose=False).save(tmp_path / "model.onnx")
-    session = runtime.InferenceSession(tmp_path / "model.onnx")
-    names = [x.name for x in session.get_inputs()]
-    assert names == ["x", "edge_index", "ptr", "seed"]
-
-    def run(*inputs):
-        return torch.from_numpy(session.run(None, {k: x.numpy() for k, x in zip(names, inputs, strict=True)})[0])
-
-    check(run, program, model, [graphs(*sizes) for sizes in SIZES])
 
 
 # --- refused ---

@@ -1,6 +1,5 @@
-"""Programs recorded from whole models (Inductor, torch.export, AOTInductor): the numbers of the eager model."""
+"""Programs recorded from whole models: seeds, chunks, and what is refused. tests/programs has every model and tool."""
 
-import copy
 import warnings
 
 import pytest
@@ -55,53 +54,6 @@ def points_transformer():
     backbone = models.Transformer(width=16, layers=1, feedforward=16, read=range(0, 25, 6))
     pieces = backbone, models.PairTokens(), models.NodeReadout(displacement=True)
     return Symmetrized(*pieces, Learned(groups.Symmetric(5) * groups.Euclidean(3), network, tau=0.1)), clouds()
-
-
-def pattern_vit():
-    size = {"N": 32, "width": 192, "grid": 4}
-    pieces = (
-        models.timm_backbone("vit_tiny_patch16_224", grid=4, read="diagonal", depth=2),
-        models.GraphTokens(**size, node_features=2, nodes="diagonal"),
-        models.DiagonalReadout(**size, out_features=3),
-    )
-    return graph_model(32, *pieces), graphs(20, 25, 32)
-
-
-MODELS = {make.__name__: make for make in (flat_mlp, gin_with_identifiers, points_gnn, points_transformer, pattern_vit)}
-
-
-def step(run, model: nn.Module, batch) -> list[torch.Tensor]:
-    """Prediction, penalties, all gradients, and the buffers after it."""
-    model.zero_grad()
-    prediction, penalties = run(batch, S, seed=SEED)
-    (prediction.square().mean() + sum(penalties.values())).backward()
-    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-    return [
-        prediction.detach(),
-        *(x.detach() for x in penalties.values()),
-        *gradients,
-        *map(torch.clone, model.buffers()),
-    ]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
-def test_inductor(make, training):
-    """Its own code, of one graph without a break: values, gradients and running statistics of the eager model.
-
-    In float64: through the batch statistics of Vector Neurons gradients in float32 keep three digits.
-    """
-    torch._dynamo.reset()
-    model, batch = make()
-    model.double().train(training)
-    batch = batch.to(torch.float64)
-    before = copy.deepcopy(model.state_dict())
-    expected = step(model, model, batch)
-    model.load_state_dict(before)
-    found = step(torch.compile(model, fullgraph=True), model, batch)
-    for x, y in zip(found, expected, strict=True):
-        assert (x - y).abs().max() <= 1e-9 * y.abs().max().clamp(min=1e-2)
 
 
 class Program(nn.Module):

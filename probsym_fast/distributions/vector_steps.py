@@ -18,8 +18,8 @@ from probsym_fast._autocast import without_autocast
 from probsym_fast._checks import transformed
 from probsym_fast.distributions._fused import Fused, gradient, needs_definition
 
-SLOPE = 0.2  # of the leaky ReLU
-NORM_EPS = 1e-6  # |p| is sqrt(<p, p> + NORM_EPS^2): smooth at zero
+# |p| is sqrt(<p, p> + 1e-12), smooth at zero, and the leaky ReLU has the slope 0.2 = 1 - 0.8. These are literals: with
+# dynamic=True torch.compile fails on a float of the module that several autograd functions read.
 AT_ONCE = 1_600_000  # values held at a time on a CPU: few enough for its cache, enough to pay for a call
 AT_ONCE_ELSEWHERE = 16_000_000  # on a GPU: a kernel then takes longer than its launch
 
@@ -60,7 +60,7 @@ def _per_channel(x: Tensor, like: Tensor) -> Tensor:
 
 
 def _norm(p: Tensor) -> Tensor:
-    return (dot(p, p) + NORM_EPS**2).sqrt()
+    return (dot(p, p) + 1e-12).sqrt()
 
 
 class NormMoments(Fused):
@@ -73,7 +73,7 @@ class NormMoments(Fused):
 
     @staticmethod
     def forward(ctx, p: Tensor) -> tuple[Tensor, Tensor]:
-        norm = dot(p, p).add_(NORM_EPS**2).sqrt_()
+        norm = dot(p, p).add_(1e-12).sqrt_()
         flat = norm.flatten(1)
         mean = flat.mean(1)
         ctx.save_for_backward(p, norm, mean)
@@ -111,7 +111,7 @@ class PairNormMoments(Fused):
         parts = []
         for m in some_clouds(clouds, weight.shape[0] * dim * n * n, x.device):
             p = _pairs(linear(weight, x[..., m]).unflatten(0, (2, -1)))
-            norm = dot(p, p).add_(NORM_EPS**2).sqrt_().flatten(1)
+            norm = dot(p, p).add_(1e-12).sqrt_().flatten(1)
             taken = near[..., m].to(norm.dtype).flatten()
             count = taken.sum()
             mean = (norm @ taken).div_(count)
@@ -135,7 +135,7 @@ class PairNormMoments(Fused):
             for m in some_clouds(clouds, weight.shape[0] * dim * n * n, x.device):
                 some = x[..., m].flatten(1)
                 p = _pairs((weight @ some).view(2, -1, *x[..., m].shape[1:]))
-                norm = dot(p, p).add_(NORM_EPS**2).sqrt_()
+                norm = dot(p, p).add_(1e-12).sqrt_()
                 ratio = _norm_ratio(norm, mean, count, d_mean, d_variance).mul_(near[..., m].to(norm.dtype))
                 p.mul_(ratio.unsqueeze(1))
                 d_out = torch.cat([p.sum(2), p.sum(3)]).flatten(1)
@@ -160,10 +160,10 @@ def _highest(height: Tensor) -> Tensor:
 
 def _activation_factors(p: Tensor, d: Tensor, scale: Tensor, shift: Tensor):
     """The activation is s p - c d. Returns s, c and what the gradient needs: 1/|p|, <p, d>, <d, d>."""
-    inverse_norm = dot(p, p).add_(NORM_EPS**2).rsqrt_()
+    inverse_norm = dot(p, p).add_(1e-12).rsqrt_()
     s = torch.addcmul(_per_channel(scale, inverse_norm), _per_channel(shift, inverse_norm), inverse_norm)
-    pd, dd = dot(p, d), dot(d, d).add_(NORM_EPS)
-    c = (s * pd).clamp_max_(0).mul_(1 - SLOPE).div_(dd)
+    pd, dd = dot(p, d), dot(d, d).add_(1e-6)
+    c = (s * pd).clamp_max_(0).mul_(0.8).div_(dd)
     return s, c, inverse_norm, pd, dd
 
 
@@ -174,7 +174,7 @@ def _activation_gradient(
     s, c, inverse_norm, pd, dd = factors
     d_s = dot(g, p)
     e = dot(g, d).div_(dd).mul_(c.sign())  # d_c / <d, d> on the leaky side, c < 0
-    d_pd = e * (1 - SLOPE)
+    d_pd = e * 0.8
     d_s.addcmul_(d_pd, pd)
     d_pd.mul_(s)
     d_shift = d_s * inverse_norm
@@ -197,7 +197,7 @@ class VectorActivation(Fused):
     def definition(p: Tensor, d: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         norm = _norm(p)
         s = _per_channel(scale, norm) + _per_channel(shift, norm) / norm
-        c = F.relu(-s * dot(p, d)) * (SLOPE - 1) / (dot(d, d) + NORM_EPS)
+        c = F.relu(-s * dot(p, d)) * -0.8 / (dot(d, d) + 1e-6)
         return p * s.unsqueeze(1) - d * c.unsqueeze(1)
 
     @staticmethod

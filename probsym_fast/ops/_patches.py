@@ -58,7 +58,7 @@ def most_places(N: int, grid: int, pad_mode: str, centered: bool) -> int:
         return 1 + max(front, places - N - front)
     # "reflect" walks from one end to the other in N - 1 steps, and back: a full walk meets an inner slot twice
     length = N - 1
-    walks, rest = divmod(places, 2 * length)
+    walks, rest = places // (2 * length), places % (2 * length)  # torch.compile has no divmod of dynamic sizes
     if N == 2:  # two ends, each met once per walk
         return walks + min(rest, 1)
     # the rest starts at -front: it meets an inner slot twice if it passes an end and goes on, once if it holds one

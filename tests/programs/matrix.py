@@ -1,9 +1,8 @@
-"""The table of docs/programs.md, made from the rows and columns that the tests use.
+"""The tables of docs/programs.md, made from the rows and columns that the tests use.
 
     python -m tests.programs.matrix
 
-writes the page. A column says what a row's cell holds, and which tests fill it. To add one, add it to COLUMNS: cells that
-depend on the row are a function of its name and the row, and raise KeyError for a row that nobody tests.
+writes the page. A column says what a row's cell holds, and which tests fill it. To add one, add it to TABLES.
 """
 
 from __future__ import annotations
@@ -12,10 +11,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.programs import test_deployed, test_inductor
 from tests.programs.rows import ROWS, Row
+from tests.programs.runs import seeded
 
 PAGE = Path(__file__).parents[2] / "docs" / "programs.md"
-PASSES, NONE = "yes", "–"
+PASSES, NONE, HAND, UNKNOWN = "yes", "–", " †", "?"
+MODES = [(training, dynamic) for training in (False, True) for dynamic in (False, True)]
+# Inductor's programs, and models in a file format, that nobody has run
+UNRUN = {(name, *mode) for name, row in ROWS.items() if row.whole for mode in MODES} - test_inductor.OFTEN
+UNRUN |= {("backbones", False, True), ("backbones", True, False)}
+UNRUN |= {
+    ("AOTInductor", name)
+    for name, row in ROWS.items()
+    if row.whole and name not in ("points gnn", "flat mlp", "gin with identifiers")
+}
 
 
 class Column(NamedTuple):
@@ -28,66 +38,96 @@ def recorded(name: str, row: Row) -> str:
     return "refuses" if row.refuses else PASSES
 
 
-def starred(row: Row) -> str:
-    return " *" if row.slow else ""
-
-
-def exported(name: str, row: Row) -> str:
-    return recorded(name, row) + starred(row)
+def trained(name: str, row: Row) -> str:
+    return recorded(name, row) if row.trains else NONE
 
 
 def compilations(most: int) -> Callable[[str, Row], str]:
     def cell(name: str, row: Row) -> str:
         if most == 3 and not row.trains:
             return NONE
-        return "refuses" if row.refuses else f"≤ {most + row.programs - 1}" + starred(row)
+        return "refuses" if row.refuses else f"≤ {most + row.programs - 1}"
 
     return cell
 
 
-def trained(name: str, row: Row) -> str:
-    return recorded(name, row) if row.trains else NONE
+def checked(runs: list[tuple], often: set[tuple]) -> str:
+    if any(run in UNRUN for run in runs):
+        return UNKNOWN
+    return PASSES + (HAND if any(run not in often for run in runs) else "")
 
 
-COLUMNS = [
+def inductor(training: bool) -> Callable[[str, Row], str]:
+    def cell(name: str, row: Row) -> str:
+        if row.refuses or (training and not row.trains):
+            return trained(name, row) if training else recorded(name, row)
+        program = name if row.whole else row.kind
+        return checked([(program, training, dynamic) for dynamic in (False, True)], test_inductor.OFTEN)
+
+    return cell
+
+
+def deployed(form: str) -> Callable[[str, Row], str]:
+    return lambda name, row: checked([(form, name)], {(form, often) for often in test_deployed.OFTEN[form]})
+
+
+def where(wanted: Callable[[Row], bool], attention: bool = False) -> Callable[[str, Row], str]:
+    """attention: torch's fused one cannot do it."""
+
+    def cell(name: str, row: Row) -> str:
+        if not wanted(row):
+            return NONE
+        return "math" if attention and row.attention else PASSES
+
+    return cell
+
+
+COMPILED = [
     Column("compile, eval", "test_compilations.py", compilations(2)),
     Column("compile, training", "test_compilations.py", compilations(3)),
-    Column("export, strict", "test_export.py", exported),
-    Column("export, not strict", "test_export.py", exported),
+    Column("Inductor, eval", "test_inductor.py", inductor(False)),
+    Column("Inductor, training", "test_inductor.py", inductor(True)),
+    Column("export, strict", "test_export.py", recorded),
+    Column("export, not strict", "test_export.py", recorded),
+    Column("AOTInductor", "test_deployed.py", deployed("AOTInductor")),
+    Column("ONNX", "test_deployed.py", deployed("ONNX")),
     Column("FakeTensor, forward", "test_fake.py", recorded),
     Column("FakeTensor, backward", "test_fake.py", trained),
 ]
+EAGER = [
+    Column("eager", "test_fake.py", where(lambda row: True)),
+    Column("grad, vjp, jvp", "test_transforms.py", where(lambda row: row.differentiable, attention=True)),
+    Column("vmap", "test_transforms.py", where(lambda row: row.differentiable or seeded(row), attention=True)),
+    Column("vmap over models", "test_transforms.py", where(lambda row: row.learns, attention=True)),
+    Column("double backward", "test_transforms.py", where(lambda row: row.differentiable, attention=True)),
+    Column("checkpoint", "test_state.py", where(lambda row: row.trains or row.differentiable)),
+    Column("bfloat16, float16", "test_half.py", where(lambda row: True)),
+    Column("autocast", "test_state.py", where(lambda row: True)),
+    Column("copy, pickle, state, meta", "test_state.py", where(lambda row: row.part is not None)),
+    Column("DDP, FSDP2", "test_parallel.py", where(lambda row: row.learns)),
+]
+WHOLE = ("AOTInductor", "ONNX")  # columns of whole models
 
 BEFORE = r"""# Programs
 
 Which parts of the package work in which tool of PyTorch. The tests in `tests/programs` check the cells, and
 `python -m tests.programs.matrix` makes this page from them.
 
-- **yes**: the same numbers as eager.
+- **yes**: the same numbers as eager. Near them in autocast and with bfloat16 or float16 weights.
 - **≤ 2**: the same, and six batch sizes, six edge counts or six numbers of points compile at most that often. The first
   program is for one size, the second for any.
-- **refuses**: an error names the way out. See below the table.
-- **–**: it has nothing to train.
-- **\***: its test is marked slow, and has not been run since it was written.
+- **refuses**: an error names the way out. See below the tables.
+- **math**: torch's fused attention has no such derivative. Yes inside `sdpa_kernel(SDPBackend.MATH)` of `torch.nn.attention`.
+- **†**: at least one of its tests takes minutes, and was run by hand, on a CPU with torch 2.14.
+- **?**: its tests take minutes, and not all of them have been run.
+- **–**: it has nothing to train, to differentiate or to store.
 
-Exported programs take any number of graphs, nodes, edges and points.
+Inductor compiles for one size and for any (`dynamic=False` and `True`). DDP has a static graph. Exported programs take any
+number of graphs, nodes, edges and points.
 
 """
 
-
-def page() -> str:
-    head = [column.title for column in COLUMNS]
-    text = BEFORE
-    for kind in dict.fromkeys(row.kind for row in ROWS.values()):
-        text += f"## {kind.capitalize()}\n\n"
-        text += "| | " + " | ".join(head) + " |\n|" + "---|" * (len(head) + 1) + "\n"
-        for name, row in ROWS.items():
-            if row.kind == kind:
-                text += f"| {name} | " + " | ".join(column.cell(name, row) for column in COLUMNS) + " |\n"
-        text += "\n"
-    text += "## What refuses, and the way out\n\n"
-    text += "".join(f"- {name}: `{row.refuses}`.\n" for name, row in ROWS.items() if row.refuses)
-    text += """
+AFTER = """
 `Frame` computes its classes from values. Compute them first with `laplacian_keys` of `probsym_fast.distributions.laplacian`:
 `batch.replace(frame=laplacian_keys(batch.edge_index, batch.ptr))`.
 
@@ -98,8 +138,28 @@ def page() -> str:
 - `VectorNeurons` takes all clouds at once in a recorded program. `model.chunk` bounds the memory.
 - One graph, one edge or one cloud are programs of their own: torch treats sizes 0 and 1 apart.
 - Clouds with no more points than `neighbors` are a program of their own.
+- An exported program with a backbone of timm takes two graphs or more (`Guard failed: -1 + ptr.size()[0] >= 2`). Add an empty
+  graph to a batch of one, or export an example of one graph with `dynamic=("nodes", "edges")`.
+- Batch statistics magnify rounding. `VectorNeurons` with bfloat16 weights is near float32 in eval only.
 """
-    return text
+
+
+def table(kind: str, columns: list[Column]) -> str:
+    columns = [column for column in columns if column.title not in WHOLE or kind == "whole models"]
+    text = "| | " + " | ".join(column.title for column in columns) + " |\n|" + "---|" * (len(columns) + 1) + "\n"
+    for name, row in ROWS.items():
+        if row.kind == kind:
+            text += f"| {name} | " + " | ".join(column.cell(name, row) for column in columns) + " |\n"
+    return text + "\n"
+
+
+def page() -> str:
+    text = BEFORE
+    for kind in dict.fromkeys(row.kind for row in ROWS.values()):
+        text += f"## {kind.capitalize()}\n\n" + table(kind, COMPILED) + table(kind, EAGER)
+    text += "## What refuses, and the way out\n\n"
+    text += "".join(f"- {name}: `{row.refuses}`.\n" for name, row in ROWS.items() if row.refuses)
+    return text + AFTER
 
 
 if __name__ == "__main__":

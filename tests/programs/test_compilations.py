@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from tests.programs.rows import SIZES, cases_by_axis, refused, step
+from tests.programs.cases import cases_by_axis, refused
+from tests.programs.rows import SIZES, step
 
 MOST = {False: 2, True: 3}  # training -> compilations
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from tests.programs.rows import SIZES, cases, refused, varying
+from tests.programs.cases import cases, refused
+from tests.programs.rows import SIZES, varying
 
 
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "not-strict"])

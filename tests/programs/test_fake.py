@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tests.programs.rows import SIZES, cases, refused, step
+from tests.programs.cases import cases, refused
+from tests.programs.rows import SIZES, step
 
 SIZE = SIZES["batch"][1]
 

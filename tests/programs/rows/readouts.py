@@ -1,0 +1,50 @@
+"""Readouts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from probsym_fast import models
+from probsym_fast.groups import Euclidean, Graphs, Motion, PointClouds, Symmetric
+from tests.programs.rows.base import Rows, Size
+from tests.programs.rows.inputs import GRID, C, D, N, S, clouds, frames, graphs, paired, scores, soft
+
+ROWS = Rows("readouts")
+
+
+def read(part: nn.Module, outputs: Tensor, batch: Graphs, given: Tensor) -> Tensor:
+    return part(outputs, batch, Symmetric(N), soft(batch, given))
+
+
+def of_tokens(name: str, make: Callable[[], nn.Module], *shape: int, pairs: bool = False, **settings: Any) -> None:
+    def inputs(size: Size) -> tuple:
+        return torch.randn(size.batch, S, *shape, D), (paired if pairs else graphs)(size), scores(size)
+
+    ROWS.add(name, read, inputs, part=make, **settings)
+
+
+of_tokens("MeanReadout", models.MeanReadout, trains=False)
+of_tokens("GraphReadout", lambda: models.GraphReadout(D, C))
+of_tokens("SlotReadout", lambda: models.SlotReadout(N, D, C))
+of_tokens("DiagonalReadout", lambda: models.DiagonalReadout(N, D, GRID, C), GRID)
+of_tokens("PairReadout", lambda: models.PairReadout(N, D, GRID), GRID**2, pairs=True, axes=("batch", "edges"))
+
+
+def placed(part: nn.Module, outputs: Tensor, batch: PointClouds, frame: Tensor) -> Tensor:
+    g = Motion(frame, batch.center[:, None].expand(-1, S, -1))
+    return part(outputs, batch, Euclidean(3), g)
+
+
+for displacement in (False, True):
+    ROWS.add(
+        f"NodeReadout ({'displacements' if displacement else 'positions'})",
+        placed,
+        lambda size: (torch.randn(size.batch, S, size.nodes, 3), clouds(size), frames(size)),
+        part=lambda displacement=displacement: models.NodeReadout(displacement),
+        axes=("batch", "nodes"),
+        trains=False,
+    )
