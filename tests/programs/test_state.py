@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from probsym_fast.groups import Draws, Euclidean, Graphs, PointClouds, Symmetric
-from probsym_fast.models import DiagonalReadout
+from probsym_fast.models import DiagonalReadout, FusedEncoder
 from probsym_fast.ops import Permutation, soft_permutation, using_backend
 from tests.conftest import assert_near
 from tests.ops.test_backends import CALLS
@@ -56,7 +56,11 @@ def test_autocast(row, training):
     assert all(torch.equal(x, state[key]) for key, x in program.state_dict().items() if key.startswith(exact))
     program.load_state_dict(before)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        assert all(torch.equal(x, y) for x, y in zip(tree_leaves(program(inputs)), found, strict=True))
+        for x, y in zip(tree_leaves(program(inputs)), found, strict=True):
+            if isinstance(program.part, FusedEncoder):  # torch's encoder has a path of its own without gradients
+                assert_near(x.float(), y.float(), BOUND)
+            else:
+                assert torch.equal(x, y)
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])

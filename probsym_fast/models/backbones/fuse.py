@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probsym_fast import ops
+from probsym_fast._checks import transformed
 from probsym_fast.models.backbones.fused import OnePass, hooked, row, why_not
 from probsym_fast.models.backbones.transformer import FEEDFORWARD, TOKENS, WIDTH
 
@@ -51,7 +52,9 @@ class FusedEncoder(OnePass):
         if lengths is not None and lengths.shape != lead:
             raise ValueError(f"FusedEncoder: lengths must be {tuple(lead)}, got {tuple(lengths.shape)}")
         x, lengths = x.reshape(-1, *x.shape[-2:]), None if lengths is None else lengths.flatten()
-        if x.shape[1] > TOKENS or self.why_modules(x.device, x.dtype) is not None:
+        # under a transform the op is its reference, which has every derivative; the encoder has not
+        instead = self._why_not_fused() if transformed() else self.why_modules(x.device, x.dtype)
+        if x.shape[1] > TOKENS or instead is not None:
             y = self._by_modules(x, lengths)
         else:
             y = ops.transformer(
@@ -82,6 +85,10 @@ class FusedEncoder(OnePass):
         return y * (torch.arange(y.shape[1], device=y.device) < lengths[:, None])[..., None]
 
     def _why_modules(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        return self._why_not_fused() or why_not(ops.OPS["transformer"], self._parts(), {}, device, dtype)
+
+    def _why_not_fused(self) -> str | None:
+        """Why the encoder, as it is now, computes something else than the op."""
         layers = list(self.encoder.layers)
         for layer in layers:
             if problem := _problem(layer) or _difference(layer, layers[0]):
@@ -91,7 +98,7 @@ class FusedEncoder(OnePass):
             return f"width {width}, feedforward {feedforward}"
         if any(hooked(part) for part in (self.encoder, *layers, *(layer.self_attn for layer in layers))):
             return "a layer has a hook"
-        return why_not(ops.OPS["transformer"], self._parts(), {}, device, dtype)
+        return None
 
     def _parts(self) -> list[nn.Module | Tensor]:
         return [
