@@ -1,5 +1,6 @@
 // aggregate on the CPU: every node sums its neighbours' rows; the gradient does the same with the edges reversed.
 #include "../kernels.h"
+#include "adjacency.h"
 #include "rows.h"
 #define PSF_KERNEL "aggregate.kernel.h"
 #include "each_isa.h"
@@ -24,28 +25,11 @@ void check(Arguments& in, const Tensor& x, const Tensor& edge_index, const Maybe
 
 Tensor sum_over(const Tensor& x_in, const Tensor& edges_in, const Maybe& ptr_in, const Maybe& own_in, int64_t from_axis) {
   const Tensor x = x_in.contiguous(), edges = edges_in.contiguous(), ptr = ptr_in ? ptr_in->contiguous() : Tensor(), out = empty_like(x);
-  const int64_t graphs = ptr_in ? ptr.size(0) - 1 : 0, nodes = x.size(0) - graphs, E = edges.size(1);
+  const int64_t graphs = ptr_in ? ptr.size(0) - 1 : 0, nodes = x.size(0) - graphs;
   const int64_t width = x.size(0) ? x.numel() / x.size(0) : 0;
-  const int64_t *from = edges.const_data_ptr<int64_t>() + from_axis * E, *to = edges.const_data_ptr<int64_t>() + (1 - from_axis) * E;
-  std::vector<int64_t> begin(nodes + 1), neighbors(E), graph(nodes);
-  for (int64_t e = 0; e < E; ++e) {
-    PSF_CHECK_VALUE(std::min(from[e], to[e]) >= 0 && std::max(from[e], to[e]) < nodes, "aggregate: edge_index must hold node numbers 0 to ",
-                      nodes - 1, ", got ", edges.const_data_ptr<int64_t>()[e], " and ", edges.const_data_ptr<int64_t>()[E + e], " in column ", e);
-    ++begin[to[e] + 1];
-  }
-  for (int64_t i = 0; i < nodes; ++i) begin[i + 1] += begin[i];
-  std::vector<int64_t> next(begin.begin(), begin.end() - 1);
-  for (int64_t e = 0; e < E; ++e) neighbors[next[to[e]]++] = from[e];
+  const Adjacency edges_to("aggregate", edges, nodes, from_axis);
   const int64_t* offsets = ptr_in ? ptr.const_data_ptr<int64_t>() : nullptr;
-  if (offsets) PSF_CHECK_VALUE(offsets[0] == 0 && offsets[graphs] == nodes, "aggregate: ptr must rise from 0 to the ", nodes,
-                                 " nodes, x's rows less one a graph, got ", offsets[0], " to ", offsets[graphs]);
-  for (int64_t b = 0; b < graphs; ++b) {
-    PSF_CHECK_VALUE(offsets[b] <= offsets[b + 1] && offsets[b + 1] <= nodes, "aggregate: ptr must rise, got ", offsets[b + 1], " after ", offsets[b]);
-    std::fill(graph.begin() + offsets[b], graph.begin() + offsets[b + 1], b);
-  }
-  for (int64_t e = 0; offsets && e < E; ++e)
-    PSF_CHECK_VALUE(graph[from[e]] == graph[to[e]], "aggregate: edge_index must join nodes of one graph, got column ", e, " from graph ",
-                      graph[edges.const_data_ptr<int64_t>()[e]], " to graph ", graph[edges.const_data_ptr<int64_t>()[E + e]]);
+  const std::vector<int64_t> graph = offsets ? graph_of_nodes("aggregate", offsets, graphs, nodes, edges) : std::vector<int64_t>();
   PSF_DISPATCH_FLOATING(x.scalar_type(), [&] {
     using T = scalar_t;
     const T* rows = x.const_data_ptr<T>();
@@ -56,7 +40,7 @@ Tensor sum_over(const Tensor& x_in, const Tensor& edges_in, const Maybe& ptr_in,
         T* sum = sums + i * width;
         PSF_DISPATCH(start_row<T>(rows + i * width, i < nodes ? own : own + T(1), width, sum));
         if (i < nodes) {
-          PSF_DISPATCH(add_rows<T>(rows, neighbors.data() + begin[i], begin[i + 1] - begin[i], width, sum));
+          PSF_DISPATCH(add_rows<T>(rows, edges_to.neighbors.data() + edges_to.begin[i], edges_to.begin[i + 1] - edges_to.begin[i], width, sum));
           if (offsets) PSF_DISPATCH(add_range<T>(rows + (nodes + graph[i]) * width, 1, width, sum));
         } else {
           const int64_t b = i - nodes;

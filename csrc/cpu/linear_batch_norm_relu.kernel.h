@@ -1,6 +1,8 @@
 // Rows of C channels: their moments and normalisation, a vector of channels at a time.
 #include "vectors.h"
 
+#include "products.h"
+
 // Mean and sum of the squared distances from it.
 template <class T> void moments(const T* __restrict__ z, int64_t rows, int64_t C, T* __restrict__ mean, T* __restrict__ squares) {
   for (int64_t c = 0; c < C; c += lanes<T>) {
@@ -54,28 +56,5 @@ void input_gradients(const T* __restrict__ d_y, const T* z, const T* __restrict_
       const Vec<T> g = passed<T>(v, load_some(d_y + c, count), a, load_some(shift + c, count));
       const Vec<T> d = a * g - load_some(offset + c, count) - load_some(slope + c, count) * (v - load_some(mean + c, count));
       store_some(d_z + c, d, count);
-    }
-}
-// out (I, K): out[i] = sum_r a[i step_i + r step_r] b[r], b (R, K), in tiles of 4 by a few vectors, summed in registers.
-template <class T>
-void products(const T* a, int64_t step_i, int64_t step_r, const T* b, int64_t I, int64_t R, int64_t K, T* out) {
-  constexpr int vectors = PSF_VECTOR_BYTES == 64 ? 4 : 2;
-  constexpr int64_t wide = vectors * lanes<T>;
-  const int64_t tiled_i = I / 4 * 4, tiled_k = K / wide * wide;
-  for (int64_t k = 0; k < tiled_k; k += wide)
-    for (int64_t i = 0; i < tiled_i; i += 4) {
-      Vec<T> sum[4][vectors] = {};
-      for (int64_t r = 0; r < R; ++r)
-        for (int v = 0; v < vectors; ++v) {
-          const Vec<T> some = load(b + r * K + k + v * lanes<T>);
-          for (int n = 0; n < 4; ++n) sum[n][v] += a[(i + n) * step_i + r * step_r] * some;
-        }
-      for (int n = 0; n < 4; ++n)
-        for (int v = 0; v < vectors; ++v) store(out + (i + n) * K + k + v * lanes<T>, sum[n][v]);
-    }
-  for (int64_t i = 0; i < I; ++i)  // the rest after the tiles
-    if (const int64_t done = i < tiled_i ? tiled_k : 0; done < K) {
-      std::memset(out + i * K + done, 0, (K - done) * sizeof(T));
-      for (int64_t r = 0; r < R; ++r) axpy(out + i * K + done, a[i * step_i + r * step_r], b + r * K + done, K - done);
     }
 }

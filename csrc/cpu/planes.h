@@ -245,6 +245,16 @@ struct Relu {
   template <class T> static Vec<T> value(Vec<T> x) { return x > T(0) ? x : x == x ? Vec<T>{} : x; }
   template <class T> static Vec<T> slope(Vec<T> x) { return x > T(0) ? splat<T>(1) : Vec<T>{}; }
 };
+struct Tanh {
+  template <class T> static Vec<T> value(Vec<T> x) {
+    const Vec<T> e = exponential<T>((x > T(0) ? x : -x) * T(-2)), t = (T(1) - e) * reciprocal<T>(T(1) + e);
+    return x > T(0) ? t : x == x ? -t : x;
+  }
+  template <class T> static Vec<T> slope(Vec<T> x) {
+    const Vec<T> t = value<T>(x);
+    return T(1) - t * t;
+  }
+};
 struct Silu {  // x / (1 + exp(-x))
   template <class T> static Vec<T> sigmoid(Vec<T> x) { return reciprocal<T>(T(1) + exponential<T>(x < T(-80) ? splat<T>(80) : -x)); }
   template <class T> static Vec<T> value(Vec<T> x) { return x * sigmoid<T>(x); }

@@ -10,6 +10,7 @@ from probsym_fast.ops.act_orthogonal import act_orthogonal
 from probsym_fast.ops.aggregate import aggregate
 from probsym_fast.ops.embed import embed_edges, embed_nodes
 from probsym_fast.ops.embed_matrix import embed_matrix
+from probsym_fast.ops.gin import gin
 from probsym_fast.ops.linear_batch_norm_relu import linear_batch_norm_relu
 from probsym_fast.ops.message_passing import message_passing
 from probsym_fast.ops.node_identifiers import node_identifiers
@@ -34,6 +35,7 @@ __all__ = [
     "embed_edges",
     "embed_matrix",
     "embed_nodes",
+    "gin",
     "linear_batch_norm_relu",
     "message_passing",
     "node_identifiers",

@@ -16,9 +16,7 @@ def _shapes(x, edges, weights, width, layers, out_features, keep):
     return y, x.new_empty(kept_rows(M) if keep else 0, (layers + 1) * n * width)
 
 
-def _gradient_shapes(
-    d_y, x, edges, weights, kept, width, layers, out_features, needs_x, needs_edges, needs_weights
-):
+def _gradient_shapes(d_y, x, edges, weights, kept, width, layers, out_features, needs_x, needs_edges, needs_weights):
     return tuple(
         like.new_empty(like.shape) if needed else None
         for like, needed in ((x, needs_x), (edges, needs_edges), (weights, needs_weights))

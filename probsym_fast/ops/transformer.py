@@ -146,9 +146,7 @@ def _checked_read(read: Sequence[int] | None, tokens: int) -> list[int]:
 
 def _check_lengths(lengths: Tensor, x: Tensor, read: Sequence[int] | None) -> None:
     if not isinstance(lengths, Tensor) or lengths.dtype != torch.int64:
-        raise TypeError(
-            f"transformer: lengths must be int64, got {getattr(lengths, 'dtype', type(lengths).__name__)}"
-        )
+        raise TypeError(f"transformer: lengths must be int64, got {getattr(lengths, 'dtype', type(lengths).__name__)}")
     if tuple(lengths.shape) != (x.shape[0],):
         raise ValueError(f"transformer: lengths must be (M,) = ({x.shape[0]},), got {tuple(lengths.shape)}")
     if lengths.device != x.device:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from probsym_fast.ops.gin import weights_of as gin_count
 from probsym_fast.ops.message_passing import weights_of as message_count
 from probsym_fast.ops.transformer import weights_of as transformer_count
 
@@ -22,6 +23,10 @@ def transformer_weights(settings: Mapping, tokens: int, device="cpu") -> Tensor:
 def message_weights(features: int, edge_features: int, width: int, layers: int, out: int, device="cpu") -> Tensor:
     count = message_count(features, edge_features, width, layers, out)
     return torch.randn(count, device=device).double() / math.sqrt(width)
+
+
+def gin_weights(width: int, layers: int, out: int, device="cpu") -> Tensor:
+    return torch.randn(gin_count(width, layers, out), device=device).double() / math.sqrt(width)
 
 
 def repeated(x: Tensor, count: int) -> Tensor:

@@ -28,6 +28,7 @@ from probsym_fast.ops import (
     embed_edges,
     embed_matrix,
     embed_nodes,
+    gin,
     linear_batch_norm_relu,
     message_passing,
     node_identifiers,
@@ -39,6 +40,7 @@ from probsym_fast.ops import (
     transformer,
 )
 from probsym_fast.ops._patches import PAD_MODES, patch_size
+from probsym_fast.ops.gin import weights_of as gin_count
 from probsym_fast.ops.message_passing import weights_of as message_count
 from probsym_fast.ops.transformer import weights_of as transformer_count
 from tests.conftest import GRADIENT, VALUE, assert_near
@@ -286,28 +288,50 @@ def node_identifiers_case(d: Draw) -> Case:
     return d.case(lambda backend, x: (node_identifiers(g.ptr, g.p(x), x.weight, backend=backend),), unit)
 
 
-def aggregate_case(d: Draw) -> Case:
+def some_edges(d: Draw) -> tuple[list[int], Tensor, Tensor]:
+    """Sizes of graphs, edges within them, one perhaps of no node, and the offsets."""
     sizes = [d.size(0, 12) for _ in range(d.size(0, 4))]
-    nodes, unit = sum(sizes), d.unit()
-    ptr = d.index(torch.tensor([0, *sizes]).cumsum(0)) if d.chance(0.5) else None
-    if ptr is not None and d.spoil():
-        ptr = ptr + 1
-    starts = torch.tensor([0, *sizes]).cumsum(0).tolist()
-    edges = []
+    starts, edges = torch.tensor([0, *sizes]).cumsum(0), []
     for _ in range(d.size(0, 60)):
         full = [b for b, n in enumerate(sizes) if n]
         if full:
             b = d.random.choice(full)
-            edges.append([starts[b] + d.random.randrange(sizes[b]) for _ in range(2)])
+            edges.append([int(starts[b]) + d.random.randrange(sizes[b]) for _ in range(2)])
     edges = torch.tensor(edges, dtype=torch.int64).reshape(-1, 2).T.clone()
     if edges.numel() and d.spoil():
-        edges[d.pick(0, 1), 0] = d.pick(-1, nodes)
-    edges = d.index(edges)
+        edges[d.pick(0, 1), 0] = d.pick(-1, sum(sizes))
+    return sizes, d.index(edges), d.index(starts)
+
+
+def aggregate_case(d: Draw) -> Case:
+    sizes, edges, offsets = some_edges(d)
+    nodes, unit = sum(sizes), d.unit()
+    ptr = offsets if d.chance(0.5) else None
+    if ptr is not None and d.spoil():
+        ptr = ptr + 1
     rows = nodes + (len(sizes) if ptr is not None else 0)
     d.leaf("x", d.numbers(rows, *[d.size(0, 9) for _ in range(d.pick(0, 1, 2))]), unit)
     if d.chance(0.5):
         d.leaf("own", d.numbers())
     return d.case(lambda backend, x: (aggregate(x.x, edges, own=x.own, ptr=ptr, backend=backend),), unit)
+
+
+def gin_case(d: Draw) -> Case:
+    sizes, edges, ptr = some_edges(d)
+    width, layers, out = d.size(1, 40), d.size(1, 3), d.size(1, 20)
+    if d.spoil():
+        ptr = ptr + 1
+    d.leaf("x", d.numbers(sum(sizes), d.size(0, 9), width))
+    d.leaf("weights", d.numbers(gin_count(width, layers, out) + d.spoil()) * 0.25)
+    activation = "silu" if d.spoil() else d.pick("tanh", "gelu")
+    settings = {"layers": layers, "out_features": out, "activation": activation, "final": d.chance(0.5)}
+    settings["recompute"] = d.chance(0.5)
+    d.amplified = 16.0**layers  # sums over neighbours
+
+    def call(backend, x):
+        return (gin(x.x, edges, ptr, x.weights, **settings, backend=backend),)
+
+    return d.case(call)
 
 
 def linear_batch_norm_relu_case(d: Draw) -> Case:
@@ -522,6 +546,7 @@ CASES: dict[str, tuple[str | None, Callable[[Draw], Case]]] = {  # public name: 
     "embed_edges": ("embed", embed_edges_case),
     "embed_matrix": ("embed_matrix", embed_matrix_case),
     "embed_nodes": ("embed", embed_nodes_case),
+    "gin": ("gin", gin_case),
     "linear_batch_norm_relu": ("linear_batch_norm_relu", linear_batch_norm_relu_case),
     "message_passing": ("message_passing", message_passing_case),
     "node_identifiers": ("node_identifiers", node_identifiers_case),

@@ -235,8 +235,8 @@ def test_own_rows_and_virtual_nodes(device, sizes, dtype):
 def test_bad_virtual_nodes(backend):
     edges, x = torch.tensor([[0], [1]]), torch.randn(5, 2)
     for ptr, message in (
-        ([0, 4, 5], "ptr must rise from 0 to the 3 nodes, x's rows less one a graph, got 0 to 5"),
-        ([1, 2, 3], "ptr must rise from 0 to the 3 nodes, x's rows less one a graph, got 1 to 3"),
+        ([0, 4, 5], "ptr must rise from 0 to the 3 nodes, got 0 to 5"),
+        ([1, 2, 3], "ptr must rise from 0 to the 3 nodes, got 1 to 3"),
         ([0, 1, 0, 2], "ptr must rise, got 0 after 1"),
         ([0] * 8, "ptr must be (B + 1,) int64 with at most x's 5 rows for B, got torch.int64 (8,)"),
     ):

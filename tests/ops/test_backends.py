@@ -11,6 +11,7 @@ import probsym_fast
 from probsym_fast import ops
 from probsym_fast.ops import OPS, _extension
 from probsym_fast.ops._op import BACKENDS
+from probsym_fast.ops.gin import weights_of as gin_count
 from probsym_fast.ops.message_passing import weights_of as message_count
 from probsym_fast.ops.transformer import weights_of as transformer_count
 from tests.conftest import GRADIENT, VALUE, assert_near, implementations, kernels_of
@@ -30,6 +31,7 @@ def on_graphs(call):
     return run
 
 
+GRAPHS = {"layers": 2, "out_features": 2, "activation": "tanh", "final": True}
 MESSAGES = {"width": 4, "layers": 1, "out_features": 2}
 BLOCKS = {"in_features": 3, "width": 4, "layers": 1, "heads": 2, "feedforward": 5, "out_features": 2}
 CALLS = {
@@ -65,6 +67,11 @@ CALLS = {
     "linear_batch_norm_relu": lambda x, backend: ops.linear_batch_norm_relu(
         x.flatten(0, 2), x[0, 0, :2], x[0, 0, 0, :2], x[1, 0, 0, :2], backend=backend
     )[0],
+    "gin": on_graphs(
+        lambda x, edges, ptr, p, weight, backend: ops.gin(
+            x.transpose(1, 2).flatten(0, 1), edges, ptr, repeated(x, gin_count(3, 2, 2)), **GRAPHS, backend=backend
+        )
+    ),
     "message_passing": lambda x, backend: ops.message_passing(
         x.flatten(0, 1), x[:, 0, :, :, None], repeated(x, message_count(3, 1, 4, 1, 2)), **MESSAGES, backend=backend
     ),

@@ -10,6 +10,7 @@ from probsym_fast.ops import (
     embed_edges,
     embed_matrix,
     embed_nodes,
+    gin,
     linear_batch_norm_relu,
     message_passing,
     node_identifiers,
@@ -20,7 +21,7 @@ from probsym_fast.ops import (
     transformer,
 )
 from tests.helpers.items import DTYPES, batch, check, weights
-from tests.helpers.networks import message_weights, transformer_weights
+from tests.helpers.networks import gin_weights, message_weights, transformer_weights
 
 MODULE = _extension.module()
 pytestmark = pytest.mark.skipif(MODULE is None, reason="the extension is not built")
@@ -126,3 +127,8 @@ def test_networks(instruction_set, dtype):
     leaves = [torch.randn(19, 6, 7).double(), torch.randn(19, 6, 6, 2).double(), message_weights(7, 2, 18, 2, 5)]
     call = lambda b, *t: message_passing(*t, width=18, layers=2, out_features=5, backend=b)  # noqa: E731
     check("message_passing", call, leaves, dtype)
+    edges, ptr = torch.randint(0, 9, (2, 40)), torch.tensor([0, 9, 9])
+    for activation in ("tanh", "relu", "gelu"):
+        settings = {"layers": 3, "out_features": 5, "activation": activation}
+        leaves = [torch.randn(9, 4, 70).double(), gin_weights(70, 3, 5)]
+        check("gin", lambda b, x, w, s=settings: gin(x, edges, ptr, w, **s, backend=b), leaves, dtype)

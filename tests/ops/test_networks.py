@@ -1,4 +1,4 @@
-"""transformer and message_passing: whole networks as one op, against their float64 reference and plain modules."""
+"""transformer, message_passing and gin: whole networks as one op, against their float64 reference and plain modules."""
 
 import re
 
@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from probsym_fast._memory import peak_memory
-from probsym_fast.models import MessagePassing, Transformer
-from probsym_fast.ops import OPS, message_passing, transformer
+from probsym_fast.models import GINBackbone, MessagePassing, Transformer
+from probsym_fast.ops import OPS, gin, message_passing, transformer
+from tests.helpers.graphs import random_graphs
 from tests.helpers.items import DTYPES, bit_equal_on_any_threads, check
-from tests.helpers.networks import message_weights, transformer_weights
+from tests.helpers.networks import gin_weights, message_weights, transformer_weights
 
 BACKENDS = OPS["transformer"].backends("cpu")
 built = pytest.mark.skipif(BACKENDS == ("reference",), reason="the kernels are not built")
@@ -62,9 +63,32 @@ def test_message_passing(device, B, S, n, features, C, width, layers, out, recom
 
 
 def test_message_passing_without_edge_features():
-    x, edges, weights = torch.randn(10, 4, 6).double(), torch.zeros(2, 4, 4, 0).double(), message_weights(6, 0, 17, 2, 3)
+    x, edges, weights = (
+        torch.randn(10, 4, 6).double(),
+        torch.zeros(2, 4, 4, 0).double(),
+        message_weights(6, 0, 17, 2, 3),
+    )
     settings = {"width": 17, "layers": 2, "out_features": 3}
     check("message_passing", lambda b, x, w: message_passing(x, edges, w, **settings, backend=b), [x, weights], x.dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize(
+    ("sizes", "S", "width", "layers", "out", "activation", "final"),
+    [
+        ([9, 5, 0, 1], 3, 64, 3, 7, "tanh", True),
+        ([4, 30], 20, 17, 2, 33, "gelu", False),
+        ([600], 3, 5, 1, 2, "relu", True),
+        ([9, 5], 1, 70, 3, 64, "tanh", False),
+    ],
+)
+def test_gin(device, sizes, S, width, layers, out, activation, final, recompute, dtype):
+    """Also of graphs without nodes, and with more rows than a tile has."""
+    batch = random_graphs(sizes).to(device)
+    leaves = [torch.randn(sum(sizes), S, width, device=device).double(), gin_weights(width, layers, out, device)]
+    settings = {"layers": layers, "out_features": out, "activation": activation, "final": final, "recompute": recompute}
+    check("gin", lambda b, x, w: gin(x, batch.edge_index, batch.ptr, w, **settings, backend=b), leaves, dtype)
 
 
 def networks(M=20):
@@ -77,7 +101,17 @@ def networks(M=20):
             lambda *t, **more: message_passing(*t, width=6, layers=2, out_features=2, **more),
             graphs,
         ),
+        "gin": (
+            lambda x, w, **more: gin(x, *ring(len(x) // 4), w, layers=2, out_features=2, activation="tanh", **more),
+            [torch.randn(4 * (M // 4), 3, 6).double(), gin_weights(6, 2, 2)],
+        ),
     }
+
+
+def ring(graphs: int):
+    """Edges and offsets of graphs of four nodes in a ring."""
+    one = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]])
+    return (one[:, None] + 4 * torch.arange(graphs)[:, None]).flatten(1), 4 * torch.arange(graphs + 1)
 
 
 every_network = pytest.mark.parametrize("name", list(networks()))
@@ -139,6 +173,10 @@ def test_a_sequence_does_not_depend_on_the_others(name):
     call, leaves = networks(40)[name]
     whole = call(*leaves)
     some = [t[:20] if name == "transformer" and i == 0 else t for i, t in enumerate(leaves)]
+    if name == "gin":
+        some = [leaves[0][:20], leaves[1]]
+        assert torch.equal(call(*some), whole[:5])
+        return
     if name == "message_passing":
         some = [leaves[0][:20], leaves[1][:10], leaves[2]]
     assert torch.equal(call(*some), whole[:20])
@@ -157,6 +195,7 @@ def test_memory(name):
     step()  # the threads' scratch memory stays
     state = 4 * leaves[0].shape[0] * leaves[0].shape[1] * 6
     ends = 8 * sum(t.numel() for t in leaves)  # inputs' gradients, outputs and theirs
+    state *= 3 if name == "gin" else 1  # samples
     ends += 4 * 6000 * 4 * 4 * 2 if name == "message_passing" else 0  # the edges' gradient of every sample
     assert 2 * state < peak_memory(step, "cpu") < 4 * state + ends
     assert peak_memory(lambda: step(recompute=True), "cpu") < ends + 200_000
@@ -202,10 +241,15 @@ def test_nan_after_the_end_is_not_read():
 
 def modules():
     batch = torch.randn(3, 4, 5, 6), torch.randn(3, 1, 5, 5, 2)
+    graphs = torch.randn(14, 2, 6), random_graphs([9, 5])
     return {
         "transformer": (Transformer(6, 8, 2, 2, 12, 5), batch[:1]),
         "transformer, read": (Transformer(6, 8, 2, 2, 12, 5, read=[-1, 0]), batch[:1]),
         "message passing": (MessagePassing(width=8), batch),
+        **{
+            f"gin, {name}": (GINBackbone(6, 2, 3, name, final=name == "tanh"), graphs)
+            for name in ("tanh", "relu", "gelu")
+        },
         "message passing, edges of each sample": (MessagePassing(width=8), (batch[0], torch.randn(3, 4, 5, 5, 2))),
     }
 
@@ -218,16 +262,17 @@ every_module = pytest.mark.parametrize("name", list(modules()))
 def test_modules_give_the_same_either_way(name):
     module, inputs = modules()[name]
     module.double()
-    leaves = [x.double().requires_grad_() for x in inputs]
+    leaves = [x.double().requires_grad_() if isinstance(x, torch.Tensor) else x for x in inputs]
+    first = module.out if isinstance(module, GINBackbone) else module.embed
     assert module.why_modules(leaves[0].device, torch.float64) is None and "one pass" in str(module)
     found = module(*leaves)
-    handle = module.embed.register_forward_hook(lambda *_: None)  # what a hook would see is computed by modules
+    handle = first.register_forward_hook(lambda *_: None)  # what a hook would see is computed by modules
     assert module.why_modules(leaves[0].device, torch.float64) == "a Linear has a hook"
     assert "by modules: a Linear has a hook" in str(module)
     expected = module(*leaves)
     handle.remove()
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    wanted = [*leaves, *module.parameters()]
+    wanted = [*(x for x in leaves if isinstance(x, torch.Tensor)), *module.parameters()]
     weights = torch.randn_like(found)
     for a, b in zip(
         *(torch.autograd.grad(y, wanted, weights, allow_unused=True) for y in (found, expected)), strict=True
@@ -269,6 +314,9 @@ def test_what_a_pass_would_miss_goes_by_modules():
     assert Transformer(6, 512, 2, 2, 12, 5).why_modules(device, torch.float32) == (
         "5 tokens, width 512, feedforward 12, 2 layers"
     )
+    backbone = GINBackbone(6, 2, 3, "relu")
+    backbone.activation = nn.SiLU()
+    assert backbone.why_modules(device, torch.float32) == "an activation is SiLU, that of the output Identity"
     assert MessagePassing(layers=0).why_modules(device, torch.float32) == "width 60, 0 layers"
 
 
@@ -326,3 +374,31 @@ def test_bad_input_of_message_passing(backend):
             message_passing(x_, edges_, weights_, width=6, layers=2, out_features=2, backend=backend)
     with pytest.raises(ValueError, match="message_passing: width must be at least 1, got 0"):
         message_passing(x, edges, weights, width=0, layers=2, out_features=2, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bad_input_of_gin(backend):
+    x, (edges, ptr), weights = torch.randn(8, 3, 6), ring(2), gin_weights(6, 2, 2).float()
+    P = weights.numel()
+    far, apart = edges.clone(), edges.clone()
+    far[1, 2], apart[1, 2] = 8, 7
+    for given, error, message in (
+        ((x[0], edges, ptr, weights), ValueError, "x must be (nodes, S, width) with width >= 1, got (3, 6)"),
+        ((x, edges[0], ptr, weights), ValueError, "edge_index must be (2, E), got (8,)"),
+        ((x, edges.int(), ptr, weights), TypeError, "edge_index must be int64, got torch.int32"),
+        ((x, edges, ptr[None], weights), ValueError, "ptr must be (B + 1,), got (1, 3)"),
+        ((x, edges, ptr.to("meta"), weights), RuntimeError, "ptr must be on cpu, got meta"),
+        ((x, edges, ptr, weights[1:]), ValueError, f"weights must be (P,) = ({P},), got ({P - 1},)"),
+        ((x, edges, ptr + 1, weights), ValueError, "ptr must rise from 0 to the 8 nodes, got 1 to 9"),
+        ((x, edges, torch.tensor([0, 4, 3, 8]), weights), ValueError, "ptr must rise, got 3 after 4"),
+        ((x, far, ptr, weights), ValueError, "edge_index must hold node numbers 0 to 7, got 2 and 8 in column 2"),
+        (
+            (x, apart, ptr, weights),
+            ValueError,
+            "edge_index must join nodes of one graph, got column 2 from graph 0 to graph 1",
+        ),
+    ):
+        with pytest.raises(error, match=f"^gin: {re.escape(message)}$"):
+            gin(*given, layers=2, out_features=2, backend=backend)
+    with pytest.raises(ValueError, match=r"^gin: activation must be one of \('tanh', 'relu', 'gelu'\), got 'silu'$"):
+        gin(x, edges, ptr, weights, layers=2, out_features=2, activation="silu", backend=backend)

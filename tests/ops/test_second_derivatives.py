@@ -6,6 +6,7 @@ from torch import Tensor
 
 from probsym_fast import ops
 from probsym_fast.ops import OPS
+from probsym_fast.ops.gin import weights_of as gin_count
 from probsym_fast.ops.message_passing import weights_of as message_count
 from probsym_fast.ops.transformer import weights_of as transformer_count
 from tests.conftest import GRADIENT, assert_near
@@ -51,6 +52,10 @@ SMOOTH = {
     "readout": (
         [(2, 2, 4, 2), (2, 1, 2, 2), (1,)],
         lambda x, w, c, **b: ops.readout(x, PTR, shuffled(), w, c, at=EDGES, **b),
+    ),
+    "gin": (
+        [(5, 2, 3), (gin_count(3, 2, 2),)],
+        lambda x, w, **b: ops.gin(x, EDGES, PTR, w, layers=2, out_features=2, activation="tanh", **b),
     ),
     "message_passing": (
         [(4, 3, 2), (2, 3, 3, 1), (message_count(2, 1, 2, 1, 1),)],

@@ -10,20 +10,35 @@ from torch import Tensor, nn
 from probsym_fast import ops
 from probsym_fast._checks import check_counts
 from probsym_fast.groups import Graphs
+from probsym_fast.models.backbones.fused import OnePass, row, why_not
 from probsym_fast.models.backbones.mlp import ACTIVATIONS
 
+WIDTH = 256  # up to this width all layers run in one pass
 
-class GINBackbone(nn.Module):
+
+class GINBackbone(OnePass):
     """GIN with one linear map per layer, then the sum over nodes and a linear map: (nodes, S, width) -> (B, S, out).
 
     Layer: `h_u <- W ((1 + eps) h_u + sum of h_v over neighbours) + b`, with learned eps initialised from U(0, 1). The
     first W is in the embedding, before the sum (both are linear); its bias and eps are here. Edges are unweighted:
     edge_attr is ignored. activation: "tanh", "relu" or "gelu", after every layer, and with `final` after the output
     too.
+
+    Up to width 256, all layers run as one op, `ops.gin`, where it has a kernel and nothing has to happen between them: no
+    autocast, hook or replaced part (`why_modules` names what does). The numbers are those of the modules up to rounding.
+    recompute: see `OnePass`.
     """
 
-    def __init__(self, width: int, layers: int, out_features: int, activation: str, final: bool = False):
-        super().__init__()
+    def __init__(
+        self,
+        width: int,
+        layers: int,
+        out_features: int,
+        activation: str,
+        final: bool = False,
+        recompute: bool = False,
+    ):
+        super().__init__("GINBackbone", recompute)
         width, layers, out_features = check_counts("GINBackbone", width=width, layers=layers, out_features=out_features)
         self.eps = nn.Parameter(torch.rand(layers))
         self.bias = nn.Parameter(torch.empty(width).uniform_(-1, 1) / math.sqrt(width))
@@ -35,6 +50,42 @@ class GINBackbone(nn.Module):
         self.final = ACTIVATIONS[activation]() if final else nn.Identity()
 
     def forward(self, h: Tensor, batch: Graphs) -> Tensor:
+        return (
+            self._in_one_pass(h, batch) if self.why_modules(h.device, h.dtype) is None else self._by_modules(h, batch)
+        )
+
+    def _why_modules(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        if (width := len(self.bias)) > WIDTH:
+            return f"width {width}"
+        kind = type(self.activation)
+        activations = {self.activation: kind} if self._name() else {}
+        if not activations or type(self.final) not in (nn.Identity, kind):
+            return f"an activation is {kind.__name__}, that of the output {type(self.final).__name__}"
+        return why_not(ops.OPS["gin"], self._parts(), activations, device, dtype)
+
+    def _name(self) -> str | None:
+        """Of the activation, if it is one that can be asked for."""
+        if isinstance(self.activation, nn.GELU) and self.activation.approximate != "none":
+            return None
+        return next((name for name, kind in ACTIVATIONS.items() if type(self.activation) is kind), None)
+
+    def _parts(self) -> list[nn.Module | Tensor]:
+        return [self.eps, self.bias, *self.layers, self.out]
+
+    def _in_one_pass(self, h: Tensor, batch: Graphs) -> Tensor:
+        return ops.gin(
+            h,
+            batch.edge_index,
+            batch.ptr,
+            row(self._parts()),
+            layers=len(self.eps),
+            out_features=self.out.out_features,
+            activation=self._name() or "",
+            final=type(self.final) is not nn.Identity,
+            recompute=self.recompute,
+        )
+
+    def _by_modules(self, h: Tensor, batch: Graphs) -> Tensor:
         for k, eps in enumerate(self.eps):
             h = ops.aggregate(h, batch.edge_index, own=1 + eps)
             h = self.activation(h + self.bias if k == 0 else self.layers[k - 1](h))

@@ -39,10 +39,7 @@ def check_values(x: Tensor, edge_index: Tensor, ptr: Tensor | None, *_) -> None:
     if ptr is None:
         return
     if int(ptr[0]) != 0 or int(ptr[-1]) != nodes:
-        raise ValueError(
-            f"aggregate: ptr must rise from 0 to the {nodes} nodes, x's rows less one a graph,"
-            f" got {int(ptr[0])} to {int(ptr[-1])}"
-        )
+        raise ValueError(f"aggregate: ptr must rise from 0 to the {nodes} nodes, got {int(ptr[0])} to {int(ptr[-1])}")
     if (ptr.diff() < 0).any():
         k = int((ptr.diff() < 0).nonzero()[0])
         raise ValueError(f"aggregate: ptr must rise, got {int(ptr[k + 1])} after {int(ptr[k])}")

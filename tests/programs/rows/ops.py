@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from probsym_fast import ops
-from tests.helpers.networks import message_weights, transformer_weights
+from tests.helpers.networks import gin_weights, message_weights, transformer_weights
 from tests.programs.rows.base import Rows
 from tests.programs.rows.inputs import GRID, C, D, N, P, S, frames, graphs, nodes, paired, scores, seed, soft
 
@@ -158,4 +158,10 @@ ROWS.add(
         message_weights(3, 2, 4, 1, 2).float(),
     ),
     axes=("batch", "nodes"),
+)
+ROWS.add(
+    "gin",
+    lambda batch, x, w: ops.gin(x, batch.edge_index, batch.ptr, w, layers=2, out_features=3, activation="tanh"),
+    lambda size: (graphs(size), torch.randn(nodes(size), S, D), gin_weights(D, 2, 3).float()),
+    **both,
 )
