@@ -123,7 +123,9 @@ def report_once(device: str) -> None:
     if _reported or problem() is None or device != "cpu":
         return
     _reported = True
-    warnings.warn(f"probsym_fast: {problem()}. Ops use their slower reference until then.", RuntimeWarning, stacklevel=4)
+    warnings.warn(
+        f"probsym_fast: {problem()}. Ops use their slower reference until then.", RuntimeWarning, stacklevel=4
+    )
 
 
 def gpu_architectures() -> str | None:

@@ -159,7 +159,9 @@ class SoftPermutation(Permutation):
     def soft(self) -> Tensor:
         """P[u, j], rows nodes, columns slots: (B, S, N, N); 2 N^2 operations and N^2 values per sample."""
         soft = self.sorted_soft()
-        return soft.gather(-2, self.rank[..., None].expand(soft.shape))  # take_along_dim would fix B in exported programs
+        return soft.gather(
+            -2, self.rank[..., None].expand(soft.shape)
+        )  # take_along_dim would fix B in exported programs
 
     def dense(self) -> Tensor:
         """Value of `hard()`, gradient of `soft()`: (B, S, N, N)."""
