@@ -33,7 +33,11 @@ def back_to_graphs(*shape: int):
     return lambda part: part(tokens(3, 2, *shape), GRAPHS, Symmetric(N), G)
 
 
-LAYER = nn.TransformerEncoderLayer(WIDTH, 2, 4, dropout=0.0, batch_first=True, norm_first=True)
+def encoder() -> models.OnePass:
+    layer = nn.TransformerEncoderLayer(WIDTH, 2, 4, dropout=0.0, batch_first=True, norm_first=True)
+    return models.fuse(nn.TransformerEncoder(layer, 1, enable_nested_tensor=False))
+
+
 # every public module: how it is built, and what runs it
 MODULES = {
     "GIN": (lambda: GIN(2, WIDTH), lambda net: net(GRAPHS, tokens(14, 2, 2))),
@@ -65,7 +69,7 @@ MODULES = {
         lambda net: net(tokens(2, 25, 8)),
     ),
     "FusedEncoder": (
-        lambda: models.fuse(nn.TransformerEncoder(LAYER, 1, enable_nested_tensor=False)),
+        encoder,
         lambda net: net(tokens(2, 5, WIDTH)),
     ),
     "Uniform": (lambda: Uniform(Symmetric(N)), lambda p: p(GRAPHS, 2, seeded())[0].order),
