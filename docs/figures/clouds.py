@@ -35,7 +35,11 @@ def main() -> None:
     figure = plt.figure(figsize=(11, 5.6))
     draw(figure, (0.01, 0.34, 0.17, 0.33), x, title="cloud $x$")
     for k, bottom in enumerate((0.68, 0.36, 0.04)):
-        titles = ("sampled frame $g$", "$g^{-1} \\cdot x$", "prediction of the network", "$g$ · prediction") if k == 0 else ("",) * 4
+        titles = (
+            ("sampled frame $g$", "$g^{-1} \\cdot x$", "prediction of the network", "$g$ · prediction")
+            if k == 0
+            else ("",) * 4
+        )
         draw(figure, (0.24, bottom, 0.14, 0.27), x, frame=frames[k], title=titles[0])
         draw(figure, (0.43, bottom, 0.14, 0.27), seen[k], title=titles[1])
         draw(figure, (0.62, bottom, 0.14, 0.27), seen[k], moves[k], title=titles[2])
