@@ -17,6 +17,7 @@ demo: .venv/ready
 
 test: .venv/complete
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format -q --check .
 	$(BIN)/python -m mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
@@ -25,6 +26,7 @@ bench: .venv/complete
 
 lint: .venv/ready
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format -q --check .
 
 # A wheel that needs no compiler, in dist/: for this Python, and for every torch from 2.11 on.
 wheel: .venv/ready
@@ -47,7 +49,7 @@ aarch64: .venv/ready
 
 # The figures of the documentation, which are checked in.
 figures: .venv/ready
-	for name in overview soft_permutation tokens; do $(BIN)/python docs/figures/$$name.py || exit 1; done
+	for name in overview soft_permutation tokens clouds; do $(BIN)/python docs/figures/$$name.py || exit 1; done
 
 types: .venv/ready
 	$(BIN)/python -m mypy

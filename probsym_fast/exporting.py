@@ -115,8 +115,9 @@ def export(
 
 
 def _check_model(model: Symmetrized) -> None:
-    if model.training:
-        raise ValueError("export: model must be in eval mode, got training mode; call model.eval()")
+    training = [name or "the model" for name, module in model.named_modules() if module.training]
+    if training:
+        raise ValueError(f"export: model must be in eval mode, got training mode of {training[0]}; call model.eval()")
     if model.samples_mesh is not None:
         raise ValueError("export: samples_mesh must be None, since a program runs in one process, got a mesh")
     if model.chunk == "auto":

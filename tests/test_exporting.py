@@ -178,7 +178,9 @@ def refused(error, message: str, *arguments, **named) -> None:
 
 def test_refused():
     model, batch = flat_mlp()
-    refused(ValueError, "model must be in eval mode, got training mode; call model.eval()", model, batch, S)
+    refused(
+        ValueError, "model must be in eval mode, got training mode of the model; call model.eval()", model, batch, S
+    )
     model.eval()
     refused(TypeError, "model must be a Symmetrized, got MLP", model.backbone, batch, S)
     refused(TypeError, "batch must be Graphs, PointClouds or another batch with a check method", model, batch.x, S)

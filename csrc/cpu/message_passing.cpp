@@ -50,6 +50,7 @@ std::tuple<Tensor, Tensor> message_passing(const Tensor& x_in, const Tensor& edg
     const MessageCall<T> call = given.packed<T>(weights, memory, false);
     const T *from = x.const_data_ptr<T>(), *pairs = edges.const_data_ptr<T>();
     T *to = y.mutable_data_ptr<T>(), *states = keep ? kept.mutable_data_ptr<T>() : nullptr;
+    mark_lanes<T>(kept);
     for_each_sequence_tile<T>(Tiles(given.M, given.n), given.scratch<T>(false, false), [&](const Sequences<T>& some, int64_t number, T* scratch) {
       T* const own = states ? states + number * lane_count<T>() * given.values_kept() : nullptr;
       PSF_DISPATCH(message_tile<T>(call, some, from, pairs, to, own, scratch));
@@ -73,6 +74,7 @@ std::tuple<Tensor, Tensor, Tensor> message_passing_backward(const Tensor& d_y_in
     using T = scalar_t;
     const MessageCall<T> call = given.packed<T>(weights, memory, true);
     const T *dy = d_y.const_data_ptr<T>(), *from = x.const_data_ptr<T>(), *pairs = edges.const_data_ptr<T>(), *states = rows ? kept.const_data_ptr<T>() : nullptr;
+    check_lanes<T>(given.in.op, kept);
     T *dx = needs_x ? d_x.mutable_data_ptr<T>() : nullptr, *de = needs_edges && given.C ? d_each.mutable_data_ptr<T>() : nullptr;
     const auto tile = [&](const Sequences<T>& some, int64_t number, T* d, T* scratch) {
       const T* const own = states ? states + number * lane_count<T>() * values : nullptr;

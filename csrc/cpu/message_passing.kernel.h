@@ -13,7 +13,7 @@ template <class T> void pack_message_passing(const MessageCall<T>& call, bool ba
 
 template <class T> struct MessageTile : NetworkTile<T> {
   using Base = NetworkTile<T>;
-  using Base::L, Base::take, Base::apply, Base::turn, Base::learn, Base::read, Base::write;
+  using Base::L, Base::take, Base::apply, Base::turn, Base::learn, Base::read, Base::read_gradient, Base::write;
   const MessageCall<T>& call;
   const MessageSizes& sizes;
   const int64_t n, W;  // nodes, width
@@ -139,7 +139,7 @@ template <class T> struct MessageTile : NetworkTile<T> {
     const MessageParts& parts = *call.parts;
     const T* last = states + sizes.layers * step;
     decode(last);
-    read(dy, n, sizes.out, inputs);
+    read_gradient(dy, n, sizes.out, inputs);
     learn(parts.out, inputs, updated, n, d);
     turn(parts.out, inputs, n, false, d_first);
     activation_gradient<Silu, T>(first, n * W, d_first);

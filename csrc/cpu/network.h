@@ -67,6 +67,7 @@ class Tiles {
   template <class T> int64_t count() const { return (M + lane_count<T>() - 1) / lane_count<T>(); }
   template <class T> Sequences<T> tile(int64_t number) const {
     Sequences<T> some;
+    if (!order_.empty()) number = number % 2 ? count<T>() - 1 - number / 2 : number / 2;  // long ones and short ones in turn: as much work for every thread
     const int64_t first = number * lane_count<T>();
     some.count = static_cast<int>(std::min<int64_t>(lane_count<T>(), M - first));
     some.ragged = !order_.empty();
@@ -81,7 +82,16 @@ class Tiles {
 
 constexpr int64_t gradient_groups = 16;  // of tiles, each with weight gradients of its own, for any number of threads
 constexpr int64_t kept_padding = 16;     // kept states are for sequences in multiples of it: for tiles of any instruction set
-inline int64_t kept_rows(int64_t M) { return (M + kept_padding - 1) / kept_padding * kept_padding; }
+// The last row holds the number of lanes that the others are laid out for.
+inline int64_t kept_rows(int64_t M) { return (M + kept_padding - 1) / kept_padding * kept_padding + 1; }
+template <class T> void mark_lanes(const Tensor& kept) {
+  if (kept.numel()) kept.mutable_data_ptr<T>()[kept.numel() - kept.size(1)] = T(lane_count<T>());
+}
+template <class T> void check_lanes(const char* op, const Tensor& kept) {
+  if (!kept.numel()) return;
+  const T lanes = kept.const_data_ptr<T>()[kept.numel() - kept.size(1)];
+  PSF_CHECK(lanes == T(lane_count<T>()), op, ": kept must be for vectors of ", lane_count<T>(), " values, got ", lanes, "; the instruction set has changed");
+}
 
 // f(tile, number, this thread's scratch) for all tiles.
 template <class T, class F> void for_each_sequence_tile(const Tiles& tiles, int64_t scratch, F f) {
@@ -89,7 +99,7 @@ template <class T, class F> void for_each_sequence_tile(const Tiles& tiles, int6
 }
 // f(tile, number, d, scratch), which adds its weight gradients to d (null if they are not needed); returns their sum.
 template <class T, class F> Tensor sum_of_gradients(const Tiles& tiles, int64_t weights, bool needed, TensorOptions options, int64_t scratch, F f) {
-  const int64_t count = tiles.count<T>(), groups = std::clamp<int64_t>(count, 1, gradient_groups);
+  const int64_t count = tiles.count<T>(), groups = std::clamp<int64_t>(count, 1, needed ? gradient_groups : count + 1);
   const Tensor parts = needed ? zeros({groups, weights}, options) : Tensor();
   T* const d = needed ? parts.mutable_data_ptr<T>() : nullptr;
   for_each_group<T>(groups, scratch, [&](int64_t group, T* memory) {

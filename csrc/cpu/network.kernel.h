@@ -34,12 +34,21 @@ template <class T> struct NetworkTile {
     if (d) weight_gradient<T>(dy, part.out * L, x, part.in * L, rows, part.in, part.out, panel, d + part.weight, part.step, bias ? d + part.bias : nullptr);
   }
 
-  // x (M / share, rows, width) -> a plane; `share` sequences have the same rows, and in a ragged batch some have fewer. all: rows
+  // x (M / share, rows, width) -> a plane, repeated in lanes without a sequence and after the end of one; `share` sequences have the same rows, and in a ragged batch some have fewer. all: rows
   // of a sequence in memory, if more than are read.
   void read(const T* x, int64_t rows, int64_t width, T* plane, int64_t share = 1, int64_t all = 0) const {
     int64_t start[L], count[L];
     const int64_t slots = places(rows, width, share, all ? all : rows, start, count);
+    for (int l = sequences.count; l < L; ++l) start[l] = start[0], count[l] = count[0];  // what no sequence needs has to be finite
     load_lanes(x, start, count, slots, plane);
+    for (int l = 0; sequences.ragged && l < L; ++l)
+      for (int64_t i = count[l]; i < slots; ++i) plane[i * L + l] = plane[(i - width) * L + l];  // the last valid row again
+  }
+  // The same with zeros there: for gradients.
+  void read_gradient(const T* dy, int64_t rows, int64_t width, T* plane) const {
+    int64_t start[L], count[L];
+    const int64_t slots = places(rows, width, 1, rows, start, count);
+    load_lanes(dy, start, count, slots, plane);
   }
   void write(T* y, int64_t rows, int64_t width, const T* plane) const {
     int64_t start[L], count[L];

@@ -26,7 +26,7 @@ struct Call {
     const char* names[] = {"in_features", "width", "layers", "heads", "feedforward", "out_features"};
     for (int k = 0; k < 6; ++k) in.count(names[k], given[k], k == 0 || k == 5 ? 0 : 1, k == 2 ? 1024 : 4096);
     PSF_CHECK_VALUE(given[1] % given[3] == 0, op, ": width must be a multiple of heads = ", given[3], ", got ", given[1]);
-    in.count("tokens of read", static_cast<int64_t>(read.size()), 0, N);
+    in.count("the number of tokens of read", static_cast<int64_t>(read.size()), 0, 256);
     for (const int64_t token : read) in.count("each of read", token, 0, N - 1);
     PSF_CHECK_VALUE(eps >= 0 && eps < std::numeric_limits<double>::infinity(), op, ": eps must be finite and >= 0, got ", eps);
     sizes = {given[0], given[1], given[2], given[3], given[4], given[5], N, read.empty() ? nullptr : read.data(),
@@ -70,6 +70,7 @@ std::tuple<Tensor, Tensor> transformer(const Tensor& x_in, const Tensor& weights
     const TransformerCall<T> call = given.packed<T>(weights, memory, false);
     const T* from = x.const_data_ptr<T>();
     T *to = y.mutable_data_ptr<T>(), *states = keep ? kept.mutable_data_ptr<T>() : nullptr;
+    mark_lanes<T>(kept);
     for_each_sequence_tile<T>(*given.tiles, given.scratch<T>(false), [&](const Sequences<T>& some, int64_t number, T* scratch) {
       T* const own = states ? states + number * lane_count<T>() * given.values_kept() : nullptr;
       PSF_DISPATCH(transformer_tile<T>(call, some, from, to, own, scratch));
@@ -92,6 +93,7 @@ std::tuple<Tensor, Tensor> transformer_backward(const Tensor& d_y_in, const Tens
     using T = scalar_t;
     const TransformerCall<T> call = given.packed<T>(weights, memory, true);
     const T *dy = d_y.const_data_ptr<T>(), *from = x.const_data_ptr<T>(), *states = rows ? kept.const_data_ptr<T>() : nullptr;
+    check_lanes<T>(given.in.op, kept);
     T* const dx = needs_x ? d_x.mutable_data_ptr<T>() : nullptr;
     const auto tile = [&](const Sequences<T>& some, int64_t number, T* d, T* scratch) {
       const T* const own = states ? states + number * lane_count<T>() * values : nullptr;

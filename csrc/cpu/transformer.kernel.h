@@ -14,7 +14,7 @@ template <class T> void pack_transformer(const TransformerCall<T>& call, bool ba
 
 template <class T> struct TransformerTile : NetworkTile<T> {
   using Base = NetworkTile<T>;
-  using Base::L, Base::sequences, Base::take, Base::at, Base::apply, Base::turn, Base::learn, Base::read, Base::write;
+  using Base::L, Base::sequences, Base::take, Base::at, Base::apply, Base::turn, Base::learn, Base::read, Base::read_gradient, Base::write;
   const TransformerCall<T>& call;
   const TransformerSizes& sizes;
   const int64_t W, F, tokens, outputs;  // tokens: of the longest sequence here
@@ -170,7 +170,7 @@ template <class T> struct TransformerTile : NetworkTile<T> {
     if (sizes.out) {
       const TransformerParts& parts = *call.parts;
       head(last);
-      read(dy, sizes.outputs, sizes.out, d_wide);
+      read_gradient(dy, sizes.outputs, sizes.out, d_wide);
       learn(parts.head, d_wide, attended, outputs, d);
       turn(parts.head, d_wide, outputs, false, d_narrow);
       activation_gradient<Relu, T>(up, outputs * W, d_narrow);
@@ -179,7 +179,7 @@ template <class T> struct TransformerTile : NetworkTile<T> {
       activation_gradient<Relu, T>(norm2, outputs * W, d_query);
       turn_norm(parts.last, d_query, last, moments2, outputs, false, d_out, d);
     } else {
-      read(dy, sizes.outputs, W, d_out);
+      read_gradient(dy, sizes.outputs, W, d_out);
     }
     for (int64_t k = sizes.layers; k-- > 0;) turn_block(k, states + k * step, d_out, d);
     if (!sizes.in) {

@@ -112,13 +112,23 @@ class Chunks:
             def fitting() -> int:
                 return largest(lambda count: peak_memory(lambda: step(count), batch.device), samples, free)
 
-            size, backbone = fitting(), forward.model.backbone
-            if grad and size < samples and isinstance(backbone, OnePass) and not backbone.recompute:
-                backbone.recompute = True  # chunks would run every layer once more
+            size = fitting()
+            if grad and size < samples and recomputes(forward.model.backbone, batch):
                 size = fitting()
             release_memory(batch.device)
         size = min(size, fit.most or size)
         self._fit[grad] = Fit(max(samples, fit.samples), max(batch.size, fit.graphs), size, fit.most)
+
+
+def recomputes(backbone: nn.Module, batch: Any) -> bool:
+    """Lets the backbone compute its layers again, if it runs as one op and does not do so yet: chunks would run every layer
+    once more.
+    """
+    if not isinstance(backbone, OnePass) or backbone.recompute:
+        return False
+    weight = next(backbone.parameters(), None)
+    backbone.recompute = weight is not None and backbone.why_modules(batch.device, weight.dtype) is None
+    return backbone.recompute
 
 
 def needs_gradient(p: Tensor) -> bool:

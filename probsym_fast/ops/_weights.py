@@ -9,7 +9,8 @@ PADDING = 16  # what is kept of each layer is for sequences in multiples of it, 
 
 
 def kept_rows(M: int) -> int:
-    return (M + PADDING - 1) // PADDING * PADDING
+    """And one more, which says what the others are laid out for."""
+    return (M + PADDING - 1) // PADDING * PADDING + 1
 
 
 def needs_kept(recompute: bool, *inputs: Tensor) -> bool:

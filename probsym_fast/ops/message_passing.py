@@ -9,6 +9,8 @@ from probsym_fast.ops._op import Op
 from probsym_fast.ops._weights import check_weights, kept_rows, needs_kept
 from probsym_fast.ops.reference.message_passing import message_passing as reference
 
+MOST_FEATURES, MOST_LAYERS = 4096, 1024  # of the kernels, as in csrc/cpu/message_passing.cpp
+
 
 def _shapes(x, edges, weights, width, layers, out_features, keep):
     M, n, _ = x.shape
@@ -83,14 +85,16 @@ def message_passing(
         raise ValueError(f"{op}: edges must be (B, n, n, C) = (*, {n}, {n}, *), got {tuple(edges.shape)}")
     if M % edges.shape[0] if edges.shape[0] else M:
         raise ValueError(f"{op}: M must be a multiple of edges' B = {edges.shape[0]}, got {M}")
-    for name, y in (("edges", edges), ("weights", weights)):
-        if y.dtype != x.dtype:
-            raise TypeError(f"{op}: {name} must be {x.dtype} as x is, got {y.dtype}")
-        if y.device != x.device:
-            raise RuntimeError(f"{op}: {name} must be on {x.device}, got {y.device}")
+    if edges.dtype != x.dtype:
+        raise TypeError(f"{op}: edges must be {x.dtype} as x is, got {edges.dtype}")
+    if edges.device != x.device:
+        raise RuntimeError(f"{op}: edges must be on {x.device}, got {edges.device}")
     check_weights(op, weights, x, weights_of(features, edges.shape[-1], width, layers, out_features))
     dtype = OP.compute_dtype(backend, x.device, x.dtype)
-    run = OP.select(backend, x.device, dtype)
+    if max(features, edges.shape[-1], width, out_features) <= MOST_FEATURES and layers <= MOST_LAYERS:
+        run = OP.select(backend, x.device, dtype)
+    else:
+        run = OP.without_kernel(backend, x.device, f"its kernels take at most {MOST_FEATURES} features, got {width}")
     keep = needs_kept(recompute, x, edges, weights)
     y, _ = run(x.to(dtype), edges.to(dtype), weights.to(dtype), width, layers, out_features, keep)
     return y.to(x.dtype)

@@ -15,6 +15,7 @@ from probsym_fast.ops.reference.transformer import check_values
 from probsym_fast.ops.reference.transformer import transformer as reference
 
 ACTIVATIONS = ("gelu", "relu")
+MOST_TOKENS, MOST_FEATURES, MOST_LAYERS = 256, 4096, 1024  # of the kernels, as in csrc/cpu/transformer.cpp
 
 
 def _shapes(x, weights, lengths, sizes, read, gelu, eps, keep):
@@ -115,7 +116,11 @@ def transformer(
     sizes = [in_features, width, layers, heads, feedforward, out_features]
     check_weights(op, weights, x, weights_of(sizes, x.shape[1]))
     dtype = OP.compute_dtype(backend, x.device, x.dtype)
-    run = OP.select(backend, x.device, dtype)
+    L, fits = x.shape[1], max(sizes) <= MOST_FEATURES and layers <= MOST_LAYERS
+    if fits and max(L, len(tokens)) <= MOST_TOKENS:
+        run = OP.select(backend, x.device, dtype)
+    else:
+        run = OP.without_kernel(backend, x.device, f"its kernels take at most {MOST_TOKENS} tokens, got {L}")
     keep = needs_kept(recompute, x, weights)
     y, _ = run(x.to(dtype), weights.to(dtype), lengths, sizes, tokens, activation == "gelu", float(small), keep)
     return y.to(x.dtype)

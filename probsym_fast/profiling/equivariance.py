@@ -49,7 +49,9 @@ def equivariance_error(
     """
     owner = "equivariance_error"
     if under_vmap():
-        raise RuntimeError(f"{owner}: must be called outside torch.vmap, since it returns one float, got a call under it")
+        raise RuntimeError(
+            f"{owner}: must be called outside torch.vmap, since it returns one float, got a call under it"
+        )
     check_batch(owner, batch, "moved", "carried")
     samples, moves = check_count(owner, "samples", samples), check_count(owner, "moves", moves)
     ours = model if isinstance(model, Symmetrized) else None

@@ -33,6 +33,11 @@ def back_to_graphs(*shape: int):
     return lambda part: part(tokens(3, 2, *shape), GRAPHS, Symmetric(N), G)
 
 
+def encoder() -> models.OnePass:
+    layer = nn.TransformerEncoderLayer(WIDTH, 2, 4, dropout=0.0, batch_first=True, norm_first=True)
+    return models.fuse(nn.TransformerEncoder(layer, 1, enable_nested_tensor=False))
+
+
 # every public module: how it is built, and what runs it
 MODULES = {
     "GIN": (lambda: GIN(2, WIDTH), lambda net: net(GRAPHS, tokens(14, 2, 2))),
@@ -62,6 +67,10 @@ MODULES = {
     "Transformer": (
         lambda: models.Transformer(layers=1, read=[0, 6, 12, 18, 24, 1]),
         lambda net: net(tokens(2, 25, 8)),
+    ),
+    "FusedEncoder": (
+        encoder,
+        lambda net: net(tokens(2, 5, WIDTH)),
     ),
     "Uniform": (lambda: Uniform(Symmetric(N)), lambda p: p(GRAPHS, 2, seeded())[0].order),
     "Identity": (lambda: distributions.Identity(Symmetric(N)), lambda p: p(GRAPHS, 2)[0].order),
@@ -114,7 +123,7 @@ def seeded():
 
 
 def test_every_public_module_is_here():
-    abstract = {"Distribution"}
+    abstract = {"Distribution", "OnePass"}
     kinds = [x for x in (*vars(models).values(), *vars(distributions).values()) if inspect.isclass(x)]
     public = {x.__name__ for x in kinds if issubclass(x, nn.Module)} - abstract
     assert public == {*MODULES, "VisionBackbone", "LanguageBackbone"}

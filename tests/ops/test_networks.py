@@ -1,5 +1,7 @@
 """transformer, message_passing and gin: whole networks as one op, against their float64 reference and plain modules."""
 
+import copy
+import pickle
 import re
 
 import pytest
@@ -8,9 +10,9 @@ from torch import nn
 
 from probsym_fast._memory import peak_memory
 from probsym_fast.models import GINBackbone, MessagePassing, Transformer
-from probsym_fast.ops import OPS, gin, message_passing, transformer
+from probsym_fast.ops import OPS, _extension, gin, message_passing, transformer
 from tests.helpers.graphs import random_graphs
-from tests.helpers.items import DTYPES, bit_equal_on_any_threads, check
+from tests.helpers.items import DTYPES, bit_equal_on_any_threads, check, value_and_gradients
 from tests.helpers.networks import gin_weights, message_weights, transformer_weights
 
 BACKENDS = OPS["transformer"].backends("cpu")
@@ -267,8 +269,9 @@ def test_modules_give_the_same_either_way(name):
     assert module.why_modules(leaves[0].device, torch.float64) is None and "one pass" in str(module)
     found = module(*leaves)
     handle = first.register_forward_hook(lambda *_: None)  # what a hook would see is computed by modules
-    assert module.why_modules(leaves[0].device, torch.float64) == "a Linear has a hook"
-    assert "by modules: a Linear has a hook" in str(module)
+    name = "out" if isinstance(module, GINBackbone) else "embed"
+    assert module.why_modules(leaves[0].device, torch.float64) == f"{name} has a hook"
+    assert f"by modules: {name} has a hook" in str(module)
     expected = module(*leaves)
     handle.remove()
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
@@ -294,19 +297,23 @@ def test_what_a_pass_would_miss_goes_by_modules():
         change(module)
         return module.why_modules(device, dtype)
 
-    assert why() is None and why(dropout=0.1) == "dropout 0.1 is on"
+    assert why() is None and why(dropout=0.1) == "dropout drops 0.1"
     assert why(lambda m: m.eval(), dropout=0.1) is None
-    assert why(dtype=torch.float64) == "the weights are float32 on cpu"
+    assert why(lambda m: m.eval().head[4].train(), dropout=0.1) == "head.4 drops 0.1"  # dropout in inference
+    assert why(lambda m: setattr(m.blocks[1], "dropout", 0.1)) == "blocks.1 drops 0.1"
+    assert why(dtype=torch.float64) == "a weight is float32"
+    assert why(lambda m: m.norm.double()) == "a weight is float64"
     assert why(dtype=torch.bfloat16) == "no kernel for cpu, bfloat16"
-    assert why(lambda m: setattr(m.blocks[1], "up", Doubled(8, 12))) == "a part is Doubled"
-    assert why(lambda m: m.blocks[1].down.register_forward_pre_hook(lambda *_: None)) == "a Linear has a hook"
-    assert (
-        why(lambda m: m.blocks[0].register_forward_hook(lambda *_: None)) == "a block has a hook or is another module"
-    )
-    assert why(lambda m: nn.utils.parametrizations.weight_norm(m.blocks[0].up)) == "a part is ParametrizedLinear"
-    assert why(lambda m: setattr(m.blocks[1].norm2, "eps", 0.1)) == "norms differ in eps"
-    assert why(lambda m: m.head.__setitem__(3, nn.Tanh())) == "a part is Tanh"
-    assert why(lambda m: setattr(m.blocks[1], "dropout", 0.1)) == "dropout 0.1 is on"
+    assert why(lambda m: setattr(m.blocks[1], "up", Doubled(8, 12))) == "blocks.1.up is Doubled, not Linear"
+    assert why(lambda m: setattr(m.blocks[1], "up", nn.Linear(8, 13))) == "blocks.1.up has other weights or settings"
+    assert why(lambda m: setattr(m.blocks[1], "heads", 1)) == "blocks.1 has other weights or settings"
+    assert why(lambda m: setattr(m.blocks[1].norm2, "eps", 0.1)) == "blocks.1.norm2 has other weights or settings"
+    assert why(lambda m: setattr(m, "head", nn.Linear(8, 5))).endswith("is gone")
+    assert why(lambda m: setattr(m, "extra", nn.Identity())) == "extra is new"
+    assert why(lambda m: setattr(m.head, "1", nn.Identity())) == "head.1 is Identity, not Dropout"
+    assert why(lambda m: setattr(m.blocks[0].up, "forward", lambda x: x)) == "blocks.0.up has another forward"
+    assert why(lambda m: nn.utils.parametrizations.weight_norm(m.blocks[0].up)).endswith("is new")
+    assert why(lambda m: setattr(m, "one_pass", False)) == "one_pass is False"
     module = Transformer(6, 8, 2, 2, 12, 5)
     with torch.autocast("cpu", torch.bfloat16):
         assert module.why_modules(device, torch.float32) == "autocast is on"
@@ -316,8 +323,99 @@ def test_what_a_pass_would_miss_goes_by_modules():
     )
     backbone = GINBackbone(6, 2, 3, "relu")
     backbone.activation = nn.SiLU()
-    assert backbone.why_modules(device, torch.float32) == "an activation is SiLU, that of the output Identity"
+    assert backbone.why_modules(device, torch.float32) == "activation is SiLU, not ReLU"
     assert MessagePassing(layers=0).why_modules(device, torch.float32) == "width 60, 0 layers"
+
+
+@built
+@every_module
+def test_a_hook_on_any_part_is_called(name):
+    """But on `pair`, whose weight the modules split too."""
+    module, inputs = modules()[name]
+    silent = nn.ModuleList, type(module)
+    parts = [
+        part for name, part in module.named_modules() if not isinstance(part, silent) and not name.endswith("pair")
+    ]
+    for part in parts:
+        calls = []
+        handle = part.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        module(*inputs)
+        handle.remove()
+        assert calls, part
+    calls = []
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: calls.append(1))
+    module(*inputs)
+    handle.remove()
+    assert len(calls) > len(parts) / 2
+    assert module.why_modules(inputs[0].device, torch.float32) is None
+
+
+@built
+def test_weights_registered_again_keep_their_places():
+    """As pruning and parametrizations leave them: the bias before the weight."""
+    module, (x,) = modules()["transformer"]
+    linear = module.blocks[0].up
+    expected, weight = module(x), linear.weight
+    del linear.weight
+    linear.register_parameter("weight", weight)
+    assert list(linear._parameters) == ["bias", "weight"] and module.why_modules(x.device, x.dtype) is None
+    torch.testing.assert_close(module(x), expected)
+    again = copy.deepcopy(module)
+    assert again.why_modules(x.device, x.dtype) is None
+    assert pickle.loads(pickle.dumps(module)).why_modules(x.device, x.dtype) is None
+
+
+@pytest.mark.parametrize(("graphs", "samples"), [(1, 4), (1, 1), (3, 1), (3, 4)])
+def test_edges_shared_by_graphs_or_samples(graphs, samples):
+    module, (x, _) = modules()["message passing"]
+    edges = torch.randn(graphs, samples, 5, 5, 2)
+    torch.testing.assert_close(module(x, edges), module.bare()(x, edges))
+    torch.testing.assert_close(module(x, edges), module(x, edges.expand(3, 4, 5, 5, 2)))
+    for lead in ((2, 4), (3, 2), (12, 1)):
+        with pytest.raises(ValueError, match=r"^MessagePassing: edges must be of 1 or x's"):
+            module(x, torch.randn(*lead, 5, 5, 2))
+
+
+# --- numbers at the edge ---
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("ragged", [False, True])
+def test_no_eps(backend, ragged):
+    """What no sequence fills is not zero, whose norm has no direction."""
+    settings, leaves = sequences(5, 4, {"in_features": 0, "eps": 0.0})
+    lengths = torch.tensor([4, 1, 2, 4, 3]) if ragged else None
+    found = value_and_gradients(lambda *t: transformer(*t, **settings, lengths=lengths, backend=backend), leaves)
+    assert all(x.isfinite().all() for x in found)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_loops_are_not_read(backend):
+    """Not even where they are infinite, as the distance of a point to itself."""
+    x, edges, weights = networks(4)["message_passing"][1]
+    edges.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    x.requires_grad_()
+    y = message_passing(x, edges, weights, width=6, layers=2, out_features=2, backend=backend)
+    (force,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(force.square().sum(), x)
+    assert y.isfinite().all() and force.isfinite().all() and second.isfinite().all()
+
+
+@built
+@pytest.mark.parametrize("name", ["transformer", "message_passing"])
+def test_another_instruction_set_in_the_backward_pass_is_refused(name):
+    module = _extension.module()
+    sets, best = module.instruction_sets(), module.instruction_set()
+    if len(sets) < 2:
+        pytest.skip("one instruction set")
+    call, leaves = networks()[name]
+    y = call(*[t.requires_grad_() for t in leaves])
+    module.use_instruction_set(next(x for x in sets if x != best))
+    try:
+        with pytest.raises(RuntimeError, match="the instruction set has changed"):
+            y.sum().backward()
+    finally:
+        module.use_instruction_set(best)
 
 
 # --- bad input ---

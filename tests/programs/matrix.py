@@ -113,9 +113,9 @@ BEFORE = r"""# Programs
 Which parts of the package work in which tool of PyTorch. The tests in `tests/programs` check the cells, and
 `python -m tests.programs.matrix` makes this page from them.
 
-- **yes**: the same numbers as eager. Near them in autocast and with bfloat16 or float16 weights.
-- **≤ 2**: the same, and six batch sizes, six edge counts or six numbers of points compile at most that often. The first
-  program is for one size, the second for any.
+- **yes**: the same numbers as eager. Close to them in autocast and with bfloat16 or float16 weights.
+- **≤ n**: the same, and six batch sizes, six edge counts or six numbers of points compile at most n times. The first program
+  is for one size, the second for any; training may take one more, and a module with two ways one more for each.
 - **refuses**: an error names the way out. See below the tables.
 - **math**: torch's fused attention has no such derivative. Yes inside `sdpa_kernel(SDPBackend.MATH)` of `torch.nn.attention`.
 - **†**: at least one of its tests takes minutes, and was run by hand, on a CPU with torch 2.14.
@@ -133,11 +133,11 @@ AFTER = """
 
 ## Good to know
 
-- `GraphTokens` with `dense=None` works in two ways. torch.compile makes a program for each once batches of both densities
+- `GraphTokens` with `dense=None` has two code paths. torch.compile compiles each once batches of both densities
   occur. An exported program has one way, edge by edge; set `dense=True` for dense graphs.
 - `VectorNeurons` takes all clouds at once in a recorded program. `model.chunk` bounds the memory.
-- One graph, one edge or one cloud are programs of their own: torch treats sizes 0 and 1 apart.
-- Clouds with no more points than `neighbors` are a program of their own.
+- One graph, one edge or one cloud compile separately: torch treats sizes 0 and 1 apart.
+- Clouds with no more points than `neighbors` compile separately.
 - An exported program with a backbone of timm takes two graphs or more (`Guard failed: -1 + ptr.size()[0] >= 2`). Add an empty
   graph to a batch of one, or export an example of one graph with `dynamic=("nodes", "edges")`.
 - Batch statistics magnify rounding. `VectorNeurons` with bfloat16 weights is near float32 in eval only.

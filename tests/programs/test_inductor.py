@@ -14,7 +14,8 @@ PROGRAMS: dict[str, list[Row]] = {}  # kind or whole model -> rows
 for name, row in ROWS.items():
     PROGRAMS.setdefault(name if row.whole else row.kind, []).append(row)
 OFTEN = {  # the others take minutes
-    *((kind, True, kind != "distributions") for kind in PROGRAMS if kind not in ROWS),
+    ("ops", True, True),
+    ("readouts", True, True),
     ("flat mlp", False, False),
     ("points gnn", True, False),
 }

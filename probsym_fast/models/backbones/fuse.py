@@ -1,4 +1,4 @@
-"""Taking over networks made of torch's modules."""
+"""Networks made of torch's modules, run as one op."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from torch.nn import functional as F
 
 from probsym_fast import ops
 from probsym_fast._checks import transformed
-from probsym_fast.models.backbones.fused import OnePass, hooked, row, why_not
+from probsym_fast.models.backbones.fused import OnePass, row
 from probsym_fast.models.backbones.transformer import FEEDFORWARD, TOKENS, WIDTH
+from probsym_fast.ops.reference.transformer import check_values
 
 
 def fuse(module: nn.Module, *, recompute: bool = False) -> OnePass:
-    """`module`, an `nn.TransformerEncoder`, with all layers in one pass: the same weights, and the same numbers up to
-    rounding.
+    """Runs an `nn.TransformerEncoder` with all layers in one pass: the same weights, and the same numbers up to rounding.
 
-    The result takes x (..., L, width), and lengths (...) int64 where the sequences differ in length. It holds the encoder
-    as `encoder` and runs it as it is wherever `why_modules` gives a reason to (more than 64 tokens, autocast, a device
-    without a kernel, ...). recompute: as in `Transformer`.
+    The result takes x (..., L, width), and lengths (...) int64 where the sequences differ in length: later tokens are not
+    read, and give 0. It holds `module` as `encoder`, and runs it as it is where L exceeds 64 and wherever `why_modules`
+    gives a reason. recompute: as in `OnePass`.
 
-    Raises TypeError for another module, and ValueError for an encoder that computes something else: norms after the
-    layers (norm_first=False), an activation other than GELU and ReLU, dropout, no biases, batch_first=False.
+    Raises TypeError for another module, and ValueError for an encoder that computes something other than the op: norms
+    after the layers (norm_first=False), an activation other than GELU and ReLU, dropout in training, no biases,
+    batch_first=False, width above 256 or feedforward above 1024.
     """
     if type(module) is not nn.TransformerEncoder:
         raise TypeError(f"fuse: module must be an nn.TransformerEncoder, got {type(module).__name__}")
@@ -33,6 +34,8 @@ def fuse(module: nn.Module, *, recompute: bool = False) -> OnePass:
 
 class FusedEncoder(OnePass):
     """An `nn.TransformerEncoder` in one pass, made by `fuse`."""
+
+    op = "transformer"
 
     def __init__(self, encoder: nn.TransformerEncoder, recompute: bool = False):
         super().__init__("fuse", recompute)
@@ -43,18 +46,23 @@ class FusedEncoder(OnePass):
             if problem := _problem(layer) or _difference(layer, layers[0]):
                 raise ValueError(f"fuse: {problem}")
         self.encoder = encoder
+        self.built()
+        if reason := self.why_not_as_built():
+            raise ValueError(f"fuse: {reason}")
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         layer, lead = self.encoder.layers[0], x.shape[:-2]
         width = layer.linear1.in_features
         if x.ndim < 2 or x.shape[-1] != width or not x.shape[-2]:
             raise ValueError(f"FusedEncoder: x must be (..., L, {width}) with L >= 1, got {tuple(x.shape)}")
-        if lengths is not None and lengths.shape != lead:
-            raise ValueError(f"FusedEncoder: lengths must be {tuple(lead)}, got {tuple(lengths.shape)}")
+        if lengths is not None and (lengths.shape != lead or lengths.dtype != torch.int64):
+            raise ValueError(
+                f"FusedEncoder: lengths must be {tuple(lead)} int64, got {tuple(lengths.shape)} {lengths.dtype}"
+            )
         x, lengths = x.reshape(-1, *x.shape[-2:]), None if lengths is None else lengths.flatten()
         # under a transform the op is its reference, which has every derivative; the encoder has not
-        instead = self._why_not_fused() if transformed() else self.why_modules(x.device, x.dtype)
-        if x.shape[1] > TOKENS or instead is not None:
+        reason = self.why_not_as_built() if transformed() else self.why_modules(x.device, x.dtype)
+        if x.shape[1] > TOKENS or reason is not None:
             y = self._by_modules(x, lengths)
         else:
             y = ops.transformer(
@@ -75,30 +83,20 @@ class FusedEncoder(OnePass):
     def _by_modules(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         if lengths is None:
             return self.encoder(x)
+        check_values(x, x, lengths)
         after = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
+        x = x.masked_fill(after[..., None], 0)
         return self.encoder(x, src_key_padding_mask=after).masked_fill(after[..., None], 0)
 
     def _ended(self, y: Tensor, lengths: Tensor | None) -> Tensor:
         y = self.encoder.norm(y)  # type: ignore[misc]  # there is one
         if lengths is None:
             return y
-        return y * (torch.arange(y.shape[1], device=y.device) < lengths[:, None])[..., None]
+        return y.masked_fill((torch.arange(y.shape[1], device=y.device) >= lengths[:, None])[..., None], 0)
 
-    def _why_modules(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        return self._why_not_fused() or why_not(ops.OPS["transformer"], self._parts(), {}, device, dtype)
-
-    def _why_not_fused(self) -> str | None:
-        """Why the encoder, as it is now, computes something else than the op."""
-        layers = list(self.encoder.layers)
-        for layer in layers:
-            if problem := _problem(layer) or _difference(layer, layers[0]):
-                return problem
-        width, feedforward = layers[0].linear1.in_features, layers[0].linear1.out_features
-        if width > WIDTH or feedforward > FEEDFORWARD:
-            return f"width {width}, feedforward {feedforward}"
-        if any(hooked(part) for part in (self.encoder, *layers, *(layer.self_attn for layer in layers))):
-            return "a layer has a hook"
-        return None
+    def too_large(self) -> str | None:
+        width, feedforward = self.encoder.layers[0].linear1.in_features, self.encoder.layers[0].linear1.out_features
+        return f"width {width}, feedforward {feedforward}" if width > WIDTH or feedforward > FEEDFORWARD else None
 
     def _parts(self) -> list[nn.Module | Tensor]:
         return [
@@ -139,17 +137,18 @@ def _problem(layer: Any) -> str | None:
         return f"activation must be F.gelu or F.relu, got {layer.activation}"
     if attention.in_proj_weight is None or attention.bias_k is not None or attention.add_zero_attn:
         return "self_attn must have one in_proj_weight, no bias_k and no add_zero_attn"
-    if layer.training and max(attention.dropout, layer.dropout.p, layer.dropout1.p, layer.dropout2.p):
-        return f"dropout must be 0 in training, got {max(attention.dropout, layer.dropout.p)}"
     if attention.in_proj_bias is None:
         return "bias must be True, got False"
     if layer.norm1.eps != layer.norm2.eps:
-        return f"eps must be that of both norms, got {layer.norm1.eps} and {layer.norm2.eps}"
+        return f"norm1 and norm2 must have the same eps, got {layer.norm1.eps} and {layer.norm2.eps}"
+    drops = [attention.dropout, *(part.p for part in layer.modules() if isinstance(part, nn.Dropout))]
+    if layer.training and max(drops):
+        return f"dropout must be 0 in training, got {max(drops)}"
     return None
 
 
 def _difference(layer: Any, first: Any) -> str | None:
-    """In what a layer differs from the first."""
+    """The first setting in which a layer differs from the first layer."""
     settings: dict[str, Callable[[Any], Any]] = {
         "heads": lambda x: x.self_attn.num_heads,
         "feedforward": lambda x: x.linear1.out_features,

@@ -3,95 +3,126 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from probsym_fast._autocast import autocasts
 from probsym_fast._checks import check_bool
-from probsym_fast.ops._op import Op
+from probsym_fast.ops._op import OPS
 
-PLAIN = nn.Linear, nn.LayerNorm, nn.modules.linear.NonDynamicallyQuantizableLinear  # the last is attention's, a Linear
+SETTINGS = (
+    "eps",
+    "approximate",
+    "heads",
+    "num_heads",
+    "norm_first",
+    "batch_first",
+)  # of modules, that change the numbers
+Structure = dict[str, tuple]
 
 
 class OnePass(nn.Module):
     """A backbone whose layers run as one op where it has a kernel and nothing has to happen between them.
+
+    The op takes the place of the modules as they were built. A part that is replaced, resized, hooked, sharded or otherwise
+    not as it was makes the modules run one by one, as do active dropout, autocast and torch.func.
 
     recompute: the backward pass of the op computes the layers again instead of keeping their inputs: a quarter slower, and
     memory does not grow with the layers. `chunk="auto"` sets it before it splits the samples. one_pass: set it to False to
     run the modules one by one.
     """
 
+    op: str  # the name of the op
+
     def __init__(self, owner: str, recompute: bool):
         super().__init__()
         self.recompute, self.one_pass = check_bool(owner, "recompute", recompute), True
+        self._structure: Structure = {}
+
+    def built(self) -> None:
+        """Called once all parts are there: remembers them."""
+        self._structure = structure(self)
 
     def why_modules(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why inputs like these go through the modules one by one; None: all layers run as one op."""
-        return self._why_modules(device, dtype) if self.one_pass else "one_pass is False"
+        if (reason := self.why_not_as_built()) is not None:
+            return reason
+        if not OPS[self.op].has_kernel_for(device, dtype):
+            return f"no kernel for {device.type}, {_name(dtype)}"
+        if autocasts(device):
+            return "autocast is on"
+        return next((f"a weight is {_name(p.dtype)}" for p in self.parameters() if p.dtype != dtype), None)
 
-    def _why_modules(self, device: torch.device, dtype: torch.dtype) -> str | None:
+    def why_not_as_built(self) -> str | None:
+        """Why the modules, as they are now, compute something other than the op."""
+        if not self.one_pass:
+            return "one_pass is False"
+        if (reason := self.too_large()) is not None:
+            return reason
+        if _has_any_global_hook():
+            return "there are hooks on all modules"
+        found = dict(self.named_modules())
+        if found.keys() != self._structure.keys():
+            name = next(iter(found.keys() ^ self._structure.keys()))
+            return f"{name} is {'new' if name in found else 'gone'}"
+        for name, module in found.items():
+            if module is not self and (reason := _change(module, self._structure[name])) is not None:
+                return f"{name} {reason}"
+        return None
+
+    def too_large(self) -> str | None:
+        """Why the op would not be faster."""
         raise NotImplementedError
 
     def bare(self) -> OnePass:
-        """The same weights by modules: what benchmarks call the bare backbone."""
+        """Shares the weights and runs module by module, for benchmarks."""
         plain = copy.copy(self)
         plain.one_pass = False
         return plain
 
     def extra_repr(self) -> str:
-        weight = next(self.parameters())
-        reason = self.why_modules(weight.device, weight.dtype)
+        weight = next(self.parameters(), None)
+        reason = "no weights" if weight is None else self.why_modules(weight.device, weight.dtype)
         return "one pass" if reason is None else f"by modules: {reason}"
 
 
 def row(parts: Iterable[nn.Module | Tensor]) -> Tensor:
     """(P,) the weight and bias of every module, and tensors as they are, one after the other."""
-    return torch.cat([x.flatten() for part in parts for x in _tensors(part)])
+    tensors = [x for part in parts for x in ([part] if isinstance(part, Tensor) else [part.weight, part.bias])]
+    return torch.cat([x.flatten() for x in tensors])  # type: ignore[operator, union-attr]
 
 
-def why_not(
-    op: Op,
-    parts: Sequence[nn.Module | Tensor],
-    activations: Mapping[nn.Module, type],
-    device: torch.device,
-    dtype: torch.dtype,
-) -> str | None:
-    """Why the op does not take the place of these parts, which have all weights, and activations; None if it does.
+def structure(module: nn.Module) -> Structure:
+    """name -> type, shapes of its own weights and settings, of the module and all within it."""
+    return {name: _signature(part) for name, part in module.named_modules()}
 
-    It has a kernel for the device and dtype, no autocast is on, and every part is a plain Linear or LayerNorm, all norms
-    with the same eps, every activation of its type: a subclass, an adapter, a hook or a sharded weight would be passed over.
-    """
-    if not op.has_kernel_for(device, dtype):
-        return f"no kernel for {device.type}, {str(dtype).removeprefix('torch.')}"
-    if autocasts(device):
-        return "autocast is on"
-    modules = [part for part in parts if isinstance(part, nn.Module)]
-    for part in (*modules, *activations):
-        if type(part) not in PLAIN if part not in activations else type(part) is not activations[part]:
-            return f"a part is {type(part).__name__}"
-        if hooked(part):
-            return f"a {type(part).__name__} has a hook"
-    if len({part.eps for part in modules if isinstance(part, nn.LayerNorm)}) > 1:
-        return "norms differ in eps"
-    tensors = [x for part in parts for x in _tensors(part)]
-    if any(x is None for x in tensors):
-        return "a part has no bias"
-    if tensors[0].dtype != dtype or tensors[0].device != device:
-        return f"the weights are {str(tensors[0].dtype).removeprefix('torch.')} on {tensors[0].device.type}"
-    if any(kind.__name__ == "DTensor" for kind in set(map(type, tensors))):
-        return "a weight is sharded"
+
+def _signature(module: nn.Module) -> tuple:
+    shapes = {name: None if p is None else p.shape for name, p in module._parameters.items()}
+    return type(module), shapes, {name: getattr(module, name, None) for name in SETTINGS}
+
+
+def _change(module: nn.Module, before: tuple) -> str | None:
+    """What keeps a part from being what it was when it was built."""
+    kind, shapes, settings = _signature(module)
+    if kind is not before[0]:
+        return f"is {kind.__name__}, not {before[0].__name__}"
+    if shapes != before[1] or settings != before[2]:
+        return "has other weights or settings"
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return "has a hook"
+    if "forward" in module.__dict__:
+        return "has another forward"
+    if any(type(p).__name__ == "DTensor" for p in module._parameters.values()):
+        return "is sharded"
+    dropout = getattr(module, "p", 0) if kind is nn.Dropout else getattr(module, "dropout", 0)
+    if module.training and isinstance(dropout, float) and dropout:
+        return f"drops {dropout}"
     return None
 
 
-def hooked(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
-
-
-def _tensors(part: nn.Module | Tensor) -> tuple[Any, ...]:
-    """Of a module: its weight and bias, in this order."""
-    return (part,) if isinstance(part, Tensor) else tuple(part._parameters.values())
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from probsym_fast import ops
 from probsym_fast._checks import check_counts
 from probsym_fast.groups import Graphs
-from probsym_fast.models.backbones.fused import OnePass, row, why_not
+from probsym_fast.models.backbones.fused import OnePass, row
 from probsym_fast.models.backbones.mlp import ACTIVATIONS
 
 WIDTH = 256  # up to this width all layers run in one pass
@@ -28,6 +28,8 @@ class GINBackbone(OnePass):
     autocast, hook or replaced part (`why_modules` names what does). The numbers are those of the modules up to rounding.
     recompute: see `OnePass`.
     """
+
+    op = "gin"
 
     def __init__(
         self,
@@ -48,26 +50,15 @@ class GINBackbone(OnePass):
             raise ValueError(f"GINBackbone: activation must be one of {list(ACTIVATIONS)}, got {activation!r}")
         self.activation = ACTIVATIONS[activation]()
         self.final = ACTIVATIONS[activation]() if final else nn.Identity()
+        self._activation, self._final = activation, final
+        self.built()
 
     def forward(self, h: Tensor, batch: Graphs) -> Tensor:
-        return (
-            self._in_one_pass(h, batch) if self.why_modules(h.device, h.dtype) is None else self._by_modules(h, batch)
-        )
+        one_pass = self.why_modules(h.device, h.dtype) is None
+        return self._in_one_pass(h, batch) if one_pass else self._by_modules(h, batch)
 
-    def _why_modules(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        if (width := len(self.bias)) > WIDTH:
-            return f"width {width}"
-        kind = type(self.activation)
-        activations = {self.activation: kind} if self._name() else {}
-        if not activations or type(self.final) not in (nn.Identity, kind):
-            return f"an activation is {kind.__name__}, that of the output {type(self.final).__name__}"
-        return why_not(ops.OPS["gin"], self._parts(), activations, device, dtype)
-
-    def _name(self) -> str | None:
-        """Of the activation, if it is one that can be asked for."""
-        if isinstance(self.activation, nn.GELU) and self.activation.approximate != "none":
-            return None
-        return next((name for name, kind in ACTIVATIONS.items() if type(self.activation) is kind), None)
+    def too_large(self) -> str | None:
+        return f"width {len(self.bias)}" if len(self.bias) > WIDTH else None
 
     def _parts(self) -> list[nn.Module | Tensor]:
         return [self.eps, self.bias, *self.layers, self.out]
@@ -80,8 +71,8 @@ class GINBackbone(OnePass):
             row(self._parts()),
             layers=len(self.eps),
             out_features=self.out.out_features,
-            activation=self._name() or "",
-            final=type(self.final) is not nn.Identity,
+            activation=self._activation,
+            final=self._final,
             recompute=self.recompute,
         )
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from probsym_fast import ops
 from probsym_fast._checks import check_count, check_counts
-from probsym_fast.models.backbones.fused import OnePass, hooked, row, why_not
+from probsym_fast.models.backbones.fused import OnePass, row
 
 WIDTH = 256  # up to this width all layers run in one pass
 
@@ -57,6 +57,8 @@ class MessagePassing(OnePass):
     settings below 1 (edge_features and layers: below 0), TypeError for settings that are no ints.
     """
 
+    op = "message_passing"
+
     def __init__(
         self,
         in_features: int = 6,
@@ -77,6 +79,7 @@ class MessagePassing(OnePass):
         self.embed = nn.Linear(in_features, width)
         self.layers = nn.ModuleList(Layer(width, edge_features) for _ in range(layers))
         self.decoder = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, out_features))
+        self.built()
 
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
         n, features = x.shape[-2], self.embed.in_features
@@ -90,22 +93,20 @@ class MessagePassing(OnePass):
         x = x.reshape(math.prod(lead[:-1]), lead[-1] if lead else 1, n, features)
         pairs = edges.shape[:-3]
         edges = edges.reshape(math.prod(pairs[:-1]), pairs[-1] if pairs else 1, n, n, self.edge_features)
+        for axis, name in ((0, "graphs"), (1, "samples")):
+            if edges.shape[axis] not in (1, x.shape[axis]):
+                raise ValueError(
+                    f"MessagePassing: edges must be of 1 or x's {x.shape[axis]} {name}, got {edges.shape[axis]}"
+                )
         if edges.dtype == x.dtype and self.why_modules(x.device, x.dtype) is None:
             y = self._in_one_pass(x, edges)
         else:
             y = self._by_modules(x, edges)
         return y.reshape(*lead, *y.shape[2:])
 
-    def _why_modules(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        if (width := self.embed.out_features) > WIDTH or not self.layers:
-            return f"width {width}, {len(self.layers)} layers"
-        layers: Any = self.layers
-        if any(type(layer) is not Layer or hooked(layer) or hooked(layer.update) for layer in layers):
-            return "a layer has a hook or is another module"
-        activations = dict.fromkeys(
-            [*(x for layer in layers for x in (layer.act, layer.update[1])), self.decoder[1]], nn.SiLU
-        )
-        return why_not(ops.OPS["message_passing"], self._parts(), activations, device, dtype)
+    def too_large(self) -> str | None:
+        width, layers = self.embed.out_features, len(self.layers)
+        return f"width {width}, {layers} layers" if width > WIDTH or not layers else None
 
     def _parts(self) -> list[nn.Module]:
         layers: Any = self.layers
@@ -113,7 +114,9 @@ class MessagePassing(OnePass):
         return [self.embed, *parts, self.decoder[0], self.decoder[2]]
 
     def _in_one_pass(self, x: Tensor, edges: Tensor) -> Tensor:
-        """x (B, S, n, in), edges (B, 1 or S, n, n, C)."""
+        """x (B, S, n, in), edges (B or 1, 1 or S, n, n, C)."""
+        if edges.shape[1] != 1:
+            edges = edges.expand(x.shape[0], *edges.shape[1:])
         last: Any = self.decoder[2]
         y = ops.message_passing(
             x.flatten(0, 1),

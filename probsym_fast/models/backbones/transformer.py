@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from probsym_fast import ops
 from probsym_fast._checks import check_count, check_counts, check_int, check_share, check_type
-from probsym_fast.models.backbones.fused import OnePass, hooked, row, why_not
+from probsym_fast.models.backbones.fused import OnePass, row
 
 TOKENS, WIDTH, FEEDFORWARD = 64, 256, 1024  # up to these sizes all layers run in one pass
 SHORT = 40  # tokens; for longer sequences the fused kernel is faster
@@ -69,6 +69,8 @@ class Transformer(OnePass):
     of another type.
     """
 
+    op = "transformer"
+
     def __init__(
         self,
         in_features: int = 8,
@@ -105,6 +107,8 @@ class Transformer(OnePass):
             nn.Linear(width, out_features),
         )
         self.read = None if read is None else _slices(read, tokens)
+        self._size = tokens, width, feedforward, layers
+        self.built()
 
     def forward(self, x: Tensor) -> Tensor:
         L, features = len(self.positions), self.embed.in_features
@@ -115,22 +119,10 @@ class Transformer(OnePass):
         y = self._in_one_pass(x) if self.why_modules(x.device, x.dtype) is None else self._by_modules(x)
         return y.reshape(*lead, *y.shape[1:])
 
-    def _why_modules(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        blocks: Any = self.blocks
-        width, tokens = self.embed.out_features, len(self.positions)
-        feedforward = blocks[0].up.out_features if len(blocks) else 0
-        if not len(blocks) or width > WIDTH or tokens > TOKENS or feedforward > FEEDFORWARD:
-            return f"{tokens} tokens, width {width}, feedforward {feedforward}, {len(blocks)} layers"
-        head: Any = self.head
-        dropout = max(self.dropout.p, head[1].p, head[4].p, *(block.dropout for block in blocks))
-        if self.training and dropout:
-            return f"dropout {dropout} is on"
-        if any(type(block) is not Block or hooked(block) for block in blocks):
-            return "a block has a hook or is another module"
-        if self.read is not None and len(self._tokens_read()) > tokens:
-            return "more tokens are read than there are"
-        activations = {head[0]: nn.ReLU, head[3]: nn.ReLU}
-        return why_not(ops.OPS["transformer"], self._parts(), activations, device, dtype)
+    def too_large(self) -> str | None:
+        if self._size[0] <= TOKENS and self._size[1] <= WIDTH and self._size[2] <= FEEDFORWARD and self._size[3]:
+            return None
+        return "{} tokens, width {}, feedforward {}, {} layers".format(*self._size)
 
     def _parts(self) -> list[nn.Module | Tensor]:
         blocks: Any = self.blocks

@@ -28,6 +28,9 @@ def transformer(
     L = x.shape[1]
     part = Parts(weights)
     inside = None if lengths is None else torch.arange(L, device=x.device) < lengths[:, None]  # (M, L)
+    if lengths is not None:  # after the end of a sequence its last token again, whose norm is finite
+        last = torch.minimum(torch.arange(L, device=x.device), lengths[:, None] - 1)
+        x = x.gather(1, last[..., None].expand(x.shape))
     mask = None if inside is None else torch.zeros_like(x[:, :, 0]).masked_fill(~inside, -torch.inf)[:, None, None]
 
     def linear(h: Tensor, out: int) -> Tensor:
@@ -48,7 +51,7 @@ def transformer(
     if out_features:
         h = linear(linear(norm(h).relu(), width).relu(), out_features)
     if inside is not None:
-        h = h * inside[..., None]
+        h = h.masked_fill(~inside[..., None], 0)
     return h, x.new_empty(0, (layers * L + h.shape[1]) * width)
 
 

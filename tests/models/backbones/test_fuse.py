@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from probsym_fast import ops
 from probsym_fast.models import fuse
@@ -44,8 +45,19 @@ def test_long_sequences_and_reasons_go_to_the_encoder():
     fused, x = fuse(plain), torch.randn(3, 70, 12)
     assert torch.equal(fused(x), plain(x))
     plain.layers[1].norm2.register_forward_hook(lambda *_: None)
-    assert fused.why_modules(x.device, x.dtype) == ("a LayerNorm has a hook" if BUILT else "no kernel for cpu, float32")
+    assert fused.why_modules(x.device, x.dtype) == ("encoder.layers.1.norm2 has a hook")
     assert torch.equal(fused(x[:, :7]), plain(x[:, :7]))
+
+
+def test_under_transforms_what_was_changed_counts():
+    plain = encoder()
+    fused, x = fuse(plain), torch.randn(3, 2, 7, 12)
+    torch.testing.assert_close(torch.vmap(fused)(x), plain(x.flatten(0, 1)).view_as(x), rtol=1e-4, atol=1e-5)
+    plain.layers[0].linear1.register_forward_hook(lambda module, given, y: 2 * y)
+    assert "linear1 has a hook" in fused.why_not_as_built()
+    with sdpa_kernel(SDPBackend.MATH):
+        y = torch.vmap(fused)(x)
+    torch.testing.assert_close(y, plain(x.flatten(0, 1)).view_as(x), rtol=1e-4, atol=1e-5)
 
 
 def test_state_dict_of_the_encoder():
@@ -74,7 +86,7 @@ def test_what_is_refused(module, error, message):
 def test_layers_that_differ_are_refused():
     plain = encoder()
     plain.layers[1].norm1.eps = 0.1
-    with pytest.raises(ValueError, match=re.escape("fuse: eps must be that of both norms, got 0.1 and 1e-05")):
+    with pytest.raises(ValueError, match=re.escape("fuse: norm1 and norm2 must have the same eps, got 0.1 and 1e-05")):
         fuse(plain)
     plain.layers[1].norm2.eps = 0.1
     with pytest.raises(ValueError, match=re.escape("fuse: eps must be that of the first layer, 1e-05, got 0.1")):
@@ -85,5 +97,5 @@ def test_bad_input():
     fused, x = fuse(encoder()), torch.randn(2, 3, 12)
     with pytest.raises(ValueError, match=re.escape("FusedEncoder: x must be (..., L, 12) with L >= 1, got (2, 3, 11)")):
         fused(x[..., :11])
-    with pytest.raises(ValueError, match=re.escape("FusedEncoder: lengths must be (2,), got (3,)")):
+    with pytest.raises(ValueError, match=re.escape("FusedEncoder: lengths must be (2,) int64, got (3,) torch.int64")):
         fused(x, torch.ones(3, dtype=torch.int64))
