@@ -82,7 +82,7 @@ def transformer(
             later ones are not read, and give 0. read: the tokens to output, R of them, each in 0..L-1; None: all. Not
             with lengths. activation: "gelu" (with erf) or "relu". eps: of the norms, finite and >= 0.
         recompute: the backward pass computes the layers again, tile by tile, instead of reading each layer's input: a
-            quarter slower, and no memory per layer.
+            fifth slower, and no memory per layer.
         backend: "auto", "cpu" (L at most 256, widths and features at most 4096) or "reference".
 
     Returns: (M, R or L, out_features or width) in the dtype of x; float16 and bfloat16 compute in float32.
