@@ -50,7 +50,7 @@ std::tuple<Tensor, Tensor> message_passing(const Tensor& x_in, const Tensor& edg
     const MessageCall<T> call = given.packed<T>(weights, memory, false);
     const T *from = x.const_data_ptr<T>(), *pairs = edges.const_data_ptr<T>();
     T *to = y.mutable_data_ptr<T>(), *states = keep ? kept.mutable_data_ptr<T>() : nullptr;
-    mark_lanes<T>(kept);
+    mark_lanes<T>(kept, given.M);
     for_each_sequence_tile<T>(Tiles(given.M, given.n), given.scratch<T>(false, false), [&](const Sequences<T>& some, int64_t number, T* scratch) {
       T* const own = states ? states + number * lane_count<T>() * given.values_kept() : nullptr;
       PSF_DISPATCH(message_tile<T>(call, some, from, pairs, to, own, scratch));

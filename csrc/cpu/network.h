@@ -2,6 +2,7 @@
 #pragma once
 #include "rows.h"
 
+#include <cstring>
 #include <numeric>
 
 namespace psf {
@@ -84,8 +85,13 @@ constexpr int64_t gradient_groups = 16;  // of tiles, each with weight gradients
 constexpr int64_t kept_padding = 16;     // kept states are for sequences in multiples of it: for tiles of any instruction set
 // The last row holds the number of lanes that the others are laid out for.
 inline int64_t kept_rows(int64_t M) { return (M + kept_padding - 1) / kept_padding * kept_padding + 1; }
-template <class T> void mark_lanes(const Tensor& kept) {
-  if (kept.numel()) kept.mutable_data_ptr<T>()[kept.numel() - kept.size(1)] = T(lane_count<T>());
+// Rows that no tile fills are 0.
+template <class T> void mark_lanes(const Tensor& kept, int64_t M) {
+  if (!kept.numel()) return;
+  T* const values = kept.mutable_data_ptr<T>();
+  const int64_t filled = (M + lane_count<T>() - 1) / lane_count<T>() * lane_count<T>() * kept.size(1);
+  std::memset(values + filled, 0, (kept.numel() - filled) * sizeof(T));
+  values[kept.numel() - kept.size(1)] = T(lane_count<T>());
 }
 template <class T> void check_lanes(const char* op, const Tensor& kept) {
   if (!kept.numel()) return;

@@ -64,13 +64,14 @@ std::tuple<Tensor, Tensor> transformer(const Tensor& x_in, const Tensor& weights
   const Tensor x = x_in.contiguous(), weights = weights_in.contiguous();
   const int64_t shape[] = {given.M, given.sizes.outputs, given.sizes.output()};
   const Tensor y = lengths ? zeros({shape, 3}, x.options()) : empty({shape, 3}, x.options());  // zeros after the end of a sequence
-  const Tensor kept = empty({keep ? kept_rows(given.M) : 0, given.values_kept()}, x.options()), memory = empty({given.parts->packed}, x.options());
+  const int64_t states_shape[] = {keep ? kept_rows(given.M) : 0, given.values_kept()};
+  const Tensor kept = lengths ? zeros({states_shape, 2}, x.options()) : empty({states_shape, 2}, x.options()), memory = empty({given.parts->packed}, x.options());
   PSF_DISPATCH_FLOATING(x.scalar_type(), [&] {
     using T = scalar_t;
     const TransformerCall<T> call = given.packed<T>(weights, memory, false);
     const T* from = x.const_data_ptr<T>();
     T *to = y.mutable_data_ptr<T>(), *states = keep ? kept.mutable_data_ptr<T>() : nullptr;
-    mark_lanes<T>(kept);
+    mark_lanes<T>(kept, given.M);
     for_each_sequence_tile<T>(*given.tiles, given.scratch<T>(false), [&](const Sequences<T>& some, int64_t number, T* scratch) {
       T* const own = states ? states + number * lane_count<T>() * given.values_kept() : nullptr;
       PSF_DISPATCH(transformer_tile<T>(call, some, from, to, own, scratch));

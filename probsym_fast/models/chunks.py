@@ -27,8 +27,8 @@ class Chunks:
 
     size: a number of samples; None: all; "auto": all if they fit in memory, else the largest chunk that does. "auto"
     measures at the first step, at the first step without gradients, and when samples or graphs become more. It takes
-    the peak memory of 1, 2, 4, ... samples, forward and backward, including the distribution. Where not all fit, a backbone
-    that can (`OnePass`) computes its layers again from then on, and "auto" measures once more. An out-of-memory error
+    the peak memory of 1, 2, 4, ... samples, forward and backward, including the distribution. Where not all fit, but
+    would if the backbone computed its layers again (`OnePass`), it does so from then on. An out-of-memory error
     (torch.OutOfMemoryError) halves the size for good and runs the step again. Under a torch.func transform and in a
     compiled program nothing is measured. memory: bytes that a step may use with "auto"; None: what the GPU has; on a CPU
     all samples then run at once.
@@ -112,9 +112,12 @@ class Chunks:
             def fitting() -> int:
                 return largest(lambda count: peak_memory(lambda: step(count), batch.device), samples, free)
 
+            backbone: Any = forward.model.backbone
             size = fitting()
-            if grad and size < samples and recomputes(forward.model.backbone, batch):
-                size = fitting()
+            if grad and size < samples and recomputes(backbone, batch):
+                kept, size = size, fitting()
+                if size < samples:  # chunks all the same, which compute layers again themselves
+                    size, backbone.recompute = kept, False
             release_memory(batch.device)
         size = min(size, fit.most or size)
         self._fit[grad] = Fit(max(samples, fit.samples), max(batch.size, fit.graphs), size, fit.most)

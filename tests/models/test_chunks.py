@@ -521,14 +521,16 @@ def test_memory_is_flat_in_the_samples(name):
 @pytest.mark.parametrize("name", ["gnn", "transformer"])
 def test_auto_computes_layers_again_before_it_splits_the_samples(name):
     f, batch = nbody(name), many_clouds()
-    _, kept, _ = peaks(f, batch)
+    few, kept, _ = peaks(f, batch)
     f.backbone.recompute = True
     _, again, _ = peaks(f, batch)
     assert again < 0.8 * kept
-    for memory, recompute in ((1.2 * kept, False), ((kept + again) / 2, True)):
+    assert 1.5 * few < again  # too little for all samples either way
+    for memory, recompute in ((1.2 * kept, False), ((kept + again) / 2, True), (1.2 * few, False)):
         f.backbone.recompute, f.chunks = False, Chunks("auto", memory=round(memory / MARGIN))
         f(batch, 64)
-        assert f.backbone.recompute == recompute and f.chunks.size_for(64) == 64
+        assert f.backbone.recompute == recompute
+        assert (f.chunks.size_for(64) == 64) == (memory > again)
 
 
 @pytest.mark.parametrize(("name", "share"), [("VectorNeurons", 0.9), ("GIN", 0.6)])

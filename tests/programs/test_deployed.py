@@ -8,7 +8,7 @@ from tests.programs.cases import cases
 from tests.programs.rows import SIZES
 from tests.programs.rows.inputs import S
 
-OFTEN = {"AOTInductor": ["points gnn"], "ONNX": ["gin with identifiers", "points gnn"]}  # the others run by hand
+OFTEN = {"AOTInductor": ["points gnn"], "ONNX": ["points gnn"]}  # the others run by hand
 
 
 def whole_models(form: str):

@@ -14,7 +14,6 @@ PROGRAMS: dict[str, list[Row]] = {}  # kind or whole model -> rows
 for name, row in ROWS.items():
     PROGRAMS.setdefault(name if row.whole else row.kind, []).append(row)
 OFTEN = {  # the others take minutes
-    ("ops", True, True),
     ("readouts", True, True),
     ("flat mlp", False, False),
     ("points gnn", True, False),

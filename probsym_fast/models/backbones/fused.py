@@ -30,8 +30,8 @@ class OnePass(nn.Module):
     The op takes the place of the modules as they were built. A part that is replaced, resized, hooked, sharded or otherwise
     not as it was makes the modules run one by one, as do active dropout, autocast and torch.func.
 
-    recompute: the backward pass of the op computes the layers again instead of keeping their inputs: a quarter slower, and
-    memory does not grow with the layers. `chunk="auto"` sets it before it splits the samples. one_pass: set it to False to
+    recompute: the backward pass of the op computes the layers again instead of keeping their inputs: a fifth slower, and
+    memory does not grow with the layers. `chunk="auto"` sets it where all samples fit then. one_pass: set it to False to
     run the modules one by one.
     """
 

@@ -94,7 +94,7 @@ class MessagePassing(OnePass):
         pairs = edges.shape[:-3]
         edges = edges.reshape(math.prod(pairs[:-1]), pairs[-1] if pairs else 1, n, n, self.edge_features)
         for axis, name in ((0, "graphs"), (1, "samples")):
-            if edges.shape[axis] not in (1, x.shape[axis]):
+            if edges.shape[axis] != x.shape[axis] and edges.shape[axis] != 1:  # in this order: no guard in a program
                 raise ValueError(
                     f"MessagePassing: edges must be of 1 or x's {x.shape[axis]} {name}, got {edges.shape[axis]}"
                 )
