@@ -24,12 +24,12 @@ struct Call {
        int64_t activation, bool final)
       : in(op) {
     in.floats("x", x, {&nodes, &S, &W});
-    Dim two{"2", 2, 2, 2}, E{"E"}, offsets{"B + 1", 1, nodes + 1};
+    Dim two{"2", 2, 2, 2}, E{"E"}, offsets{"B + 1", 1};
     edges = in.integers("edge_index", edge_index, {&two, &E}).contiguous();
     const Tensor ptr = in.integers("ptr", ptr_in, {&offsets}).contiguous();
     in.count("layers", layers, 1, 1024);
     in.count("out_features", out, 1, 4096);
-    in.count("activation", activation, 0, 2);
+    in.count("activation", activation, 0, 3);
     sizes = {W, layers, out, activation, final};
     parts.emplace(sizes);
     Dim P{"weights", parts->weights, parts->weights};

@@ -5,11 +5,9 @@
 
 namespace psf {
 
-enum Activation : int64_t { tanh_activation, relu_activation, gelu_activation };
-
 struct GinSizes {
   int64_t width, layers, out;
-  int64_t activation;  // after every layer
+  int64_t activation;  // after every layer: an Activation
   bool final;          // and after the output
 };
 // In the row: eps (layers), the first bias, the other layers, the output.

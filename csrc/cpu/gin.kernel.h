@@ -85,14 +85,10 @@ template <class T> struct GinTile {
     products<T>(dy, part.out, 1, call.weights + part.weight, count, part.out, part.in, dx);
   }
   void activate_rows(const T* x, int64_t n, T* y) const {
-    if (call.sizes.activation == tanh_activation) activate_some<Tanh, T>(x, n, y);
-    else if (call.sizes.activation == relu_activation) activate_some<Relu, T>(x, n, y);
-    else activate_some<Gelu, T>(x, n, y);
+    with_activation(call.sizes.activation, [&](auto f) { activate_some<decltype(f), T>(x, n, y); });
   }
   void turn_activation(const T* x, int64_t n, T* dy) const {
-    if (call.sizes.activation == tanh_activation) activation_gradient_some<Tanh, T>(x, n, dy);
-    else if (call.sizes.activation == relu_activation) activation_gradient_some<Relu, T>(x, n, dy);
-    else activation_gradient_some<Gelu, T>(x, n, dy);
+    with_activation(call.sizes.activation, [&](auto f) { activation_gradient_some<decltype(f), T>(x, n, dy); });
   }
 
   // aggregated and z of layer k from its input h

@@ -39,6 +39,8 @@ struct WeightRow {
   }
 };
 
+enum Activation : int64_t { tanh_activation, relu_activation, gelu_activation, silu_activation };  // as in ops/reference/_parts.py
+
 template <class T> struct Weights {
   const T* row;
   T* packed;

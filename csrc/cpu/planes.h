@@ -263,6 +263,15 @@ struct Silu {  // x / (1 + exp(-x))
     return s + x * s * (T(1) - s);
   }
 };
+// f(Tanh) or whichever it is
+template <class F> void with_activation(int64_t which, F f) {
+  switch (which) {
+    case tanh_activation: return f(Tanh{});
+    case relu_activation: return f(Relu{});
+    case gelu_activation: return f(Gelu{});
+    default: return f(Silu{});
+  }
+}
 template <class F, class T> void activate(const T* x, int64_t count, T* y) {
   for (int64_t i = 0; i < count; ++i) store(y + i * lanes<T>, F::template value<T>(load(x + i * lanes<T>)));
 }

@@ -1,7 +1,9 @@
 """Symmetrized models: backbones, embeddings, readouts."""
 
-from probsym_fast.models.backbones.fuse import FusedEncoder, fuse
+from probsym_fast.models.backbones.fuse import fuse
 from probsym_fast.models.backbones.fused import OnePass
+from probsym_fast.models.backbones.fused_encoder import FusedEncoder
+from probsym_fast.models.backbones.fused_mlp import FusedMLP
 from probsym_fast.models.backbones.gin import GINBackbone
 from probsym_fast.models.backbones.language import LanguageBackbone, hf_backbone
 from probsym_fast.models.backbones.message_passing import MessagePassing
@@ -19,6 +21,7 @@ __all__ = [
     "DiagonalReadout",
     "FlatGraph",
     "FusedEncoder",
+    "FusedMLP",
     "GINBackbone",
     "GraphReadout",
     "GraphTokens",

@@ -13,6 +13,7 @@ from probsym_fast.ops.embed_matrix import embed_matrix
 from probsym_fast.ops.gin import gin
 from probsym_fast.ops.linear_batch_norm_relu import linear_batch_norm_relu
 from probsym_fast.ops.message_passing import message_passing
+from probsym_fast.ops.mlp import mlp
 from probsym_fast.ops.node_identifiers import node_identifiers
 from probsym_fast.ops.noise import noise
 from probsym_fast.ops.orthogonal_frame import orthogonal_frame
@@ -38,6 +39,7 @@ __all__ = [
     "gin",
     "linear_batch_norm_relu",
     "message_passing",
+    "mlp",
     "node_identifiers",
     "noise",
     "orthogonal_frame",

@@ -8,7 +8,8 @@ from torch import Tensor
 from probsym_fast._checks import check_bool, check_counts, check_float
 from probsym_fast.ops._op import Op
 from probsym_fast.ops._weights import check_weights, needs_kept
-from probsym_fast.ops.reference.gin import FUNCTIONS, check_values
+from probsym_fast.ops.reference._parts import FUNCTIONS
+from probsym_fast.ops.reference.gin import check_values
 from probsym_fast.ops.reference.gin import gin as reference
 
 ACTIVATIONS = tuple(FUNCTIONS)
@@ -67,7 +68,7 @@ def gin(
         x: (nodes, S, width). edge_index: (2, E) int64, sources and targets. ptr: (B + 1,) int64, where each graph's nodes
             begin. weights: (P,), one row of all parts, matrices as in Linear (out, in) row by row: eps (layers,), the first
             bias (width,); for every further layer weight (width, width), bias; out.weight (out_features, width), out.bias.
-        activation: "tanh", "relu" or "gelu" (with erf).
+        activation: "tanh", "relu", "gelu" (with erf) or "silu".
         recompute: the backward pass computes the layers again, graph by graph, instead of reading each layer's output.
         backend: "auto", "cpu" (width and out_features at most 4096) or "reference".
 

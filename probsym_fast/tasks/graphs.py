@@ -137,11 +137,11 @@ def gin(
     """GIN-ID: 3 layers of width 64 on features and slot identifiers; widths: those of the layers after it."""
     backbone: nn.Module = GINBackbone(64, 3, widths[0], activation, final=last)
     if len(widths) > 1:
-        backbone = Behind(backbone, MLP(widths))
+        backbone = Followed(backbone, MLP(widths))
     return backbone, IdentifiedNodes(N, 64, features), MeanReadout()
 
 
-class Behind(nn.Module):
+class Followed(nn.Module):
     """A network applied after another one that takes several inputs."""
 
     def __init__(self, first: nn.Module, then: nn.Module):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from probsym_fast.ops.gin import weights_of as gin_count
 from probsym_fast.ops.message_passing import weights_of as message_count
+from probsym_fast.ops.mlp import weights_of as mlp_count
 from probsym_fast.ops.transformer import weights_of as transformer_count
 
 
@@ -27,6 +28,10 @@ def message_weights(features: int, edge_features: int, width: int, layers: int, 
 
 def gin_weights(width: int, layers: int, out: int, device="cpu") -> Tensor:
     return torch.randn(gin_count(width, layers, out), device=device).double() / math.sqrt(width)
+
+
+def mlp_weights(widths: Sequence[int], device="cpu") -> Tensor:
+    return torch.randn(mlp_count(widths), device=device).double() / math.sqrt(max(widths))
 
 
 def repeated(x: Tensor, count: int) -> Tensor:

@@ -68,6 +68,10 @@ MODULES = {
         lambda: models.Transformer(layers=1, read=[0, 6, 12, 18, 24, 1]),
         lambda net: net(tokens(2, 25, 8)),
     ),
+    "FusedMLP": (
+        lambda: models.fuse(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, 2))),
+        lambda net: net(tokens(2, 5, WIDTH)),
+    ),
     "FusedEncoder": (
         encoder,
         lambda net: net(tokens(2, 5, WIDTH)),

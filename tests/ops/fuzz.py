@@ -31,6 +31,7 @@ from probsym_fast.ops import (
     gin,
     linear_batch_norm_relu,
     message_passing,
+    mlp,
     node_identifiers,
     noise,
     orthogonal_frame,
@@ -42,6 +43,7 @@ from probsym_fast.ops import (
 from probsym_fast.ops._patches import PAD_MODES, patch_size
 from probsym_fast.ops.gin import weights_of as gin_count
 from probsym_fast.ops.message_passing import weights_of as message_count
+from probsym_fast.ops.mlp import weights_of as mlp_count
 from probsym_fast.ops.transformer import weights_of as transformer_count
 from tests.conftest import GRADIENT, VALUE, assert_near
 from tests.helpers.items import HALF
@@ -323,7 +325,7 @@ def gin_case(d: Draw) -> Case:
         ptr = ptr + 1
     d.leaf("x", d.numbers(sum(sizes), d.size(0, 9), width))
     d.leaf("weights", d.numbers(gin_count(width, layers, out) + d.spoil()) * 0.25)
-    activation = "silu" if d.spoil() else d.pick("tanh", "gelu")
+    activation = "elu" if d.spoil() else d.pick("tanh", "gelu", "silu")
     settings = {"layers": layers, "out_features": out, "activation": activation, "final": d.chance(0.5)}
     settings["recompute"] = d.chance(0.5)
     d.amplified = 16.0**layers  # sums over neighbours
@@ -516,6 +518,20 @@ def message_passing_case(d: Draw) -> Case:
     return d.case(call)
 
 
+def mlp_case(d: Draw) -> Case:
+    widths = [d.size(1, 70) for _ in range(d.size(2, 4))]
+    d.leaf("x", d.numbers(d.size(0, 200), widths[0] + d.spoil()))
+    d.leaf("weights", d.numbers(mlp_count(widths) + d.spoil()) * 0.25)
+    settings = {"widths": widths, "activation": "elu" if d.spoil() else d.pick("tanh", "gelu", "silu")}
+    settings |= {"first": d.chance(0.5), "last": d.chance(0.5), "recompute": d.chance(0.5)}
+    d.amplified = 4.0 ** len(widths)
+
+    def call(backend, x):
+        return (mlp(x.x, x.weights, **settings, backend=backend),)
+
+    return d.case(call)
+
+
 def transformer_case(d: Draw) -> Case:
     M, L, heads = d.size(0, 40), d.size(1, 20), d.size(1, 3)
     width, layers, out = heads * d.size(1, 8), d.size(1, 3), d.pick(0, d.size(1, 20))
@@ -549,6 +565,7 @@ CASES: dict[str, tuple[str | None, Callable[[Draw], Case]]] = {  # public name: 
     "gin": ("gin", gin_case),
     "linear_batch_norm_relu": ("linear_batch_norm_relu", linear_batch_norm_relu_case),
     "message_passing": ("message_passing", message_passing_case),
+    "mlp": ("mlp", mlp_case),
     "node_identifiers": ("node_identifiers", node_identifiers_case),
     "noise": ("noise", noise_case),
     "orthogonal_frame": ("orthogonal_frame", orthogonal_frame_case),

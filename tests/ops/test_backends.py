@@ -13,6 +13,7 @@ from probsym_fast.ops import OPS, _extension
 from probsym_fast.ops._op import BACKENDS
 from probsym_fast.ops.gin import weights_of as gin_count
 from probsym_fast.ops.message_passing import weights_of as message_count
+from probsym_fast.ops.mlp import weights_of as mlp_count
 from probsym_fast.ops.transformer import weights_of as transformer_count
 from tests.conftest import GRADIENT, VALUE, assert_near, implementations, kernels_of
 from tests.helpers.networks import repeated
@@ -71,6 +72,14 @@ CALLS = {
         lambda x, edges, ptr, p, weight, backend: ops.gin(
             x.transpose(1, 2).flatten(0, 1), edges, ptr, repeated(x, gin_count(3, 2, 2)), **GRAPHS, backend=backend
         )
+    ),
+    "mlp": lambda x, backend: ops.mlp(
+        x.flatten(0, 2),
+        repeated(x, mlp_count([3, 4, 2])),
+        widths=[3, 4, 2],
+        activation="gelu",
+        first=True,
+        backend=backend,
     ),
     "message_passing": lambda x, backend: ops.message_passing(
         x.flatten(0, 1), x[:, 0, :, :, None], repeated(x, message_count(3, 1, 4, 1, 2)), **MESSAGES, backend=backend

@@ -12,7 +12,7 @@ import probsym_fast
 from probsym_fast import _checks, ops
 from probsym_fast._checks import looks_at_values
 from probsym_fast.ops import OPS, Permutation, SoftPermutation
-from tests.helpers.networks import gin_weights, message_weights, transformer_weights
+from tests.helpers.networks import gin_weights, message_weights, mlp_weights, transformer_weights
 
 B, S, N, C, D, GRID = 2, 2, 4, 3, 5, 2
 NODES, ITEMS = 7, 6
@@ -64,6 +64,10 @@ CASES = {
     "gin": (
         lambda **tensors: ops.gin(**tensors, layers=2, out_features=3),
         {"x": torch.randn(NODES, S, D), "edge_index": EDGES, "ptr": PTR, "weights": gin_weights(D, 2, 3).float()},
+    ),
+    "mlp": (
+        lambda x, weights: ops.mlp(x, weights, widths=[D, 4, 3]),
+        {"x": torch.randn(9, D), "weights": mlp_weights([D, 4, 3]).float()},
     ),
     "message_passing": (
         lambda x, edges, weights: ops.message_passing(x, edges, weights, width=4, layers=1, out_features=2),

@@ -13,6 +13,7 @@ from probsym_fast.ops import (
     gin,
     linear_batch_norm_relu,
     message_passing,
+    mlp,
     node_identifiers,
     orthogonal_frame,
     permutation_entropy,
@@ -21,7 +22,7 @@ from probsym_fast.ops import (
     transformer,
 )
 from tests.helpers.items import DTYPES, batch, check, weights
-from tests.helpers.networks import gin_weights, message_weights, transformer_weights
+from tests.helpers.networks import gin_weights, message_weights, mlp_weights, transformer_weights
 
 MODULE = _extension.module()
 pytestmark = pytest.mark.skipif(MODULE is None, reason="the extension is not built")
@@ -132,3 +133,7 @@ def test_networks(instruction_set, dtype):
         settings = {"layers": 3, "out_features": 5, "activation": activation}
         leaves = [torch.randn(9, 4, 70).double(), gin_weights(70, 3, 5)]
         check("gin", lambda b, x, w, s=settings: gin(x, edges, ptr, w, **s, backend=b), leaves, dtype)
+    for activation in ("tanh", "relu", "gelu", "silu"):
+        settings = {"widths": [7, 70, 18, 5], "activation": activation, "first": True}
+        leaves = [torch.randn(103, 7).double(), mlp_weights(settings["widths"])]
+        check("mlp", lambda b, x, w, s=settings: mlp(x, w, **s, backend=b), leaves, dtype)

@@ -1,4 +1,4 @@
-"""transformer, message_passing and gin: whole networks as one op, against their float64 reference and plain modules."""
+"""transformer, message_passing, gin and mlp: whole networks as one op, against their float64 reference and plain modules."""
 
 import copy
 import pickle
@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from probsym_fast._memory import peak_memory
-from probsym_fast.models import GINBackbone, MessagePassing, Transformer
-from probsym_fast.ops import OPS, _extension, gin, message_passing, transformer
+from probsym_fast.models import MLP, GINBackbone, MessagePassing, Transformer
+from probsym_fast.ops import OPS, _extension, gin, message_passing, mlp, transformer
 from tests.helpers.graphs import random_graphs
 from tests.helpers.items import DTYPES, bit_equal_on_any_threads, check, value_and_gradients
-from tests.helpers.networks import gin_weights, message_weights, transformer_weights
+from tests.helpers.networks import gin_weights, message_weights, mlp_weights, transformer_weights
 
 BACKENDS = OPS["transformer"].backends("cpu")
 built = pytest.mark.skipif(BACKENDS == ("reference",), reason="the kernels are not built")
@@ -93,6 +93,25 @@ def test_gin(device, sizes, S, width, layers, out, activation, final, recompute,
     check("gin", lambda b, x, w: gin(x, batch.edge_index, batch.ptr, w, **settings, backend=b), leaves, dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize(
+    ("M", "widths", "activation", "first", "last"),
+    [
+        (0, [3, 4, 2], "relu", False, False),
+        (1, [7, 5], "tanh", False, True),
+        (83, [1, 70, 33, 4], "gelu", True, False),
+        (400, [17, 64, 64, 64, 1], "silu", True, True),
+        (161, [5, 1, 3], "tanh", False, False),
+    ],
+)
+def test_mlp(device, M, widths, activation, first, last, recompute, dtype):
+    """Also of no rows, and of rows that fill no tile."""
+    leaves = [torch.randn(M, widths[0], device=device).double(), mlp_weights(widths, device)]
+    settings = {"widths": widths, "activation": activation, "first": first, "last": last, "recompute": recompute}
+    check("mlp", lambda b, *t: mlp(*t, **settings, backend=b), leaves, dtype)
+
+
 def networks(M=20):
     """name -> the op as a function of its leaves, and the leaves."""
     settings, leaves = sequences(M, 5, {})
@@ -106,6 +125,10 @@ def networks(M=20):
         "gin": (
             lambda x, w, **more: gin(x, *ring(len(x) // 4), w, layers=2, out_features=2, activation="tanh", **more),
             [torch.randn(4 * (M // 4), 3, 6).double(), gin_weights(6, 2, 2)],
+        ),
+        "mlp": (
+            lambda *t, **more: mlp(*t, widths=[6, 6, 6, 2], activation="gelu", first=True, **more),
+            [torch.randn(5 * M, 6).double(), mlp_weights([6, 6, 6, 2])],
         ),
     }
 
@@ -181,6 +204,8 @@ def test_a_sequence_does_not_depend_on_the_others(name):
         return
     if name == "message_passing":
         some = [leaves[0][:20], leaves[1][:10], leaves[2]]
+    if name == "mlp":
+        some = [leaves[0][:20], leaves[1]]
     assert torch.equal(call(*some), whole[:20])
 
 
@@ -195,9 +220,8 @@ def test_memory(name):
         torch.autograd.grad(call(*leaves, **more).sum(), leaves)
 
     step()  # the threads' scratch memory stays
-    state = 4 * leaves[0].shape[0] * leaves[0].shape[1] * 6
+    state = 4 * leaves[0].shape[0] * leaves[0].shape[1] * 6  # rows, tokens (or samples), width
     ends = 8 * sum(t.numel() for t in leaves)  # inputs' gradients, outputs and theirs
-    state *= 3 if name == "gin" else 1  # samples
     ends += 4 * 6000 * 4 * 4 * 2 if name == "message_passing" else 0  # the edges' gradient of every sample
     assert 2 * state < peak_memory(step, "cpu") < 4 * state + ends
     assert peak_memory(lambda: step(recompute=True), "cpu") < ends + 200_000
@@ -252,6 +276,10 @@ def modules():
             f"gin, {name}": (GINBackbone(6, 2, 3, name, final=name == "tanh"), graphs)
             for name in ("tanh", "relu", "gelu")
         },
+        **{
+            f"mlp, {name}": (MLP([6, 8, 8, 3], name, last=name == "tanh"), batch[:1])
+            for name in ("tanh", "relu", "gelu")
+        },
         "message passing, edges of each sample": (MessagePassing(width=8), (batch[0], torch.randn(3, 4, 5, 5, 2))),
     }
 
@@ -265,13 +293,13 @@ def test_modules_give_the_same_either_way(name):
     module, inputs = modules()[name]
     module.double()
     leaves = [x.double().requires_grad_() if isinstance(x, torch.Tensor) else x for x in inputs]
-    first = module.out if isinstance(module, GINBackbone) else module.embed
+    where = {GINBackbone: "out", MLP: "layers.1"}.get(type(module), "embed")
+    first = module.get_submodule(where)
     assert module.why_modules(leaves[0].device, torch.float64) is None and "one pass" in str(module)
     found = module(*leaves)
     handle = first.register_forward_hook(lambda *_: None)  # what a hook would see is computed by modules
-    name = "out" if isinstance(module, GINBackbone) else "embed"
-    assert module.why_modules(leaves[0].device, torch.float64) == f"{name} has a hook"
-    assert f"by modules: {name} has a hook" in str(module)
+    assert module.why_modules(leaves[0].device, torch.float64) == f"{where} has a hook"
+    assert f"by modules: {where} has a hook" in str(module)
     expected = module(*leaves)
     handle.remove()
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
@@ -324,6 +352,8 @@ def test_what_a_pass_would_miss_goes_by_modules():
     backbone = GINBackbone(6, 2, 3, "relu")
     backbone.activation = nn.SiLU()
     assert backbone.why_modules(device, torch.float32) == "activation is SiLU, not ReLU"
+    assert MLP([6, 129, 3]).why_modules(device, torch.float32) == "width 129"
+    assert MLP([6, 3]).why_modules(device, torch.float32) == "fewer than two linear maps"
     assert MessagePassing(layers=0).why_modules(device, torch.float32) == "width 60, 0 layers"
 
 
@@ -402,7 +432,7 @@ def test_loops_are_not_read(backend):
 
 
 @built
-@pytest.mark.parametrize("name", ["transformer", "message_passing"])
+@pytest.mark.parametrize("name", ["transformer", "message_passing", "mlp"])
 def test_another_instruction_set_in_the_backward_pass_is_refused(name):
     module = _extension.module()
     sets, best = module.instruction_sets(), module.instruction_set()
@@ -498,5 +528,32 @@ def test_bad_input_of_gin(backend):
     ):
         with pytest.raises(error, match=f"^gin: {re.escape(message)}$"):
             gin(*given, layers=2, out_features=2, backend=backend)
-    with pytest.raises(ValueError, match=r"^gin: activation must be one of \('tanh', 'relu', 'gelu'\), got 'silu'$"):
-        gin(x, edges, ptr, weights, layers=2, out_features=2, activation="silu", backend=backend)
+    with pytest.raises(
+        ValueError, match=r"^gin: activation must be one of \('tanh', 'relu', 'gelu', 'silu'\), got 'elu'$"
+    ):
+        gin(x, edges, ptr, weights, layers=2, out_features=2, activation="elu", backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bad_input_of_mlp(backend):
+    x, widths = torch.randn(8, 6), [6, 4, 2]
+    weights = mlp_weights(widths).float()
+    P = weights.numel()
+    for given, more, error, message in (
+        ((x[0], weights), {}, ValueError, "x must be (M, widths[0]) = (*, 6), got (6,)"),
+        ((x[:, :5], weights), {}, ValueError, "x must be (M, widths[0]) = (*, 6), got (8, 5)"),
+        ((x, weights[1:]), {}, ValueError, f"weights must be (P,) = ({P},), got ({P - 1},)"),
+        ((x, weights.double()), {}, TypeError, "weights must be torch.float32 as x is, got torch.float64"),
+        ((x, weights), {"widths": [6]}, ValueError, "widths must be two or more, each at least 1, got [6]"),
+        ((x, weights), {"widths": [6, 0]}, ValueError, "widths must be two or more, each at least 1, got [6, 0]"),
+        ((x, weights), {"widths": 6}, TypeError, "widths must be a sequence of ints, got int 6"),
+        ((x, weights), {"first": 1}, TypeError, "first must be a bool, got int 1"),
+        (
+            (x, weights),
+            {"activation": "elu"},
+            ValueError,
+            "activation must be one of ('tanh', 'relu', 'gelu', 'silu'), got 'elu'",
+        ),
+    ):
+        with pytest.raises(error, match=f"^mlp: {re.escape(message)}$"):
+            mlp(*given, **{"widths": widths} | more, backend=backend)

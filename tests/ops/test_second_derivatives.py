@@ -8,6 +8,7 @@ from probsym_fast import ops
 from probsym_fast.ops import OPS
 from probsym_fast.ops.gin import weights_of as gin_count
 from probsym_fast.ops.message_passing import weights_of as message_count
+from probsym_fast.ops.mlp import weights_of as mlp_count
 from probsym_fast.ops.transformer import weights_of as transformer_count
 from tests.conftest import GRADIENT, assert_near
 from tests.ops.test_backends import CALLS, every_kernel, every_op
@@ -56,6 +57,10 @@ SMOOTH = {
     "gin": (
         [(5, 2, 3), (gin_count(3, 2, 2),)],
         lambda x, w, **b: ops.gin(x, EDGES, PTR, w, layers=2, out_features=2, activation="tanh", **b),
+    ),
+    "mlp": (
+        [(4, 2), (mlp_count([2, 3, 1]),)],
+        lambda *x, **b: ops.mlp(*x, widths=[2, 3, 1], activation="tanh", last=True, **b),
     ),
     "message_passing": (
         [(4, 3, 2), (2, 3, 3, 1), (message_count(2, 1, 2, 1, 1),)],

@@ -6,13 +6,10 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from probsym_fast._checks import looks_at_values
-from probsym_fast.ops.reference._parts import Parts
+from probsym_fast.ops.reference._parts import FUNCTIONS, Parts
 from probsym_fast.ops.reference.aggregate import aggregate
-
-FUNCTIONS = {"tanh": torch.tanh, "relu": torch.relu, "gelu": F.gelu}  # in the order of csrc/cpu/gin.h
 
 
 def gin(
@@ -55,7 +52,7 @@ def check_values(x: Tensor, edge_index: Tensor, ptr: Tensor, *_) -> None:
             raise ValueError(
                 f"gin: edge_index must hold node numbers 0 to {nodes - 1}, got {u} and {v} in column {column}"
             )
-    graph = torch.searchsorted(ptr, edge_index, right=True) - 1
+    graph = torch.searchsorted(ptr.contiguous(), edge_index.contiguous(), right=True) - 1
     for column, (b, c) in enumerate(graph.T.tolist()):
         if b != c:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""fuse: an nn.TransformerEncoder in one pass."""
+"""fuse: an nn.TransformerEncoder, and an nn.Sequential, in one pass."""
 
 import re
 
@@ -99,3 +99,52 @@ def test_bad_input():
         fused(x[..., :11])
     with pytest.raises(ValueError, match=re.escape("FusedEncoder: lengths must be (2,) int64, got (3,) torch.int64")):
         fused(x, torch.ones(3, dtype=torch.int64))
+
+
+def layers(*widths, act=nn.Tanh, before=False, after=False):
+    parts = [part for into, out in zip(widths, widths[1:], strict=False) for part in (nn.Linear(into, out), act())]
+    return nn.Sequential(*[act()] * before, *(parts if after else parts[:-1]))
+
+
+@pytest.mark.parametrize("act", [nn.Tanh, nn.ReLU, nn.GELU, nn.SiLU])
+@pytest.mark.parametrize(("before", "after"), [(False, False), (True, True)])
+def test_the_numbers_of_a_sequential(act, before, after):
+    plain = layers(6, 20, 9, 3, act=act, before=before, after=after).double()
+    plain.insert(2, nn.Dropout(0.5)).eval()
+    fused = fuse(plain)
+    assert ("one pass" in str(fused)) == BUILT
+    x = torch.randn(2, 7, 6, dtype=torch.float64, requires_grad=True)
+    y, expected = fused(x), plain(x)
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
+    weights, wanted = torch.randn_like(y), [x, *plain.parameters()]
+    for a, b in zip(*(torch.autograd.grad(out, wanted, weights) for out in (y, expected)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    fused.train()
+    assert fused.why_modules(x.device, x.dtype) == "layers.2 drops 0.5"
+    torch.manual_seed(0)
+    y = fused(x)
+    torch.manual_seed(0)
+    assert torch.equal(y, plain(x))
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.Sequential(), "module must have linear maps, got none"),
+        (layers(6, 3), "fewer than two linear maps"),
+        (layers(6, 200, 3), "width 200"),
+        (
+            layers(6, 4, 3, act=nn.ELU),
+            "must hold linear maps and Tanh, ReLU, GELU (with erf) or SiLU between them, got ELU",
+        ),
+        (nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3)), "linear maps and activations must alternate, got Linear"),
+        (nn.Sequential(nn.Linear(6, 4, bias=False), nn.ReLU(), nn.Linear(4, 3)), "must have a bias"),
+        (
+            nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3), nn.Tanh()),
+            "all activations must be the same, got relu and tanh",
+        ),
+    ],
+)
+def test_a_sequential_that_computes_something_else_is_refused(module, message):
+    with pytest.raises(ValueError, match=f"^fuse: .*{re.escape(message)}"):
+        fuse(module)

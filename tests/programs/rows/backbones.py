@@ -40,6 +40,13 @@ def run(net: nn.Module, *inputs: Any) -> Tensor:
 
 ROWS.add("MLP", run, tokens(D), part=lambda: models.MLP([D, D, C]))
 ROWS.add(
+    "FusedMLP",
+    run,
+    tokens(D),
+    covers=("FusedMLP", "fuse"),
+    part=lambda: models.fuse(nn.Sequential(nn.Linear(D, D), nn.SiLU(), nn.Linear(D, C))),
+)
+ROWS.add(
     "GINBackbone",
     run,
     lambda size: (torch.randn(nodes(size), S, D), graphs(size)),
@@ -69,7 +76,7 @@ def encoder() -> nn.Module:
     return models.fuse(nn.TransformerEncoder(layer, 1, nn.LayerNorm(8), enable_nested_tensor=False))
 
 
-ROWS.add("FusedEncoder", run, tokens(9, 8), covers=("FusedEncoder", "fuse"), part=encoder)
+ROWS.add("FusedEncoder", run, tokens(9, 8), covers=("FusedEncoder",), part=encoder)
 for name, maker, part in (
     ("VisionBackbone", "timm_backbone", tiny_vit),
     ("LanguageBackbone", "hf_backbone", tiny_bert),

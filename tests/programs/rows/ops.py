@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from probsym_fast import ops
-from tests.helpers.networks import gin_weights, message_weights, transformer_weights
+from tests.helpers.networks import gin_weights, message_weights, mlp_weights, transformer_weights
 from tests.programs.rows.base import Rows
 from tests.programs.rows.inputs import GRID, C, D, N, P, S, frames, graphs, nodes, paired, scores, seed, soft
 
@@ -158,6 +158,11 @@ ROWS.add(
         message_weights(3, 2, 4, 1, 2).float(),
     ),
     axes=("batch", "nodes"),
+)
+ROWS.add(
+    "mlp",
+    lambda x, w: ops.mlp(x.flatten(0, 1), w, widths=[D, 4, 3], activation="gelu", last=True),
+    lambda size: (torch.randn(size.batch, S, D), mlp_weights([D, 4, 3]).float()),
 )
 ROWS.add(
     "gin",
