@@ -98,7 +98,6 @@ def test_gin(device, sizes, S, width, layers, out, activation, final, recompute,
 @pytest.mark.parametrize(
     ("M", "widths", "activation", "first", "last"),
     [
-        (0, [3, 4, 2], "relu", False, False),
         (1, [7, 5], "tanh", False, True),
         (83, [1, 70, 33, 4], "gelu", True, False),
         (400, [17, 64, 64, 64, 1], "silu", True, True),
@@ -106,7 +105,7 @@ def test_gin(device, sizes, S, width, layers, out, activation, final, recompute,
     ],
 )
 def test_mlp(device, M, widths, activation, first, last, recompute, dtype):
-    """Also of no rows, and of rows that fill no tile."""
+    """Also of rows that fill no tile."""
     leaves = [torch.randn(M, widths[0], device=device).double(), mlp_weights(widths, device)]
     settings = {"widths": widths, "activation": activation, "first": first, "last": last, "recompute": recompute}
     check("mlp", lambda b, *t: mlp(*t, **settings, backend=b), leaves, dtype)
@@ -192,6 +191,15 @@ def test_bit_equal_on_any_threads(name, dtype):
     bit_equal_on_any_threads(call, [t.to(dtype) for t in leaves])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("last", [False, True])
+def test_mlp_of_no_rows(backend, last):
+    x, weights = torch.randn(0, 3, requires_grad=True), mlp_weights([3, 4, 2]).float().requires_grad_()
+    y = mlp(x, weights, widths=[3, 4, 2], last=last, backend=backend)
+    y.sum().backward()
+    assert y.shape == (0, 2) and x.grad.shape == (0, 3) and not weights.grad.any()
+
+
 @built
 @every_network
 def test_a_sequence_does_not_depend_on_the_others(name):
@@ -220,7 +228,7 @@ def test_memory(name):
         torch.autograd.grad(call(*leaves, **more).sum(), leaves)
 
     step()  # the threads' scratch memory stays
-    state = 4 * leaves[0].shape[0] * leaves[0].shape[1] * 6  # rows, tokens (or samples), width
+    state = 4 * leaves[0][..., 0].numel() * 6  # rows, width
     ends = 8 * sum(t.numel() for t in leaves)  # inputs' gradients, outputs and theirs
     ends += 4 * 6000 * 4 * 4 * 2 if name == "message_passing" else 0  # the edges' gradient of every sample
     assert 2 * state < peak_memory(step, "cpu") < 4 * state + ends
@@ -546,7 +554,7 @@ def test_bad_input_of_mlp(backend):
         ((x, weights.double()), {}, TypeError, "weights must be torch.float32 as x is, got torch.float64"),
         ((x, weights), {"widths": [6]}, ValueError, "widths must be two or more, each at least 1, got [6]"),
         ((x, weights), {"widths": [6, 0]}, ValueError, "widths must be two or more, each at least 1, got [6, 0]"),
-        ((x, weights), {"widths": 6}, TypeError, "widths must be a sequence of ints, got int 6"),
+        ((x, weights), {"widths": 6}, TypeError, "widths must be a sequence of ints, got int"),
         ((x, weights), {"first": 1}, TypeError, "first must be a bool, got int 1"),
         (
             (x, weights),

@@ -1,6 +1,7 @@
 """fuse: an nn.TransformerEncoder, and an nn.Sequential, in one pass."""
 
 import re
+from itertools import pairwise
 
 import pytest
 import torch
@@ -68,7 +69,7 @@ def test_state_dict_of_the_encoder():
 @pytest.mark.parametrize(
     ("module", "error", "message"),
     [
-        (lambda: nn.Linear(3, 3), TypeError, "module must be an nn.TransformerEncoder, got Linear"),
+        (lambda: nn.Linear(3, 3), TypeError, "module must be an nn.TransformerEncoder or nn.Sequential, got Linear"),
         (lambda: encoder(norm_first=False), ValueError, "norm_first must be True, got False"),
         (lambda: encoder(batch_first=False), ValueError, "batch_first must be True, got False"),
         (lambda: encoder(dropout=0.1), ValueError, "dropout must be 0 in training, got 0.1"),
@@ -102,7 +103,7 @@ def test_bad_input():
 
 
 def layers(*widths, act=nn.Tanh, before=False, after=False):
-    parts = [part for into, out in zip(widths, widths[1:], strict=False) for part in (nn.Linear(into, out), act())]
+    parts = [part for into, out in pairwise(widths) for part in (nn.Linear(into, out), act())]
     return nn.Sequential(*[act()] * before, *(parts if after else parts[:-1]))
 
 
