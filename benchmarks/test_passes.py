@@ -6,13 +6,26 @@ import pytest
 import torch
 
 from benchmarks.harness import compare, operations_of
-from probsym_fast.models import MessagePassing, OnePass, Transformer
+from benchmarks.inputs import molecules
+from probsym_fast.groups import Graphs
+from probsym_fast.models import MLP, GINBackbone, MessagePassing, OnePass, Transformer
+from probsym_fast.models.backbones.fused import by_modules
 
 READ = range(0, 25, 6)
-# name -> backbone, inputs for M sequences or graphs
+
+
+def graphs(count: int) -> tuple[torch.Tensor, Graphs]:
+    """Features of 10 samples of graphs as large as those of EXP."""
+    edge_index, ptr = molecules([45] * count)
+    return torch.randn(45 * count, 10, 64), Graphs(torch.zeros(45 * count, 1), edge_index, ptr)
+
+
+# name -> backbone, inputs for M sequences, sampled graphs or groups of 20 rows
 CASES = {
     "n-body Transformer": (lambda: Transformer(read=READ), lambda M: (torch.randn(M, 25, 8),)),
     "n-body GNN": (MessagePassing, lambda M: (torch.randn(M // 20, 20, 5, 6), torch.randn(M // 20, 1, 5, 5, 2))),
+    "EXP-classify GIN": (lambda: GINBackbone(64, 3, 10, "relu"), lambda M: graphs(M // 10)),
+    "MLP of width 64": (lambda: MLP([64, 64, 64, 64]), lambda M: (torch.randn(M, 20, 64),)),
 }
 SIZES = 2000, 400, 100
 
@@ -28,7 +41,7 @@ def test_passes(name, M, device, seconds, record):
     reason = backbone.why_modules(given[0].device, torch.float32)
     if reason is not None:
         pytest.skip(f"no pass: {reason}")
-    again, modules, compiled = copy.copy(backbone), backbone.bare(), copy.deepcopy(backbone.bare())
+    again, modules, compiled = copy.copy(backbone), by_modules(backbone), by_modules(copy.deepcopy(backbone))
     again.recompute = True
     compiled.compile()
     ways = {"one pass": backbone, "one pass, recomputed": again, "modules": modules, "modules, compiled": compiled}

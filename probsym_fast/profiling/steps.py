@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast.models import Symmetrized
+from probsym_fast.models.backbones.fused import OnePass, by_modules
 from probsym_fast.models.inputs import embedded
 
 Inputs = tuple[tuple, dict[str, Any]]  # positional and keyword arguments
@@ -136,13 +137,15 @@ def bare_backbone(model: Symmetrized, batch: Any, samples: int) -> tuple[nn.Modu
     """The bare backbone, and for every chunk random inputs and its number of samples; chunks of equal size share inputs.
 
     A part with a method `bare` is replaced by its result: a backbone by its form without symmetrization, an embedding that
-    absorbed the backbone's first layer by that layer, which takes (B, S, in_features).
+    absorbed the backbone's first layer by that layer, which takes (B, S, in_features). What runs in one pass runs by modules.
     """
     backbone: Any = model.backbone
     embed: Any = model.embed
     inputs: dict[int, Inputs] = {}
     if hasattr(backbone, "bare"):
         backbone = backbone.bare()
+    elif any(isinstance(part, OnePass) for part in backbone.modules()):
+        backbone = by_modules(backbone)
     dense = embed.bare().to(batch.device) if hasattr(embed, "bare") else None
     if dense is not None:
         backbone = nn.Sequential(dense, backbone)

@@ -10,6 +10,7 @@ from torch import nn
 
 from probsym_fast._memory import peak_memory
 from probsym_fast.models import MLP, GINBackbone, MessagePassing, Transformer
+from probsym_fast.models.backbones.fused import by_modules
 from probsym_fast.ops import OPS, _extension, gin, message_passing, mlp, transformer
 from tests.helpers.graphs import random_graphs
 from tests.helpers.items import DTYPES, bit_equal_on_any_threads, check, value_and_gradients
@@ -407,7 +408,7 @@ def test_weights_registered_again_keep_their_places():
 def test_edges_shared_by_graphs_or_samples(graphs, samples):
     module, (x, _) = modules()["message passing"]
     edges = torch.randn(graphs, samples, 5, 5, 2)
-    torch.testing.assert_close(module(x, edges), module.bare()(x, edges))
+    torch.testing.assert_close(module(x, edges), by_modules(module)(x, edges))
     torch.testing.assert_close(module(x, edges), module(x, edges.expand(3, 4, 5, 5, 2)))
     for lead in ((2, 4), (3, 2), (12, 1)):
         with pytest.raises(ValueError, match=r"^MessagePassing: edges must be of 1 or x's"):

@@ -77,16 +77,20 @@ class OnePass(nn.Module):
         """Why the op would not be faster."""
         raise NotImplementedError
 
-    def bare(self) -> OnePass:
-        """Shares the weights and runs module by module, for benchmarks."""
-        plain = copy.copy(self)
-        plain.one_pass = False
-        return plain
-
     def extra_repr(self) -> str:
         weight = next(self.parameters(), None)
         reason = "no weights" if weight is None else self.why_modules(weight.device, weight.dtype)
         return "one pass" if reason is None else f"by modules: {reason}"
+
+
+def by_modules(module: nn.Module) -> nn.Module:
+    """A copy that shares the weights and runs all its parts module by module, for benchmarks."""
+    shared = {id(x): x for x in (*module.parameters(), *module.buffers())}
+    plain = copy.deepcopy(module, shared)
+    for part in plain.modules():
+        if isinstance(part, OnePass):
+            part.one_pass = False
+    return plain
 
 
 def row(parts: Iterable[nn.Module | Tensor]) -> Tensor:
