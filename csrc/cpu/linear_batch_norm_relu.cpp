@@ -100,7 +100,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_batch_norm_relu_backward(const
   const Tensor d_y = in.floats("d_y", d_y_in, {&M, &C}).contiguous(), x = x_in.contiguous(), linear = linear_in.contiguous(), linear_t = linear.t().contiguous(), weight = weight_in.contiguous();
   const Tensor d_weight = empty_like(weight), d_bias = empty_like(weight);
   const int64_t blocks = (M + block - 1) / block;
-  const Tensor d_x = needs_x ? empty_like(x) : Tensor(), parts = needs_linear ? empty({blocks, C, K}, x.options()) : Tensor();
+  const bool narrow = K < 16;  // less than a vector: d_x by sums over C, and d_linear transposed
+  const Tensor d_x = needs_x ? empty_like(x) : Tensor(), parts = needs_linear ? empty({blocks, narrow ? K : C, narrow ? C : K}, x.options()) : Tensor();
   PSF_DISPATCH_FLOATING(x.scalar_type(), [&] {
     using T = scalar_t;
     const T *d = d_y.const_data_ptr<T>(), *m = mean.const_data_ptr<T>();
@@ -130,11 +131,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_batch_norm_relu_backward(const
       const T* z = space ? space + row * K : d_z;
       if (!space) product(row, rows, d_z);  // overwritten by d_z
       PSF_DISPATCH(input_gradients<T>(d + row * C, z, to.scale.data(), to.shift.data(), m, offset.data(), slope.data(), rows, C, d_z));
-      if (into) PSF_DISPATCH(products<T>(d_z, C, 1, linear.const_data_ptr<T>(), rows, C, K, into + row * K));
-      if (part) PSF_DISPATCH(products<T>(d_z, 1, C, x.const_data_ptr<T>() + row * K, C, rows, K, part + k * C * K));
+      const T* from = x.const_data_ptr<T>() + row * K;
+      if (narrow) {
+        if (into) PSF_DISPATCH(narrow_products<T>(d_z, C, linear_t.const_data_ptr<T>(), rows, C, K, into + row * K));
+        if (part) PSF_DISPATCH(products<T>(from, 1, K, d_z, K, rows, C, part + k * C * K));
+      } else {
+        if (into) PSF_DISPATCH(products<T>(d_z, C, 1, linear.const_data_ptr<T>(), rows, C, K, into + row * K));
+        if (part) PSF_DISPATCH(products<T>(d_z, 1, C, from, C, rows, K, part + k * C * K));
+      }
     });
   });
-  return {d_x, needs_linear ? sum(parts, {0}) : Tensor(), d_weight, d_bias};
+  const Tensor d_linear = needs_linear ? sum(parts, {0}) : Tensor();
+  return {d_x, needs_linear && narrow ? d_linear.t().contiguous() : d_linear, d_weight, d_bias};
 }
 
 }  // namespace

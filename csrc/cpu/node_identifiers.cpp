@@ -85,15 +85,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> node_identifiers_backward(const Tenso
       check_rows("node_identifiers", "order", order, nodes, nodes);
       soft = {t_in->contiguous(), log_r_in->contiguous(), log_c_in->contiguous()};
       for (Tensor& x : d_soft) x = zeros_like(soft[0]);
-      const T* w = weight.const_data_ptr<T>();
+      const Tensor turned = weight.t().contiguous();
+      const T* w = turned.const_data_ptr<T>();
+      int64_t most = 0;
+      for (int64_t b = 0; b < B; ++b) most = std::max(most, nodes(b));
       parallel_for(0, B * S, 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           const int64_t b = i / S, at = i * N;
           const Soft<T> p{soft[0].const_data_ptr<T>() + at, soft[1].const_data_ptr<T>() + at, soft[2].const_data_ptr<T>() + at,
                           {d_soft[0].mutable_data_ptr<T>() + at, d_soft[1].mutable_data_ptr<T>() + at, d_soft[2].mutable_data_ptr<T>() + at},
                           T(1) / T(tau)};
-          T* scratch = scratch_memory<T>(soft_scratch(N));
-          PSF_DISPATCH(identifier_gradient<T>(d + (offsets[b] * S + i % S) * D, S * D, orders + at, offsets[b + 1] - offsets[b], w, D, p, scratch));
+          T* scratch = scratch_memory<T>(soft_scratch(N) + most * N);
+          PSF_DISPATCH(identifier_gradient<T>(d + (offsets[b] * S + i % S) * D, S * D, orders + at, offsets[b + 1] - offsets[b], w, N, D, p, scratch));
         }
       });
     }
