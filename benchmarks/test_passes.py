@@ -30,9 +30,26 @@ CASES = {
 SIZES = 2000, 400, 100
 
 
+@pytest.mark.parametrize("name", ["n-body Transformer", "n-body GNN"])
+def test_one_thread(name, device, seconds, record):
+    """The same with one thread. The share is of the rate of all."""
+    if device != "cpu":
+        pytest.skip("of CPUs")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        measure(name, 400, device, seconds, record, ", one thread")
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("M", SIZES)
 @pytest.mark.parametrize("name", CASES)
 def test_passes(name, M, device, seconds, record):
+    measure(name, M, device, seconds, record)
+
+
+def measure(name, M, device, seconds, record, more=""):
     """Forward without gradients, and forward and backward. The share is of the machine's float32 rate."""
     torch.manual_seed(0)
     make, inputs = CASES[name]
@@ -63,7 +80,7 @@ def test_passes(name, M, device, seconds, record):
             del variants["one pass, recomputed"]
         operations = operations_of(variants["modules"])
         settings = {"reference": "modules", "operations": operations, "seconds": 2 * seconds, "whole": True}
-        rows = compare(f"{name}, {M} at once, {label}", variants, device=device, **settings)
+        rows = compare(f"{name}, {M} at once, {label}{more}", variants, device=device, **settings)
         medians = {row.variant: row.median for row in rows}
         for row in rows:
             row.extra = {"of modules": round(row.median / medians["modules"], 3)}

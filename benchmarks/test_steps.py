@@ -12,7 +12,8 @@ import torch
 from benchmarks.harness import compare, operations_of, rate
 from probsym_fast import tasks
 from probsym_fast.models import timm_backbone
-from probsym_fast.profiling.steps import Steps, move, training_steps
+from probsym_fast.profiling.cases import prepared
+from probsym_fast.profiling.steps import Steps, inference_steps, move, training_steps
 from probsym_fast.training.allocator import keep_freed_memory
 
 
@@ -115,6 +116,19 @@ def test_training_step(name, device, seconds, record):
             row.share = row.operations / rate(device, dtype) / row.median
         rows[0].extra["share of"] = f"the matrix rate in {str(dtype).removeprefix('torch.')}"
     record(rows, this.bare)
+
+
+@pytest.mark.parametrize("samples", [1, 64])
+@pytest.mark.parametrize("name", NBODY)
+def test_inference(name, samples, device, seconds, record):
+    """A forward pass without gradients of a batch as in training; tax: the model's time over that of the bare backbone by modules."""
+    case = prepared(tasks.load(NBODY[name], []), None, device)
+    steps = inference_steps(case.model, case.batch, samples)
+    variants = {"step": steps.step, "bare backbone": steps.bare, "distribution and embedding": steps.distribution}
+    settings = {"reference": "bare backbone", "seconds": seconds, "whole": True}
+    rows = compare(f"{name}, inference, S = {samples}", variants, device=device, **settings)
+    rows[0].extra = {"tax": round(1 / rows[0].ratio, 2)}
+    record(rows, steps.bare)
 
 
 @pytest.mark.parametrize("name", VISION)
