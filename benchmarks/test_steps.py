@@ -121,7 +121,7 @@ def test_training_step(name, device, seconds, record):
 @pytest.mark.parametrize("samples", [1, 64])
 @pytest.mark.parametrize("name", NBODY)
 def test_inference(name, samples, device, seconds, record):
-    """A forward pass without gradients of a batch as in training; tax: the model's time over that of the bare backbone by modules."""
+    """A forward pass without gradients. tax: time over that of the bare backbone by modules."""
     case = prepared(tasks.load(NBODY[name], []), None, device)
     steps = inference_steps(case.model, case.batch, samples)
     variants = {"step": steps.step, "bare backbone": steps.bare, "distribution and embedding": steps.distribution}

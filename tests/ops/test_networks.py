@@ -340,7 +340,7 @@ def test_what_a_pass_would_miss_goes_by_modules():
     assert why(lambda m: setattr(m.blocks[1], "dropout", 0.1)) == "blocks.1 drops 0.1"
     assert why(dtype=torch.float64) == "a weight is float32"
     assert why(lambda m: m.norm.double()) == "a weight is float64"
-    assert why(dtype=torch.bfloat16) == "no kernel for cpu, bfloat16"
+    assert why(dtype=torch.bfloat16) == "a weight is float32" and why(nn.Module.bfloat16, torch.bfloat16) is None
     assert why(lambda m: setattr(m.blocks[1], "up", Doubled(8, 12))) == "blocks.1.up is Doubled, not Linear"
     assert why(lambda m: setattr(m.blocks[1], "up", nn.Linear(8, 13))) == "blocks.1.up has other weights or settings"
     assert why(lambda m: setattr(m.blocks[1], "heads", 1)) == "blocks.1 has other weights or settings"
@@ -353,8 +353,12 @@ def test_what_a_pass_would_miss_goes_by_modules():
     assert why(lambda m: setattr(m, "one_pass", False)) == "one_pass is False"
     module = Transformer(6, 8, 2, 2, 12, 5)
     with torch.autocast("cpu", torch.bfloat16):
-        assert module.why_modules(device, torch.float32) == "autocast is on"
-        assert module(x).dtype == torch.bfloat16
+        assert module.why_modules(device, torch.float32) is None  # in float32
+        y = module(x)
+    assert torch.equal(y, module(x).bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert MLP([6, 8, 3]).why_modules(device, torch.float32) == "autocast is on"
+    assert MLP([6, 8, 3]).bfloat16().why_modules(device, torch.bfloat16) == "no kernel for cpu, bfloat16"
     assert Transformer(6, 512, 2, 2, 12, 5).why_modules(device, torch.float32) == (
         "5 tokens, width 512, feedforward 12, 2 layers"
     )

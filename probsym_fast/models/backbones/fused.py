@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +22,15 @@ SETTINGS = (
     "batch_first",
 )  # of modules, that change the numbers
 Structure = dict[str, tuple]
+HALF = torch.bfloat16, torch.float16
 
 
 class OnePass(nn.Module):
     """A backbone whose layers run as one op where it has a kernel and nothing has to happen between them.
 
     The op takes the place of the modules as they were built. A part that is replaced, resized, hooked, sharded or otherwise
-    not as it was makes the modules run one by one, as do active dropout, autocast and torch.func.
+    not as it was makes the modules run one by one, as do active dropout and torch.func. On a CPU the op computes in float32
+    for weights below it and under autocast, which is faster than the modules in bfloat16.
 
     recompute: the backward pass of the op computes the layers again instead of keeping their inputs: a fifth slower, and
     memory does not grow with the layers. `chunk="auto"` sets it where all samples fit then. one_pass: set it to False to
@@ -36,6 +38,7 @@ class OnePass(nn.Module):
     """
 
     op: str  # the name of the op
+    faster_than_half = True  # in float32, on a CPU
 
     def __init__(self, owner: str, recompute: bool):
         super().__init__()
@@ -50,11 +53,22 @@ class OnePass(nn.Module):
         """Why inputs like these go through the modules one by one; None: all layers run as one op."""
         if (reason := self.why_not_as_built()) is not None:
             return reason
-        if not OPS[self.op].has_kernel_for(device, dtype):
-            return f"no kernel for {device.type}, {_name(dtype)}"
-        if autocasts(device):
+        autocast = autocasts(device) and dtype != torch.float64  # which it leaves as it is
+        half = autocast or dtype in HALF
+        if autocast and (device.type != "cpu" or not self.faster_than_half):
             return "autocast is on"
-        return next((f"a weight is {_name(p.dtype)}" for p in self.parameters() if p.dtype != dtype), None)
+        slower = half and (device.type != "cpu" or not self.faster_than_half)
+        if slower or not OPS[self.op].has_kernel_for(device, torch.float32 if half else dtype):
+            return f"no kernel for {device.type}, {_name(dtype)}"
+        wanted = torch.float32 if autocast else dtype
+        return next((f"a weight is {_name(p.dtype)}" for p in self.parameters() if p.dtype != wanted), None)
+
+    def as_autocast(self, run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """run(*inputs); under autocast in float32, and then in the dtype of autocast, as a linear map would be."""
+        device = inputs[0].device
+        if not autocasts(device) or inputs[0].dtype == torch.float64:
+            return run(*inputs)
+        return run(*(x.float() for x in inputs)).to(torch.get_autocast_dtype(device.type))
 
     def why_not_as_built(self) -> str | None:
         """Why the modules, as they are now, compute something other than the op."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probsym_fast import ops
+from probsym_fast._autocast import autocasts
 from probsym_fast._checks import transformed
 from probsym_fast.models.backbones.fused import OnePass, row
 from probsym_fast.models.backbones.transformer import FEEDFORWARD, TOKENS, WIDTH
@@ -50,7 +51,7 @@ class FusedEncoder(OnePass):
             y = self._by_modules(x, lengths)
         else:
             y = ops.transformer(
-                x,
+                x.float() if autocasts(x.device) and x.dtype != torch.float64 else x,
                 row(self._parts()),
                 width=width,
                 layers=len(self.encoder.layers),
@@ -60,7 +61,7 @@ class FusedEncoder(OnePass):
                 activation="relu" if _is_relu(layer.activation) else "gelu",
                 eps=layer.norm1.eps,
                 recompute=self.recompute,
-            )
+            ).to(x.dtype)
             y = y if self.encoder.norm is None else self._ended(y, lengths)
         return y.reshape(*lead, *y.shape[1:])
 

@@ -54,8 +54,9 @@ class GINBackbone(OnePass):
         self.built()
 
     def forward(self, h: Tensor, batch: Graphs) -> Tensor:
-        one_pass = self.why_modules(h.device, h.dtype) is None
-        return self._in_one_pass(h, batch) if one_pass else self._by_modules(h, batch)
+        if self.why_modules(h.device, h.dtype) is not None:
+            return self._by_modules(h, batch)
+        return self.as_autocast(lambda h: self._in_one_pass(h, batch), h)
 
     def too_large(self) -> str | None:
         return f"width {len(self.bias)}" if len(self.bias) > WIDTH else None

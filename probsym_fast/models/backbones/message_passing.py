@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast import ops
+from probsym_fast._autocast import autocasts
 from probsym_fast._checks import check_count, check_counts
 from probsym_fast.models.backbones.fused import OnePass, row
 
@@ -98,8 +99,9 @@ class MessagePassing(OnePass):
                 raise ValueError(
                     f"MessagePassing: edges must be of 1 or x's {x.shape[axis]} {name}, got {edges.shape[axis]}"
                 )
-        if edges.dtype == x.dtype and self.why_modules(x.device, x.dtype) is None:
-            y = self._in_one_pass(x, edges)
+        alike = edges.dtype == x.dtype or autocasts(x.device)
+        if alike and self.why_modules(x.device, x.dtype) is None:
+            y = self.as_autocast(self._in_one_pass, x, edges)
         else:
             y = self._by_modules(x, edges)
         return y.reshape(*lead, *y.shape[2:])

@@ -19,6 +19,7 @@ class Layers(OnePass):
     """Linear maps with one activation between them, as `layers`; `first`, `last`: also before and after them."""
 
     op = "mlp"
+    faster_than_half = False  # nearly all of it are products, which processors have in bfloat16
     layers: nn.Sequential
     widths: list[int]
     activation: str

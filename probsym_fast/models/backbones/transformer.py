@@ -116,7 +116,8 @@ class Transformer(OnePass):
             raise ValueError(f"Transformer: x must be (..., {L}, {features}), got {tuple(x.shape)}")
         lead = x.shape[:-2]
         x = x.reshape(math.prod(lead), L, features)
-        y = self._in_one_pass(x) if self.why_modules(x.device, x.dtype) is None else self._by_modules(x)
+        one_pass = self.why_modules(x.device, x.dtype) is None
+        y = self.as_autocast(self._in_one_pass, x) if one_pass else self._by_modules(x)
         return y.reshape(*lead, *y.shape[1:])
 
     def too_large(self) -> str | None:
