@@ -8,11 +8,15 @@ template <class F, class T> void activate_some(const T* x, int64_t n, T* y) {
   for (; i + lanes<T> <= n; i += lanes<T>) store(y + i, F::template value<T>(load(x + i)));
   if (i < n) store_some(y + i, F::template value<T>(load_some(x + i, n - i)), n - i);
 }
-// dy times the slope at x, in place of dy
+// dy times the slope at x, or for functions whose value gives it where the value is x; in place of dy
 template <class F, class T> void activation_gradient_some(const T* x, int64_t n, T* dy) {
+  const auto slope = [](Vec<T> v) {
+    if constexpr (std::is_same_v<F, Tanh>) return T(1) - v * v;
+    else return F::template slope<T>(v);  // of ReLU the same for both
+  };
   int64_t i = 0;
-  for (; i + lanes<T> <= n; i += lanes<T>) store(dy + i, load(dy + i) * F::template slope<T>(load(x + i)));
-  if (i < n) store_some(dy + i, load_some(dy + i, n - i) * F::template slope<T>(load_some(x + i, n - i)), n - i);
+  for (; i + lanes<T> <= n; i += lanes<T>) store(dy + i, load(dy + i) * slope(load(x + i)));
+  if (i < n) store_some(dy + i, load_some(dy + i, n - i) * slope(load_some(x + i, n - i)), n - i);
 }
 template <class T> void transpose_weights(const GinCall<T>& call, const LinearPart& part) {
   for (int64_t i = 0; i < part.in; ++i)
@@ -87,13 +91,17 @@ template <class T> struct GinTile {
   void activate_rows(const T* x, int64_t n, T* y) const {
     with_activation(call.sizes.activation, [&](auto f) { activate_some<decltype(f), T>(x, n, y); });
   }
-  void turn_activation(const T* x, int64_t n, T* dy) const {
-    with_activation(call.sizes.activation, [&](auto f) { activation_gradient_some<decltype(f), T>(x, n, dy); });
+  // Whether the slope of the activation follows from its value: then z is not computed again.
+  bool by_output() const { return call.sizes.activation == relu_activation || call.sizes.activation == tanh_activation; }
+  // from: the activation's value if that gives the slope, else what went into it
+  void turn_activation(const T* from, int64_t n, T* dy) const {
+    with_activation(call.sizes.activation, [&](auto f) { activation_gradient_some<decltype(f), T>(from, n, dy); });
   }
 
-  // aggregated and z of layer k from its input h
-  void layer(int64_t k, const T* h) const {
+  // aggregated and, if needed, z of layer k from its input h
+  void layer(int64_t k, const T* h, bool needs_z = true) const {
     aggregate(call.in_begin, call.in_neighbors, own(k), h, aggregated);
+    if (!needs_z) return;
     if (k) return apply(call.layers[k - 1], aggregated, rows, z);
     std::memcpy(z, aggregated, plane * sizeof(T));
     add_bias(z, rows, W, call.first);
@@ -119,14 +127,15 @@ template <class T> struct GinTile {
   void backward(const T* dy, const T* states, T* dx, T* d) const {
     end(states + call.sizes.layers * plane);
     std::memcpy(d_ended, dy + (place.graph * call.samples + place.sample) * out, s * out * sizeof(T));
+    if (call.sizes.final && by_output()) activate_rows(ended, s * out, ended);
     if (call.sizes.final) turn_activation(ended, s * out, d_ended);
     learn(call.out, d_ended, pooled, s, d);
     turn(call.out, d_ended, s, d_pooled);
     for (int64_t v = 0; v < place.nodes; ++v) std::memcpy(d_state + v * s * W, d_pooled, s * W * sizeof(T));
     for (int64_t k = call.sizes.layers; k-- > 0;) {
       const T* h = states + k * plane;
-      layer(k, h);
-      turn_activation(z, plane, d_state);
+      layer(k, h, !by_output());
+      turn_activation(by_output() ? states + (k + 1) * plane : z, plane, d_state);
       T* d_aggregated = d_state;
       if (k) {
         learn(call.layers[k - 1], d_state, aggregated, rows, d);

@@ -27,7 +27,7 @@ class FusedMLP(Layers):
 
 def _read(parts: list[nn.Module]) -> tuple[bool, bool, str]:
     """Whether the activation stands before the first linear map, and after the last; its name."""
-    names = {}
+    names: dict[str, None] = {}
     for k, part in enumerate(parts):
         if type(part) is nn.Linear:
             if part.bias is None:
