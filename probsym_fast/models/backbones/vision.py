@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from probsym_fast._checks import transformed
+from probsym_fast.models.backbones.attention import every_derivative
+
 
 class VisionBackbone(nn.Module):
     """The blocks of a timm model on tokens (..., L, D), any leading axes; built by `timm_backbone`.
@@ -97,20 +100,22 @@ class VisionBackbone(nn.Module):
             x.reshape(M, self.tokens, self.width) if M else x.new_zeros(1, self.tokens, self.width)
         )  # BEiT fails on 0 rows
         h = self.norm_pre(self._drop_patches(self.pos_drop(self._with_prefix(h))))
+        y = self.norm(every_derivative(self._blocks, h))
+        y = self._pooled(y) if self.read == "pooled" else y
+        return y[:M].reshape(*lead, *y.shape[1:])
+
+    def _blocks(self, h: Tensor) -> Tensor:
+        """(M, tokens, D) -> (M, tokens read, D)."""
         bias = None if self.rel_pos_bias is None else self.rel_pos_bias()  # (heads, 1 + L, 1 + L)
         *blocks, last = self.blocks
         for block in blocks:
             h = self._run(block, h, bias)
         if self.all_tokens or self.rows == slice(0, None):
-            h = self._run(last, h, bias)[:, self.rows]
-        else:
-            h = self._run(read_block, last, h, self.rows, bias)
-        y = self.norm(h)
-        y = self._pooled(y) if self.read == "pooled" else y
-        return y[:M].reshape(*lead, *y.shape[1:])
+            return self._run(last, h, bias)[:, self.rows]
+        return self._run(read_block, last, h, self.rows, bias)
 
     def _run(self, function: Any, *arguments: Any) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled():
+        if self.checkpointing and torch.is_grad_enabled() and not transformed():  # there torch's checkpoints do not work
             return checkpoint(function, *arguments, use_reentrant=False)
         return function(*arguments)
 
