@@ -14,7 +14,7 @@ from tests.conftest import assert_near
 from tests.helpers.modules import EDGES, MODELS, PTR, N, S, batches, built, motions, permutations, random
 from tests.programs.cases import cases
 from tests.programs.rows import ROWS
-from tests.programs.runs import SIZE, flat, floats, function, is_seed, leaves, scalar, seeded
+from tests.programs.runs import SIZE, flat, floats, function, is_seed, scalar, seeded
 
 OWN = [  # of torch itself
     "ignore::FutureWarning",

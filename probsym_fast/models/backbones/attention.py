@@ -31,23 +31,21 @@ def every_derivative(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if not torch.compiler.is_compiling():
         last = (y if y._base is None else y._base).grad_fn  # a view loses its own if it is changed in place
         if last is not None:
-            # holds nodes before the last one only: else they would keep each other alive
-            last.register_prehook(partial(_prepare, [node for node, _ in last.next_functions], x.grad_fn))
+            last.register_prehook(partial(_prepare, x.grad_fn))
     return y
 
 
-def _prepare(last: list, first: Any, _: Gradients) -> None:
-    """Before a backward pass through the nodes from the last ones to the first: hooks for one with create_graph=True."""
+def _prepare(first: Any, _: Gradients) -> None:
+    """Before a backward pass with create_graph=True: hooks for it, on the nodes from this one to the first."""
     if torch.is_grad_enabled():
-        nodes = _fused(last, first)
-        for node, saved in zip(nodes, _in_own_pass(lambda: [_saved(node) for node in nodes]), strict=True):
-            hook = _Replaced(saved)
-            hook.handle = node.register_hook(hook)
+        nodes = _fused(torch._C._current_autograd_node(), first)  # the hook would keep it alive if it held it
+        for node, saved in zip(nodes, _in_own_pass(lambda: [*map(_saved, nodes)]), strict=True):
+            _Replaced(node, saved)
 
 
-def _fused(last: list, first: Any) -> list:
+def _fused(last: Any, first: Any) -> list:
     """The nodes of fused attention."""
-    found, seen, todo = [], {first, None}, list(last)
+    found, seen, todo = [], {first, None}, [last]
     while todo:
         if (node := todo.pop()) not in seen:
             seen.add(node)
@@ -79,10 +77,10 @@ def _in_own_pass(read: Callable[[], list]) -> list:
 
 
 class _Replaced:
-    """A hook for one pass that replaces a fused node's gradients by those of the formula."""
+    """A hook of a fused node, for one pass, that replaces its gradients by those of the formula."""
 
-    def __init__(self, saved: dict[str, Any]):
-        self.saved, self.handle = saved, None
+    def __init__(self, node: Any, saved: dict[str, Any]):
+        self.saved, self.handle = saved, node.register_hook(self)
 
     def __call__(self, found: Gradients, given: Gradients) -> Gradients | None:
         self.handle.remove()
@@ -104,8 +102,8 @@ def gradients(
 ) -> Gradients:
     """Those of softmax(q k^T scale + bias) v in place of the found ones, of the given one by the output.
 
-    q (M, heads, L, d), k and v (M, heads, K, d), bias broadcast to (M, heads, L, K). scale: 1 / sqrt(d) if None. Where found is
-    None, none is wanted.
+    q (M, heads, L, d), k and v (M, heads, K, d), bias broadcast to (M, heads, L, K). scale: 1 / sqrt(d) if None. Where found
+    is None, none is wanted.
     """
     tensors = [x.view_as(x) for x in (*inputs, *([] if bias is None else [bias]))]  # one tensor may be given twice
     q, k, v, *mask = tensors

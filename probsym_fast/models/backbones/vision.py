@@ -100,22 +100,25 @@ class VisionBackbone(nn.Module):
             x.reshape(M, self.tokens, self.width) if M else x.new_zeros(1, self.tokens, self.width)
         )  # BEiT fails on 0 rows
         h = self.norm_pre(self._drop_patches(self.pos_drop(self._with_prefix(h))))
-        y = self.norm(every_derivative(self._blocks, h))
-        y = self._pooled(y) if self.read == "pooled" else y
+        y = every_derivative(self._encoded, h)
         return y[:M].reshape(*lead, *y.shape[1:])
 
-    def _blocks(self, h: Tensor) -> Tensor:
-        """(M, tokens, D) -> (M, tokens read, D)."""
+    def _encoded(self, h: Tensor) -> Tensor:
+        """(M, tokens, D) -> (M, tokens read, D), or pooled (M, D)."""
         bias = None if self.rel_pos_bias is None else self.rel_pos_bias()  # (heads, 1 + L, 1 + L)
         *blocks, last = self.blocks
         for block in blocks:
             h = self._run(block, h, bias)
         if self.all_tokens or self.rows == slice(0, None):
-            return self._run(last, h, bias)[:, self.rows]
-        return self._run(read_block, last, h, self.rows, bias)
+            h = self._run(last, h, bias)[:, self.rows]
+        else:
+            h = self._run(read_block, last, h, self.rows, bias)
+        h = self.norm(h)
+        return self._pooled(h) if self.read == "pooled" else h
 
     def _run(self, function: Any, *arguments: Any) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled() and not transformed():  # there torch's checkpoints do not work
+        # torch.func takes no checkpoints
+        if self.checkpointing and torch.is_grad_enabled() and not transformed():
             return checkpoint(function, *arguments, use_reentrant=False)
         return function(*arguments)
 
