@@ -214,3 +214,24 @@ def test_one_tensor_as_query_key_and_value():
     q = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
     f = lambda q: nn.functional.scaled_dot_product_attention(q, q, q.clone())  # noqa: E731
     assert gradgradcheck(lambda q: attention.every_derivative(lambda q: f(q) + 0, q), q)
+
+
+OTHERS = {  # of a GPU, and of other devices
+    "flash_attention": lambda q, k, v, bias: (q, k, v, 0.1, True, False),
+    "efficient_attention": lambda q, k, v, bias: (q, k, v, bias, True, 0.1, True),
+    "cudnn_attention": lambda q, k, v, bias: (q, k, v, bias.detach(), True, 0.1, True, False),
+    "fused_attention_overrideable": lambda q, k, v, bias: (q, k, v, bias, 0.1, True, False),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_nodes_of_other_devices(name):
+    """They are found, and what they hold has the names of the CPU's."""
+    q, k, v, bias = (torch.randn(2, 3, 8, 8, device="meta", requires_grad=True) for _ in range(4))
+    op = getattr(torch.ops.aten, f"_scaled_dot_product_{name}")
+    y = op(*OTHERS[name](q, k, v, bias), scale=0.5)[0]
+    (node,) = fused(y)
+    saved = attention._saved(node)
+    assert [x is y for x, y in zip(saved.pop("inputs"), (q, k, v), strict=True)] == [True] * 3
+    assert (saved.pop("bias") is None) == (name == "flash_attention")
+    assert saved == {"dropout": 0.1, "causal": True, "scale": 0.5}
