@@ -32,10 +32,7 @@ def function(row: Row) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     def f(x: Tensor) -> Tensor:
         sizes = [y.numel() if y.is_floating_point() else 0 for y in inputs]
         parts = zip(inputs, x.split(sizes), strict=True)
-        with row.smooth():
-            return flat(
-                floats(program(spec.unflatten([part.view(y.shape) if part.numel() else y for y, part in parts])))
-            )
+        return flat(floats(program(spec.unflatten([part.view(y.shape) if part.numel() else y for y, part in parts]))))
 
     return flat(floats(inputs)), f
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from probsym_fast import ops
 from probsym_fast._autocast import autocasts
 from probsym_fast._checks import transformed
+from probsym_fast.models.backbones.attention import every_derivative
 from probsym_fast.models.backbones.fused import OnePass, row
 from probsym_fast.models.backbones.transformer import FEEDFORWARD, TOKENS, WIDTH
 from probsym_fast.ops.reference.transformer import check_values
@@ -48,7 +49,7 @@ class FusedEncoder(OnePass):
         # under a transform the op is its reference, which has every derivative; the encoder has not
         reason = self.why_not_as_built() if transformed() else self.why_modules(x.device, x.dtype)
         if x.shape[1] > TOKENS or reason is not None:
-            y = self._by_modules(x, lengths)
+            y = every_derivative(lambda x: self._by_modules(x, lengths), x)
         else:
             y = ops.transformer(
                 x.float() if autocasts(x.device) and x.dtype != torch.float64 else x,

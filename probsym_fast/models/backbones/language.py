@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast._checks import check_int
+from probsym_fast.models.backbones.attention import every_derivative
 from probsym_fast.models.backbones.checkpoints import train_extra
 
 FAMILIES = ("bert", "roberta", "xlm-roberta")
@@ -49,7 +50,7 @@ class LanguageBackbone(nn.Module):
             x.reshape(M, self.tokens, self.width) if M else x.new_zeros(1, self.tokens, self.width)
         )  # BERT fails on 0 rows
         h = self.dropout(self.norm(h + self.types + self.positions))
-        y = self.encoder(h).last_hidden_state[:M]
+        y = every_derivative(lambda h: self.encoder(h).last_hidden_state, h)[:M]
         y = y[:, 0] if self.read == "pooled" else y
         return y.reshape(*lead, *y.shape[1:])
 

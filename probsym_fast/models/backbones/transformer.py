@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from probsym_fast import ops
 from probsym_fast._checks import check_count, check_counts, check_int, check_share, check_type
+from probsym_fast.models.backbones.attention import every_derivative
 from probsym_fast.models.backbones.fused import OnePass, row
 
 TOKENS, WIDTH, FEEDFORWARD = 64, 256, 1024  # up to these sizes all layers run in one pass
@@ -117,7 +118,7 @@ class Transformer(OnePass):
         lead = x.shape[:-2]
         x = x.reshape(math.prod(lead), L, features)
         one_pass = self.why_modules(x.device, x.dtype) is None
-        y = self.as_autocast(self._in_one_pass, x) if one_pass else self._by_modules(x)
+        y = self.as_autocast(self._in_one_pass, x) if one_pass else every_derivative(self._by_modules, x)
         return y.reshape(*lead, *y.shape[1:])
 
     def too_large(self) -> str | None:

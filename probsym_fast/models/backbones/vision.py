@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from probsym_fast._checks import transformed
+from probsym_fast.models.backbones.attention import every_derivative
+
 
 class VisionBackbone(nn.Module):
     """The blocks of a timm model on tokens (..., L, D), any leading axes; built by `timm_backbone`.
@@ -97,6 +100,11 @@ class VisionBackbone(nn.Module):
             x.reshape(M, self.tokens, self.width) if M else x.new_zeros(1, self.tokens, self.width)
         )  # BEiT fails on 0 rows
         h = self.norm_pre(self._drop_patches(self.pos_drop(self._with_prefix(h))))
+        y = every_derivative(self._encoded, h)
+        return y[:M].reshape(*lead, *y.shape[1:])
+
+    def _encoded(self, h: Tensor) -> Tensor:
+        """(M, tokens, D) -> (M, tokens read, D), or pooled (M, D)."""
         bias = None if self.rel_pos_bias is None else self.rel_pos_bias()  # (heads, 1 + L, 1 + L)
         *blocks, last = self.blocks
         for block in blocks:
@@ -105,12 +113,12 @@ class VisionBackbone(nn.Module):
             h = self._run(last, h, bias)[:, self.rows]
         else:
             h = self._run(read_block, last, h, self.rows, bias)
-        y = self.norm(h)
-        y = self._pooled(y) if self.read == "pooled" else y
-        return y[:M].reshape(*lead, *y.shape[1:])
+        h = self.norm(h)
+        return self._pooled(h) if self.read == "pooled" else h
 
     def _run(self, function: Any, *arguments: Any) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled():
+        # torch.func takes no checkpoints
+        if self.checkpointing and torch.is_grad_enabled() and not transformed():
             return checkpoint(function, *arguments, use_reentrant=False)
         return function(*arguments)
 

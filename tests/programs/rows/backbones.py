@@ -81,4 +81,4 @@ for name, maker, part in (
     ("VisionBackbone", "timm_backbone", tiny_vit),
     ("LanguageBackbone", "hf_backbone", tiny_bert),
 ):
-    ROWS.add(name, run, tokens(GRID**2, D), covers=(name, maker), part=part, attention=True)
+    ROWS.add(name, run, tokens(GRID**2, D), covers=(name, maker), part=part)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
 
@@ -47,7 +45,7 @@ class Row:
     kind: its heading in the table. covers: the public names that it shows. axes: those of SIZES that its inputs have. trains:
     whether there is something to train. differentiable: whether its outputs have derivatives by its inputs. refuses: what the
     error says wherever a program is recorded. slow: it takes long to trace, so only the slow tests do it. programs: how many
-    of any size there are, since it works in two ways. attention: it has torch's fused one, which has no second derivative.
+    of any size there are, since it works in two ways.
     """
 
     kind: str
@@ -61,7 +59,6 @@ class Row:
     refuses: str | None = None
     slow: bool = False
     programs: int = 1
-    attention: bool = False
 
     def program(self, training: bool) -> Program:
         torch.manual_seed(0)
@@ -82,10 +79,6 @@ class Row:
     @property
     def whole(self) -> bool:
         return self.kind == "whole models"
-
-    def smooth(self) -> AbstractContextManager:
-        """With every derivative."""
-        return sdpa_kernel(SDPBackend.MATH) if self.attention else nullcontext()
 
     def leaves(self, size: Size) -> list[Tensor]:
         return tree_leaves(self.sample(size, False))

@@ -59,8 +59,8 @@ def run(model: Symmetrized, batch: Any, seed: Tensor) -> list[Tensor]:
 both = {"covers": ("Symmetrized",), "axes": ("batch", "edges")}
 for make in (flat_mlp, gin_with_identifiers, pattern_vit):
     name = make.__name__.replace("_", " ")
-    ROWS.add(name, run, lambda size: (graphs(size), seed()), part=make, attention=make is pattern_vit, **both)
-    full = {"part": lambda make=make: make(2), "slow": True, "attention": make is pattern_vit, **both}
+    ROWS.add(name, run, lambda size: (graphs(size), seed()), part=make, **both)
+    full = {"part": lambda make=make: make(2), "slow": True, **both}
     ROWS.add(f"{name} (edge_attr, key)", run, lambda size: (graphs(size, attributes=True), seed()), **full)
 for make in (points_gnn, points_transformer, uniform_transformer):
     ROWS.add(
