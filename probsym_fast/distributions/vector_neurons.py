@@ -13,8 +13,9 @@ from probsym_fast._checkpointing import checkpoint_layer
 from probsym_fast._checks import check_count, check_counts, check_int, check_share, looks_at_values
 from probsym_fast.batches import check_all_valid, check_batch
 from probsym_fast.distributions.vector_layers import EdgeConvolution, Layer, uniform
-from probsym_fast.distributions.vector_steps import LargestInvariant, dot, linear, some_clouds
+from probsym_fast.distributions.vector_steps import LargestInvariant, some_clouds
 from probsym_fast.groups import PointClouds
+from probsym_fast.ops.reference.vector_edge_convolution import dot, linear
 
 
 @torch.no_grad()
