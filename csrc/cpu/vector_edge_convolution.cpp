@@ -14,7 +14,7 @@ constexpr double variance_eps = 1e-5;
 // The checked arguments of a call.
 struct Call {
   Arguments in;
-  Dim C{"C", 1, 4096}, d{"d", 1, 1024}, n{"n", 1, 1 << 20}, M{"M"}, w{"w", 1, 4096}, joined{"2 C"};
+  Dim C{"C", 1, 4096}, d{"d", 1, 1024}, n{"n", 1, 256}, M{"M"}, w{"w", 1, 4096}, joined{"2 C"};
   EdgeSizes sizes{};
   Tensor x, feature, direction, pool, gain, bias;
 
@@ -113,7 +113,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vector_edge_convolution(const
   PSF_CHECK_VALUE(seen_mean.defined() == seen_variance.defined(), "vector_edge_convolution: running_mean and running_var must both be given, or none");
   PSF_CHECK_VALUE(given.M > 0 || seen_mean.defined(), "vector_edge_convolution: x must be of at least one cloud without running statistics, got M = 0");
   const TensorOptions options = given.x.options();
-  const Tensor y = empty({given.w, given.d, given.n, given.M}, options), taken = empty({given.w, given.n, given.M}, options.dtype(kLong));
+  const Tensor y = empty({given.w, given.d, given.n, given.M}, options), taken = empty({given.w, given.n, given.M}, options.dtype(kByte));
   const Tensor mean = empty({given.w}, options), variance = empty({given.w}, options), count = zeros({}, options.dtype(kLong));
   PSF_DISPATCH_FLOATING(given.x.scalar_type(), [&] {
     using T = scalar_t;
@@ -126,7 +126,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vector_edge_convolution(const
     }
     some.normalise(mean, variance);
     T* const to = y.mutable_data_ptr<T>();
-    int64_t* const pooled = taken.mutable_data_ptr<int64_t>();
+    uint8_t* const pooled = taken.mutable_data_ptr<uint8_t>();
     some.for_each_edge_tile([&](int64_t first, int64_t clouds, int64_t, T* scratch) { PSF_DISPATCH(edge_convolve<T>(some.call, first, clouds, to, pooled, scratch)); });
   });
   return {y, taken, mean, variance, count};
@@ -138,7 +138,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vector_edge_convolution_backw
   Call given("vector_edge_convolution_backward", x, feature, direction, pool, gain, bias, neighbors);
   const EdgeSizes& s = given.sizes;
   const Tensor d_y = given.in.floats("d_y", d_y_in, {&given.w, &given.d, &given.n, &given.M}).contiguous();
-  const Tensor taken = given.in.integers("taken", taken_in, {&given.w, &given.n, &given.M}).contiguous(), count = given.in.integers("count", count_in, {});
+  const Tensor taken = given.in.integers("taken", taken_in, {&given.w, &given.n, &given.M}, kByte).contiguous(), count = given.in.integers("count", count_in, {});
   const Tensor mean = given.vector("mean", mean_in), variance = given.vector("variance", variance_in);
   const bool learned = !running_mean && !running_var;  // the statistics are those of the batch
   const Tensor d_x = needs_x ? empty_like(given.x) : Tensor(), d_feature = empty_like(given.feature), d_direction = empty_like(given.direction);
@@ -148,7 +148,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vector_edge_convolution_backw
     Prepared<T> some(given, true);
     some.normalise(mean, variance);
     const T *dy = d_y.const_data_ptr<T>(), *m = mean.const_data_ptr<T>(), *g = given.gain.const_data_ptr<T>();
-    const int64_t* pooled = taken.const_data_ptr<int64_t>();
+    const uint8_t* pooled = taken.const_data_ptr<uint8_t>();
     T* dx = needs_x ? d_x.mutable_data_ptr<T>() : nullptr;
     const int64_t values = edge_gradients(s);
     const auto sum_over_tiles = [&](auto f) {

@@ -140,7 +140,7 @@ template <class T, int D> struct EdgeTile {
   };
 
   // Of every node and channel: the pooled pair, and whose it is.
-  void convolve(T* y, int64_t* taken) {
+  void convolve(T* y, uint8_t* taken) {
     T *pairs = take(s.rows() * W), *along = take(s.rows() * W), *out = take(s.rows() * W);
     map(s.maps());
     for (int64_t i = 0; i < n; ++i) {
@@ -171,14 +171,14 @@ template <class T, int D> struct EdgeTile {
           for (int64_t j = 1; j < n; ++j) value = which == Int(j) ? load(pairs + ((j * dim + a) * W + c) * L) : value;
           store(out + ((i * dim + a) * W + c) * L, value);
         }
-        for (int64_t l = 0; l < count; ++l) taken[(c * n + i) * s.clouds + first + l] = which[l];
+        for (int64_t l = 0; l < count; ++l) taken[(c * n + i) * s.clouds + first + l] = uint8_t(which[l]);
       }
     }
     write(out, W, y);
   }
 
   // d += the gradients of maps, scale and shift; d_x, if given: that of the input for given scale and shift.
-  void convolve_gradient(const T* d_y, const int64_t* taken, T* d, T* d_x) {
+  void convolve_gradient(const T* d_y, const uint8_t* taken, T* d, T* d_x) {
     T *d_maps = take(s.rows() * s.maps()), *plane = take(s.rows() * in), *dy = take(s.rows() * W), *panel = take(block_rows * (in + L));
     map(s.maps());
     read(d_y, W, dy);
@@ -260,11 +260,11 @@ template <class T, class F> inline void with_edge_tile(const EdgeCall<T>& call, 
 template <class T> void edge_moments(const EdgeCall<T>& call, int64_t first, int64_t count, double* out, T* scratch) {
   with_edge_tile(call, first, count, scratch, [&](auto& tile) { tile.moments(out); });
 }
-template <class T> void edge_convolve(const EdgeCall<T>& call, int64_t first, int64_t count, T* y, int64_t* taken, T* scratch) {
+template <class T> void edge_convolve(const EdgeCall<T>& call, int64_t first, int64_t count, T* y, uint8_t* taken, T* scratch) {
   with_edge_tile(call, first, count, scratch, [&](auto& tile) { tile.convolve(y, taken); });
 }
 template <class T>
-void edge_convolve_gradient(const EdgeCall<T>& call, int64_t first, int64_t count, const T* d_y, const int64_t* taken, T* d, T* d_x, T* scratch) {
+void edge_convolve_gradient(const EdgeCall<T>& call, int64_t first, int64_t count, const T* d_y, const uint8_t* taken, T* d, T* d_x, T* scratch) {
   with_edge_tile(call, first, count, scratch, [&](auto& tile) { tile.convolve_gradient(d_y, taken, d, d_x); });
 }
 template <class T>

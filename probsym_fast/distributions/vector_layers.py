@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from probsym_fast.distributions._statistics import move_statistics
 from probsym_fast.distributions.vector_steps import EdgeActivation, NormMoments, PairNormMoments, VectorActivation
-from probsym_fast.ops import OPS, vector_edge_convolution
 from probsym_fast.ops.reference.vector_edge_convolution import VARIANCE_EPS, linear, nearest, node_maps
+from probsym_fast.ops.vector_edge_convolution import MOST_NODES, OP, vector_edge_convolution
 
 MOMENTUM = 0.1  # of the running statistics
 
@@ -98,18 +98,15 @@ class EdgeConvolution(Layer):
         self.register_buffer("pool", uniform(width, width))
 
     def extra_repr(self) -> str:
-        found = self._has_kernel(self.feature.device, torch.promote_types(self.feature.dtype, torch.float32))
+        dtype = torch.promote_types(self.feature.dtype, torch.float32)
+        found = OP.has_kernel_for(self.feature.device, dtype)
         return f"neighbors={self.neighbors}, {'one pass' if found else 'by steps'}"
-
-    @staticmethod
-    def _has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
-        return OPS["vector_edge_convolution"].has_kernel_for(device, dtype)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         (x,) = inputs
         norm = self.norm
         feature, direction, pool = (t.to(x.dtype) for t in (self.feature, self.direction, self.pool))
-        if self._has_kernel(x.device, x.dtype):
+        if x.shape[2] <= MOST_NODES and OP.has_kernel_for(x.device, x.dtype):
             learns = self.training and x.numel()
             running = None if learns else (norm.running_mean.to(x.dtype), norm.running_var.to(x.dtype))
             gain, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)

@@ -13,7 +13,7 @@ from probsym_fast.ops.reference.vector_edge_convolution import vector_edge_convo
 def _shapes(x, feature, direction, pool, gain, bias, running_mean, running_var, neighbors):
     _, d, n, M = x.shape
     w = feature.shape[0]
-    taken, count = (x.new_empty(shape, dtype=torch.int64) for shape in ((w, n, M), ()))
+    taken, count = x.new_empty(w, n, M, dtype=torch.uint8), x.new_empty((), dtype=torch.int64)
     return x.new_empty(w, d, n, M), taken, x.new_empty(w), x.new_empty(w), count
 
 
@@ -22,6 +22,7 @@ def _gradient_shapes(d_y, x, feature, direction, pool, gain, bias, *others):
     return x.new_empty(x.shape) if needs_x else None, *(t.new_empty(t.shape) for t in (feature, direction, gain, bias))
 
 
+MOST_NODES, MOST_FEATURES = 256, 4096  # of the kernels, as in csrc/cpu/vector_edge_convolution.cpp
 OP = Op(
     "vector_edge_convolution",
     "(Tensor x, Tensor feature, Tensor direction, Tensor pool, Tensor gain, Tensor bias, Tensor? running_mean,"
@@ -63,7 +64,7 @@ def vector_edge_convolution(
         x: (C, d, n, M), C vectors of each of the n nodes of M clouds. feature, direction: (w, 2 C). pool: (w, w).
         gain, bias: (w,). running: mean and variance (w,) to use; None: those of |p| over the near pairs of all clouds.
         neighbors: k, the nodes nearest to a node over all channels, itself and all as far as the k-th included.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", "cpu" (n at most 256, C and w at most 4096) or "reference".
 
     Returns: y (w, d, n, M) in the dtype of x; and without a gradient, for running statistics, mean, (biased) variance (w,)
     and the number of near pairs, () int64, 0 with `running`. float16 and bfloat16 compute, and return statistics, in float32.
@@ -101,7 +102,11 @@ def vector_edge_convolution(
         if value.device != x.device:
             raise RuntimeError(f"{op}: {name} must be on {x.device}, got {value.device}")
     dtype = OP.compute_dtype(backend, x.device, x.dtype)
-    run = OP.select(backend, x.device, dtype)
+    if x.shape[2] <= MOST_NODES and max(C, w) <= MOST_FEATURES:
+        run = OP.select(backend, x.device, dtype)
+    else:
+        most = f"{MOST_NODES} nodes and {MOST_FEATURES} channels"
+        run = OP.without_kernel(backend, x.device, f"its kernels take at most {most}, got {tuple(x.shape)}")
     statistics = (None if t is None else t.to(dtype) for t in (mean, variance))
     weights = (t.to(dtype) for t in (feature, direction, pool, gain, bias))
     y, _, mean, variance, count = run(x.to(dtype), *weights, *statistics, neighbors)

@@ -37,6 +37,7 @@ from probsym_fast.ops import (
     readout,
     soft_permutation,
     transformer,
+    vector_edge_convolution,
 )
 from probsym_fast.ops._patches import PAD_MODES, patch_size
 from probsym_fast.ops.message_passing import weights_of as message_count
@@ -515,6 +516,31 @@ def transformer_case(d: Draw) -> Case:
     return d.case(call)
 
 
+def vector_edge_convolution_case(d: Draw) -> Case:
+    """Points in general position: which neighbours are nearest, and which is pooled, does not hang on rounding."""
+    C, dim, n, M, w = d.size(1, 5), d.size(1, 5), d.size(2, 12), d.size(1, 40), d.size(2, 9)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=d.generator, dtype=torch.float64)
+
+    d.leaf("x", normal(C, dim, n, M))
+    d.leaf("feature", normal(w, 2 * C + d.spoil()))
+    d.leaf("direction", normal(w, 2 * C))
+    d.leaf("gain", d.numbers(w + d.spoil()))
+    d.leaf("shift", d.numbers(w))
+    pool, running = d.index(normal(w, w)), (d.index(d.uniform(w)), d.index(d.uniform(w) + 0.5))
+    given, neighbors = d.chance(0.5), 0 if d.spoil() else d.size(1, 14)
+    d.amplified = 1e4  # 1 / <q, q> and 1 / |p|, which may be small
+
+    def call(backend, x):
+        weights = x.feature, x.direction, pool.to(x.x), x.gain, x.shift
+        seen = tuple(t.to(x.x) for t in running) if given else None
+        y, mean, variance, count = vector_edge_convolution(x.x, *weights, seen, neighbors=neighbors, backend=backend)
+        return y, mean, variance, count
+
+    return d.case(call, 1.0, 1.0, 1.0, 1.0)
+
+
 CASES: dict[str, tuple[str | None, Callable[[Draw], Case]]] = {  # public name: the op, its generator
     "Permutation": (None, permutation_case),
     "act_orthogonal": ("act_orthogonal", act_orthogonal_case),
@@ -531,6 +557,7 @@ CASES: dict[str, tuple[str | None, Callable[[Draw], Case]]] = {  # public name: 
     "readout": ("readout", readout_case),
     "soft_permutation": ("soft_permutation", soft_permutation_case),
     "transformer": ("transformer", transformer_case),
+    "vector_edge_convolution": ("vector_edge_convolution", vector_edge_convolution_case),
 }
 
 

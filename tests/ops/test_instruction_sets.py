@@ -18,6 +18,7 @@ from probsym_fast.ops import (
     readout,
     soft_permutation,
     transformer,
+    vector_edge_convolution,
 )
 from tests.helpers.items import DTYPES, batch, check, weights
 from tests.helpers.networks import message_weights, transformer_weights
@@ -126,3 +127,16 @@ def test_networks(instruction_set, dtype):
     leaves = [torch.randn(19, 6, 7).double(), torch.randn(19, 6, 6, 2).double(), message_weights(7, 2, 18, 2, 5)]
     call = lambda b, *t: message_passing(*t, width=18, layers=2, out_features=5, backend=b)  # noqa: E731
     check("message_passing", call, leaves, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_vector_edge_convolution(instruction_set, dtype):
+    """19 clouds: a part of a tile is empty with any set."""
+    leaves = [torch.randn(3, 3, 5, 19), torch.randn(7, 6), torch.randn(7, 6), torch.rand(7) + 0.5, torch.randn(7)]
+    pool = torch.randn(7, 7)
+
+    def call(backend, x, feature, direction, *norm):
+        weights = feature, direction, pool.to(x), *norm
+        return vector_edge_convolution(x, *weights, neighbors=3, backend=backend)[0]
+
+    check("vector_edge_convolution", call, [x.double() for x in leaves], dtype)

@@ -37,8 +37,8 @@ def vector_edge_convolution(
     scale = gain * (variance + VARIANCE_EPS).rsqrt()
     y = activation(p, q, scale, bias - scale * mean)
     with torch.no_grad():
-        taken = highest(torch.where(near, dot(y, linear(pool, y)), -math.inf)).long()
-    index = taken.unsqueeze(1).expand(-1, x.shape[1], -1, -1).unsqueeze(3)
+        taken = highest(torch.where(near, dot(y, linear(pool, y)), -math.inf))
+    index = taken.long().unsqueeze(1).expand(-1, x.shape[1], -1, -1).unsqueeze(3)
     return y.gather(3, index).squeeze(3), taken, mean, variance, count
 
 

@@ -159,3 +159,14 @@ ROWS.add(
     ),
     axes=("batch", "nodes"),
 )
+for label, given in (("vector_edge_convolution", 0), ("vector_edge_convolution (running)", 2)):
+    ROWS.add(
+        label,
+        lambda x, f, q, p, gain, bias, *running: ops.vector_edge_convolution(
+            x, f, q, p, gain, bias, running or None, neighbors=2
+        )[0],
+        lambda size, given=given: (
+            *(torch.randn(2, 3, 4, size.batch), torch.randn(3, 4), torch.randn(3, 4), torch.randn(3, 3)),
+            *(torch.rand(3) + 0.5 for _ in range(2 + given)),
+        ),
+    )
