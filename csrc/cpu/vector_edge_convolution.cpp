@@ -110,7 +110,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vector_edge_convolution(const
     const Tensor& gain, const Tensor& bias, const std::optional<Tensor>& running_mean, const std::optional<Tensor>& running_var, int64_t neighbors) {
   Call given("vector_edge_convolution", x, feature, direction, pool, gain, bias, neighbors);
   const Tensor seen_mean = given.in.floats("running_mean", running_mean, {&given.w}), seen_variance = given.in.floats("running_var", running_var, {&given.w});
-  PSF_CHECK_VALUE(seen_mean.defined() == seen_variance.defined(), "vector_edge_convolution: running_mean and running_var must both be given, or none");
+  PSF_CHECK_VALUE(seen_mean.defined() == seen_variance.defined(), "vector_edge_convolution: running_mean must be given with running_var, got one of them");
   PSF_CHECK_VALUE(given.M > 0 || seen_mean.defined(), "vector_edge_convolution: x must be of at least one cloud without running statistics, got M = 0");
   const TensorOptions options = given.x.options();
   const Tensor y = empty({given.w, given.d, given.n, given.M}, options), taken = empty({given.w, given.n, given.M}, options.dtype(kByte));
