@@ -517,15 +517,16 @@ def transformer_case(d: Draw) -> Case:
 
 
 def vector_edge_convolution_case(d: Draw) -> Case:
-    """Points in general position: which neighbours are nearest, and which is pooled, does not hang on rounding."""
+    """In general position: which neighbours are nearest, and which is pooled, does not hang on rounding."""
     C, dim, n, M, w = d.size(1, 5), d.size(1, 5), d.size(2, 12), d.size(1, 40), d.size(2, 9)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=d.generator, dtype=torch.float64)
 
     d.leaf("x", normal(C, dim, n, M))
-    d.leaf("feature", normal(w, 2 * C + d.spoil()))
-    d.leaf("direction", normal(w, 2 * C))
+    for name, spoilt in (("feature", d.spoil()), ("direction", False)):
+        map_ = normal(w, 2 * C + spoilt)
+        d.leaf(name, map_ + 0.3 * map_.sign())  # no vector is almost 0
     d.leaf("gain", d.uniform(w + d.spoil()) + 0.5)
     d.leaf("shift", d.numbers(w))
     pool, *running = (d.index(t.to(d.dtype)) for t in (normal(w, w), d.uniform(w), d.uniform(w) + 0.5))

@@ -33,7 +33,7 @@ def vector_edge_convolution(
         mean, variance = norm_moments(p, near)
     else:
         count = near.new_zeros((), dtype=torch.int64)
-        mean, variance = running_mean.clone(), running_var.clone()
+        mean, variance = running_mean.detach().clone(), running_var.detach().clone()
     scale = gain * (variance + VARIANCE_EPS).rsqrt()
     y = activation(p, q, scale, bias - scale * mean)
     with torch.no_grad():

@@ -163,7 +163,7 @@ for label, given in (("vector_edge_convolution", 0), ("vector_edge_convolution (
     ROWS.add(
         label,
         lambda x, f, q, p, gain, bias, *running: ops.vector_edge_convolution(
-            x, f, q, p, gain, bias, running or None, neighbors=2
+            x, f, q, p, gain, bias, tuple(t.square() for t in running) or None, neighbors=2
         )[0],
         lambda size, given=given: (
             *(torch.randn(2, 3, 4, size.batch), torch.randn(3, 4), torch.randn(3, 4), torch.randn(3, 3)),
