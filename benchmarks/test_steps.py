@@ -12,7 +12,8 @@ import torch
 from benchmarks.harness import compare, operations_of, rate
 from probsym_fast import tasks
 from probsym_fast.models import timm_backbone
-from probsym_fast.profiling.steps import Steps, move, training_steps
+from probsym_fast.profiling.cases import prepared
+from probsym_fast.profiling.steps import Steps, inference_steps, move, training_steps
 from probsym_fast.training.allocator import keep_freed_memory
 
 
@@ -114,6 +115,18 @@ def test_training_step(name, device, seconds, record):
             row.operations = operations_of(function)
             row.share = row.operations / rate(device, dtype) / row.median
         rows[0].extra["share of"] = f"the matrix rate in {str(dtype).removeprefix('torch.')}"
+    record(rows, this.bare)
+
+
+@pytest.mark.parametrize("name", NBODY)
+def test_inference(name, device, seconds, record):
+    """A prediction with one sample, without gradients, over that of the bare backbone."""
+    case = prepared(tasks.load(NBODY[name]), None, device)
+    this = inference_steps(case.model, case.batch, 1)
+    variants = {"model": this.step, "bare backbone": this.bare, "distribution and embedding": this.distribution}
+    settings = {"reference": "bare backbone", "seconds": seconds, "whole": True}
+    rows = compare(f"{name}, inference, S = 1", variants, device=device, **settings)
+    rows[0].extra = {"tax": round(1 / rows[0].ratio, 2)}
     record(rows, this.bare)
 
 

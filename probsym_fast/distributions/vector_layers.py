@@ -87,7 +87,7 @@ class EdgeConvolution(Layer):
 
     The linear map runs once per node: W [x_j - x_i, x_i] = A x_j + C x_i. Pooling takes one neighbour per channel. No
     gradient reaches its direction (argmax), which is therefore a buffer, and only the pooled neighbours are
-    differentiated.
+    differentiated. `ops.vector_edge_convolution` does all of it where it has a kernel, else the steps of `vector_steps`.
     """
 
     pool: Tensor
