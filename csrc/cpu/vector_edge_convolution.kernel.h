@@ -128,14 +128,14 @@ template <class T, int D> struct EdgeTile {
     }
   }
 
-  // y = s p - c q, with s and c from |p|, <p, q> and <q, q>.
+  // y = s p - c q, with s and c from |p|, <p, q> and <q, q>, which may be as large as T holds: divisions, no `reciprocal`.
   struct Factors {
     V inverse, s, pq, qq, c;
     Factors(V pp, V pq, V qq_, T scale, T shift) : pq(pq), qq(qq_ + T(1e-6)) {
-      inverse = reciprocal<T>(square_root<T>(pp + T(1e-12)));
+      inverse = T(1) / square_root<T>(pp + T(1e-12));
       s = scale + shift * inverse;
       const V along = s * pq;
-      c = (along > T(0) ? V{} : along) * T(0.8) * reciprocal<T>(qq);
+      c = (along > T(0) ? V{} : along) * T(0.8) / qq;
     }
   };
 
@@ -157,15 +157,19 @@ template <class T, int D> struct EdgeTile {
         }
       linear<T>(pairs, W * L, s.rows(), call.pooling, nullptr, W, W, false, along, W * L);
       for (int64_t c = 0; c < W; ++c) {
-        V most = splat<T>(-std::numeric_limits<T>::infinity());
-        I which{};
+        const V lowest = splat<T>(-std::numeric_limits<T>::infinity());
+        V most = lowest;
+        I which{}, lost{};  // lost: a height is no number; then the first node is taken
         for (int64_t j = 0; j < n; ++j) {
           V height{};
           for (int64_t a = 0; a < dim; ++a) height += load(pairs + ((j * dim + a) * W + c) * L) * load(along + ((j * dim + a) * W + c) * L);
-          const I higher = (height >= most) & is_near(j);
+          height += is_near(j) ? V{} : lowest;
+          const I higher = height >= most;
+          lost |= height != height;
           most = higher ? height : most;
           which = higher ? I{} + Int(j) : which;
         }
+        which = lost ? I{} : which;
         for (int64_t a = 0; a < dim; ++a) {
           V value = load(pairs + (a * W + c) * L);
           for (int64_t j = 1; j < n; ++j) value = which == Int(j) ? load(pairs + ((j * dim + a) * W + c) * L) : value;
@@ -202,7 +206,7 @@ template <class T, int D> struct EdgeTile {
           pp += p * p, pq += p * q, qq += q * q, gp += g * p, gq += g * q;
         }
         const Factors f(pp, pq, qq, scale, shift);
-        const V e = f.c < T(0) ? -gq * reciprocal<T>(f.qq) : V{};  // d_c / <q, q> on the leaky side
+        const V e = f.c < T(0) ? -gq / f.qq : V{};  // d_c / <q, q> on the leaky side
         const V ds = gp + T(0.8) * e * f.pq, d_pq = T(0.8) * e * f.s, d_inverse = ds * f.inverse;
         const V radial = -shift * d_inverse * f.inverse * f.inverse, d_qq = T(-2) * e * f.c;
         scales += ds, shifts += d_inverse;
@@ -235,7 +239,7 @@ template <class T, int D> struct EdgeTile {
       for (int64_t j = 0; j < n; ++j) {
         const I taken = is_near(j);
         for (int64_t c = 0; c < W; ++c) {
-          const V ratio = taken ? offset[c] * reciprocal<T>(norm_of_pair(i, j, c)) + slope[c] : V{};
+          const V ratio = taken ? offset[c] / norm_of_pair(i, j, c) + slope[c] : V{};
           for (int64_t a = 0; a < dim; ++a) {
             const V dp = ratio * pair(0, i, j, a, c);
             T *to = d_maps + (j * dim + a) * step + c * L, *from = d_maps + (i * dim + a) * step + (W + c) * L;
