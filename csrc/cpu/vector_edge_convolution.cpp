@@ -14,7 +14,7 @@ constexpr double variance_eps = 1e-5;
 // The checked arguments of a call.
 struct Call {
   Arguments in;
-  Dim C{"C", 1, 4096}, d{"d", 1, 1024}, n{"n", 1, 256}, M{"M"}, w{"w", 1, 4096}, joined{"2 C"};
+  Dim C{"C", 1, 4096}, d{"d", 1, 4096}, n{"n", 1, 256}, M{"M"}, w{"w", 1, 4096}, joined{"2 C"};
   EdgeSizes sizes{};
   Tensor x, feature, direction, pool, gain, bias;
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from probsym_fast.distributions._statistics import move_statistics
 from probsym_fast.distributions.vector_steps import EdgeActivation, NormMoments, PairNormMoments, VectorActivation
 from probsym_fast.ops.reference.vector_edge_convolution import VARIANCE_EPS, linear, nearest, node_maps
-from probsym_fast.ops.vector_edge_convolution import MOST_NODES, OP, vector_edge_convolution
+from probsym_fast.ops.vector_edge_convolution import OP, fits_kernel, vector_edge_convolution
 
 MOMENTUM = 0.1  # of the running statistics
 
@@ -106,7 +106,7 @@ class EdgeConvolution(Layer):
         (x,) = inputs
         norm = self.norm
         feature, direction, pool = (t.to(x.dtype) for t in (self.feature, self.direction, self.pool))
-        if x.shape[2] <= MOST_NODES and OP.has_kernel_for(x.device, x.dtype):
+        if fits_kernel(x, feature.shape[0]) and OP.has_kernel_for(x.device, x.dtype):
             learns = self.training and x.numel()
             running = None if learns else (norm.running_mean.to(x.dtype), norm.running_var.to(x.dtype))
             gain, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)

@@ -64,7 +64,7 @@ def vector_edge_convolution(
         x: (C, d, n, M), C vectors of each of the n nodes of M clouds. feature, direction: (w, 2 C). pool: (w, w).
         gain, bias: (w,). running: mean and variance (w,) to use; None: those of |p| over the near pairs of all clouds.
         neighbors: k, the nodes nearest to a node over all channels, itself and all as far as the k-th included.
-        backend: "auto", "cpu" (n at most 256, C and w at most 4096) or "reference".
+        backend: "auto", "cpu" (n at most 256; C, d and w at most 4096) or "reference".
 
     Returns: y (w, d, n, M) in the dtype of x; and without a gradient, for running statistics, mean, (biased) variance (w,)
     and the number of near pairs, () int64, 0 with `running`. float16 and bfloat16 compute, and return statistics, in float32.
@@ -102,12 +102,18 @@ def vector_edge_convolution(
         if value.device != x.device:
             raise RuntimeError(f"{op}: {name} must be on {x.device}, got {value.device}")
     dtype = OP.compute_dtype(backend, x.device, x.dtype)
-    if x.shape[2] <= MOST_NODES and max(C, w) <= MOST_FEATURES:
+    if fits_kernel(x, w):
         run = OP.select(backend, x.device, dtype)
     else:
-        most = f"{MOST_NODES} nodes and {MOST_FEATURES} channels"
-        run = OP.without_kernel(backend, x.device, f"its kernels take at most {most}, got {tuple(x.shape)}")
+        most = f"{MOST_NODES} nodes, {MOST_FEATURES} channels and d = {MOST_FEATURES}"
+        run = OP.without_kernel(backend, x.device, f"its kernels take at most {most}, got {tuple(x.shape)} and w = {w}")
     statistics = (None if t is None else t.to(dtype) for t in (mean, variance))
     weights = (t.to(dtype) for t in (feature, direction, pool, gain, bias))
     y, _, mean, variance, count = run(x.to(dtype), *weights, *statistics, neighbors)
     return y.to(x.dtype), mean.detach(), variance.detach(), count
+
+
+def fits_kernel(x: Tensor, width: int) -> bool:
+    """Whether its kernels take x (C, d, n, M) and as many channels as `width`."""
+    C, d, n, _ = x.shape
+    return n <= MOST_NODES and max(C, d, width) <= MOST_FEATURES
