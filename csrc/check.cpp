@@ -103,9 +103,9 @@ const Tensor& Arguments::floats(const char* name, const Tensor& x, Dims dims) {
   return x;
 }
 
-const Tensor& Arguments::integers(const char* name, const Tensor& x, Dims dims) {
+const Tensor& Arguments::integers(const char* name, const Tensor& x, Dims dims, ScalarType type) {
   memory(name, x);
-  PSF_CHECK_TYPE(x.scalar_type() == kLong, op, ": ", name, " must be torch.int64, got ", spelled(x.scalar_type()));
+  PSF_CHECK_TYPE(x.scalar_type() == type, op, ": ", name, " must be ", spelled(type), ", got ", spelled(x.scalar_type()));
   shape(name, x, dims);
   return x;
 }

@@ -29,7 +29,7 @@ class Arguments {
   // float32 or float64, the same for all tensors of a call.
   const Tensor& floats(const char* name, const Tensor& x);
   const Tensor& floats(const char* name, const Tensor& x, Dims dims);
-  const Tensor& integers(const char* name, const Tensor& x, Dims dims);  // int64
+  const Tensor& integers(const char* name, const Tensor& x, Dims dims, ScalarType type = kLong);
   // Contiguous; undefined if not given.
   Tensor floats(const char* name, const std::optional<Tensor>& x, Dims dims) {
     return x ? floats(name, *x, dims).contiguous() : Tensor();

@@ -45,9 +45,24 @@ template <> inline Vec<float> reciprocal<float>(Vec<float> x) {  // 14 bits, the
 }
 #endif
 
+// An instruction where there is one: a loop over std::sqrt, which may set errno, stays a loop.
 template <class T> inline Vec<T> square_root(Vec<T> x) {
+#if defined(__x86_64__)
+  constexpr bool single = sizeof(T) == 4;
+#if PSF_VECTOR_BYTES == 64
+  if constexpr (single) return (Vec<T>)_mm512_maskz_sqrt_ps(0xffff, (__m512)x);
+  else return (Vec<T>)_mm512_maskz_sqrt_pd(0xff, (__m512d)x);
+#elif PSF_VECTOR_BYTES == 32
+  if constexpr (single) return (Vec<T>)_mm256_sqrt_ps((__m256)x);
+  else return (Vec<T>)_mm256_sqrt_pd((__m256d)x);
+#else
+  if constexpr (single) return (Vec<T>)_mm_sqrt_ps((__m128)x);
+  else return (Vec<T>)_mm_sqrt_pd((__m128d)x);
+#endif
+#else
   for (int l = 0; l < lanes<T>; ++l) x[l] = std::sqrt(x[l]);
   return x;
+#endif
 }
 
 // exp(x); exactly 0 below the smallest normal number. x = k ln 2 + y, |y| <= ln(2)/2, exp(y) by its series.

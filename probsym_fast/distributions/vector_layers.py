@@ -11,35 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast.distributions._statistics import move_statistics
-from probsym_fast.distributions.vector_steps import (
-    EdgeActivation,
-    NormMoments,
-    PairNormMoments,
-    VectorActivation,
-    linear,
-)
+from probsym_fast.distributions.vector_steps import EdgeActivation, NormMoments, PairNormMoments, VectorActivation
+from probsym_fast.ops.reference.vector_edge_convolution import VARIANCE_EPS, linear, nearest, node_maps
+from probsym_fast.ops.vector_edge_convolution import OP, fits_kernel, vector_edge_convolution
 
-VARIANCE_EPS = 1e-5
 MOMENTUM = 0.1  # of the running statistics
 
 
 def uniform(*shape: int) -> Tensor:
     """Weights drawn as in nn.Linear."""
     return torch.empty(shape).uniform_(-1, 1) / math.sqrt(shape[-1])
-
-
-@torch.no_grad()
-def nearest(x: Tensor, k: int) -> Tensor:
-    """(i, j, M): whether j is among the k nodes nearest to i, itself included, over all channels.
-
-    Includes all nodes as far as the k-th, so the choice does not depend on the order of the nodes.
-    """
-    n, clouds = x.shape[2:]
-    if k >= n:
-        return torch.ones(n, n, clouds, dtype=torch.bool, device=x.device)
-    nodes = x.detach().flatten(0, 1).permute(2, 1, 0).contiguous()  # (M, n, channels d)
-    distance = torch.cdist(nodes, nodes, compute_mode="donot_use_mm_for_euclid_dist")
-    return (distance <= distance.kthvalue(k, -1, keepdim=True).values).permute(1, 2, 0).contiguous()
 
 
 class Norm(nn.Module):
@@ -71,13 +52,17 @@ class Norm(nn.Module):
         """moments None: the running statistics."""
         mean, variance = moments or (self.running_mean.to(dtype), self.running_var.to(dtype))
         if moments:
-            with torch.no_grad():  # NaN and infinity would stay in the statistics forever
-                finite = (mean + variance).isfinite()
-                unbiased = variance * (count / (count - 1))
-                seen = (torch.where(finite, mean, self.running_mean), torch.where(finite, unbiased, self.running_var))
-            move_statistics("VectorNeurons", (self.running_mean, self.running_var), seen, MOMENTUM)
+            self.move(mean, variance, count)
         scale = self.weight.to(dtype) * (variance + VARIANCE_EPS).rsqrt()
         return scale, self.bias.to(dtype) - scale * mean
+
+    @torch.no_grad()
+    def move(self, mean: Tensor, variance: Tensor, count: Tensor | int) -> None:
+        """The running statistics towards those of `count` values."""
+        finite = (mean + variance).isfinite()  # NaN and infinity would stay in the statistics forever
+        unbiased = variance * (count / (count - 1))
+        seen = (torch.where(finite, mean, self.running_mean), torch.where(finite, unbiased, self.running_var))
+        move_statistics("VectorNeurons", (self.running_mean, self.running_var), seen, MOMENTUM)
 
 
 class Layer(nn.Module):
@@ -102,7 +87,7 @@ class EdgeConvolution(Layer):
 
     The linear map runs once per node: W [x_j - x_i, x_i] = A x_j + C x_i. Pooling takes one neighbour per channel. No
     gradient reaches its direction (argmax), which is therefore a buffer, and only the pooled neighbours are
-    differentiated.
+    differentiated. `ops.vector_edge_convolution` does all of it where it has a kernel, else the steps of `vector_steps`.
     """
 
     pool: Tensor
@@ -112,10 +97,24 @@ class EdgeConvolution(Layer):
         self.neighbors = neighbors
         self.register_buffer("pool", uniform(width, width))
 
+    def extra_repr(self) -> str:
+        dtype = torch.promote_types(self.feature.dtype, torch.float32)
+        found = OP.has_kernel_for(self.feature.device, dtype)
+        return f"neighbors={self.neighbors}, {'one pass' if found else 'by steps'}"
+
     def forward(self, *inputs: Tensor) -> Tensor:
         (x,) = inputs
-        near = nearest(x, self.neighbors)
-        (a_p, c_p), (a_d, c_d) = self.feature.to(x.dtype).chunk(2, 1), self.direction.to(x.dtype).chunk(2, 1)
-        scale, shift = self.norm.of_pairs(near, torch.cat([a_p, c_p - a_p]), x)
-        weight = torch.cat([a_p, a_d, c_p - a_p, c_d - a_d])
-        return EdgeActivation.of(near, self.pool.to(x.dtype), scale, shift, weight, x)
+        norm = self.norm
+        feature, direction, pool = (t.to(x.dtype) for t in (self.feature, self.direction, self.pool))
+        if fits_kernel(x, feature.shape[0]) and OP.has_kernel_for(x.device, x.dtype):
+            learns = self.training and x.numel()
+            running = None if learns else (norm.running_mean.to(x.dtype), norm.running_var.to(x.dtype))
+            gain, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
+            weights = feature, direction, pool, gain, bias
+            y, mean, variance, count = vector_edge_convolution(x, *weights, running, neighbors=self.neighbors)
+            if learns:
+                norm.move(mean, variance, count)
+            return y
+        near, weight = nearest(x, self.neighbors), node_maps(feature, direction)
+        of_p = weight.unflatten(0, (2, 2, -1))[:, 0].flatten(0, 1)
+        return EdgeActivation.of(near, pool, *norm.of_pairs(near, of_p, x), weight, x)

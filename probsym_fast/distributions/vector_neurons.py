@@ -13,8 +13,9 @@ from probsym_fast._checkpointing import checkpoint_layer
 from probsym_fast._checks import check_count, check_counts, check_int, check_share, looks_at_values
 from probsym_fast.batches import check_all_valid, check_batch
 from probsym_fast.distributions.vector_layers import EdgeConvolution, Layer, uniform
-from probsym_fast.distributions.vector_steps import LargestInvariant, dot, linear, some_clouds
+from probsym_fast.distributions.vector_steps import LargestInvariant, some_clouds
 from probsym_fast.groups import PointClouds
+from probsym_fast.ops.reference.vector_edge_convolution import dot, linear
 
 
 @torch.no_grad()
@@ -43,7 +44,8 @@ class VectorNeurons(nn.Module):
     "scores" (B, S, n) and "matrices" (B, S, d, d), if built, in the dtype of the parameters or float32 if that is better,
     under any autocast.
     Gradients: of any order, to the parameters, the noise and the batch. Time and memory grow as B S n^2 width d.
-    Under torch.func transforms it runs in plain torch; in training mode they must take its buffers as inputs too.
+    Where `ops.vector_edge_convolution` has a kernel the edge convolutions run as one op each, and no tensor of pairs is
+    written. Under torch.func transforms it runs in plain torch; in training mode they must take its buffers as inputs too.
     Raises ValueError for shapes, for a batch with num_nodes (every node counts as valid), and for positions, velocities or
     noise that are not finite (on a GPU only in debug mode).
     """

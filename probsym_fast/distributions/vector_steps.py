@@ -12,11 +12,20 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from probsym_fast._autocast import without_autocast
-from probsym_fast._checks import transformed
 from probsym_fast.distributions._fused import Fused, gradient, needs_definition
+from probsym_fast.ops.reference.vector_edge_convolution import (
+    activation,
+    dot,
+    highest,
+    index_dtype,
+    linear,
+    norm_moments,
+    norm_of,
+    pairs,
+    per_channel,
+)
 
 # |p| is sqrt(<p, p> + 1e-12), smooth at zero, and the leaky ReLU has the slope 0.2 = 1 - 0.8. These are literals: with
 # dynamic=True torch.compile fails on a float of the module that several autograd functions read.
@@ -35,40 +44,12 @@ def some_clouds(clouds: int, numbers: int, device: torch.device) -> Iterator[sli
     return (slice(first, first + step) for first in range(0, max(clouds, 1), step))
 
 
-def index_dtype(size: int) -> torch.dtype:
-    """The dtype for stored indices below size."""
-    return torch.uint8 if size <= 2**8 else torch.int16 if size <= 2**15 else torch.int32
-
-
-def dot(x: Tensor, y: Tensor) -> Tensor:
-    """Inner product over axis 1, the d components."""
-    if transformed():  # vmap has no addcmul_
-        return (x * y).sum(1)
-    out = x[:, 0] * y[:, 0]
-    for a in range(1, x.shape[1]):
-        out.addcmul_(x[:, a], y[:, a])
-    return out
-
-
-def linear(weight: Tensor, x: Tensor) -> Tensor:
-    """(out, in) times (in, d, ...) -> (out, d, ...)"""
-    return (weight @ x.flatten(1)).unflatten(1, x.shape[1:])
-
-
-def _per_channel(x: Tensor, like: Tensor) -> Tensor:
-    return x.view(-1, *(1,) * (like.dim() - 1))
-
-
-def _norm(p: Tensor) -> Tensor:
-    return (dot(p, p) + 1e-12).sqrt()
-
-
 class NormMoments(Fused):
     """Mean and variance of |p| per channel, over all other axes: p (w, d, ...)."""
 
     @staticmethod
     def definition(p: Tensor) -> tuple[Tensor, Tensor]:
-        norm = _norm(p).flatten(1)
+        norm = norm_of(p).flatten(1)
         return norm.mean(1), norm.var(1, correction=0)
 
     @staticmethod
@@ -91,7 +72,7 @@ def _norm_ratio(norm: Tensor, mean: Tensor, count: Tensor | int, d_mean: Tensor,
     """d norm / norm, from the gradients of the mean and the variance."""
     slope = d_variance * 2 / count
     offset = d_mean / count - slope * mean
-    return (_per_channel(offset, norm) / norm).add_(_per_channel(slope, norm))
+    return (per_channel(offset, norm) / norm).add_(per_channel(slope, norm))
 
 
 class PairNormMoments(Fused):
@@ -99,18 +80,14 @@ class PairNormMoments(Fused):
 
     @staticmethod
     def definition(near: Tensor, weight: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        norm = _norm(_pairs(linear(weight, x).unflatten(0, (2, -1)))).flatten(1)
-        taken = near.to(norm.dtype).flatten()
-        count = taken.sum()
-        mean = norm @ taken / count
-        return mean, (norm - mean[:, None]).square() @ taken / count
+        return norm_moments(pairs(*linear(weight, x).unflatten(0, (2, -1))), near)
 
     @staticmethod
     def forward(ctx, near: Tensor, weight: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         _, dim, n, clouds = x.shape
         parts = []
         for m in some_clouds(clouds, weight.shape[0] * dim * n * n, x.device):
-            p = _pairs(linear(weight, x[..., m]).unflatten(0, (2, -1)))
+            p = pairs(*linear(weight, x[..., m]).unflatten(0, (2, -1)))
             norm = dot(p, p).add_(1e-12).sqrt_().flatten(1)
             taken = near[..., m].to(norm.dtype).flatten()
             count = taken.sum()
@@ -134,7 +111,7 @@ class PairNormMoments(Fused):
         with without_autocast(x.device):  # it may be on in the backward pass
             for m in some_clouds(clouds, weight.shape[0] * dim * n * n, x.device):
                 some = x[..., m].flatten(1)
-                p = _pairs((weight @ some).view(2, -1, *x[..., m].shape[1:]))
+                p = pairs(*(weight @ some).view(2, -1, *x[..., m].shape[1:]))
                 norm = dot(p, p).add_(1e-12).sqrt_()
                 ratio = _norm_ratio(norm, mean, count, d_mean, d_variance).mul_(near[..., m].to(norm.dtype))
                 p.mul_(ratio.unsqueeze(1))
@@ -145,23 +122,10 @@ class PairNormMoments(Fused):
         return None, d_weight, d_x
 
 
-def _pairs(out: Tensor) -> Tensor:
-    """Neighbours and centers (2, w, d, n, m) -> their sums (w, d, i, j, m)."""
-    neighbor, center = out
-    return neighbor.unsqueeze(2) + center.unsqueeze(3)
-
-
-def _highest(height: Tensor) -> Tensor:
-    """The last j where height (w, i, j, m) is largest: (w, i, m). Faster on a CPU than max over an inner axis."""
-    n = height.shape[2]
-    place = torch.arange(n, dtype=index_dtype(n), device=height.device).view(n, 1)
-    return (height == height.amax(2, keepdim=True)).to(place.dtype).mul_(place).amax(2)
-
-
 def _activation_factors(p: Tensor, d: Tensor, scale: Tensor, shift: Tensor):
     """The activation is s p - c d. Returns s, c and what the gradient needs: 1/|p|, <p, d>, <d, d>."""
     inverse_norm = dot(p, p).add_(1e-12).rsqrt_()
-    s = torch.addcmul(_per_channel(scale, inverse_norm), _per_channel(shift, inverse_norm), inverse_norm)
+    s = torch.addcmul(per_channel(scale, inverse_norm), per_channel(shift, inverse_norm), inverse_norm)
     pd, dd = dot(p, d), dot(d, d).add_(1e-6)
     c = (s * pd).clamp_max_(0).mul_(0.8).div_(dd)
     return s, c, inverse_norm, pd, dd
@@ -179,7 +143,7 @@ def _activation_gradient(
     d_pd.mul_(s)
     d_shift = d_s * inverse_norm
     d_scale_sum, d_shift_sum = d_s.flatten(1).sum(1), d_shift.flatten(1).sum(1)
-    radial = d_shift.mul_(inverse_norm).mul_(inverse_norm).mul_(-_per_channel(shift, d_shift))
+    radial = d_shift.mul_(inverse_norm).mul_(inverse_norm).mul_(-per_channel(shift, d_shift))
     torch.mul(g, s.unsqueeze(1), out=d_p).addcmul_(d, d_pd.unsqueeze(1)).addcmul_(p, radial.unsqueeze(1))
     torch.mul(p, d_pd.unsqueeze(1), out=d_d).addcmul_(g, c.unsqueeze(1), value=-1)
     d_d.addcmul_(d, e.mul_(c).unsqueeze(1), value=-2)
@@ -195,10 +159,7 @@ class VectorActivation(Fused):
 
     @staticmethod
     def definition(p: Tensor, d: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        norm = _norm(p)
-        s = _per_channel(scale, norm) + _per_channel(shift, norm) / norm
-        c = F.relu(-s * dot(p, d)) * -0.8 / (dot(d, d) + 1e-6)
-        return p * s.unsqueeze(1) - d * c.unsqueeze(1)
+        return activation(p, d, scale, shift)
 
     @staticmethod
     def forward(ctx, p: Tensor, d: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -227,8 +188,8 @@ class EdgeActivation(Fused):
     def definition(near: Tensor, pool: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, x: Tensor) -> Tensor:
         with torch.no_grad():
             out = linear(weight, x).unflatten(0, (2, 2, -1))
-            y = VectorActivation.definition(_pairs(out[:, 0]), _pairs(out[:, 1]), scale, shift)
-            taken = _highest(torch.where(near, dot(y, linear(pool, y)), -math.inf))
+            y = activation(pairs(*out[:, 0]), pairs(*out[:, 1]), scale, shift)
+            taken = highest(torch.where(near, dot(y, linear(pool, y)), -math.inf))
         return EdgeActivation.of_taken(taken, scale, shift, weight, x)
 
     @staticmethod
@@ -237,7 +198,7 @@ class EdgeActivation(Fused):
         neighbor, center = linear(weight, x).unflatten(0, (2, 2, -1))  # of p and d both
         index = taken.long().unsqueeze(1).expand_as(neighbor)
         p, d = neighbor.gather(3, index) + center
-        return VectorActivation.definition(p, d, scale, shift)
+        return activation(p, d, scale, shift)
 
     @staticmethod
     def forward(ctx, near: Tensor, pool: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, x: Tensor) -> Tensor:
@@ -246,12 +207,12 @@ class EdgeActivation(Fused):
         taken = x.new_empty(width, n, clouds, dtype=index_dtype(n))
         for m in some_clouds(clouds, 4 * width * dim * n * n, x.device):
             out = linear(weight, x[..., m]).view(2, 2, width, dim, n, -1)
-            p, d = _pairs(out[:, 0]), _pairs(out[:, 1])
+            p, d = pairs(*out[:, 0]), pairs(*out[:, 1])
             s, c = _activation_factors(p, d, scale, shift)[:2]
             p.mul_(s.unsqueeze(1)).addcmul_(d, c.unsqueeze(1), value=-1)
             del d, s, c  # one pair tensor less at peak memory
             near_or_not = torch.where(near[..., m], 0.0, -math.inf).to(p.dtype)
-            neighbor = _highest(dot(p, linear(pool, p)).add_(near_or_not))
+            neighbor = highest(dot(p, linear(pool, p)).add_(near_or_not))
             taken[..., m] = neighbor
             index = neighbor.long().unsqueeze(1).expand(-1, dim, -1, -1).unsqueeze(3)
             y[..., m] = p.gather(3, index).squeeze(3)

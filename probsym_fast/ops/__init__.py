@@ -22,6 +22,7 @@ from probsym_fast.ops.permutation_entropy import permutation_entropy
 from probsym_fast.ops.readout import readout
 from probsym_fast.ops.soft_permutation import soft_permutation
 from probsym_fast.ops.transformer import transformer
+from probsym_fast.ops.vector_edge_convolution import vector_edge_convolution
 
 fill_table()
 
@@ -48,4 +49,5 @@ __all__ = [
     "soft_permutation",
     "transformer",
     "using_backend",
+    "vector_edge_convolution",
 ]

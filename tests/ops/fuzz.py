@@ -39,6 +39,7 @@ from probsym_fast.ops import (
     readout,
     soft_permutation,
     transformer,
+    vector_edge_convolution,
 )
 from probsym_fast.ops._patches import PAD_MODES, patch_size
 from probsym_fast.ops.gin import weights_of as gin_count
@@ -555,6 +556,32 @@ def transformer_case(d: Draw) -> Case:
     return d.case(call)
 
 
+def vector_edge_convolution_case(d: Draw) -> Case:
+    """In general position: which neighbours are nearest, and which is pooled, does not hang on rounding."""
+    C, dim, n, M, w = d.size(1, 5), d.size(1, 5), d.size(2, 12), d.size(1, 40), d.size(2, 9)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=d.generator, dtype=torch.float64)
+
+    d.leaf("x", normal(C, dim, n, M))
+    for name, spoilt in (("feature", d.spoil()), ("direction", False)):
+        map_ = normal(w, 2 * C + spoilt)
+        d.leaf(name, map_ + 0.3 * map_.sign())  # no vector is almost 0
+    d.leaf("gain", d.uniform(w + d.spoil()) + 0.5)
+    d.leaf("shift", d.numbers(w))
+    pool, *running = (d.index(t.to(d.dtype)) for t in (normal(w, w), d.uniform(w), d.uniform(w) + 0.5))
+    given, neighbors = d.chance(0.5), 0 if d.spoil() else d.size(1, 14)
+    d.amplified = 1e5  # 1 / <q, q> and 1 / |p|, which may be small: the reference in float32 differs as much
+
+    def call(backend, x):
+        weights = x.feature, x.direction, pool.to(x.x), x.gain, x.shift
+        seen = tuple(t.to(x.x) for t in running) if given else None
+        y, mean, variance, count = vector_edge_convolution(x.x, *weights, seen, neighbors=neighbors, backend=backend)
+        return y, mean, variance, count
+
+    return d.case(call, 1.0, 1.0, 1.0, 1.0)
+
+
 CASES: dict[str, tuple[str | None, Callable[[Draw], Case]]] = {  # public name: the op, its generator
     "Permutation": (None, permutation_case),
     "act_orthogonal": ("act_orthogonal", act_orthogonal_case),
@@ -573,6 +600,7 @@ CASES: dict[str, tuple[str | None, Callable[[Draw], Case]]] = {  # public name: 
     "readout": ("readout", readout_case),
     "soft_permutation": ("soft_permutation", soft_permutation_case),
     "transformer": ("transformer", transformer_case),
+    "vector_edge_convolution": ("vector_edge_convolution", vector_edge_convolution_case),
 }
 
 

@@ -1,5 +1,6 @@
 """What all ops share: how an implementation is chosen, and that the ops can be traced."""
 
+import math
 import re
 
 import pytest
@@ -33,6 +34,14 @@ def on_graphs(call):
 
 
 GRAPHS = {"layers": 2, "out_features": 2, "activation": "tanh", "final": True}
+
+
+def edge_weights(x, w=2):
+    """Of w channels, from the numbers of x (C, ...)."""
+    shapes = (w, 2 * len(x)), (w, 2 * len(x)), (w, w), (w,), (w,)
+    return [repeated(x.flatten()[k:], math.prod(shape)).view(shape) for k, shape in enumerate(shapes)]
+
+
 MESSAGES = {"width": 4, "layers": 1, "out_features": 2}
 BLOCKS = {"in_features": 3, "width": 4, "layers": 1, "heads": 2, "feedforward": 5, "out_features": 2}
 CALLS = {
@@ -87,6 +96,9 @@ CALLS = {
     "transformer": lambda x, backend: ops.transformer(
         x.flatten(0, 1), repeated(x, transformer_count(list(BLOCKS.values()), 3)), **BLOCKS, backend=backend
     ),
+    "vector_edge_convolution": lambda x, backend: ops.vector_edge_convolution(
+        x, *edge_weights(x), neighbors=2, backend=backend
+    )[0],
 }
 every_op = pytest.mark.parametrize("name", CALLS)
 every_kernel = pytest.mark.parametrize(

@@ -85,6 +85,14 @@ CASES = {
             "lengths": torch.tensor([1, 3, 2, 2]),
         },
     ),
+    "vector_edge_convolution": (
+        lambda mean, variance, **tensors: ops.vector_edge_convolution(**tensors, running=(mean, variance), neighbors=2),
+        {
+            **{"x": torch.randn(C, 3, N, B), "feature": torch.randn(D, 2 * C), "direction": torch.randn(D, 2 * C)},
+            **{"pool": torch.randn(D, D), "gain": torch.ones(D), "bias": torch.ones(D)},
+            **{"mean": torch.ones(D), "variance": torch.ones(D)},
+        },
+    ),
     "embed_edges": (
         on(lambda p, **others: ops.embed_edges(p=p, grid=GRID, **others)),
         PERMUTATION

@@ -20,6 +20,7 @@ from probsym_fast.ops import (
     readout,
     soft_permutation,
     transformer,
+    vector_edge_convolution,
 )
 from tests.helpers.items import DTYPES, batch, check, weights
 from tests.helpers.networks import gin_weights, message_weights, mlp_weights, transformer_weights
@@ -137,3 +138,16 @@ def test_networks(instruction_set, dtype):
         settings = {"widths": [7, 70, 18, 5], "activation": activation, "first": True}
         leaves = [torch.randn(103, 7).double(), mlp_weights(settings["widths"])]
         check("mlp", lambda b, x, w, s=settings: mlp(x, w, **s, backend=b), leaves, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_vector_edge_convolution(instruction_set, dtype):
+    """19 clouds: a part of a tile is empty with any set."""
+    leaves = [torch.randn(3, 3, 5, 19), torch.randn(7, 6), torch.randn(7, 6), torch.rand(7) + 0.5, torch.randn(7)]
+    pool = torch.randn(7, 7)
+
+    def call(backend, x, feature, direction, *norm):
+        weights = feature, direction, pool.to(x), *norm
+        return vector_edge_convolution(x, *weights, neighbors=3, backend=backend)[0]
+
+    check("vector_edge_convolution", call, [x.double() for x in leaves], dtype)

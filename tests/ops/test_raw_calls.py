@@ -60,6 +60,7 @@ FREE = {
     *(("act_orthogonal", "vectors", what) for what in ("size", "empty")),
     *((name, "edge_index", what) for name in ("aggregate", "aggregate_backward") for what in ("size", "empty")),
     *(("aggregate", "x", what) for what in ("size", "empty")),
+    ("vector_edge_convolution", "x", "size"),
     *(("readout", "items", what) for what in ("size", "empty")),
     *(("node_identifiers", "weight", what) for what in ("size", "empty")),
 }

@@ -25,6 +25,8 @@ def shuffled() -> ops.Permutation:
     return soft(torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(2))).detach()
 
 
+POOL = torch.tensor([[1.0, -0.5], [0.3, 0.8]]).double()
+RUNNING = torch.tensor([1.2, 0.7]).double(), torch.tensor([0.5, 2.0]).double()
 MESSAGES = {"width": 2, "layers": 1, "out_features": 1}
 BLOCKS = {"in_features": 2, "width": 4, "layers": 1, "heads": 2, "feedforward": 3}
 # op -> sizes of its inputs, and the op on them; permutations are given where their gradient is the straight-through one,
@@ -69,6 +71,14 @@ SMOOTH = {
     "transformer": (
         [(2, 3, 2), (transformer_count([*BLOCKS.values(), 0], 3),)],
         lambda *x, **b: ops.transformer(*x, **BLOCKS, **b),
+    ),
+    "vector_edge_convolution": (
+        [(2, 2, 3, 2), (2, 4), (2, 4), (2,), (2,)],
+        lambda x, f, q, g, c, **b: ops.vector_edge_convolution(x, f, q, POOL, g, c, neighbors=2, **b)[0],
+    ),
+    "vector_edge_convolution, running": (
+        [(1, 3, 3, 2), (2, 2), (2, 2), (2,), (2,)],
+        lambda x, f, q, g, c, **b: ops.vector_edge_convolution(x, f, q, POOL, g, c, RUNNING, neighbors=3, **b)[0],
     ),
     "node_identifiers": ([(3, 2)], lambda w, **b: ops.node_identifiers(PTR, shuffled(), w, **b)),
 }

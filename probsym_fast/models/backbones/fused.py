@@ -120,7 +120,8 @@ def structure(module: nn.Module) -> Structure:
 
 def _signature(module: nn.Module) -> tuple:
     shapes = {name: None if p is None else p.shape for name, p in module._parameters.items()}
-    return type(module), shapes, {name: getattr(module, name, None) for name in SETTINGS}
+    own = module.__dict__  # getattr takes as long as all else here for what a module lacks
+    return type(module), shapes, {name: own[name] for name in SETTINGS if name in own}
 
 
 def _change(module: nn.Module, before: tuple) -> str | None:
@@ -136,7 +137,7 @@ def _change(module: nn.Module, before: tuple) -> str | None:
         return "has another forward"
     if any(type(p).__name__ == "DTensor" for p in module._parameters.values()):
         return "is sharded"
-    dropout = getattr(module, "p", 0) if kind is nn.Dropout else getattr(module, "dropout", 0)
+    dropout = module.__dict__.get("p" if kind is nn.Dropout else "dropout", 0)
     if module.training and isinstance(dropout, float) and dropout:
         return f"drops {dropout}"
     return None

@@ -170,3 +170,14 @@ ROWS.add(
     lambda size: (graphs(size), torch.randn(nodes(size), S, D), gin_weights(D, 2, 3).float()),
     **both,
 )
+for label, given in (("vector_edge_convolution", 0), ("vector_edge_convolution (running)", 2)):
+    ROWS.add(
+        label,
+        lambda x, f, q, p, gain, bias, *running: ops.vector_edge_convolution(
+            x, f, q, p, gain, bias, tuple(t.square() for t in running) or None, neighbors=2
+        )[0],
+        lambda size, given=given: (
+            *(torch.randn(2, 3, 4, size.batch), torch.randn(3, 4), torch.randn(3, 4), torch.randn(3, 3)),
+            *(torch.rand(3) + 0.5 for _ in range(2 + given)),
+        ),
+    )
