@@ -16,16 +16,7 @@ from tests.programs.rows import ROWS, Row
 from tests.programs.runs import seeded
 
 PAGE = Path(__file__).parents[2] / "docs" / "programs.md"
-PASSES, NONE, HAND, UNKNOWN = "yes", "–", " †", "?"
-MODES = [(training, dynamic) for training in (False, True) for dynamic in (False, True)]
-# Inductor's programs, and models in a file format, that nobody has run
-UNRUN = {(name, *mode) for name, row in ROWS.items() if row.whole for mode in MODES} - test_inductor.OFTEN
-UNRUN |= {("backbones", False, True), ("backbones", True, False)}
-UNRUN |= {
-    ("AOTInductor", name)
-    for name, row in ROWS.items()
-    if row.whole and name not in ("points gnn", "flat mlp", "gin with identifiers")
-}
+PASSES, NONE, HAND = "yes", "–", " †"
 
 
 class Column(NamedTuple):
@@ -52,8 +43,6 @@ def compilations(most: int) -> Callable[[str, Row], str]:
 
 
 def checked(runs: list[tuple], often: set[tuple]) -> str:
-    if any(run in UNRUN for run in runs):
-        return UNKNOWN
     return PASSES + (HAND if any(run not in often for run in runs) else "")
 
 
@@ -111,7 +100,6 @@ Which parts of the package work in which tool of PyTorch. The tests in `tests/pr
   is for one size, the second for any; training may take one more, and a module with two ways one more for each.
 - **refuses**: an error names the way out. See below the tables.
 - **†**: at least one of its tests takes minutes, and was run by hand, on a CPU with torch 2.14.
-- **?**: its tests take minutes, and not all of them have been run.
 - **–**: it has nothing to train, to differentiate or to store.
 
 Inductor compiles for one size and for any (`dynamic=False` and `True`). DDP has a static graph. Exported programs take any
