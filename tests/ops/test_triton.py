@@ -29,6 +29,7 @@ from probsym_fast.ops import OPS
 from probsym_fast.ops import triton as triton_ops
 from probsym_fast.ops._op import BACKENDS
 from probsym_fast.ops._patches import padded_axis, patch_size
+from probsym_fast.ops.transformer import weights_of as transformer_count
 from probsym_fast.ops.triton import KERNELS, _launch
 from probsym_fast.ops.triton import _lazy as through
 from probsym_fast.ops.triton import _sort_by_key as _group
@@ -248,6 +249,14 @@ def noise_case(dtype):
         through("noise", "forward")(seed, rows, shape, 0, forks, streams, 2, mirrored)
 
 
+def transformer_case(dtype):
+    """As in the experiments: 25 tokens, width 64, four heads."""
+    sizes, lengths = [8, 64, 1, 4, 64, 3], torch.full((2,), 25)
+    x, row = torch.zeros(2, 25, 8, dtype=dtype), torch.zeros(transformer_count(sizes, 25), dtype=dtype)
+    y, kept = through("transformer", "forward")(x, row, lengths, sizes, [], True, 1e-5, True)
+    through("transformer", "backward")(y, x, row, kept, lengths, sizes, [], True, 1e-5, True, True)
+
+
 CASES = {
     "noise": noise_case,
     "act_orthogonal": act_orthogonal_case,
@@ -258,6 +267,7 @@ CASES = {
     "embed_matrix": embed_matrix_case,
     "node_identifiers": node_identifiers_case,
     "readout": lambda dtype: items_case("readout", dtype),
+    "transformer": transformer_case,
 }
 
 
