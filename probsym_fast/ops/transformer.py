@@ -128,7 +128,7 @@ def transformer(
 
 
 def beyond_kernels(device: str, tokens: int, sizes: Sequence[int]) -> str | None:
-    """Why the kernels for a device type do not take these sizes; None: they do. tokens: of x, or of read if these are more."""
+    """Why the kernels for a device type do not take these sizes; None: they do. tokens: of x, or of read if more."""
     _, width, layers, heads, _, _ = sizes
     found, most = {"tokens": tokens, "features": max(sizes), "layers": layers}, MOST
     if device == "cuda":

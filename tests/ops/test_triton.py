@@ -29,6 +29,7 @@ from probsym_fast.ops import OPS
 from probsym_fast.ops import triton as triton_ops
 from probsym_fast.ops._op import BACKENDS
 from probsym_fast.ops._patches import padded_axis, patch_size
+from probsym_fast.ops.message_passing import weights_of as message_count
 from probsym_fast.ops.transformer import weights_of as transformer_count
 from probsym_fast.ops.triton import KERNELS, _launch
 from probsym_fast.ops.triton import _lazy as through
@@ -257,6 +258,14 @@ def transformer_case(dtype):
     through("transformer", "backward")(y, x, row, kept, lengths, sizes, [], True, 1e-5, True, True)
 
 
+def message_passing_case(dtype):
+    """As in the experiments: 5 nodes, width 60, two edge features."""
+    x, edges = torch.zeros(6, 5, 6, dtype=dtype), torch.zeros(2, 5, 5, 2, dtype=dtype)
+    row, sizes = torch.zeros(message_count(6, 2, 60, 1, 60), dtype=dtype), (60, 1, 60)
+    y, kept = through("message_passing", "forward")(x, edges, row, *sizes, True)
+    through("message_passing", "backward")(y, x, edges, row, kept, *sizes, True, True, True)
+
+
 CASES = {
     "noise": noise_case,
     "act_orthogonal": act_orthogonal_case,
@@ -265,6 +274,7 @@ CASES = {
     "linear_batch_norm_relu": linear_batch_norm_relu_case,
     "embed": lambda dtype: items_case("embed", dtype),
     "embed_matrix": embed_matrix_case,
+    "message_passing": message_passing_case,
     "node_identifiers": node_identifiers_case,
     "readout": lambda dtype: items_case("readout", dtype),
     "transformer": transformer_case,

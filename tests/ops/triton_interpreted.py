@@ -20,7 +20,7 @@ from probsym_fast.ops._patches import padded_axis, patch_size
 from probsym_fast.ops.triton import KERNELS, _launch, _lazy
 from tests.conftest import assert_near
 from tests.helpers.items import batch, weights
-from tests.helpers.networks import transformer_weights
+from tests.helpers.networks import message_weights, transformer_weights
 from tests.ops.test_backends import CALLS, Calls, matrices
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -770,7 +770,59 @@ def test_arguments_that_do_not_fit_a_transformer():
     ):
         with pytest.raises(ValueError, match=f"^transformer: {re.escape(message)}$"):
             run(*arguments, True, 1e-5, False)
+    y, other = torch.zeros(3, 4, 2), torch.zeros(2, (2 * 4 + 4) * 6)
     with pytest.raises(ValueError, match=r"^transformer: kept must be \(17, 72\), got \(2, 72\)$"):
-        y = torch.zeros(3, 4, 2)
-        more = torch.zeros(2, (2 * 4 + 4) * 6)
-        _lazy("transformer", "backward")(y, x, row, more, None, sizes, [], True, 1e-5, True, True)
+        _lazy("transformer", "backward")(y, x, row, other, None, sizes, [], True, 1e-5, True, True)
+
+
+@pytest.mark.parametrize(
+    ("B", "S", "n", "features", "C", "width", "layers", "out", "keep"),
+    [
+        (2, 2, 4, 3, 2, 5, 2, 2, True),
+        (1, 2, 3, 6, 0, 70, 1, 3, False),
+        (2, 1, 1, 5, 3, 9, 1, 33, True),
+        (0, 1, 3, 2, 1, 4, 1, 2, False),
+    ],
+)
+def test_message_passing(B, S, n, features, C, width, layers, out, keep):
+    """Several blocks of features; no edge features, one node, no graphs. Loops are not read, nor counted."""
+    row = message_weights(features, C, width, layers, out).float()
+    x, edges = torch.randn(B * S, n, features), torch.randn(B, n, n, C)
+    edges.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    check("message_passing", [x, edges, row, width, layers, out, keep], [0, 1, 2])
+
+
+def test_message_passing_of_some_graphs_at_a_time(monkeypatch):
+    """Some samples of a graph, and several graphs; what is computed again is the same to the bit; NaN stays in its graph."""
+    row = message_weights(3, 2, 6, 1, 2).float()
+    x, edges = torch.randn(6, 3, 3), torch.randn(2, 3, 3, 2)
+    module = importlib.import_module("probsym_fast.ops.triton.message_passing")
+    for bytes_ in (4 * 5 * 470, 2 * 4 * 470):  # of 3 samples and more, of 2
+        monkeypatch.setattr(module, "BYTES", bytes_)
+        check("message_passing", [x, edges, row, 6, 1, 2, True], [0, 1, 2])
+    monkeypatch.setattr(module, "BYTES", 2**26)
+    x[4, 1] = torch.nan
+    found = []
+    for keep in (True, False):
+        y, kept = _lazy("message_passing", "forward")(x, edges, row, 6, 1, 2, keep)
+        settings = 6, 1, 2, True, False, False
+        found.append((y, _lazy("message_passing", "backward")(torch.ones_like(y), x, edges, row, kept, *settings)[0]))
+    for kept, again in zip(*found, strict=True):
+        assert kept.flatten(1).isnan().any(1).tolist() == [m == 4 for m in range(6)]
+        torch.testing.assert_close(again, kept, rtol=0, atol=0, equal_nan=True)
+
+
+def test_arguments_that_do_not_fit_message_passing():
+    x, edges, row = torch.randn(4, 5, 3), torch.randn(2, 5, 5, 2), message_weights(3, 2, 6, 2, 2).float()
+    for arguments, message in (
+        ((x[0], edges, row, 6), "x must have 3 axes, got (5, 3)"),
+        ((x, edges[:, 1:], row, 6), "edges must be (2, 5, 5, 2), got (2, 4, 5, 2)"),
+        ((x[1:], edges, row, 6), "M must be a multiple of edges' B = 2, got 3"),
+        ((x, edges, row[1:], 6), f"weights must be ({len(row)},), got ({len(row) - 1},)"),
+        ((x, edges, row, 257), "its kernels take at most 256 features of the width or output, got 257"),
+    ):
+        with pytest.raises(ValueError, match=f"^message_passing: {re.escape(message)}$"):
+            _lazy("message_passing", "forward")(*arguments, 2, 2, False)
+    y, other = torch.zeros(4, 5, 2), torch.zeros(16, 90)
+    with pytest.raises(ValueError, match=r"^message_passing: kept must be \(17, 90\), got \(16, 90\)$"):
+        _lazy("message_passing", "backward")(y, x, edges, row, other, 6, 2, 2, True, True, True)

@@ -52,6 +52,8 @@ class OnePass(nn.Module):
             return reason
         if not OPS[self.op].has_kernel_for(device, dtype):
             return f"no kernel for {device.type}, {_name(dtype)}"
+        if (reason := self.beyond_kernels(device.type)) is not None:
+            return reason
         if autocasts(device):
             return "autocast is on"
         return next((f"a weight is {_name(p.dtype)}" for p in self.parameters() if p.dtype != dtype), None)
@@ -75,6 +77,10 @@ class OnePass(nn.Module):
 
     def too_large(self) -> str | None:
         """Why the op would not be faster."""
+        raise NotImplementedError
+
+    def beyond_kernels(self, device: str) -> str | None:
+        """What the op's kernels for a device type do not take of this backbone."""
         raise NotImplementedError
 
     def bare(self) -> OnePass:

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from probsym_fast.ops.triton._launch import bucket, kernel, precision
-from probsym_fast.ops.triton.rows import features, matrix, moments, norm_gradient, normalised, values
+from probsym_fast.ops.triton.rows import features, in_units, matrix, moments, norm_gradient, normalised, values
 
 
 @triton.jit
@@ -62,10 +62,12 @@ def heads_of(
     ieee=({"BLOCK_K": 16, "num_stages": 2, "maxnreg": 255},),
 )
 def _attention(
-    p_x, p_lengths, p_gain, p_shift, p_qkv, p_bias, p_attended, L, W, heads, H, scale, eps,
-    PRECISION: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
+    p_x, p_lengths, p_gain, p_shift, p_qkv, p_bias, p_attended, L, heads, W, H, scale, eps,
+    UNIT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The output of one head."""
+    W, H = W * UNIT, H * UNIT
     i_m, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
     o_l, o_h = tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_H)
     o_r, m_l = i_m * L + o_l, o_l < L
@@ -82,10 +84,12 @@ def _attention(
     ieee=({"BLOCK_K": 16, "num_stages": 2, "maxnreg": 255},),
 )
 def _attention_gradient(
-    p_d, p_x, p_lengths, p_gain, p_shift, p_qkv, p_bias, p_d_qkv, L, W, heads, H, scale, eps,
-    PRECISION: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
+    p_d, p_x, p_lengths, p_gain, p_shift, p_qkv, p_bias, p_d_qkv, L, heads, W, H, scale, eps,
+    UNIT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """d of queries, keys and values of one head."""
+    W, H = W * UNIT, H * UNIT
     i_m, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
     o_l, o_h = tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_H)
     o_r, m_l = i_m * L + o_l, o_l < L
@@ -115,8 +119,8 @@ class Attention:
         tokens, head = max(16, bucket(L)), max(16, bucket(H))
         blocks = {"BLOCK_L": tokens, "BLOCK_W": max(16, bucket(W)), "BLOCK_H": head}
         blocks["num_warps"] = 4 if tokens * max(tokens, head) <= 2048 else 8
-        sizes = L, W, self.heads, H, H**-0.5, self.eps
-        arguments = *before, *self.weights, out, *sizes
+        sizes, blocks["UNIT"] = in_units(W, H)
+        arguments = *before, *self.weights, out, L, self.heads, *sizes, H**-0.5, self.eps
         run(lambda settings: (M * self.heads,), *arguments, sizes=(M, L, W, H), PRECISION=precision(x.dtype), **blocks)
         return out
 

@@ -16,6 +16,7 @@ from probsym_fast.ops.triton._launch import bucket, kernel, precision, width_blo
 from probsym_fast.ops.triton.rows import (
     activation,
     features,
+    in_units,
     linear,
     matrix,
     moments,
@@ -32,10 +33,11 @@ from probsym_fast.ops.triton.rows import (
 )
 def _mlp(
     p_x, p_gain, p_shift, p_up, p_up_bias, p_down, p_down_bias, p_y, rows, K, F, N, eps,
-    ACT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    UNIT: tl.constexpr, UNIT_N: tl.constexpr, ACT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """y of a block of rows."""
+    K, F, N = K * UNIT, F * UNIT, N * UNIT_N
     o_r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     o_n, m_r = tl.arange(0, BLOCK_N), o_r < rows
     b_y = tl.zeros((BLOCK_R, BLOCK_N), tl.float32)
@@ -64,10 +66,11 @@ def _mlp(
 )
 def _hidden_gradient(
     p_d, p_x, p_gain, p_shift, p_up, p_up_bias, p_down, p_active, p_d_up, rows, K, F, N, eps,
-    ACT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    UNIT: tl.constexpr, UNIT_N: tl.constexpr, ACT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """act(up) and d_up of a block of rows and of hidden features."""
+    K, F, N = K * UNIT, F * UNIT, N * UNIT_N
     blocks = tl.cdiv(F, BLOCK_F)
     o_r = (tl.program_id(0) // blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     o_f = (tl.program_id(0) % blocks) * BLOCK_F + tl.arange(0, BLOCK_F)
@@ -109,9 +112,12 @@ class Mlp:
     ):
         self.up, self.down, self.norm = (up, up_bias), (down, down_bias), norm or (None, None)
         self.act, self.eps, self.sizes = act, eps, (*up.shape[::-1], down.shape[0])  # K, F, N
+        (K, F), unit = in_units(*self.sizes[:2])
+        (N,), unit_n = in_units(self.sizes[2])
+        self.in_units, self.units = (K, F, N), {"UNIT": unit, "UNIT_N": unit_n}
 
     def _constants(self, x: Tensor) -> dict:
-        return {"ACT": self.act, "PRECISION": precision(x.dtype), "sizes": (x.shape[0], *self.sizes)}
+        return self.units | {"ACT": self.act, "PRECISION": precision(x.dtype), "sizes": (x.shape[0], *self.sizes)}
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x (rows, K) -> y (rows, N), which is returned; both contiguous."""
@@ -120,7 +126,7 @@ class Mlp:
         def grid(settings):
             return (triton.cdiv(rows, settings["BLOCK_R"]),)
 
-        arguments = x, *self.norm, *self.up, *self.down, y, rows, *self.sizes, self.eps
+        arguments = x, *self.norm, *self.up, *self.down, y, rows, *self.in_units, self.eps
         _mlp(grid, *arguments, BLOCK_N=block, **tile(block), **self._constants(x))
         return y
 
@@ -133,7 +139,7 @@ class Mlp:
         def grid(settings):
             return (triton.cdiv(rows, settings["BLOCK_R"]) * triton.cdiv(F, block),)
 
-        arguments = d_y, x, *self.norm, *self.up, self.down[0], active, d_up, rows, *self.sizes, self.eps
+        arguments = d_y, x, *self.norm, *self.up, self.down[0], active, d_up, rows, *self.in_units, self.eps
         blocks = {"BLOCK_R": 32, "BLOCK_F": block, "BLOCK_W": max(16, bucket(K)) if self.norm[0] is not None else 16}
         _hidden_gradient(grid, *arguments, **blocks, **self._constants(x))
         if self.norm[0] is None:

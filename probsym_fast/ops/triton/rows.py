@@ -65,14 +65,17 @@ def normalised(p_x, o_r, m_r, o_k, K, b_mean, b_inverse, p_gain, p_shift):
 
 
 @kernel(
-    {"BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
-    ieee=({"BLOCK_K": 16, "num_warps": 4, "num_stages": 2},),
+    {"BLOCK_K": 32, "num_warps": 4, "num_stages": 2, "maxnreg": 255},
+    ieee=({"BLOCK_K": 16, "num_warps": 4, "num_stages": 2, "maxnreg": 255},),
 )
 def _linear(
-    p_x, p_w, p_bias, p_more, p_y, rows, K, N, line, column,
-    PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    p_x, p_w, p_bias, p_more, p_y, rows, K, N,
+    UNIT: tl.constexpr, ALONG: tl.constexpr, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """y[r, n] = sum_k x[r, k] w[k line + n column] + bias[n] + more[r, n] of a block of rows and columns."""
+    """y = x w + bias + more of a block of rows and columns. w (K, N); ALONG: one column after the other."""
+    K, N = K * UNIT, N * UNIT
+    line, column = (1, K) if ALONG else (N, 1)
     blocks = tl.cdiv(N, BLOCK_N)
     o_r = (tl.program_id(0) // blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     o_n = (tl.program_id(0) % blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -95,9 +98,10 @@ def _linear(
 )
 def _norm_gradient(
     p_d, p_w, p_x, p_gain, p_more, p_normal, p_d_x, rows, K, W, eps,
-    PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr,
+    UNIT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """d (rows, K) of the linear map w (K, W) of the norm of x -> d_x + more; and the rows x before gain and shift."""
+    K, W = K * UNIT, W * UNIT
     o_r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     o_w, m_r = tl.arange(0, BLOCK_W), o_r < rows
     b_d = tl.zeros((BLOCK_R, BLOCK_W), tl.float32)
@@ -122,16 +126,24 @@ def tile(width: int) -> dict:
     return {"BLOCK_R": rows, "num_warps": 4 if rows * width <= 4096 else 8}
 
 
+def in_units(*sizes: int) -> tuple[tuple[int, ...], int]:
+    """sizes / UNIT, UNIT: where 4 divides all, the kernels know it, and rows move in 16 bytes."""
+    unit = 1 if any(size % 4 for size in sizes) else 4
+    return tuple(size // unit for size in sizes), unit
+
+
 def linear(x: Tensor, w: Tensor, bias: Tensor | None = None, more: Tensor | None = None) -> Tensor:
-    """x (rows, K) w + bias + more; w (K, N) with any strides."""
+    """x (rows, K) w + bias + more; w (K, N) or its transpose is contiguous."""
     (rows, K), N = x.shape, w.shape[1]
+    sizes, unit = in_units(K, N)
     y, block = torch.empty(rows, N, dtype=x.dtype, device=x.device), width_block(N, 64)
 
     def grid(settings):
         return (triton.cdiv(rows, settings["BLOCK_R"]) * triton.cdiv(N, block),)
 
-    constants = {"PRECISION": precision(x.dtype), "BLOCK_R": 64, "BLOCK_N": block}
-    _linear(grid, x, w, bias, more, y, rows, K, N, *w.stride(), sizes=(rows, K, N), **constants)
+    constants = {"UNIT": unit, "ALONG": not w.is_contiguous(), "PRECISION": precision(x.dtype)}
+    arguments = x, w, bias, more, y, rows, *sizes
+    _linear(grid, *arguments, sizes=(rows, K, N), BLOCK_R=64, BLOCK_N=block, **constants)
     return y
 
 
@@ -143,6 +155,14 @@ def norm_gradient(d: Tensor, w: Tensor, x: Tensor, gain: Tensor, more: Tensor, e
     def grid(settings):
         return (triton.cdiv(rows, settings["BLOCK_R"]),)
 
-    arguments = d, w, x, gain, more, normal, d_x, rows, K, W, eps
-    _norm_gradient(grid, *arguments, sizes=(rows, K, W), PRECISION=precision(x.dtype), BLOCK_W=block, **constants)
+    sizes, unit = in_units(K, W)
+    arguments = d, w, x, gain, more, normal, d_x, rows, *sizes, eps
+    constants |= {"UNIT": unit, "BLOCK_W": block}
+    _norm_gradient(grid, *arguments, sizes=(rows, K, W), PRECISION=precision(x.dtype), **constants)
     return d_x, normal
+
+
+def learn(weight: Tensor, bias: Tensor, d: Tensor, x: Tensor) -> None:
+    """Adds the gradients of a linear map x -> d's rows."""
+    weight.addmm_(d.t(), x)
+    bias.add_(d.sum(0))

@@ -23,7 +23,7 @@ from probsym_fast.ops.triton import Refused
 from probsym_fast.ops.triton._launch import check_axes, check_counts, check_tensors
 from probsym_fast.ops.triton.attention import Attention
 from probsym_fast.ops.triton.mlp import Mlp
-from probsym_fast.ops.triton.rows import linear
+from probsym_fast.ops.triton.rows import learn, linear
 
 BYTES = 2**28  # of states and gradients at a time
 
@@ -55,7 +55,7 @@ class Row:
         def linear(into: int, features: int) -> tuple[Tensor, Tensor]:
             return part(features, into), part(features)
 
-        self.embed, self.positions = (linear(E, W), part(L, W)) if E else (None, None)
+        self.embed = (*linear(E, W), part(L, W)) if E else None  # with the positions
         self.blocks = [
             Block(
                 part(W),
@@ -114,9 +114,9 @@ class Call:
         """The input of the first block, in `state`."""
         if self.row.embed is None:
             return state.copy_(x)
-        weight, bias = self.row.embed
+        weight, bias, positions = self.row.embed
         torch.addmm(bias, x, weight.t(), out=state)
-        state.view(-1, self.L, self.W).add_(self.row.positions)
+        state.view(-1, self.L, self.W).add_(positions)
         return state
 
     def chosen(self, k: int, x: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ class Call:
         return [*(rows[k if own else k % 2] for k in range(self.layers)), last]
 
     def end(self, last: Tensor) -> tuple[Tensor, ...]:
-        """y of the last block's output (rows, W); with a head also its hidden row, and the norm, its mean and 1 / deviation."""
+        """y of the last block's output (rows, W); with a head its hidden row, the norm, its mean and 1 / deviation."""
         if self.row.head is None:
             return (last,)
         gain, shift, hidden, hidden_bias, head, head_bias = self.row.head
@@ -207,9 +207,9 @@ class Call:
         """d of x (m L, E); adds to d."""
         if self.row.embed is None:
             return d_state
-        if d is not None:
-            learn(*d.embed, d_state, x)
-            d.positions.add_(d_state.view(-1, self.L, self.W).sum(0))
+        if d is not None and d.embed is not None:
+            learn(*d.embed[:2], d_state, x)
+            d.embed[2].add_(d_state.view(-1, self.L, self.W).sum(0))
         return d_state @ self.row.embed[0] if needs_x else None
 
     def finish(self, gradient: Tensor) -> None:
@@ -233,12 +233,6 @@ class Call:
         shapes = [x.shape for x in self.row.blocks[0]]
         pieces = rows.split([shape.numel() for shape in shapes], 1)
         return [piece.unflatten(1, shape) for piece, shape in zip(pieces, shapes, strict=True)]
-
-
-def learn(weight: Tensor, bias: Tensor, d: Tensor, x: Tensor) -> None:
-    """Adds the gradients of a linear map x -> d's rows."""
-    weight.addmm_(d.t(), x)
-    bias.add_(d.sum(0))
 
 
 def forward(x, weights, lengths, sizes, read, gelu, eps, keep) -> tuple[Tensor, Tensor]:
@@ -284,7 +278,7 @@ def backward(
             for k in reversed(range(call.layers)):
                 d_state = call.block_gradient(k, d_state, states[k], some_lengths, d)
             d_own = call.begin_gradient(d_state, own, d, needs_x)
-            if d_x is not None:
+            if d_x is not None and d_own is not None:
                 d_x[some] = d_own.view(-1, *x.shape[1:])
         if d_weights is not None:
             call.finish(d_weights)
