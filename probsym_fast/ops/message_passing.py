@@ -56,8 +56,8 @@ def message_passing(
 
         m_i = sum_{j != i} silu(message(silu(pair([h_i, h_j, e_ij])))),   h_i = end(silu(begin([h_i, m_i])))
 
-    from `h = embed(x)`, then `y = out(silu(hidden(h)))`; all of these are linear maps. A tile of graphs goes through all
-    layers while it is in the processor's cache.
+    from `h = embed(x)`, then `y = out(silu(hidden(h)))`; all of these are linear maps. On a CPU a tile of graphs goes
+    through all layers while it is in the cache; on a GPU each layer is three kernels.
 
     Args:
         x: (M, n, E), n >= 1. edges: (B, n, n, C), M a multiple of B: graph m has edges m // (M / B). Loops are not read.
@@ -72,7 +72,8 @@ def message_passing(
     Returns: (M, n, out_features) in the dtype of x; float16 and bfloat16 compute in float32.
 
     Gradients: x, edges (0 for loops) and weights. Saves the arguments and, unless `recompute`, the input of every layer.
-    The gradient of the weights is summed over at most 16 parts of the batch, in their order for any number of threads.
+    The gradient of the weights is summed over at most 16 parts of the batch, in their order for any number of threads; on
+    a GPU by products of the library over parts of the batch, without atomics.
     Raises: TypeError (dtypes), ValueError (shapes, sizes), RuntimeError (devices, backend).
     Source: Satorras et al. 2021 (arXiv 2102.09844), their GNN.
     """

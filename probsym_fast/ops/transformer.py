@@ -70,8 +70,8 @@ def transformer(
     """A pre-norm Transformer: `layers` times `h = h + attention(norm(h))`, `h = h + down(act(up(norm(h))))`.
 
     With in_features, `h = embed(x) + positions` first; with out_features, `y = head(relu(hidden(relu(norm(h)))))` at the
-    end. attention: `softmax(q k^T / sqrt(width / heads)) v` in every head, and a linear map. A tile of sequences goes
-    through all layers while it is in the processor's cache.
+    end. attention: `softmax(q k^T / sqrt(width / heads)) v` in every head, and a linear map. On a CPU a tile of sequences
+    goes through all layers while it is in the cache; on a GPU each layer is three kernels.
 
     Args:
         x: (M, L, in_features or width). weights: (P,), one row of all parts, matrices as in Linear (out, in) row by row:
@@ -83,14 +83,15 @@ def transformer(
             later ones are not read, and give 0. read: the tokens to output, R of them, each in 0..L-1; None: all. Not
             with lengths. activation: "gelu" (with erf) or "relu". eps: of the norms, finite and >= 0.
         recompute: the backward pass computes the layers again, tile by tile, instead of reading each layer's input: a
-            fifth slower, and no memory per layer.
+            fifth slower on a CPU, and no memory per layer.
         backend: "auto", "cpu" (L at most 256, widths and features at most 4096), "triton" (L at most 64, width at most 256,
             width / heads at most 32, for L up to 32 at most 64) or "reference".
 
     Returns: (M, R or L, out_features or width) in the dtype of x; float16 and bfloat16 compute in float32.
 
     Gradients: x and weights. Saves the arguments and, unless `recompute`, the input of every layer. The gradient of the
-    weights is summed over at most 16 parts of the batch, in their order for any number of threads.
+    weights is summed over at most 16 parts of the batch, in their order for any number of threads; on a GPU by products of
+    the library over parts of the batch, without atomics.
     Raises: TypeError (dtypes), ValueError (shapes, sizes, lengths, read, activation, eps), RuntimeError (devices, backend).
     Source: Vaswani et al. 2017 (arXiv 1706.03762), norms as in Xiong et al. 2020 (arXiv 2002.04745).
     """

@@ -251,11 +251,12 @@ def noise_case(dtype):
 
 
 def transformer_case(dtype):
-    """As in the experiments: 25 tokens, width 64, four heads."""
-    sizes, lengths = [8, 64, 1, 4, 64, 3], torch.full((2,), 25)
+    """As in the experiments: 25 tokens, width 64, four heads; only some tokens read, and lengths."""
+    sizes = [8, 64, 1, 4, 64, 3]
     x, row = torch.zeros(2, 25, 8, dtype=dtype), torch.zeros(transformer_count(sizes, 25), dtype=dtype)
-    y, kept = through("transformer", "forward")(x, row, lengths, sizes, [], True, 1e-5, True)
-    through("transformer", "backward")(y, x, row, kept, lengths, sizes, [], True, 1e-5, True, True)
+    y, kept = through("transformer", "forward")(x, row, None, sizes, [0, 6], True, 1e-5, True)
+    through("transformer", "backward")(y, x, row, kept, None, sizes, [0, 6], True, 1e-5, True, True)
+    through("transformer", "forward")(x, row, torch.full((2,), 25), sizes, [], True, 1e-5, False)
 
 
 def message_passing_case(dtype):
@@ -370,6 +371,20 @@ def test_products_are_on_the_tensor_cores(dtype, precision, monkeypatch):
         assert cores == (dtype == "bfloat16" or precision == "tf32"), kernel
         if (kernel, dtype) == ("multiply", "bfloat16"):
             assert re.search(r"cp\.async\S* \[.*\], 0x10", ptx) and re.search(r"st\.global\S*\.v4\.b32", ptx)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+@pytest.mark.parametrize("name", ["message_passing", "transformer"])
+def test_networks_are_on_the_tensor_cores(name, precision, monkeypatch):
+    """Where torch lets its own products be in tf32; at widths divisible by 4 all weights and rows are read in 16 bytes."""
+    launches = launches_of(name, torch.float32, monkeypatch, (precision,))
+    assert len({kernel for (kernel, _), _ in launches}) == {"message_passing": 6, "transformer": 6}[name]
+    for ((kernel, _), launch), made in zip(launches, all_compiled([x for _, x in launches], 90), strict=True):
+        ptx = made.asm["ptx"]
+        assert (re.search(r"wgmma\.mma_async|mma\.sync", ptx) is not None) == (precision == "tf32"), kernel
+        assert re.search(r"ld\.global\S*\.v4\.b32|cp\.async\S* \[.*\], 0x10", ptx), (kernel, launch[1:])
+        assert re.search(r"st\.global\S*\.v4\.b32", ptx) or kernel.startswith("attention"), (kernel, launch[1:])
 
 
 CONFIGURATIONS = {"BLOCK": 1}, {"BLOCK": 2}, {"BLOCK": 3}

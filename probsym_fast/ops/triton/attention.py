@@ -59,7 +59,7 @@ def heads_of(
 
 @kernel(
     {"BLOCK_K": 32, "num_stages": 2, "maxnreg": 255},
-    ieee=({"BLOCK_K": 16, "num_stages": 2, "maxnreg": 255},),
+    ieee=({"BLOCK_K": 16, "num_stages": 1, "maxnreg": 255},),
 )
 def _attention(
     p_x, p_lengths, p_gain, p_shift, p_qkv, p_bias, p_attended, L, heads, W, H, scale, eps,
@@ -81,7 +81,7 @@ def _attention(
 
 @kernel(
     {"BLOCK_K": 32, "num_stages": 2, "maxnreg": 255},
-    ieee=({"BLOCK_K": 16, "num_stages": 2, "maxnreg": 255},),
+    ieee=({"BLOCK_K": 16, "num_stages": 1, "maxnreg": 255},),
 )
 def _attention_gradient(
     p_d, p_x, p_lengths, p_gain, p_shift, p_qkv, p_bias, p_d_qkv, L, heads, W, H, scale, eps,

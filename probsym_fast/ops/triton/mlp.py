@@ -127,7 +127,7 @@ class Mlp:
             return (triton.cdiv(rows, settings["BLOCK_R"]),)
 
         arguments = x, *self.norm, *self.up, *self.down, y, rows, *self.in_units, self.eps
-        _mlp(grid, *arguments, BLOCK_N=block, **tile(block), **self._constants(x))
+        _mlp(grid, *arguments, BLOCK_N=block, **tile(block, min(self.units.values())), **self._constants(x))
         return y
 
     def backward(self, d_y: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

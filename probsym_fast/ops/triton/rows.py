@@ -120,10 +120,13 @@ def _norm_gradient(
     tl.store(p_d_x + o_x, b_d + features(p_more, o_r, m_r, o_w, W), mask=m_x)
 
 
-def tile(width: int) -> dict:
-    """Rows and warps of a program that holds rows of that width, a power of two: at most 32 values a thread."""
-    rows = 32 if width <= 256 else 16
-    return {"BLOCK_R": rows, "num_warps": 4 if rows * width <= 4096 else 8}
+def tile(width: int, unit: int) -> dict:
+    """Rows and warps of a program that holds rows of that width, a power of two: at most 32 values a thread.
+
+    unit: of `in_units`; without wide loads a thread holds more addresses.
+    """
+    rows = 32 if width <= (256 if unit == 4 else 128) else 16
+    return {"BLOCK_R": rows, "num_warps": 4 if rows * width <= 2048 else 8}
 
 
 def in_units(*sizes: int) -> tuple[tuple[int, ...], int]:
@@ -143,21 +146,20 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None, more: Tensor | None
 
     constants = {"UNIT": unit, "ALONG": not w.is_contiguous(), "PRECISION": precision(x.dtype)}
     arguments = x, w, bias, more, y, rows, *sizes
-    _linear(grid, *arguments, sizes=(rows, K, N), BLOCK_R=64, BLOCK_N=block, **constants)
+    _linear(grid, *arguments, sizes=(rows, K, N), BLOCK_R=64 if unit == 4 else 32, BLOCK_N=block, **constants)
     return y
 
 
 def norm_gradient(d: Tensor, w: Tensor, x: Tensor, gain: Tensor, more: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """d (rows, K) of the linear map w (K, W) of the norm of x -> d_x + more; and the rows x before gain and shift."""
     (rows, W), K, block = x.shape, d.shape[1], max(16, bucket(x.shape[1]))
-    normal, d_x, constants = torch.empty_like(x), torch.empty_like(x), tile(block)
+    normal, d_x, (sizes, unit) = torch.empty_like(x), torch.empty_like(x), in_units(K, W)
 
     def grid(settings):
         return (triton.cdiv(rows, settings["BLOCK_R"]),)
 
-    sizes, unit = in_units(K, W)
     arguments = d, w, x, gain, more, normal, d_x, rows, *sizes, eps
-    constants |= {"UNIT": unit, "BLOCK_W": block}
+    constants = tile(block, unit) | {"UNIT": unit, "BLOCK_W": block}
     _norm_gradient(grid, *arguments, sizes=(rows, K, W), PRECISION=precision(x.dtype), **constants)
     return d_x, normal
 

@@ -1,4 +1,4 @@
-"""transformer and its gradient: four launches a block forward, for some sequences at a time.
+"""transformer and its gradient: forward three launches a block, backward seven and the library, for some sequences at a time.
 
     attended = heads(norm(h)),   middle = h + out(attended),   h = middle + down(act(up(norm(middle))))
 The last block goes on with the tokens that are read. Backward, `attended` and `middle` are computed again from each block's
@@ -123,7 +123,8 @@ class Call:
         """The rows that block k goes on with, of all its rows (m L, ...)."""
         if not self.read or k + 1 < self.layers:
             return x
-        return x.view(-1, self.L, x.shape[-1])[:, self.read].flatten(0, 1)
+        rows = x.view(-1, self.L, x.shape[-1])
+        return torch.stack([rows[:, token] for token in self.read], 1).flatten(0, 1)  # an index would wait for the GPU
 
     def middle(self, k: int, state: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """`attended` and `middle` of block k, of the rows that it goes on with."""
