@@ -57,10 +57,7 @@ def heads_of(
     return b_q + values(p_bias, o_h, H), b_k + values(p_bias + W, o_h, H), b_v + values(p_bias + 2 * W, o_h, H)
 
 
-@kernel(
-    {"BLOCK_K": 32, "num_stages": 2, "maxnreg": 255},
-    ieee=({"BLOCK_K": 16, "num_stages": 1, "maxnreg": 255},),
-)
+@kernel({"maxnreg": 255})
 def _attention(
     p_x, p_lengths, p_gain, p_shift, p_qkv, p_bias, p_attended, L, heads, W, H, scale, eps,
     UNIT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_H: tl.constexpr,
@@ -79,10 +76,7 @@ def _attention(
     tl.store(p_out, tl.dot(b_p, b_v, input_precision=PRECISION), mask=m_l[:, None] & (o_h < H)[None, :])
 
 
-@kernel(
-    {"BLOCK_K": 32, "num_stages": 2, "maxnreg": 255},
-    ieee=({"BLOCK_K": 16, "num_stages": 1, "maxnreg": 255},),
-)
+@kernel({"maxnreg": 255})
 def _attention_gradient(
     p_d, p_x, p_lengths, p_gain, p_shift, p_qkv, p_bias, p_d_qkv, L, heads, W, H, scale, eps,
     UNIT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_H: tl.constexpr,
@@ -117,11 +111,13 @@ class Attention:
         M, L, W = x.shape
         H = W // self.heads
         tokens, head = max(16, bucket(L)), max(16, bucket(H))
-        blocks = {"BLOCK_L": tokens, "BLOCK_W": max(16, bucket(W)), "BLOCK_H": head}
+        (sizes, unit), how = in_units(W, H), precision(x.dtype)
+        blocks = {"BLOCK_L": tokens, "BLOCK_W": max(16, bucket(W)), "BLOCK_H": head, "UNIT": unit}
         blocks["num_warps"] = 4 if tokens * max(tokens, head) <= 2048 else 8
-        sizes, blocks["UNIT"] = in_units(W, H)
+        blocks["num_stages"] = 2 if unit == 4 else 1  # without wide loads a thread holds more addresses
+        blocks["BLOCK_K"] = 32 if (how, unit) == ("tf32", 4) else 16
         arguments = *before, *self.weights, out, L, self.heads, *sizes, H**-0.5, self.eps
-        run(lambda settings: (M * self.heads,), *arguments, sizes=(M, L, W, H), PRECISION=precision(x.dtype), **blocks)
+        run(lambda settings: (M * self.heads,), *arguments, sizes=(M, L, W, H), PRECISION=how, **blocks)
         return out
 
     def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
