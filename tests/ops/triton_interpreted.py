@@ -760,6 +760,8 @@ def test_arguments_that_do_not_fit_a_transformer():
         ((x, row[1:], None, sizes, []), f"weights must be ({len(row)},), got ({len(row) - 1},)"),
         ((x[0], row, None, sizes, []), "x must have 3 axes, got (4, 3)"),
         ((x, row, None, [4, *sizes[1:]], []), f"sizes must fit x (3, 4, 3), got {[4, *sizes[1:]]}"),
+        ((x, row, None, sizes[1:], []), f"sizes must fit x (3, 4, 3), got {sizes[1:]}"),
+        ((x, row, None, [3, 6, 2, 0, 5, 2], []), "sizes must fit x (3, 4, 3), got [3, 6, 2, 0, 5, 2]"),
         ((x, row, None, [*sizes[:3], 4, 5, 2], []), "sizes must fit x (3, 4, 3), got [3, 6, 2, 4, 5, 2]"),
         ((x, row, None, sizes, [4]), "each of read must be in 0..3, got [4]"),
         ((x, row, lengths[1:], sizes, []), "lengths must be (3,), got (2,)"),
@@ -818,6 +820,7 @@ def test_arguments_that_do_not_fit_message_passing():
         ((x[0], edges, row, 6), "x must have 3 axes, got (5, 3)"),
         ((x, edges[:, 1:], row, 6), "edges must be (2, 5, 5, 2), got (2, 4, 5, 2)"),
         ((x[1:], edges, row, 6), "M must be a multiple of edges' B = 2, got 3"),
+        ((x, edges, row, 0), "width, layers and out_features must fit x (4, 5, 3), got (0, 2, 2)"),
         ((x, edges, row[1:], 6), f"weights must be ({len(row)},), got ({len(row) - 1},)"),
         ((x, edges, row, 257), "its kernels take at most 256 features of the width or output, got 257"),
     ):

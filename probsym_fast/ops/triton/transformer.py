@@ -77,9 +77,10 @@ class Call:
 
     def __init__(self, x, weights, lengths, sizes, read, gelu, eps):
         (M, L, features), self.sizes, self.eps = check_axes("x", x, 3), tuple(sizes), eps
-        self.E, self.W, self.layers, heads, self.hidden, self.out = self.sizes
-        if len(sizes) != 6 or features != (self.E or self.W) or self.W % heads:
+        valid = len(sizes) == 6 and min(sizes) >= 0 and min(sizes[1:5]) >= 1 and sizes[1] % sizes[3] == 0
+        if not valid or L < 1 or features != (sizes[0] or sizes[1]):
             raise Refused(ValueError, f"sizes must fit x {tuple(x.shape)}, got {list(sizes)}")
+        self.E, self.W, self.layers, heads, self.hidden, self.out = self.sizes
         if lengths is not None and len(read):
             raise Refused(ValueError, f"read must be empty where lengths are given, got {len(read)} tokens")
         if not all(0 <= token < L for token in read):
