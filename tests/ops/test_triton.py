@@ -548,6 +548,32 @@ def ragged_batch(B: int, generator: torch.Generator) -> None:
     through("linear_batch_norm_relu", "backward")(y, rows, square, row, row, *statistics, 1e-5, True, True)
 
 
+def ragged_sequences(M: int) -> None:
+    """Forward and backward of the ops on sequences and on small graphs, for M of them."""
+    sizes, lengths, row = [3, 8, 1, 2, 8, 2], torch.ones(M + 1, dtype=torch.int64)[1:], torch.zeros(10_000)
+    x, row = torch.zeros(M, 4, 3), row[: transformer_count(sizes, 4)]
+    y, kept = through("transformer", "forward")(x, row, lengths, sizes, [], True, 1e-5, True)
+    through("transformer", "backward")(y, x, row, kept, lengths, sizes, [], True, 1e-5, True, True)
+    edges, row, sizes = torch.zeros(1, 4, 4, 2), torch.zeros(message_count(3, 2, 8, 1, 2)), (8, 1, 2)
+    y, kept = through("message_passing", "forward")(x, edges, row, *sizes, True)
+    through("message_passing", "backward")(y, x, edges, row, kept, *sizes, True, True, True)
+
+
+@pytest.mark.parametrize("bytes_", [2**28, 5000])
+def test_sequences_of_any_number_share_their_kernels(bytes_, monkeypatch):
+    """Also 1 and multiples of 16, at once and in parts."""
+    launches = Launches()
+    monkeypatch.setattr(_launch, "launch", launches)
+    for name in ("transformer", "message_passing"):
+        monkeypatch.setattr(importlib.import_module(f"probsym_fast.ops.triton.{name}"), "BYTES", bytes_)
+    ragged_sequences(5)
+    first = set(launches.kept)
+    assert len({kernel for kernel, _ in first}) == 9
+    for M in (1, 16, 7, 32, 33):
+        ragged_sequences(M)
+    assert set(launches.kept) == first
+
+
 def test_ragged_batches_share_their_kernels(monkeypatch):
     """Whatever the numbers of nodes and edges, also 1 and multiples of 16: the first batch has compiled all there is.
 
