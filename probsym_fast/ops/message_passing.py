@@ -9,7 +9,8 @@ from probsym_fast.ops._op import Op
 from probsym_fast.ops._weights import check_weights, kept_rows, needs_kept
 from probsym_fast.ops.reference.message_passing import message_passing as reference
 
-MOST_FEATURES, MOST_LAYERS = 4096, 1024  # of the kernels, as in csrc/cpu/message_passing.cpp
+MOST = {"features": 4096, "layers": 1024}  # of the kernels, as in csrc/cpu/message_passing.cpp
+MOST_ON_GPU = MOST | {"features of the width or output": 256}
 
 
 def _shapes(x, edges, weights, width, layers, out_features, keep):
@@ -55,8 +56,8 @@ def message_passing(
 
         m_i = sum_{j != i} silu(message(silu(pair([h_i, h_j, e_ij])))),   h_i = end(silu(begin([h_i, m_i])))
 
-    from `h = embed(x)`, then `y = out(silu(hidden(h)))`; all of these are linear maps. A tile of graphs goes through all
-    layers while it is in the processor's cache.
+    from `h = embed(x)`, then `y = out(silu(hidden(h)))`; all of these are linear maps. On a CPU a tile of graphs goes
+    through all layers while it is in the cache; on a GPU each layer is three kernels.
 
     Args:
         x: (M, n, E), n >= 1. edges: (B, n, n, C), M a multiple of B: graph m has edges m // (M / B). Loops are not read.
@@ -65,12 +66,14 @@ def message_passing(
             begin.weight (width, 2 width), begin.bias, end.weight, end.bias; hidden.weight, hidden.bias, out.weight
             (out_features, width), out.bias.
         recompute: the backward pass computes the layers again, tile by tile, instead of reading each layer's input.
-        backend: "auto", "cpu" (n, widths and features at most 4096) or "reference".
+        backend: "auto", "cpu" (n, widths and features at most 4096), "triton" (width and out_features at most 256) or
+            "reference".
 
     Returns: (M, n, out_features) in the dtype of x; float16 and bfloat16 compute in float32.
 
     Gradients: x, edges (0 for loops) and weights. Saves the arguments and, unless `recompute`, the input of every layer.
-    The gradient of the weights is summed over at most 16 parts of the batch, in their order for any number of threads.
+    The gradient of the weights is summed over at most 16 parts of the batch, in their order for any number of threads; on
+    a GPU by products of the library over parts of the batch, without atomics.
     Raises: TypeError (dtypes), ValueError (shapes, sizes), RuntimeError (devices, backend).
     Source: Satorras et al. 2021 (arXiv 2102.09844), their GNN.
     """
@@ -91,13 +94,25 @@ def message_passing(
         raise RuntimeError(f"{op}: edges must be on {x.device}, got {edges.device}")
     check_weights(op, weights, x, weights_of(features, edges.shape[-1], width, layers, out_features))
     dtype = OP.compute_dtype(backend, x.device, x.dtype)
-    if max(features, edges.shape[-1], width, out_features) <= MOST_FEATURES and layers <= MOST_LAYERS:
+    lacking = beyond_kernels(x.device.type, features, edges.shape[-1], width, layers, out_features)
+    if lacking is None:
         run = OP.select(backend, x.device, dtype)
     else:
-        run = OP.without_kernel(backend, x.device, f"its kernels take at most {MOST_FEATURES} features, got {width}")
+        run = OP.without_kernel(backend, x.device, lacking)
     keep = needs_kept(recompute, x, edges, weights)
     y, _ = run(x.to(dtype), edges.to(dtype), weights.to(dtype), width, layers, out_features, keep)
     return y.to(x.dtype)
+
+
+def beyond_kernels(
+    device: str, in_features: int, edge_features: int, width: int, layers: int, out_features: int
+) -> str | None:
+    """Why the kernels for a device type do not take these sizes; None: they do."""
+    found, most = {"features": max(in_features, edge_features, width, out_features), "layers": layers}, MOST
+    if device == "cuda":
+        found, most = found | {"features of the width or output": max(width, out_features)}, MOST_ON_GPU
+    reasons = (f"its kernels take at most {most[x]} {x}, got {n}" for x, n in found.items() if n > most[x])
+    return next(reasons, None)
 
 
 def weights_of(in_features: int, edge_features: int, width: int, layers: int, out_features: int) -> int:

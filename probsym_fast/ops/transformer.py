@@ -15,7 +15,8 @@ from probsym_fast.ops.reference.transformer import check_values
 from probsym_fast.ops.reference.transformer import transformer as reference
 
 ACTIVATIONS = ("gelu", "relu")
-MOST_TOKENS, MOST_FEATURES, MOST_LAYERS = 256, 4096, 1024  # of the kernels, as in csrc/cpu/transformer.cpp
+MOST = {"tokens": 256, "features": 4096, "layers": 1024}  # of the kernels, as in csrc/cpu/transformer.cpp
+MOST_ON_GPU = MOST | {"tokens": 64, "features of the width": 256, "features of a head": 32}  # up to 32 tokens: 64
 
 
 def _shapes(x, weights, lengths, sizes, read, gelu, eps, keep):
@@ -69,8 +70,8 @@ def transformer(
     """A pre-norm Transformer: `layers` times `h = h + attention(norm(h))`, `h = h + down(act(up(norm(h))))`.
 
     With in_features, `h = embed(x) + positions` first; with out_features, `y = head(relu(hidden(relu(norm(h)))))` at the
-    end. attention: `softmax(q k^T / sqrt(width / heads)) v` in every head, and a linear map. A tile of sequences goes
-    through all layers while it is in the processor's cache.
+    end. attention: `softmax(q k^T / sqrt(width / heads)) v` in every head, and a linear map. On a CPU a tile of sequences
+    goes through all layers while it is in the cache; on a GPU each layer is three kernels.
 
     Args:
         x: (M, L, in_features or width). weights: (P,), one row of all parts, matrices as in Linear (out, in) row by row:
@@ -82,13 +83,15 @@ def transformer(
             later ones are not read, and give 0. read: the tokens to output, R of them, each in 0..L-1; None: all. Not
             with lengths. activation: "gelu" (with erf) or "relu". eps: of the norms, finite and >= 0.
         recompute: the backward pass computes the layers again, tile by tile, instead of reading each layer's input: a
-            fifth slower, and no memory per layer.
-        backend: "auto", "cpu" (L at most 256, widths and features at most 4096) or "reference".
+            fifth slower on a CPU, and no memory per layer.
+        backend: "auto", "cpu" (L at most 256, widths and features at most 4096), "triton" (L at most 64, width at most 256,
+            width / heads at most 32, for L up to 32 at most 64) or "reference".
 
     Returns: (M, R or L, out_features or width) in the dtype of x; float16 and bfloat16 compute in float32.
 
     Gradients: x and weights. Saves the arguments and, unless `recompute`, the input of every layer. The gradient of the
-    weights is summed over at most 16 parts of the batch, in their order for any number of threads.
+    weights is summed over at most 16 parts of the batch, in their order for any number of threads; on a GPU by products of
+    the library over parts of the batch, without atomics.
     Raises: TypeError (dtypes), ValueError (shapes, sizes, lengths, read, activation, eps), RuntimeError (devices, backend).
     Source: Vaswani et al. 2017 (arXiv 1706.03762), norms as in Xiong et al. 2020 (arXiv 2002.04745).
     """
@@ -116,15 +119,24 @@ def transformer(
     sizes = [in_features, width, layers, heads, feedforward, out_features]
     check_weights(op, weights, x, weights_of(sizes, x.shape[1]))
     dtype = OP.compute_dtype(backend, x.device, x.dtype)
-    size, most = (max(x.shape[1], len(tokens)), max(sizes), layers), (MOST_TOKENS, MOST_FEATURES, MOST_LAYERS)
-    if all(n <= limit for n, limit in zip(size, most, strict=True)):
+    if (lacking := beyond_kernels(x.device.type, max(x.shape[1], len(tokens)), sizes)) is None:
         run = OP.select(backend, x.device, dtype)
     else:
-        lacking = f"its kernels take at most {most} tokens, features and layers, got {size}"
         run = OP.without_kernel(backend, x.device, lacking)
     keep = needs_kept(recompute, x, weights)
     y, _ = run(x.to(dtype), weights.to(dtype), lengths, sizes, tokens, activation == "gelu", float(small), keep)
     return y.to(x.dtype)
+
+
+def beyond_kernels(device: str, tokens: int, sizes: Sequence[int]) -> str | None:
+    """Why the kernels for a device type do not take these sizes; None: they do. tokens: of x, or of read if more."""
+    _, width, layers, heads, _, _ = sizes
+    found, most = {"tokens": tokens, "features": max(sizes), "layers": layers}, MOST
+    if device == "cuda":
+        found |= {"features of the width": width, "features of a head": width // heads}
+        most = MOST_ON_GPU if tokens > 32 else MOST_ON_GPU | {"features of a head": 64}
+    reasons = (f"its kernels take at most {most[x]} {x}, got {n}" for x, n in found.items() if n > most[x])
+    return next(reasons, None)
 
 
 def weights_of(sizes: Sequence[int], tokens: int) -> int:

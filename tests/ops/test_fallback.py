@@ -9,8 +9,19 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from probsym_fast.ops import OPS, _extension, _fallback, orthogonal_frame, triton, using_backend
+from probsym_fast.ops import (
+    OPS,
+    _extension,
+    _fallback,
+    message_passing,
+    orthogonal_frame,
+    transformer,
+    triton,
+    using_backend,
+)
 from probsym_fast.ops._op import BACKENDS
+from probsym_fast.ops.message_passing import weights_of as message_count
+from probsym_fast.ops.transformer import weights_of as blocks_count
 
 GPU, OTHER_GPU = torch.device("cuda", 0), torch.device("cuda", 1)
 FROM_CSRC = _extension.CUDA_KERNELS
@@ -89,7 +100,8 @@ def test_a_dtype_that_the_kernels_do_not_take(monkeypatch):
         names = ", ".join(str(x).removeprefix("torch.") for x in dtypes)
         lacking = f"its kernels take {names}, got torch.float64; convert the inputs"
         assert f"probsym_fast: {name} {HERE} {lacking}. {SILENCE}" in found
-    assert len(said(lambda: select_all(torch.float16))) == len(FROM_CSRC) + 1  # and orthogonal_frame: another reason
+    single = [name for name, dtypes in TRITON.items() if dtypes == (torch.float32,)]  # another reason than before
+    assert single and len(said(lambda: select_all(torch.float16))) == len(FROM_CSRC) + len(single)
 
 
 def test_ops_without_a_kernel(monkeypatch):
@@ -165,6 +177,27 @@ def test_frames_of_more_dimensions(monkeypatch):
     lacking = "its kernels take d in (1, 2, 3), got d = {}"
     said_of = f"probsym_fast: orthogonal_frame {HERE} {{}}. {{}}"
     assert found == [said_of.format(lacking.format(d), SILENCE) for d in (4, 5)]
+
+
+def test_networks_beyond_the_kernels():
+    """Tokens, heads and outputs that the kernels of a GPU do not take; a CPU's do."""
+
+    def run(device, L=3, heads=2, out=2, width=4):
+        blocks = {"width": width, "layers": 1, "heads": heads, "feedforward": 4}
+        count = blocks_count([0, width, 1, heads, 4, 0], L)
+        transformer(torch.ones(2, L, width, device=device), torch.ones(count, device=device), **blocks)
+        pairs, count = torch.ones(1, 2, 2, 1, device=device), message_count(3, 1, 4, 1, out)
+        row = torch.ones(count, device=device)
+        message_passing(torch.ones(2, 2, 3, device=device), pairs, row, width=4, layers=1, out_features=out)
+
+    sizes = {}, {"L": 65}, {"L": 33, "width": 66}, {"L": 32, "width": 66}, {"out": 257}, {"width": 260, "heads": 26}
+    assert said(lambda: [run("cpu", **some) for some in sizes]) == []
+    with FakeTensorMode():
+        found = said(lambda: [run(GPU, **some) for some in sizes])
+    lacking = "64 tokens, got 65", "32 features of a head, got 33", "256 features of the width, got 260"
+    expected = [f"transformer {HERE} its kernels take at most {x}" for x in lacking]
+    expected.insert(2, f"message_passing {HERE} its kernels take at most 256 features of the width or output, got 257")
+    assert found == [f"probsym_fast: {x}. {SILENCE}" for x in expected]
 
 
 @pytest.mark.parametrize("built", [True, False])

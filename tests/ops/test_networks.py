@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from probsym_fast._memory import peak_memory
-from probsym_fast.models import MLP, GINBackbone, MessagePassing, Transformer
+from probsym_fast.models import MLP, GINBackbone, MessagePassing, Transformer, fuse
 from probsym_fast.models.backbones.fused import by_modules
 from probsym_fast.ops import OPS, _extension, gin, message_passing, mlp, transformer
 from tests.helpers.graphs import random_graphs
@@ -368,6 +368,28 @@ def test_what_a_pass_would_miss_goes_by_modules():
     assert MLP([6, 129, 3]).why_modules(device, torch.float32) == "width 129"
     assert MLP([6, 3]).why_modules(device, torch.float32) == "fewer than two linear maps"
     assert MessagePassing(layers=0).why_modules(device, torch.float32) == "width 60, 0 layers"
+
+
+@pytest.mark.skipif("triton" not in OPS["transformer"].backends("cuda"), reason="no triton")
+def test_a_gpu_takes_the_pass():
+    """But for sizes that its kernels do not take; the modules run there."""
+    gpu = torch.device("cuda")
+
+    def fused(width, heads):
+        layer = nn.TransformerEncoderLayer(width, heads, 8, dropout=0.0, batch_first=True, norm_first=True)
+        return fuse(nn.TransformerEncoder(layer, 1, enable_nested_tensor=False))
+
+    heads = "its kernels take at most {} features of a head, got {}"
+    for module, expected in (
+        *((module, None) for module, _ in modules().values()),
+        (Transformer(6, 64, 1, 1, 12, 32), None),
+        (Transformer(6, 64, 1, 1, 12, 33), heads.format(32, 64)),
+        (fused(32, 1), None),
+        (fused(64, 1), heads.format(32, 64)),
+        (MessagePassing(out_features=257), "its kernels take at most 256 features of the width or output, got 257"),
+    ):
+        assert module.why_modules(gpu, torch.float32) == expected
+    assert modules()["transformer"][0].why_modules(gpu, torch.float64) == "no kernel for cuda, float64"
 
 
 @built

@@ -29,6 +29,8 @@ from probsym_fast.ops import OPS
 from probsym_fast.ops import triton as triton_ops
 from probsym_fast.ops._op import BACKENDS
 from probsym_fast.ops._patches import padded_axis, patch_size
+from probsym_fast.ops.message_passing import weights_of as message_count
+from probsym_fast.ops.transformer import weights_of as transformer_count
 from probsym_fast.ops.triton import KERNELS, _launch
 from probsym_fast.ops.triton import _lazy as through
 from probsym_fast.ops.triton import _sort_by_key as _group
@@ -248,6 +250,23 @@ def noise_case(dtype):
         through("noise", "forward")(seed, rows, shape, 0, forks, streams, 2, mirrored)
 
 
+def transformer_case(dtype):
+    """As in the experiments: 25 tokens, width 64, four heads; only some tokens read, and lengths."""
+    sizes = [8, 64, 1, 4, 64, 3]
+    x, row = torch.zeros(2, 25, 8, dtype=dtype), torch.zeros(transformer_count(sizes, 25), dtype=dtype)
+    y, kept = through("transformer", "forward")(x, row, None, sizes, [0, 6], True, 1e-5, True)
+    through("transformer", "backward")(y, x, row, kept, None, sizes, [0, 6], True, 1e-5, True, True)
+    through("transformer", "forward")(x, row, torch.full((2,), 25), sizes, [], True, 1e-5, False)
+
+
+def message_passing_case(dtype):
+    """As in the experiments: 5 nodes, width 60, two edge features."""
+    x, edges = torch.zeros(6, 5, 6, dtype=dtype), torch.zeros(2, 5, 5, 2, dtype=dtype)
+    row, sizes = torch.zeros(message_count(6, 2, 60, 1, 60), dtype=dtype), (60, 1, 60)
+    y, kept = through("message_passing", "forward")(x, edges, row, *sizes, True)
+    through("message_passing", "backward")(y, x, edges, row, kept, *sizes, True, True, True)
+
+
 CASES = {
     "noise": noise_case,
     "act_orthogonal": act_orthogonal_case,
@@ -256,8 +275,10 @@ CASES = {
     "linear_batch_norm_relu": linear_batch_norm_relu_case,
     "embed": lambda dtype: items_case("embed", dtype),
     "embed_matrix": embed_matrix_case,
+    "message_passing": message_passing_case,
     "node_identifiers": node_identifiers_case,
     "readout": lambda dtype: items_case("readout", dtype),
+    "transformer": transformer_case,
 }
 
 
@@ -350,6 +371,20 @@ def test_products_are_on_the_tensor_cores(dtype, precision, monkeypatch):
         assert cores == (dtype == "bfloat16" or precision == "tf32"), kernel
         if (kernel, dtype) == ("multiply", "bfloat16"):
             assert re.search(r"cp\.async\S* \[.*\], 0x10", ptx) and re.search(r"st\.global\S*\.v4\.b32", ptx)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+@pytest.mark.parametrize("name", ["message_passing", "transformer"])
+def test_networks_are_on_the_tensor_cores(name, precision, monkeypatch):
+    """Where torch lets its own products be in tf32; at widths divisible by 4 all weights and rows are read in 16 bytes."""
+    launches = launches_of(name, torch.float32, monkeypatch, (precision,))
+    assert len({kernel for (kernel, _), _ in launches}) == {"message_passing": 6, "transformer": 6}[name]
+    for ((kernel, _), launch), made in zip(launches, all_compiled([x for _, x in launches], 90), strict=True):
+        ptx = made.asm["ptx"]
+        assert (re.search(r"wgmma\.mma_async|mma\.sync", ptx) is not None) == (precision == "tf32"), kernel
+        assert re.search(r"ld\.global\S*\.v4\.b32|cp\.async\S* \[.*\], 0x10", ptx), (kernel, launch[1:])
+        assert re.search(r"st\.global\S*\.v4\.b32", ptx) or kernel.startswith("attention"), (kernel, launch[1:])
 
 
 CONFIGURATIONS = {"BLOCK": 1}, {"BLOCK": 2}, {"BLOCK": 3}
@@ -511,6 +546,32 @@ def ragged_batch(B: int, generator: torch.Generator) -> None:
     rows, square, row = torch.zeros(nodes * S, 64), torch.zeros(64, 64), torch.zeros(64)
     y, *statistics = through("linear_batch_norm_relu", "forward")(rows, square, row, row, 1e-5)
     through("linear_batch_norm_relu", "backward")(y, rows, square, row, row, *statistics, 1e-5, True, True)
+
+
+def ragged_sequences(M: int) -> None:
+    """Forward and backward of the ops on sequences and on small graphs, for M of them."""
+    sizes, lengths, row = [3, 8, 1, 2, 8, 2], torch.ones(M + M % 2, dtype=torch.int64)[M % 2 :], torch.zeros(10_000)
+    x, row = torch.zeros(M, 4, 3), row[: transformer_count(sizes, 4)]
+    y, kept = through("transformer", "forward")(x, row, lengths, sizes, [], True, 1e-5, True)
+    through("transformer", "backward")(y, x, row, kept, lengths, sizes, [], True, 1e-5, True, True)
+    edges, row, sizes = torch.zeros(1, 4, 4, 2), torch.zeros(message_count(3, 2, 8, 1, 2)), (8, 1, 2)
+    y, kept = through("message_passing", "forward")(x, edges, row, *sizes, True)
+    through("message_passing", "backward")(y, x, edges, row, kept, *sizes, True, True, True)
+
+
+@pytest.mark.parametrize("bytes_", [2**28, 5000])
+def test_sequences_of_any_number_share_their_kernels(bytes_, monkeypatch):
+    """Also 1 and multiples of 16, at once and in parts."""
+    launches = Launches()
+    monkeypatch.setattr(_launch, "launch", launches)
+    for name in ("transformer", "message_passing"):
+        monkeypatch.setattr(importlib.import_module(f"probsym_fast.ops.triton.{name}"), "BYTES", bytes_)
+    ragged_sequences(5)
+    first = set(launches.kept)
+    assert len({kernel for kernel, _ in first}) == 9
+    for M in (1, 16, 7, 32, 33):
+        ragged_sequences(M)
+    assert set(launches.kept) == first
 
 
 def test_ragged_batches_share_their_kernels(monkeypatch):

@@ -20,6 +20,7 @@ from probsym_fast.ops._patches import padded_axis, patch_size
 from probsym_fast.ops.triton import KERNELS, _launch, _lazy
 from tests.conftest import assert_near
 from tests.helpers.items import batch, weights
+from tests.helpers.networks import message_weights, transformer_weights
 from tests.ops.test_backends import CALLS, Calls, matrices
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -643,7 +644,8 @@ def test_any_strides(name, in_place_of_cpu_kernels):
         pair = [function(*some) for some in (arguments, [strided(x) for x in arguments])]
         for x, y in zip(*(out if isinstance(out, tuple) else (out,) for out in pair), strict=True):
             assert (x is None) == (y is None)
-            assert x is None or torch.equal(x, y)
+            if x is not None:  # NaN where nothing is kept
+                torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -690,3 +692,140 @@ def test_debug_mode_checks_what_the_kernels_do_not(in_place_of_cpu_kernels):
         with Calls() as record:
             call("triton")
         assert record.calls  # the kernel itself again
+
+
+NETWORK = {"in_features": 3, "width": 6, "layers": 2, "heads": 2, "feedforward": 5, "out_features": 2}
+
+
+def sequences(M, L, **settings):
+    """Tensors and sizes as in the schema of transformer."""
+    settings = NETWORK | settings
+    weights_of_all = transformer_weights(settings, L).float()
+    return torch.randn(M, L, settings["in_features"] or settings["width"]), weights_of_all, list(settings.values())
+
+
+@pytest.mark.parametrize(
+    ("M", "L", "more", "read", "gelu", "keep"),
+    [
+        (3, 4, {}, [], True, True),
+        (2, 17, {"in_features": 0, "width": 20, "feedforward": 70, "out_features": 0, "layers": 1}, [], False, False),
+        (1, 33, {"heads": 1, "width": 20, "layers": 1}, [32, 0, 32], True, True),
+        (2, 1, {"out_features": 0, "width": 9, "heads": 3}, [0], True, False),
+        (0, 3, {}, [], True, True),
+    ],
+)
+def test_transformer(M, L, more, read, gelu, keep):
+    """Several blocks of rows, of features and of hidden features; with and without embedding and head; no sequences."""
+    x, row, sizes = sequences(M, L, **more)
+    check("transformer", [x, row, None, sizes, read, gelu, 1e-5, keep], [0, 1])
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of numpy
+def test_transformer_of_some_sequences_at_a_time(monkeypatch):
+    """What is computed again is the same to the bit, and in any parts nearly; NaN in one sequence reaches no other."""
+    x, row, sizes = sequences(3, 4, layers=1, heads=1)
+    x[1, 2] = torch.nan
+    run, turn = _lazy("transformer", "forward"), _lazy("transformer", "backward")
+    found = []
+    for bytes_, keep in ((2**26, True), (2**26, False), (1, True)):
+        monkeypatch.setattr(importlib.import_module("probsym_fast.ops.triton.transformer"), "BYTES", bytes_)
+        y, kept = run(x, row, None, sizes, [], True, 1e-5, keep)
+        d_x, _ = turn(torch.ones_like(y), x, row, kept, None, sizes, [], True, 1e-5, True, False)
+        found.append((y, d_x))
+    for whole, again, parts in zip(*found, strict=True):
+        assert whole.flatten(1).isnan().any(1).tolist() == [False, True, False]
+        torch.testing.assert_close(again, whole, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(parts, whole, equal_nan=True)
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")  # of numpy, where the kernel takes another value
+@pytest.mark.parametrize("more", [{}, {"in_features": 0, "out_features": 0}])
+def test_transformer_of_lengths(more, monkeypatch):
+    """What follows the end of a sequence is neither read nor counted, and its norm does not divide by zero; in parts too."""
+    monkeypatch.setattr(importlib.import_module("probsym_fast.ops.triton.transformer"), "BYTES", 1)
+    x, row, sizes = sequences(2, 3, layers=1, **more)
+    lengths, eps, keep = torch.tensor([1, 3]), 1e-5 if sizes[0] else 0.0, bool(sizes[0])
+    check("transformer", [x, row, lengths, sizes, [], True, eps, keep], [0, 1])
+    x[torch.arange(3) >= lengths[:, None]] = torch.nan
+    y, kept = _lazy("transformer", "forward")(x, row, lengths, sizes, [], True, eps, False)
+    gradients = _lazy("transformer", "backward")(y, x, row, kept, lengths, sizes, [], True, eps, True, True)
+    assert all(t.isfinite().all() for t in (y, *gradients))
+    assert not y[0, 1:].any() and not gradients[0][0, 1:].any()
+
+
+def test_arguments_that_do_not_fit_a_transformer():
+    x, row, sizes = sequences(3, 4)
+    run, lengths = _lazy("transformer", "forward"), torch.ones(3, dtype=torch.int64)
+    for arguments, message in (
+        ((x, row[1:], None, sizes, []), f"weights must be ({len(row)},), got ({len(row) - 1},)"),
+        ((x[0], row, None, sizes, []), "x must have 3 axes, got (4, 3)"),
+        ((x, row, None, [4, *sizes[1:]], []), f"sizes must fit x (3, 4, 3), got {[4, *sizes[1:]]}"),
+        ((x, row, None, sizes[1:], []), f"sizes must fit x (3, 4, 3), got {sizes[1:]}"),
+        ((x, row, None, [3, 6, 2, 0, 5, 2], []), "sizes must fit x (3, 4, 3), got [3, 6, 2, 0, 5, 2]"),
+        ((x, row, None, [*sizes[:3], 4, 5, 2], []), "sizes must fit x (3, 4, 3), got [3, 6, 2, 4, 5, 2]"),
+        ((x, row, None, sizes, [4]), "each of read must be in 0..3, got [4]"),
+        ((x, row, lengths[1:], sizes, []), "lengths must be (3,), got (2,)"),
+        ((x, row, lengths, sizes, [0]), "read must be empty where lengths are given, got 1 tokens"),
+        ((x, row, None, [3, 260, 1, 2, 5, 2], []), "its kernels take at most 256 features of the width, got 260"),
+        ((x, row, None, [3, 130, 1, 2, 5, 2], []), "its kernels take at most 64 features of a head, got 65"),
+        ((x[:, :1].expand(3, 65, 3), row, None, sizes, []), "its kernels take at most 64 tokens, got 65"),
+    ):
+        with pytest.raises(ValueError, match=f"^transformer: {re.escape(message)}$"):
+            run(*arguments, True, 1e-5, False)
+    y, other = torch.zeros(3, 4, 2), torch.zeros(2, (2 * 4 + 4) * 6)
+    with pytest.raises(ValueError, match=r"^transformer: kept must be \(17, 72\), got \(2, 72\)$"):
+        _lazy("transformer", "backward")(y, x, row, other, None, sizes, [], True, 1e-5, True, True)
+
+
+@pytest.mark.parametrize(
+    ("B", "S", "n", "features", "C", "width", "layers", "out", "keep"),
+    [
+        (2, 2, 4, 3, 2, 5, 2, 2, True),
+        (1, 2, 3, 6, 0, 70, 1, 3, False),
+        (2, 1, 1, 5, 3, 9, 1, 33, True),
+        (0, 1, 3, 2, 1, 4, 1, 2, False),
+    ],
+)
+def test_message_passing(B, S, n, features, C, width, layers, out, keep):
+    """Several blocks of features; no edge features, one node, no graphs. Loops are not read, nor counted."""
+    row = message_weights(features, C, width, layers, out).float()
+    x, edges = torch.randn(B * S, n, features), torch.randn(B, n, n, C)
+    edges.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    check("message_passing", [x, edges, row, width, layers, out, keep], [0, 1, 2])
+
+
+def test_message_passing_of_some_graphs_at_a_time(monkeypatch):
+    """Some samples of a graph, and several graphs; what is computed again is the same to the bit; NaN stays in its graph."""
+    row = message_weights(3, 2, 6, 1, 2).float()
+    x, edges = torch.randn(6, 3, 3), torch.randn(2, 3, 3, 2)
+    module = importlib.import_module("probsym_fast.ops.triton.message_passing")
+    for bytes_ in (4 * 5 * 470, 2 * 4 * 470):  # of 3 samples and more, of 2
+        monkeypatch.setattr(module, "BYTES", bytes_)
+        check("message_passing", [x, edges, row, 6, 1, 2, True], [0, 1, 2])
+    monkeypatch.setattr(module, "BYTES", 2**26)
+    x[4, 1] = torch.nan
+    found = []
+    for keep in (True, False):
+        y, kept = _lazy("message_passing", "forward")(x, edges, row, 6, 1, 2, keep)
+        settings = 6, 1, 2, True, False, False
+        found.append((y, _lazy("message_passing", "backward")(torch.ones_like(y), x, edges, row, kept, *settings)[0]))
+    for kept, again in zip(*found, strict=True):
+        assert kept.flatten(1).isnan().any(1).tolist() == [m == 4 for m in range(6)]
+        torch.testing.assert_close(again, kept, rtol=0, atol=0, equal_nan=True)
+
+
+def test_arguments_that_do_not_fit_message_passing():
+    x, edges, row = torch.randn(4, 5, 3), torch.randn(2, 5, 5, 2), message_weights(3, 2, 6, 2, 2).float()
+    for arguments, message in (
+        ((x[0], edges, row, 6), "x must have 3 axes, got (5, 3)"),
+        ((x, edges[:, 1:], row, 6), "edges must be (2, 5, 5, 2), got (2, 4, 5, 2)"),
+        ((x[1:], edges, row, 6), "M must be a multiple of edges' B = 2, got 3"),
+        ((x, edges, row, 0), "width, layers and out_features must fit x (4, 5, 3), got (0, 2, 2)"),
+        ((x, edges, row[1:], 6), f"weights must be ({len(row)},), got ({len(row) - 1},)"),
+        ((x, edges, row, 257), "its kernels take at most 256 features of the width or output, got 257"),
+    ):
+        with pytest.raises(ValueError, match=f"^message_passing: {re.escape(message)}$"):
+            _lazy("message_passing", "forward")(*arguments, 2, 2, False)
+    y, other = torch.zeros(4, 5, 2), torch.zeros(16, 90)
+    with pytest.raises(ValueError, match=r"^message_passing: kept must be \(17, 90\), got \(16, 90\)$"):
+        _lazy("message_passing", "backward")(y, x, edges, row, other, 6, 2, 2, True, True, True)

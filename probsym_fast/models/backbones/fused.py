@@ -60,6 +60,8 @@ class OnePass(nn.Module):
         slower = half and (device.type != "cpu" or not self.faster_than_half)
         if slower or not OPS[self.op].has_kernel_for(device, torch.float32 if half else dtype):
             return f"no kernel for {device.type}, {_name(dtype)}"
+        if (reason := self.beyond_kernels(device.type)) is not None:
+            return reason
         wanted = torch.float32 if autocast else dtype
         return next((f"a weight is {_name(p.dtype)}" for p in self.parameters() if p.dtype != wanted), None)
 
@@ -90,6 +92,10 @@ class OnePass(nn.Module):
     def too_large(self) -> str | None:
         """Why the op would not be faster."""
         raise NotImplementedError
+
+    def beyond_kernels(self, device: str) -> str | None:
+        """What the op's kernels for a device type do not take of this backbone."""
+        return None
 
     def extra_repr(self) -> str:
         weight = next(self.parameters(), None)

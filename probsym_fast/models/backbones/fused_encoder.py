@@ -16,6 +16,7 @@ from probsym_fast.models.backbones.attention import every_derivative
 from probsym_fast.models.backbones.fused import OnePass, row
 from probsym_fast.models.backbones.transformer import FEEDFORWARD, TOKENS, WIDTH
 from probsym_fast.ops.reference.transformer import check_values
+from probsym_fast.ops.transformer import beyond_kernels
 
 
 class FusedEncoder(OnePass):
@@ -83,6 +84,12 @@ class FusedEncoder(OnePass):
     def too_large(self) -> str | None:
         width, feedforward = self.encoder.layers[0].linear1.in_features, self.encoder.layers[0].linear1.out_features
         return f"width {width}, feedforward {feedforward}" if width > WIDTH or feedforward > FEEDFORWARD else None
+
+    def beyond_kernels(self, device: str) -> str | None:
+        layer: Any = self.encoder.layers[0]
+        heads, feedforward = layer.self_attn.num_heads, layer.linear1.out_features
+        sizes = 0, layer.linear1.in_features, len(self.encoder.layers), heads, feedforward, 0
+        return beyond_kernels(device, TOKENS, sizes)
 
     def _parts(self) -> list[nn.Module | Tensor]:
         return [

@@ -12,6 +12,7 @@ from probsym_fast import ops
 from probsym_fast._autocast import autocasts
 from probsym_fast._checks import check_count, check_counts
 from probsym_fast.models.backbones.fused import OnePass, row
+from probsym_fast.ops.message_passing import beyond_kernels
 
 WIDTH = 256  # up to this width all layers run in one pass
 
@@ -109,6 +110,11 @@ class MessagePassing(OnePass):
     def too_large(self) -> str | None:
         width, layers = self.embed.out_features, len(self.layers)
         return f"width {width}, {layers} layers" if width > WIDTH or not layers else None
+
+    def beyond_kernels(self, device: str) -> str | None:
+        last: Any = self.decoder[2]
+        sizes = self.embed.in_features, self.edge_features, self.embed.out_features, len(self.layers)
+        return beyond_kernels(device, *sizes, last.out_features)
 
     def _parts(self) -> list[nn.Module]:
         layers: Any = self.layers

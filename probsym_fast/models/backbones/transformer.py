@@ -14,6 +14,7 @@ from probsym_fast import ops
 from probsym_fast._checks import check_count, check_counts, check_int, check_share, check_type
 from probsym_fast.models.backbones.attention import every_derivative
 from probsym_fast.models.backbones.fused import OnePass, row
+from probsym_fast.ops.transformer import beyond_kernels
 
 TOKENS, WIDTH, FEEDFORWARD = 64, 256, 1024  # up to these sizes all layers run in one pass
 SHORT = 40  # tokens; for longer sequences the fused kernel is faster
@@ -125,6 +126,13 @@ class Transformer(OnePass):
         if self._size[0] <= TOKENS and self._size[1] <= WIDTH and self._size[2] <= FEEDFORWARD and self._size[3]:
             return None
         return "{} tokens, width {}, feedforward {}, {} layers".format(*self._size)
+
+    def beyond_kernels(self, device: str) -> str | None:
+        tokens, width, feedforward, layers = self._size
+        block: Any = self.blocks[0]
+        last: Any = self.head[5]
+        sizes = self.embed.in_features, width, layers, block.heads, feedforward, last.out_features
+        return beyond_kernels(device, tokens, sizes)
 
     def _parts(self) -> list[nn.Module | Tensor]:
         blocks: Any = self.blocks

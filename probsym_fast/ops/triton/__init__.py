@@ -26,6 +26,8 @@ KERNELS = {  # op -> dtypes
     "orthogonal_frame": (torch.float32,),
     "linear_batch_norm_relu": HALF,
     "noise": (torch.float64,),
+    "message_passing": (torch.float32,),
+    "transformer": (torch.float32,),
 }
 LEAST_CAPABILITY = (8, 0)  # older GPUs spill registers and lack bfloat16
 
