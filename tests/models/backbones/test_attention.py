@@ -13,6 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from probsym_fast.models import Transformer, fuse, hf_backbone, timm_backbone
 from probsym_fast.models.backbones import attention, vision
 
+for package in ("timm", "transformers"):
+    pytest.importorskip(package)
 WIDTH, TOKENS = 8, 4
 FUSED = "ScaledDotProductFlashAttentionForCpuBackward0"
 
