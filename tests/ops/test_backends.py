@@ -94,7 +94,7 @@ CALLS = {
         x.flatten(0, 1), x[:, 0, :, :, None], repeated(x, message_count(3, 1, 4, 1, 2)), **MESSAGES, backend=backend
     ),
     "transformer": lambda x, backend: ops.transformer(
-        x.flatten(0, 1), repeated(x, transformer_count(list(BLOCKS.values()), 3)), **BLOCKS, backend=backend
+        x[:, 0], repeated(x, transformer_count(list(BLOCKS.values()), 3)), **BLOCKS, backend=backend
     ),
     "vector_edge_convolution": lambda x, backend: ops.vector_edge_convolution(
         x, *edge_weights(x), neighbors=2, backend=backend
