@@ -94,7 +94,7 @@ run() {
       done
       ;;
     ops) run_benchmarks ops benchmarks/test_ops.py benchmarks/test_graph_ops.py ;;
-    steps) run_benchmarks steps benchmarks/test_steps.py ;;
+    steps) run_benchmarks steps benchmarks/test_steps.py benchmarks/test_passes.py ;;
     samples) run_benchmarks samples benchmarks/test_samples.py benchmarks/test_scaling.py ;;
   esac
 }

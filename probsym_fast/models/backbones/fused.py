@@ -33,8 +33,8 @@ class OnePass(nn.Module):
     for weights below it and under autocast, which is faster than the modules in bfloat16.
 
     recompute: the backward pass of the op computes the layers again instead of keeping their inputs: a fifth slower, and
-    memory does not grow with the layers. `chunk="auto"` sets it where all samples fit then. one_pass: set it to False to
-    run the modules one by one.
+    memory does not grow with the layers. `chunk="auto"` sets it where all samples fit then. one_pass: None; set it to False
+    to run the modules one by one, or to True to take the op on a GPU too, where nobody has measured which is faster.
     """
 
     op: str  # the name of the op
@@ -42,7 +42,8 @@ class OnePass(nn.Module):
 
     def __init__(self, owner: str, recompute: bool):
         super().__init__()
-        self.recompute, self.one_pass = check_bool(owner, "recompute", recompute), True
+        self.recompute = check_bool(owner, "recompute", recompute)
+        self.one_pass: bool | None = None
         self._structure: Structure = {}
 
     def built(self) -> None:
@@ -62,6 +63,8 @@ class OnePass(nn.Module):
             return f"no kernel for {device.type}, {_name(dtype)}"
         if (reason := self.beyond_kernels(device.type)) is not None:
             return reason
+        if device.type != "cpu" and not self.one_pass:
+            return f"one_pass is not True on {device.type}"
         wanted = torch.float32 if autocast else dtype
         return next((f"a weight is {_name(p.dtype)}" for p in self.parameters() if p.dtype != wanted), None)
 
@@ -74,7 +77,7 @@ class OnePass(nn.Module):
 
     def why_not_as_built(self) -> str | None:
         """Why the modules, as they are now, compute something other than the op."""
-        if not self.one_pass:
+        if self.one_pass is False:
             return "one_pass is False"
         if (reason := self.too_large()) is not None:
             return reason
