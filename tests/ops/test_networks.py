@@ -381,7 +381,10 @@ def test_a_gpu_takes_the_pass():
 
     heads = "its kernels take at most {} features of a head, got {}"
     for module, expected in (
-        *((module, None) for module, _ in modules().values()),
+        *(
+            (module, None if isinstance(module, Transformer | MessagePassing) else "no kernel for cuda, float32")
+            for module, _ in modules().values()
+        ),
         (Transformer(6, 64, 1, 1, 12, 32), None),
         (Transformer(6, 64, 1, 1, 12, 33), heads.format(32, 64)),
         (fused(32, 1), None),
@@ -567,6 +570,14 @@ def test_bad_input_of_gin(backend):
         ValueError, match=r"^gin: activation must be one of \('tanh', 'relu', 'gelu', 'silu'\), got 'elu'$"
     ):
         gin(x, edges, ptr, weights, layers=2, out_features=2, activation="elu", backend=backend)
+
+
+@pytest.mark.parametrize(("layers", "out"), [(1, 4097), (1025, 2)])
+def test_gin_of_any_size(layers, out):
+    x, graphs, weights = torch.randn(8, 3, 2), ring(2), 0.1 * torch.randn(gin_weights(2, layers, out).numel())
+    y, expected = (gin(x, *graphs, weights, layers=layers, out_features=out, backend=b) for b in ("auto", "reference"))
+    assert torch.equal(y, expected)
+    assert "its kernels take at most" in GINBackbone(2, layers, out, "relu").why_modules(x.device, x.dtype)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -20,6 +20,8 @@ SETTINGS = (
     "num_heads",
     "norm_first",
     "batch_first",
+    "activation",
+    "add_zero_attn",
 )  # of modules, that change the numbers
 Structure = dict[str, tuple]
 HALF = torch.bfloat16, torch.float16
@@ -144,7 +146,7 @@ def _change(module: nn.Module, before: tuple) -> str | None:
     if any(type(p).__name__ == "DTensor" for p in module._parameters.values()):
         return "is sharded"
     dropout = module.__dict__.get("p" if kind is nn.Dropout else "dropout", 0)
-    if module.training and isinstance(dropout, float) and dropout:
+    if module.training and isinstance(dropout, (int, float)) and dropout:
         return f"drops {dropout}"
     return None
 

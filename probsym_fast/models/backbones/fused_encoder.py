@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from probsym_fast import ops
 from probsym_fast._autocast import autocasts
@@ -17,6 +18,19 @@ from probsym_fast.models.backbones.fused import OnePass, row
 from probsym_fast.models.backbones.transformer import FEEDFORWARD, TOKENS, WIDTH
 from probsym_fast.ops.reference.transformer import check_values
 from probsym_fast.ops.transformer import beyond_kernels
+
+NORM, LINEAR, DROPOUT = (nn.LayerNorm,), (nn.Linear, NonDynamicallyQuantizableLinear), (nn.Dropout, nn.Identity)
+PARTS = {  # of a layer, and their types
+    "norm1": NORM,
+    "self_attn": (nn.MultiheadAttention,),
+    "self_attn.out_proj": LINEAR,
+    "dropout1": DROPOUT,
+    "norm2": NORM,
+    "linear1": LINEAR,
+    "dropout": DROPOUT,
+    "linear2": LINEAR,
+    "dropout2": DROPOUT,
+}
 
 
 class FusedEncoder(OnePass):
@@ -119,11 +133,13 @@ def _problem(layer: Any) -> str | None:
     """What a layer does that the pass does not."""
     if type(layer) is not nn.TransformerEncoderLayer:
         return f"every layer must be an nn.TransformerEncoderLayer, got {type(layer).__name__}"
-    attention = layer.self_attn
-    if type(attention) is not nn.MultiheadAttention:
-        return f"self_attn must be an nn.MultiheadAttention, got {type(attention).__name__}"
+    for name, kinds in PARTS.items():
+        part = layer.get_submodule(name)
+        if type(part) not in kinds:
+            return f"{name} must be an nn.{kinds[0].__name__}, got {type(part).__name__}"
     if not layer.norm_first:
         return "norm_first must be True, got False"
+    attention = layer.self_attn
     if not attention.batch_first:
         return "batch_first must be True, got False"
     if not _is_relu(layer.activation) and not _is_gelu(layer.activation):
@@ -132,6 +148,9 @@ def _problem(layer: Any) -> str | None:
         return "self_attn must have one in_proj_weight, no bias_k and no add_zero_attn"
     if attention.in_proj_bias is None:
         return "bias must be True, got False"
+    for part in (layer.norm1, attention.out_proj, layer.norm2, layer.linear1, layer.linear2):
+        if part.weight is None or part.bias is None:
+            return f"every part must have a weight and a bias, got {part} without"
     if layer.norm1.eps != layer.norm2.eps:
         return f"norm1 and norm2 must have the same eps, got {layer.norm1.eps} and {layer.norm2.eps}"
     drops = [attention.dropout, *(part.p for part in layer.modules() if isinstance(part, nn.Dropout))]

@@ -12,6 +12,7 @@ from probsym_fast._checks import check_counts
 from probsym_fast.groups import Graphs
 from probsym_fast.models.backbones.fused import OnePass, row
 from probsym_fast.models.backbones.mlp import ACTIVATIONS
+from probsym_fast.ops.gin import beyond_kernels
 
 WIDTH = 256  # up to this width all layers run in one pass
 
@@ -60,6 +61,9 @@ class GINBackbone(OnePass):
 
     def too_large(self) -> str | None:
         return f"width {len(self.bias)}" if len(self.bias) > WIDTH else None
+
+    def beyond_kernels(self, device: str) -> str | None:
+        return beyond_kernels(len(self.bias), len(self.eps), self.out.out_features)
 
     def _parts(self) -> list[nn.Module | Tensor]:
         return [self.eps, self.bias, *self.layers, self.out]
