@@ -359,6 +359,15 @@ def test_what_a_pass_would_miss_goes_by_modules():
     with torch.autocast("cpu", torch.bfloat16):
         assert MLP([6, 8, 3]).why_modules(device, torch.float32) == "autocast is on"
     assert MLP([6, 8, 3]).bfloat16().why_modules(device, torch.bfloat16) == "no kernel for cpu, bfloat16"
+    for wide in (
+        Transformer(6, 132, 1, 2, 12, 5),
+        Transformer(6, 128, 1, 2, 129, 5),
+        MessagePassing(width=129),
+        GINBackbone(129, 1, 3, "relu"),
+    ):
+        assert wide.why_modules(device, torch.float32) is None
+        with torch.autocast("cpu", torch.bfloat16):
+            assert wide.why_modules(device, torch.float32) == "autocast is on"
     assert Transformer(6, 512, 2, 2, 12, 5).why_modules(device, torch.float32) == (
         "5 tokens, width 512, feedforward 12, 2 layers"
     )

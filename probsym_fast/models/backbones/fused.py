@@ -25,6 +25,7 @@ SETTINGS = (
 )  # of modules, that change the numbers
 Structure = dict[str, tuple]
 HALF = torch.bfloat16, torch.float16
+HALF_WIDTH = 128  # for wider maps the modules in bfloat16 are faster, on processors with its products
 
 
 class OnePass(nn.Module):
@@ -32,7 +33,7 @@ class OnePass(nn.Module):
 
     The op takes the place of the modules as they were built. A part that is replaced, resized, hooked, sharded or otherwise
     not as it was makes the modules run one by one, as do active dropout and torch.func. On a CPU the op computes in float32
-    for weights below it and under autocast, which is faster than the modules in bfloat16.
+    for weights below it and under autocast, up to the sizes where that is faster than the modules in bfloat16.
 
     recompute: the backward pass of the op computes the layers again instead of keeping their inputs: a fifth slower, and
     memory does not grow with the layers. `chunk="auto"` sets it where all samples fit then. one_pass: set it to False to
@@ -40,7 +41,6 @@ class OnePass(nn.Module):
     """
 
     op: str  # the name of the op
-    faster_than_half = True  # in float32, on a CPU
 
     def __init__(self, owner: str, recompute: bool):
         super().__init__()
@@ -57,9 +57,9 @@ class OnePass(nn.Module):
             return reason
         autocast = autocasts(device) and dtype != torch.float64  # which it leaves as it is
         half = autocast or dtype in HALF
-        if autocast and (device.type != "cpu" or not self.faster_than_half):
+        slower = half and (device.type != "cpu" or not self.faster_than_half())
+        if autocast and slower:
             return "autocast is on"
-        slower = half and (device.type != "cpu" or not self.faster_than_half)
         if slower or not OPS[self.op].has_kernel_for(device, torch.float32 if half else dtype):
             return f"no kernel for {device.type}, {_name(dtype)}"
         if (reason := self.beyond_kernels(device.type)) is not None:
@@ -93,6 +93,10 @@ class OnePass(nn.Module):
 
     def too_large(self) -> str | None:
         """Why the op would not be faster."""
+        raise NotImplementedError
+
+    def faster_than_half(self) -> bool:
+        """Whether the op in float32 is faster on a CPU than the modules in bfloat16."""
         raise NotImplementedError
 
     def beyond_kernels(self, device: str) -> str | None:

@@ -15,7 +15,7 @@ from probsym_fast._autocast import autocasts
 from probsym_fast._checks import transformed
 from probsym_fast.models.backbones.attention import every_derivative
 from probsym_fast.models.backbones.fused import OnePass, row
-from probsym_fast.models.backbones.transformer import FEEDFORWARD, TOKENS, WIDTH
+from probsym_fast.models.backbones.transformer import FEEDFORWARD, TOKENS, WIDTH, faster_than_half
 from probsym_fast.ops.reference.transformer import check_values
 from probsym_fast.ops.transformer import beyond_kernels
 
@@ -98,6 +98,10 @@ class FusedEncoder(OnePass):
     def too_large(self) -> str | None:
         width, feedforward = self.encoder.layers[0].linear1.in_features, self.encoder.layers[0].linear1.out_features
         return f"width {width}, feedforward {feedforward}" if width > WIDTH or feedforward > FEEDFORWARD else None
+
+    def faster_than_half(self) -> bool:
+        layer: Any = self.encoder.layers[0]
+        return faster_than_half(layer.linear1.in_features, layer.linear1.out_features)
 
     def beyond_kernels(self, device: str) -> str | None:
         layer: Any = self.encoder.layers[0]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from probsym_fast import ops
 from probsym_fast._checks import check_counts
 from probsym_fast.groups import Graphs
-from probsym_fast.models.backbones.fused import OnePass, row
+from probsym_fast.models.backbones.fused import HALF_WIDTH, OnePass, row
 from probsym_fast.models.backbones.mlp import ACTIVATIONS
 from probsym_fast.ops.gin import beyond_kernels
 
@@ -26,7 +26,7 @@ class GINBackbone(OnePass):
     too.
 
     Up to width 256, all layers run as one op, `ops.gin`, where it has a kernel and nothing has to happen between them: no
-    autocast, hook or replaced part (`why_modules` names what does). The numbers are those of the modules up to rounding.
+    hook or replaced part (`why_modules` names what does). The numbers are those of the modules up to rounding.
     recompute: see `OnePass`.
     """
 
@@ -61,6 +61,9 @@ class GINBackbone(OnePass):
 
     def too_large(self) -> str | None:
         return f"width {len(self.bias)}" if len(self.bias) > WIDTH else None
+
+    def faster_than_half(self) -> bool:
+        return len(self.bias) <= HALF_WIDTH
 
     def beyond_kernels(self, device: str) -> str | None:
         return beyond_kernels(len(self.bias), len(self.eps), self.out.out_features)

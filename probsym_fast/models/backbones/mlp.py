@@ -19,7 +19,6 @@ class Layers(OnePass):
     """Linear maps with one activation between them, as `layers`; `first`, `last`: also before and after them."""
 
     op = "mlp"
-    faster_than_half = False  # nearly all of it are products, which processors have in bfloat16
     layers: nn.Sequential
     widths: list[int]
     activation: str
@@ -39,6 +38,9 @@ class Layers(OnePass):
             recompute=self.recompute,
         )
         return y.reshape(*x.shape[:-1], self.widths[-1])
+
+    def faster_than_half(self) -> bool:
+        return False  # nearly all of it are products, which processors have in bfloat16
 
     def too_large(self) -> str | None:
         if len(self.widths) < 3:
