@@ -65,7 +65,11 @@ class OnePass(nn.Module):
         if (reason := self.beyond_kernels(device.type)) is not None:
             return reason
         wanted = torch.float32 if autocast else dtype
-        return next((f"a weight is {_name(p.dtype)}" for p in self.parameters() if p.dtype != wanted), None)
+        for module in self.modules():  # half the time of parameters()
+            for p in module._parameters.values():
+                if p is not None and p.dtype != wanted:
+                    return f"a weight is {_name(p.dtype)}"
+        return None
 
     def as_autocast(self, run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """run(*inputs); under autocast in float32, and then in the dtype of autocast, as a linear map would be."""
@@ -138,18 +142,23 @@ def _signature(module: nn.Module) -> tuple:
 
 def _change(module: nn.Module, before: tuple) -> str | None:
     """What keeps a part from being what it was when it was built."""
-    kind, shapes, settings = _signature(module)
-    if kind is not before[0]:
-        return f"is {kind.__name__}, not {before[0].__name__}"
-    if shapes != before[1] or settings != before[2]:
+    (kind, shapes, settings), own, weights = before, module.__dict__, module._parameters
+    if type(module) is not kind:
+        return f"is {type(module).__name__}, not {kind.__name__}"
+    if settings and any(name not in own or own[name] != value for name, value in settings.items()):
         return "has other weights or settings"
+    if weights.keys() != shapes.keys():
+        return "has other weights or settings"
+    for name, p in weights.items():
+        if (None if p is None else p.shape) != shapes[name]:
+            return "has other weights or settings"
+        if type(p).__name__ == "DTensor":
+            return "is sharded"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return "has a hook"
     if "forward" in module.__dict__:
         return "has another forward"
-    if any(type(p).__name__ == "DTensor" for p in module._parameters.values()):
-        return "is sharded"
-    dropout = module.__dict__.get("p" if kind is nn.Dropout else "dropout", 0)
+    dropout = own.get("p" if kind is nn.Dropout else "dropout", 0)
     if module.training and isinstance(dropout, (int, float)) and dropout:
         return f"drops {dropout}"
     return None
