@@ -12,7 +12,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from probsym_fast import ops
 from probsym_fast._autocast import autocasts
-from probsym_fast._checks import transformed
+from probsym_fast._checks import check_type, transformed
 from probsym_fast.models.backbones.attention import every_derivative
 from probsym_fast.models.backbones.fused import OnePass, row
 from probsym_fast.models.backbones.transformer import FEEDFORWARD, TOKENS, WIDTH, faster_than_half
@@ -56,6 +56,8 @@ class FusedEncoder(OnePass):
         width = layer.linear1.in_features
         if x.ndim < 2 or x.shape[-1] != width or not x.shape[-2]:
             raise ValueError(f"FusedEncoder: x must be (..., L, {width}) with L >= 1, got {tuple(x.shape)}")
+        if lengths is not None:
+            check_type("FusedEncoder", "lengths", lengths, Tensor, "a Tensor or None")
         if lengths is not None and (lengths.shape != lead or lengths.dtype != torch.int64):
             raise ValueError(
                 f"FusedEncoder: lengths must be {tuple(lead)} int64, got {tuple(lengths.shape)} {lengths.dtype}"

@@ -142,6 +142,8 @@ def test_bad_input():
         fused(x[..., :11])
     with pytest.raises(ValueError, match=re.escape("FusedEncoder: lengths must be (2,) int64, got (3,) torch.int64")):
         fused(x, torch.ones(3, dtype=torch.int64))
+    with pytest.raises(TypeError, match=re.escape("FusedEncoder: lengths must be a Tensor or None, got list")):
+        fused(x, [1, 2])
 
 
 def layers(*widths, act=nn.Tanh, before=False, after=False):
