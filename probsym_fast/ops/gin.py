@@ -13,6 +13,7 @@ from probsym_fast.ops.reference.gin import check_values
 from probsym_fast.ops.reference.gin import gin as reference
 
 ACTIVATIONS = tuple(FUNCTIONS)
+MOST = {"features": 4096, "layers": 1024}  # of the kernels, as in csrc/cpu/gin.cpp
 
 
 def _shapes(x, edge_index, ptr, weights, layers, out_features, activation, final, keep):
@@ -70,7 +71,7 @@ def gin(
             bias (width,); for every further layer weight (width, width), bias; out.weight (out_features, width), out.bias.
         activation: "tanh", "relu", "gelu" (with erf) or "silu".
         recompute: the backward pass computes the layers again, graph by graph, instead of reading each layer's output.
-        backend: "auto", "cpu" (width and out_features at most 4096) or "reference".
+        backend: "auto", "cpu" (width and out_features at most 4096, layers 1024) or "reference".
 
     Returns: (B, S, out_features) in the dtype of x; float16 and bfloat16 compute in float32.
 
@@ -98,10 +99,20 @@ def gin(
         raise ValueError(f"{op}: ptr must be (B + 1,), got {tuple(ptr.shape)}")
     check_weights(op, weights, x, weights_of(x.shape[2], layers, out_features))
     dtype = OP.compute_dtype(backend, x.device, x.dtype)
-    run = OP.select(backend, x.device, dtype)
+    if (lacking := beyond_kernels(x.shape[2], layers, out_features)) is None:
+        run = OP.select(backend, x.device, dtype)
+    else:
+        run = OP.without_kernel(backend, x.device, lacking)
     which, keep = ACTIVATIONS.index(activation), needs_kept(recompute, x, weights)
     y, _ = run(x.to(dtype), edge_index, ptr, weights.to(dtype), layers, out_features, which, final, keep)
     return y.to(x.dtype)
+
+
+def beyond_kernels(width: int, layers: int, out_features: int) -> str | None:
+    """Why the kernels do not take these sizes; None: they do."""
+    found = {"features": max(width, out_features), "layers": layers}
+    reasons = (f"its kernels take at most {MOST[x]} {x}, got {n}" for x, n in found.items() if n > MOST[x])
+    return next(reasons, None)
 
 
 def weights_of(width: int, layers: int, out_features: int) -> int:

@@ -84,6 +84,10 @@ def vector_edge_convolution(
     C, w = x.shape[0], gain.shape[0] if gain.ndim else 0
     if w < 1:
         raise ValueError(f"{op}: gain must be (w,) with w >= 1, got {tuple(gain.shape)}")
+    if running is not None and (
+        not isinstance(running, tuple | list) or len(running) != 2 or any(t is None for t in running)
+    ):
+        raise TypeError(f"{op}: running must be (mean, variance) or None, got {type(running).__name__}")
     mean, variance = (None, None) if running is None else running
     sizes = {"gain": (w,), "bias": (w,), "feature": (w, 2 * C), "direction": (w, 2 * C), "pool": (w, w)}
     given = {"gain": gain, "bias": bias, "feature": feature, "direction": direction, "pool": pool}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from probsym_fast import ops
 from probsym_fast._memory import peak_memory
 from probsym_fast.models import MLP, GINBackbone, MessagePassing, Transformer, fuse
 from probsym_fast.models.backbones.fused import by_modules
@@ -300,7 +301,7 @@ every_module = pytest.mark.parametrize("name", list(modules()))
 @every_module
 def test_modules_give_the_same_either_way(name):
     module, inputs = modules()[name]
-    module.double()
+    module.double().one_pass = True
     leaves = [x.double().requires_grad_() if isinstance(x, torch.Tensor) else x for x in inputs]
     where = {GINBackbone: "out", MLP: "layers.1"}.get(type(module), "embed")
     first = module.get_submodule(where)
@@ -318,6 +319,42 @@ def test_modules_give_the_same_either_way(name):
         *(torch.autograd.grad(y, wanted, weights, allow_unused=True) for y in (found, expected)), strict=True
     ):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@built
+@pytest.mark.parametrize(
+    ("make", "inputs", "fewest"),
+    [
+        (lambda: Transformer(6, 8, 2, 2, 12, 5), lambda M: (torch.randn(M, 5, 6),), 4),
+        (lambda: Transformer(6, 66, 1, 2, 12, 5), lambda M: (torch.randn(M, 5, 6),), 16),
+        (lambda: MessagePassing(width=8), lambda M: (torch.randn(M, 2, 5, 6), torch.randn(M, 1, 5, 5, 2)), 2),
+        (lambda: MLP([6, 8, 3]), lambda M: (torch.randn(M, 50, 6),), 20),
+    ],
+)
+def test_few_sequences_go_by_modules(make, inputs, fewest, monkeypatch):
+    module, taken = make(), []
+    monkeypatch.setattr(ops, module.op, lambda *_, **__: taken.append(1) or torch.zeros(()))
+
+    def takes_the_op(M):
+        taken.clear()
+        try:
+            module(*inputs(M))
+        except (IndexError, RuntimeError):  # what stands for the op gives no rows
+            assert taken
+        return bool(taken)
+
+    assert not takes_the_op(fewest - 1) and takes_the_op(fewest)
+    module.one_pass = True
+    assert takes_the_op(1)
+
+
+@built
+def test_a_large_graph_goes_by_modules():
+    backbone, batch = GINBackbone(6, 2, 3, "relu"), random_graphs([600, 500])
+    x = torch.randn(1100, 2, 6)
+    small = backbone(x, batch)
+    backbone.one_pass = True
+    torch.testing.assert_close(backbone(x, batch), small)
 
 
 class Doubled(nn.Linear):
@@ -354,11 +391,21 @@ def test_what_a_pass_would_miss_goes_by_modules():
     module = Transformer(6, 8, 2, 2, 12, 5)
     with torch.autocast("cpu", torch.bfloat16):
         assert module.why_modules(device, torch.float32) is None  # in float32
+        module.one_pass = True
         y = module(x)
     assert torch.equal(y, module(x).bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
         assert MLP([6, 8, 3]).why_modules(device, torch.float32) == "autocast is on"
     assert MLP([6, 8, 3]).bfloat16().why_modules(device, torch.bfloat16) == "no kernel for cpu, bfloat16"
+    for wide in (
+        Transformer(6, 132, 1, 2, 12, 5),
+        Transformer(6, 128, 1, 2, 129, 5),
+        MessagePassing(width=129),
+        GINBackbone(129, 1, 3, "relu"),
+    ):
+        assert wide.why_modules(device, torch.float32) is None
+        with torch.autocast("cpu", torch.bfloat16):
+            assert wide.why_modules(device, torch.float32) == "autocast is on"
     assert Transformer(6, 512, 2, 2, 12, 5).why_modules(device, torch.float32) == (
         "5 tokens, width 512, feedforward 12, 2 layers"
     )
@@ -571,6 +618,14 @@ def test_bad_input_of_gin(backend):
         ValueError, match=r"^gin: activation must be one of \('tanh', 'relu', 'gelu', 'silu'\), got 'elu'$"
     ):
         gin(x, edges, ptr, weights, layers=2, out_features=2, activation="elu", backend=backend)
+
+
+@pytest.mark.parametrize(("layers", "out"), [(1, 4097), (1025, 2)])
+def test_gin_of_any_size(layers, out):
+    x, graphs, weights = torch.randn(8, 3, 2), ring(2), 0.1 * torch.randn(gin_weights(2, layers, out).numel())
+    y, expected = (gin(x, *graphs, weights, layers=layers, out_features=out, backend=b) for b in ("auto", "reference"))
+    assert torch.equal(y, expected)
+    assert "its kernels take at most" in GINBackbone(2, layers, out, "relu").why_modules(x.device, x.dtype)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

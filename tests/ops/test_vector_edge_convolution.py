@@ -206,6 +206,8 @@ def test_invalid_calls():
             vector_edge_convolution(**given, running=running, neighbors=neighbors)
 
     refused(TypeError, "x must be floating point, got torch.int64", x=x.long())
+    refused(TypeError, "running must be (mean, variance) or None, got int", running=3)
+    refused(TypeError, "running must be (mean, variance) or None, got tuple", running=(mean, None))
     refused(ValueError, "x must be (C, d, n, M) with C, d, n >= 1, got (2, 3, 5)", x=x[..., 0])
     refused(ValueError, "x must be (C, d, n, M) with C, d, n >= 1, got (2, 3, 0, 4)", x=x[:, :, :0])
     refused(ValueError, "gain must be (w,) with w >= 1, got ()", gain=gain.sum())

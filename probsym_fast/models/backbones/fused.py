@@ -20,9 +20,13 @@ SETTINGS = (
     "num_heads",
     "norm_first",
     "batch_first",
+    "activation",
+    "add_zero_attn",
 )  # of modules, that change the numbers
 Structure = dict[str, tuple]
 HALF = torch.bfloat16, torch.float16
+NARROW = 64  # of this width four sequences are enough for the op to be faster, else a vector of them
+HALF_WIDTH = 128  # for wider maps the modules in bfloat16 are faster, on processors with its products
 
 
 class OnePass(nn.Module):
@@ -30,15 +34,15 @@ class OnePass(nn.Module):
 
     The op takes the place of the modules as they were built. A part that is replaced, resized, hooked, sharded or otherwise
     not as it was makes the modules run one by one, as do active dropout and torch.func. On a CPU the op computes in float32
-    for weights below it and under autocast, which is faster than the modules in bfloat16.
+    for weights below it and under autocast, up to the sizes where that is faster than the modules in bfloat16.
 
     recompute: the backward pass of the op computes the layers again instead of keeping their inputs: a fifth slower, and
     memory does not grow with the layers. `chunk="auto"` sets it where all samples fit then. one_pass: None; set it to False
-    to run the modules one by one, or to True to take the op on a GPU too, where nobody has measured which is faster.
+    to run the modules one by one, or to True to take the op for few sequences too, and on a GPU, where nobody has measured
+    which is faster.
     """
 
     op: str  # the name of the op
-    faster_than_half = True  # in float32, on a CPU
 
     def __init__(self, owner: str, recompute: bool):
         super().__init__()
@@ -56,9 +60,9 @@ class OnePass(nn.Module):
             return reason
         autocast = autocasts(device) and dtype != torch.float64  # which it leaves as it is
         half = autocast or dtype in HALF
-        if autocast and (device.type != "cpu" or not self.faster_than_half):
+        slower = half and (device.type != "cpu" or not self.faster_than_half())
+        if autocast and slower:
             return "autocast is on"
-        slower = half and (device.type != "cpu" or not self.faster_than_half)
         if slower or not OPS[self.op].has_kernel_for(device, torch.float32 if half else dtype):
             return f"no kernel for {device.type}, {_name(dtype)}"
         if (reason := self.beyond_kernels(device.type)) is not None:
@@ -66,7 +70,11 @@ class OnePass(nn.Module):
         if device.type != "cpu" and not self.one_pass:
             return f"one_pass is not True on {device.type}"
         wanted = torch.float32 if autocast else dtype
-        return next((f"a weight is {_name(p.dtype)}" for p in self.parameters() if p.dtype != wanted), None)
+        for module in self.modules():  # half the time of parameters()
+            for p in module._parameters.values():
+                if p is not None and p.dtype != wanted:
+                    return f"a weight is {_name(p.dtype)}"
+        return None
 
     def as_autocast(self, run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """run(*inputs); under autocast in float32, and then in the dtype of autocast, as a linear map would be."""
@@ -96,6 +104,18 @@ class OnePass(nn.Module):
         """Why the op would not be faster."""
         raise NotImplementedError
 
+    def fewest(self) -> int:
+        """From how many sequences on the op is faster: a vector of 16 takes as long for one."""
+        raise NotImplementedError
+
+    def too_few(self, count: int) -> bool:
+        """Whether there are too few sequences. A program takes the op for any number, and so does one_pass = True."""
+        return self.one_pass is None and not torch.compiler.is_compiling() and count < self.fewest()
+
+    def faster_than_half(self) -> bool:
+        """Whether the op in float32 is faster on a CPU than the modules in bfloat16."""
+        raise NotImplementedError
+
     def beyond_kernels(self, device: str) -> str | None:
         """What the op's kernels for a device type do not take of this backbone."""
         return None
@@ -104,6 +124,11 @@ class OnePass(nn.Module):
         weight = next(self.parameters(), None)
         reason = "no weights" if weight is None else self.why_modules(weight.device, weight.dtype)
         return "one pass" if reason is None else f"by modules: {reason}"
+
+
+def fewest_sequences(width: int) -> int:
+    """See `OnePass`."""
+    return 4 if width <= NARROW else 16
 
 
 def by_modules(module: nn.Module) -> nn.Module:
@@ -135,19 +160,24 @@ def _signature(module: nn.Module) -> tuple:
 
 def _change(module: nn.Module, before: tuple) -> str | None:
     """What keeps a part from being what it was when it was built."""
-    kind, shapes, settings = _signature(module)
-    if kind is not before[0]:
-        return f"is {kind.__name__}, not {before[0].__name__}"
-    if shapes != before[1] or settings != before[2]:
+    (kind, shapes, settings), own, weights = before, module.__dict__, module._parameters
+    if type(module) is not kind:
+        return f"is {type(module).__name__}, not {kind.__name__}"
+    if settings and any(name not in own or own[name] != value for name, value in settings.items()):
         return "has other weights or settings"
+    if weights.keys() != shapes.keys():
+        return "has other weights or settings"
+    for name, p in weights.items():
+        if (None if p is None else p.shape) != shapes[name]:
+            return "has other weights or settings"
+        if type(p).__name__ == "DTensor":
+            return "is sharded"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return "has a hook"
     if "forward" in module.__dict__:
         return "has another forward"
-    if any(type(p).__name__ == "DTensor" for p in module._parameters.values()):
-        return "is sharded"
-    dropout = module.__dict__.get("p" if kind is nn.Dropout else "dropout", 0)
-    if module.training and isinstance(dropout, float) and dropout:
+    dropout = own.get("p" if kind is nn.Dropout else "dropout", 0)
+    if module.training and isinstance(dropout, (int, float)) and dropout:
         return f"drops {dropout}"
     return None
 

@@ -8,15 +8,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from probsym_fast import ops
 from probsym_fast._autocast import autocasts
-from probsym_fast._checks import transformed
+from probsym_fast._checks import check_type, transformed
 from probsym_fast.models.backbones.attention import every_derivative
-from probsym_fast.models.backbones.fused import OnePass, row
-from probsym_fast.models.backbones.transformer import FEEDFORWARD, TOKENS, WIDTH
+from probsym_fast.models.backbones.fused import OnePass, fewest_sequences, row
+from probsym_fast.models.backbones.transformer import FEEDFORWARD, TOKENS, WIDTH, faster_than_half
 from probsym_fast.ops.reference.transformer import check_values
 from probsym_fast.ops.transformer import beyond_kernels
+
+NORM, LINEAR, DROPOUT = (nn.LayerNorm,), (nn.Linear, NonDynamicallyQuantizableLinear), (nn.Dropout, nn.Identity)
+PARTS = {  # of a layer, and their types
+    "norm1": NORM,
+    "self_attn": (nn.MultiheadAttention,),
+    "self_attn.out_proj": LINEAR,
+    "dropout1": DROPOUT,
+    "norm2": NORM,
+    "linear1": LINEAR,
+    "dropout": DROPOUT,
+    "linear2": LINEAR,
+    "dropout2": DROPOUT,
+}
 
 
 class FusedEncoder(OnePass):
@@ -42,6 +56,8 @@ class FusedEncoder(OnePass):
         width = layer.linear1.in_features
         if x.ndim < 2 or x.shape[-1] != width or not x.shape[-2]:
             raise ValueError(f"FusedEncoder: x must be (..., L, {width}) with L >= 1, got {tuple(x.shape)}")
+        if lengths is not None:
+            check_type("FusedEncoder", "lengths", lengths, Tensor, "a Tensor or None")
         if lengths is not None and (lengths.shape != lead or lengths.dtype != torch.int64):
             raise ValueError(
                 f"FusedEncoder: lengths must be {tuple(lead)} int64, got {tuple(lengths.shape)} {lengths.dtype}"
@@ -49,7 +65,7 @@ class FusedEncoder(OnePass):
         x, lengths = x.reshape(-1, *x.shape[-2:]), None if lengths is None else lengths.flatten()
         # under a transform the op is its reference, which has every derivative; the encoder has not
         reason = self.why_not_as_built() if transformed() else self.why_modules(x.device, x.dtype)
-        if x.shape[1] > TOKENS or reason is not None:
+        if x.shape[1] > TOKENS or reason is not None or self.too_few(len(x)):
             y = every_derivative(lambda x: self._by_modules(x, lengths), x)
         else:
             y = ops.transformer(
@@ -85,6 +101,13 @@ class FusedEncoder(OnePass):
         width, feedforward = self.encoder.layers[0].linear1.in_features, self.encoder.layers[0].linear1.out_features
         return f"width {width}, feedforward {feedforward}" if width > WIDTH or feedforward > FEEDFORWARD else None
 
+    def fewest(self) -> int:
+        return fewest_sequences(self.encoder.layers[0].linear1.in_features)
+
+    def faster_than_half(self) -> bool:
+        layer: Any = self.encoder.layers[0]
+        return faster_than_half(layer.linear1.in_features, layer.linear1.out_features)
+
     def beyond_kernels(self, device: str) -> str | None:
         layer: Any = self.encoder.layers[0]
         heads, feedforward = layer.self_attn.num_heads, layer.linear1.out_features
@@ -119,11 +142,13 @@ def _problem(layer: Any) -> str | None:
     """What a layer does that the pass does not."""
     if type(layer) is not nn.TransformerEncoderLayer:
         return f"every layer must be an nn.TransformerEncoderLayer, got {type(layer).__name__}"
-    attention = layer.self_attn
-    if type(attention) is not nn.MultiheadAttention:
-        return f"self_attn must be an nn.MultiheadAttention, got {type(attention).__name__}"
+    for name, kinds in PARTS.items():
+        part = layer.get_submodule(name)
+        if type(part) not in kinds:
+            return f"{name} must be an nn.{kinds[0].__name__}, got {type(part).__name__}"
     if not layer.norm_first:
         return "norm_first must be True, got False"
+    attention = layer.self_attn
     if not attention.batch_first:
         return "batch_first must be True, got False"
     if not _is_relu(layer.activation) and not _is_gelu(layer.activation):
@@ -132,6 +157,9 @@ def _problem(layer: Any) -> str | None:
         return "self_attn must have one in_proj_weight, no bias_k and no add_zero_attn"
     if attention.in_proj_bias is None:
         return "bias must be True, got False"
+    for part in (layer.norm1, attention.out_proj, layer.norm2, layer.linear1, layer.linear2):
+        if part.weight is None or part.bias is None:
+            return f"every part must have a weight and a bias, got {part} without"
     if layer.norm1.eps != layer.norm2.eps:
         return f"norm1 and norm2 must have the same eps, got {layer.norm1.eps} and {layer.norm2.eps}"
     drops = [attention.dropout, *(part.p for part in layer.modules() if isinstance(part, nn.Dropout))]

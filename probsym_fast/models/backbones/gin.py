@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from probsym_fast import ops
 from probsym_fast._checks import check_counts
 from probsym_fast.groups import Graphs
-from probsym_fast.models.backbones.fused import OnePass, row
+from probsym_fast.models.backbones.fused import HALF_WIDTH, OnePass, row
 from probsym_fast.models.backbones.mlp import ACTIVATIONS
+from probsym_fast.ops.gin import beyond_kernels
 
-WIDTH = 256  # up to this width all layers run in one pass
+WIDTH, GRAPH = 256, 512  # up to this width, and to so many nodes a graph, all layers run in one pass
 
 
 class GINBackbone(OnePass):
@@ -24,9 +25,9 @@ class GINBackbone(OnePass):
     edge_attr is ignored. activation: "tanh", "relu" or "gelu", after every layer, and with `final` after the output
     too.
 
-    Up to width 256, all layers run as one op, `ops.gin`, where it has a kernel and nothing has to happen between them: no
-    autocast, hook or replaced part (`why_modules` names what does). The numbers are those of the modules up to rounding.
-    recompute: see `OnePass`.
+    Up to width 256 and 512 nodes a graph, all layers run as one op, `ops.gin`, where it has a kernel and nothing has to
+    happen between them: no hook or replaced part (`why_modules` names what does). The numbers are those of the modules up
+    to rounding. recompute: see `OnePass`.
     """
 
     op = "gin"
@@ -54,12 +55,20 @@ class GINBackbone(OnePass):
         self.built()
 
     def forward(self, h: Tensor, batch: Graphs) -> Tensor:
-        if self.why_modules(h.device, h.dtype) is not None:
+        asked = self.one_pass or torch.compiler.is_compiling()
+        large = not asked and len(h) > GRAPH * batch.size  # a thread has a graph to itself
+        if large or self.why_modules(h.device, h.dtype) is not None:
             return self._by_modules(h, batch)
         return self.as_autocast(lambda h: self._in_one_pass(h, batch), h)
 
     def too_large(self) -> str | None:
         return f"width {len(self.bias)}" if len(self.bias) > WIDTH else None
+
+    def faster_than_half(self) -> bool:
+        return len(self.bias) <= HALF_WIDTH
+
+    def beyond_kernels(self, device: str) -> str | None:
+        return beyond_kernels(len(self.bias), len(self.eps), self.out.out_features)
 
     def _parts(self) -> list[nn.Module | Tensor]:
         return [self.eps, self.bias, *self.layers, self.out]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from probsym_fast import ops
 from probsym_fast._autocast import autocasts
 from probsym_fast._checks import check_count, check_counts
-from probsym_fast.models.backbones.fused import OnePass, row
+from probsym_fast.models.backbones.fused import HALF_WIDTH, OnePass, fewest_sequences, row
 from probsym_fast.ops.message_passing import beyond_kernels
 
 WIDTH = 256  # up to this width all layers run in one pass
@@ -52,11 +52,11 @@ class MessagePassing(OnePass):
     leading axis (shared by the samples). Equivariant under permutations of the nodes.
 
     Up to width 256, all layers run as one op, `ops.message_passing`, where it has a kernel and nothing has to
-    happen between them: no autocast, hook or replaced part (`why_modules` names what does). The numbers are those of the
+    happen between them: no hook or replaced part (`why_modules` names what does). The numbers are those of the
     modules up to rounding. recompute: see `OnePass`.
 
-    Raises ValueError for shapes and for
-    settings below 1 (edge_features and layers: below 0), TypeError for settings that are no ints.
+    Raises ValueError for shapes and for settings below 1 (edge_features and layers: below 0), TypeError for settings that
+    are no ints.
     """
 
     op = "message_passing"
@@ -101,7 +101,7 @@ class MessagePassing(OnePass):
                     f"MessagePassing: edges must be of 1 or x's {x.shape[axis]} {name}, got {edges.shape[axis]}"
                 )
         alike = edges.dtype == x.dtype or autocasts(x.device)
-        if alike and self.why_modules(x.device, x.dtype) is None:
+        if alike and self.why_modules(x.device, x.dtype) is None and not self.too_few(x.shape[0] * x.shape[1]):
             y = self.as_autocast(self._in_one_pass, x, edges)
         else:
             y = self._by_modules(x, edges)
@@ -110,6 +110,12 @@ class MessagePassing(OnePass):
     def too_large(self) -> str | None:
         width, layers = self.embed.out_features, len(self.layers)
         return f"width {width}, {layers} layers" if width > WIDTH or not layers else None
+
+    def fewest(self) -> int:
+        return fewest_sequences(self.embed.out_features)
+
+    def faster_than_half(self) -> bool:
+        return self.embed.out_features <= HALF_WIDTH
 
     def beyond_kernels(self, device: str) -> str | None:
         last: Any = self.decoder[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
@@ -12,14 +13,13 @@ from probsym_fast._checks import check_int, check_type
 from probsym_fast.models.backbones.fused import OnePass, row
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
-WIDTH = 128  # up to this width all layers run in one pass, where there are two or more
+WIDTH, ROWS = 128, 1000  # up to this width and from so many rows on, two layers or more run in one pass
 
 
 class Layers(OnePass):
     """Linear maps with one activation between them, as `layers`; `first`, `last`: also before and after them."""
 
     op = "mlp"
-    faster_than_half = False  # nearly all of it are products, which processors have in bfloat16
     layers: nn.Sequential
     widths: list[int]
     activation: str
@@ -27,7 +27,8 @@ class Layers(OnePass):
     last: bool
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] != self.widths[0] or self.why_modules(x.device, x.dtype) is not None:
+        fits = x.ndim > 0 and x.shape[-1] == self.widths[0] and not self.too_few(math.prod(x.shape[:-1]))
+        if not fits or self.why_modules(x.device, x.dtype) is not None:
             return self.layers(x)
         y = ops.mlp(
             x.reshape(-1, self.widths[0]),
@@ -39,6 +40,12 @@ class Layers(OnePass):
             recompute=self.recompute,
         )
         return y.reshape(*x.shape[:-1], self.widths[-1])
+
+    def fewest(self) -> int:
+        return ROWS
+
+    def faster_than_half(self) -> bool:
+        return False  # nearly all of it are products, which processors have in bfloat16
 
     def too_large(self) -> str | None:
         if len(self.widths) < 3:
@@ -53,9 +60,9 @@ class MLP(Layers):
     widths: of the embedding and of every later layer. activation: "tanh", "relu" or "gelu", before every linear map,
     and with `last` after the last one too.
 
-    Up to width 128, two linear maps or more run as one op, `ops.mlp`, where it has a kernel and nothing has to happen
-    between them: no autocast, hook or replaced part (`why_modules` names what does). The numbers are those of the modules
-    up to rounding. recompute: see `OnePass`.
+    Up to width 128 and from 1000 rows on, two linear maps or more run as one op, `ops.mlp`, where it has a kernel and
+    nothing has to happen between them: no autocast, hook or replaced part (`why_modules` names what does). The numbers are
+    those of the modules up to rounding. recompute: see `OnePass`.
     """
 
     def __init__(self, widths: Sequence[int], activation: str = "relu", last: bool = False, recompute: bool = False):

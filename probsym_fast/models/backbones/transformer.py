@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from probsym_fast import ops
 from probsym_fast._checks import check_count, check_counts, check_int, check_share, check_type
 from probsym_fast.models.backbones.attention import every_derivative
-from probsym_fast.models.backbones.fused import OnePass, row
+from probsym_fast.models.backbones.fused import HALF_WIDTH, OnePass, fewest_sequences, row
 from probsym_fast.ops.transformer import beyond_kernels
 
 TOKENS, WIDTH, FEEDFORWARD = 64, 256, 1024  # up to these sizes all layers run in one pass
@@ -30,6 +30,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
     weights = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1)
     return (F.dropout(weights, dropout) if dropout else weights) @ v
+
+
+def faster_than_half(width: int, feedforward: int) -> bool:
+    """See `OnePass`."""
+    return width <= HALF_WIDTH and width * feedforward <= HALF_WIDTH**2
 
 
 class Block(nn.Module):
@@ -64,7 +69,7 @@ class Transformer(OnePass):
     these).
 
     Up to 64 tokens, width 256 and feedforward 1024, all layers run as one op, `ops.transformer`, where it has a kernel and
-    nothing has to happen between them: no dropout, autocast, hook or replaced part (`why_modules` names what does). The
+    nothing has to happen between them: no dropout, hook or replaced part (`why_modules` names what does). The
     numbers are those of the modules up to rounding. recompute: see `OnePass`.
 
     Raises ValueError for another number of tokens or features and for settings out of range, TypeError for settings
@@ -118,7 +123,7 @@ class Transformer(OnePass):
             raise ValueError(f"Transformer: x must be (..., {L}, {features}), got {tuple(x.shape)}")
         lead = x.shape[:-2]
         x = x.reshape(math.prod(lead), L, features)
-        one_pass = self.why_modules(x.device, x.dtype) is None
+        one_pass = self.why_modules(x.device, x.dtype) is None and not self.too_few(len(x))
         y = self.as_autocast(self._in_one_pass, x) if one_pass else every_derivative(self._by_modules, x)
         return y.reshape(*lead, *y.shape[1:])
 
@@ -126,6 +131,12 @@ class Transformer(OnePass):
         if self._size[0] <= TOKENS and self._size[1] <= WIDTH and self._size[2] <= FEEDFORWARD and self._size[3]:
             return None
         return "{} tokens, width {}, feedforward {}, {} layers".format(*self._size)
+
+    def fewest(self) -> int:
+        return fewest_sequences(self._size[1])
+
+    def faster_than_half(self) -> bool:
+        return faster_than_half(*self._size[1:3])
 
     def beyond_kernels(self, device: str) -> str | None:
         tokens, width, feedforward, layers = self._size

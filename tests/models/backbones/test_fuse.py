@@ -94,12 +94,56 @@ def test_layers_that_differ_are_refused():
         fuse(plain)
 
 
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "message"),
+    [
+        ("linear1", Doubled(12, 20), "linear1 must be an nn.Linear, got Doubled"),
+        ("norm1", nn.RMSNorm(12), "norm1 must be an nn.LayerNorm, got RMSNorm"),
+        ("dropout2", nn.AlphaDropout(0.1), "dropout2 must be an nn.Dropout, got AlphaDropout"),
+        ("linear2", nn.Linear(20, 12, bias=False), "every part must have a weight and a bias, got Linear("),
+        (
+            "norm2",
+            nn.LayerNorm(12, elementwise_affine=False),
+            "every part must have a weight and a bias, got LayerNorm(",
+        ),
+    ],
+)
+def test_parts_that_compute_something_else_are_refused(name, part, message):
+    plain = encoder()
+    setattr(plain.layers[1], name, part)
+    with pytest.raises(ValueError, match=f"^fuse: {re.escape(message)}"):
+        fuse(plain)
+
+
+@pytest.mark.skipif(not BUILT, reason="nothing runs in one pass")
+def test_settings_changed_after_it_was_fused_count():
+    def of_layer(name, value):
+        return lambda plain: setattr(plain.layers[1], name, value)
+
+    def of_attention(name, value):
+        return lambda plain: setattr(plain.layers[1].self_attn, name, value)
+
+    for change in (of_layer("activation", torch.tanh), of_attention("add_zero_attn", True), of_attention("dropout", 1)):
+        plain, x = encoder(), torch.randn(2, 5, 12)
+        fused = fuse(plain)
+        assert fused.why_modules(x.device, x.dtype) is None
+        change(plain)
+        assert "encoder.layers.1" in fused.why_modules(x.device, x.dtype)
+
+
 def test_bad_input():
     fused, x = fuse(encoder()), torch.randn(2, 3, 12)
     with pytest.raises(ValueError, match=re.escape("FusedEncoder: x must be (..., L, 12) with L >= 1, got (2, 3, 11)")):
         fused(x[..., :11])
     with pytest.raises(ValueError, match=re.escape("FusedEncoder: lengths must be (2,) int64, got (3,) torch.int64")):
         fused(x, torch.ones(3, dtype=torch.int64))
+    with pytest.raises(TypeError, match=re.escape("FusedEncoder: lengths must be a Tensor or None, got list")):
+        fused(x, [1, 2])
 
 
 def layers(*widths, act=nn.Tanh, before=False, after=False):
@@ -113,6 +157,7 @@ def test_the_numbers_of_a_sequential(act, before, after):
     plain = layers(6, 20, 9, 3, act=act, before=before, after=after).double()
     plain.insert(2, nn.Dropout(0.5)).eval()
     fused = fuse(plain)
+    fused.one_pass = True
     assert ("one pass" in str(fused)) == BUILT
     x = torch.randn(2, 7, 6, dtype=torch.float64, requires_grad=True)
     y, expected = fused(x), plain(x)
@@ -126,6 +171,13 @@ def test_the_numbers_of_a_sequential(act, before, after):
     y = fused(x)
     torch.manual_seed(0)
     assert torch.equal(y, plain(x))
+
+
+def test_dropout_of_a_whole_number_drops():
+    plain = layers(6, 20, 3).append(nn.Dropout(1)).eval()
+    fused, x = fuse(plain).train(), torch.randn(4, 6)
+    assert fused.why_modules(x.device, x.dtype) == "layers.3 drops 1"
+    assert not fused(x).any()
 
 
 @pytest.mark.parametrize(

@@ -38,13 +38,19 @@ def run(net: nn.Module, *inputs: Any) -> Tensor:
     return net(*inputs)
 
 
-ROWS.add("MLP", run, tokens(D), part=lambda: models.MLP([D, D, C]))
+def in_one_pass(net: models.OnePass) -> models.OnePass:
+    """Also for few sequences."""
+    net.one_pass = True
+    return net
+
+
+ROWS.add("MLP", run, tokens(D), part=lambda: in_one_pass(models.MLP([D, D, C])))
 ROWS.add(
     "FusedMLP",
     run,
     tokens(D),
     covers=("FusedMLP", "fuse"),
-    part=lambda: models.fuse(nn.Sequential(nn.Linear(D, D), nn.SiLU(), nn.Linear(D, C))),
+    part=lambda: in_one_pass(models.fuse(nn.Sequential(nn.Linear(D, D), nn.SiLU(), nn.Linear(D, C)))),
 )
 ROWS.add(
     "GINBackbone",
@@ -60,20 +66,20 @@ ROWS.add(
         torch.randn(size.batch, S, size.nodes, 6),
         torch.randn(size.batch, 1, size.nodes, size.nodes, 2),
     ),
-    part=lambda: models.MessagePassing(width=D, layers=1),
+    part=lambda: in_one_pass(models.MessagePassing(width=D, layers=1)),
     axes=("batch", "nodes"),
 )
 ROWS.add(
     "Transformer",
     run,
     tokens(9, 8),
-    part=lambda: models.Transformer(width=8, layers=1, heads=2, feedforward=8, tokens=9, read=[0, 4, 8]),
+    part=lambda: in_one_pass(models.Transformer(width=8, layers=1, heads=2, feedforward=8, tokens=9, read=[0, 4, 8])),
 )
 
 
 def encoder() -> nn.Module:
     layer = nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
-    return models.fuse(nn.TransformerEncoder(layer, 1, nn.LayerNorm(8), enable_nested_tensor=False))
+    return in_one_pass(models.fuse(nn.TransformerEncoder(layer, 1, nn.LayerNorm(8), enable_nested_tensor=False)))
 
 
 ROWS.add("FusedEncoder", run, tokens(9, 8), covers=("FusedEncoder",), part=encoder)
