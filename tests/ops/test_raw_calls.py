@@ -58,7 +58,11 @@ FREE = {
     *(("soft_permutation", "scores", what) for what in ("size",)),
     *(("orthogonal_frame", "matrices", what) for what in ("axes",)),
     *(("act_orthogonal", "vectors", what) for what in ("size", "empty")),
-    *((name, "edge_index", what) for name in ("aggregate", "aggregate_backward") for what in ("size", "empty")),
+    *(
+        (name, "edge_index", what)
+        for name in ("aggregate", "aggregate_backward", "gin", "gin_backward")
+        for what in ("size", "empty")
+    ),
     *(("aggregate", "x", what) for what in ("size", "empty")),
     ("vector_edge_convolution", "x", "size"),
     *(("readout", "items", what) for what in ("size", "empty")),

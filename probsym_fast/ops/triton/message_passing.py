@@ -69,7 +69,9 @@ class Call:
         (M, n, features), (B, *_, C) = check_axes("x", x, 3), check_axes("edges", edges, 4)
         if min(n, features, width, layers, out) < 1:
             sizes = width, layers, out
-            raise Refused(ValueError, f"width, layers and out_features must fit x {tuple(x.shape)}, got {sizes}")
+            raise Refused(
+                ValueError, f"x must be (M, n, E) with n, E >= 1 and sizes >= 1, got {tuple(x.shape)} and {sizes}"
+            )
         if M % B if B else M:
             raise Refused(ValueError, f"M must be a multiple of edges' B = {B}, got {M}")
         if (lacking := beyond_kernels("cuda", features, C, width, layers, out)) is not None:
