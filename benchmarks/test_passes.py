@@ -38,18 +38,19 @@ def test_one_thread(name, device, seconds, record):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        measure(name, 400, device, seconds, record, ", one thread")
+        rows, step = measure(name, 400, device, seconds, ", one thread")
     finally:
         torch.set_num_threads(threads)
+    record(rows, step)
 
 
 @pytest.mark.parametrize("M", SIZES)
 @pytest.mark.parametrize("name", CASES)
 def test_passes(name, M, device, seconds, record):
-    measure(name, M, device, seconds, record)
+    record(*measure(name, M, device, seconds))
 
 
-def measure(name, M, device, seconds, record, more=""):
+def measure(name, M, device, seconds, more=""):
     """Forward without gradients, and forward and backward. The share is of the machine's float32 rate."""
     torch.manual_seed(0)
     make, inputs = CASES[name]
@@ -87,4 +88,4 @@ def measure(name, M, device, seconds, record, more=""):
             row.extra = {"of modules": round(row.median / medians["modules"], 3)}
             row.extra["of compiled"] = round(row.median / medians["modules, compiled"], 3)
         found += rows
-    record(found, variants["one pass"])
+    return found, variants["one pass"]
