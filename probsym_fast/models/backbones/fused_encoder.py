@@ -65,7 +65,7 @@ class FusedEncoder(OnePass):
         x, lengths = x.reshape(-1, *x.shape[-2:]), None if lengths is None else lengths.flatten()
         # under a transform the op is its reference, which has every derivative; the encoder has not
         reason = self.why_not_as_built() if transformed() else self.why_modules(x.device, x.dtype)
-        if x.shape[1] > TOKENS or reason is not None or self.too_few(len(x)):
+        if x.shape[1] > TOKENS or reason is not None or self.too_few(x.shape[0]):
             y = every_derivative(lambda x: self._by_modules(x, lengths), x)
         else:
             y = ops.transformer(

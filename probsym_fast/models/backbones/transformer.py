@@ -123,7 +123,7 @@ class Transformer(OnePass):
             raise ValueError(f"Transformer: x must be (..., {L}, {features}), got {tuple(x.shape)}")
         lead = x.shape[:-2]
         x = x.reshape(math.prod(lead), L, features)
-        one_pass = self.why_modules(x.device, x.dtype) is None and not self.too_few(len(x))
+        one_pass = self.why_modules(x.device, x.dtype) is None and not self.too_few(x.shape[0])
         y = self.as_autocast(self._in_one_pass, x) if one_pass else every_derivative(self._by_modules, x)
         return y.reshape(*lead, *y.shape[1:])
 
