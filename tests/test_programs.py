@@ -137,7 +137,7 @@ def test_inference_in_chunks_is_one_program():
     model.chunk = 2
     with torch.no_grad():
         found = torch.compile(model, backend="eager", fullgraph=True)(batch, S, seed=SEED)[0]
-        assert torch.equal(found, model(batch, S, seed=SEED)[0])
+        torch.testing.assert_close(found, model(batch, S, seed=SEED)[0])  # eager runs few rows by modules
 
 
 def test_traces_are_refused():
