@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,12 @@ def kept_rows(M: int) -> int:
 def needs_kept(recompute: bool, *inputs: Tensor) -> bool:
     """Whether a backward pass follows that reads the layers' inputs."""
     return not recompute and torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+
+
+def beyond(found: Mapping[str, int], most: Mapping[str, int]) -> str | None:
+    """The first size that kernels do not take; None: they take all."""
+    reasons = (f"its kernels take at most {most[x]} {x}, got {n}" for x, n in found.items() if n > most[x])
+    return next(reasons, None)
 
 
 def check_weights(op: str, weights: Tensor, x: Tensor, count: int) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from probsym_fast._checks import check_bool, check_counts, check_float
 from probsym_fast.ops._op import Op
-from probsym_fast.ops._weights import check_weights, needs_kept
+from probsym_fast.ops._weights import beyond, check_weights, needs_kept
 from probsym_fast.ops.reference._parts import FUNCTIONS
 from probsym_fast.ops.reference.gin import check_values
 from probsym_fast.ops.reference.gin import gin as reference
@@ -110,9 +110,7 @@ def gin(
 
 def beyond_kernels(width: int, layers: int, out_features: int) -> str | None:
     """Why the kernels do not take these sizes; None: they do."""
-    found = {"features": max(width, out_features), "layers": layers}
-    reasons = (f"its kernels take at most {MOST[x]} {x}, got {n}" for x, n in found.items() if n > MOST[x])
-    return next(reasons, None)
+    return beyond({"features": max(width, out_features), "layers": layers}, MOST)
 
 
 def weights_of(width: int, layers: int, out_features: int) -> int:

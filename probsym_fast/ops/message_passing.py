@@ -6,7 +6,7 @@ from torch import Tensor
 
 from probsym_fast._checks import check_bool, check_counts, check_float
 from probsym_fast.ops._op import Op
-from probsym_fast.ops._weights import check_weights, kept_rows, needs_kept
+from probsym_fast.ops._weights import beyond, check_weights, kept_rows, needs_kept
 from probsym_fast.ops.reference.message_passing import message_passing as reference
 
 MOST = {"features": 4096, "layers": 1024}  # of the kernels, as in csrc/cpu/message_passing.cpp
@@ -111,8 +111,7 @@ def beyond_kernels(
     found, most = {"features": max(in_features, edge_features, width, out_features), "layers": layers}, MOST
     if device == "cuda":
         found, most = found | {"features of the width or output": max(width, out_features)}, MOST_ON_GPU
-    reasons = (f"its kernels take at most {most[x]} {x}, got {n}" for x, n in found.items() if n > most[x])
-    return next(reasons, None)
+    return beyond(found, most)
 
 
 def weights_of(in_features: int, edge_features: int, width: int, layers: int, out_features: int) -> int:

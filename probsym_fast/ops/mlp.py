@@ -9,13 +9,13 @@ from torch import Tensor
 
 from probsym_fast._checks import check_bool, check_float, check_int, check_type
 from probsym_fast.ops._op import Op
-from probsym_fast.ops._weights import check_weights, kept_rows, needs_kept
+from probsym_fast.ops._weights import beyond, check_weights, kept_rows, needs_kept
 from probsym_fast.ops.reference._parts import FUNCTIONS
 from probsym_fast.ops.reference.mlp import ROWS, values_kept
 from probsym_fast.ops.reference.mlp import mlp as reference
 
 ACTIVATIONS = tuple(FUNCTIONS)
-MOST_FEATURES, MOST_LAYERS = 4096, 1024  # of the kernels, as in csrc/cpu/mlp.cpp
+MOST = {"features": 4096, "layers": 1024}  # of the kernels, as in csrc/cpu/mlp.cpp
 
 
 def _shapes(x, weights, widths, activation, first, last, keep):
@@ -90,11 +90,10 @@ def mlp(
         raise ValueError(f"{op}: activation must be one of {ACTIVATIONS}, got {activation!r}")
     check_weights(op, weights, x, weights_of(sizes))
     dtype = OP.compute_dtype(backend, x.device, x.dtype)
-    if max(sizes) <= MOST_FEATURES and len(sizes) - 1 <= MOST_LAYERS:
+    if (lacking := beyond({"features": max(sizes), "layers": len(sizes) - 1}, MOST)) is None:
         run = OP.select(backend, x.device, dtype)
     else:
-        most, size = (MOST_FEATURES, MOST_LAYERS), (max(sizes), len(sizes) - 1)
-        run = OP.without_kernel(backend, x.device, f"its kernels take at most {most} features and layers, got {size}")
+        run = OP.without_kernel(backend, x.device, lacking)
     which, keep = ACTIVATIONS.index(activation), needs_kept(recompute, x, weights)
     y, _ = run(x.to(dtype), weights.to(dtype), sizes, which, first, last, keep)
     return y.to(x.dtype)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from probsym_fast._checks import as_number, check_bool, check_count, check_counts, check_float, check_int, check_type
 from probsym_fast.ops._op import Op
-from probsym_fast.ops._weights import check_weights, kept_rows, needs_kept
+from probsym_fast.ops._weights import beyond, check_weights, kept_rows, needs_kept
 from probsym_fast.ops.reference.transformer import check_values
 from probsym_fast.ops.reference.transformer import transformer as reference
 
@@ -135,8 +135,7 @@ def beyond_kernels(device: str, tokens: int, sizes: Sequence[int]) -> str | None
     if device == "cuda":
         found |= {"features of the width": width, "features of a head": width // heads}
         most = MOST_ON_GPU if tokens > 32 else MOST_ON_GPU | {"features of a head": 64}
-    reasons = (f"its kernels take at most {most[x]} {x}, got {n}" for x, n in found.items() if n > most[x])
-    return next(reasons, None)
+    return beyond(found, most)
 
 
 def weights_of(sizes: Sequence[int], tokens: int) -> int:

@@ -63,6 +63,8 @@ class OnePass(nn.Module):
         slower = half and (device.type != "cpu" or not self.faster_than_half())
         if autocast and slower:
             return "autocast is on"
+        if slower and device.type == "cpu":
+            return f"in {_name(dtype)} the modules are faster"
         if slower or not OPS[self.op].has_kernel_for(device, torch.float32 if half else dtype):
             return f"no kernel for {device.type}, {_name(dtype)}"
         if (reason := self.beyond_kernels(device.type)) is not None:
@@ -92,9 +94,11 @@ class OnePass(nn.Module):
         if _has_any_global_hook():
             return "there are hooks on all modules"
         found = dict(self.named_modules())
-        if found.keys() != self._structure.keys():
-            name = next(iter(found.keys() ^ self._structure.keys()))
+        if other := found.keys() ^ self._structure.keys():
+            name = next(iter(other))
             return f"{name} is {'new' if name in found else 'gone'}"
+        if [*found] != [*self._structure]:
+            return "the parts have another order"
         for name, module in found.items():
             if module is not self and (reason := _change(module, self._structure[name])) is not None:
                 return f"{name} {reason}"
@@ -106,7 +110,7 @@ class OnePass(nn.Module):
 
     def fewest(self) -> int:
         """From how many sequences on the op is faster: a vector of 16 takes as long for one."""
-        raise NotImplementedError
+        return 1
 
     def too_few(self, count: int) -> bool:
         """Whether there are too few sequences. A program takes the op for any number, and so does one_pass = True."""

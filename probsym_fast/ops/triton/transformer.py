@@ -3,7 +3,7 @@
     attended = heads(norm(h)),   middle = h + out(attended),   h = middle + down(act(up(norm(middle))))
 The last block goes on with the tokens that are read. Backward, `attended` and `middle` are computed again from each block's
 input, which is kept or itself computed again. The library computes both ends and the products of the weights' gradients: of
-a map behind a norm that of the rows before gain and shift, G = d^T normal, of which the others are made for all layers at
+a map after a norm it is G = d^T normal, of the rows before gain and shift, from which the others follow for all layers at
 once: d_weight = G gain + d_bias shift^T, d_gain = sum_out weight G, d_shift = weight^T d_bias. No sum uses atomics.
 """
 
@@ -215,7 +215,7 @@ class Call:
         return d_state @ self.row.embed[0] if needs_x else None
 
     def finish(self, gradient: Tensor) -> None:
-        """The norms' gradients, and those of the maps behind them, from G in place of the latter: of all layers at once."""
+        """The gradients of the norms and of the maps after them, of all layers at once, from G, which they replace."""
         size = sum(x.numel() for x in self.row.blocks[0])
         begin = (self.E + 1 + self.L) * self.W if self.E else 0
         of, d = (

@@ -102,7 +102,7 @@ def test_second_derivatives(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_transforms(name):
-    """Forward mode over reverse mode over vmap: of torch.func, and forward mode alone."""
+    """Forward mode over reverse mode over vmap: of torch.func, and forward mode only."""
     net, x = built(name)
     x, v = x.detach(), torch.randn_like(x)
     with sdpa_kernel(SDPBackend.MATH):
