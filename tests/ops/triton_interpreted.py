@@ -820,7 +820,10 @@ def test_arguments_that_do_not_fit_message_passing():
         ((x[0], edges, row, 6), "x must have 3 axes, got (5, 3)"),
         ((x, edges[:, 1:], row, 6), "edges must be (2, 5, 5, 2), got (2, 4, 5, 2)"),
         ((x[1:], edges, row, 6), "M must be a multiple of edges' B = 2, got 3"),
-        ((x, edges, row, 0), "width, layers and out_features must fit x (4, 5, 3), got (0, 2, 2)"),
+        (
+            (x, edges, row, 0),
+            "x's n and features, width, layers and out_features must be at least 1, got (5, 3, 0, 2, 2)",
+        ),
         ((x, edges, row[1:], 6), f"weights must be ({len(row)},), got ({len(row) - 1},)"),
         ((x, edges, row, 257), "its kernels take at most 256 features of the width or output, got 257"),
     ):

@@ -68,9 +68,10 @@ class Call:
     def __init__(self, x: Tensor, edges: Tensor, weights: Tensor, width: int, layers: int, out: int):
         (M, n, features), (B, *_, C) = check_axes("x", x, 3), check_axes("edges", edges, 4)
         if min(n, features, width, layers, out) < 1:
-            sizes = width, layers, out
             raise Refused(
-                ValueError, f"x must be (M, n, E) with n, E >= 1 and sizes >= 1, got {tuple(x.shape)} and {sizes}"
+                ValueError,
+                "x's n and features, width, layers and out_features must be at least 1, "
+                f"got {(n, features, width, layers, out)}",
             )
         if M % B if B else M:
             raise Refused(ValueError, f"M must be a multiple of edges' B = {B}, got {M}")
