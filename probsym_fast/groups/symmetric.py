@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -12,7 +11,6 @@ from probsym_fast import ops
 from probsym_fast._checks import check_count
 from probsym_fast.batches import Batch
 from probsym_fast.draws import Draws
-from probsym_fast.groups.elements import product
 from probsym_fast.groups.group import Group, check_layout, sample_axis, wanted
 from probsym_fast.ops import Permutation, SoftPermutation
 from probsym_fast.ops.permutation import Relaxation
@@ -66,18 +64,13 @@ class Symmetric(Group):
         check_layout(self, layout)
         has_samples = sample_axis(x, layout, g.shape)
         x = x if has_samples else x[:, None]
-        x = x.expand(g.shape[0], g.shape[1], *x.shape[2:])
-        soft = isinstance(g, SoftPermutation) and g.requires_grad
-        matrix = g.dense().to(x.dtype) if soft else None
         for axis, letter in enumerate(layout, start=2):
             if letter != "n":
                 continue
             if x.shape[axis] != self.n:
                 raise ValueError(f"Symmetric({self.n}): axis {axis} of x must have size {self.n}, got {tuple(x.shape)}")
-            if matrix is not None:
-                x = _multiply(matrix, x, axis, inverse)
-            else:
-                x = _gather(g.order if inverse else g.rank, x, axis)
+            x = ops.permute(g, x.movedim(axis, 2), inverse=inverse).movedim(2, axis)
+        x = x.expand(g.shape[0], g.shape[1], *x.shape[2:])
         return x.mean(1) if mean else x
 
     def project(
@@ -102,17 +95,3 @@ class Symmetric(Group):
         # float32 would round the noise to a few values or to none, and node numbers would break the ties
         p = ops.soft_permutation(scores.double() + TIE_NOISE * ties, batch.num_nodes, *relaxation)
         return p, {"entropy": ops.permutation_entropy(p).to(torch.promote_types(scores.dtype, torch.float32))}
-
-
-def _gather(index: Tensor, x: Tensor, axis: int) -> Tensor:
-    """x[..., index[b, s, i], ...] along `axis`."""
-    shape = [*index.shape[:2], *([1] * (x.ndim - 2))]
-    shape[axis] = index.shape[-1]
-    return x.gather(axis, index.view(shape).expand(x.shape))  # take_along_dim would fix B in exported programs
-
-
-def _multiply(matrix: Tensor, x: Tensor, axis: int, inverse: bool) -> Tensor:
-    """P x, or P^T x, along `axis`: the value of the gather, with the straight-through gradient to P (B, S, n, n)."""
-    B, S = x.shape[:2]
-    flat = x.reshape(B, S, math.prod(x.shape[2:axis]), x.shape[axis], math.prod(x.shape[axis + 1 :]))
-    return product((matrix.mT if inverse else matrix)[:, :, None], flat).reshape(x.shape)

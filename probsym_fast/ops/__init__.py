@@ -19,6 +19,7 @@ from probsym_fast.ops.noise import noise
 from probsym_fast.ops.orthogonal_frame import orthogonal_frame
 from probsym_fast.ops.permutation import Permutation, Relaxation, SoftPermutation
 from probsym_fast.ops.permutation_entropy import permutation_entropy
+from probsym_fast.ops.permute import permute
 from probsym_fast.ops.readout import readout
 from probsym_fast.ops.soft_permutation import soft_permutation
 from probsym_fast.ops.transformer import transformer
@@ -45,6 +46,7 @@ __all__ = [
     "noise",
     "orthogonal_frame",
     "permutation_entropy",
+    "permute",
     "readout",
     "soft_permutation",
     "transformer",

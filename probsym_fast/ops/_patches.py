@@ -121,6 +121,13 @@ def check_devices(op: str, device: torch.device, **tensors: Tensor) -> None:
 
 
 def check_permutation(op: str, p: Permutation) -> None:
+    """Raises unless p is a Permutation (B, S, N) on one device."""
+    check_parts(op, p)
+    if len(p.shape) != 3:
+        raise ValueError(f"{op}: p must be (B, S, N), got {tuple(p.shape)}")
+
+
+def check_parts(op: str, p: Permutation) -> None:
     """TypeError unless p is a Permutation, RuntimeError unless its tensors are on one device."""
     if not isinstance(p, Permutation):
         raise TypeError(f"{op}: p must be a Permutation, got {type(p).__name__}")

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from probsym_fast._checks import as_int, as_number, check_float, check_num_nodes, looks_at_values, transformed
+from probsym_fast._checks import (
+    as_int,
+    as_number,
+    check_count,
+    check_float,
+    check_num_nodes,
+    looks_at_values,
+    transformed,
+)
 
 SMALLEST_TAU = 1e-30  # 1 / tau stays finite in float32
 MOST_ITERATIONS = 10_000
@@ -20,10 +29,13 @@ NOT_GIVEN = cast(Tensor, None)  # default of fields that are Tensors after const
 class Permutation:
     """Which node is in which slot: `y[j] = x[order[j]]`, `rank[order[j]] = j`.
 
-    order: (B, S, N) int64, identity beyond num_nodes. num_nodes: (B,) int64 or None (all N valid). rank: the inverse of
-    order; computed if not given. checked: skip all checks, for results of computations on permutations. Raises
-    TypeError for dtypes, ValueError for shapes and unless order is such a permutation and rank its inverse (on a GPU
-    only in debug mode).
+    `p @ x` is the product of its matrix and rows, `ops.permute`. `p[...]` indexes the leading axes, `p.to(...)` moves or
+    converts. Models use permutations (B, S, N): S samples for each of B graphs.
+
+    order: (..., N) int64, identity beyond num_nodes. num_nodes: int64 of the size of the first leading axis, or None (all N
+    valid). rank: the inverse of order; computed if not given. checked: skip all checks, for results of computations on
+    permutations. Raises TypeError for dtypes, ValueError for shapes and unless order is such a permutation and rank its
+    inverse (on a GPU only in debug mode).
     """
 
     order: Tensor
@@ -31,13 +43,34 @@ class Permutation:
     rank: Tensor = NOT_GIVEN
     checked: InitVar[bool] = field(default=False, kw_only=True)
 
-    by_sample: ClassVar[tuple[str, ...]] = ("order", "rank")  # fields (B, S, N)
+    by_sample: ClassVar[tuple[str, ...]] = ("order", "rank")  # fields (..., N)
+    product: ClassVar[Callable[..., Tensor]]  # `ops.permute`
+
+    @staticmethod
+    def from_orders(orders: Sequence[Tensor], N: int | None = None) -> Permutation:
+        """(B, S, N): one graph an order (n,) or (S, n), of n = 1..N nodes; identity beyond. N: default the largest n.
+
+        Raises TypeError unless the orders are int64 tensors, ValueError for shapes and unless they are permutations.
+        """
+        owner = "Permutation.from_orders"
+        orders = [*orders]
+        for k, x in enumerate(orders):
+            _check_index(f"orders[{k}]", x)
+        if not orders or any(x.ndim > 2 or x.shape[:-1] != orders[0].shape[:-1] or x.shape[-1] < 1 for x in orders):
+            got = [tuple(x.shape) for x in orders][:16]
+            raise ValueError(f"{owner}: orders must be one or more of (n,), or of (S, n) with one S, got {got}")
+        sizes = [x.shape[-1] for x in orders]
+        N = max(sizes) if N is None else check_count(owner, "N", N, least=max(sizes))
+        rows = torch.arange(N, device=orders[0].device).repeat(len(orders), orders[0].shape[:-1].numel(), 1)
+        for row, x in zip(rows, orders, strict=True):
+            row[:, : x.shape[-1]] = x
+        return Permutation(rows, torch.tensor(sizes, device=rows.device))
 
     def __post_init__(self, checked: bool):
         if checked:
             return
         _check_index("order", self.order)
-        B, _, N = self.order.shape
+        B, N = self.order.shape[0] if self.order.ndim > 1 else 1, self.order.shape[-1]
         self.num_nodes = check_num_nodes("Permutation", self.num_nodes, B, N, self.order.device)
         if self.rank is None:
             _check_order(self.order, self.num_nodes)
@@ -59,16 +92,61 @@ class Permutation:
 
     @property
     def shape(self) -> torch.Size:
-        """(B, S, N)."""
+        """(..., N), for models (B, S, N)."""
         return self.order.shape
 
+    @property
+    def device(self) -> torch.device:
+        return self.order.device
+
+    def __matmul__(self, x: Tensor) -> Tensor:
+        """P x: `ops.permute(p, x)`."""
+        return self.product(x)
+
+    def __getitem__(self, index: Any) -> Permutation:
+        """The permutations at an index of the leading axes: ints, slices, `...`, masks or index tensors.
+
+        Raises IndexError for an index that reaches the last axis.
+        """
+        lead = self.order[..., 0]
+        at = torch.arange(lead.numel(), device=lead.device).view(lead.shape)[index]
+        parts = {name: getattr(self, name).flatten(0, -2)[at] for name in self.by_sample}
+        if self.num_nodes is None or not lead.ndim:
+            return replace(self, **parts, checked=True)
+        samples = max(1, lead.shape[1:].numel())
+        at = at.reshape(at.shape or (1,))
+        of_first = (
+            at.flatten(1)[:, 0] if at.numel() and at.ndim > 1 else at.new_zeros(at.shape[:1]) if not at.numel() else at
+        )
+        return replace(self, **parts, num_nodes=self.num_nodes[of_first // samples], checked=True)
+
+    def to(self, *to: Any, **settings: Any) -> Permutation:
+        """On another device, or with its scores in another floating dtype: arguments as for `Tensor.to`."""
+        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*to, **settings)  # as nn.Module.to
+        given = {name: getattr(self, name) for name in (*self.by_sample, "num_nodes")}
+        parts = {
+            name: x.to(device, dtype if x.is_floating_point() else None, non_blocking)
+            for name, x in given.items()
+            if x is not None
+        }
+        return replace(self, **parts, checked=True)
+
+    def of_samples(self) -> Permutation:
+        """The same as (B, S, N): B the size of the first leading axis, S the product of the others."""
+        if self.order.ndim == 3:
+            return self
+        B = self.order.shape[0] if self.order.ndim > 1 else 1
+        S = self.order.shape[1:-1].numel()
+        parts = {name: getattr(self, name).reshape(B, S, self.order.shape[-1]) for name in self.by_sample}
+        return replace(self, **parts, checked=True)
+
     def hard(self, dtype: torch.dtype | None = None) -> Tensor:
-        """P[u, j] = 1 where rank[u] == j, else 0: (B, S, N, N), rows nodes, columns slots; no gradient."""
+        """P[u, j] = 1 where rank[u] == j, else 0: (..., N, N), rows nodes, columns slots; no gradient."""
         slots = torch.arange(self.order.shape[-1], device=self.order.device)
         return (self.rank[..., None] == slots).to(dtype or torch.get_default_dtype())
 
     def dense(self) -> Tensor:
-        """The matrix that acts on data: (B, S, N, N), rows nodes, columns slots."""
+        """The matrix that acts on data: (..., N, N), rows nodes, columns slots."""
         return self.hard()
 
     @property
@@ -106,7 +184,7 @@ class Permutation:
 class SoftPermutation(Permutation):
     """A permutation by sorted scores, with the gradient of its entropic relaxation (`soft_permutation`).
 
-    scores: (B, S, N) sorted (and normalised) scores t, 0 beyond num_nodes. log_r, log_c: (B, S, N). They define
+    scores: (..., N) sorted (and normalised) scores t, 0 beyond num_nodes. log_r, log_c: (..., N). They define
     `P[i, j] = exp(log_r_i + log_c_j - |t_i - t_j| / tau)`, rows in sorted order: doubly stochastic as far as the iterations
     have converged. tau: a finite number > 0.
     Raises as `Permutation`. Also TypeError unless scores, log_r and log_c have one floating dtype and tau is a number,
@@ -130,9 +208,7 @@ class SoftPermutation(Permutation):
             if x.dtype != self.scores.dtype:
                 raise TypeError(f"{owner}: {name} must be {self.scores.dtype} as scores is, got {x.dtype}")
             if x.shape != self.shape:
-                raise ValueError(
-                    f"{owner}: {name} must be (B, S, N) = {tuple(self.shape)} as order is, got {tuple(x.shape)}"
-                )
+                raise ValueError(f"{owner}: {name} must be {tuple(self.shape)} as order is, got {tuple(x.shape)}")
             if x.device != self.order.device:
                 raise RuntimeError(f"{owner}: {name} must be on {self.order.device} as order is, got {x.device}")
         self.tau, _ = check_relaxation(owner, self.tau, 0)
@@ -150,21 +226,21 @@ class SoftPermutation(Permutation):
         return replace(self, **parts, checked=True)
 
     def sorted_soft(self) -> Tensor:
-        """P with its rows in sorted order: (B, S, N, N), identity beyond num_nodes. Gradients: scores, log_r, log_c."""
+        """P with its rows in sorted order: (..., N, N), identity beyond num_nodes. Gradients: scores, log_r, log_c."""
         return sorted_soft(self.scores, self.log_r, self.log_c, self.num_nodes, self.tau)
 
     def hard(self, dtype: torch.dtype | None = None) -> Tensor:
         return super().hard(dtype or self.scores.dtype)
 
     def soft(self) -> Tensor:
-        """P[u, j], rows nodes, columns slots: (B, S, N, N); 2 N^2 operations and N^2 values per sample."""
+        """P[u, j], rows nodes, columns slots: (..., N, N); 2 N^2 operations and N^2 values per sample."""
         soft = self.sorted_soft()
         return soft.gather(
             -2, self.rank[..., None].expand(soft.shape)
         )  # take_along_dim would fix B in exported programs
 
     def dense(self) -> Tensor:
-        """Value of `hard()`, gradient of `soft()`: (B, S, N, N)."""
+        """Value of `hard()`, gradient of `soft()`: (..., N, N)."""
         soft = self.soft()
         return self.hard() + (soft - soft.detach())
 
@@ -177,7 +253,7 @@ def sorted_soft(t: Tensor, log_r: Tensor, log_c: Tensor, num_nodes: Tensor | Non
     log_p = log_r[..., None] + log_c[..., None, :] - sorted_distance(t) / tau
     if num_nodes is None:
         return log_p.exp()
-    valid = valid_slots(num_nodes, t.shape[-1])
+    valid = valid_slots(num_nodes, t.shape[-1], t.ndim)
     both = valid[..., None] & valid[..., None, :]
     eye = torch.eye(t.shape[-1], dtype=t.dtype, device=t.device)
     return torch.where(both, torch.where(both, log_p, 0).exp(), eye)
@@ -213,17 +289,17 @@ def check_relaxation(owner: str, tau: Any, iterations: Any) -> tuple[float, int]
     return temperature, count
 
 
-def valid_slots(num_nodes: Tensor, N: int) -> Tensor:
-    """(B, 1, N) bool: slot j is valid where j < num_nodes."""
-    return torch.arange(N, device=num_nodes.device) < num_nodes[:, None, None]
+def valid_slots(num_nodes: Tensor, N: int, axes: int = 3) -> Tensor:
+    """(B, 1, N) bool: slot j is valid where j < num_nodes. With 1 for all but the first and last of `axes` axes."""
+    return torch.arange(N, device=num_nodes.device) < num_nodes.view(-1, *[1] * (axes - 1))
 
 
 def _check_index(name: str, index: Tensor) -> None:
     if not isinstance(index, Tensor) or index.dtype != torch.int64:
         got = index.dtype if isinstance(index, Tensor) else type(index).__name__
         raise TypeError(f"Permutation: {name} must be an int64 Tensor, got {got}")
-    if index.ndim != 3:
-        raise ValueError(f"Permutation: {name} must be (B, S, N), got {tuple(index.shape)}")
+    if index.ndim < 1:
+        raise ValueError(f"Permutation: {name} must be (..., N), got {tuple(index.shape)}")
 
 
 def inverse(order: Tensor) -> Tensor:
@@ -243,10 +319,10 @@ def _check_order(order: Tensor, num_nodes: Tensor | None) -> None:
 def _check_beyond(order: Tensor, num_nodes: Tensor | None) -> None:
     if num_nodes is not None:
         moved = order != torch.arange(order.shape[-1], device=order.device)
-        wrong = moved & ~valid_slots(num_nodes, order.shape[-1])
+        wrong = moved & ~valid_slots(num_nodes, order.shape[-1], order.ndim)
         _refuse_any(wrong, "order", order, "leave the slots beyond num_nodes in place")
 
 
 def _refuse_any(wrong: Tensor, name: str, index: Tensor, must: str) -> None:
-    for b, s in wrong.any(-1).nonzero().tolist()[:1]:
-        raise ValueError(f"Permutation: {name}[{b}, {s}] must {must}, got {index[b, s].tolist()[:16]}")
+    for at in wrong.any(-1).nonzero().tolist()[:1]:
+        raise ValueError(f"Permutation: {name}{at or ''} must {must}, got {index[tuple(at)].tolist()[:16]}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor
 
 from probsym_fast.ops._op import Op
@@ -31,7 +33,7 @@ def permutation_entropy(permutation: SoftPermutation, backend: str = "auto") -> 
             - sum_ij (p_ij log p_ij + q_ij log q_ij).
 
     Args:
-        permutation: from `soft_permutation` (float32 or float64).
+        permutation: from `soft_permutation` (float32 or float64): one graph per entry of the first leading axis.
         backend: "auto", "cpu", "cuda" or "reference".
 
     Returns: a scalar of the permutation's dtype, in nats per node.
@@ -42,6 +44,7 @@ def permutation_entropy(permutation: SoftPermutation, backend: str = "auto") -> 
     """
     if not isinstance(permutation, SoftPermutation):
         raise TypeError(f"permutation_entropy: permutation must be a SoftPermutation, got {type(permutation).__name__}")
+    permutation = cast(SoftPermutation, permutation.of_samples())
     t = permutation.scores
     for name in ("log_r", "log_c"):
         shape = tuple(getattr(permutation, name).shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -49,16 +51,17 @@ def soft_permutation(
     = diag(r) K diag(c)` is stored as three vectors (rows in sorted order).
 
     Args:
-        scores: (B, S, N), one score per node, S samples per graph. float16 and bfloat16 compute in float32.
-        num_nodes: (B,) int, valid nodes of each graph, 1..N; None: all N. Entries beyond are ignored.
+        scores: (..., N), one score per node; for models (B, S, N), S samples per graph. float16 and bfloat16 compute in
+            float32.
+        num_nodes: (B,) int, valid nodes along the first leading axis, 1..N; None: all N. Entries beyond are ignored.
         tau: temperature > 0, in units of the (normalised) scores.
         iterations: Sinkhorn iterations, 0..10,000.
         normalize: divide by the Euclidean norm, so that tau means the same for every graph.
         backend: "auto", "cpu", "cuda" or "reference".
 
     Returns:
-        SoftPermutation: order, rank (B, S, N) int64, identity beyond num_nodes; scores t, log_r, log_c (B, S, N),
-        0 beyond num_nodes.
+        SoftPermutation: order, rank (..., N) int64, identity beyond num_nodes; scores t, log_r, log_c (..., N), 0 beyond
+        num_nodes.
 
     Gradients: from t, log_r, log_c to scores, exact through all iterations. At tied scores |t_i - t_j| is
     differentiated with the sign of the slots' order. Cost, kernels: O(iterations N) operations, and only t and order
@@ -72,14 +75,19 @@ def soft_permutation(
     (arXiv 2306.02866); linear time as in Liao et al. 2022 (arXiv 2202.10042).
     """
     check_float("soft_permutation", scores=scores)
-    if scores.ndim != 3 or scores.shape[-1] < 1:
-        raise ValueError(f"soft_permutation: scores must be (B, S, N) with N >= 1, got {tuple(scores.shape)}")
+    if scores.ndim < 1 or scores.shape[-1] < 1:
+        raise ValueError(f"soft_permutation: scores must be (..., N) with N >= 1, got {tuple(scores.shape)}")
     tau, iterations = check_relaxation("soft_permutation", tau, iterations)
+    shape = scores.shape
+    if scores.ndim != 3:
+        B = shape[0] if len(shape) > 1 else 1
+        scores = scores.reshape(B, math.prod(shape[1:-1]), shape[-1])
     B, _, N = scores.shape
     num_nodes = check_num_nodes("soft_permutation", num_nodes, B, N, scores.device)
     if scores.dtype not in OP.dtypes:
         scores = scores.float()
     run = OP.select(backend, scores.device, scores.dtype)
     normalize = check_bool("soft_permutation", "normalize", normalize)
-    t, log_r, log_c, order, rank = run(scores, num_nodes, float(tau), iterations, normalize)
+    found = run(scores, num_nodes, float(tau), iterations, normalize)
+    t, log_r, log_c, order, rank = found if len(shape) == 3 else (x.view(shape) for x in found)
     return SoftPermutation(order, num_nodes, rank, t, log_r, log_c, float(tau), checked=True)
