@@ -68,7 +68,8 @@ class Symmetric(Group):
             if letter != "n":
                 continue
             if x.shape[axis] != self.n:
-                raise ValueError(f"Symmetric({self.n}): axis {axis} of x must have size {self.n}, got {tuple(x.shape)}")
+                got = (*g.shape[:2], *x.shape[2:])
+                raise ValueError(f"Symmetric({self.n}): axis {axis} of x must have size {self.n}, got {got}")
             x = ops.permute(g, x.movedim(axis, 2), inverse=inverse).movedim(2, axis)
         x = x.expand(g.shape[0], g.shape[1], *x.shape[2:])
         return x.mean(1) if mean else x

@@ -36,6 +36,7 @@ from probsym_fast.ops import (
     noise,
     orthogonal_frame,
     permutation_entropy,
+    permute,
     readout,
     soft_permutation,
     transformer,
@@ -289,6 +290,14 @@ def node_identifiers_case(d: Draw) -> Case:
     g, unit = Graphs(d), d.unit()
     d.leaf("weight", d.numbers(g.N + d.spoil(), d.size(0, 20)), unit)
     return d.case(lambda backend, x: (node_identifiers(g.ptr, g.p(x), x.weight, backend=backend),), unit)
+
+
+def permute_case(d: Draw) -> Case:
+    g, unit = Graphs(d), d.unit()
+    samples, features = 1 if d.chance(0.3) else g.S, [d.size(0, 20) for _ in range(d.size(0, 2))]
+    d.leaf("x", d.numbers(len(g.sizes), samples, g.N + d.spoil(), *features), unit)
+    inverse = d.chance(0.5)
+    return d.case(lambda backend, x: (permute(g.p(x), x.x, inverse=inverse, backend=backend),), unit)
 
 
 def some_edges(d: Draw) -> tuple[list[int], Tensor, Tensor]:
@@ -597,6 +606,7 @@ CASES: dict[str, tuple[str | None, Callable[[Draw], Case]]] = {  # public name: 
     "noise": ("noise", noise_case),
     "orthogonal_frame": ("orthogonal_frame", orthogonal_frame_case),
     "permutation_entropy": ("permutation_entropy", permutation_entropy_case),
+    "permute": ("permute", permute_case),
     "readout": ("readout", readout_case),
     "soft_permutation": ("soft_permutation", soft_permutation_case),
     "transformer": ("transformer", transformer_case),

@@ -69,6 +69,9 @@ CALLS = {
             ptr, p, x[0, 0], nodes=3 * len(x), backend=backend
         )
     ),
+    "permute": on_graphs(
+        lambda x, edges, ptr, p, weight, backend: ops.permute(p, x[:, :1], inverse=True, backend=backend)
+    ),
     "aggregate": on_graphs(
         lambda x, edges, ptr, p, weight, backend: ops.aggregate(
             x.transpose(1, 2).flatten(0, 1), edges, own=x.mean(), backend=backend

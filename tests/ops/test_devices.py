@@ -115,6 +115,10 @@ CASES = {
         lambda seed, rows: ops.noise(seed, (3, 2), "x", rows=rows),
         {"seed": torch.tensor(1), "rows": torch.arange(3)},
     ),
+    "permute": (
+        on(lambda p, **others: ops.permute(p=p, **others)),
+        PERMUTATION | {"x": torch.randn(B, S, N, D)},
+    ),
     "node_identifiers": (
         on(lambda p, **others: ops.node_identifiers(p=p, nodes=NODES, **others)),
         PERMUTATION | {"ptr": PTR, "weight": torch.randn(N, D)},

@@ -24,6 +24,10 @@ def calls(n, dtype):
         "embed_nodes": lambda p, backend: ops.embed_nodes(x, ptr, p, one, tokens=4, backend=backend),
         "embed_matrix": lambda p, backend: ops.embed_matrix(matrix, p, two, grid=4, backend=backend),
         "readout": lambda p, backend: ops.readout(tokens, ptr, p, one, at="nodes", backend=backend),
+        "permute": lambda p, backend: ops.permute(p, identifiers[None, None], backend=backend)[:, :, :n],
+        "permute, inverse": lambda p, backend: ops.permute(p, identifiers[None, None], inverse=True, backend=backend)[
+            :, :, :n
+        ],
         "node_identifiers": lambda p, backend: ops.node_identifiers(ptr, p, identifiers, nodes=n, backend=backend),
     }
 

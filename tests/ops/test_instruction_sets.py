@@ -17,6 +17,7 @@ from probsym_fast.ops import (
     node_identifiers,
     orthogonal_frame,
     permutation_entropy,
+    permute,
     readout,
     soft_permutation,
     transformer,
@@ -104,6 +105,13 @@ def test_graphs_to_tokens_and_back(instruction_set, D, C, edges, dtype):
         return aggregate(h, data.edges, backend=backend)
 
     check("aggregate", messages, [data.scores, torch.randn(20, D).double()], dtype)
+
+    for width in (2, D):  # scans of numbers, and of vectors
+
+        def sorted_rows(backend, scores, x):
+            return permute(data.soft(scores, backend), x, inverse=True, backend=backend)
+
+        check("permute", sorted_rows, [data.scores, torch.randn(3, 1, 20, width).double()], dtype)
 
 
 def test_an_unknown_instruction_set_is_refused():

@@ -61,7 +61,7 @@ ORDER = torch.arange(3).expand(2, 1, 3)
         (([0, 1],), TypeError, "order must be an int64 Tensor, got list"),
         ((ORDER.int(),), TypeError, "order must be an int64 Tensor, got torch.int32"),
         ((ORDER.float(),), TypeError, "order must be an int64 Tensor, got torch.float32"),
-        ((ORDER[0],), ValueError, "order must be (B, S, N), got (1, 3)"),
+        ((ORDER[0, 0, 0],), ValueError, "order must be (..., N), got ()"),
         (
             (torch.tensor([[[0, 1, 1]]]),),
             ValueError,
@@ -111,7 +111,7 @@ ORDER = torch.arange(3).expand(2, 1, 3)
         ),
         ((ORDER, torch.tensor([3, 4]), ORDER), ValueError, "num_nodes must be between 1 and N = 3, got 4 for graph 1"),
         ((ORDER, None, ORDER.int()), TypeError, "rank must be an int64 Tensor, got torch.int32"),
-        ((ORDER, None, ORDER[0]), ValueError, "rank must be (B, S, N), got (1, 3)"),
+        ((ORDER, None, ORDER[0]), ValueError, "rank must be (1, 1, 3) on cpu as order is, got (1, 3) on cpu"),
         ((ORDER, None, ORDER[:1]), ValueError, "rank must be (2, 1, 3) on cpu as order is, got (1, 1, 3) on cpu"),
         (
             (torch.tensor([[[1, 2, 0]]]), None, torch.tensor([[[1, 2, 0]]])),
@@ -164,6 +164,8 @@ def readers(backend: str) -> dict:
         "embed_matrix": lambda p: ops.embed_matrix(matrix, p, pairs, grid=1, **given),
         "embed_nodes": lambda p: ops.embed_nodes(x, PTR, p, nodes, tokens=1, **given),
         "readout": lambda p: ops.readout(tokens, PTR, p, nodes, at="nodes", **given),
+        "permute": lambda p: ops.permute(p, points[:, None], **given),
+        "permute, inverse": lambda p: ops.permute(p, points[:, None], inverse=True, **given),
         "node_identifiers": lambda p: ops.node_identifiers(PTR, p, table, **given),
         "permutation_entropy": lambda p: ops.permutation_entropy(p, **given),
         "act": lambda p: Symmetric(N).act(p, points, "nc"),

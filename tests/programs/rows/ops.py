@@ -76,6 +76,11 @@ ROWS.add(
     lambda size: (graphs(size), scores(size), torch.randn(N, D)),
 )
 ROWS.add(
+    "permute",
+    on_graphs(lambda batch, p, x: ops.permute(p, x, inverse=True)),
+    lambda size: (graphs(size), scores(size), torch.randn(size.batch, 1, N, C)),
+)
+ROWS.add(
     "noise",
     lambda seed, x: ops.noise(seed, (x.shape[0], S, 2), "test", normal=True),
     lambda size: (seed(), torch.zeros(size.batch)),
