@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from probsym_fast.distributions._statistics import move_statistics
 from probsym_fast.distributions.vector_steps import EdgeActivation, NormMoments, PairNormMoments, VectorActivation
 from probsym_fast.ops.reference.vector_edge_convolution import VARIANCE_EPS, linear, nearest, node_maps
-from probsym_fast.ops.vector_edge_convolution import OP, fits_kernel, vector_edge_convolution
+from probsym_fast.ops.vector_edge_convolution import OP, beyond_kernels, vector_edge_convolution
 
 MOMENTUM = 0.1  # of the running statistics
 
@@ -88,6 +88,9 @@ class EdgeConvolution(Layer):
     The linear map runs once per node: W [x_j - x_i, x_i] = A x_j + C x_i. Pooling takes one neighbour per channel. No
     gradient reaches its direction (argmax), which is therefore a buffer, and only the pooled neighbours are
     differentiated. `ops.vector_edge_convolution` does all of it where it has a kernel, else the steps of `vector_steps`.
+
+    one_pass: None; set it to False to take the steps always, or to True to take the op on a GPU too, where nobody has
+    measured which is faster.
     """
 
     pool: Tensor
@@ -95,18 +98,25 @@ class EdgeConvolution(Layer):
     def __init__(self, in_width: int, width: int, neighbors: int) -> None:
         super().__init__(2 * in_width, width)
         self.neighbors = neighbors
+        self.one_pass: bool | None = None
         self.register_buffer("pool", uniform(width, width))
+
+    def takes_op(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether inputs like these run as one op, up to the sizes that its kernels take."""
+        wanted = device.type == "cpu" if self.one_pass is None else self.one_pass
+        return wanted and OP.has_kernel_for(device, dtype)
 
     def extra_repr(self) -> str:
         dtype = torch.promote_types(self.feature.dtype, torch.float32)
-        found = OP.has_kernel_for(self.feature.device, dtype)
+        found = self.takes_op(self.feature.device, dtype)
         return f"neighbors={self.neighbors}, {'one pass' if found else 'by steps'}"
 
     def forward(self, *inputs: Tensor) -> Tensor:
         (x,) = inputs
         norm = self.norm
         feature, direction, pool = (t.to(x.dtype) for t in (self.feature, self.direction, self.pool))
-        if fits_kernel(x, feature.shape[0]) and OP.has_kernel_for(x.device, x.dtype):
+        fits = beyond_kernels(x.device.type, tuple(x.shape), feature.shape[0]) is None
+        if fits and self.takes_op(x.device, x.dtype):
             learns = self.training and x.numel()
             running = None if learns else (norm.running_mean.to(x.dtype), norm.running_var.to(x.dtype))
             gain, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)

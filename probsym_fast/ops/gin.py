@@ -63,7 +63,8 @@ def gin(
         h_v = act(W_k ((1 + eps_k) h_v + sum of h_u over edges (u, v)) + b_k),   y = out(sum of h_v over the graph's nodes)
 
     from h = x. The first layer has no W: a linear map before the sum does the same. With `final` the activation comes
-    after `out` too. Some samples of a graph go through all layers while they are in the processor's cache.
+    after `out` too. On a CPU some samples of a graph go through all layers while they are in the cache; on a GPU each layer
+    is two kernels, and the neighbours of all nodes are listed once.
 
     Args:
         x: (nodes, S, width). edge_index: (2, E) int64, sources and targets. ptr: (B + 1,) int64, where each graph's nodes
@@ -71,12 +72,14 @@ def gin(
             bias (width,); for every further layer weight (width, width), bias; out.weight (out_features, width), out.bias.
         activation: "tanh", "relu", "gelu" (with erf) or "silu".
         recompute: the backward pass computes the layers again, graph by graph, instead of reading each layer's output.
-        backend: "auto", "cpu" (width and out_features at most 4096, layers 1024) or "reference".
+        backend: "auto", "cpu", "triton" (width and out_features at most 4096, layers 1024) or "reference".
 
     Returns: (B, S, out_features) in the dtype of x; float16 and bfloat16 compute in float32.
 
     Gradients: x and weights. Saves the arguments and, unless `recompute`, the output of every layer. The gradient of the
-    weights is summed over at most 16 parts of the batch, in their order for any number of threads.
+    weights is summed over at most 16 parts of the batch, in their order for any number of threads; on a GPU by products of
+    the library over parts of the samples. There the order of a node's neighbours in its sum varies, unless in torch's
+    deterministic mode.
     Raises: TypeError (dtypes), ValueError (shapes, sizes, activation, ptr, node numbers), RuntimeError (devices, backend).
     Source: Xu et al. 2019 (arXiv 1810.00826).
     """

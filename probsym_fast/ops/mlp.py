@@ -59,20 +59,21 @@ def mlp(
 ) -> Tensor:
     """A multilayer perceptron of n layers: `z_k = W_k a_k + b_k` with `a_1 = x`, `a_(k+1) = act(z_k)`, and `y = z_n`.
 
-    With `first`, `a_1 = act(x)`; with `last`, `y = act(z_n)`. A tile of rows goes through all layers while it is in the
-    processor's cache.
+    With `first`, `a_1 = act(x)`; with `last`, `y = act(z_n)`. On a CPU a tile of rows goes through all layers while it is in
+    the cache; on a GPU two layers are one kernel, up to a width of 256 after the second.
 
     Args:
         x: (M, widths[0]). weights: (P,), one row of all parts: for every layer weight (widths[k], widths[k - 1]) row by row
             as in Linear, and bias (widths[k],).
         widths: of the input and of every layer, two or more. activation: "tanh", "relu", "gelu" (with erf) or "silu".
         recompute: the backward pass computes the layers again, tile by tile, instead of reading what each layer gave.
-        backend: "auto", "cpu" (widths at most 4096) or "reference".
+        backend: "auto", "cpu", "triton" (widths at most 4096, layers 1024) or "reference".
 
     Returns: (M, widths[-1]) in the dtype of x; float16 and bfloat16 compute in float32.
 
     Gradients: x and weights. Saves the arguments and, unless `recompute`, what goes into the activations after the layers.
-    The gradient of the weights is summed over at most 16 parts of the batch, in their order for any number of threads.
+    The gradient of the weights is summed over at most 16 parts of the batch, in their order for any number of threads; on
+    a GPU by products of the library over parts of the batch, without atomics.
     Raises: TypeError (dtypes), ValueError (shapes, widths, activation), RuntimeError (devices, backend).
     """
     op = "mlp"
@@ -90,13 +91,18 @@ def mlp(
         raise ValueError(f"{op}: activation must be one of {ACTIVATIONS}, got {activation!r}")
     check_weights(op, weights, x, weights_of(sizes))
     dtype = OP.compute_dtype(backend, x.device, x.dtype)
-    if (lacking := beyond({"features": max(sizes), "layers": len(sizes) - 1}, MOST)) is None:
+    if (lacking := beyond_kernels(sizes)) is None:
         run = OP.select(backend, x.device, dtype)
     else:
         run = OP.without_kernel(backend, x.device, lacking)
     which, keep = ACTIVATIONS.index(activation), needs_kept(recompute, x, weights)
     y, _ = run(x.to(dtype), weights.to(dtype), sizes, which, first, last, keep)
     return y.to(x.dtype)
+
+
+def beyond_kernels(widths: Sequence[int]) -> str | None:
+    """Why the kernels do not take these widths; None: they do."""
+    return beyond({"features": max(widths), "layers": len(widths) - 1}, MOST)
 
 
 def weights_of(widths: Sequence[int]) -> int:

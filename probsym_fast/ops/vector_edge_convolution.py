@@ -7,6 +7,7 @@ from torch import Tensor
 
 from probsym_fast._checks import check_count, check_float
 from probsym_fast.ops._op import Op
+from probsym_fast.ops._weights import beyond
 from probsym_fast.ops.reference.vector_edge_convolution import vector_edge_convolution as reference
 
 
@@ -22,7 +23,12 @@ def _gradient_shapes(d_y, x, feature, direction, pool, gain, bias, *others):
     return x.new_empty(x.shape) if needs_x else None, *(t.new_empty(t.shape) for t in (feature, direction, gain, bias))
 
 
-MOST_NODES, MOST_FEATURES = 256, 4096  # of the kernels, as in csrc/cpu/vector_edge_convolution.cpp
+MOST = {
+    "nodes": 256,
+    "channels": 4096,
+    "components": 4096,
+}  # of the kernels, as in csrc/cpu/vector_edge_convolution.cpp
+MOST_ON_GPU = MOST | {"components": 16}
 OP = Op(
     "vector_edge_convolution",
     "(Tensor x, Tensor feature, Tensor direction, Tensor pool, Tensor gain, Tensor bias, Tensor? running_mean,"
@@ -64,15 +70,15 @@ def vector_edge_convolution(
         x: (C, d, n, M), C vectors of each of the n nodes of M clouds. feature, direction: (w, 2 C). pool: (w, w).
         gain, bias: (w,). running: mean and variance (w,) to use; None: those of |p| over the near pairs of all clouds.
         neighbors: k, the nodes nearest to a node over all channels, itself and all as far as the k-th included.
-        backend: "auto", "cpu" (n at most 256; C, d and w at most 4096) or "reference".
+        backend: "auto", "cpu" (n at most 256; C, d and w at most 4096), "triton" (d at most 16) or "reference".
 
     Returns: y (w, d, n, M) in the dtype of x; and without a gradient, for running statistics, mean, (biased) variance (w,)
     and the number of near pairs, () int64, 0 with `running`. float16 and bfloat16 compute, and return statistics, in float32.
 
     Gradients: x, feature, direction, gain, bias, also through the batch's statistics; none for pool, which only chooses, nor
     for running. Saves the arguments and the chosen j, and computes the pairs again, a few clouds at a time. The gradients of
-    the weights are summed over at most 16 parts of the batch, in their order for any number of threads. Cost: n^2 w (w + d)
-    d multiplications per cloud.
+    the weights are summed over at most 16 parts of the batch, in their order for any number of threads; on a GPU by products
+    of the library over parts of the batch, without atomics. Cost: n^2 w (w + d) d multiplications per cloud.
     Raises: TypeError (dtypes), ValueError (shapes, counts, M = 0 without `running`), RuntimeError (devices, backend).
     Source: Deng et al. 2021 (arXiv 2104.12229), Wang et al. 2019 (arXiv 1801.07829).
     """
@@ -106,18 +112,18 @@ def vector_edge_convolution(
         if value.device != x.device:
             raise RuntimeError(f"{op}: {name} must be on {x.device}, got {value.device}")
     dtype = OP.compute_dtype(backend, x.device, x.dtype)
-    if fits_kernel(x, w):
+    if (lacking := beyond_kernels(x.device.type, tuple(x.shape), w)) is None:
         run = OP.select(backend, x.device, dtype)
     else:
-        most = f"{MOST_NODES} nodes, {MOST_FEATURES} channels and d = {MOST_FEATURES}"
-        run = OP.without_kernel(backend, x.device, f"its kernels take at most {most}, got {tuple(x.shape)} and w = {w}")
+        run = OP.without_kernel(backend, x.device, lacking)
     statistics = (None if t is None else t.to(dtype) for t in (mean, variance))
     weights = (t.to(dtype) for t in (feature, direction, pool, gain, bias))
     y, _, mean, variance, count = run(x.to(dtype), *weights, *statistics, neighbors)
     return y.to(x.dtype), mean.detach(), variance.detach(), count
 
 
-def fits_kernel(x: Tensor, width: int) -> bool:
-    """Whether its kernels take x (C, d, n, M) and as many channels as `width`."""
-    C, d, n, _ = x.shape
-    return n <= MOST_NODES and max(C, d, width) <= MOST_FEATURES
+def beyond_kernels(device: str, shape: tuple[int, ...], width: int) -> str | None:
+    """Why the kernels for a device type do not take x of a shape (C, d, n, M) and w = width; None: they do."""
+    C, d, n, _ = shape
+    found = {"nodes": n, "channels": max(C, width), "components": d}
+    return beyond(found, MOST_ON_GPU if device == "cuda" else MOST)

@@ -8,6 +8,7 @@ import torch
 from probsym_fast._memory import peak_memory
 from probsym_fast.distributions.vector_layers import EdgeConvolution
 from probsym_fast.ops import OPS, using_backend, vector_edge_convolution
+from probsym_fast.ops.vector_edge_convolution import beyond_kernels
 from tests.conftest import assert_near
 from tests.helpers.items import DTYPES, bit_equal_on_any_threads, check
 
@@ -88,6 +89,24 @@ def test_the_module_gives_the_same_by_steps(shape, running, dtype):
         assert_near(one, other, tolerance)
     with using_backend("reference"):
         assert "by steps" in str(conv)
+
+
+@pytest.mark.skipif("triton" not in OPS["vector_edge_convolution"].backends("cuda"), reason="no triton")
+def test_the_module_takes_the_op_on_a_gpu_where_it_is_asked_for():
+    conv, gpu = EdgeConvolution(2, 3, 4), torch.device("cuda")
+    assert not conv.takes_op(gpu, torch.float32)
+    conv.one_pass = True
+    assert conv.takes_op(gpu, torch.float32) and not conv.takes_op(gpu, torch.float64)
+    conv.one_pass = False
+    assert not any(conv.takes_op(device, torch.float32) for device in (gpu, torch.device("cpu")))
+    assert "by steps" in str(conv)
+
+
+@pytest.mark.parametrize("sizes", [(2, 17, 5, 4), (2, 3, 257, 4)])
+def test_sizes_that_kernels_of_a_gpu_do_not_take(sizes):
+    lacking = {17: "16 components, got 17", 3: "256 nodes, got 257"}[sizes[1]]
+    assert beyond_kernels("cuda", sizes, 3) == f"its kernels take at most {lacking}"
+    assert beyond_kernels("cpu", (2, 17, 5, 4), 3) is beyond_kernels("cuda", (2, 16, 5, 4), 3) is None
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

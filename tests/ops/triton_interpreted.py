@@ -17,10 +17,11 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 from probsym_fast.ops import OPS, Permutation, aggregate, debug, embed_edges, orthogonal_frame, readout
 from probsym_fast.ops._op import BACKENDS
 from probsym_fast.ops._patches import padded_axis, patch_size
+from probsym_fast.ops.reference._parts import FUNCTIONS
 from probsym_fast.ops.triton import KERNELS, _launch, _lazy
 from tests.conftest import assert_near
 from tests.helpers.items import batch, weights
-from tests.helpers.networks import message_weights, transformer_weights
+from tests.helpers.networks import gin_weights, message_weights, mlp_weights, transformer_weights
 from tests.ops.test_backends import CALLS, Calls, matrices
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -41,12 +42,17 @@ def mode(request):
     torch.use_deterministic_algorithms(False)
 
 
+def garbage(dtype: torch.dtype) -> float:
+    """NaN, or a number that points nowhere."""
+    return float("nan") if dtype.is_floating_point else 255 if dtype == torch.uint8 else -(10**9)
+
+
 @pytest.fixture(autouse=True)
 def garbage_in_fresh_memory(monkeypatch):
     def poisoned(make):
         def call(*arguments, **settings):
             x = make(*arguments, **settings)
-            return x.fill_(float("nan") if x.is_floating_point() else -(10**9))
+            return x.fill_(garbage(x.dtype))
 
         return call
 
@@ -445,8 +451,7 @@ class Fences:
     def __call__(self, x):
         if not isinstance(x, torch.Tensor) or not x.ndim:
             return x
-        value = float("nan") if x.is_floating_point() else -(10**9)
-        memory = torch.full((x.numel() + 2 * ROOM,), value, dtype=x.dtype)
+        memory = torch.full((x.numel() + 2 * ROOM,), garbage(x.dtype), dtype=x.dtype)
         inside = memory[ROOM : ROOM + x.numel()].view(x.shape)
         self.kept.append((memory, x.numel()))
         return inside.copy_(x)
@@ -454,7 +459,7 @@ class Fences:
     def stand(self):
         for memory, count in self.kept:
             for side in (memory[:ROOM], memory[ROOM + count :]):
-                assert (side.isnan() if side.is_floating_point() else side == -(10**9)).all()
+                assert (side.isnan() if side.is_floating_point() else side == garbage(side.dtype)).all()
 
 
 @pytest.fixture
@@ -627,8 +632,7 @@ def strided(x):
     """x among other numbers: no two of its own are neighbours."""
     if not isinstance(x, torch.Tensor) or not x.ndim:
         return x
-    other = float("nan") if x.is_floating_point() else -(10**9)
-    return torch.stack([x, torch.full_like(x, other)], -1)[..., 0]
+    return torch.stack([x, torch.full_like(x, garbage(x.dtype))], -1)[..., 0]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -832,3 +836,150 @@ def test_arguments_that_do_not_fit_message_passing():
     y, other = torch.zeros(4, 5, 2), torch.zeros(16, 90)
     with pytest.raises(ValueError, match=r"^message_passing: kept must be \(17, 90\), got \(16, 90\)$"):
         _lazy("message_passing", "backward")(y, x, edges, row, other, 6, 2, 2, True, True, True)
+
+
+ACTIVATIONS = list(FUNCTIONS)
+
+
+@pytest.mark.parametrize(
+    ("M", "widths", "act", "first", "last", "keep", "most"),
+    [
+        (7, [3, 6, 2], "gelu", True, False, True, 600),
+        (33, [20, 9, 70, 5], "tanh", False, True, False, 2**26),
+        (5, [4, 8, 12, 4, 8], "silu", True, True, True, 2**26),
+        (0, [5, 3], "relu", False, False, True, 2**26),
+    ],
+)
+def test_mlp(M, widths, act, first, last, keep, most, monkeypatch):
+    """Some rows at a time; several blocks of rows and of hidden features; layers alone behind a wide one; no rows."""
+    module = importlib.import_module("probsym_fast.ops.triton.mlp")
+    monkeypatch.setattr(module, "BYTES", most)
+    monkeypatch.setattr(module, "WIDEST", 8)
+    x, row = torch.randn(M, widths[0]), mlp_weights(widths).float()
+    check("mlp", [x, row, widths, ACTIVATIONS.index(act), first, last, keep], [0, 1])
+
+
+@pytest.mark.parametrize("scale", [1e-4, 0.3, 3.0, 30.0])
+def test_tanh_has_all_digits(scale):
+    """Value and slope, near 0 and far from it."""
+    rows = importlib.import_module("probsym_fast.ops.triton.rows")
+    x = torch.tensor([-1.1, -0.8, 0.0, 0.7, 1.0, torch.inf, torch.nan]) * scale
+    value, slope = rows.activate(x, "tanh"), rows.activate(x, "tanh", torch.ones_like(x))
+    exact = x.double()
+    torch.testing.assert_close(value.double(), exact.tanh(), rtol=5e-7, atol=0, equal_nan=True)
+    torch.testing.assert_close(slope.double(), exact.cosh() ** -2, rtol=5e-6, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "S", "W", "layers", "out", "act", "final", "keep", "most"),
+    [
+        ([2, 3, 1, 0], 3, 5, 3, 2, "gelu", True, True, 2**26),
+        ([3, 1], 3, 8, 2, 3, "tanh", False, False, 1),
+        ([3], 2, 8, 2, 3, "silu", True, True, 1),
+        ([2, 1], 1, 70, 1, 3, "relu", False, True, 2**26),
+        ([0, 0], 2, 3, 2, 2, "relu", True, True, 2**26),
+        ([], 2, 3, 1, 2, "tanh", False, False, 2**26),
+        ([2], 0, 3, 2, 2, "tanh", False, True, 2**26),
+    ],
+)
+def test_gin(sizes, S, W, layers, out, act, final, keep, most, monkeypatch):
+    """All samples, and one at a time; several blocks of features; graphs without nodes, no graphs, no samples."""
+    monkeypatch.setattr(importlib.import_module("probsym_fast.ops.triton.gin"), "BYTES", most)
+    nodes, ptr = sum(sizes), torch.tensor([0, *sizes]).cumsum(0)
+    edges = batch(sizes, max(sizes), edges=12).edges if nodes else torch.zeros(2, 0, dtype=torch.int64)
+    x, row = torch.randn(nodes, S, W), gin_weights(W, layers, out).float()
+    check("gin", [x, edges, ptr, row, layers, out, ACTIVATIONS.index(act), final, keep], [0, 3])
+
+
+def test_bad_numbers_reach_no_memory_of_gin(fences):
+    data, row, sizes = batch([3, 5], 5), gin_weights(4, 2, 3).float(), (2, 3, 0, False)
+    x, edges = torch.randn(8, 2, 4), with_bad_columns(data.edges)
+    for ptr in ([0, 10**9, 2**40], [-(2**40), 3, 8], [5, 2, 9]):
+        arguments = [fences(t) for t in (x, edges, torch.tensor(ptr), row)]
+        y, kept = _lazy("gin", "forward")(*arguments, *sizes, True)
+        gradients = _lazy("gin", "backward")(fences(torch.ones_like(y)), *arguments, kept, *sizes, True, True)
+        assert all(t.isfinite().all() for t in (y, *gradients))
+
+
+def edge_arguments(C, d, n, M, w, neighbors, running=False):
+    leaves = [torch.randn(shape) for shape in ((C, d, n, M), (w, 2 * C), (w, 2 * C), (w, w), (w,), (w,))]
+    leaves[4] = leaves[4].abs() + 0.5
+    return [*leaves, *((torch.rand(w) + 0.5 for _ in range(2)) if running else (None, None)), neighbors]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "running", "most"),
+    [
+        ((2, 3, 3, 17, 5, 2), False, 2**26),
+        ((3, 2, 2, 1, 34, 1), True, 2**26),
+        ((1, 5, 2, 2, 2, 2), False, 1),
+        ((2, 3, 3, 0, 3, 2), True, 2**26),
+    ],
+)
+def test_vector_edge_convolution(sizes, running, most, monkeypatch):
+    """Several blocks of clouds and of channels; all near, one cloud at a time; two components, five; no clouds."""
+    monkeypatch.setattr(importlib.import_module("probsym_fast.ops.triton.vector_edge_convolution"), "BYTES", most)
+    arguments = edge_arguments(*sizes, running)
+    check("vector_edge_convolution", arguments, [0, 1, 2, 4, 5])
+    exact = OPS["vector_edge_convolution"].reference(*(t.double() if torch.is_tensor(t) else t for t in arguments))
+    for found, expected in zip(_lazy("vector_edge_convolution", "forward")(*arguments)[1:], exact[1:], strict=True):
+        assert found.dtype in (expected.dtype, torch.float32)
+        torch.testing.assert_close(found.double(), expected.double(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of numpy
+def test_clouds_of_ties_and_of_nan(fences):
+    """A square, where two corners are as near; NaN stays in its cloud; numbers of no neighbour reach no memory."""
+    square = torch.tensor([[0.0, 0], [1, 0], [0, 1], [1, 1]]).t()[None, ..., None].contiguous()
+    nearest = importlib.import_module("probsym_fast.ops.triton.vector_pairs").nearest
+    assert [int(nearest(square, k).sum()) for k in (1, 2, 3)] == [4, 12, 12] and nearest(square, 4) is None
+    run, turn = _lazy("vector_edge_convolution", "forward"), _lazy("vector_edge_convolution", "backward")
+    x, *rest = edge_arguments(2, 3, 2, 5, 3, 1, running=True)
+    x[:, :, 1, 2] = torch.nan
+    y, taken, *known = run(x, *rest)
+    whole = run(x[..., 3:], *rest)[0]
+    assert torch.equal(y[..., 3:], whole) and y.isnan().any(-2).any(-2).any(0).tolist() == [m == 2 for m in range(5)]
+    x, rest = fences(x.nan_to_num()), [fences(t) for t in rest]
+    wrong = fences(torch.full_like(taken, 255))
+    gradients = turn(fences(torch.ones_like(y)), x, *rest[:-1], wrong, *known, rest[-1], True)
+    assert all(t.isfinite().all() for t in gradients)
+
+
+def test_arguments_that_do_not_fit_the_other_networks():
+    rows, row, numbers = torch.randn(4, 3), mlp_weights([3, 5, 2]).float(), torch.zeros(2, 3, dtype=torch.int64)
+    nodes, ptr, of_graphs = torch.randn(4, 2, 3), torch.tensor([0, 4]), gin_weights(3, 2, 2).float()
+    clouds = edge_arguments(2, 3, 4, 5, 3, 2)
+    few = [*clouds[:1], *(clouds[k] for k in (2, 1)), *clouds[3:]]
+    few[4] = few[4][:2]
+    for name, arguments, message in (
+        ("mlp", (rows[0], row, [3, 5, 2], 0), "x must have 2 axes, got (3,)"),
+        ("mlp", (rows, row, [4, 5, 2], 0), "widths must fit x (4, 3), got [4, 5, 2]"),
+        ("mlp", (rows, row, [3, 5, 2], 4), "activation must be in 0..3, got 4"),
+        ("mlp", (rows, row[1:], [3, 5, 2], 0), f"weights must be ({len(row)},), got ({len(row) - 1},)"),
+        ("mlp", (rows, row, [3, 4097], 0), "its kernels take at most 4096 features, got 4097"),
+        ("gin", (nodes[0], numbers, ptr, of_graphs, 2, 2, 0), "x must have 3 axes, got (2, 3)"),
+        ("gin", (nodes, numbers, ptr[:1], of_graphs, 2, 2, 0), "ptr must rise from 0 to the 4 nodes, got one number"),
+        (
+            "gin",
+            (nodes, numbers, ptr, of_graphs, 0, 2, 0),
+            "x's width, layers, out_features and B + 1 must be at least 1, got (3, 0, 2, 2)",
+        ),
+        ("gin", (nodes, numbers, ptr, of_graphs, 2, 2, -1), "activation must be in 0..3, got -1"),
+        ("gin", (nodes, numbers[:1], ptr, of_graphs, 2, 2, 0), "edge_index must be (2, 3), got (1, 3)"),
+        ("gin", (nodes, numbers, ptr, of_graphs, 2, 4097, 0), "its kernels take at most 4096 features, got 4097"),
+        ("vector_edge_convolution", few, "feature must be (2, 4), got (3, 4)"),
+        ("vector_edge_convolution", [*clouds[:-1], 0], "neighbors must be at least 1, got 0"),
+        (
+            "vector_edge_convolution",
+            [clouds[0][..., :0], *clouds[1:]],
+            "x must be of at least one cloud without running statistics, got M = 0",
+        ),
+        (
+            "vector_edge_convolution",
+            [*clouds[:6], clouds[5], None, 2],
+            "running_mean must be given with running_var, got one of them",
+        ),
+    ):
+        more = {"mlp": (True, True, False), "gin": (True, False)}.get(name, ())
+        with pytest.raises(ValueError, match=f"^{name}: {re.escape(message)}$"):
+            _lazy(name, "forward")(*arguments, *more)

@@ -26,8 +26,11 @@ KERNELS = {  # op -> dtypes
     "orthogonal_frame": (torch.float32,),
     "linear_batch_norm_relu": HALF,
     "noise": (torch.float64,),
+    "gin": (torch.float32,),
     "message_passing": (torch.float32,),
+    "mlp": (torch.float32,),
     "transformer": (torch.float32,),
+    "vector_edge_convolution": (torch.float32,),
 }
 LEAST_CAPABILITY = (8, 0)  # older GPUs spill registers and lack bfloat16
 

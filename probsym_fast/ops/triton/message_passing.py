@@ -18,8 +18,8 @@ from probsym_fast.ops.message_passing import beyond_kernels, weights_of
 from probsym_fast.ops.reference._parts import Parts
 from probsym_fast.ops.triton import Refused
 from probsym_fast.ops.triton._launch import check_axes, check_counts, check_tensors
+from probsym_fast.ops.triton.feedforward import Feedforward
 from probsym_fast.ops.triton.messages import Messages
-from probsym_fast.ops.triton.mlp import Mlp
 from probsym_fast.ops.triton.rows import learn, linear
 
 BYTES = 2**28  # of states and gradients at a time
@@ -94,8 +94,8 @@ class Call:
             for layer in self.row.layers
         ]
         self.messages = [Messages(*layer[:4]) for layer in self.row.layers]
-        self.update = [Mlp(*layer[4:], "silu") for layer in self.row.layers]
-        self.end = Mlp(*self.row.end, "silu")
+        self.update = [Feedforward(*layer[4:], "silu") for layer in self.row.layers]
+        self.end = Feedforward(*self.row.end, "silu")
 
     def parts(self, values: int) -> Iterator[Part]:
         """As many graphs at a time as `values` numbers each allow: all samples of some, or some samples of one."""

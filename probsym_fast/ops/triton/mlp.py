@@ -1,148 +1,143 @@
-"""Two linear maps with an activation between, on rows: the hidden features stay on chip.
+"""mlp and its gradient: a launch for two layers forward, one a layer and the library backward, for some rows at a time.
 
-    y = down(act(up(x))),   with a norm:   y = x + down(act(up(norm(x))))
-A program holds a block of rows of y, and loops over blocks of the hidden features: for each it loops over those of x, which
-the caches hold. The gradient computes act(up) again and writes it with d_up; the library multiplies them for the weights.
+    z_k = W_k act(z_(k-1)) + b_k;   backward d_z_(k-1) = (d_z_k W_k) act'(z_(k-1))
+Each launch applies the activation to what it reads. The features between its two layers stay on chip, or go to memory once
+for the backward pass. The library computes the products of the weights' gradients. No sum uses atomics.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from probsym_fast.ops.triton._launch import bucket, kernel, precision, width_block
-from probsym_fast.ops.triton.rows import (
-    activation,
-    features,
-    in_units,
-    linear,
-    matrix,
-    moments,
-    norm_gradient,
-    normalised,
-    tile,
-    values,
-)
+from probsym_fast.ops._weights import kept_rows
+from probsym_fast.ops.mlp import ACTIVATIONS, beyond_kernels, weights_of
+from probsym_fast.ops.reference._parts import Parts
+from probsym_fast.ops.reference.mlp import ROWS, values_kept
+from probsym_fast.ops.triton import Refused
+from probsym_fast.ops.triton._launch import check_axes, check_counts, check_tensors
+from probsym_fast.ops.triton.feedforward import Feedforward
+from probsym_fast.ops.triton.rows import activate, learn, linear, linear_gradient
+
+BYTES = 2**28  # of features and gradients at a time
+WIDEST = 256  # output of two layers at once, which a program holds
 
 
-@kernel(
-    {"BLOCK_F": 32, "BLOCK_K": 32, "num_stages": 2, "maxnreg": 255},
-    ieee=({"BLOCK_F": 32, "BLOCK_K": 16, "num_stages": 2, "maxnreg": 255},),
-)
-def _mlp(
-    p_x, p_gain, p_shift, p_up, p_up_bias, p_down, p_down_bias, p_y, rows, K, F, N, eps,
-    UNIT: tl.constexpr, UNIT_N: tl.constexpr, ACT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """y of a block of rows."""
-    K, F, N = K * UNIT, F * UNIT, N * UNIT_N
-    o_r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    o_n, m_r = tl.arange(0, BLOCK_N), o_r < rows
-    b_y = tl.zeros((BLOCK_R, BLOCK_N), tl.float32)
-    if p_gain is not None:
-        b_y = features(p_x, o_r, m_r, o_n, N)
-        b_mean, b_inverse = moments(b_y, m_r, o_n, N, eps)
-    b_y += values(p_down_bias, o_n, N)
-    for f in range(0, F, BLOCK_F):
-        o_f = f + tl.arange(0, BLOCK_F)
-        b_u = tl.zeros((BLOCK_R, BLOCK_F), tl.float32)
-        for k in range(0, K, BLOCK_K):
-            o_k = k + tl.arange(0, BLOCK_K)
-            if p_gain is None:
-                b_x = features(p_x, o_r, m_r, o_k, K)
+class Call:
+    """The checked arguments, and what runs on some of the rows."""
+
+    def __init__(self, x: Tensor, weights: Tensor, widths: Sequence[int], activation: int, first: bool, last: bool):
+        (self.M, features), self.widths = check_axes("x", x, 2), list(widths)
+        if len(self.widths) < 2 or min(self.widths) < 1 or self.widths[0] != features:
+            raise Refused(ValueError, f"widths must fit x {tuple(x.shape)}, got {self.widths}")
+        if not 0 <= activation < len(ACTIVATIONS):
+            raise Refused(ValueError, f"activation must be in 0..{len(ACTIVATIONS) - 1}, got {activation}")
+        if (lacking := beyond_kernels(self.widths)) is not None:
+            raise Refused(ValueError, lacking)
+        check_tensors(x.device, weights=(weights, (weights_of(self.widths),)))
+        check_counts(rows=self.M)
+        self.x, self.weights, self.act = x.contiguous(), weights.contiguous(), ACTIVATIONS[activation]
+        self.first, self.last, self.count = first, last, len(self.widths) - 1
+        self.layers = self.parts_of(self.weights)
+        ends = accumulate(self.widths[1:])  # where the features of each layer end in a kept row
+        self.kept = {k: end for k, end in enumerate(ends, 1) if k < self.count or last}
+
+    def parts_of(self, row: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of every layer, of the weights or of their gradient."""
+        part = Parts(row)
+        return [(part(out, into), part(out)) for into, out in pairwise(self.widths)]
+
+    def some(self, values: int) -> list[slice]:
+        """The rows, as many at a time as `values` numbers each allow."""
+        step = max(1, BYTES // (4 * values))
+        return [slice(first, min(self.M, first + step)) for first in range(0, self.M, step)]
+
+    def places(self, kept: Tensor, some: slice) -> dict[int, Tensor]:
+        """Where kept has z of each layer, of some rows."""
+        memory, found = kept.view(-1), {}
+        for k, end in self.kept.items():
+            layer = memory[self.M * (end - self.widths[k]) : self.M * end]
+            found[k] = layer.view(self.M, self.widths[k])[some]
+        return found
+
+    def fresh(self, some: slice) -> dict[int, Tensor]:
+        """Places of z of each layer that a backward pass reads."""
+        rows, x = some.stop - some.start, self.x
+        return {k: torch.empty(rows, self.widths[k], dtype=x.dtype, device=x.device) for k in self.kept}
+
+    def run(self, some: slice, places: dict[int, Tensor], y: Tensor | None) -> None:
+        """y, and z of the layers that have a place; without y what `places` has is all there is to compute."""
+        x, first, k = self.x[some], self.first, 0
+        last = self.count if y is not None or self.last else self.count - 1
+        while k < last:
+            layers = 2 if k + 2 <= last and self.widths[k + 2] <= WIDEST else 1
+            end = k + layers
+            out = places.get(end, y if end == self.count and not self.last else None)
+            if out is None:
+                out = torch.empty(x.shape[0], self.widths[end], dtype=x.dtype, device=x.device)
+            if layers == 2:
+                two = Feedforward(*self.layers[k], *self.layers[k + 1], self.act)
+                x = two.forward(x, out, first, places.get(k + 1))
             else:
-                b_x = normalised(p_x, o_r, m_r, o_k, K, b_mean, b_inverse, p_gain, p_shift)
-            b_u = tl.dot(b_x, matrix(p_up, o_k, K, o_f, F, 1, K), b_u, input_precision=PRECISION)
-        b_active, _ = activation(b_u + values(p_up_bias, o_f, F), ACT)
-        b_y = tl.dot(b_active, matrix(p_down, o_f, F, o_n, N, 1, F), b_y, input_precision=PRECISION)
-    tl.store(p_y + o_r[:, None] * N + o_n[None, :], b_y, mask=m_r[:, None] & (o_n < N)[None, :])
+                weight, bias = self.layers[k]
+                x = linear(x, weight.t(), bias, act=self.act if first else "", y=out)
+            first, k = True, end
+        if y is not None and self.last:
+            activate(x, self.act, y=y)
+
+    def gradient(self, d: Tensor, some: slice, z: dict[int, Tensor], d_weights: Tensor | None, needs_x: bool) -> Tensor:
+        """d of x from that of y, both of some rows; adds that of the weights to d_weights."""
+        of_layers = None if d_weights is None else self.parts_of(d_weights)
+        z = z | {0: self.x[some]}
+        if self.last:
+            d = activate(z[self.count], self.act, d)
+        for k in reversed(range(self.count)):
+            weight, activated = self.layers[k][0], bool(k) or self.first
+            if not k and not needs_x:
+                d_before, before = d, activate(z[0], self.act) if activated and of_layers else z[0]
+            elif activated:
+                d_before, before = linear_gradient(d, weight, z[k], self.act)
+            else:
+                d_before, before = linear(d, weight), z[k]
+            if of_layers is not None:
+                learn(*of_layers[k], d, before)
+            d = d_before
+        return d
 
 
-@kernel(
-    {"BLOCK_K": 32, "num_warps": 4, "num_stages": 2, "maxnreg": 255},
-    ieee=({"BLOCK_K": 16, "num_warps": 4, "num_stages": 2, "maxnreg": 255},),
-)
-def _hidden_gradient(
-    p_d, p_x, p_gain, p_shift, p_up, p_up_bias, p_down, p_active, p_d_up, rows, K, F, N, eps,
-    UNIT: tl.constexpr, UNIT_N: tl.constexpr, ACT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """act(up) and d_up of a block of rows and of hidden features."""
-    K, F, N = K * UNIT, F * UNIT, N * UNIT_N
-    blocks = tl.cdiv(F, BLOCK_F)
-    o_r = (tl.program_id(0) // blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    o_f = (tl.program_id(0) % blocks) * BLOCK_F + tl.arange(0, BLOCK_F)
-    m_r = o_r < rows
-    if p_gain is not None:
-        o_w = tl.arange(0, BLOCK_W)
-        b_mean, b_inverse = moments(features(p_x, o_r, m_r, o_w, K), m_r, o_w, K, eps)
-    b_u = tl.zeros((BLOCK_R, BLOCK_F), tl.float32)
-    for k in range(0, K, BLOCK_K):
-        o_k = k + tl.arange(0, BLOCK_K)
-        if p_gain is None:
-            b_x = features(p_x, o_r, m_r, o_k, K)
-        else:
-            b_x = normalised(p_x, o_r, m_r, o_k, K, b_mean, b_inverse, p_gain, p_shift)
-        b_u = tl.dot(b_x, matrix(p_up, o_k, K, o_f, F, 1, K), b_u, input_precision=PRECISION)
-    b_d = tl.zeros((BLOCK_R, BLOCK_F), tl.float32)
-    for k in range(0, N, BLOCK_K):
-        o_k = k + tl.arange(0, BLOCK_K)
-        b_w = matrix(p_down, o_k, N, o_f, F, F, 1)
-        b_d = tl.dot(features(p_d, o_r, m_r, o_k, N), b_w, b_d, input_precision=PRECISION)
-    b_active, b_slope = activation(b_u + values(p_up_bias, o_f, F), ACT)
-    m_f, o_out = m_r[:, None] & (o_f < F)[None, :], o_r[:, None] * F + o_f[None, :]
-    tl.store(p_active + o_out, b_active, mask=m_f)
-    tl.store(p_d_up + o_out, b_d * b_slope, mask=m_f)
+def forward(x, weights, widths, activation, first, last, keep) -> tuple[Tensor, Tensor]:
+    call = Call(x, weights, widths, activation, first, last)
+    y = torch.empty(call.M, call.widths[-1], dtype=x.dtype, device=x.device)
+    kept = torch.empty(_kept_rows(call.M) if keep else 0, values_kept(widths, last), dtype=x.dtype, device=x.device)
+    for some in call.some(2 * max(call.widths)):
+        call.run(some, call.places(kept, some) if keep else {}, y[some])
+    return y, kept
 
 
-class Mlp:
-    """The weights of one: up (F, K), down (N, F), their biases, and (gain, shift) of the norm if there is one."""
+def backward(
+    d_y, x, weights, kept, widths, activation, first, last, needs_x, needs_weights
+) -> tuple[Tensor | None, Tensor | None]:
+    call = Call(x, weights, widths, activation, first, last)
+    rows = check_axes("kept", kept, 2)[0]
+    shape = _kept_rows(call.M) if rows else 0, values_kept(widths, last)
+    check_tensors(x.device, d_y=(d_y, (call.M, call.widths[-1])), kept=(kept, shape))
+    kept, d_y = kept.contiguous(), d_y.contiguous()
+    d_x = torch.empty(x.shape, dtype=x.dtype, device=x.device) if needs_x else None
+    d_weights = torch.zeros_like(call.weights) if needs_weights else None
+    again = 0 if rows else sum(call.widths)
+    with torch.autocast(x.device.type, enabled=False):
+        for some in call.some(again + 4 * max(call.widths)):
+            z = call.places(kept, some) if rows else call.fresh(some)
+            if not rows:
+                call.run(some, z, None)
+            d = call.gradient(d_y[some], some, z, d_weights, needs_x)
+            if d_x is not None:
+                d_x[some] = d
+    return d_x, d_weights
 
-    def __init__(
-        self,
-        up: Tensor,
-        up_bias: Tensor,
-        down: Tensor,
-        down_bias: Tensor,
-        act: str,
-        norm: tuple[Tensor, Tensor] | None = None,
-        eps: float = 0.0,
-    ):
-        self.up, self.down, self.norm = (up, up_bias), (down, down_bias), norm or (None, None)
-        self.act, self.eps, self.sizes = act, eps, (*up.shape[::-1], down.shape[0])  # K, F, N
-        (K, F), unit = in_units(*self.sizes[:2])
-        (N,), unit_n = in_units(self.sizes[2])
-        self.in_units, self.units = (K, F, N), {"UNIT": unit, "UNIT_N": unit_n}
 
-    def _constants(self, x: Tensor) -> dict:
-        return self.units | {"ACT": self.act, "PRECISION": precision(x.dtype), "sizes": (x.shape[0], *self.sizes)}
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """x (rows, K) -> y (rows, N), which is returned; both contiguous."""
-        rows, block = x.shape[0], max(16, bucket(self.sizes[-1]))
-
-        def grid(settings):
-            return (triton.cdiv(rows, settings["BLOCK_R"]),)
-
-        arguments = x, *self.norm, *self.up, *self.down, y, rows, *self.in_units, self.eps
-        _mlp(grid, *arguments, BLOCK_N=block, **tile(block, min(self.units.values())), **self._constants(x))
-        return y
-
-    def backward(self, d_y: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """d_x, act(up) (rows, F), its d_up (rows, F), and x before gain and shift."""
-        rows, (K, F, _) = x.shape[0], self.sizes
-        block = width_block(F, 64)
-        active, d_up = (torch.empty(rows, F, dtype=x.dtype, device=x.device) for _ in range(2))
-
-        def grid(settings):
-            return (triton.cdiv(rows, settings["BLOCK_R"]) * triton.cdiv(F, block),)
-
-        arguments = d_y, x, *self.norm, *self.up, self.down[0], active, d_up, rows, *self.in_units, self.eps
-        blocks = {"BLOCK_R": 32, "BLOCK_F": block, "BLOCK_W": max(16, bucket(K)) if self.norm[0] is not None else 16}
-        _hidden_gradient(grid, *arguments, **blocks, **self._constants(x))
-        if self.norm[0] is None:
-            return linear(d_up, self.up[0]), active, d_up, x
-        d_x, normal = norm_gradient(d_up, self.up[0], x, self.norm[0], d_y, self.eps)
-        return d_x, active, d_up, normal
+def _kept_rows(M: int) -> int:
+    return kept_rows((M + ROWS - 1) // ROWS)

@@ -16,7 +16,14 @@ from probsym_fast.ops.triton._launch import bucket, kernel, precision, width_blo
 @triton.jit
 def activation(b_u, ACT: tl.constexpr):
     """act(u) and its derivative; NaN stays NaN."""
-    if ACT == "relu":
+    if ACT == "tanh":
+        b_square, b_part = b_u * b_u, tl.exp(-2.0 * tl.abs(b_u))
+        b_series = 0.13333333333333333 + b_square * (-0.05396825396825397 + b_square * 0.021869488536155203)
+        b_near = b_u * (1.0 + b_square * (-0.3333333333333333 + b_square * b_series))  # where 1 - part loses digits
+        b_far = tl.where(b_u < 0, b_part - 1.0, 1.0 - b_part) / (1.0 + b_part)
+        b_y = tl.where(b_square < 0.0625, b_near, b_far)
+        b_slope = 4.0 * b_part / ((1.0 + b_part) * (1.0 + b_part))  # 1 - y y has no digits far from 0
+    elif ACT == "relu":
         b_y = tl.where(b_u <= 0, 0.0, b_u)
         b_slope = tl.where(b_u <= 0, 0.0, 1.0)
     elif ACT == "gelu":
@@ -69,11 +76,14 @@ def normalised(p_x, o_r, m_r, o_k, K, b_mean, b_inverse, p_gain, p_shift):
     ieee=({"BLOCK_K": 16, "num_warps": 4, "num_stages": 2, "maxnreg": 255},),
 )
 def _linear(
-    p_x, p_w, p_bias, p_more, p_y, rows, K, N,
-    UNIT: tl.constexpr, ALONG: tl.constexpr, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    p_x, p_w, p_bias, p_more, p_z, p_active, p_y, rows, K, N,
+    UNIT: tl.constexpr, ALONG: tl.constexpr, ACT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """y = x w + bias + more of a block of rows and columns. w (K, N); ALONG: one column after the other."""
+    """y = act(x) w + bias + more of a block of rows and columns. w (K, N); ALONG: one column after the other.
+
+    With z: y = (x w + bias + more) act'(z), and active = act(z). ACT "": none.
+    """
     K, N = K * UNIT, N * UNIT
     line, column = (1, K) if ALONG else (N, 1)
     blocks = tl.cdiv(N, BLOCK_N)
@@ -83,13 +93,31 @@ def _linear(
     b_y = tl.zeros((BLOCK_R, BLOCK_N), tl.float32)
     for k in range(0, K, BLOCK_K):
         o_k = k + tl.arange(0, BLOCK_K)
-        b_w = matrix(p_w, o_k, K, o_n, N, line, column)
-        b_y = tl.dot(features(p_x, o_r, m_r, o_k, K), b_w, b_y, input_precision=PRECISION)
+        b_w, b_x = matrix(p_w, o_k, K, o_n, N, line, column), features(p_x, o_r, m_r, o_k, K)
+        if ACT != "" and p_z is None:
+            b_x, _ = activation(b_x, ACT)
+        b_y = tl.dot(b_x, b_w, b_y, input_precision=PRECISION)
     if p_bias is not None:
         b_y += values(p_bias, o_n, N)
     if p_more is not None:
         b_y += features(p_more, o_r, m_r, o_n, N)
-    tl.store(p_y + o_r[:, None] * N + o_n[None, :], b_y, mask=m_r[:, None] & (o_n < N)[None, :])
+    m_y, o_y = m_r[:, None] & (o_n < N)[None, :], o_r[:, None] * N + o_n[None, :]
+    if p_z is not None:
+        b_active, b_slope = activation(features(p_z, o_r, m_r, o_n, N), ACT)
+        b_y *= b_slope
+        tl.store(p_active + o_y, b_active, mask=m_y)
+    tl.store(p_y + o_y, b_y, mask=m_y)
+
+
+@kernel({"num_warps": 4})
+def _activate(p_x, p_d, p_y, total, UNIT: tl.constexpr, ACT: tl.constexpr, BLOCK: tl.constexpr):
+    """y = act(x); with d: y = d act'(x)."""
+    total *= UNIT
+    o_x = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    b_y, b_slope = activation(tl.load(p_x + o_x, mask=o_x < total, other=0), ACT)
+    if p_d is not None:
+        b_y = b_slope * tl.load(p_d + o_x, mask=o_x < total, other=0)
+    tl.store(p_y + o_x, b_y, mask=o_x < total)
 
 
 @kernel(
@@ -135,18 +163,44 @@ def in_units(*sizes: int) -> tuple[tuple[int, ...], int]:
     return tuple(size // unit for size in sizes), unit
 
 
-def linear(x: Tensor, w: Tensor, bias: Tensor | None = None, more: Tensor | None = None) -> Tensor:
-    """x (rows, K) w + bias + more; w (K, N) or its transpose is contiguous."""
-    (rows, K), N = x.shape, w.shape[1]
-    sizes, unit = in_units(K, N)
-    y, block = torch.empty(rows, N, dtype=x.dtype, device=x.device), width_block(N, 64)
+def linear(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    more: Tensor | None = None,
+    *,
+    act: str = "",
+    y: Tensor | None = None,
+) -> Tensor:
+    """y = act(x) w + bias + more: x (rows, K), w (K, N) or its transpose contiguous; y: where it goes. act "": none."""
+    y = torch.empty(x.shape[0], w.shape[1], dtype=x.dtype, device=x.device) if y is None else y
+    return _multiply(x, w, (bias, more, None, None, y), act)
+
+
+def linear_gradient(d: Tensor, w: Tensor, z: Tensor, act: str) -> tuple[Tensor, Tensor]:
+    """d (rows, K) of act(z) w^T -> d_z (rows, N), and act(z)."""
+    d_z, active = torch.empty_like(z), torch.empty_like(z)
+    return _multiply(d, w, (None, None, z, active, d_z), act), active
+
+
+def _multiply(x: Tensor, w: Tensor, others: tuple, act: str) -> Tensor:
+    (rows, K), N, y = x.shape, w.shape[1], others[-1]
+    (sizes, unit), block = in_units(K, N), width_block(N, 64)
 
     def grid(settings):
         return (triton.cdiv(rows, settings["BLOCK_R"]) * triton.cdiv(N, block),)
 
-    constants = {"UNIT": unit, "ALONG": not w.is_contiguous(), "PRECISION": precision(x.dtype)}
-    arguments = x, w, bias, more, y, rows, *sizes
+    constants = {"UNIT": unit, "ALONG": not w.is_contiguous(), "ACT": act, "PRECISION": precision(x.dtype)}
+    arguments = x, w, *others, rows, *sizes
     _linear(grid, *arguments, sizes=(rows, K, N), BLOCK_R=64 if unit == 4 else 32, BLOCK_N=block, **constants)
+    return y
+
+
+def activate(x: Tensor, act: str, d: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+    """y = act(x), with d: d act'(x); all contiguous, y: where it goes."""
+    y = torch.empty_like(x) if y is None else y
+    (total,), unit = in_units(x.numel())
+    _activate(lambda settings: (triton.cdiv(x.numel(), 1024),), x, d, y, total, UNIT=unit, ACT=act, BLOCK=1024)
     return y
 
 

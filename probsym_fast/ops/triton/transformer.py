@@ -22,7 +22,7 @@ from probsym_fast.ops.transformer import beyond_kernels, weights_of
 from probsym_fast.ops.triton import Refused
 from probsym_fast.ops.triton._launch import check_axes, check_counts, check_tensors
 from probsym_fast.ops.triton.attention import Attention
-from probsym_fast.ops.triton.mlp import Mlp
+from probsym_fast.ops.triton.feedforward import Feedforward
 from probsym_fast.ops.triton.rows import learn, linear
 
 BYTES = 2**28  # of states and gradients at a time
@@ -95,7 +95,7 @@ class Call:
         self.lengths = None if lengths is None else lengths.contiguous()
         self.row = Row(self.weights, self.sizes, L)
         self.attention = [Attention(*b[:4], heads, eps) for b in self.row.blocks]
-        self.mlp = [Mlp(*b[8:], self.act, (b.gain2, b.shift2), eps) for b in self.row.blocks]
+        self.mlp = [Feedforward(*b[8:], self.act, (b.gain2, b.shift2), eps) for b in self.row.blocks]
 
     def parts(self, values: int) -> list[slice]:
         """The sequences, as many at a time as `values` numbers a token each allow."""
