@@ -78,7 +78,8 @@ def by_doubling(self, given):
     place = numpy.arange(count).reshape([-1 if axis == self.axis else 1 for axis in range(blocks[0].ndim)])
     for step in (2**k for k in range((count - 1).bit_length())):
         before = [numpy.roll(x, step, self.axis) for x in blocks]
-        joined = self.combine_fn.fn(*(self.to_tensor(x, y.dtype) for x, y in zip(before + blocks, given + given)))
+        both = zip([*before, *blocks], [*given, *given], strict=True)
+        joined = self.combine_fn.fn(*(self.to_tensor(x, y.dtype) for x, y in both))
         blocks = [numpy.where(place < step, x, y.handle.data) for x, y in zip(blocks, joined, strict=True)]
     return [self.to_tensor(x, y.dtype) for x, y in zip(blocks, given, strict=True)]
 
@@ -461,7 +462,9 @@ SOFT = {  # dtype, B, S, N, valid nodes, tau, iterations, normalize, which outpu
 
 
 def soft_modules():
-    return [importlib.import_module(f"probsym_fast.ops.triton.{x}") for x in ("soft_permutation", "permutation_entropy")]
+    return [
+        importlib.import_module(f"probsym_fast.ops.triton.{x}") for x in ("soft_permutation", "permutation_entropy")
+    ]
 
 
 @pytest.fixture

@@ -159,7 +159,7 @@ def _masked(log: Tensor, num_nodes: Tensor | None) -> tuple[Tensor, Tensor]:
 
 def _long_gradient(d_entropy, t, log_r, log_c, num_nodes, tau) -> tuple[Tensor, Tensor, Tensor]:
     """`backward`, a launch for each pair of products."""
-    B, S, N = t.shape
+    B, S, _ = t.shape
     count = _counts(t, num_nodes) * torch.ones(B, S, dtype=torch.float64, device=t.device)
     weight = (d_entropy / (count * (B * S))).to(t.dtype)[..., None]
     d_t, d_logs = torch.zeros_like(t), []

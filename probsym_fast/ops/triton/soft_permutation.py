@@ -148,7 +148,7 @@ def _iterate_backward(
         for back in range(iterations):
             step = iterations - back
             K_w, signed_w = product(a, links, w, K)
-            K_r, signed_r = product(a, links, r, K)
+            _, signed_r = product(a, links, r, K)
             d_log_r = load_slots(p_d_log_r, o_at, o_slot, tl.where(back == 0, b_n, 0), T, K)
             w_r = ()
             before = ()
