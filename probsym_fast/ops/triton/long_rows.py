@@ -25,7 +25,7 @@ def join_far(a1, d1, p1, g1, a2, d2, p2, g2):
     return a1 * a2, d1 + d2, p2 + a2 * p1, g2 + a2 * (g1 - d2 * p1)
 
 
-@kernel({"num_warps": 8})
+@kernel({"num_warps": 8, "maxnreg": 255})
 def _scan(p_t, p_nodes, p_p, p_q, p_out, rows, S, N, by_tau: tl.float64, BLOCK: tl.constexpr):
     """out[row] of the vector p, and out[rows + row] of K q - (D o K) p with q: scans f; behind them the scans b."""
     T: tl.constexpr = p_t.dtype.element_ty

@@ -129,9 +129,12 @@ def _iterate_backward(
         b_n = valid_slots(p_nodes, o_row, rows, S, N)
         a, d = decays(p_t, o_at, o_slot, b_n, by_tau, K)
         links = across(a, d, K)
-        # of the last iteration: r, c, the c before it and the signed product of that one
+        # x: c after an iteration; r, the c before it and the signed product of that one. Of values of their own: triton
+        # takes a variable that is set to another with the same first value for one that the loop leaves alone.
         x = full(1.0, T, ROWS, LANES, K)
-        r, c, signed_c = x, x, x
+        r = full(1.0, T, ROWS, LANES, K)
+        c = full(1.0, T, ROWS, LANES, K)
+        signed_c = full(1.0, T, ROWS, LANES, K)
         for step in range(1, iterations + 1):
             c = x
             r, signed_c = inverse(a, links, c, K)
