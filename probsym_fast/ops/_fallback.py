@@ -7,7 +7,7 @@ import warnings
 import torch
 
 from probsym_fast._compilers import constant_in_programs
-from probsym_fast.ops import _extension, triton
+from probsym_fast.ops import triton
 
 _reported: set[tuple] = set()
 
@@ -30,7 +30,7 @@ def report(op: str, device: torch.device, backend: str, lacking: str | None) -> 
     elif lacking is None and backend != "reference":
         return  # no build for this GPU, or it is too old: `runs_on_gpu` has reported it for all ops
     else:
-        problem = triton.problem() if op in triton.KERNELS else _extension.cuda_problem()
+        problem = triton.problem() if op in triton.KERNELS else "it has no kernels for GPUs"
         reason = lacking if lacking is not None else problem
         key, text = (op, device.type, reason), f"{op} uses its slower reference on this GPU: {reason}"
     if key not in _reported:

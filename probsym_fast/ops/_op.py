@@ -172,8 +172,8 @@ class Op:
             self._report(device, f"its kernels take {self._dtype_names(device)}, got {dtype}; convert the inputs")
             return self._definition(device)
         if backend not in available:
-            kernels = "_cuda" if device.type == "cuda" else "_C"
-            problem = triton.problem() if backend == "triton" else _extension.problem(kernels)
+            compiled = _extension.cuda_problem() if device.type == "cuda" else _extension.problem()
+            problem = triton.problem() if backend == "triton" else compiled
             raise RuntimeError(
                 f"{self.name}: backend must be one of {('auto', *available)} on {device.type}, got {backend!r}"
                 + (f" ({problem})" if problem else "")

@@ -34,7 +34,7 @@ def permutation_entropy(permutation: SoftPermutation, backend: str = "auto") -> 
 
     Args:
         permutation: from `soft_permutation` (float32 or float64): one graph per entry of the first leading axis.
-        backend: "auto", "cpu", "cuda" or "reference".
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
 
     Returns: a scalar of the permutation's dtype, in nats per node.
 

@@ -57,7 +57,7 @@ def soft_permutation(
         tau: temperature > 0, in units of the (normalised) scores.
         iterations: Sinkhorn iterations, 0..10,000.
         normalize: divide by the Euclidean norm, so that tau means the same for every graph.
-        backend: "auto", "cpu", "cuda" or "reference".
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
 
     Returns:
         SoftPermutation: order, rank (..., N) int64, identity beyond num_nodes; scores t, log_r, log_c (..., N), 0 beyond

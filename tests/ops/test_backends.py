@@ -45,7 +45,7 @@ def edge_weights(x, w=2):
 MESSAGES = {"width": 4, "layers": 1, "out_features": 2}
 BLOCKS = {"in_features": 3, "width": 4, "layers": 1, "heads": 2, "feedforward": 5, "out_features": 2}
 CALLS = {
-    "soft_permutation": lambda x, backend: ops.soft_permutation(x[:, 0], tau=0.1, backend=backend).log_r,
+    "soft_permutation": lambda x, backend: ops.soft_permutation(x[:, 0], tau=0.1, iterations=3, backend=backend).log_r,
     "permutation_entropy": lambda x, backend: ops.permutation_entropy(ops.soft_permutation(x[:, 0]), backend),
     "orthogonal_frame": lambda x, backend: ops.orthogonal_frame(x, special=True, backend=backend),
     "act_orthogonal": lambda x, backend: ops.act_orthogonal(x[:, :, :, None].mT, x, mean=True, backend=backend),

@@ -1,9 +1,9 @@
 """A reference that runs on a GPU is reported once for each op, device type and reason; no GPU is needed to ask `select`."""
 
 import importlib.util
+import re
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,20 +27,20 @@ GPU, OTHER_GPU = torch.device("cuda", 0), torch.device("cuda", 1)
 FROM_CSRC = _extension.CUDA_KERNELS
 HERE = "uses its slower reference on this GPU:"
 TRITON = {name: dtypes for name, dtypes in triton.KERNELS.items() if name != "noise"}  # which has a dtype of its own
-WITH_KERNELS = tuple(name for name in OPS if name in TRITON or name in FROM_CSRC)
+SINGLE = {name: dtypes for name, dtypes in TRITON.items() if torch.float64 not in dtypes}
+WITH_KERNELS = tuple(name for name in OPS if name in TRITON)
 SILENCE = 'backend="reference" selects it without this warning.'
 
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet(monkeypatch):
-    """Kernels for every op that has any, as with nvcc and triton; no GPU to ask."""
+    """Kernels for every op that has any, of triton alone; no GPU to ask."""
     monkeypatch.setattr(_fallback, "_reported", set())
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for name in WITH_KERNELS:
-        monkeypatch.setitem(BACKENDS, (name, "cuda"), ("triton" if name in triton.KERNELS else "cuda", "reference"))
-        if name in triton.KERNELS:
-            monkeypatch.setitem(OPS[name].from_python, "cuda", ("triton", triton.KERNELS[name]))
+        monkeypatch.setitem(BACKENDS, (name, "cuda"), ("triton", "reference"))
+        monkeypatch.setitem(OPS[name].from_python, "cuda", ("triton", triton.KERNELS[name]))
     for asked in (triton._runs_on_gpu, _extension._runs_on_gpu):
         asked.cache_clear()
     yield
@@ -67,6 +67,7 @@ def test_the_lists_are_those_of_the_sources():
         set(FROM_CSRC),
         set(),
     )  # none: installed without
+    assert set(FROM_CSRC) < set(triton.KERNELS)  # without nvcc, triton has them
 
 
 def without_kernels(monkeypatch, names):
@@ -95,38 +96,32 @@ def test_kernels_and_named_references_are_silent(monkeypatch):
 def test_a_dtype_that_the_kernels_do_not_take(monkeypatch):
     """By op, and once: in float64 those of triton; both GPUs are of one type."""
     found = said(lambda: [select_all(torch.float64, device) for device in (GPU, OTHER_GPU, GPU)])
-    assert len(found) == len(TRITON)
-    for name, dtypes in TRITON.items():
+    assert len(found) == len(SINGLE)
+    for name, dtypes in SINGLE.items():
         names = ", ".join(str(x).removeprefix("torch.") for x in dtypes)
         lacking = f"its kernels take {names}, got torch.float64; convert the inputs"
         assert f"probsym_fast: {name} {HERE} {lacking}. {SILENCE}" in found
-    single = [name for name, dtypes in TRITON.items() if dtypes == (torch.float32,)]  # another reason than before
-    assert single and len(said(lambda: select_all(torch.float16))) == len(FROM_CSRC) + len(single)
+    lacking = [name for name, dtypes in TRITON.items() if torch.float16 not in dtypes]  # another reason than before
+    assert lacking and len(said(lambda: select_all(torch.float16))) == len(lacking)
 
 
 def test_ops_without_a_kernel(monkeypatch):
-    """The usual installation has triton and no nvcc; without triton, too, each op is named with what mends it."""
-    without_cuda = f"the compiled kernels were built without CUDA: {_extension.MEND}"
-    monkeypatch.setattr(_extension, "_modules", {"_C": SimpleNamespace()})
-    monkeypatch.setattr(_extension, "_problems", {"_cuda": without_cuda})
-    without_kernels(monkeypatch, FROM_CSRC)
-    found = said(lambda: [select_all(), select_all(torch.float64, names=FROM_CSRC)])
-    mend = f"{without_cuda}, and nvcc of torch's CUDA {torch.version.cuda}"
-    assert found == [f"probsym_fast: {name} {HERE} {mend}. {SILENCE}" for name in WITH_KERNELS if name in FROM_CSRC]
+    """Without triton each op is named with what mends it; an op that has no kernel for GPUs says so."""
+    others = tuple(name for name in OPS if name not in triton.KERNELS)
+    found = said(lambda: [select_all(names=others) for _ in range(2)])
+    assert found == [f"probsym_fast: {name} {HERE} it has no kernels for GPUs. {SILENCE}" for name in others]
     without_kernels(monkeypatch, OPS)
-    not_built = {"_C": f"the compiled kernels are not built: {_extension.MEND}", "_cuda": without_cuda}
-    monkeypatch.setattr(_extension, "_problems", not_built)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     found = said(select_all)
-    assert len(found) == len(WITH_KERNELS)
-    for name in TRITON:
-        mend = "triton is not installed: `pip install triton`, in the version that this torch requires"
-        assert f"probsym_fast: {name} {HERE} {mend}. {SILENCE}" in found
-    for name in FROM_CSRC:
-        problem = f"{_extension.problem()}, and nvcc of torch's CUDA {torch.version.cuda}"
-        assert f"probsym_fast: {name} {HERE} {problem}. {SILENCE}" in found
+    mend = "triton is not installed: `pip install triton`, in the version that this torch requires"
+    assert found == [f"probsym_fast: {name} {HERE} {mend}. {SILENCE}" for name in WITH_KERNELS]
     with pytest.raises(RuntimeError, match=r"aggregate: backend must be .*, got 'triton' \(triton is not installed"):
         OPS["aggregate"].select("triton", GPU, torch.float32)
+    without_cuda = f"the compiled kernels were built without CUDA: {_extension.MEND}"
+    monkeypatch.setattr(_extension, "_problems", {"_cuda": without_cuda})
+    message = f"got 'cuda' ({without_cuda}, and nvcc of torch's CUDA {torch.version.cuda})"
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        OPS["soft_permutation"].select("cuda", GPU, torch.float32)
 
 
 def test_rocm_has_one_warning_and_no_kernels(monkeypatch):

@@ -3,15 +3,12 @@
 import pytest
 import torch
 
-from probsym_fast.ops import OPS, permutation_entropy, soft_permutation
+from probsym_fast.ops import OPS, permutation_entropy, soft_permutation, triton
 from tests.conftest import GRADIENT, VALUE, assert_near
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        not torch.cuda.is_available() or OPS["soft_permutation"].backends("cuda")[0] != "cuda", reason="no CUDA kernels"
-    ),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+built = pytest.mark.skipif(OPS["soft_permutation"].backends("cuda")[0] != "cuda", reason="no CUDA kernels")
+DEVICE = "cuda"
 SHAPES = [(700, 3, 5), (8, 10, 188), (2, 3, 257), (2, 1, 700), (1, 2, 1024), (1, 2, 1025), (1, 1, 2500)]
 
 
@@ -24,6 +21,7 @@ def step(scores, num_nodes=None, backend="cuda", **settings):
     return p.order, p.rank, p.scores, p.log_r, p.log_c, entropy, gradient
 
 
+@built
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_against_the_kernels_of_the_cpu(shape, dtype):
@@ -44,6 +42,39 @@ def test_against_the_kernels_of_the_cpu(shape, dtype):
             assert_near(found[6], exact[6], GRADIENT)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_triton_against_the_kernels_of_the_cpu(shape, dtype):
+    """Its launchers, which the dispatcher has only where nvcc compiled nothing."""
+    pytest.importorskip("triton")
+    if not (OPS["soft_permutation"].has_kernel("cpu") and triton.runs_on_gpu(0)):
+        pytest.skip("no CPU kernels, or a GPU that triton's do not serve")
+    num_nodes = torch.randint(1, shape[-1] + 1, shape[:1])
+    num_nodes[0] = shape[-1]
+    ops, settings = torch.ops.probsym_fast, (0.05, 20, True)
+    for counts in (None, num_nodes):
+        there = None if counts is None else counts.to(DEVICE)
+        scores, *weights = torch.randn(4, *shape, dtype=dtype)
+        *soft, order, rank = triton._lazy("soft_permutation", "forward")(scores.to(DEVICE), there, *settings)
+        *exact, exact_order, exact_rank = ops.soft_permutation(scores.double(), counts, *settings)
+        if not torch.equal(order.cpu(), exact_order):  # float32 cannot tell two scores apart
+            assert dtype == torch.float32
+            continue
+        assert torch.equal(rank.cpu(), exact_rank)
+        known = *(w.to(DEVICE) for w in weights), scores.to(DEVICE), order, soft[0], there
+        found = [*soft, triton._lazy("soft_permutation", "backward")(*known, *settings)]
+        known = *(w.double() for w in weights), scores.double(), exact_order, exact[0], counts
+        expected = [*exact, ops.soft_permutation_backward(*known, *settings)]
+        d, tau = torch.tensor(1.5, dtype=dtype), settings[0]
+        found.append(triton._lazy("permutation_entropy", "forward")(*soft, there, tau))
+        found += triton._lazy("permutation_entropy", "backward")(d.to(DEVICE), *soft, there, tau)
+        expected.append(ops.permutation_entropy(*exact, counts, tau))
+        expected += ops.permutation_entropy_backward(d.double(), *exact, counts, tau)
+        for i, (x, y) in enumerate(zip(found, expected, strict=True)):
+            assert_near(x, y, VALUE if i in (0, 1, 2, 4) else GRADIENT)
+
+
+@built
 @pytest.mark.parametrize("shape", [(4, 10, 188), (2, 2, 400), (1, 2, 1100)])
 def test_captured_without_synchronisation(shape):
     scores, other = torch.randn(shape, device="cuda"), torch.randn(shape, device="cuda")
@@ -67,6 +98,7 @@ def test_captured_without_synchronisation(shape):
         assert torch.equal(x, y)
 
 
+@built
 @pytest.mark.parametrize("shape", [(40, 10, 188), (3, 2, 700), (1000, 2, 1100)])
 def test_runs_repeat_bit_by_bit(shape):
     """No float atomics; the last shape takes several rows a block."""
@@ -79,6 +111,7 @@ def test_runs_repeat_bit_by_bit(shape):
         assert torch.equal(x[:1], y)
 
 
+@built
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
 def test_the_device_of_the_scores_is_used():
     scores = torch.randn(2, 3, 40)
@@ -88,6 +121,7 @@ def test_the_device_of_the_scores_is_used():
     assert_near(found[-1], step(scores, backend="reference")[-1], GRADIENT)
 
 
+@built
 def test_tensors_of_two_devices_are_refused():
     op = torch.ops.probsym_fast.soft_permutation
     with pytest.raises(RuntimeError, match="soft_permutation: num_nodes must be on cuda:0, got cpu"):

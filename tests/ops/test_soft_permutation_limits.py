@@ -157,7 +157,7 @@ def test_each_graph_as_if_it_were_alone(device, backend):
     together = run(scores, counts)
     for b, n in enumerate(counts):
         for whole, alone in zip(together, run(scores[b : b + 1, :, :n], [n]), strict=True):
-            bound = 1e-5 if backend == "reference" else 0
+            bound = 0 if backend in ("cpu", "cuda") else 1e-5  # triton adds in an order that depends on N
             torch.testing.assert_close(whole[b : b + 1, :, :n], alone, rtol=bound, atol=bound)
 
 

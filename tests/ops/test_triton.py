@@ -25,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 import probsym_fast
-from probsym_fast.ops import OPS
+from probsym_fast.ops import OPS, _extension
 from probsym_fast.ops import triton as triton_ops
 from probsym_fast.ops._op import BACKENDS
 from probsym_fast.ops._patches import padded_axis, patch_size
@@ -91,7 +91,7 @@ def specialised(function, arguments, settings):
             signature[name] = TYPES[x.dtype]
             aligned = x.data_ptr() % 16 == 0 and specialises
         elif isinstance(x, float):
-            signature[name], aligned = "fp32", False
+            signature[name], aligned = function.params[i].annotation_type or "fp32", False
         else:
             signature[name] = "i32" if -(2**31) <= x < 2**31 else "i64"
             aligned = x % 16 == 0 and specialises
@@ -295,7 +295,33 @@ def vector_edge_convolution_case(dtype):
     through("vector_edge_convolution", "backward")(y, *arguments, *known, 4, True)
 
 
+def slots_case(dtype, run):
+    """A warp a row, and rows in memory; float32, with fewer registers: several rows a warp."""
+    for N in (188, 1100) if dtype == torch.float64 else (16,):
+        x = torch.zeros(2, 3, N, dtype=dtype)
+        run(x, torch.full((2,), N) if N == 188 else None)
+
+
+def soft_permutation_case(dtype):
+    def run(scores, num_nodes):
+        t, log_r, log_c, order, _ = through("soft_permutation", "forward")(scores, num_nodes, 0.1, 20, True)
+        settings = order, t, num_nodes, 0.1, 20, True
+        through("soft_permutation", "backward")(t, log_r, log_c, scores, *settings)
+
+    slots_case(dtype, run)
+
+
+def permutation_entropy_case(dtype):
+    def run(t, num_nodes):
+        entropy = through("permutation_entropy", "forward")(t, t, t, num_nodes, 0.1)
+        through("permutation_entropy", "backward")(entropy, t, t, t, num_nodes, 0.1)
+
+    slots_case(dtype, run)
+
+
 CASES = {
+    "soft_permutation": soft_permutation_case,
+    "permutation_entropy": permutation_entropy_case,
     "noise": noise_case,
     "act_orthogonal": act_orthogonal_case,
     "orthogonal_frame": orthogonal_frame_case,
@@ -316,8 +342,10 @@ CASES = {
 def test_every_op_has_a_case():
     assert set(CASES) == set(KERNELS)
     for name in KERNELS:
-        assert OPS[name].backends("cuda") == BACKENDS[name, "cuda"] == ("triton", "reference")
-        assert probsym_fast.info()["ops"][name]["cuda"] == ["triton", "reference"]
+        built = name in _extension.CUDA_KERNELS and _extension.has_kernels("cuda")
+        expected = "cuda" if built else "triton", "reference"
+        assert OPS[name].backends("cuda") == BACKENDS[name, "cuda"] == expected
+        assert probsym_fast.info()["ops"][name]["cuda"] == list(expected)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 process of its own, where TRITON_INTERPRET=1 stands before triton is imported."""
 
 import importlib
+import math
 import os
 import re
 
@@ -12,14 +13,14 @@ import pytest
 import torch
 import triton.language as tl
 from torch._subclasses import FakeTensorMode
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+from triton.runtime.interpreter import InterpreterBuilder, ScanOps, TensorHandle
 
 from probsym_fast.ops import OPS, Permutation, aggregate, debug, embed_edges, orthogonal_frame, readout
 from probsym_fast.ops._op import BACKENDS
 from probsym_fast.ops._patches import padded_axis, patch_size
 from probsym_fast.ops.reference._parts import FUNCTIONS
 from probsym_fast.ops.triton import KERNELS, _launch, _lazy
-from tests.conftest import assert_near
+from tests.conftest import GRADIENT, VALUE, assert_near
 from tests.helpers.items import batch, weights
 from tests.helpers.networks import gin_weights, message_weights, mlp_weights, transformer_weights
 from tests.ops.test_backends import CALLS, Calls, matrices
@@ -75,6 +76,23 @@ def products_of_bfloat16(monkeypatch):
         return multiply(self, widened(a), widened(b), *rest)
 
     monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+
+
+def by_doubling(self, given):
+    """`ScanOps.generic_scan` for whole blocks: the interpreter's own combines number after number, in Python."""
+    blocks, count = [x.handle.data for x in given], given[0].handle.data.shape[self.axis]
+    place = numpy.arange(count).reshape([-1 if axis == self.axis else 1 for axis in range(blocks[0].ndim)])
+    for step in (2**k for k in range((count - 1).bit_length())):
+        before = [numpy.roll(x, step, self.axis) for x in blocks]
+        both = zip([*before, *blocks], [*given, *given], strict=True)
+        joined = self.combine_fn.fn(*(self.to_tensor(x, y.dtype) for x, y in both))
+        blocks = [numpy.where(place < step, x, y.handle.data) for x, y in zip(blocks, joined, strict=True)]
+    return [self.to_tensor(x, y.dtype) for x, y in zip(blocks, given, strict=True)]
+
+
+@pytest.fixture(autouse=True)
+def scans_of_blocks(monkeypatch):
+    monkeypatch.setattr(ScanOps, "generic_scan", by_doubling)
 
 
 CALLS_OF_TRITON = [name for name in KERNELS if name in CALLS]  # with a gradient
@@ -438,6 +456,123 @@ def test_batch_norm_of_nan_and_of_a_large_mean():
     assert (y[:, :2].double() - exact[0][:, :2]).abs().max() < 5e-3  # float32 has four digits behind 3e4
 
 
+# --- the soft permutation ---
+
+SOFT = {  # dtype, B, S, N, valid nodes, tau, iterations, normalize, which outputs have a gradient
+    "rows": (torch.float64, 3, 2, 5, [5, 1, 3], 0.05, 3, True, (1, 1, 1)),  # several a program, and two programs
+    "lanes": (torch.float32, 1, 2, 70, None, 0.1, 2, False, (0, 0, 1)),
+    "warps": (torch.float64, 1, 1, 300, [280], 0.1, 1, True, (1, 1, 0)),
+    "memory": (torch.float64, 2, 1, 20, [20, 5], 0.05, 2, True, (0, 1, 1)),  # rows of three blocks
+    "sorted": (torch.float32, 2, 1, 3, None, 0.1, 0, True, (1, 1, 1)),
+}
+
+
+def soft_modules():
+    return [
+        importlib.import_module(f"probsym_fast.ops.triton.{x}") for x in ("soft_permutation", "permutation_entropy")
+    ]
+
+
+@pytest.fixture
+def rows_in_memory(monkeypatch):
+    for module in soft_modules():
+        monkeypatch.setattr(module, "MOST", 16)
+    monkeypatch.setattr(importlib.import_module("probsym_fast.ops.triton.long_rows"), "BLOCK", 8)
+
+
+@pytest.mark.parametrize("case", SOFT)
+def test_soft_permutation(case, monkeypatch, request):
+    """And the entropy of what it gives. Too little memory for c in all iterations: rows, or graphs, in turn."""
+    dtype, B, S, N, counts, tau, iterations, normalize, wanted = SOFT[case]
+    soft, _ = soft_modules()
+    monkeypatch.setattr(soft, "BYTES", 1 if case != "lanes" else 2**20)
+    if case == "memory":
+        request.getfixturevalue("rows_in_memory")
+    num_nodes = None if counts is None else torch.tensor(counts)
+    scores, settings = torch.randn(B, S, N, dtype=dtype), (num_nodes, tau, iterations, normalize)
+    exact = scores.double().requires_grad_()
+    *found, order, rank = _lazy("soft_permutation", "forward")(scores, *settings)
+    *expected, its_order, its_rank = OPS["soft_permutation"].reference(exact, *settings)
+    assert torch.equal(order, its_order) and torch.equal(rank, its_rank)
+    for x, y in zip(found, expected, strict=True):
+        assert_near(x, y, VALUE)
+        assert num_nodes is None or not x.masked_select(torch.arange(N) >= num_nodes[:, None, None]).any()
+    weights = [torch.randn(B, S, N, dtype=dtype) for _ in wanted]
+    known = [x if one else None for x, one in zip(weights, wanted, strict=True)]
+    gradient = _lazy("soft_permutation", "backward")(*known, scores, order, found[0], *settings)
+    loss = sum((x * y).sum() for x, y, one in zip(weights, expected, wanted, strict=True) if one)
+    assert_near(gradient, torch.autograd.grad(loss, exact)[0], GRADIENT)
+
+    exact = [x.double().requires_grad_() for x in found]
+    entropy = _lazy("permutation_entropy", "forward")(*found, num_nodes, tau)
+    expected = OPS["permutation_entropy"].reference(*exact, num_nodes, tau)
+    assert entropy.dtype == dtype
+    assert_near(entropy, expected, VALUE)
+    gradients = _lazy("permutation_entropy", "backward")(torch.tensor(-3.0, dtype=dtype), *found, num_nodes, tau)
+    for x, y in zip(gradients, torch.autograd.grad(expected, exact, torch.tensor(-3.0).double()), strict=True):
+        assert_near(x, y, GRADIENT)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:overflow:RuntimeWarning")  # of numpy
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_soft_permutation_at_its_edges(normalize, dtype):
+    """Ties and -0, gaps that overflow, an outlier, equal scores; NaN among the nodes stays in its row and sorts first."""
+    most = torch.finfo(dtype).max / 8
+    scores = torch.tensor(
+        [
+            [0.0, -0.0, 1.0, 0.0, 1.0, -1.0],
+            [0.3, -1.0, 0.7, 1.0, -0.2, 0.1],
+            [1e15, 1.0, 2.0, 3.0, 4.0, 5.0],
+            [0.0] * 6,
+            [1.0, math.nan, 2.0, 3.0, 4.0, 5.0],
+            [1.0, 3.0, 2.0, math.nan, math.inf, -math.inf],
+        ],
+        dtype=dtype,
+    )[:, None]
+    scores[1] *= most
+    num_nodes, settings = torch.tensor([6, 6, 6, 6, 6, 3]), (1e-4, 2, normalize)
+    t, log_r, log_c, order, rank = _lazy("soft_permutation", "forward")(scores, num_nodes, *settings)
+    assert torch.equal(order.sort(-1)[0], torch.arange(6).expand(6, 1, 6))
+    assert torch.equal(order.gather(-1, rank), torch.arange(6).expand(6, 1, 6))
+    whole = torch.tensor([0, 1, 2, 3, 5])
+    clean = torch.where(torch.arange(6) < num_nodes[:, None, None], scores, 0)[whole]
+    assert torch.equal(order[whole], OPS["soft_permutation"].reference(clean, num_nodes[whole], *settings)[3])
+    assert normalize or order[4, 0, 0] == 1
+    gradient = _lazy("soft_permutation", "backward")(t, log_r, log_c, scores, order, t, num_nodes, *settings)
+    kept = [x[whole] for x in (t, log_r, log_c)]
+    entropy = _lazy("permutation_entropy", "forward")(*kept, num_nodes[whole], 1e-4)
+    turned = _lazy("permutation_entropy", "backward")(torch.ones((), dtype=dtype), *kept, num_nodes[whole], 1e-4)
+    assert all(x.isfinite().all() for x in (*kept, gradient[whole], entropy, *turned))
+    assert not t[5, 0, 3:].any() and not gradient[5, 0, 3:].any() and not t[4].isfinite().all()
+    ties = torch.tensor([[2, 2, 3, 3, 3, 1]]).double()
+    assert_near(log_r[0], -ties.log())
+    assert not log_r[1].any() and not turned[0][1].any()  # a hard permutation
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 5), (2, 0, 5), (0, 1, 20)])
+def test_soft_permutation_of_nothing(shape, rows_in_memory):
+    x, order, num_nodes = torch.randn(shape), torch.zeros(shape, dtype=torch.int64), torch.ones(shape[:1]).long()
+    found = _lazy("soft_permutation", "forward")(x, num_nodes, 0.1, 2, True)
+    gradient = _lazy("soft_permutation", "backward")(x, None, None, x, order, x, num_nodes, 0.1, 2, True)
+    turned = _lazy("permutation_entropy", "backward")(torch.ones(()), x, x, x, num_nodes, 0.1)
+    assert all(y.shape == shape for y in (*found, gradient, *turned))
+    assert _lazy("permutation_entropy", "forward")(x, x, x, num_nodes, 0.1).isnan()
+
+
+def test_bad_numbers_reach_no_memory_of_soft_permutation(fences):
+    """Counts out of range count as none or as all; an order that is none writes nothing beyond."""
+    scores, num_nodes = (fences(x) for x in (torch.randn(3, 1, 6), torch.tensor([2**40, 6, -5])))
+    t, log_r, log_c, order, _ = _lazy("soft_permutation", "forward")(scores, num_nodes, 0.1, 2, True)
+    soft = [fences(x) for x in (t, log_r, log_c)]
+    for given in (order, with_bad_entries(order)):
+        _lazy("soft_permutation", "backward")(*soft, scores, fences(given), soft[0], num_nodes, 0.1, 2, True)
+    _lazy("permutation_entropy", "forward")(*soft, num_nodes, 0.1)
+    _lazy("permutation_entropy", "backward")(torch.ones(()), *soft, num_nodes, 0.1)
+    alone = _lazy("soft_permutation", "forward")(scores[:2], None, 0.1, 2, True)
+    assert all(torch.equal(x[:2], y) for x, y in zip((t, log_r, log_c, order), alone, strict=False))
+
+
 ROOM = 4096  # numbers around a tensor
 NOWHERE = [-1, -(2**40), 2**40, 10**9]
 
@@ -588,10 +723,14 @@ def test_bad_numbers_reach_no_memory_of_node_identifiers(fences):
 
 
 @pytest.fixture
-def in_place_of_cpu_kernels(monkeypatch):
-    """The launchers registered for CPU tensors as `register` does for CUDA, under the public functions."""
+def in_place_of_cpu_kernels(monkeypatch, request):
+    """The launchers registered for CPU tensors as `register` does for CUDA, under the public functions.
+
+    Of the op that the test names, if it does; others keep their kernels, which are faster here.
+    """
     library = torch.library.Library("probsym_fast", "IMPL")
-    for name, dtypes in KERNELS.items():
+    named = request.node.callspec.params.get("name")
+    for name, dtypes in KERNELS.items() if named is None else [(named, KERNELS[named])]:
         library.impl(name, _lazy(name, "forward"), "CPU", allow_override=True)
         library.impl(f"{name}_backward", _lazy(name, "backward"), "CPU", allow_override=True)
         monkeypatch.setitem(OPS[name].from_python, "cpu", ("triton", dtypes))

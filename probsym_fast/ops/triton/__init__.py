@@ -17,6 +17,8 @@ from probsym_fast._compilers import constant_in_programs
 
 HALF = (torch.float32, torch.bfloat16, torch.float16)
 KERNELS = {  # op -> dtypes
+    "soft_permutation": (torch.float32, torch.float64),
+    "permutation_entropy": (torch.float32, torch.float64),
     "aggregate": HALF,
     "embed": HALF,
     "embed_matrix": HALF,
