@@ -1,14 +1,10 @@
 """The row kernels of csrc/cuda run on the host, thread for thread, against the float64 reference.
 
-They are the very headers that nvcc compiles; only the thread is another (tests/cuda_host/emulated_thread.h): coroutines
-that meet at every shuffle and barrier, in random order in between, in memory full of NaN.
+They are the very files that nvcc compiles, launched as on a GPU; only the CUDA runtime is another (tests/cuda_host):
+coroutines that meet at every shuffle and barrier, in random order in between; every access is traced.
 """
 
 import ctypes
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,34 +13,16 @@ from probsym_fast.ops.permutation import valid_slots
 from probsym_fast.ops.reference.permutation_entropy import permutation_entropy as dense_entropy
 from probsym_fast.ops.reference.soft_permutation import soft_permutation as dense
 from tests.conftest import GRADIENT, VALUE, assert_near
+from tests.helpers import cuda_on_host
 
-ROOT = Path(__file__).parents[1]
-COMPILER = next((path for path in map(shutil.which, ("c++", "g++", "clang++")) if path), None)
-pytestmark = [
-    pytest.mark.skipif(COMPILER is None, reason="no C++ compiler"),
-    pytest.mark.skipif(sys.platform != "linux", reason="coroutines by ucontext"),
-]
+pytestmark = pytest.mark.skipif(cuda_on_host.unable() is not None, reason=str(cuda_on_host.unable()))
 LAUNCH, MEMORY = -1, 0  # slots a thread: as the launch plans it, or in memory
 WARP, BLOCK = 32, 256
 
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory) -> ctypes.CDLL:
-    path = tmp_path_factory.mktemp("cuda_host") / "rows.so"
-    source = ROOT / "tests" / "cuda_host" / "rows.cpp"
-    command = [
-        COMPILER,
-        "-std=c++17",
-        "-O1",
-        "-shared",
-        "-fPIC",
-        "-Wall",
-        "-Werror",
-        "-Wno-psabi",
-        f"-I{ROOT / 'csrc'}",
-    ]
-    subprocess.run([*command, str(source), "-o", str(path)], check=True)
-    return ctypes.CDLL(str(path))
+    return ctypes.CDLL(str(cuda_on_host.once(tmp_path_factory, "rows", cuda_on_host.rows_library)))
 
 
 def call(library: ctypes.CDLL, name: str, *arguments, slots=LAUNCH, threads=BLOCK, seed=1) -> None:
