@@ -22,7 +22,7 @@ WARP, BLOCK = 32, 256
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory) -> ctypes.CDLL:
-    return ctypes.CDLL(str(cuda_on_host.once(tmp_path_factory, "rows", cuda_on_host.rows_library)))
+    return cuda_on_host.library(tmp_path_factory)
 
 
 def call(library: ctypes.CDLL, name: str, *arguments, slots=LAUNCH, threads=BLOCK, seed=1) -> None:

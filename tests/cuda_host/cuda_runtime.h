@@ -49,7 +49,7 @@ inline void __syncwarp(unsigned mask = 0xffffffffu) {
 }
 inline void __syncthreads() { emulated::meet(true, 2); }
 
-using cudaStream_t = struct Stream*;
+using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess, cudaErrorLaunchFailure, cudaErrorNoKernelImageForDevice };
 
 struct cudaLaunchConfig_t {
@@ -60,7 +60,6 @@ struct cudaLaunchConfig_t {
   unsigned numAttrs;
 };
 
-cudaStream_t current_stream();  // the one that launches must be on
 inline const char* last_error = nullptr;  // of a launch
 
 template <class... A, class... B> cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(A...), B&&... given) {
@@ -73,7 +72,7 @@ template <class... A, class... B> cudaError_t cudaLaunchKernelEx(const cudaLaunc
     std::apply(call.kernel, call.arguments);
   };
   const emulated::Grid grid{config->gridDim, config->blockDim, static_cast<int64_t>(config->dynamicSmemBytes)};
-  last_error = config->stream == current_stream() ? emulated::launch(grid, body, &call, sizeof call) : "not on torch's stream";
+  last_error = config->stream == emulated::stream() ? emulated::launch(grid, body, &call, sizeof call) : "not on torch's stream";
   return last_error ? cudaErrorLaunchFailure : cudaSuccess;
 }
 inline cudaError_t cudaGetLastError() { return last_error ? cudaErrorLaunchFailure : cudaSuccess; }

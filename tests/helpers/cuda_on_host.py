@@ -1,5 +1,6 @@
 """csrc/cuda compiled for the host against the CUDA runtime of tests/cuda_host, which runs kernels thread for thread."""
 
+import ctypes
 import fcntl
 import shutil
 import subprocess
@@ -7,11 +8,27 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).parents[2]
+CSRC = ROOT / "csrc"
 HOST = ROOT / "tests" / "cuda_host"
 COMPILER = next((path for path in map(shutil.which, ("c++", "g++", "clang++")) if path), None)
-FLAGS = ["-std=c++17", "-fPIC", "-Wall", "-Werror", "-Wno-psabi", f"-I{HOST}"]
+TORCH = Path(torch.__file__).parent
+FLAGS = [
+    "-std=c++17",
+    "-fPIC",
+    "-Wall",
+    "-Werror",
+    "-Wno-psabi",
+    "-Wno-attributes",
+    f"-I{HOST}",
+    "-isystem",
+    str(TORCH / "include"),
+]
+FLAGS += ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
 TRACED = ["-fsanitize=thread"]  # its calls arrive in emulator.cpp; its own library is not linked
+LIBRARIES = [f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
 
 
 def unable() -> str | None:
@@ -21,23 +38,32 @@ def unable() -> str | None:
     return None if sys.platform == "linux" else "coroutines by ucontext"
 
 
-def compiled(source: Path, to: Path, flags: list[str], csrc: Path = ROOT / "csrc") -> Path:
+def compiled(source: Path, to: Path, flags: list[str], csrc: Path = CSRC) -> Path:
     """The object file of a source, with csrc's headers from another folder where one is given."""
-    path = to / f"{source.stem}.o"
-    command = [COMPILER, *FLAGS, *flags, f"-I{csrc}", "-c", "-x", "c++", str(source), "-o", str(path)]
-    subprocess.run(command, check=True)
+    path = to / f"{source.name}.o"
+    command = [COMPILER, *FLAGS, *flags, f"-I{csrc}", "-c", "-x", "c++", source, "-o", path]
+    subprocess.run(list(map(str, command)), check=True)
     return path
 
 
-def linked(path: Path, objects: list[Path], flags: list[str] | None = None) -> Path:
-    subprocess.run([COMPILER, "-shared", *map(str, objects), *(flags or []), "-o", str(path)], check=True)
+def linked(path: Path, objects: list[Path]) -> Path:
+    subprocess.run(list(map(str, [COMPILER, "-shared", *objects, *LIBRARIES, "-o", path])), check=True)
     return path
 
 
-def rows_library(folder: Path) -> Path:
-    """rows.cpp: every row kernel."""
-    objects = compiled(HOST / "emulator.cpp", folder, ["-O2"]), compiled(HOST / "rows.cpp", folder, ["-O1", *TRACED])
-    return linked(folder / "rows.so", list(objects))
+# source, flags; the first two need nothing of torch
+SOURCES = {
+    HOST / "emulator.cpp": ["-O2"],
+    HOST / "rows.cpp": ["-O1", *TRACED],
+    HOST / "launches.cpp": ["-O0"],
+    CSRC / "cuda" / "soft_permutation.torch.cpp": ["-O0", "-include", "traced_torch.h"],
+    CSRC / "cuda" / "permutation_entropy.torch.cpp": ["-O0", "-include", "traced_torch.h"],
+}
+
+
+def whole(folder: Path) -> Path:
+    """The library of all kernels and their launches."""
+    return linked(folder / "cuda.so", [compiled(source, folder, flags) for source, flags in SOURCES.items()])
 
 
 def once(tmp_path_factory, name: str, make: Callable[[Path], Path]) -> Path:
@@ -51,3 +77,7 @@ def once(tmp_path_factory, name: str, make: Callable[[Path], Path]) -> Path:
         if not done.exists():
             done.write_text(str(make(folder)))
         return Path(done.read_text())
+
+
+def library(tmp_path_factory) -> ctypes.CDLL:
+    return ctypes.CDLL(str(once(tmp_path_factory, "cuda_on_host", whole)))
