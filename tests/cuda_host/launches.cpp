@@ -75,7 +75,7 @@ void throw_runtime_error(const std::string& message) { throw std::runtime_error(
 }  // namespace psf
 
 // Makes the kernels those of the ops of a namespace, on the CPU.
-extern "C" void register_kernels_as(const char* name) {
+extern "C" __attribute__((visibility("default"))) void register_kernels_as(const char* name) {
   auto& library = *new torch::stable::detail::StableLibrary(torch::stable::detail::StableLibrary::Kind::IMPL, name, "CPU", __FILE__, __LINE__);
   for (const psf::Kernel& x : psf::kernels()) library.impl(x.name.c_str(), x.call);
 }

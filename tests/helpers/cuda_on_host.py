@@ -1,6 +1,5 @@
 """csrc/cuda compiled for the host against the CUDA runtime of tests/cuda_host, which runs kernels thread for thread."""
 
-import ctypes
 import fcntl
 import shutil
 import subprocess
@@ -26,7 +25,7 @@ FLAGS = [
     "-isystem",
     str(TORCH / "include"),
 ]
-FLAGS += ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
+FLAGS += ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-fvisibility=hidden"]  # a process loads several such libraries
 TRACED = ["-fsanitize=thread"]  # its calls arrive in emulator.cpp; its own library is not linked
 LIBRARIES = [f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
 
@@ -51,19 +50,17 @@ def linked(path: Path, objects: list[Path]) -> Path:
     return path
 
 
-# source, flags; the first two need nothing of torch
-SOURCES = {
-    HOST / "emulator.cpp": ["-O2"],
-    HOST / "rows.cpp": ["-O1", *TRACED],
-    HOST / "launches.cpp": ["-O0"],
-    CSRC / "cuda" / "soft_permutation.torch.cpp": ["-O0", "-include", "traced_torch.h"],
-    CSRC / "cuda" / "permutation_entropy.torch.cpp": ["-O0", "-include", "traced_torch.h"],
+ROWS = {HOST / "emulator.cpp": ["-O2"], HOST / "rows.cpp": ["-O1", *TRACED]}
+LAUNCHES = {HOST / "launches.cpp": ["-O0"]}
+LAUNCHES |= {
+    CSRC / "cuda" / f"{op}.torch.cpp": ["-O0", "-include", "traced_torch.h"]
+    for op in ("soft_permutation", "permutation_entropy")
 }
 
 
 def whole(folder: Path) -> Path:
     """The library of all kernels and their launches."""
-    return linked(folder / "cuda.so", [compiled(source, folder, flags) for source, flags in SOURCES.items()])
+    return linked(folder / "cuda.so", [compiled(source, folder, flags) for source, flags in (ROWS | LAUNCHES).items()])
 
 
 def once(tmp_path_factory, name: str, make: Callable[[Path], Path]) -> Path:
@@ -79,5 +76,6 @@ def once(tmp_path_factory, name: str, make: Callable[[Path], Path]) -> Path:
         return Path(done.read_text())
 
 
-def library(tmp_path_factory) -> ctypes.CDLL:
-    return ctypes.CDLL(str(once(tmp_path_factory, "cuda_on_host", whole)))
+def built(tmp_path_factory) -> Path:
+    """The whole library; its objects lie beside it."""
+    return once(tmp_path_factory, "cuda_on_host", whole)
