@@ -1,14 +1,10 @@
 """The row kernels of csrc/cuda run on the host, thread for thread, against the float64 reference.
 
-They are the very headers that nvcc compiles; only the thread is another (tests/cuda_host/emulated_thread.h): coroutines
-that meet at every shuffle and barrier, in random order in between, in memory full of NaN.
+They are the very files that nvcc compiles, launched as on a GPU; only the CUDA runtime is another (tests/cuda_host):
+coroutines that meet at every shuffle and barrier, in random order in between; every access is traced.
 """
 
 import ctypes
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,39 +13,20 @@ from probsym_fast.ops.permutation import valid_slots
 from probsym_fast.ops.reference.permutation_entropy import permutation_entropy as dense_entropy
 from probsym_fast.ops.reference.soft_permutation import soft_permutation as dense
 from tests.conftest import GRADIENT, VALUE, assert_near
+from tests.helpers import cuda_on_host
 
-ROOT = Path(__file__).parents[1]
-COMPILER = next((path for path in map(shutil.which, ("c++", "g++", "clang++")) if path), None)
-pytestmark = [
-    pytest.mark.skipif(COMPILER is None, reason="no C++ compiler"),
-    pytest.mark.skipif(sys.platform != "linux", reason="coroutines by ucontext"),
-]
-LAUNCH, MEMORY = -1, 0  # slots a thread: as the launch plans it, or in memory
+pytestmark = pytest.mark.skipif(cuda_on_host.unable() is not None, reason=str(cuda_on_host.unable()))
+LAUNCH, IN_TURN, MEMORY = -1, -2, 0  # the launch as it is, with half its blocks, with slots in memory
 WARP, BLOCK = 32, 256
 
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory) -> ctypes.CDLL:
-    path = tmp_path_factory.mktemp("cuda_host") / "rows.so"
-    source = ROOT / "tests" / "cuda_host" / "rows.cpp"
-    command = [
-        COMPILER,
-        "-std=c++17",
-        "-O1",
-        "-shared",
-        "-fPIC",
-        "-Wall",
-        "-Werror",
-        "-Wno-psabi",
-        f"-I{ROOT / 'csrc'}",
-    ]
-    subprocess.run([*command, str(source), "-o", str(path)], check=True)
-    return ctypes.CDLL(str(path))
+    return ctypes.CDLL(str(cuda_on_host.built(tmp_path_factory)))
 
 
-def call(library: ctypes.CDLL, name: str, *arguments, slots=LAUNCH, threads=BLOCK, seed=1) -> None:
-    """The kernel `name` of the tensors' dtype; tensors are passed by address, and stay alive until it returns."""
-    dtype = next(x.dtype for x in arguments if isinstance(x, torch.Tensor) and x.is_floating_point())
+def run(library: ctypes.CDLL, name: str, dtype: torch.dtype, *arguments) -> None:
+    """The entry point `name` of rows.cpp; tensors are passed by address, and stay alive until it returns."""
     function = getattr(library, f"{name}_{'double' if dtype == torch.float64 else 'float'}")
     function.restype = ctypes.c_char_p
 
@@ -59,8 +36,14 @@ def call(library: ctypes.CDLL, name: str, *arguments, slots=LAUNCH, threads=BLOC
             return ctypes.c_void_p(x.data_ptr() if x is not None else None)
         return ctypes.c_double(x) if isinstance(x, float) else ctypes.c_int64(x)
 
-    problem = function(*map(c, arguments), c(slots), c(threads), c(seed))
+    problem = function(*map(c, arguments))
     assert problem is None, problem.decode()
+
+
+def call(library: ctypes.CDLL, name: str, *arguments, slots=LAUNCH, threads=BLOCK, seed=1) -> None:
+    """The kernel `name` of the tensors' dtype."""
+    dtype = next(x.dtype for x in arguments if isinstance(x, torch.Tensor) and x.is_floating_point())
+    run(library, name, dtype, *arguments, slots, threads, seed)
 
 
 class Rows:
@@ -237,8 +220,16 @@ def test_the_order_of_the_threads_does_not_change_a_bit(library, n):
             assert torch.equal(x, y)
 
 
-@pytest.mark.parametrize("options", [{}, {"slots": MEMORY, "threads": 64}])
+@pytest.mark.parametrize("options", [{"slots": IN_TURN}, {"slots": MEMORY, "threads": 64}])
 def test_a_block_takes_rows_in_turn(library, options):
     """As it does where all rows at once would need too much memory."""
-    n = 60 if options else 300
+    n = 60 if "threads" in options else 300
     Rows(library, torch.randn(2, 3, n), torch.tensor([n, n // 2]), tau=0.2, iterations=2, **options).check()
+
+
+@pytest.mark.parametrize("count", [0, 1, 300, 1000])
+def test_a_block_adds_up(library, count):
+    for dtype in (torch.float64, torch.float32):
+        sums, out = torch.randn(count, dtype=torch.float64), torch.full((1,), torch.inf, dtype=dtype)
+        run(library, "add_up", dtype, sums, count, out, 1)
+        assert out.isnan() if count == 0 else torch.allclose(out, sums.sum().to(dtype))

@@ -29,14 +29,27 @@ template <class P> int64_t workspace_bytes(const P& p) {
   return plan.workspace_bytes * plan.blocks;
 }
 
-template <class P> cudaError_t launch(const P& p, void* workspace, cudaStream_t stream) {
-  if (p.rows == 0) return cudaSuccess;
-  const Plan plan = plan_of(p);
-  with_shape(plan.shape, [&](auto K, auto many) {
-    char* const memory = static_cast<char*>(workspace);
-    each_row<P, K.value, many.value><<<plan.blocks, plan.shape.threads, plan.shared_bytes, stream>>>(p, memory, plan);
-  });
+// The launch's status. A plain function, so that a compiler for the host reads this file too (tests/cuda_host).
+template <class... A, class... B>
+cudaError_t start(void (*kernel)(A...), int blocks, int threads, int64_t shared_bytes, cudaStream_t stream, const B&... given) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = blocks;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  cudaLaunchKernelEx(&config, kernel, given...);
   return cudaGetLastError();
+}
+
+template <class P> cudaError_t launch_as(const Plan& plan, const P& p, void* workspace, cudaStream_t stream) {
+  return with_shape(plan.shape, [&](auto K, auto many) {
+    char* const memory = static_cast<char*>(workspace);
+    return start(each_row<P, K.value, many.value>, plan.blocks, plan.shape.threads, plan.shared_bytes, stream, p, memory, plan);
+  });
+}
+
+template <class P> cudaError_t launch(const P& p, void* workspace, cudaStream_t stream) {
+  return p.rows == 0 ? cudaSuccess : launch_as(plan_of(p), p, workspace, stream);
 }
 
 #define PSF_LAUNCHES(P)                       \

@@ -14,15 +14,14 @@ template <class T> __global__ void __launch_bounds__(256) add_up_kernel(const do
   double sum = 0;
   for (int64_t i = threadIdx.x; i < count; i += 256) sum += sums[i];
   part[threadIdx.x] = sum;
-  for (int half = 128; half > 0; half /= 2) {
+  for (unsigned half = 128; half > 0; half /= 2) {
     __syncthreads();
     if (threadIdx.x < half) part[threadIdx.x] += part[threadIdx.x + half];
   }
   if (threadIdx.x == 0) *out = static_cast<T>(count > 0 ? part[0] : NAN);  // as the mean of nothing
 }
 template <class T> cudaError_t add_up(const double* sums, int64_t count, T* out, cudaStream_t stream) {
-  add_up_kernel<<<1, 256, 0, stream>>>(sums, count, out);
-  return cudaGetLastError();
+  return start(add_up_kernel<T>, 1, 256, 0, stream, sums, count, out);
 }
 template cudaError_t add_up(const double*, int64_t, float*, cudaStream_t);
 template cudaError_t add_up(const double*, int64_t, double*, cudaStream_t);

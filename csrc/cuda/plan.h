@@ -1,5 +1,6 @@
 // The team for a row, and the memory it needs.
 #pragma once
+#include <initializer_list>
 #include <type_traits>
 
 #include "rows.h"

@@ -1,5 +1,5 @@
-// A thread's operations with the others of its block. Nothing else in these headers is specific to CUDA: the tests run them
-// on the host, with a thread of the same interface (tests/cuda_host).
+// A thread's operations with the others of its block. The tests run them, and all that is launched, on the host
+// (tests/cuda_host).
 #pragma once
 
 namespace psf::cuda {

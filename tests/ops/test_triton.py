@@ -14,7 +14,6 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy
 import pytest
 import torch
 
@@ -40,11 +39,6 @@ from tests.helpers.gpu_clock import Clock
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
-
-
-def release(module) -> tuple[int, int]:
-    major, minor = module.__version__.split(".")[:2]
-    return int(major), int(minor)
 
 
 HALVES = "embed or readout", "not (embed or readout)"  # of about the same length
@@ -722,10 +716,6 @@ def test_more_than_32_bits_count_is_refused_before_a_launch(monkeypatch):
 # --- at last, as it has run all the while ---
 
 
-@pytest.mark.skipif(
-    release(triton) < (3, 7) and release(numpy) >= (2, 4),
-    reason="the interpreter of triton 3.6 makes integers of arrays of one element, which numpy refuses since 2.4",
-)
 @pytest.mark.slow
 @pytest.mark.parametrize("half", HALVES)
 def test_kernels_under_the_interpreter(half, interpreted):

@@ -11,9 +11,8 @@ os.environ["TRITON_INTERPRET"] = "1"
 import numpy
 import pytest
 import torch
-import triton.language as tl
 from torch._subclasses import FakeTensorMode
-from triton.runtime.interpreter import InterpreterBuilder, ScanOps, TensorHandle
+from triton.runtime.interpreter import ScanOps
 
 from probsym_fast.ops import OPS, Permutation, aggregate, debug, embed_edges, orthogonal_frame, readout
 from probsym_fast.ops._op import BACKENDS
@@ -21,6 +20,7 @@ from probsym_fast.ops._patches import padded_axis, patch_size
 from probsym_fast.ops.reference._parts import FUNCTIONS
 from probsym_fast.ops.triton import KERNELS, _launch, _lazy
 from tests.conftest import GRADIENT, VALUE, assert_near
+from tests.helpers.interpreter import Programs, index_by_one_element, round_products
 from tests.helpers.items import batch, weights
 from tests.helpers.networks import gin_weights, message_weights, mlp_weights, transformer_weights
 from tests.ops.test_backends import CALLS, Calls, matrices
@@ -63,19 +63,11 @@ def garbage_in_fresh_memory(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def products_of_bfloat16(monkeypatch):
-    """The interpreter keeps bfloat16 as uint16 and would multiply these: its products get them as float32."""
-    multiply = InterpreterBuilder.create_dot
-
-    def widened(x):
-        if x.dtype.scalar != tl.bfloat16:
-            return x
-        return TensorHandle((x.data.astype(numpy.uint32) << 16).view(numpy.float32), tl.float32)
-
-    def create_dot(self, a, b, *rest):
-        return multiply(self, widened(a), widened(b), *rest)
-
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+def programs(monkeypatch):
+    """In an order of their own, not that of their numbers."""
+    round_products(monkeypatch)
+    index_by_one_element(monkeypatch)
+    return Programs(monkeypatch)
 
 
 def by_doubling(self, given):
@@ -789,6 +781,21 @@ def test_any_strides(name, in_place_of_cpu_kernels):
             assert (x is None) == (y is None)
             if x is not None:  # NaN where nothing is kept
                 torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", CALLS_OF_TRITON)
+def test_the_order_of_programs_changes_no_bit(name, programs, in_place_of_cpu_kernels):
+    """In deterministic mode: no program reads or adds to what another of its launch writes."""
+    torch.use_deterministic_algorithms(True)
+    x, results = matrices(), []
+    for programs.seed in (None, 2):
+        leaf = x.clone().requires_grad_()
+        out = CALLS[name](leaf, "triton")
+        combination = torch.randn(out.shape, generator=torch.Generator().manual_seed(3))
+        results.append((out, *torch.autograd.grad(out, leaf, combination)))
+    for y, z in zip(*results, strict=True):
+        assert torch.equal(y, z)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
