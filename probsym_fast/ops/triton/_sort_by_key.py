@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from probsym_fast.ops.triton._launch import kernel
+from probsym_fast.ops.triton._launch import cdiv, kernel
 
 BLOCK = 256
 
@@ -47,7 +46,7 @@ def group(key: Tensor, keys: int) -> tuple[Tensor, Tensor]:
     place, entry = (torch.empty(E, dtype=index, device=key.device) for _ in range(2))
 
     def grid(settings):
-        return (triton.cdiv(E, BLOCK),)
+        return (cdiv(E, BLOCK),)
 
     _count(grid, key, count, place, E, keys, BLOCK=BLOCK)
     begin = count.cumsum(0, dtype=index)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from probsym_fast.ops.triton._launch import bucket, check_axes, check_counts, check_tensors, fresh_like, kernel
+from probsym_fast.ops.triton._launch import bucket, cdiv, check_axes, check_counts, check_tensors, fresh_like, kernel
 
 
 @kernel({"num_warps": 4})
@@ -82,7 +81,7 @@ def forward(vectors: Tensor, frames: Tensor, inverse: bool, mean: bool) -> Tenso
     out = torch.empty(shape, dtype=vectors.dtype, device=vectors.device)
 
     def grid(settings):
-        return ((B if mean else B * S) * (triton.cdiv(n * C, block) if d else 0),)
+        return ((B if mean else B * S) * (cdiv(n * C, block) if d else 0),)
 
     flags = {"TRANSPOSED": inverse, "PER_SAMPLE": vectors.ndim == 5, "SUM": mean, "BLOCK": block}
     _act(grid, frames, vectors, out, S, n, C, 1 / S if mean else 1.0, d=d, **flags)
@@ -106,7 +105,7 @@ def backward(
     per_sample, scale = vectors.ndim == 5, 1 / S if mean else 1.0
 
     def grid(settings):
-        return ((B * S if per_sample else B) * (triton.cdiv(n * C, block) if d else 0),)
+        return ((B * S if per_sample else B) * (cdiv(n * C, block) if d else 0),)
 
     def entries(settings):
         return (B * S * d * d,)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from probsym_fast.ops.triton import Refused
-from probsym_fast.ops.triton._launch import check_axes, check_tensors, fresh_like, kernel, width_block
+from probsym_fast.ops.triton._launch import cdiv, check_axes, check_tensors, fresh_like, kernel, width_block
 from probsym_fast.ops.triton._sort_by_key import group
 
 PART = 4096  # values that one program sums in the gradient of `own`
@@ -107,7 +106,7 @@ def _sum_over(x: Tensor, edges: Tensor, ptr: Tensor | None, own: Tensor | None, 
     block = width_block(width, 256)
 
     def grid(settings):
-        return rows, triton.cdiv(width, block)
+        return rows, cdiv(width, block)
 
     arguments = x, begin, entry, edges[from_axis], ptr, own, sums, rows - graphs, graphs, width
     sizes = rows, width, edges.shape[1] // rows
@@ -135,7 +134,7 @@ def backward(
     if needs_own:
         assert own is not None  # its gradient is asked for
         x, d_sums = x.contiguous(), d_sums.contiguous()
-        parts = torch.empty(triton.cdiv(x.numel(), PART), dtype=torch.float32, device=x.device)
+        parts = torch.empty(cdiv(x.numel(), PART), dtype=torch.float32, device=x.device)
         _product(lambda settings: (parts.numel(),), x, d_sums, parts, x.numel(), BLOCK=PART)
         d_own = parts.sum().to(own.dtype)
     return d_x, d_own

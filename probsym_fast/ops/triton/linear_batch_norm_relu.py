@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from probsym_fast.ops.triton import Refused
-from probsym_fast.ops.triton._launch import check_axes, check_tensors, fresh_like, kernel, width_block
+from probsym_fast.ops.triton._launch import cdiv, check_axes, check_tensors, fresh_like, kernel, width_block
 
 PARTS = 512  # most parts of the rows: programs that sum at a time
 LEAST = 64  # fewest rows per part
@@ -194,8 +194,8 @@ def _product(x: Tensor, linear: Tensor) -> Tensor:
 def _shape(z: Tensor) -> tuple[int, int, int, int, int]:
     """M, C, rows per part, number of parts, and the block of channels."""
     M, C = z.shape
-    rows = max(LEAST, triton.cdiv(M, PARTS))
-    return M, C, rows, triton.cdiv(M, rows), width_block(C, 128)
+    rows = max(LEAST, cdiv(M, PARTS))
+    return M, C, rows, cdiv(M, rows), width_block(C, 128)
 
 
 def _check(x: Tensor, linear: Tensor, **given: Tensor) -> tuple[int, int]:
@@ -214,12 +214,12 @@ def forward(x: Tensor, linear: Tensor, weight: Tensor, bias: Tensor, eps: float)
     M, C, rows, parts, block = _shape(z)
     y, (mean, variance) = fresh_like(z), (fresh_like(weight) for _ in range(2))
     kept = torch.empty(parts, 2, C, dtype=torch.float32, device=z.device)
-    blocks = triton.cdiv(C, block)
+    blocks = cdiv(C, block)
     _moments(lambda settings: (parts, blocks), z, kept, M, C, rows, sizes=(M, C), BLOCK_C=block)
-    _statistics(lambda settings: (triton.cdiv(C, 16),), kept, mean, variance, M, C, rows, parts, BLOCK_P=64, BLOCK_C=16)
+    _statistics(lambda settings: (cdiv(C, 16),), kept, mean, variance, M, C, rows, parts, BLOCK_P=64, BLOCK_C=16)
 
     def tiles(settings):
-        return triton.cdiv(M, settings["TILE"] // block), blocks
+        return cdiv(M, settings["TILE"] // block), blocks
 
     _normalise(tiles, z, weight, bias, mean, variance, y, M, C, eps, sizes=(M, C), BLOCK_C=block)
     return y, mean, variance
@@ -236,15 +236,13 @@ def backward(
     M, C, rows, parts, block = _shape(z)
     d_z, d_weight, d_bias = fresh_like(z), fresh_like(weight), fresh_like(bias)
     kept = torch.empty(parts, 2, C, dtype=torch.float32, device=z.device)
-    blocks, read = triton.cdiv(C, block), (d_y, z, weight, bias, mean, variance)
+    blocks, read = cdiv(C, block), (d_y, z, weight, bias, mean, variance)
     _sums(lambda settings: (parts, blocks), *read, kept, M, C, eps, rows, sizes=(M, C), BLOCK_C=block)
     narrow = {"BLOCK_P": 64, "BLOCK_C": 16}
-    _channel_gradients(
-        lambda settings: (triton.cdiv(C, 16),), kept, variance, d_weight, d_bias, C, eps, parts, **narrow
-    )
+    _channel_gradients(lambda settings: (cdiv(C, 16),), kept, variance, d_weight, d_bias, C, eps, parts, **narrow)
 
     def tiles(settings):
-        return triton.cdiv(M, settings["TILE"] // block), blocks
+        return cdiv(M, settings["TILE"] // block), blocks
 
     _row_gradients(tiles, *read, d_weight, d_bias, d_z, M, C, eps, sizes=(M, C), BLOCK_C=block)
     del z, read  # frees memory for d_x

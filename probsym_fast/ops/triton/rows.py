@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from probsym_fast.ops.triton._launch import bucket, kernel, precision, width_block
+from probsym_fast.ops.triton._launch import bucket, cdiv, kernel, precision, width_block
 
 
 @triton.jit
@@ -142,7 +142,7 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None, more: Tensor | None
     y, block = torch.empty(rows, N, dtype=x.dtype, device=x.device), width_block(N, 64)
 
     def grid(settings):
-        return (triton.cdiv(rows, settings["BLOCK_R"]) * triton.cdiv(N, block),)
+        return (cdiv(rows, settings["BLOCK_R"]) * cdiv(N, block),)
 
     constants = {"UNIT": unit, "ALONG": not w.is_contiguous(), "PRECISION": precision(x.dtype)}
     arguments = x, w, bias, more, y, rows, *sizes
@@ -156,7 +156,7 @@ def norm_gradient(d: Tensor, w: Tensor, x: Tensor, gain: Tensor, more: Tensor, e
     normal, d_x, (sizes, unit) = torch.empty_like(x), torch.empty_like(x), in_units(K, W)
 
     def grid(settings):
-        return (triton.cdiv(rows, settings["BLOCK_R"]),)
+        return (cdiv(rows, settings["BLOCK_R"]),)
 
     arguments = d, w, x, gain, more, normal, d_x, rows, *sizes, eps
     constants = tile(block, unit) | {"UNIT": unit, "BLOCK_W": block}
