@@ -132,10 +132,11 @@ def check(name, arguments, leaves):
 @pytest.mark.parametrize("shape", [(3, 7), (330,)])
 @pytest.mark.parametrize("virtual", [False, True])
 def test_aggregate(shape, dtype, virtual):
-    """More edges at a node than are read at a time, a graph of one node and one of none; several blocks of the width."""
-    data = batch([2, 3, 1, 0], 3, edges=30)
-    assert data.edges[1].bincount().max() > 8
-    x = torch.randn(6 + 4 * virtual, *shape).to(dtype)
+    """More edges at a node than are read at a time, a graph of one node and one of none; several blocks of the width and of
+    the nodes, of all and of one graph."""
+    data = batch([2, 10, 1, 0], 10, edges=40)
+    assert data.edges[1].bincount().max() > 4
+    x = torch.randn(13 + 4 * virtual, *shape).to(dtype)
     check("aggregate", [x, data.edges, data.ptr if virtual else None, torch.tensor(1.3)], [0, 3])
     check("aggregate", [x, data.edges, data.ptr if virtual else None, None], [0])
 

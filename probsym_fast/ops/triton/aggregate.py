@@ -3,75 +3,80 @@
 from __future__ import annotations
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
 from probsym_fast.ops.triton import Refused
 from probsym_fast.ops.triton._launch import cdiv, check_axes, check_tensors, fresh_like, kernel, width_block
 from probsym_fast.ops.triton._sort_by_key import group
+from probsym_fast.ops.triton.items import graph_of
 
+AHEAD: tl.constexpr = tl.constexpr(4)  # entries of a list whose loads do not wait for each other
 PART = 4096  # values that one program sums in the gradient of `own`
 
 
-@kernel({"BLOCK_E": 8, "num_warps": 4}, {"BLOCK_E": 2, "num_warps": 2})
+@triton.jit
+def _of_graph(p_x, p_ptr, p_sums, i_graph, b_own, nodes, width, o_w, m_w, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr):
+    """sums of a virtual node: (own + 1) x + the x of its graph's nodes, several at a time."""
+    o_r, i_row = tl.arange(0, BLOCK_R), nodes + i_graph.to(tl.int64)
+    b_first = tl.maximum(tl.load(p_ptr + i_graph), 0)
+    b_last = tl.minimum(tl.load(p_ptr + i_graph + 1), nodes)
+    b_sum = tl.zeros((BLOCK_R, BLOCK_W), tl.float32)
+    for k in range(b_first, b_last, BLOCK_R):
+        m_x = (k + o_r < b_last)[:, None] & m_w[None, :]
+        b_sum += tl.load(p_x + (k + o_r)[:, None] * width + o_w[None, :], mask=m_x, other=0).to(tl.float32)
+    b_x = tl.load(p_x + i_row * width + o_w, mask=m_w, other=0).to(tl.float32) * (b_own + 1.0)
+    tl.store(p_sums + i_row * width + o_w, (b_x + tl.sum(b_sum, 0)).to(p_sums.dtype.element_ty), mask=m_w)
+
+
+@triton.jit
+def _of_nodes(
+    p_x, p_begin, p_entry, p_ptr, p_own, p_sums, i_block, b_own, nodes, graphs, width, STEPS, o_w, m_w,
+    BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """sums of several nodes: own x + the x of each one's list + that of the virtual node."""
+    o_r = i_block.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    m_r = o_r < nodes
+    b_begin = tl.load(p_begin + o_r, mask=m_r, other=0)
+    b_count = tl.load(p_begin + o_r + 1, mask=m_r, other=0) - b_begin
+    b_sum = tl.zeros((BLOCK_R, BLOCK_W), tl.float32)
+    o_x, m_x = o_r[:, None] * width + o_w[None, :], m_r[:, None] & m_w[None, :]
+    if p_own is not None:
+        b_sum = b_own * tl.load(p_x + o_x, mask=m_x, other=0).to(tl.float32)
+    if p_ptr is not None:
+        b_graph = graph_of(p_ptr, o_r, graphs, STEPS)
+        m_virtual = (m_r & (b_graph < graphs))[:, None] & m_w[None, :]
+        p_virtual = p_x + (nodes + b_graph)[:, None] * width + o_w[None, :]
+        b_sum += tl.load(p_virtual, mask=m_virtual, other=0).to(tl.float32)
+    for e in range(0, tl.max(b_count, 0), AHEAD):
+        for k in tl.static_range(AHEAD):
+            b_from = tl.load(p_entry + b_begin + e + k, mask=e + k < b_count, other=-1).to(tl.int64)
+            m_from = (b_from >= 0)[:, None] & m_w[None, :]
+            b_sum += tl.load(p_x + b_from[:, None] * width + o_w[None, :], mask=m_from, other=0).to(tl.float32)
+    tl.store(p_sums + o_x, b_sum.to(p_sums.dtype.element_ty), mask=m_x)
+
+
+@kernel({"TILE": 1024, "num_warps": 4}, {"TILE": 2048, "num_warps": 4}, {"TILE": 512, "num_warps": 2})
 def _sum_rows(
-    p_x,
-    p_begin,
-    p_entry,
-    p_from,
-    p_ptr,
-    p_own,
-    p_sums,
-    nodes,
-    graphs,
-    width,
-    STEPS,
-    BLOCK_E: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-):
-    """sums[i] = own x[i] + the x of i's list; a virtual node (i >= nodes) sums itself and the nodes of its graph."""
-    i_row = tl.program_id(0).to(tl.int64)
+    p_x, p_begin, p_entry, p_ptr, p_own, p_sums, nodes, graphs, width, STEPS, TILE: tl.constexpr, BLOCK_W: tl.constexpr
+):  # fmt: skip
+    """The virtual node of a graph, of which there are `graphs`; then a block of nodes."""
+    BLOCK_R: tl.constexpr = TILE // BLOCK_W
+    i_block = tl.program_id(0)
     o_w = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
     m_w = o_w < width
-    b_weight = (i_row >= nodes).to(tl.float32)
-    m_own = o_w < tl.where(i_row >= nodes, width, 0)
+    b_own = 0.0
     if p_own is not None:
-        b_weight += tl.load(p_own).to(tl.float32)
-        m_own = m_w
-    b_x = tl.load(p_x + i_row * width + o_w, mask=m_own, other=0).to(tl.float32) * b_weight
-    b_sum = tl.zeros((BLOCK_E, BLOCK_W), tl.float32)
-    o_e = tl.arange(0, BLOCK_E)
-    if i_row < nodes:
-        b_first = tl.load(p_begin + i_row).to(tl.int64)
-        b_last = tl.load(p_begin + i_row + 1).to(tl.int64)
-        for k in range(b_first, b_last, BLOCK_E):
-            m_e = k + o_e < b_last
-            b_entry = tl.load(p_entry + k + o_e, mask=m_e, other=0).to(tl.int64)
-            b_from = tl.load(p_from + b_entry, mask=m_e, other=0)
-            m_e = m_e & (b_from >= 0) & (b_from < nodes)
-            b_sum += tl.load(
-                p_x + b_from[:, None] * width + o_w[None, :], mask=m_e[:, None] & m_w[None, :], other=0
-            ).to(tl.float32)
-        if p_ptr is not None:
-            b_low = i_row * 0
-            b_high = b_low + graphs
-            for _ in range(STEPS):  # the graph of the node: how many graphs end at or before it
-                b_middle = (b_low + b_high) // 2
-                b_before = (b_low < b_high) & (tl.load(p_ptr + tl.minimum(b_middle + 1, graphs)) <= i_row)
-                b_low = tl.where(b_before, b_middle + 1, b_low)
-                b_high = tl.where(b_before, b_high, b_middle)
-            m_virtual = o_w < tl.where(b_low < graphs, width, 0)
-            b_x += tl.load(p_x + (nodes + b_low) * width + o_w, mask=m_virtual, other=0).to(tl.float32)
-    else:
-        if p_ptr is not None:
-            b_first = tl.maximum(tl.load(p_ptr + i_row - nodes), 0)
-            b_last = tl.minimum(tl.load(p_ptr + i_row - nodes + 1), nodes)
-            for k in range(b_first, b_last, BLOCK_E):
-                m_e = k + o_e < b_last
-                b_sum += tl.load(
-                    p_x + (k + o_e)[:, None] * width + o_w[None, :], mask=m_e[:, None] & m_w[None, :], other=0
-                ).to(tl.float32)
-    tl.store(p_sums + i_row * width + o_w, (b_x + tl.sum(b_sum, 0)).to(p_sums.dtype.element_ty), mask=m_w)
+        b_own = tl.load(p_own).to(tl.float32)
+    if p_ptr is not None:
+        if i_block < graphs:
+            _of_graph(p_x, p_ptr, p_sums, i_block, b_own, nodes, width, o_w, m_w, BLOCK_R, BLOCK_W)
+    if i_block >= graphs:
+        _of_nodes(
+            p_x, p_begin, p_entry, p_ptr, p_own, p_sums, i_block - graphs, b_own, nodes, graphs, width, STEPS, o_w, m_w,
+            BLOCK_R, BLOCK_W,
+        )  # fmt: skip
 
 
 @kernel({"num_warps": 4})
@@ -102,15 +107,14 @@ def _sum_over(x: Tensor, edges: Tensor, ptr: Tensor | None, own: Tensor | None, 
         return sums
     graphs = 0 if ptr is None else ptr.shape[0] - 1
     rows, width = x.shape[0], x.numel() // x.shape[0]
-    begin, entry = group(edges[1 - from_axis], rows - graphs)
-    block = width_block(width, 256)
+    nodes, block = rows - graphs, width_block(width, 256)
+    begin, entry = group(edges[1 - from_axis], nodes, edges[from_axis])
 
     def grid(settings):
-        return rows, cdiv(width, block)
+        return graphs + cdiv(nodes, settings["TILE"] // block), cdiv(width, block)
 
-    arguments = x, begin, entry, edges[from_axis], ptr, own, sums, rows - graphs, graphs, width
-    sizes = rows, width, edges.shape[1] // rows
-    _sum_rows(grid, *arguments, sizes=sizes, STEPS=graphs.bit_length(), BLOCK_W=block)
+    arguments = x, begin, entry, ptr, own, sums, nodes, graphs, width, graphs.bit_length()
+    _sum_rows(grid, *arguments, sizes=(rows, width, edges.shape[1] // rows), BLOCK_W=block)
     return sums
 
 
