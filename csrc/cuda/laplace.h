@@ -4,6 +4,8 @@
 // A thread first scans its own slots; what enters from its neighbours is a scan over the threads, whose decays are the same
 // for every product.
 #pragma once
+#include <type_traits>
+
 #include "team.h"
 
 namespace psf::cuda {
@@ -150,12 +152,13 @@ PSF_UNROLLED
   }
 };
 
-// Products with the vectors x[0..R-1]. next(i, f, b): for slot i of this thread the products' K x[r] = f[r] + b[r] - x[r]
-// and (sgn o K) x[r] = b[r] - f[r]; it may change x. b is held in `room` meanwhile.
+// Products with the vectors x[0..R-1]. next(i, K_x, sgn_x): for slot i of this thread the products K x[r] and (sgn o K) x[r];
+// it may change x. b is held in `room` meanwhile.
 template <int R, class Kernel, class Slots, class Next>
 PSF_STEP void product(Kernel& kernel, Slots* x, Slots* room, Next next) {
   const int k = kernel.k();
   typename Kernel::template Scan<R> f, b;
+  std::decay_t<decltype(f.p[0])> K_x[R], sgn_x[R];
   PSF_UNROLLED
   for (int i = 0; i < k; ++i) {
     const int j = k - 1 - i;
@@ -174,10 +177,11 @@ PSF_UNROLLED
   for (int i = 0; i < k; ++i) {
 PSF_UNROLLED
     for (int r = 0; r < R; ++r) {
+      K_x[r] = room[r][i] + kernel.a[i] * f.p[r];
       f.p[r] = x[r][i] + kernel.a[i] * f.p[r];
-      b.p[r] = room[r][i];
+      sgn_x[r] = room[r][i] - f.p[r];
     }
-    next(i, f.p, b.p);
+    next(i, K_x, sgn_x);
   }
 }
 

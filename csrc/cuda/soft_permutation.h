@@ -93,8 +93,8 @@ PSF_STEP void compute_row(Team& team, Arena arena, T*, const SoftPermutation<T>&
   for (int i = 0; i < k; ++i) c[i] = r[i] = T(1);
   PSF_ROLLED
   for (int step = 0; step < p.iterations; ++step) {
-    product<1>(kernel, &c, &r, [&](int i, const T* f, const T* b) { r[i] = T(1) / (f[0] + b[0] - c[i]); });
-    product<1>(kernel, &r, &c, [&](int i, const T* f, const T* b) { c[i] = T(1) / (f[0] + b[0] - r[i]); });
+    product<1>(kernel, &c, &r, [&](int i, const T* K_x, const T* sgn_x) { r[i] = reciprocal(K_x[0]); });
+    product<1>(kernel, &r, &c, [&](int i, const T* K_x, const T* sgn_x) { c[i] = reciprocal(K_x[0]); });
   }
   store_log<K, T>(r, p.log_r + at, first, n, p.N, k);
   store_log<K, T>(c, p.log_c + at, first, n, p.N, k);
@@ -127,13 +127,13 @@ PSF_STEP void compute_row(Team& team, Arena arena, T* saved, const SoftPermutati
     }
     PSF_ROLLED
     for (int step = 1; step <= p.iterations; ++step) {
-      product<1>(kernel, &x[1], &x[0], [&](int i, const T* f, const T* b) {
+      product<1>(kernel, &x[1], &x[0], [&](int i, const T* K_x, const T* sgn_x) {
         c[i] = x[1][i];
-        sgn_c[i] = b[0] - f[0];
-        x[0][i] = T(1) / (f[0] + b[0] - x[1][i]);
+        sgn_c[i] = sgn_x[0];
+        x[0][i] = reciprocal(K_x[0]);
       });
-      product<1>(kernel, &x[0], &x[1], [&](int i, const T* f, const T* b) {
-        x[1][i] = T(1) / (f[0] + b[0] - x[0][i]);
+      product<1>(kernel, &x[0], &x[1], [&](int i, const T* K_x, const T* sgn_x) {
+        x[1][i] = reciprocal(K_x[0]);
         if (step < p.iterations) kept(step, i) = x[1][i];
       });
     }
@@ -142,21 +142,21 @@ PSF_STEP void compute_row(Team& team, Arena arena, T* saved, const SoftPermutati
     PSF_ROLLED
     for (int step = p.iterations; step > 0; --step) {
       // x: r_m and w of c_m; then w of r_m and, for the iteration before, c_{m-2}
-      product<2>(kernel, x, room, [&](int i, const T* f, const T* b) {
+      product<2>(kernel, x, room, [&](int i, const T* K_x, const T* sgn_x) {
         const T r = x[0][i], w = x[1][i];
-        dt[i] += inverse_by_t(r, b[0] - f[0], w, b[1] - f[1]);
-        T rho = inverse_by_log(r, f[1] + b[1] - w);
+        dt[i] += inverse_by_t(r, sgn_x[0], w, sgn_x[1]);
+        T rho = inverse_by_log(r, K_x[1]);
         if (step == p.iterations) rho += outside(p.d_log_r, at, n, first + i);
         x[0][i] = rho * r;
         x[1][i] = step > 2 ? kept(step - 2, i) : T(1);
       });
-      product<2>(kernel, x, room, [&](int i, const T* f, const T* b) {
+      product<2>(kernel, x, room, [&](int i, const T* K_x, const T* sgn_x) {
         const T w = x[0][i], before = x[1][i], ci = c[i];
-        dt[i] += inverse_by_t(ci, sgn_c[i], w, b[0] - f[0]);
-        sgn_c[i] = b[1] - f[1];
+        dt[i] += inverse_by_t(ci, sgn_c[i], w, sgn_x[0]);
+        sgn_c[i] = sgn_x[1];
         c[i] = before;
-        x[0][i] = T(1) / (f[1] + b[1] - before);
-        x[1][i] = inverse_by_log(ci, f[0] + b[0] - w) * ci;
+        x[0][i] = reciprocal(K_x[1]);
+        x[1][i] = inverse_by_log(ci, K_x[0]) * ci;
       });
     }
   }

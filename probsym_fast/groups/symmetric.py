@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -82,9 +83,10 @@ class Symmetric(Group):
         relaxation: Relaxation = Relaxation(),
         draws: Draws | None = None,
     ) -> tuple[SoftPermutation, dict[str, Tensor]]:
-        """Scores with ties broken by noise U(0, 1e-6) -> soft permutation (float64) and its "entropy" (float32 or better).
+        """Scores with ties broken by noise U(0, 1e-6) -> soft permutation and its "entropy".
 
-        "scores" are (B, S, n), or (nodes, S) for a ragged batch.
+        "scores" are (B, S, n), or (nodes, S) for a ragged batch. They are sorted in float64, and relaxed in their dtype or
+        float32: the permutation's vectors and the entropy have this one.
         """
         scores = wanted(outputs, "scores", repr(self))
         if scores.ndim == 2 and hasattr(batch, "padded"):
@@ -94,5 +96,8 @@ class Symmetric(Group):
         names = getattr(batch, "key", None)  # where noise goes by the graph's key, ties do too
         ties = (draws or Draws()).uniform(tuple(scores.shape), "ties", rows=names, device=scores.device)
         # float32 would round the noise to a few values or to none, and node numbers would break the ties
-        p = ops.soft_permutation(scores.double() + TIE_NOISE * ties, batch.num_nodes, *relaxation)
-        return p, {"entropy": ops.permutation_entropy(p).to(torch.promote_types(scores.dtype, torch.float32))}
+        hard = ops.soft_permutation(scores.double() + TIE_NOISE * ties, batch.num_nodes, iterations=0)
+        t = hard.scores.to(torch.promote_types(scores.dtype, torch.float32))  # sorted in any dtype: it keeps its order
+        soft = ops.soft_permutation(t, batch.num_nodes, *relaxation, normalize=False)
+        p = replace(soft, order=hard.order, rank=hard.rank, checked=True)
+        return p, {"entropy": ops.permutation_entropy(p)}

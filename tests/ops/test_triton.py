@@ -36,6 +36,7 @@ from probsym_fast.ops.triton import KERNELS, _launch
 from probsym_fast.ops.triton import _lazy as through
 from probsym_fast.ops.triton import _sort_by_key as _group
 from tests.helpers.gpu_clock import Clock
+from tests.helpers.gpu_driver import Driver
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -138,6 +139,7 @@ class Launches:
 
     def __call__(self, kernel, grid, arguments, settings):
         assert all(isinstance(x, int) and x >= 0 for x in grid(settings))
+        assert not any(x.is_constexpr for x in kernel.function.params[: len(arguments)])  # as `Ready` needs it
         for configuration in kernel.among(settings):
             every = settings | configuration
             chosen = {k: every.pop(k) for k in ("num_warps", "num_stages", "maxnreg") if k in every}
@@ -585,6 +587,35 @@ def test_tuning_allocates_nothing(fastest, monkeypatch, tmp_path):
     kernel, tensor = _launch.Kernel(_group._count.function, CONFIGURATIONS), torch.zeros(1)
     with NoTensors():
         assert kernel._choose(torch.device("cuda"), None, (tensor,), (100,), {}) == CONFIGURATIONS[fastest]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernel would stay compiled for a driver that runs nothing")
+def test_a_compiled_kernel_is_launched_without_binding(monkeypatch):
+    """The same grid and arguments as by triton; another kernel for what is aligned otherwise, and only then."""
+    driver, bound = Driver(), []
+    monkeypatch.setattr(triton.runtime.driver, "_active", driver)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    kernel = _launch.kernel({"num_warps": 4})(_group._count.function.fn)
+    kernel.function.add_pre_run_hook(lambda *arguments, **settings: bound.append(arguments))
+
+    def launch(E, keys, offset=0, block=256):
+        key, count, place = (torch.zeros(9000, dtype=torch.int32) for _ in range(3))
+        kernel(lambda settings: (E // settings["BLOCK"],), key, count[offset:], place, E, keys, BLOCK=block)
+        grid, arguments = driver.launched[-1]
+        assert grid == (E // block, 1, 1) and len(arguments) == len(kernel.parameters)
+        given = key.data_ptr(), count.data_ptr() + 4 * offset, place.data_ptr(), E, keys, block
+        assert [x.data_ptr() if isinstance(x, torch.Tensor) else x for x in arguments] == list(given)
+
+    for E, keys in ((512, 7), (1025, 16), (300, 1), (2048, 40)):
+        launch(E, keys)
+    assert len(bound) == 1 and len(driver.launched) == 4
+    launch(512, 7, offset=1)
+    launch(512, 7, offset=4)
+    assert len(bound) == 2
+    launch(512, 7, block=512)
+    assert len(bound) == 3
+    kernel(lambda settings: (0,), *bound[0], BLOCK=256)
+    assert len(driver.launched) == 7
 
 
 def ragged_batch(B: int, generator: torch.Generator) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 from triton.runtime.interpreter import ScanOps
 
-from probsym_fast.ops import OPS, Permutation, aggregate, debug, embed_edges, orthogonal_frame, readout
+from probsym_fast.ops import OPS, Permutation, aggregate, debug, embed_edges, orthogonal_frame, readout, soft_permutation
 from probsym_fast.ops._op import BACKENDS
 from probsym_fast.ops._patches import padded_axis, patch_size
 from probsym_fast.ops.reference._parts import FUNCTIONS
@@ -148,10 +148,11 @@ def check(name, arguments, leaves):
 @pytest.mark.parametrize("shape", [(3, 7), (330,)])
 @pytest.mark.parametrize("virtual", [False, True])
 def test_aggregate(shape, dtype, virtual):
-    """More edges at a node than are read at a time, a graph of one node and one of none; several blocks of the width."""
-    data = batch([2, 3, 1, 0], 3, edges=30)
-    assert data.edges[1].bincount().max() > 8
-    x = torch.randn(6 + 4 * virtual, *shape).to(dtype)
+    """More edges at a node than are read at a time, a graph of one node and one of none; several blocks of the width and of
+    the nodes, of all and of one graph."""
+    data = batch([2, 10, 1, 0], 10, edges=40)
+    assert data.edges[1].bincount().max() > 4
+    x = torch.randn(13 + 4 * virtual, *shape).to(dtype)
     check("aggregate", [x, data.edges, data.ptr if virtual else None, torch.tensor(1.3)], [0, 3])
     check("aggregate", [x, data.edges, data.ptr if virtual else None, None], [0])
 
@@ -319,6 +320,16 @@ def test_readout(N, grid, centered, where, dtype):
     arguments = [tokens, items, *soft_arguments(data), *axis, weight]
     check("readout", [*arguments, torch.randn(C).to(dtype)], [0, 5, 6, 7, 12, 13])
     check("readout", [*arguments, None], [0])
+
+
+@pytest.mark.parametrize(("B", "S", "D"), [(2, 3, 4), (0, 2, 3), (1, 1, 0)])
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_permute(B, S, D, inverse, shared):
+    scores, num_nodes = torch.randn(B, S, 9), torch.tensor([9, 5][:B], dtype=torch.int64)
+    p = soft_permutation(scores, num_nodes, 0.5, 3, backend="reference")
+    x = torch.randn(B, 1 if shared else S, 9, D)
+    check("permute", [x, p.rank, p.order, num_nodes, p.scores, p.log_r, p.log_c, 0.5, inverse], [0, 4, 5, 6])
 
 
 @pytest.mark.parametrize("items", [0, 3])

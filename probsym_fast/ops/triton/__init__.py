@@ -24,6 +24,7 @@ KERNELS = {  # op -> dtypes
     "embed_matrix": HALF,
     "readout": HALF,
     "node_identifiers": HALF,
+    "permute": (torch.float32, torch.float64),
     "act_orthogonal": HALF,
     "orthogonal_frame": (torch.float32,),
     "linear_batch_norm_relu": HALF,

@@ -10,7 +10,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -32,6 +32,19 @@ RAGGED |= {"parts", "part", "splits", "p_key", "p_from"}  # the last two point i
 RAGGED |= {"p_lengths", "p_own"}  # point to those of any sequence, of any layer
 
 
+class Ready(NamedTuple):
+    """A kernel that is compiled: launched without triton's own binding of arguments, several times as long."""
+
+    compiled: Any
+    settings: dict
+    constants: tuple  # the constexpr arguments, which follow the others
+
+    def __call__(self, grid: Callable[[dict], tuple], arguments: tuple) -> None:
+        size = grid(self.settings)
+        if 0 not in size:
+            self.compiled[(*size, 1, 1)[:3]](*arguments, *self.constants)
+
+
 class Kernel:
     """A jitted kernel with its configurations: constexpr arguments, and num_warps.
 
@@ -44,18 +57,26 @@ class Kernel:
     def __init__(self, function: Any, configurations: tuple[dict, ...], ieee: tuple[dict, ...] = ()):
         self.function, self.configurations, self.ieee = function, configurations, ieee
         self.name = function.__name__.strip("_")
+        self.parameters = tuple(inspect.signature(function.fn).parameters)
+        self.ragged = tuple(name in RAGGED for name in self.parameters)
         self.chosen: dict[str, dict] = {}
+        self.ready: dict[tuple, Ready] = {}
 
     def __call__(self, grid: Callable[[dict], tuple], *arguments, sizes: tuple[int, ...] = (), **constants) -> None:
-        """grid: a function of the constexpr arguments. sizes: what the best configuration depends on.
+        """grid: a function of the constexpr arguments. arguments: all others, the first a tensor. sizes: what the best
+        configuration depends on.
 
         The kernel must not read its outputs: it runs several times while configurations are measured.
         """
-        device = next(x for x in arguments if isinstance(x, Tensor)).device
-        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        device = arguments[0].device
+        with on_device(device):
             try:
-                configuration = self._choose(device, grid, arguments, sizes, constants)
-                launch(self, grid, arguments, constants | configuration)
+                key = self._key(device, arguments, sizes, constants)
+                if key in self.ready:
+                    self.ready[key](grid, arguments)
+                else:
+                    settings = constants | self._choose(device, grid, arguments, sizes, constants)
+                    self._keep(key, len(arguments), settings, launch(self, grid, arguments, settings))
                 if debugging() and device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
                     torch.cuda.synchronize(device)
             except torch.OutOfMemoryError:
@@ -64,6 +85,17 @@ class Kernel:
                 shapes = [tuple(x.shape) if isinstance(x, Tensor) else x for x in arguments]
                 message = f"the kernel {self.name} failed on {device} for {shapes}: {error}"
                 raise KernelFailure(message) from error
+
+    def _key(self, device, arguments, sizes, constants) -> tuple:
+        """All that the configuration and the compiled kernel depend on."""
+        mode = device.index, torch.are_deterministic_algorithms_enabled()
+        return *mode, *map(kind, arguments, self.ragged), *constants.items(), *map(bucket, sizes)
+
+    def _keep(self, key, count, settings, compiled) -> None:
+        """compiled: None where nothing was, by an empty grid or under the interpreter."""
+        if compiled is not None and not torch.cuda.is_current_stream_capturing():  # a choice of then is not final
+            constants = tuple(settings[name] for name in self.parameters[count:])
+            self.ready[key] = Ready(compiled, settings, constants)
 
     def among(self, constants: dict) -> tuple[dict, ...]:
         """The configurations for these constexpr arguments."""
@@ -133,11 +165,29 @@ def not_kept() -> Iterator[None]:
             )
 
 
-def launch(kernel: Kernel, grid: Callable, arguments: tuple, settings: dict) -> None:
-    """Launches a kernel; an empty grid launches nothing."""
+def launch(kernel: Kernel, grid: Callable, arguments: tuple, settings: dict) -> Any:
+    """Compiles a kernel where it is new, launches and returns it; an empty grid launches nothing."""
     size = grid(settings)
-    if 0 not in size:
-        kernel.function[size](*arguments, **(OPTIONS | settings))
+    return None if 0 in size else kernel.function[size](*arguments, **(OPTIONS | settings))
+
+
+NOTHING = contextlib.nullcontext()
+
+
+def on_device(device: torch.device) -> contextlib.AbstractContextManager:
+    """Makes a GPU the current one for a scope."""
+    here = device.type != "cuda" or device.index == torch.cuda.current_device()
+    return NOTHING if here else torch.cuda.device(device)
+
+
+def kind(x: Any, ragged: bool) -> Any:
+    """What triton compiles for: the type of an argument and, unless it is ragged, what divides it."""
+    if type(x) is int:
+        narrow = -(2**31) <= x < 2**31
+        return narrow if ragged else (narrow, x == 1, x % 16 == 0)
+    if isinstance(x, Tensor):
+        return x.dtype if ragged else (x.dtype, x.data_ptr() % 16 == 0)
+    return type(x)
 
 
 def kernel(*configurations: dict, ieee: tuple[dict, ...] = ()) -> Callable:
@@ -152,7 +202,12 @@ def kernel(*configurations: dict, ieee: tuple[dict, ...] = ()) -> Callable:
 
 def bucket(size: int) -> int:
     """The next power of two."""
-    return triton.next_power_of_2(max(1, size))
+    return 1 << (max(1, size) - 1).bit_length()
+
+
+def cdiv(x: int, y: int) -> int:
+    """x / y, rounded up; triton's own takes several times as long on the host."""
+    return -(-x // y)
 
 
 def width_block(width: int, most: int) -> int:

@@ -11,10 +11,12 @@ import triton.language as tl
 from torch import Tensor
 
 from probsym_fast.ops.triton import Refused
-from probsym_fast.ops.triton._launch import check_axes, check_tensors, fresh_like, kernel, width_block
+from probsym_fast.ops.triton._launch import cdiv, check_axes, check_tensors, fresh_like, kernel, width_block
 from probsym_fast.ops.triton._sort_by_key import group
+from probsym_fast.ops.triton.items import graph_of
 from probsym_fast.ops.triton.rows import activation
 
+AHEAD: tl.constexpr = tl.constexpr(4)  # entries of a list whose loads do not wait for each other
 PART = 4096  # values that one program sums in the gradient of `own`
 
 
@@ -27,76 +29,76 @@ def read(p_x, m_x, p_z, ACT: tl.constexpr):
     return b_x
 
 
-@kernel({"BLOCK_E": 8, "num_warps": 4}, {"BLOCK_E": 2, "num_warps": 2})
-def _sum_rows(
-    p_x,
-    p_begin,
-    p_entry,
-    p_from,
-    p_ptr,
-    p_own,
-    p_bias,
-    p_z,
-    p_sums,
-    nodes,
-    graphs,
-    width,
-    features,
-    STEPS,
-    ACT: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-):
-    """sums[i] = own x[i] + the x of i's list; a virtual node (i >= nodes) sums itself and the nodes of its graph.
+@triton.jit
+def _of_graph(p_x, p_ptr, p_sums, i_graph, b_own, nodes, width, o_w, m_w, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr):
+    """sums of a virtual node: (own + 1) x + the x of its graph's nodes, several at a time."""
+    o_r, i_row = tl.arange(0, BLOCK_R), nodes + i_graph.to(tl.int64)
+    b_first = tl.maximum(tl.load(p_ptr + i_graph), 0)
+    b_last = tl.minimum(tl.load(p_ptr + i_graph + 1), nodes)
+    b_sum = tl.zeros((BLOCK_R, BLOCK_W), tl.float32)
+    for k in range(b_first, b_last, BLOCK_R):
+        m_x = (k + o_r < b_last)[:, None] & m_w[None, :]
+        b_sum += tl.load(p_x + (k + o_r)[:, None] * width + o_w[None, :], mask=m_x, other=0).to(tl.float32)
+    b_x = tl.load(p_x + i_row * width + o_w, mask=m_w, other=0).to(tl.float32) * (b_own + 1.0)
+    tl.store(p_sums + i_row * width + o_w, (b_x + tl.sum(b_sum, 0)).to(p_sums.dtype.element_ty), mask=m_w)
 
-    ACT: x is act(x), or with z the sums are multiplied by act'(z); "": none. bias (features,) is added to all.
+
+@triton.jit
+def _of_nodes(
+    p_x, p_begin, p_entry, p_ptr, p_own, p_bias, p_z, p_sums, i_block, b_own, nodes, graphs, width, features, STEPS, o_w,
+    m_w, ACT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """sums of several nodes: own x + the x of each one's list + that of the virtual node.
+
+    ACT: x is act(x), or with z the sums are multiplied by act'(z); "": none. bias (features,) is added.
     """
-    i_row = tl.program_id(0).to(tl.int64)
+    o_r = i_block.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    m_r = o_r < nodes
+    b_begin = tl.load(p_begin + o_r, mask=m_r, other=0)
+    b_count = tl.load(p_begin + o_r + 1, mask=m_r, other=0) - b_begin
+    b_sum = tl.zeros((BLOCK_R, BLOCK_W), tl.float32)
+    o_x, m_x = o_r[:, None] * width + o_w[None, :], m_r[:, None] & m_w[None, :]
+    if p_own is not None:
+        b_sum = b_own * read(p_x + o_x, m_x, p_z, ACT)
+    if p_ptr is not None:
+        b_graph = graph_of(p_ptr, o_r, graphs, STEPS)
+        m_virtual = (m_r & (b_graph < graphs))[:, None] & m_w[None, :]
+        p_virtual = p_x + (nodes + b_graph)[:, None] * width + o_w[None, :]
+        b_sum += tl.load(p_virtual, mask=m_virtual, other=0).to(tl.float32)
+    for e in range(0, tl.max(b_count, 0), AHEAD):
+        for k in tl.static_range(AHEAD):
+            b_from = tl.load(p_entry + b_begin + e + k, mask=e + k < b_count, other=-1).to(tl.int64)
+            m_from = (b_from >= 0)[:, None] & m_w[None, :]
+            b_sum += read(p_x + b_from[:, None] * width + o_w[None, :], m_from, p_z, ACT)
+    if p_bias is not None:
+        b_sum += tl.load(p_bias + o_w % features)[None, :]
+    if p_z is not None:
+        _, b_slope = activation(tl.load(p_z + o_x, mask=m_x, other=0), ACT)
+        b_sum *= b_slope
+    tl.store(p_sums + o_x, b_sum.to(p_sums.dtype.element_ty), mask=m_x)
+
+
+@kernel({"TILE": 1024, "num_warps": 4}, {"TILE": 2048, "num_warps": 4}, {"TILE": 512, "num_warps": 2})
+def _sum_rows(
+    p_x, p_begin, p_entry, p_ptr, p_own, p_bias, p_z, p_sums, nodes, graphs, width, features, STEPS, ACT: tl.constexpr,
+    TILE: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """The virtual node of a graph, of which there are `graphs`; then a block of nodes."""
+    BLOCK_R: tl.constexpr = TILE // BLOCK_W
+    i_block = tl.program_id(0)
     o_w = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
     m_w = o_w < width
-    b_weight = (i_row >= nodes).to(tl.float32)
-    m_own = o_w < tl.where(i_row >= nodes, width, 0)
+    b_own = 0.0
     if p_own is not None:
-        b_weight += tl.load(p_own).to(tl.float32)
-        m_own = m_w
-    b_x = read(p_x + i_row * width + o_w, m_own, p_z, ACT) * b_weight
-    b_sum = tl.zeros((BLOCK_E, BLOCK_W), tl.float32)
-    o_e = tl.arange(0, BLOCK_E)
-    if i_row < nodes:
-        b_first = tl.load(p_begin + i_row).to(tl.int64)
-        b_last = tl.load(p_begin + i_row + 1).to(tl.int64)
-        for k in range(b_first, b_last, BLOCK_E):
-            m_e = k + o_e < b_last
-            b_entry = tl.load(p_entry + k + o_e, mask=m_e, other=0).to(tl.int64)
-            b_from = tl.load(p_from + b_entry, mask=m_e, other=0)
-            m_e = m_e & (b_from >= 0) & (b_from < nodes)
-            b_sum += read(p_x + b_from[:, None] * width + o_w[None, :], m_e[:, None] & m_w[None, :], p_z, ACT)
-        if p_ptr is not None:
-            b_low = i_row * 0
-            b_high = b_low + graphs
-            for _ in range(STEPS):  # the graph of the node: how many graphs end at or before it
-                b_middle = (b_low + b_high) // 2
-                b_before = (b_low < b_high) & (tl.load(p_ptr + tl.minimum(b_middle + 1, graphs)) <= i_row)
-                b_low = tl.where(b_before, b_middle + 1, b_low)
-                b_high = tl.where(b_before, b_high, b_middle)
-            m_virtual = o_w < tl.where(b_low < graphs, width, 0)
-            b_x += tl.load(p_x + (nodes + b_low) * width + o_w, mask=m_virtual, other=0).to(tl.float32)
-    else:
-        if p_ptr is not None:
-            b_first = tl.maximum(tl.load(p_ptr + i_row - nodes), 0)
-            b_last = tl.minimum(tl.load(p_ptr + i_row - nodes + 1), nodes)
-            for k in range(b_first, b_last, BLOCK_E):
-                m_e = k + o_e < b_last
-                b_sum += tl.load(
-                    p_x + (k + o_e)[:, None] * width + o_w[None, :], mask=m_e[:, None] & m_w[None, :], other=0
-                ).to(tl.float32)
-    b_x += tl.sum(b_sum, 0)
-    if p_bias is not None:
-        b_x += tl.load(p_bias + o_w % features)
-    if p_z is not None:
-        _, b_slope = activation(tl.load(p_z + i_row * width + o_w, mask=m_w, other=0), ACT)
-        b_x *= b_slope
-    tl.store(p_sums + i_row * width + o_w, b_x.to(p_sums.dtype.element_ty), mask=m_w)
+        b_own = tl.load(p_own).to(tl.float32)
+    if p_ptr is not None:
+        if i_block < graphs:
+            _of_graph(p_x, p_ptr, p_sums, i_block, b_own, nodes, width, o_w, m_w, BLOCK_R, BLOCK_W)
+    if i_block >= graphs:
+        _of_nodes(
+            p_x, p_begin, p_entry, p_ptr, p_own, p_bias, p_z, p_sums, i_block - graphs, b_own, nodes, graphs, width,
+            features, STEPS, o_w, m_w, ACT, BLOCK_R, BLOCK_W,
+        )  # fmt: skip
 
 
 @kernel({"num_warps": 4})
@@ -119,14 +121,14 @@ def _check(x: Tensor, edges: Tensor, ptr: Tensor | None, own: Tensor | None, d_s
     )  # fmt: skip
 
 
-def lists(edges: Tensor, from_axis: int, nodes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What each node sums over, for `sum_rows`: where its list begins, edges, and the nodes that these come from."""
-    return *group(edges[1 - from_axis], nodes), edges[from_axis]
+def lists(edges: Tensor, from_axis: int, nodes: int) -> tuple[Tensor, Tensor]:
+    """The nodes that each node sums over, for `sum_rows`: where its list begins, and the lists."""
+    return group(edges[1 - from_axis], nodes, edges[from_axis])
 
 
 def sum_rows(
     x: Tensor,
-    adjacency: tuple[Tensor, Tensor, Tensor],
+    adjacency: tuple[Tensor, Tensor],
     ptr: Tensor | None = None,
     own: Tensor | None = None,
     *,
@@ -134,26 +136,28 @@ def sum_rows(
     act: str = "",
     z: Tensor | None = None,
 ) -> Tensor:
-    """own x + sums of x over the lists, of act(x) if it is named; bias added; with z times act'(z). x contiguous."""
+    """own x + sums of x over the lists, of act(x) if it is named; bias added; with z times act'(z). x contiguous.
+
+    Virtual nodes, which ptr asks for, have neither act, bias nor z.
+    """
     sums = fresh_like(x)
     if not x.numel():
         return sums
     graphs = 0 if ptr is None else ptr.shape[0] - 1
     rows, width = x.shape[0], x.numel() // x.shape[0]
-    block, features = width_block(width, 256), width if bias is None else len(bias)
+    nodes, block, features = rows - graphs, width_block(width, 256), width if bias is None else len(bias)
 
     def grid(settings):
-        return rows, triton.cdiv(width, block)
+        return graphs + cdiv(nodes, settings["TILE"] // block), cdiv(width, block)
 
-    arguments = x, *adjacency, ptr, own, bias, z, sums, rows - graphs, graphs, width, features
-    sizes = rows, width, adjacency[1].shape[0] // rows
-    _sum_rows(grid, *arguments, sizes=sizes, STEPS=graphs.bit_length(), ACT=act, BLOCK_W=block)
+    arguments = x, *adjacency, ptr, own, bias, z, sums, nodes, graphs, width, features, graphs.bit_length()
+    _sum_rows(grid, *arguments, sizes=(rows, width, adjacency[1].shape[0] // rows), ACT=act, BLOCK_W=block)
     return sums
 
 
 def sum_of_products(x: Tensor, y: Tensor, act: str = "") -> Tensor:
     """() float32, of all x y, or act(x) y; both contiguous."""
-    parts = torch.empty(triton.cdiv(x.numel(), PART), dtype=torch.float32, device=x.device)
+    parts = torch.empty(cdiv(x.numel(), PART), dtype=torch.float32, device=x.device)
     _product(lambda settings: (parts.numel(),), x, y, parts, x.numel(), ACT=act, BLOCK=PART)
     return parts.sum()
 

@@ -9,11 +9,10 @@ Or what goes into act(up) is kept: then each map's gradient is `rows.linear_grad
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from probsym_fast.ops.triton._launch import bucket, kernel, precision, width_block
+from probsym_fast.ops.triton._launch import bucket, cdiv, kernel, precision, width_block
 from probsym_fast.ops.triton.rows import (
     activation,
     features,
@@ -130,7 +129,7 @@ class Feedforward:
         rows, block = x.shape[0], max(16, bucket(self.sizes[-1]))
 
         def grid(settings):
-            return (triton.cdiv(rows, settings["BLOCK_R"]),)
+            return (cdiv(rows, settings["BLOCK_R"]),)
 
         arguments = x, *self.norm, *self.up, *self.down, z, y, rows, *self.in_units, self.eps
         constants = tile(block, min(self.units.values())) | self._constants(x) | {"FIRST": first}
@@ -144,7 +143,7 @@ class Feedforward:
         active, d_up = (torch.empty(rows, F, dtype=x.dtype, device=x.device) for _ in range(2))
 
         def grid(settings):
-            return (triton.cdiv(rows, settings["BLOCK_R"]) * triton.cdiv(F, block),)
+            return (cdiv(rows, settings["BLOCK_R"]) * cdiv(F, block),)
 
         arguments = d_y, x, *self.norm, *self.up, self.down[0], active, d_up, rows, *self.in_units, self.eps
         blocks = {"BLOCK_R": 32, "BLOCK_F": block, "BLOCK_W": max(16, bucket(K)) if self.norm[0] is not None else 16}

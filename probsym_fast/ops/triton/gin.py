@@ -12,14 +12,13 @@ from __future__ import annotations
 from functools import cached_property
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from probsym_fast.ops.gin import ACTIVATIONS, beyond_kernels, weights_of
 from probsym_fast.ops.reference._parts import Parts
 from probsym_fast.ops.triton import Refused
-from probsym_fast.ops.triton._launch import check_axes, check_counts, check_tensors, kernel, width_block
+from probsym_fast.ops.triton._launch import cdiv, check_axes, check_counts, check_tensors, kernel, width_block
 from probsym_fast.ops.triton.aggregate import lists, sum_of_products, sum_rows
 from probsym_fast.ops.triton.rows import activate, activation, learn, linear
 
@@ -82,12 +81,12 @@ class Call:
         return list(kept.view(-1)[sample * some.start : sample * some.stop].view(self.layers, self.nodes, s, self.W))
 
     @cached_property
-    def into(self) -> tuple[Tensor, Tensor, Tensor]:
+    def into(self) -> tuple[Tensor, Tensor]:
         """The nodes that a node sums."""
         return lists(self.edges, 0, self.nodes)
 
     @cached_property
-    def out_of(self) -> tuple[Tensor, Tensor, Tensor]:
+    def out_of(self) -> tuple[Tensor, Tensor]:
         """The nodes that sum a node."""
         return lists(self.edges, 1, self.nodes)
 
@@ -111,7 +110,7 @@ class Call:
         width = z.shape[1] * self.W
         pooled = torch.empty(self.graphs, z.shape[1], self.W, dtype=z.dtype, device=z.device)
         block, arguments = width_block(width, 256), (z, self.ptr, pooled, self.nodes, width)
-        grid = self.graphs, triton.cdiv(width, block)
+        grid = self.graphs, cdiv(width, block)
         _pool(lambda settings: grid, *arguments, ACT=self.act, BLOCK_E=8, BLOCK_W=block)
         pooled, (weight, bias) = pooled.view(-1, self.W), self.last
         return pooled, linear(pooled, weight.t(), bias)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from probsym_fast.ops._patches import patch_size
 from probsym_fast.ops.triton import Refused
-from probsym_fast.ops.triton._launch import bucket, check_axes, check_counts, check_tensors, kernel, width_block
+from probsym_fast.ops.triton._launch import bucket, cdiv, check_axes, check_counts, check_tensors, kernel, width_block
 from probsym_fast.ops.triton._sort_by_key import group
 
 BLOCK = 128
@@ -219,7 +219,7 @@ class Items:
         self.places = places_of_slots(self.slots, self.N, self.Q)
         self.token, self.offset = (torch.empty(E, dtype=torch.int32, device=self.items.device) for _ in range(2))
         _entries(
-            lambda settings: (triton.cdiv(E, BLOCK),), self.items, self.ptr, self.rank, self.places, self.token,
+            lambda settings: (cdiv(E, BLOCK),), self.items, self.ptr, self.rank, self.places, self.token,
             self.offset, E, self.M, self.S, self.N, self.B, self.grid, self.patch, self.Q, self.tokens, self.steps,
             AXES=self.axes, BLOCK=BLOCK,
         )  # fmt: skip
@@ -247,7 +247,7 @@ class Items:
         bias = None if bias is None else bias.contiguous()
 
         def grid(settings):
-            return triton.cdiv(self.tokens, settings["TILE"] // block), triton.cdiv(D, block)
+            return cdiv(self.tokens, settings["TILE"] // block), cdiv(D, block)
 
         _scatter(
             grid, begin, entry, self.offset, values.contiguous(), W, bias, tokens, self.tokens, self.M, C, D, self.copies,
@@ -262,7 +262,7 @@ class Items:
         bias = None if bias is None else bias.contiguous()
 
         def grid(settings):
-            return self.M, triton.cdiv(C, block)
+            return self.M, cdiv(C, block)
 
         _gather(
             grid, self.token, self.offset, tokens.contiguous(), W, bias, values, self.tokens, self.M, self.S, C, D,
@@ -281,7 +281,7 @@ class Items:
         begin, entry = group(self.offset, offsets)
 
         def grid(settings):
-            return rows, triton.cdiv(D, block), splits
+            return rows, cdiv(D, block), splits
 
         _weight_gradient(
             grid, begin, entry, self.token, values.contiguous(), tokens.contiguous(), out, rows, self.M, C, D, self.copies,

@@ -18,9 +18,10 @@ import triton.language as tl
 from torch import Tensor
 
 from probsym_fast.ops.triton import Refused
-from probsym_fast.ops.triton._launch import check_axes, check_tensors, fresh_like, kernel, width_block
+from probsym_fast.ops.triton._launch import cdiv, check_axes, check_tensors, fresh_like, kernel, width_block
 
 PARTS = 512  # most parts of the rows: programs that sum at a time
+ALL_PARTS = {"BLOCK_P": PARTS, "BLOCK_C": 8}  # 32 bytes of a part: what memory moves at once
 LEAST = 64  # fewest rows per part
 
 
@@ -73,32 +74,19 @@ def _moments(p_z, p_parts, M, C, rows, TILE: tl.constexpr, BLOCK_C: tl.constexpr
     tl.store(p_parts + (2 * i_part + 1) * C + o_c, b_out, mask=m_c)
 
 
-@kernel({"num_warps": 4})
+@kernel({"num_warps": 8})
 def _statistics(p_parts, p_mean, p_variance, M, C, rows, parts, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """mean and variance of a block of channels from those of the parts."""
+    """mean and variance of a block of channels from those of the parts, all read at once."""
     o_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    o_p = tl.arange(0, BLOCK_P)
-    m_c = o_c < C
-    b_sum = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    for first in range(0, parts, BLOCK_P):
-        b_part = first + o_p
-        b_count = tl.maximum(tl.minimum(rows, M - b_part.to(tl.int64) * rows), 0).to(tl.float32)
-        m_p = (b_part < parts)[:, None] & m_c[None, :]
-        o_in = 2 * b_part.to(tl.int64)[:, None] * C + o_c[None, :]
-        b_mean = tl.load(p_parts + o_in, mask=m_p, other=0)
-        b_sum += b_mean * b_count[:, None]
-    b_centre = tl.sum(b_sum, 0) / M
-    b_sum = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    for first in range(0, parts, BLOCK_P):
-        b_part = first + o_p
-        b_count = tl.maximum(tl.minimum(rows, M - b_part.to(tl.int64) * rows), 0).to(tl.float32)
-        m_p = (b_part < parts)[:, None] & m_c[None, :]
-        o_in = 2 * b_part.to(tl.int64)[:, None] * C + o_c[None, :]
-        b_away = tl.load(p_parts + o_in, mask=m_p, other=0) - b_centre[None, :]
-        b_square = tl.load(p_parts + o_in + C, mask=m_p, other=0)
-        b_sum += b_square + b_away * b_away * b_count[:, None]
+    o_p, m_c = tl.arange(0, BLOCK_P), o_c < C
+    b_count = tl.maximum(tl.minimum(rows, M - o_p.to(tl.int64) * rows), 0).to(tl.float32)[:, None]
+    o_in, m_in = 2 * o_p[:, None] * C + o_c[None, :], (o_p < parts)[:, None] & m_c[None, :]
+    b_mean = tl.load(p_parts + o_in, mask=m_in, other=0)
+    b_square = tl.load(p_parts + o_in + C, mask=m_in, other=0)
+    b_centre = tl.sum(b_mean * b_count, 0) / M
+    b_away = b_mean - b_centre[None, :]
     tl.store(p_mean + o_c, b_centre, mask=m_c)
-    tl.store(p_variance + o_c, tl.sum(b_sum, 0) / M, mask=m_c)
+    tl.store(p_variance + o_c, tl.sum(b_square + b_away * b_away * b_count, 0) / M, mask=m_c)
 
 
 @kernel({"TILE": 2048, "num_warps": 4}, {"TILE": 1024, "num_warps": 4})
@@ -144,24 +132,19 @@ def _sums(
     tl.store(p_parts + (2 * i_part + 1) * C + o_c, tl.sum(b_product, 0), mask=m_c)
 
 
-@kernel({"num_warps": 4})
+@kernel({"num_warps": 8})
 def _channel_gradients(
     p_parts, p_variance, p_d_weight, p_d_bias, C, eps, parts, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
 ):  # fmt: skip
-    """d_weight and d_bias of a block of channels."""
+    """d_weight and d_bias of a block of channels, from all parts at once."""
     o_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    o_p = tl.arange(0, BLOCK_P)
-    m_c = o_c < C
-    b_sum = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    b_product = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    for first in range(0, parts, BLOCK_P):
-        m_p = (first + o_p < parts)[:, None] & m_c[None, :]
-        o_in = 2 * (first + o_p).to(tl.int64)[:, None] * C + o_c[None, :]
-        b_sum += tl.load(p_parts + o_in, mask=m_p, other=0)
-        b_product += tl.load(p_parts + o_in + C, mask=m_p, other=0)
+    o_p, m_c = tl.arange(0, BLOCK_P), o_c < C
+    o_in, m_in = 2 * o_p[:, None] * C + o_c[None, :], (o_p < parts)[:, None] & m_c[None, :]
+    b_sum = tl.sum(tl.load(p_parts + o_in, mask=m_in, other=0), 0)
+    b_product = tl.sum(tl.load(p_parts + o_in + C, mask=m_in, other=0), 0)
     b_inverse = 1.0 / tl.sqrt_rn(tl.load(p_variance + o_c, mask=m_c, other=1) + eps)
-    tl.store(p_d_bias + o_c, tl.sum(b_sum, 0), mask=m_c)
-    tl.store(p_d_weight + o_c, tl.sum(b_product, 0) * b_inverse, mask=m_c)
+    tl.store(p_d_bias + o_c, b_sum, mask=m_c)
+    tl.store(p_d_weight + o_c, b_product * b_inverse, mask=m_c)
 
 
 @kernel({"TILE": 2048, "num_warps": 4}, {"TILE": 1024, "num_warps": 4})
@@ -194,8 +177,8 @@ def _product(x: Tensor, linear: Tensor) -> Tensor:
 def _shape(z: Tensor) -> tuple[int, int, int, int, int]:
     """M, C, rows per part, number of parts, and the block of channels."""
     M, C = z.shape
-    rows = max(LEAST, triton.cdiv(M, PARTS))
-    return M, C, rows, triton.cdiv(M, rows), width_block(C, 128)
+    rows = max(LEAST, cdiv(M, PARTS))
+    return M, C, rows, cdiv(M, rows), width_block(C, 128)
 
 
 def _check(x: Tensor, linear: Tensor, **given: Tensor) -> tuple[int, int]:
@@ -214,12 +197,12 @@ def forward(x: Tensor, linear: Tensor, weight: Tensor, bias: Tensor, eps: float)
     M, C, rows, parts, block = _shape(z)
     y, (mean, variance) = fresh_like(z), (fresh_like(weight) for _ in range(2))
     kept = torch.empty(parts, 2, C, dtype=torch.float32, device=z.device)
-    blocks = triton.cdiv(C, block)
+    blocks = cdiv(C, block)
     _moments(lambda settings: (parts, blocks), z, kept, M, C, rows, sizes=(M, C), BLOCK_C=block)
-    _statistics(lambda settings: (triton.cdiv(C, 16),), kept, mean, variance, M, C, rows, parts, BLOCK_P=64, BLOCK_C=16)
+    _statistics(lambda x: (cdiv(C, x["BLOCK_C"]),), kept, mean, variance, M, C, rows, parts, **ALL_PARTS)
 
     def tiles(settings):
-        return triton.cdiv(M, settings["TILE"] // block), blocks
+        return cdiv(M, settings["TILE"] // block), blocks
 
     _normalise(tiles, z, weight, bias, mean, variance, y, M, C, eps, sizes=(M, C), BLOCK_C=block)
     return y, mean, variance
@@ -236,15 +219,12 @@ def backward(
     M, C, rows, parts, block = _shape(z)
     d_z, d_weight, d_bias = fresh_like(z), fresh_like(weight), fresh_like(bias)
     kept = torch.empty(parts, 2, C, dtype=torch.float32, device=z.device)
-    blocks, read = triton.cdiv(C, block), (d_y, z, weight, bias, mean, variance)
+    blocks, read = cdiv(C, block), (d_y, z, weight, bias, mean, variance)
     _sums(lambda settings: (parts, blocks), *read, kept, M, C, eps, rows, sizes=(M, C), BLOCK_C=block)
-    narrow = {"BLOCK_P": 64, "BLOCK_C": 16}
-    _channel_gradients(
-        lambda settings: (triton.cdiv(C, 16),), kept, variance, d_weight, d_bias, C, eps, parts, **narrow
-    )
+    _channel_gradients(lambda x: (cdiv(C, x["BLOCK_C"]),), kept, variance, d_weight, d_bias, C, eps, parts, **ALL_PARTS)
 
     def tiles(settings):
-        return triton.cdiv(M, settings["TILE"] // block), blocks
+        return cdiv(M, settings["TILE"] // block), blocks
 
     _row_gradients(tiles, *read, d_weight, d_bias, d_z, M, C, eps, sizes=(M, C), BLOCK_C=block)
     del z, read  # frees memory for d_x

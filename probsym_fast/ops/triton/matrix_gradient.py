@@ -8,11 +8,10 @@ The library computes the products with W. A' is gathered, and dL/dP is reduced a
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from probsym_fast.ops.triton._launch import bucket, kernel, precision
+from probsym_fast.ops.triton._launch import bucket, cdiv, kernel, precision
 from probsym_fast.ops.triton.items import places_of_slots
 from probsym_fast.ops.triton.patches import Patches
 from probsym_fast.ops.triton.soft_rows import PRODUCTS, product
@@ -135,7 +134,7 @@ class MatrixGradient:
         out = torch.empty(last - first, x.N, x.N, x.C, dtype=torch.float32, device=z.device)
 
         def grid(settings):
-            return (last - first) * x.N, triton.cdiv(self.line, self.block)
+            return (last - first) * x.N, cdiv(self.line, self.block)
 
         arguments = z, self.places, x.counts, out, first, x.S, x.N, x.C, x.grid, x.patch, self.most
         _gather_slots(grid, *arguments, BLOCK=self.block)
@@ -146,7 +145,7 @@ class MatrixGradient:
         graphs = (last - 1) // x.S - first // x.S + 1
 
         def grid(settings):
-            return graphs * x.N, triton.cdiv(self.line, self.block)
+            return graphs * x.N, cdiv(self.line, self.block)
 
         arguments = d_acted, rank, x.counts, d_matrix, first, last, x.S, x.N, x.C
         _add_samples(grid, *arguments, BLOCK=self.block)

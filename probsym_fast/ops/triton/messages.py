@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from probsym_fast.ops.triton._launch import kernel, precision, width_block
+from probsym_fast.ops.triton._launch import cdiv, kernel, precision, width_block
 from probsym_fast.ops.triton.rows import activation, in_units, matrix, values
 
 
@@ -137,7 +137,7 @@ class Messages:
         arguments = first, p, edges, *self.pair, self.message, *rest, rows, samples, n, *units, C
 
         def grid(settings):
-            return (triton.cdiv(rows, settings["BLOCK_R"]) * triton.cdiv(W, block),)
+            return (cdiv(rows, settings["BLOCK_R"]) * cdiv(W, block),)
 
         constants = {"UNIT": unit, "PRECISION": precision(p.dtype), "BLOCK_R": 32, "BLOCK_N": block}
         run(grid, *arguments, sizes=(rows, n, W), **constants)

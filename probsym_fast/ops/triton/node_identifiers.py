@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from probsym_fast.ops.triton._launch import check_axes, check_tensors, kernel, precision, width_block
+from probsym_fast.ops.triton._launch import cdiv, check_axes, check_tensors, kernel, precision, width_block
 from probsym_fast.ops.triton.items import graph_of
 from probsym_fast.ops.triton.soft_tiles import SoftTiles, reduce_tile
 
@@ -117,7 +117,7 @@ def forward(ptr, rank, order, t, log_r, log_c, tau, weight, nodes) -> Tensor:
     rows = nodes * S
 
     def grid(settings):
-        return (triton.cdiv(rows, settings["TILE"] // block) * triton.cdiv(D, block),)
+        return (cdiv(rows, settings["TILE"] // block) * cdiv(D, block),)
 
     _rows_of_nodes(
         grid, ptr, rank, weight, out, rows, S, N, D, B, B.bit_length(), sizes=(rows, D), BLOCK_D=block
@@ -140,13 +140,13 @@ def _weight_gradient(d_features: Tensor, ptr: Tensor, order: Tensor, weight: Ten
     if not B * S:
         return torch.zeros_like(weight)
     samples, nodes, block = B * S, d_features.shape[0], width_block(D, 256)
-    splits = min(PARTS, triton.cdiv(samples, SPLIT))
-    part = triton.cdiv(samples, splits)
+    splits = min(PARTS, cdiv(samples, SPLIT))
+    part = cdiv(samples, splits)
     dtype = weight.dtype if splits == 1 else torch.float32
     out = torch.empty(splits, N, D, dtype=dtype, device=weight.device)
 
     def grid(settings):
-        return N, triton.cdiv(D, block), splits
+        return N, cdiv(D, block), splits
 
     _sum_of_samples(
         grid, ptr, order, d_features, out, nodes, samples, part, S, N, D, sizes=(samples, N, D), BLOCK_D=block

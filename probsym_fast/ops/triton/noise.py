@@ -12,7 +12,7 @@ from torch import Tensor
 
 from probsym_fast.ops.reference.noise import GOLDEN, MASK
 from probsym_fast.ops.triton import Refused
-from probsym_fast.ops.triton._launch import check_counts, check_tensors, kernel
+from probsym_fast.ops.triton._launch import cdiv, check_counts, check_tensors, kernel
 
 BLOCK = 512
 
@@ -106,10 +106,10 @@ def forward(
         raise Refused(ValueError, f"shape must be (rows, S, ...), got {tuple(shape)}")
     check_tensors(seed.device, seed=(seed, ()), rows=(rows, (shape[0],)))
     out = torch.empty(shape, dtype=torch.float64, device=seed.device)
-    check_counts(programs=triton.cdiv(out.numel(), BLOCK))
+    check_counts(programs=cdiv(out.numel(), BLOCK))
     samples, places = max(1, shape[1]), max(1, math.prod(shape[2:]))
     _numbers(
-        lambda settings: (triton.cdiv(out.numel(), BLOCK),),
+        lambda settings: (cdiv(out.numel(), BLOCK),),
         seed,
         None if rows is None else rows.contiguous(),
         out,

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from probsym_fast.ops.triton import Refused
-from probsym_fast.ops.triton._launch import check_tensors, fresh_like, kernel
+from probsym_fast.ops.triton._launch import cdiv, check_tensors, fresh_like, kernel
 
 BLOCK = 128
 
@@ -205,7 +205,7 @@ def _launch(function, *tensors: Tensor, **flags) -> None:
     if not 1 <= d <= 3 or tensors[0].shape[-2:] != (d, d):
         raise Refused(ValueError, f"matrices must be (..., d, d) with d in 1..3, got {tuple(tensors[0].shape)}")
     M = tensors[0].numel() // (d * d)
-    function(lambda settings: (triton.cdiv(M, BLOCK),), *tensors, M, d=d, BLOCK=BLOCK, **flags)
+    function(lambda settings: (cdiv(M, BLOCK),), *tensors, M, d=d, BLOCK=BLOCK, **flags)
 
 
 def forward(matrices: Tensor, special: bool) -> Tensor:

@@ -13,7 +13,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from probsym_fast.ops.triton._launch import check_axes, check_counts, check_tensors, kernel, precision, width_block
+from probsym_fast.ops.triton._launch import (
+    cdiv,
+    check_axes,
+    check_counts,
+    check_tensors,
+    kernel,
+    precision,
+    width_block,
+)
 from probsym_fast.ops.triton.items import patch_of
 
 BLOCK = 256
@@ -174,7 +182,7 @@ class Patches:
         rows, used = self._list()
         lines, columns = (torch.empty(total, dtype=torch.int32, device=order.device) for _ in range(2))
         arguments = self.order, self.slots, self.counts, lines, columns, total, self.S, self.N, self.C, places
-        _find_nodes(lambda settings: (triton.cdiv(total, BLOCK),), *arguments, BLOCK=BLOCK)
+        _find_nodes(lambda settings: (cdiv(total, BLOCK),), *arguments, BLOCK=BLOCK)
         self.gathered = self.matrix, lines, columns, rows, used
 
     def check(self, weight: Tensor, tokens: Tensor | None, bias: Tensor | None, *soft: Tensor | None) -> None:
@@ -195,7 +203,7 @@ class Patches:
         used = (cells[:, :, None] & cells[:, None]).view(self.B, 1, self.L).expand(self.B, self.S, self.L)
         place = used.reshape(-1).cumsum(0, dtype=torch.int32)
         rows = torch.empty(self.tokens, dtype=torch.int32, device=place.device)
-        _list_tokens(lambda settings: (triton.cdiv(self.tokens, BLOCK),), place, rows, self.tokens, BLOCK=BLOCK)
+        _list_tokens(lambda settings: (cdiv(self.tokens, BLOCK),), place, rows, self.tokens, BLOCK=BLOCK)
         return rows, place[-1:]
 
     def _constants(self, W: Tensor) -> dict:
@@ -211,7 +219,7 @@ class Patches:
         tokens = torch.empty(self.B, self.S, self.L, D, dtype=W.dtype, device=W.device)
 
         def grid(settings):
-            return (triton.cdiv(self.tokens, settings["BLOCK_M"]) * triton.cdiv(D, constants["BLOCK_D"]),)
+            return (cdiv(self.tokens, settings["BLOCK_M"]) * cdiv(D, constants["BLOCK_D"]),)
 
         _multiply(
             grid, *self.gathered, W, bias, tokens, self.tokens, self.N, self.C, D,
@@ -224,13 +232,13 @@ class Patches:
         if not self.tokens:
             return torch.zeros_like(W)
         (offsets, C, D), constants = W.shape, self._constants(W)
-        tiles = triton.cdiv(offsets * C, 64) * triton.cdiv(D, constants["BLOCK_D"])
+        tiles = cdiv(offsets * C, 64) * cdiv(D, constants["BLOCK_D"])
         splits = max(1, min(64, PROGRAMS // tiles, self.tokens // SPLIT))
         out = torch.empty(splits, offsets * C, D, dtype=W.dtype if splits == 1 else torch.float32, device=W.device)
 
         def grid(settings):
-            lines = triton.cdiv(self.patch, settings["BLOCK_K"] // LINE)
-            return lines * triton.cdiv(self.patch * C, LINE) * triton.cdiv(D, constants["BLOCK_D"]), splits
+            lines = cdiv(self.patch, settings["BLOCK_K"] // LINE)
+            return lines * cdiv(self.patch * C, LINE) * cdiv(D, constants["BLOCK_D"]), splits
 
         _multiply_transposed(
             grid, *self.gathered, d_tokens, out, self.N, C, D, self.grid, self.patch,

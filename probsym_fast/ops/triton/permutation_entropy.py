@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from probsym_fast.ops.triton import long_rows
-from probsym_fast.ops.triton._launch import check_tensors, fresh_like, kernel
+from probsym_fast.ops.triton._launch import cdiv, check_tensors, fresh_like, kernel
 from probsym_fast.ops.triton.laplace import (
     MOST,
     across,
@@ -121,7 +121,7 @@ def forward(t: Tensor, log_r: Tensor, log_c: Tensor, num_nodes: Tensor | None, t
     sums = torch.empty(B, S, dtype=torch.float64, device=t.device)
 
     def grid(settings):
-        return (triton.cdiv(B * S, settings["ROWS"]),)
+        return (cdiv(B * S, settings["ROWS"]),)
 
     _entropies(grid, t, log_r, log_c, num_nodes, sums, B * S, S, N, 1.0 / tau, **team(N))
     return sums.mean().to(t.dtype)
@@ -138,7 +138,7 @@ def backward(
     d_t, d_log_r, d_log_c = fresh_like(t), fresh_like(t), fresh_like(t)
 
     def grid(settings):
-        return (triton.cdiv(B * S, settings["ROWS"]),)
+        return (cdiv(B * S, settings["ROWS"]),)
 
     results = d_t, d_log_r, d_log_c
     _entropies_backward(grid, d_entropy, t, log_r, log_c, num_nodes, *results, B * S, S, N, 1.0 / tau, **team(N))

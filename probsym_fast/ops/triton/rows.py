@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from probsym_fast.ops.triton._launch import bucket, kernel, precision, width_block
+from probsym_fast.ops.triton._launch import bucket, cdiv, kernel, precision, width_block
 
 
 @triton.jit
@@ -188,7 +188,7 @@ def _multiply(x: Tensor, w: Tensor, others: tuple, act: str) -> Tensor:
     (sizes, unit), block = in_units(K, N), width_block(N, 64)
 
     def grid(settings):
-        return (triton.cdiv(rows, settings["BLOCK_R"]) * triton.cdiv(N, block),)
+        return (cdiv(rows, settings["BLOCK_R"]) * cdiv(N, block),)
 
     constants = {"UNIT": unit, "ALONG": not w.is_contiguous(), "ACT": act, "PRECISION": precision(x.dtype)}
     arguments = x, w, *others, rows, *sizes
@@ -200,7 +200,7 @@ def activate(x: Tensor, act: str, d: Tensor | None = None, y: Tensor | None = No
     """y = act(x), with d: d act'(x); all contiguous, y: where it goes."""
     y = torch.empty_like(x) if y is None else y
     (total,), unit = in_units(x.numel())
-    _activate(lambda settings: (triton.cdiv(x.numel(), 1024),), x, d, y, total, UNIT=unit, ACT=act, BLOCK=1024)
+    _activate(lambda settings: (cdiv(x.numel(), 1024),), x, d, y, total, UNIT=unit, ACT=act, BLOCK=1024)
     return y
 
 
@@ -210,7 +210,7 @@ def norm_gradient(d: Tensor, w: Tensor, x: Tensor, gain: Tensor, more: Tensor, e
     normal, d_x, (sizes, unit) = torch.empty_like(x), torch.empty_like(x), in_units(K, W)
 
     def grid(settings):
-        return (triton.cdiv(rows, settings["BLOCK_R"]),)
+        return (cdiv(rows, settings["BLOCK_R"]),)
 
     arguments = d, w, x, gain, more, normal, d_x, rows, *sizes, eps
     constants = tile(block, unit) | {"UNIT": unit, "BLOCK_W": block}

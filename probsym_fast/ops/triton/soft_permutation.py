@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from probsym_fast.ops.triton import long_rows
-from probsym_fast.ops.triton._launch import bucket, check_tensors, fresh_like, kernel
+from probsym_fast.ops.triton._launch import bucket, cdiv, check_tensors, fresh_like, kernel
 from probsym_fast.ops.triton.laplace import (
     MOST,
     across,
@@ -230,7 +230,7 @@ def forward(
     log_r, log_c, shape = fresh_like(t), fresh_like(t), team(N)
 
     def grid(settings):
-        return (triton.cdiv(B * S, settings["ROWS"]),)
+        return (cdiv(B * S, settings["ROWS"]),)
 
     _iterate(grid, t, num_nodes, log_r, log_c, B * S, S, N, iterations, 1.0 / tau, **shape)
     return t, log_r, log_c, order, rank
@@ -271,7 +271,7 @@ def _gradient(d_t, d_log_r, d_log_c, t, num_nodes, tau, iterations) -> Tensor:
     """The whole gradient of t, (B, S, N)."""
     B, S, N = t.shape
     shape, whole = team(N), fresh_like(t)
-    groups, width = triton.cdiv(B * S, shape["ROWS"]), shape["ROWS"] * shape["LANES"] * shape["K"]
+    groups, width = cdiv(B * S, shape["ROWS"]), shape["ROWS"] * shape["LANES"] * shape["K"]
     kept = max(1, iterations - 1) * width
     programs = min(groups, max(1, BYTES // (kept * t.element_size())))
     memory = t.new_empty(programs, kept)
@@ -286,7 +286,7 @@ def _long_gradient(d_t, d_log_r, d_log_c, t, num_nodes, tau, iterations) -> Tens
     part = max(1, BYTES // (max(1, iterations * S * N) * t.element_size()))
     if part < B:
         pieces = [None if x is None else x.split(part) for x in (d_t, d_log_r, d_log_c, t, num_nodes)]
-        pieces = [x or [None] * triton.cdiv(B, part) for x in pieces]
+        pieces = [x or [None] * cdiv(B, part) for x in pieces]
         return torch.cat([_long_gradient(*some, tau, iterations) for some in zip(*pieces, strict=True)])
     beyond = None if num_nodes is None else torch.arange(N, device=t.device) >= num_nodes[:, None, None]
     zeros = torch.zeros_like(t)

@@ -11,11 +11,10 @@ tensor cores compute all of it faster than scalar products would compute only th
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from probsym_fast.ops.triton._launch import bucket, check_counts, fresh_like, kernel
+from probsym_fast.ops.triton._launch import bucket, cdiv, check_counts, fresh_like, kernel
 from probsym_fast.ops.triton._sort_by_key import group
 from probsym_fast.ops.triton.items import Items
 
@@ -162,7 +161,7 @@ def permutation_gradient(
     block = min(256, bucket(x.N))
 
     def slots(settings):
-        return samples, triton.cdiv(x.N, block)
+        return samples, cdiv(x.N, block)
 
     _add_places(slots, parts, x.places, d_t, d_log_r, d_log_c, samples, x.N, places, x.Q, splits, BLOCK_N=block)
     return d_t, d_log_r, d_log_c

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from probsym_fast.ops.triton._launch import width_block
+from probsym_fast.ops.triton._launch import cdiv, width_block
 
 
 @triton.jit
@@ -45,7 +45,7 @@ class SoftTiles:
         self.soft = torch.stack([x.reshape(-1, N).float() for x in (t, log_r, log_c)])
         self.plane = self.soft[0].numel()
         self.block = width_block(N, 64)
-        self.blocks = triton.cdiv(N, self.block)
+        self.blocks = cdiv(N, self.block)
         samples = self.soft.shape[1]
         self.rows = torch.empty(2, samples, N, dtype=torch.float32, device=t.device)
         self.columns = torch.empty(self.blocks, 2, samples, N, dtype=torch.float32, device=t.device)

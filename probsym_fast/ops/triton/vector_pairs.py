@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from probsym_fast.ops.triton._launch import bucket, kernel, precision, width_block
+from probsym_fast.ops.triton._launch import bucket, cdiv, kernel, precision, width_block
 from probsym_fast.ops.triton.rows import matrix, values
 
 ROWS = 64  # of a program: components, padded to a power of two, times clouds
@@ -202,14 +202,14 @@ class Pairs(NamedTuple):
         blocks = {"BLOCK_A": axes, "BLOCK_C": block, "UNIT": 4}
 
         def grid(settings):
-            return (self.parts(settings["ROWS"]) * triton.cdiv(self.W, block),)
+            return (self.parts(settings["ROWS"]) * cdiv(self.W, block),)
 
         sizes = self.n, self.M, self.d, self.W // 4
         run(grid, *arguments, *sizes, *channels, sizes=(self.n, self.M, self.W), **blocks, **more)
 
     def parts(self, rows: int = ROWS) -> int:
         """Programs without the blocks of channels."""
-        return self.n * triton.cdiv(self.M, rows // bucket(self.d))
+        return self.n * cdiv(self.M, rows // bucket(self.d))
 
     def moments(self) -> tuple[Tensor, Tensor, Tensor]:
         """Count (P,), mean (P, W) and sum of squares (P, W) of the norms of near pairs, by part."""
@@ -236,5 +236,5 @@ def nearest(x: Tensor, neighbors: int) -> Tensor | None:
     near, block = torch.empty(n, n, M, dtype=torch.uint8, device=x.device), bucket(n)
     clouds = max(16, min(128, 2048 // block))
     arguments = x, near, x.shape[0] * x.shape[1], n, M, neighbors
-    _nearest(lambda settings: (n * triton.cdiv(M, clouds),), *arguments, BLOCK_J=block, BLOCK_M=clouds)
+    _nearest(lambda settings: (n * cdiv(M, clouds),), *arguments, BLOCK_J=block, BLOCK_M=clouds)
     return near
