@@ -43,7 +43,7 @@ def permute(p: Permutation, x: Tensor, *, inverse: bool = False, backend: str = 
         p: a permutation (..., N), hard or soft.
         x: (..., N) or (..., N, features...), any dtype; leading axes as those of p, or 1 where all share the rows. With a
             soft permutation that needs a gradient floating or complex.
-        inverse: P^T in place of P. backend: "auto", "cpu" or "reference".
+        inverse: P^T in place of P. backend: "auto", "cpu", "triton" or "reference".
 
     Returns: the leading axes of p, then N and the features; x's dtype.
 

@@ -291,6 +291,13 @@ def vector_edge_convolution_case(dtype):
     through("vector_edge_convolution", "backward")(y, *arguments, *known, 4, True)
 
 
+def permute_case(dtype):
+    x, slots = torch.zeros(2, 3, 188, 4, dtype=dtype), torch.arange(188).expand(2, 3, 188)
+    t = torch.zeros(2, 3, 188, dtype=dtype)
+    arguments = x, slots, slots, None, t, t, t, 0.1, True
+    through("permute", "backward")(through("permute", "forward")(*arguments), *arguments, True, True)
+
+
 def slots_case(dtype, run):
     """A warp a row, and rows in memory; float32, with fewer registers: several rows a warp."""
     for N in (188, 1100) if dtype == torch.float64 else (16,):
@@ -329,6 +336,7 @@ CASES = {
     "message_passing": message_passing_case,
     "mlp": mlp_case,
     "node_identifiers": node_identifiers_case,
+    "permute": permute_case,
     "readout": lambda dtype: items_case("readout", dtype),
     "transformer": transformer_case,
     "vector_edge_convolution": vector_edge_convolution_case,

@@ -14,7 +14,16 @@ import torch
 from torch._subclasses import FakeTensorMode
 from triton.runtime.interpreter import ScanOps
 
-from probsym_fast.ops import OPS, Permutation, aggregate, debug, embed_edges, orthogonal_frame, readout, soft_permutation
+from probsym_fast.ops import (
+    OPS,
+    Permutation,
+    aggregate,
+    debug,
+    embed_edges,
+    orthogonal_frame,
+    readout,
+    soft_permutation,
+)
 from probsym_fast.ops._op import BACKENDS
 from probsym_fast.ops._patches import padded_axis, patch_size
 from probsym_fast.ops.reference._parts import FUNCTIONS
