@@ -1,4 +1,4 @@
-// Threads of a block as coroutines, blocks one after the other; and every access to memory judged.
+// Threads of a block as coroutines, blocks one after the other.
 #include "emulator.h"
 
 #include <link.h>
@@ -10,8 +10,9 @@
 #include <numeric>
 #include <random>
 #include <string>
-#include <unordered_map>
 #include <vector>
+
+#include "accesses.h"
 
 namespace psf::cuda {
 constexpr int64_t most_dynamic_bytes = 48 << 10;  // that every GPU has
@@ -27,23 +28,7 @@ namespace {
 using psf::cuda::most_dynamic_bytes, psf::cuda::shared_memory;
 
 constexpr int most_threads = 1024, stack_bytes = 128 << 10;
-constexpr int nobody = -1, several = -2;
-
-struct Memory {
-  uintptr_t begin = 0, end = 0;
-  bool writable = false;
-  bool holds(uintptr_t at, int bytes) const { return at >= begin && at + bytes <= end; }
-};
-
-// What the threads of a launch did to four bytes. Two accesses are in order if a barrier of the block lies between them, or,
-// for threads of one warp, a barrier of the warp. (Shuffles order nothing.) Blocks are never in order.
-struct Cell {
-  int block = nobody;
-  bool written = false;
-  int epoch = 0;               // barriers of the block; what follows is of this epoch
-  int writer = nobody, write_step = 0;
-  int reader_warp = nobody, reader = nobody, read_step = 0;  // the last readers
-};
+constexpr int nobody = -1;
 
 struct Fiber {
   ucontext_t context;
@@ -56,9 +41,7 @@ struct Meeting {
 };
 
 std::mt19937 random_numbers;
-std::vector<Memory> allowed;
-Memory shared;  // this library's thread-local variables: they are the kernels' __shared__ ones
-std::unordered_map<uintptr_t, Cell> cells, shared_cells;
+Accesses accesses;
 ucontext_t scheduler;
 std::vector<Fiber> fibers;
 std::vector<Meeting> meetings;  // of the warps; the last is the block's
@@ -77,62 +60,12 @@ void stop(const std::string& what) {
   swapcontext(&fibers[self].context, &scheduler);
 }
 
-bool in_order(int other, int step) {
-  return other == current || (other >= 0 && other / 32 == current / 32 && step < steps[current / 32]);
-}
-
-void record(Cell& cell, bool write) {
-  const bool first = cell.block == nobody;
-  if (!first && cell.block != current_block) {
-    if (write || cell.written) return stop("a race: blocks share memory that one of them writes");
-    cell.block = several;
-    return;
-  }
-  cell.block = current_block;
-  if (first || cell.epoch != epoch) {
-    cell.epoch = epoch;
-    cell.writer = cell.reader_warp = cell.reader = nobody;
-  }
-  if (cell.writer != nobody && !in_order(cell.writer, cell.write_step))
-    return stop(write ? "a race: threads write the same memory" : "a race: a thread reads what another writes");
-  const int warp = current / 32, step = steps[warp];
-  if (write) {
-    const bool read = cell.reader_warp != nobody && cell.reader != current;
-    if (read && (cell.reader_warp != warp || cell.read_step == step)) return stop("a race: a thread writes what another reads");
-    cell.writer = current;
-    cell.write_step = step;
-    cell.written = true;
-  } else if (cell.reader_warp == nobody || (cell.reader_warp == warp && cell.read_step < step)) {
-    cell.reader_warp = warp;
-    cell.reader = current;
-    cell.read_step = step;
-  } else if (cell.reader_warp != warp) {
-    cell.reader_warp = cell.reader = several;
-  } else if (cell.reader != current) {
-    cell.reader = several;
-  }
-}
-
 void access(const void* address, int bytes, bool write) {
   if (current == nobody) return;
   const uintptr_t at = reinterpret_cast<uintptr_t>(address), stack = reinterpret_cast<uintptr_t>(fibers[current].stack.get());
   if (at >= stack && at < stack + stack_bytes) return;
-  const bool is_shared = shared.holds(at, bytes);
-  if (is_shared) {
-    const uintptr_t dynamic = reinterpret_cast<uintptr_t>(shared_memory), end = dynamic + current_grid.shared_bytes;
-    if (at + bytes > end && at < dynamic + most_dynamic_bytes && at >= dynamic) return stop("beyond the shared memory");
-  } else {
-    const auto found = std::find_if(allowed.begin(), allowed.end(), [&](const Memory& x) { return x.holds(at, bytes); });
-    if (found == allowed.end()) return stop("an access outside of all memory of the launch");
-    if (write && !found->writable) return stop("a write to an input");
-    if (found != allowed.begin()) std::swap(*found, allowed.front());  // most likely the next one, too
-  }
-  for (uintptr_t x = at / 4; x <= (at + bytes - 1) / 4; ++x) {
-    Cell& cell = (is_shared ? shared_cells : cells)[x];
-    if (is_shared && !write && !cell.written) return stop("shared memory is read before it is written");
-    record(cell, write);
-    if (!error.empty()) return;
-  }
+  const char* const problem = accesses.judge(at, bytes, write, {current, current_block, epoch, steps[current / 32]});
+  if (problem) stop(problem);
 }
 
 void enter(int thread) {
@@ -175,7 +108,8 @@ void run_block() {
   turn.assign(threads, 0);
   steps.assign(threads / 32, 0);
   epoch = 0;
-  shared_cells.clear();
+  accesses.next_block();
+  const Memory& shared = accesses.shared;
   std::memset(reinterpret_cast<void*>(shared.begin), 0xff, shared.end - shared.begin);
 
   std::vector<int> order(threads), warps(threads / 32);
@@ -190,7 +124,7 @@ void run_block() {
   }
 }
 
-// Of the library that holds this function.
+// Shared memory: the thread-local variables of the library that holds this function. They are the kernels' __shared__ ones.
 int find_shared(dl_phdr_info* info, size_t, void*) {
   const uintptr_t here = reinterpret_cast<uintptr_t>(&find_shared);
   bool ours = false;
@@ -202,8 +136,8 @@ int find_shared(dl_phdr_info* info, size_t, void*) {
     if (part.p_type == PT_TLS) bytes = static_cast<int64_t>(part.p_memsz);
   }
   if (!ours) return 0;
-  shared.begin = reinterpret_cast<uintptr_t>(info->dlpi_tls_data);
-  shared.end = shared.begin + bytes;
+  accesses.shared.begin = reinterpret_cast<uintptr_t>(info->dlpi_tls_data);
+  accesses.shared.end = accesses.shared.begin + bytes;
   return 1;
 }
 
@@ -211,13 +145,14 @@ int find_shared(dl_phdr_info* info, size_t, void*) {
 
 void allow(const void* begin, int64_t bytes, bool writable) {
   const uintptr_t at = reinterpret_cast<uintptr_t>(begin);
+  std::vector<Memory>& allowed = accesses.allowed;
   const auto same = std::find_if(allowed.begin(), allowed.end(), [&](const Memory& x) { return x.begin == at; });
   if (same == allowed.end())
     allowed.push_back({at, at + bytes, writable});
   else
     *same = {at, std::max(same->end, at + bytes), same->writable || writable};
 }
-void forget() { allowed.clear(); }
+void forget() { accesses.allowed.clear(); }
 void seed(unsigned seed) { random_numbers.seed(seed); }
 
 const char* launch(const Grid& grid, void (*function)(const void*), const void* argument, int64_t bytes) {
@@ -231,15 +166,17 @@ const char* launch(const Grid& grid, void (*function)(const void*), const void* 
   body = function;
   context = argument;
   current_grid = grid;
-  cells.clear();
+  accesses.next_launch();
+  const uintptr_t dynamic = reinterpret_cast<uintptr_t>(shared_memory);
+  accesses.beyond = {dynamic + grid.shared_bytes, dynamic + most_dynamic_bytes};
   if (fibers.size() < threads) fibers.resize(threads);
-  const std::vector<Memory> before = allowed;
-  allowed.push_back({reinterpret_cast<uintptr_t>(argument), reinterpret_cast<uintptr_t>(argument) + bytes, false});
+  const std::vector<Memory> before = accesses.allowed;
+  allow(argument, bytes, false);
   for (unsigned b = 0; b < grid.blocks.x && error.empty(); ++b) {
     current_block = static_cast<int>(b);
     run_block();
   }
-  allowed = before;
+  accesses.allowed = before;
   return error.empty() ? nullptr : error.c_str();
 }
 

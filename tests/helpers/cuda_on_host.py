@@ -14,18 +14,15 @@ CSRC = ROOT / "csrc"
 HOST = ROOT / "tests" / "cuda_host"
 COMPILER = next((path for path in map(shutil.which, ("c++", "g++", "clang++")) if path), None)
 TORCH = Path(torch.__file__).parent
+WARNINGS = ["-Wall", "-Werror", "-Wno-psabi", "-Wno-attributes"]  # the last of torch's headers
+INCLUDED = [f"-I{HOST}", "-isystem", str(TORCH / "include"), "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 FLAGS = [
     "-std=c++17",
     "-fPIC",
-    "-Wall",
-    "-Werror",
-    "-Wno-psabi",
-    "-Wno-attributes",
-    f"-I{HOST}",
-    "-isystem",
-    str(TORCH / "include"),
-]
-FLAGS += ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-fvisibility=hidden"]  # a process loads several such libraries
+    "-fvisibility=hidden",
+    *WARNINGS,
+    *INCLUDED,
+]  # hidden: a process loads several libraries
 TRACED = ["-fsanitize=thread"]  # its calls arrive in emulator.cpp; its own library is not linked
 LIBRARIES = [f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
 

@@ -37,6 +37,7 @@ from tests.ops.test_backends import CALLS, Calls, matrices
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # rounded once to the dtype, relative to the largest entry
 BOUND = {torch.float32: 2e-5, torch.bfloat16: 8e-3, torch.float16: 2e-3}
+TF32 = 1e-3  # of products of float32 numbers, where they read 10 bits after the point
 
 
 @pytest.fixture(autouse=True, params=["atomics", "deterministic"])
@@ -127,8 +128,11 @@ class Through(torch.autograd.Function):
         return None, *(gives.get(f"d_{x}") if known[f"needs_{x}"] else None for x in names)
 
 
-def check(name, arguments, leaves):
-    """Values and gradients to the arguments numbered `leaves`, against the reference in float64."""
+def check(name, arguments, leaves, single=BOUND[torch.float32]):
+    """Values and gradients to the arguments numbered `leaves`, against the reference in float64.
+
+    single: the bound of those in float32.
+    """
 
     def run(call, arguments):
         made = [
@@ -146,11 +150,12 @@ def check(name, arguments, leaves):
     found = run(lambda *x: Through.apply(name, *x), arguments)
     exact = [x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in arguments]
     expected = run(OPS[name].reference, exact)
+    bounds = BOUND | {torch.float32: single}
     for x, y in zip(found, expected, strict=True):
         if not y.numel():
             assert x.shape == y.shape
             continue
-        assert_near(x, y, {dtype: max(BOUND[dtype], BOUND[lowest] if x.ndim == 0 else 0) for dtype in DTYPES})
+        assert_near(x, y, {dtype: max(bounds[dtype], BOUND[lowest] if x.ndim == 0 else 0) for dtype in DTYPES})
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -245,7 +250,8 @@ def test_embed_matrix(N, grid, pad_mode, centered, dtype):
     axis = padded_axis(N, grid, pad_mode, centered, torch.device("cpu"))
     arguments = [data.matrix.to(dtype), data.ptr.diff(), *soft_arguments(data)[1:], *axis]
     arguments += [weights(D, 2, P, P).to(dtype), torch.randn(D).to(dtype)]
-    check("embed_matrix", arguments, [0, 4, 5, 6, 11, 12])
+    single = BOUND[dtype] if dtype == torch.float32 else TF32
+    check("embed_matrix", arguments, [0, 4, 5, 6, 11, 12], single)
     if pad_mode == "zeros":
         arguments[4:7] = [None] * 3
         check("embed_matrix", [*arguments[:-1], None], [11])
@@ -297,7 +303,7 @@ def test_other_configurations(number, dtype, monkeypatch, mode):
     data, axis = batch([3, 4], 4, C=3, S=2), padded_axis(4, 2, "zeros", False, torch.device("cpu"))
     p = soft_arguments(data)
     arguments = [data.matrix.to(dtype), data.ptr.diff(), *p[1:], *axis, weights(5, 3, 2, 2).to(dtype), None]
-    check("embed_matrix", arguments, [0, 4, 5, 6, 11])
+    check("embed_matrix", arguments, [0, 4, 5, 6, 11], BOUND[dtype] if dtype == torch.float32 else TF32)
     check("node_identifiers", [*p, weights(4, 5).to(dtype), 7], [3, 4, 5, 7])
 
 
@@ -1149,3 +1155,27 @@ def test_arguments_that_do_not_fit_the_other_networks():
         more = {"mlp": (True, True, False), "gin": (True, False)}.get(name, ())
         with pytest.raises(ValueError, match=f"^{name}: {re.escape(message)}$"):
             _lazy(name, "forward")(*arguments, *more)
+
+
+@pytest.fixture
+def tf32():
+    before, torch.backends.cuda.matmul.fp32_precision = torch.backends.cuda.matmul.fp32_precision, "tf32"
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_products_in_tf32(tf32):
+    """Where torch allows them in float32, and there only: they do not keep its bound."""
+    data, axis = batch([3, 4], 4, C=3, S=2), padded_axis(4, 2, "zeros", False, torch.device("cpu"))
+    p = soft_arguments(data)
+    arguments = [data.matrix.float(), data.ptr.diff(), *p[1:], *axis, weights(5, 3, 2, 2).float(), None]
+    x, edges, row = torch.randn(4, 3, 3), torch.randn(2, 3, 3, 2), message_weights(3, 2, 6, 1, 2).float()
+    calls = {
+        "embed_matrix": (arguments, [0, 4, 5, 6, 11]),
+        "node_identifiers": ([*p, weights(4, 5).float(), 7], [3, 4, 5, 7]),
+        "message_passing": ([x, edges, row, 6, 1, 2, True], [0, 1, 2]),
+    }
+    for name, call in calls.items():
+        check(name, *call, 10 * TF32)
+        with pytest.raises(AssertionError):
+            check(name, *call)
