@@ -15,7 +15,8 @@ from torch import Tensor
 from probsym_fast.ops.triton._launch import bucket, kernel, precision
 from probsym_fast.ops.triton.items import places_of_slots
 from probsym_fast.ops.triton.patches import Patches
-from probsym_fast.ops.triton.soft_rows import PRODUCTS, product
+from probsym_fast.ops.triton.products import BYTES as PRODUCTS
+from probsym_fast.ops.triton.products import product
 from probsym_fast.ops.triton.soft_tiles import SoftTiles, reduce_tile
 
 
