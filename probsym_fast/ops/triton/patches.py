@@ -2,10 +2,11 @@
 
 A token is a patch of A'[i, j] = A[order[i], order[j]], a row of patch^2 C values (o, q, c). o and q count the places in its
 cells; places without a valid slot are zero. The forward pass writes the patches of the used tokens once, some samples at a
-time, for a product that reads 16 bytes at a time; to gather them while multiplying would be eight reads of one number a
-thread and step, once more for each block of the width. The weight's gradient gathers them while reading: with x = q C + c,
-`rows_of_patches` gives a block of tokens times BLOCK_O of o times BLOCK_X of x. It looks up the nodes of a token's places
-once for each o and each x, not for each value. Tokens that are not used cost only their write, and no gradient.
+time, for a product that reads 16 bytes at a time: 0.13 MB a sample of 118 nodes in 188 slots, at C = 4 in bfloat16, beside
+0.3 MB of tokens. Gathered while multiplying, each number is a read and a write of its own in every block of the width.
+The weight's gradient gathers them while reading: with x = q C + c, `rows_of_patches` gives a block of tokens times BLOCK_O
+of o times BLOCK_X of x. It looks up the nodes of a token's places once for each o and each x, not for each value.
+Tokens that are not used cost only their write, and no gradient.
 """
 
 from __future__ import annotations

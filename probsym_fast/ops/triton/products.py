@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -59,9 +58,9 @@ def multiply(
     beyond K must be zero.
     """
     (K, X), kind = b.shape, precision(b.dtype)
-    most = 256 // b.element_size()  # fits the registers if rows move in 16 bytes
-    most = most if X % 16 == 0 else most // 2
-    block, step = max(16, min(most, bucket(X))), 16 if kind == "ieee" else LINE // b.element_size()
+    aligned = X % 16 == 0, a.shape[-1] % 16 == 0  # rows move in 16 bytes; others take more registers
+    block = max(16, min(256 // b.element_size() // (1 if aligned[0] else 2), bucket(X)))
+    step = 16 if kind == "ieee" else LINE // b.element_size() // (1 if aligned[1] else 2)
     columns = triton.cdiv(X, block)
     programs = max(1, min(triton.cdiv((last - first) * used.L, 128), PROGRAMS // columns))
 
@@ -72,11 +71,3 @@ def multiply(
         grid, a, b, bias, out, used.rows, used.before, first, last, used.S, used.B, K, X, a.shape[-1], b.stride(0),
         b.stride(1), programs, PRECISION=kind, COMPACT=compact, BLOCK_X=block, BLOCK_K=step,
     )  # fmt: skip
-
-
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """a b^T in float32, by the library."""
-    with torch.autocast(a.device.type, enabled=False):
-        if a.device.type == "cuda" and a.dtype != torch.float32:
-            return torch.mm(a, b.t(), out_dtype=torch.float32)
-        return torch.mm(a.float(), b.float().t())

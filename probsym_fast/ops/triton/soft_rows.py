@@ -6,9 +6,10 @@ at the token and offset of the places p and q (a node: G[i, p] += sum_c value_c 
     d log_r_i = sum_p Q_ip,   d log_c_p = sum_i Q_ip,   d t_i = (sum_{p<i} - sum_{p>i}) (Q_ip + Q_pi) / tau
 and P[i, p] = exp(log_r_i + log_c_p - |t_i - t_p| / tau).
 Z is a matrix product of the used tokens, for some samples at a time: tensor cores compute all of it faster than scalar
-products would compute only the columns of the edges. Its rows are (channel, offset): neighbouring places q are neighbours
-in memory. An end (axis, item, channel) of a value that is not zero is one term of the row of its node; a node's ends are
-listed once for all samples, and their other sides are looked up once for all places p.
+products would compute only the columns of the edges. Of 151 nodes in 444 slots, 25 tokens of 196 are used: at width 768 and
+C = 8 these are 0.3 GFLOP and 0.8 MB a sample, of 2.5 and 6.4. The rows of Z are (channel, offset): neighbouring places q
+are neighbours in memory. An end (axis, item, channel) of a value that is not zero is one term of the row of its node. A
+node's ends are listed once for all samples, and their other sides are looked up once for all places p.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from probsym_fast.ops.triton.products import BYTES, multiply
 from probsym_fast.ops.triton.used_tokens import UsedTokens, rows_before
 
 PRODUCTS = BYTES
+PLACES = 256  # that a program takes at a time
 BLOCK = 256
 PARTS = 16  # most programs a sample: each writes sums of all places
 
@@ -212,7 +214,7 @@ def permutation_gradient(
         lambda settings: (count, x.S * copies), begin, end, key, x.items, x.ptr, x.rank, x.places, used.cells, values,
         at, value, ends, x.M, x.S, x.N, C, x.B, x.grid, x.patch, copies, AXES=x.axes, BLOCK=BLOCK,
     )  # fmt: skip
-    parts, block = min(PARTS, x.N), min(256, bucket(places))
+    parts, block = min(PARTS, x.N), min(PLACES, bucket(places))
     blocks = triton.cdiv(places, block)
     rows = torch.zeros(blocks, 2, samples, x.N, dtype=torch.float32, device=t.device)
     columns = torch.empty(parts, 2, samples, places, dtype=torch.float32, device=t.device)
