@@ -259,15 +259,18 @@ def test_embed_matrix(N, grid, pad_mode, centered, dtype):
 
 @pytest.mark.parametrize("parts", [False, True])
 def test_embed_matrix_beyond_one_block(parts, monkeypatch):
-    """Patch lines, widths and slots of several blocks; tokens in several parts, a graph's samples in several chunks."""
-    N, grid, C, D = (4, 2, 4, 5) if parts else (66, 2, 1, 258)
+    """Patch lines, widths and slots of several blocks; tokens in several parts, a graph's samples in several chunks, more
+    rows than programs take at once."""
+    N, grid, C, D = (10, 5, 4, 5) if parts else (66, 2, 1, 258)
     data, P = batch([N, N] if parts else [N], N, C=C, S=3 if parts else 1), patch_size(N, grid)
     if parts:
-        gradient, patches = (
-            importlib.import_module(f"probsym_fast.ops.triton.{x}") for x in ("matrix_gradient", "patches")
+        gradient, patches, products = (
+            importlib.import_module(f"probsym_fast.ops.triton.{x}") for x in ("matrix_gradient", "patches", "products")
         )
         monkeypatch.setattr(gradient, "PRODUCTS", 4 * (grid**2 * P * P * C + N * N * C) * 2)  # of two samples
         monkeypatch.setattr(patches, "SPLIT", 5)
+        monkeypatch.setattr(patches, "BYTES", 4 * grid**2 * P * P * C * 3)  # of three
+        monkeypatch.setattr(products, "PROGRAMS", 1)
     axis, weight = padded_axis(N, grid, "zeros", False, torch.device("cpu")), weights(D, C, P, P).float() / P
     arguments = [data.matrix.float(), None, *soft_arguments(data)[1:], *axis, weight, None]
     check("embed_matrix", arguments, [0, 4, 5, 6, 11])
@@ -370,17 +373,17 @@ def test_readout_of_nothing(items):
 
 
 def test_many_entries_are_split():
-    """More entries a weight row than one program sums, more samples than one matrix product holds."""
+    """More pairs a weight row than one program sums, more samples than one matrix product holds, more places than a block."""
     data = batch([4, 4], 4, C=2, S=1, edges=40)
     axis, weight = padded_axis(4, 1, "zeros", False, torch.device("cpu")), weights(20, 2, 4, 4).float()
     arguments = [data.edges[:, :24], data.attr[:24].float(), *soft_arguments(data), *axis, weight, None]
     items, soft_rows = (importlib.import_module(f"probsym_fast.ops.triton.{x}") for x in ("items", "soft_rows"))
-    kept = items.SPLIT, soft_rows.PRODUCTS
+    kept = items.SPLIT, soft_rows.PRODUCTS, soft_rows.PLACES
     try:
-        items.SPLIT, soft_rows.PRODUCTS = 1, 4 * 16 * 2
+        items.SPLIT, soft_rows.PRODUCTS, soft_rows.PLACES = 1, 4 * 16 * 2, 2
         check("embed", arguments, [1, 5, 6, 7, 12])
     finally:
-        items.SPLIT, soft_rows.PRODUCTS = kept
+        items.SPLIT, soft_rows.PRODUCTS, soft_rows.PLACES = kept
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

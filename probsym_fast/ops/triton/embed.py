@@ -22,7 +22,8 @@ def backward(
     x.check(weight, d_tokens, values, None, order, t, log_r, log_c)
     W, d_tokens = weight_rows(weight), d_tokens.contiguous()
     d_values = x.gather(d_tokens, 1.0, W, None) if needs_values else None
-    d_soft = permutation_gradient(x, values, 1.0, d_tokens, W, t, log_r, log_c, tau) if needs_t else (None,) * 3
+    soft = order, t, log_r, log_c, tau
+    d_soft = permutation_gradient(x, values, 1.0, d_tokens, W, *soft) if needs_t else (None,) * 3
     d_weight = weight_like(x.weight_gradient(values, 1.0, d_tokens, W), weight) if needs_weight else None
     d_bias = d_tokens.sum((0, 1, 2)) if needs_bias else None
     return d_values, *d_soft, d_weight, d_bias

@@ -98,33 +98,54 @@ def _entries(
     tl.store(p_offset + o_e, tl.where(m_e, b_offset, -1), mask=o_e < E)
 
 
-@kernel({"TILE": 1024, "num_warps": 4}, {"TILE": 512, "num_warps": 2}, {"TILE": 2048, "num_warps": 4})
+@kernel({"num_warps": 4})
+def _find_pairs(p_values, p_token, p_offset, p_key, pairs, M, C, copies, BY_TOKEN: tl.constexpr, BLOCK: tl.constexpr):
+    """key[entry, channel]: the entry's token, or its weight row offset C + channel; -1 if it is empty or the value zero."""
+    o_x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    b_entry, b_c = o_x // C, o_x % C
+    b_item = (b_entry // copies % M).to(tl.int64)
+    b_offset = tl.load(p_offset + b_entry, mask=o_x < pairs, other=-1)
+    b_value = tl.load(p_values + b_item * C + b_c, mask=b_offset >= 0, other=0)
+    b_key = b_offset * C + b_c
+    if BY_TOKEN:
+        b_key = tl.load(p_token + b_entry, mask=b_offset >= 0, other=0)
+    tl.store(p_key + o_x, tl.where(b_value != 0, b_key, -1), mask=o_x < pairs)
+
+
+@kernel({"BLOCK_T": 8, "BLOCK_E": 8, "num_warps": 4}, {"BLOCK_T": 16, "BLOCK_E": 4, "num_warps": 2})
 def _scatter(
-    p_begin, p_entry, p_offset, p_values, p_weight, p_bias, p_tokens, tokens, M, C, D, copies, scale,
-    TILE: tl.constexpr, BLOCK_D: tl.constexpr,
+    p_begin, p_pair, p_offset, p_values, p_weight, p_bias, p_tokens, tokens, M, C, D, copies, scale,
+    BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Each token once: bias + the sum over its entries and channels of scale value W[offset, channel]."""
-    BLOCK_T: tl.constexpr = TILE // BLOCK_D
-    o_t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    """BLOCK_T tokens: the bias, at once, where there are no pairs; else bias + the sum of scale value W[offset, channel]."""
+    i_t = tl.program_id(0).to(tl.int64) * BLOCK_T
+    o_t, o_e = i_t + tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_E)
     o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     m_t, m_d = o_t < tokens, o_d < D
     b_begin = tl.load(p_begin + o_t, mask=m_t, other=0)
     b_end = tl.load(p_begin + o_t + 1, mask=m_t, other=0)
-    b_sum = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
+    b_bias = tl.zeros((BLOCK_D,), tl.float32)
     if p_bias is not None:
-        b_sum += tl.load(p_bias + o_d, mask=m_d, other=0).to(tl.float32)[None, :]
-    for k in range(tl.max(b_end - b_begin, 0)):
-        m_k = b_begin + k < b_end
-        b_entry = tl.load(p_entry + b_begin + k, mask=m_k, other=0)
-        b_item = ((b_entry // copies) % M).to(tl.int64)
-        b_row = tl.load(p_offset + b_entry, mask=m_k, other=0).to(tl.int64) * C
-        for c in range(C):
-            b_value = tl.load(p_values + b_item * C + c, mask=m_k, other=0).to(tl.float32)
-            m_w = (b_value != 0)[:, None] & m_d[None, :]
-            b_w = tl.load(p_weight + (b_row + c)[:, None] * D + o_d[None, :], mask=m_w, other=0).to(tl.float32)
-            b_sum += (scale * b_value)[:, None] * b_w
-    p_out = p_tokens + o_t[:, None] * D + o_d[None, :]
-    tl.store(p_out, b_sum.to(p_tokens.dtype.element_ty), mask=m_t[:, None] & m_d[None, :])
+        b_bias = tl.load(p_bias + o_d, mask=m_d, other=0).to(tl.float32)
+    b_rows = tl.broadcast_to(b_bias.to(p_tokens.dtype.element_ty)[None, :], (BLOCK_T, BLOCK_D))
+    m_out = (m_t & (b_end == b_begin))[:, None] & m_d[None, :]
+    tl.store(p_tokens + o_t[:, None] * D + o_d[None, :], b_rows, mask=m_out)
+    for t in range(tl.where(tl.max(b_end - b_begin, 0) > 0, tl.minimum(tokens - i_t, BLOCK_T).to(tl.int32), 0)):
+        b_first, b_last = tl.load(p_begin + i_t + t), tl.load(p_begin + i_t + t + 1)
+        if b_last > b_first:
+            b_sum = tl.zeros((BLOCK_E, BLOCK_D), tl.float32)
+            for k in range(b_first, b_last, BLOCK_E):
+                m_e = k + o_e < b_last
+                b_pair = tl.load(p_pair + k + o_e, mask=m_e, other=0)
+                b_entry, b_c = b_pair // C, b_pair % C
+                b_item = (b_entry // copies % M).to(tl.int64)
+                b_value = tl.load(p_values + b_item * C + b_c, mask=m_e, other=0).to(tl.float32)
+                b_row = tl.load(p_offset + b_entry, mask=m_e, other=0).to(tl.int64) * C + b_c
+                p_w = p_weight + b_row[:, None] * D + o_d[None, :]
+                b_w = tl.load(p_w, mask=m_e[:, None] & m_d[None, :], other=0).to(tl.float32)
+                b_sum += (scale * b_value)[:, None] * b_w
+            b_out = b_bias + tl.sum(b_sum, 0)
+            tl.store(p_tokens + (i_t + t) * D + o_d, b_out.to(p_tokens.dtype.element_ty), mask=m_d)
 
 
 @kernel({"num_warps": 4}, {"num_warps": 2})
@@ -155,29 +176,28 @@ def _gather(
 
 @kernel({"BLOCK_E": 8, "num_warps": 4}, {"BLOCK_E": 16, "num_warps": 8})
 def _weight_gradient(
-    p_begin, p_entry, p_token, p_values, p_tokens, p_out, rows, M, C, D, copies, splits, scale,
+    p_begin, p_pair, p_token, p_values, p_tokens, p_out, rows, M, C, D, copies, splits, scale,
     BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One weight row (offset, channel) and one part of its entries: out[part, row] = scale sum of value tokens[token]."""
+    """One weight row (offset, channel) and one part of its pairs: out[part, row] = scale sum of value tokens[token]."""
     i_row, i_split = tl.program_id(0), tl.program_id(2)
     o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     o_e = tl.arange(0, BLOCK_E)
     m_d = o_d < D
-    i_offset, i_channel = i_row // C, i_row % C
-    b_first = tl.load(p_begin + i_offset)
-    b_last = tl.load(p_begin + i_offset + 1)
+    b_first = tl.load(p_begin + i_row)
+    b_last = tl.load(p_begin + i_row + 1)
     b_part = (b_last - b_first + splits - 1) // splits
     b_first += i_split * b_part
     b_last = tl.minimum(b_last, b_first + b_part)
     b_sum = tl.zeros((BLOCK_E, BLOCK_D), tl.float32)
     for k in range(b_first, b_last, BLOCK_E):
         m_e = k + o_e < b_last
-        b_entry = tl.load(p_entry + k + o_e, mask=m_e, other=0)
-        b_item = ((b_entry // copies) % M).to(tl.int64)
-        b_value = tl.load(p_values + b_item * C + i_channel, mask=m_e, other=0).to(tl.float32)
-        b_token = tl.load(p_token + b_entry, mask=m_e, other=0).to(tl.int64)
-        m_x = (b_value != 0)[:, None] & m_d[None, :]
-        b_x = tl.load(p_tokens + b_token[:, None] * D + o_d[None, :], mask=m_x, other=0).to(tl.float32)
+        b_pair = tl.load(p_pair + k + o_e, mask=m_e, other=0)
+        b_item = (b_pair // C // copies % M).to(tl.int64)
+        b_value = tl.load(p_values + b_item * C + b_pair % C, mask=m_e, other=0).to(tl.float32)
+        b_token = tl.load(p_token + b_pair // C, mask=m_e, other=0).to(tl.int64)
+        p_x = p_tokens + b_token[:, None] * D + o_d[None, :]
+        b_x = tl.load(p_x, mask=m_e[:, None] & m_d[None, :], other=0).to(tl.float32)
         b_sum += b_value[:, None] * b_x
     b_out = scale * tl.sum(b_sum, 0)
     tl.store(p_out + (i_split.to(tl.int64) * rows + i_row) * D + o_d, b_out.to(p_out.dtype.element_ty), mask=m_d)
@@ -239,19 +259,34 @@ class Items:
             **{name: (x, samples) for name, x in zip(("order", "t", "log_r", "log_c"), soft, strict=True)},
         )
 
+    def pairs(self, values: Tensor, by_token: bool) -> tuple[Tensor, Tensor]:
+        """begin, pair: the pairs entry C + channel of values that are not zero, by token or by weight row, as `group` lists.
+
+        Lists of pairs, since of one-hot values all but one are zero: nothing is read for the others.
+        """
+        C = values.shape[1]
+        pairs, keys = self.token.shape[0] * C, self.tokens if by_token else self.offsets * C
+        check_counts(pairs_of_entries_and_channels=pairs, weight_rows=keys)
+        key = torch.empty(pairs, dtype=torch.int32, device=values.device)
+        _find_pairs(
+            lambda settings: (cdiv(pairs, BLOCK),), values, self.token, self.offset, key, pairs, self.M, C,
+            self.copies, BY_TOKEN=by_token, BLOCK=BLOCK,
+        )  # fmt: skip
+        return group(key, keys)
+
     def scatter(self, values: Tensor, scale: float, W: Tensor, bias: Tensor | None) -> Tensor:
         """tokens (B, S, L, D), of W's dtype."""
-        (_, C, D), block = W.shape, width_block(W.shape[-1], 512)
+        (_, C, D), block, values = W.shape, width_block(W.shape[-1], 256), values.contiguous()
         tokens = torch.empty(self.B, self.S, self.L, D, dtype=W.dtype, device=W.device)
-        begin, entry = group(self.token, self.tokens)
+        begin, pair = self.pairs(values, by_token=True)
         bias = None if bias is None else bias.contiguous()
 
         def grid(settings):
-            return cdiv(self.tokens, settings["TILE"] // block), cdiv(D, block)
+            return cdiv(self.tokens, settings["BLOCK_T"]), cdiv(D, block)
 
         _scatter(
-            grid, begin, entry, self.offset, values.contiguous(), W, bias, tokens, self.tokens, self.M, C, D, self.copies,
-            float(scale), sizes=(self.tokens, D, C, self.S * self.M // max(1, self.tokens)), BLOCK_D=block,
+            grid, begin, pair, self.offset, values, W, bias, tokens, self.tokens, self.M, C, D, self.copies, float(scale),
+            sizes=(self.tokens, D, C, self.S * self.M // max(1, self.tokens)), BLOCK_D=block,
         )  # fmt: skip
         return tokens
 
@@ -278,14 +313,15 @@ class Items:
         splits = max(1, min(64, self.S * self.M // (offsets * SPLIT)))
         dtype = W.dtype if splits == 1 else torch.float32
         out = torch.empty(splits, rows, D, dtype=dtype, device=W.device)
-        begin, entry = group(self.offset, offsets)
+        values = values.contiguous()
+        begin, pair = self.pairs(values, by_token=False)
 
         def grid(settings):
             return rows, cdiv(D, block), splits
 
         _weight_gradient(
-            grid, begin, entry, self.token, values.contiguous(), tokens.contiguous(), out, rows, self.M, C, D, self.copies,
-            splits, float(scale), sizes=(rows, D, self.S * self.M // offsets), BLOCK_D=block,
+            grid, begin, pair, self.token, values, tokens.contiguous(), out, rows, self.M, C, D, self.copies, splits,
+            float(scale), sizes=(rows, D, self.S * self.M // offsets), BLOCK_D=block,
         )  # fmt: skip
         return (out[0] if splits == 1 else out.sum(0).to(W.dtype)).view(W.shape)
 

@@ -2,7 +2,7 @@
 
     dA'[i, j, c] = the sum over the places p of slot i and q of slot j of <d_tokens[token], W[offset, c]>, at the token and
     offset of (p, q);   dA[u, v] = sum_s dA'[rank_s[u], rank_s[v]];   dL/dP = A' dA'^T + A'^T dA', summed over channels
-The library computes the products with W. A' is gathered, and dL/dP is reduced against P on chip.
+The products with W are those of the used tokens. A' is gathered, and dL/dP is reduced against P on chip.
 """
 
 from __future__ import annotations
@@ -14,26 +14,35 @@ from torch import Tensor
 from probsym_fast.ops.triton._launch import bucket, cdiv, kernel, precision
 from probsym_fast.ops.triton.items import places_of_slots
 from probsym_fast.ops.triton.patches import Patches
-from probsym_fast.ops.triton.soft_rows import PRODUCTS, product
+from probsym_fast.ops.triton.products import BYTES as PRODUCTS
+from probsym_fast.ops.triton.products import multiply
 from probsym_fast.ops.triton.soft_tiles import SoftTiles, reduce_tile
+from probsym_fast.ops.triton.used_tokens import rows_before
 
 
 @kernel({"num_warps": 4})
-def _gather_slots(p_z, p_places, p_counts, p_out, first, S, N, C, grid, patch, Q, BLOCK: tl.constexpr):
-    """out[sample, i, j, c] = dA' of a row of slots, from z[token, offset, c]; 0 beyond the valid slots."""
+def _gather_slots(
+    p_z, p_places, p_counts, p_cells, p_before, p_out, first, S, graphs, N, C, grid, patch, Q, BLOCK: tl.constexpr
+):  # fmt: skip
+    """out[sample, i, j, c] = dA' of a row of slots, from z[used token, offset, c]; 0 beyond the valid slots."""
     i_z = (tl.program_id(0) // N).to(tl.int64)
     i_row = tl.program_id(0) % N
     o_x = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     b_slot, b_c = o_x // C, o_x % C
     b_nodes = tl.minimum(tl.load(p_counts + (first + i_z) // S), N)
     m_x = b_slot < tl.where(i_row < b_nodes, b_nodes, 0)
+    p_cell = p_cells + (first + i_z) // S * (grid + 1)
+    b_cells = tl.load(p_cell + grid)
+    b_before = rows_before(p_before, first + i_z, S, graphs) - rows_before(p_before, first, S, graphs)
     b_sum = tl.zeros((BLOCK,), tl.float32)
     for copy in range(Q * Q):
         b_p = tl.load(p_places + i_row * Q + copy // Q)
         b_q = tl.load(p_places + b_slot * Q + copy % Q, mask=m_x, other=-1)
-        b_token = i_z * grid * grid + b_p // patch * grid + b_q // patch
+        m_z = tl.minimum(b_p, b_q) >= 0
+        b_row = tl.load(p_cell + b_p // patch, mask=b_p >= 0, other=0) * b_cells
+        b_row = (b_before + b_row + tl.load(p_cell + b_q // patch, mask=m_z, other=0)).to(tl.int64)
         b_offset = b_p % patch * patch + b_q % patch
-        b_sum += tl.load(p_z + (b_token * patch * patch + b_offset) * C + b_c, mask=tl.minimum(b_p, b_q) >= 0, other=0)
+        b_sum += tl.load(p_z + (b_row * patch * patch + b_offset) * C + b_c, mask=m_z, other=0)
     tl.store(p_out + (i_z * N + i_row) * N * C + o_x, b_sum, mask=o_x < N * C)
 
 
@@ -116,11 +125,13 @@ class MatrixGradient:
         x, D = self.x, W.shape[-1]
         d_matrix = torch.zeros(x.matrix.shape, dtype=torch.float32, device=W.device) if rank is not None else None
         tiles = SoftTiles(*soft) if soft is not None else None
-        weight, d_rows = W.view(-1, D), d_tokens.view(x.samples, x.L, D)
-        step = max(1, PRODUCTS // (4 * (x.L * weight.shape[0] + x.N * self.line)))
+        weight, d_rows = W.view(-1, D), d_tokens.view(-1, D)
+        step = max(1, min(x.samples, PRODUCTS // (4 * (x.L * weight.shape[0] + x.N * self.line))))
+        z = torch.empty(step * x.L, weight.shape[0], dtype=torch.float32, device=W.device)
         for first in range(0, x.samples, step):
             last = min(x.samples, first + step)
-            d_acted = self._acted(product(d_rows[first:last].flatten(0, 1), weight), first, last)
+            multiply(x.used, first, last, d_rows, weight.t(), None, z, compact=False)
+            d_acted = self._acted(z, first, last)
             if d_matrix is not None and rank is not None:
                 self._add(d_acted, rank, d_matrix, first, last)
             if tiles is not None:
@@ -136,8 +147,8 @@ class MatrixGradient:
         def grid(settings):
             return (last - first) * x.N, cdiv(self.line, self.block)
 
-        arguments = z, self.places, x.counts, out, first, x.S, x.N, x.C, x.grid, x.patch, self.most
-        _gather_slots(grid, *arguments, BLOCK=self.block)
+        tables = self.places, x.counts, x.used.cells, x.used.before
+        _gather_slots(grid, z, *tables, out, first, x.S, x.B, x.N, x.C, x.grid, x.patch, self.most, BLOCK=self.block)
         return out
 
     def _add(self, d_acted: Tensor, rank: Tensor, d_matrix: Tensor, first: int, last: int) -> None:
