@@ -140,10 +140,19 @@ struct WeightGradient {
     for (int64_t o = 0; o < out; o += 2 * L)
       for (int64_t i = 0; i < in; i += 2 * L) {
         const Half *a0 = left + o * depth, *a1 = o + L < out ? a0 + tile : a0, *b0 = right + i * depth, *b1 = i + L < in ? b0 + tile : b0;
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
+        float* const to = d + o * d_step + i;
+        const bool whole = o + 2 * L <= out && i + 2 * L <= in;
+        if (whole) {
+          _tile_loadd(0, to, d_step * 4);
+          _tile_loadd(1, to + L, d_step * 4);
+          _tile_loadd(2, to + L * d_step, d_step * 4);
+          _tile_loadd(3, to + L * d_step + L, d_step * 4);
+        } else {
+          _tile_zero(0);
+          _tile_zero(1);
+          _tile_zero(2);
+          _tile_zero(3);
+        }
         for (int64_t p = 0; p < pairs; ++p) {
           _tile_loadd(4, a0 + p * outs * depth, 64);
           _tile_loadd(6, b0 + p * ins * depth, 64);
@@ -154,15 +163,23 @@ struct WeightGradient {
           _tile_dpbf16ps(2, 5, 6);
           _tile_dpbf16ps(3, 5, 7);
         }
+        if (whole) {
+          _tile_stored(0, to, d_step * 4);
+          _tile_stored(1, to + L, d_step * 4);
+          _tile_stored(2, to + L * d_step, d_step * 4);
+          _tile_stored(3, to + L * d_step + L, d_step * 4);
+          continue;
+        }
         _tile_stored(0, sums, 128);  // (2 L, 2 L)
         _tile_stored(1, sums + L, 128);
         _tile_stored(2, sums + 2 * L * L, 128);
         _tile_stored(3, sums + 2 * L * L + L, 128);
         fence();
         for (int64_t k = 0; k < std::min(2 * L, out - o); ++k)
-          for (int64_t j = 0; j < 2 * L && i + j < in; j += L) add_to(d + (o + k) * d_step + i + j, sums + k * 2 * L + j, std::min(L, in - i - j));
+          for (int64_t j = 0; j < 2 * L && i + j < in; j += L) add_to(to + k * d_step + j, sums + k * 2 * L + j, std::min(L, in - i - j));
         fence();
       }
+    fence();
   }
 };
 

@@ -27,7 +27,7 @@ inline int64_t whole_tiles(int64_t count, int64_t tile) { return (count + tile -
 // Float32 values of a packed matrix.
 inline int64_t bf16_packed(int64_t in, int64_t out) { return whole_tiles(in, 32) * whole_tiles(out, 16) / 2; }
 // Vectors of scratch for maps of up to `widest` inputs and outputs. back: for the gradients of their weights too.
-constexpr int64_t bf16_rows = 8;  // at a time there
+constexpr int64_t bf16_rows = 16;  // at a time there
 inline int64_t bf16_panel(int64_t widest, bool back) { return (back ? bf16_rows : 2) * whole_tiles(widest, 32); }
 
 // Sets up this thread's tile registers, where `on`.

@@ -105,9 +105,9 @@ class FusedEncoder(OnePass):
     def fewest(self) -> int:
         return fewest_sequences(self.encoder.layers[0].linear1.in_features)
 
-    def faster_than_half(self) -> bool:
+    def faster_than_half(self, bf16: bool) -> bool:
         layer: Any = self.encoder.layers[0]
-        return faster_than_half(layer.linear1.in_features, layer.linear1.out_features)
+        return bf16 or faster_than_half(layer.linear1.in_features, layer.linear1.out_features)
 
     def beyond_kernels(self, device: str) -> str | None:
         layer: Any = self.encoder.layers[0]

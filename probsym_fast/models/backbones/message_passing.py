@@ -114,7 +114,7 @@ class MessagePassing(OnePass):
     def fewest(self) -> int:
         return fewest_sequences(self.embed.out_features)
 
-    def faster_than_half(self) -> bool:
+    def faster_than_half(self, bf16: bool) -> bool:
         return self.embed.out_features <= HALF_WIDTH
 
     def beyond_kernels(self, device: str) -> str | None:

@@ -136,8 +136,8 @@ class Transformer(OnePass):
     def fewest(self) -> int:
         return fewest_sequences(self._size[1])
 
-    def faster_than_half(self) -> bool:
-        return faster_than_half(*self._size[1:3])
+    def faster_than_half(self, bf16: bool) -> bool:
+        return bf16 or faster_than_half(*self._size[1:3])
 
     def beyond_kernels(self, device: str) -> str | None:
         tokens, width, feedforward, layers = self._size
