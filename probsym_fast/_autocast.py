@@ -13,6 +13,11 @@ def autocasts(device: torch.device) -> bool:
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
+def allows_bf16(device: torch.device) -> bool:
+    """Whether autocast to bfloat16 is on for this type of device."""
+    return autocasts(device) and torch.get_autocast_dtype(device.type) == torch.bfloat16
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Within it, matrix products keep the dtype of their inputs. Free where autocast is off."""
     return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()

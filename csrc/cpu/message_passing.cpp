@@ -28,8 +28,8 @@ struct Call {
   }
   int64_t share() const { return B ? M / B : 1; }
   int64_t values_kept() const { return (sizes.layers + 1) * sizes.state(); }
-  template <class T> MessageCall<T> packed(const Tensor& weights, const Tensor& memory, bool back) const {
-    const MessageCall<T> call{sizes, &*parts, parts->layers.data(), {weights.const_data_ptr<T>(), memory.mutable_data_ptr<T>()}, share()};
+  template <class T> MessageCall<T> packed(const Tensor& weights, const Tensor& memory, bool back, bool bf16) const {
+    const MessageCall<T> call{sizes, &*parts, parts->layers.data(), {weights.const_data_ptr<T>(), memory.mutable_data_ptr<T>(), takes_bf16<T>(bf16)}, share()};
     PSF_DISPATCH(pack_message_passing<T>(call, back));
     return call;
   }
@@ -40,14 +40,15 @@ struct Call {
   }
 };
 
-std::tuple<Tensor, Tensor> message_passing(const Tensor& x_in, const Tensor& edges_in, const Tensor& weights_in, int64_t width, int64_t layers, int64_t out, bool keep) {
+std::tuple<Tensor, Tensor> message_passing(const Tensor& x_in, const Tensor& edges_in, const Tensor& weights_in, int64_t width, int64_t layers, int64_t out, bool keep,
+                                           bool allow_bf16) {
   const Call given("message_passing", x_in, edges_in, weights_in, width, layers, out);
   const Tensor x = x_in.contiguous(), edges = edges_in.contiguous(), weights = weights_in.contiguous();
   const Tensor y = empty({given.M, given.n, out}, x.options()), memory = empty({given.parts->packed}, x.options());
   const Tensor kept = empty({keep ? kept_rows(given.M) : 0, given.values_kept()}, x.options());
   PSF_DISPATCH_FLOATING(x.scalar_type(), [&] {
     using T = scalar_t;
-    const MessageCall<T> call = given.packed<T>(weights, memory, false);
+    const MessageCall<T> call = given.packed<T>(weights, memory, false, allow_bf16);
     const T *from = x.const_data_ptr<T>(), *pairs = edges.const_data_ptr<T>();
     T *to = y.mutable_data_ptr<T>(), *states = keep ? kept.mutable_data_ptr<T>() : nullptr;
     mark_lanes<T>(kept, given.M);
@@ -60,7 +61,7 @@ std::tuple<Tensor, Tensor> message_passing(const Tensor& x_in, const Tensor& edg
 }
 
 std::tuple<Tensor, Tensor, Tensor> message_passing_backward(const Tensor& d_y_in, const Tensor& x_in, const Tensor& edges_in, const Tensor& weights_in,
-    const Tensor& kept_in, int64_t width, int64_t layers, int64_t out, bool needs_x, bool needs_edges, bool needs_weights) {
+    const Tensor& kept_in, int64_t width, int64_t layers, int64_t out, bool needs_x, bool needs_edges, bool needs_weights, bool allow_bf16) {
   Call given("message_passing_backward", x_in, edges_in, weights_in, width, layers, out);
   const int64_t values = given.values_kept(), all = kept_rows(given.M);
   Dim features{"out", out, out}, each{"values", values, values}, rows{"rows of kept"};
@@ -72,7 +73,7 @@ std::tuple<Tensor, Tensor, Tensor> message_passing_backward(const Tensor& d_y_in
   Tensor d_weights;
   PSF_DISPATCH_FLOATING(x.scalar_type(), [&] {
     using T = scalar_t;
-    const MessageCall<T> call = given.packed<T>(weights, memory, true);
+    const MessageCall<T> call = given.packed<T>(weights, memory, true, allow_bf16);
     const T *dy = d_y.const_data_ptr<T>(), *from = x.const_data_ptr<T>(), *pairs = edges.const_data_ptr<T>(), *states = rows ? kept.const_data_ptr<T>() : nullptr;
     check_lanes<T>(given.in.op, kept);
     T *dx = needs_x ? d_x.mutable_data_ptr<T>() : nullptr, *de = needs_edges && given.C ? d_each.mutable_data_ptr<T>() : nullptr;

@@ -22,7 +22,7 @@ template <class T> struct MessageTile : NetworkTile<T> {
   T *d_out, *d_pair, *d_message, *d_first, *d_received, *d_sender, *d_receiver, *d_edges;  // gradients
 
   MessageTile(const MessageCall<T>& call, const Sequences<T>& graphs, T* memory, bool back, bool needs_edges)
-      : Base(call.weights, graphs, memory), call(call), sizes(call.sizes), n(sizes.nodes), W(sizes.width), some(sizes.receivers()) {
+      : Base(call.weights, graphs, memory, call.sizes.widest(), back), call(call), sizes(call.sizes), n(sizes.nodes), W(sizes.width), some(sizes.receivers()) {
     const int64_t pairs = some * (n - 1);
     edges = take(some * n * sizes.edge);  // with room for the loops, which are read and left out
     pair = take(pairs * W), message = take(pairs * W), before = back ? take(pairs * W) : pair;
@@ -31,12 +31,11 @@ template <class T> struct MessageTile : NetworkTile<T> {
     if (!back) return;
     d_out = take(n * W), d_pair = take(pairs * W), d_message = take(pairs * W), d_first = take(n * W), d_received = take(n * W);
     d_sender = take(n * W), d_receiver = take(n * W), d_edges = take(needs_edges ? n * n * sizes.edge : 0);
-    Base::panel = take(Base::panel_vectors(sizes.widest()));
   }
   static int64_t scratch(const MessageSizes& sizes, bool back, bool needs_edges) {  // vectors
     const int64_t n = sizes.nodes, pairs = sizes.receivers() * (n - 1), W = sizes.width;
     const int64_t forward = sizes.receivers() * n * sizes.edge + 2 * pairs * W + 5 * n * W + n * sizes.widest();
-    return forward + (back ? 3 * pairs * W + 5 * n * W + (needs_edges ? n * n * sizes.edge : 0) + Base::panel_vectors(sizes.widest()) : 0);
+    return Base::panel_vectors(sizes.widest(), back) + forward + (back ? 3 * pairs * W + 5 * n * W + (needs_edges ? n * n * sizes.edge : 0) : 0);
   }
 
   // f(first, count) for receivers, a few at a time.

@@ -35,8 +35,8 @@ struct Call {
     rows.back() = M % mlp_rows;
     return Tiles(sequences(), mlp_rows, rows.data());
   }
-  template <class T> MlpCall<T> packed(const Tensor& weights, const Tensor& memory, bool back) const {
-    const MlpCall<T> call{sizes(), parts->layers.data(), {weights.const_data_ptr<T>(), memory.mutable_data_ptr<T>()}};
+  template <class T> MlpCall<T> packed(const Tensor& weights, const Tensor& memory, bool back, bool bf16) const {
+    const MlpCall<T> call{sizes(), parts->layers.data(), {weights.const_data_ptr<T>(), memory.mutable_data_ptr<T>(), takes_bf16<T>(bf16)}};
     PSF_DISPATCH(pack_mlp<T>(call, back));
     return call;
   }
@@ -47,14 +47,14 @@ struct Call {
   }
 };
 
-std::tuple<Tensor, Tensor> mlp(const Tensor& x_in, const Tensor& weights_in, const Integers& widths, int64_t activation, bool first, bool last, bool keep) {
+std::tuple<Tensor, Tensor> mlp(const Tensor& x_in, const Tensor& weights_in, const Integers& widths, int64_t activation, bool first, bool last, bool keep, bool allow_bf16) {
   const Call given("mlp", x_in, weights_in, widths, activation, first, last);
   const Tensor x = x_in.contiguous(), weights = weights_in.contiguous(), memory = empty({given.parts->packed}, x.options());
   const Tensor y = empty({given.M, given.sizes().out}, x.options());
   const Tensor kept = empty({keep ? kept_rows(given.sequences()) : 0, given.values_kept()}, x.options());
   PSF_DISPATCH_FLOATING(x.scalar_type(), [&] {
     using T = scalar_t;
-    const MlpCall<T> call = given.packed<T>(weights, memory, false);
+    const MlpCall<T> call = given.packed<T>(weights, memory, false, allow_bf16);
     const T* from = x.const_data_ptr<T>();
     T *to = y.mutable_data_ptr<T>(), *states = kept.numel() ? kept.mutable_data_ptr<T>() : nullptr;
     mark_lanes<T>(kept, given.sequences());
@@ -67,7 +67,7 @@ std::tuple<Tensor, Tensor> mlp(const Tensor& x_in, const Tensor& weights_in, con
 }
 
 std::tuple<Tensor, Tensor> mlp_backward(const Tensor& d_y_in, const Tensor& x_in, const Tensor& weights_in, const Tensor& kept_in, const Integers& widths,
-                                        int64_t activation, bool first, bool last, bool needs_x, bool needs_weights) {
+                                        int64_t activation, bool first, bool last, bool needs_x, bool needs_weights, bool allow_bf16) {
   Call given("mlp_backward", x_in, weights_in, widths, activation, first, last);
   const int64_t values = given.values_kept(), all = kept_rows(given.sequences()), out = given.sizes().out;
   Dim features{"out", out, out}, each{"values", values, values}, rows{"rows of kept"};
@@ -78,7 +78,7 @@ std::tuple<Tensor, Tensor> mlp_backward(const Tensor& d_y_in, const Tensor& x_in
   Tensor d_weights;
   PSF_DISPATCH_FLOATING(x.scalar_type(), [&] {
     using T = scalar_t;
-    const MlpCall<T> call = given.packed<T>(weights, memory, true);
+    const MlpCall<T> call = given.packed<T>(weights, memory, true, allow_bf16);
     const T *dy = d_y.const_data_ptr<T>(), *from = x.const_data_ptr<T>(), *states = kept.numel() ? kept.const_data_ptr<T>() : nullptr;
     check_lanes<T>(given.in.op, kept);
     T* const dx = needs_x ? d_x.mutable_data_ptr<T>() : nullptr;

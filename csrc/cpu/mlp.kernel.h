@@ -13,12 +13,11 @@ template <class T> struct MlpTile : NetworkTile<T> {
   const MlpSizes& sizes;
   T *inputs, *here, *there;  // x, and two planes of any width
 
-  MlpTile(const MlpCall<T>& call, const Sequences<T>& some, T* memory, bool back) : Base(call.weights, some, memory), call(call), sizes(call.sizes) {
+  MlpTile(const MlpCall<T>& call, const Sequences<T>& some, T* memory, bool back) : Base(call.weights, some, memory, call.sizes.widest, back), call(call), sizes(call.sizes) {
     inputs = take(rows * sizes.in), here = take(rows * sizes.widest), there = take(rows * sizes.widest);
-    if (back) Base::panel = take(Base::panel_vectors(sizes.widest));
   }
   static int64_t scratch(const MlpSizes& sizes, bool back) {  // vectors
-    return rows * (sizes.in + 2 * sizes.widest) + (back ? Base::panel_vectors(sizes.widest) + rows * (sizes.kept + sizes.out) : rows * sizes.widest);
+    return Base::panel_vectors(sizes.widest, back) + rows * (sizes.in + 2 * sizes.widest + (back ? sizes.kept + sizes.out : sizes.widest));
   }
   bool activated(int64_t k) const { return k ? k < sizes.layers || sizes.last : sizes.first; }  // whether an activation follows layer k
 

@@ -1,5 +1,6 @@
 // Networks whose weights are one row: where each part begins, and the tiles of sequences that go through all layers at once.
 #pragma once
+#include "bf16.h"
 #include "rows.h"
 
 #include <cstring>
@@ -23,11 +24,13 @@ struct WeightRow {
     weights += count;
     return weights - count;
   }
+  // For a packed matrix: the padding of any instruction set fits, and that of bfloat16 products. It ends where a cache line does.
+  static int64_t room(int64_t in, int64_t out) { return whole_tiles(std::max((out + 3) * in, bf16_packed(in, out)), 16); }
   // Of a matrix that begins at `weight`; its bias too if there is one.
   LinearPart part(int64_t in, int64_t out, int64_t step, int64_t weight, int64_t bias) {
-    const LinearPart made{in, out, step, weight, bias, packed, packed + (out + 3) * in};  // any instruction set's padding fits
-    packed += (out + 3) * in + (in + 3) * out;
-    return made;
+    const int64_t forward = packed, back = forward + room(in, out);
+    packed = back + room(out, in);
+    return {in, out, step, weight, bias, forward, back};
   }
   LinearPart linear(int64_t in, int64_t out) {
     const int64_t weight = take(in * out);
@@ -44,6 +47,7 @@ enum Activation : int64_t { tanh_activation, relu_activation, gelu_activation, s
 template <class T> struct Weights {
   const T* row;
   T* packed;
+  bool bf16 = false;  // whether it is packed for products in bfloat16
 };
 
 // Sequences side by side, one a lane.

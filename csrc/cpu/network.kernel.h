@@ -1,37 +1,55 @@
 // The parts of a network on a tile of sequences.
 #include "planes.h"
 
+// Whether its planes are those of the products in bfloat16.
+template <class T> constexpr bool bf16_planes = PSF_AMX && sizeof(T) == 4 && lanes<T> == 16;
+
+template <class T> void pack_matrix(Weights<T> weights, int64_t weight, int64_t out, int64_t in, int64_t step_out, int64_t step_in, int64_t packed) {
+  if constexpr (bf16_planes<T>)
+    if (weights.bf16) return pack_bf16(weights.row + weight, out, in, step_out, step_in, weights.packed + packed);
+  pack(weights.row + weight, out, in, step_out, step_in, weights.packed + packed);
+}
 template <class T> void pack_linear(Weights<T> weights, const LinearPart& part, bool back) {
-  pack(weights.row + part.weight, part.out, part.in, part.step, 1, weights.packed + part.forward);
-  if (back) pack(weights.row + part.weight, part.in, part.out, 1, part.step, weights.packed + part.back);
+  pack_matrix(weights, part.weight, part.out, part.in, part.step, 1, part.forward);
+  if (back) pack_matrix(weights, part.weight, part.in, part.out, 1, part.step, part.back);
 }
 
 template <class T> struct NetworkTile {
   static constexpr int64_t L = lanes<T>;
   const Weights<T> weights;
   const Sequences<T>& sequences;
-  T *memory, *panel = nullptr;
+  const TileRegisters registers;
+  T *memory, *panel;
 
-  NetworkTile(Weights<T> weights, const Sequences<T>& sequences, T* memory) : weights(weights), sequences(sequences), memory(memory) {}
+  // widest: of all inputs and outputs of its maps. back: with gradients.
+  NetworkTile(Weights<T> weights, const Sequences<T>& sequences, T* memory, int64_t widest, bool back)
+      : weights(weights), sequences(sequences), registers(weights.bf16), memory(memory), panel(take(panel_vectors(widest, back))) {}
   T* take(int64_t vectors) {
     T* const now = memory;
     memory += vectors * L;
     return now;
   }
-  static int64_t panel_vectors(int64_t widest) { return block_rows * (widest + L); }
+  static int64_t panel_vectors(int64_t widest, bool back) {
+    const int64_t bf16 = bf16_planes<T> ? bf16_panel(widest, back) : 0;
+    return back ? std::max(block_rows * (widest + L), bf16) : bf16;
+  }
 
   const T* at(int64_t offset) const { return weights.row + offset; }
   // y (rows, out) = (or +=, with `add`) x (rows, in) through the map.
   void apply(const LinearPart& part, const T* x, int64_t rows, bool add, T* y, bool bias = true) const {
-    linear<T>(x, part.in * L, rows, weights.packed + part.forward, bias ? at(part.bias) : nullptr, part.in, part.out, add, y, part.out * L);
+    multiply(x, part.in, rows, part.forward, bias ? at(part.bias) : nullptr, part.out, add, y);
   }
   // From the gradient of its output to that of its input.
   void turn(const LinearPart& part, const T* dy, int64_t rows, bool add, T* dx) const {
-    linear<T>(dy, part.out * L, rows, weights.packed + part.back, nullptr, part.out, part.in, add, dx, part.in * L);
+    multiply(dy, part.out, rows, part.back, nullptr, part.in, add, dx);
   }
   // Adds the gradients of its weights, unless d is null.
   void learn(const LinearPart& part, const T* dy, const T* x, int64_t rows, T* d, bool bias = true) const {
-    if (d) weight_gradient<T>(dy, part.out * L, x, part.in * L, rows, part.in, part.out, panel, d + part.weight, part.step, bias ? d + part.bias : nullptr);
+    if (!d) return;
+    T* const d_bias = bias ? d + part.bias : nullptr;
+    if constexpr (bf16_planes<T>)
+      if (weights.bf16) return weight_gradient_bf16(dy, part.out * L, x, part.in * L, rows, part.in, part.out, panel, d + part.weight, part.step, d_bias);
+    weight_gradient<T>(dy, part.out * L, x, part.in * L, rows, part.in, part.out, panel, d + part.weight, part.step, d_bias);
   }
 
   // x (M / share, rows, width) -> a plane, repeated in lanes without a sequence and after the end of one; `share` sequences have the same rows, and in a ragged batch some have fewer. all: rows
@@ -57,6 +75,11 @@ template <class T> struct NetworkTile {
   }
 
  private:
+  void multiply(const T* x, int64_t in, int64_t rows, int64_t packed, const T* bias, int64_t out, bool add, T* y) const {
+    if constexpr (bf16_planes<T>)
+      if (weights.bf16) return linear_bf16(x, in * L, rows, weights.packed + packed, bias, in, out, add, y, out * L, panel);
+    linear<T>(x, in * L, rows, weights.packed + packed, bias, in, out, add, y, out * L);
+  }
   // Where the values of each lane begin, and how many there are; returns the most.
   int64_t places(int64_t rows, int64_t width, int64_t share, int64_t all, int64_t* start, int64_t* count) const {
     for (int l = 0; l < L; ++l) {

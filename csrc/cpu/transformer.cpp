@@ -46,8 +46,8 @@ struct Call {
     tiles.emplace(M, N, length);
   }
   int64_t values_kept() const { return (sizes.layers * sizes.tokens + sizes.outputs) * sizes.width; }
-  template <class T> TransformerCall<T> packed(const Tensor& weights, const Tensor& memory, bool back) const {
-    const TransformerCall<T> call{sizes, &*parts, parts->blocks.data(), {weights.const_data_ptr<T>(), memory.mutable_data_ptr<T>()}};
+  template <class T> TransformerCall<T> packed(const Tensor& weights, const Tensor& memory, bool back, bool bf16) const {
+    const TransformerCall<T> call{sizes, &*parts, parts->blocks.data(), {weights.const_data_ptr<T>(), memory.mutable_data_ptr<T>(), takes_bf16<T>(bf16)}};
     PSF_DISPATCH(pack_transformer<T>(call, back));
     return call;
   }
@@ -59,7 +59,7 @@ struct Call {
 };
 
 std::tuple<Tensor, Tensor> transformer(const Tensor& x_in, const Tensor& weights_in, const Maybe& lengths, const Integers& sizes,
-                                       const Integers& read, bool gelu, double eps, bool keep) {
+                                       const Integers& read, bool gelu, double eps, bool keep, bool allow_bf16) {
   const Call given("transformer", x_in, weights_in, lengths, sizes, read, gelu, eps);
   const Tensor x = x_in.contiguous(), weights = weights_in.contiguous();
   const int64_t shape[] = {given.M, given.sizes.outputs, given.sizes.output()};
@@ -68,7 +68,7 @@ std::tuple<Tensor, Tensor> transformer(const Tensor& x_in, const Tensor& weights
   const Tensor kept = lengths ? zeros({states_shape, 2}, x.options()) : empty({states_shape, 2}, x.options()), memory = empty({given.parts->packed}, x.options());
   PSF_DISPATCH_FLOATING(x.scalar_type(), [&] {
     using T = scalar_t;
-    const TransformerCall<T> call = given.packed<T>(weights, memory, false);
+    const TransformerCall<T> call = given.packed<T>(weights, memory, false, allow_bf16);
     const T* from = x.const_data_ptr<T>();
     T *to = y.mutable_data_ptr<T>(), *states = keep ? kept.mutable_data_ptr<T>() : nullptr;
     mark_lanes<T>(kept, given.M);
@@ -81,7 +81,7 @@ std::tuple<Tensor, Tensor> transformer(const Tensor& x_in, const Tensor& weights
 }
 
 std::tuple<Tensor, Tensor> transformer_backward(const Tensor& d_y_in, const Tensor& x_in, const Tensor& weights_in, const Tensor& kept_in, const Maybe& lengths,
-                                                const Integers& sizes, const Integers& read, bool gelu, double eps, bool needs_x, bool needs_weights) {
+                                                const Integers& sizes, const Integers& read, bool gelu, double eps, bool needs_x, bool needs_weights, bool allow_bf16) {
   Call given("transformer_backward", x_in, weights_in, lengths, sizes, read, gelu, eps);
   const int64_t features = given.sizes.output(), values = given.values_kept(), all = kept_rows(given.M);
   Dim outputs{"R", given.sizes.outputs, given.sizes.outputs}, out{"out", features, features}, each{"values", values, values}, rows{"rows of kept"};
@@ -92,7 +92,7 @@ std::tuple<Tensor, Tensor> transformer_backward(const Tensor& d_y_in, const Tens
   Tensor d_weights;
   PSF_DISPATCH_FLOATING(x.scalar_type(), [&] {
     using T = scalar_t;
-    const TransformerCall<T> call = given.packed<T>(weights, memory, true);
+    const TransformerCall<T> call = given.packed<T>(weights, memory, true, allow_bf16);
     const T *dy = d_y.const_data_ptr<T>(), *from = x.const_data_ptr<T>(), *states = rows ? kept.const_data_ptr<T>() : nullptr;
     check_lanes<T>(given.in.op, kept);
     T* const dx = needs_x ? d_x.mutable_data_ptr<T>() : nullptr;

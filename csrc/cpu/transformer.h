@@ -21,6 +21,7 @@ struct TransformerSizes {
   int64_t input() const { return in ? in : width; }
   int64_t state() const { return tokens * width; }  // of a sequence between the blocks
   int64_t widest() const { return std::max(std::max(feedforward, width), std::max(input(), output())); }
+  int64_t widest_map() const { return std::max(widest(), 2 * width); }
   int64_t output() const { return out ? out : width; }
 };
 

@@ -26,7 +26,7 @@ template <class T> struct TransformerTile : NetworkTile<T> {
   T *d_out, *d_wide, *d_query, *d_narrow, *d_weights;
 
   TransformerTile(const TransformerCall<T>& call, const Sequences<T>& sequences, T* memory, bool back)
-      : Base(call.weights, sequences, memory), call(call), sizes(call.sizes), W(sizes.width), F(sizes.feedforward), tokens(sequences.rows),
+      : Base(call.weights, sequences, memory, call.sizes.widest_map(), back), call(call), sizes(call.sizes), W(sizes.width), F(sizes.feedforward), tokens(sequences.rows),
         outputs(sizes.read ? sizes.outputs : tokens), back(back) {
     for (int l = 0; l < L; ++l) length[l] = static_cast<typename Lanes<T>::Int>(l < sequences.count ? sequences.length[l] : tokens);
     const int64_t narrow = tokens * W, wide = tokens * sizes.widest();
@@ -35,11 +35,10 @@ template <class T> struct TransformerTile : NetworkTile<T> {
     weights = take(tokens * tokens * (back ? sizes.heads : 1)), chosen = take(outputs * W);
     if (!back) return;
     d_out = take(narrow), d_wide = take(2 * narrow + wide), d_query = take(narrow), d_narrow = take(narrow), d_weights = take(tokens * tokens);
-    Base::panel = take(Base::panel_vectors(sizes.widest()));
   }
   static int64_t scratch(const TransformerSizes& sizes, bool back) {  // vectors
     const int64_t N = sizes.tokens, W = sizes.width, wide = sizes.widest(), forward = N * (7 * W + 4 + wide + N) + sizes.outputs * W;
-    return forward + (back ? N * (5 * W + 2 * wide + N * sizes.heads) + Base::panel_vectors(wide) : 0);
+    return Base::panel_vectors(sizes.widest_map(), back) + forward + (back ? N * (5 * W + 2 * wide + N * sizes.heads) : 0);
   }
 
   void normalise(const NormPart& part, const T* x, int64_t rows, T* y, T* moments) const {

@@ -23,7 +23,7 @@ MEND = (
 )
 CUDA_KERNELS = ("soft_permutation", "permutation_entropy")  # the ops of csrc/cuda
 NEEDED = {  # what Python uses of each extension
-    "_C": ("torch_version", "kernels", "register_kernels", "instruction_set"),
+    "_C": ("torch_version", "kernels", "register_kernels", "instruction_set", "bf16_products"),
     "_cuda": ("torch_version", "kernels", "register_kernels", "cuda_architectures", "runs_on_gpu"),
     "_autograd": ("torch_version", "make_differentiable"),
 }
@@ -90,6 +90,12 @@ def signature(schema: Any) -> str:
 def module() -> Any:
     """The extension with the CPU kernels, or None."""
     return _modules.get("_C")
+
+
+@constant_in_programs
+def multiplies_bf16() -> bool:
+    """Whether CPU kernels multiply bfloat16 values where it is allowed."""
+    return "_C" in _modules and _modules["_C"].bf16_products()
 
 
 def has_kernels(device: str) -> bool:

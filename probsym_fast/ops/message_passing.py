@@ -13,13 +13,15 @@ MOST = {"features": 4096, "layers": 1024}  # of the kernels, as in csrc/cpu/mess
 MOST_ON_GPU = MOST | {"features of the width or output": 256}
 
 
-def _shapes(x, edges, weights, width, layers, out_features, keep):
+def _shapes(x, edges, weights, width, layers, out_features, keep, allow_bf16=False):
     M, n, _ = x.shape
     y = x.new_empty(M, n, out_features)
     return y, x.new_empty(kept_rows(M) if keep else 0, (layers + 1) * n * width)
 
 
-def _gradient_shapes(d_y, x, edges, weights, kept, width, layers, out_features, needs_x, needs_edges, needs_weights):
+def _gradient_shapes(
+    d_y, x, edges, weights, kept, width, layers, out_features, needs_x, needs_edges, needs_weights, allow_bf16=False
+):
     return tuple(
         like.new_empty(like.shape) if needed else None
         for like, needed in ((x, needs_x), (edges, needs_edges), (weights, needs_weights))
@@ -28,14 +30,15 @@ def _gradient_shapes(d_y, x, edges, weights, kept, width, layers, out_features, 
 
 OP = Op(
     "message_passing",
-    "(Tensor x, Tensor edges, Tensor weights, int width, int layers, int out_features, bool keep)"
-    " -> (Tensor y, Tensor kept)",
+    "(Tensor x, Tensor edges, Tensor weights, int width, int layers, int out_features, bool keep,"
+    " bool allow_bf16=False) -> (Tensor y, Tensor kept)",
     reference=reference,
     shapes=_shapes,
 )
 OP.gradient(
     "(Tensor d_y, Tensor x, Tensor edges, Tensor weights, Tensor kept, int width, int layers, int out_features,"
-    " bool needs_x, bool needs_edges, bool needs_weights) -> (Tensor d_x, Tensor d_edges, Tensor d_weights)",
+    " bool needs_x, bool needs_edges, bool needs_weights, bool allow_bf16=False)"
+    " -> (Tensor d_x, Tensor d_edges, Tensor d_weights)",
     shapes=_gradient_shapes,
     others={"keep": lambda known: False},
 )
@@ -50,6 +53,7 @@ def message_passing(
     layers: int,
     out_features: int,
     recompute: bool = False,
+    allow_bf16: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """A GNN on complete graphs without loops: `layers` times
@@ -66,6 +70,8 @@ def message_passing(
             begin.weight (width, 2 width), begin.bias, end.weight, end.bias; hidden.weight, hidden.bias, out.weight
             (out_features, width), out.bias.
         recompute: the backward pass computes the layers again, tile by tile, instead of reading each layer's input.
+        allow_bf16: in float32 the matrices may multiply bfloat16 values, also in the backward pass, where the kernel does
+            so faster (a CPU with AMX). Sums, and all that is no linear map, stay in float32.
         backend: "auto", "cpu" (n, widths and features at most 4096), "triton" (width and out_features at most 256) or
             "reference".
 
@@ -80,7 +86,7 @@ def message_passing(
     op = "message_passing"
     check_float(op, x=x, edges=edges, weights=weights)
     width, layers, out_features = check_counts(op, width=width, layers=layers, out_features=out_features)
-    recompute = check_bool(op, "recompute", recompute)
+    recompute, allow_bf16 = check_bool(op, "recompute", recompute), check_bool(op, "allow_bf16", allow_bf16)
     if x.ndim != 3 or x.shape[1] < 1 or x.shape[2] < 1:
         raise ValueError(f"{op}: x must be (M, n, E) with n, E >= 1, got {tuple(x.shape)}")
     M, n, features = x.shape
@@ -100,7 +106,7 @@ def message_passing(
     else:
         run = OP.without_kernel(backend, x.device, lacking)
     keep = needs_kept(recompute, x, edges, weights)
-    y, _ = run(x.to(dtype), edges.to(dtype), weights.to(dtype), width, layers, out_features, keep)
+    y, _ = run(x.to(dtype), edges.to(dtype), weights.to(dtype), width, layers, out_features, keep, allow_bf16)
     return y.to(x.dtype)
 
 

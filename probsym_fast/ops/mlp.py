@@ -18,13 +18,13 @@ ACTIVATIONS = tuple(FUNCTIONS)
 MOST = {"features": 4096, "layers": 1024}  # of the kernels, as in csrc/cpu/mlp.cpp
 
 
-def _shapes(x, weights, widths, activation, first, last, keep):
+def _shapes(x, weights, widths, activation, first, last, keep, allow_bf16=False):
     sequences = (x.shape[0] + ROWS - 1) // ROWS
     rows = kept_rows(sequences) if keep else 0
     return x.new_empty(x.shape[0], widths[-1]), x.new_empty(rows, values_kept(widths, last))
 
 
-def _gradient_shapes(d_y, x, weights, kept, widths, activation, first, last, needs_x, needs_weights):
+def _gradient_shapes(d_y, x, weights, kept, widths, activation, first, last, needs_x, needs_weights, allow_bf16=False):
     return (
         x.new_empty(x.shape) if needs_x else None,
         weights.new_empty(weights.shape) if needs_weights else None,
@@ -33,14 +33,14 @@ def _gradient_shapes(d_y, x, weights, kept, widths, activation, first, last, nee
 
 OP = Op(
     "mlp",
-    "(Tensor x, Tensor weights, int[] widths, int activation, bool first, bool last, bool keep)"
-    " -> (Tensor y, Tensor kept)",
+    "(Tensor x, Tensor weights, int[] widths, int activation, bool first, bool last, bool keep,"
+    " bool allow_bf16=False) -> (Tensor y, Tensor kept)",
     reference=reference,
     shapes=_shapes,
 )
 OP.gradient(
     "(Tensor d_y, Tensor x, Tensor weights, Tensor kept, int[] widths, int activation, bool first, bool last,"
-    " bool needs_x, bool needs_weights) -> (Tensor d_x, Tensor d_weights)",
+    " bool needs_x, bool needs_weights, bool allow_bf16=False) -> (Tensor d_x, Tensor d_weights)",
     shapes=_gradient_shapes,
     others={"keep": lambda known: False},
 )
@@ -55,6 +55,7 @@ def mlp(
     first: bool = False,
     last: bool = False,
     recompute: bool = False,
+    allow_bf16: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """A multilayer perceptron of n layers: `z_k = W_k a_k + b_k` with `a_1 = x`, `a_(k+1) = act(z_k)`, and `y = z_n`.
@@ -67,6 +68,8 @@ def mlp(
             as in Linear, and bias (widths[k],).
         widths: of the input and of every layer, two or more. activation: "tanh", "relu", "gelu" (with erf) or "silu".
         recompute: the backward pass computes the layers again, tile by tile, instead of reading what each layer gave.
+        allow_bf16: in float32 the matrices may multiply bfloat16 values, also in the backward pass, where the kernel does
+            so faster (a CPU with AMX). Sums, and all that is no linear map, stay in float32.
         backend: "auto", "cpu", "triton" (widths at most 4096, layers 1024) or "reference".
 
     Returns: (M, widths[-1]) in the dtype of x; float16 and bfloat16 compute in float32.
@@ -82,9 +85,8 @@ def mlp(
     sizes = [check_int(op, "each of widths", width) for width in widths]
     if len(sizes) < 2 or min(sizes) < 1:
         raise ValueError(f"{op}: widths must be two or more, each at least 1, got {sizes}")
-    first, last, recompute = (
-        check_bool(op, name, value) for name, value in (("first", first), ("last", last), ("recompute", recompute))
-    )
+    flags = {"first": first, "last": last, "recompute": recompute, "allow_bf16": allow_bf16}
+    first, last, recompute, allow_bf16 = (check_bool(op, name, value) for name, value in flags.items())
     if x.ndim != 2 or x.shape[1] != sizes[0]:
         raise ValueError(f"{op}: x must be (M, widths[0]) = (*, {sizes[0]}), got {tuple(x.shape)}")
     if activation not in ACTIVATIONS:
@@ -96,7 +98,7 @@ def mlp(
     else:
         run = OP.without_kernel(backend, x.device, lacking)
     which, keep = ACTIVATIONS.index(activation), needs_kept(recompute, x, weights)
-    y, _ = run(x.to(dtype), weights.to(dtype), sizes, which, first, last, keep)
+    y, _ = run(x.to(dtype), weights.to(dtype), sizes, which, first, last, keep, allow_bf16)
     return y.to(x.dtype)
 
 

@@ -19,7 +19,7 @@ MOST = {"tokens": 256, "features": 4096, "layers": 1024}  # of the kernels, as i
 MOST_ON_GPU = MOST | {"tokens": 64, "features of the width": 256, "features of a head": 32}  # up to 32 tokens: 64
 
 
-def _shapes(x, weights, lengths, sizes, read, gelu, eps, keep):
+def _shapes(x, weights, lengths, sizes, read, gelu, eps, keep, allow_bf16=False):
     _, width, layers, _, _, out_features = sizes
     M, L, _ = x.shape
     outputs = len(read) or L
@@ -27,7 +27,7 @@ def _shapes(x, weights, lengths, sizes, read, gelu, eps, keep):
     return y, x.new_empty(kept_rows(M) if keep else 0, (layers * L + outputs) * width)
 
 
-def _gradient_shapes(d_y, x, weights, kept, lengths, sizes, read, gelu, eps, needs_x, needs_weights):
+def _gradient_shapes(d_y, x, weights, kept, lengths, sizes, read, gelu, eps, needs_x, needs_weights, allow_bf16=False):
     return (
         x.new_empty(x.shape) if needs_x else None,
         weights.new_empty(weights.shape) if needs_weights else None,
@@ -36,15 +36,15 @@ def _gradient_shapes(d_y, x, weights, kept, lengths, sizes, read, gelu, eps, nee
 
 OP = Op(
     "transformer",
-    "(Tensor x, Tensor weights, Tensor? lengths, int[] sizes, int[] read, bool gelu, float eps, bool keep)"
-    " -> (Tensor y, Tensor kept)",
+    "(Tensor x, Tensor weights, Tensor? lengths, int[] sizes, int[] read, bool gelu, float eps, bool keep,"
+    " bool allow_bf16=False) -> (Tensor y, Tensor kept)",
     reference=reference,
     values=check_values,
     shapes=_shapes,
 )
 OP.gradient(
     "(Tensor d_y, Tensor x, Tensor weights, Tensor kept, Tensor? lengths, int[] sizes, int[] read, bool gelu, float eps,"
-    " bool needs_x, bool needs_weights) -> (Tensor d_x, Tensor d_weights)",
+    " bool needs_x, bool needs_weights, bool allow_bf16=False) -> (Tensor d_x, Tensor d_weights)",
     shapes=_gradient_shapes,
     others={"keep": lambda known: False},
 )
@@ -65,6 +65,7 @@ def transformer(
     activation: str = "gelu",
     eps: float = 1e-5,
     recompute: bool = False,
+    allow_bf16: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """A pre-norm Transformer: `layers` times `h = h + attention(norm(h))`, `h = h + down(act(up(norm(h))))`.
@@ -84,6 +85,8 @@ def transformer(
             with lengths. activation: "gelu" (with erf) or "relu". eps: of the norms, finite and >= 0.
         recompute: the backward pass computes the layers again, tile by tile, instead of reading each layer's input: a
             fifth slower on a CPU, and no memory per layer.
+        allow_bf16: in float32 the matrices may multiply bfloat16 values, also in the backward pass, where the kernel does
+            so faster (a CPU with AMX). Sums, and all that is no linear map, stay in float32.
         backend: "auto", "cpu" (L at most 256, widths and features at most 4096), "triton" (L at most 64, width at most 256,
             width / heads at most 32, for L up to 32 at most 64) or "reference".
 
@@ -102,7 +105,7 @@ def transformer(
     )
     in_features = check_count(op, "in_features", in_features, least=0)
     out_features = check_count(op, "out_features", out_features, least=0)
-    recompute = check_bool(op, "recompute", recompute)
+    recompute, allow_bf16 = check_bool(op, "recompute", recompute), check_bool(op, "allow_bf16", allow_bf16)
     if width % heads:
         raise ValueError(f"{op}: width must be a multiple of heads = {heads}, got {width}")
     if x.ndim != 3 or x.shape[1] < 1 or x.shape[2] != (in_features or width):
@@ -124,7 +127,9 @@ def transformer(
     else:
         run = OP.without_kernel(backend, x.device, lacking)
     keep = needs_kept(recompute, x, weights)
-    y, _ = run(x.to(dtype), weights.to(dtype), lengths, sizes, tokens, activation == "gelu", float(small), keep)
+    y, _ = run(
+        x.to(dtype), weights.to(dtype), lengths, sizes, tokens, activation == "gelu", float(small), keep, allow_bf16
+    )
     return y.to(x.dtype)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from probsym_fast import ops
 from probsym_fast._memory import peak_memory
 from probsym_fast.models import MLP, GINBackbone, MessagePassing, Transformer, fuse
+from probsym_fast.models.backbones import fused
 from probsym_fast.models.backbones.fused import by_modules
 from probsym_fast.ops import OPS, _extension, gin, message_passing, mlp, transformer
 from tests.helpers.graphs import random_graphs
@@ -386,7 +387,7 @@ class Doubled(nn.Linear):
 
 
 @built
-def test_what_a_pass_would_miss_goes_by_modules():
+def test_what_a_pass_would_miss_goes_by_modules(monkeypatch):
     device, x = torch.device("cpu"), torch.randn(2, 5, 6)
 
     def why(change=lambda module: None, dtype=torch.float32, **settings):
@@ -412,11 +413,11 @@ def test_what_a_pass_would_miss_goes_by_modules():
     assert why(lambda m: nn.utils.parametrizations.weight_norm(m.blocks[0].up)).endswith("is new")
     assert why(lambda m: setattr(m, "one_pass", False)) == "one_pass is False"
     module = Transformer(6, 8, 2, 2, 12, 5)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.float16):
         assert module.why_modules(device, torch.float32) is None  # in float32
         module.one_pass = True
         y = module(x)
-    assert torch.equal(y, module(x).bfloat16())
+    assert torch.equal(y, module(x).half())
     with torch.autocast("cpu", torch.bfloat16):
         assert MLP([6, 8, 3]).why_modules(device, torch.float32) == "autocast is on"
     assert MLP([6, 8, 3]).bfloat16().why_modules(device, torch.bfloat16) == "in bfloat16 the modules are faster"
@@ -427,8 +428,11 @@ def test_what_a_pass_would_miss_goes_by_modules():
         GINBackbone(129, 1, 3, "relu"),
     ):
         assert wide.why_modules(device, torch.float32) is None
-        with torch.autocast("cpu", torch.bfloat16):
-            assert wide.why_modules(device, torch.float32) == "autocast is on"
+        for multiplies, dtype in ((False, torch.bfloat16), (True, torch.bfloat16), (True, torch.float16)):
+            monkeypatch.setattr(fused, "multiplies_bf16", lambda multiplies=multiplies: multiplies)
+            takes = multiplies and dtype == torch.bfloat16 and isinstance(wide, Transformer)
+            with torch.autocast("cpu", dtype):
+                assert wide.why_modules(device, torch.float32) == (None if takes else "autocast is on")
     assert Transformer(6, 512, 2, 2, 12, 5).why_modules(device, torch.float32) == (
         "5 tokens, width 512, feedforward 12, 2 layers"
     )

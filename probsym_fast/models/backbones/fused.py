@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from probsym_fast._autocast import autocasts
+from probsym_fast._autocast import allows_bf16, autocasts
 from probsym_fast._checks import check_bool
+from probsym_fast.ops._extension import multiplies_bf16
 from probsym_fast.ops._op import OPS
 
 SETTINGS = (
@@ -26,7 +27,9 @@ SETTINGS = (
 Structure = dict[str, tuple]
 HALF = torch.bfloat16, torch.float16
 NARROW = 64  # of this width four sequences are enough for the op to be faster, else a vector of them
-HALF_WIDTH = 128  # for wider maps the modules in bfloat16 are faster, on processors with its products
+HALF_WIDTH = (
+    128  # for wider maps the modules in bfloat16 are faster than an op in float32, on processors with its products
+)
 
 
 class OnePass(nn.Module):
@@ -34,7 +37,8 @@ class OnePass(nn.Module):
 
     The op takes the place of the modules as they were built. A part that is replaced, resized, hooked, sharded or otherwise
     not as it was makes the modules run one by one, as do active dropout and torch.func. On a CPU the op computes in float32
-    for weights below it and under autocast, up to the sizes where that is faster than the modules in bfloat16.
+    for weights below it and under autocast, up to the sizes where that is faster than the modules in bfloat16; under
+    autocast to bfloat16 its linear maps multiply in it where the processor has AMX.
 
     recompute: the backward pass of the op computes the layers again instead of keeping their inputs: a fifth slower, and
     memory does not grow with the layers. `chunk="auto"` sets it where all samples fit then. one_pass: None; set it to False
@@ -60,7 +64,8 @@ class OnePass(nn.Module):
             return reason
         autocast = autocasts(device) and dtype != torch.float64  # which it leaves as it is
         half = autocast or dtype in HALF
-        slower = half and (device.type != "cpu" or not self.faster_than_half())
+        bf16 = allows_bf16(device) and multiplies_bf16()
+        slower = half and (device.type != "cpu" or not self.faster_than_half(bf16))
         if autocast and slower:
             return "autocast is on"
         if slower and device.type == "cpu":
@@ -116,8 +121,8 @@ class OnePass(nn.Module):
         """Whether there are too few sequences. A program takes the op for any number, and so does one_pass = True."""
         return self.one_pass is None and not torch.compiler.is_compiling() and count < self.fewest()
 
-    def faster_than_half(self) -> bool:
-        """Whether the op in float32 is faster on a CPU than the modules in bfloat16."""
+    def faster_than_half(self, bf16: bool) -> bool:
+        """Whether the op is faster on a CPU than the modules in bfloat16; bf16: it multiplies in bfloat16 too."""
         raise NotImplementedError
 
     def beyond_kernels(self, device: str) -> str | None:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from probsym_fast import ops
-from probsym_fast._autocast import autocasts
+from probsym_fast._autocast import allows_bf16, autocasts
 from probsym_fast._checks import check_type, transformed
 from probsym_fast.models.backbones.attention import every_derivative
 from probsym_fast.models.backbones.fused import OnePass, fewest_sequences, row
@@ -79,6 +79,7 @@ class FusedEncoder(OnePass):
                 activation="relu" if _is_relu(layer.activation) else "gelu",
                 eps=layer.norm1.eps,
                 recompute=self.recompute,
+                allow_bf16=allows_bf16(x.device),
             ).to(x.dtype)
             y = y if self.encoder.norm is None else self._ended(y, lengths)
         return y.reshape(*lead, *y.shape[1:])
@@ -104,9 +105,9 @@ class FusedEncoder(OnePass):
     def fewest(self) -> int:
         return fewest_sequences(self.encoder.layers[0].linear1.in_features)
 
-    def faster_than_half(self) -> bool:
+    def faster_than_half(self, bf16: bool) -> bool:
         layer: Any = self.encoder.layers[0]
-        return faster_than_half(layer.linear1.in_features, layer.linear1.out_features)
+        return bf16 or faster_than_half(layer.linear1.in_features, layer.linear1.out_features)
 
     def beyond_kernels(self, device: str) -> str | None:
         layer: Any = self.encoder.layers[0]

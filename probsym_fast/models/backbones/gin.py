@@ -64,7 +64,7 @@ class GINBackbone(OnePass):
     def too_large(self) -> str | None:
         return f"width {len(self.bias)}" if len(self.bias) > WIDTH else None
 
-    def faster_than_half(self) -> bool:
+    def faster_than_half(self, bf16: bool) -> bool:
         return len(self.bias) <= HALF_WIDTH
 
     def beyond_kernels(self, device: str) -> str | None:

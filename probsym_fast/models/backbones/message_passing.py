@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast import ops
-from probsym_fast._autocast import autocasts
+from probsym_fast._autocast import allows_bf16, autocasts
 from probsym_fast._checks import check_count, check_counts
 from probsym_fast.models.backbones.fused import HALF_WIDTH, OnePass, fewest_sequences, row
 from probsym_fast.ops.message_passing import beyond_kernels
@@ -114,7 +114,7 @@ class MessagePassing(OnePass):
     def fewest(self) -> int:
         return fewest_sequences(self.embed.out_features)
 
-    def faster_than_half(self) -> bool:
+    def faster_than_half(self, bf16: bool) -> bool:
         return self.embed.out_features <= HALF_WIDTH
 
     def beyond_kernels(self, device: str) -> str | None:
@@ -140,6 +140,7 @@ class MessagePassing(OnePass):
             layers=len(self.layers),
             out_features=last.out_features,
             recompute=self.recompute,
+            allow_bf16=allows_bf16(x.device),
         )
         return y.unflatten(0, x.shape[:2])
 

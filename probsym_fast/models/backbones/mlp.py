@@ -44,7 +44,7 @@ class Layers(OnePass):
     def fewest(self) -> int:
         return ROWS
 
-    def faster_than_half(self) -> bool:
+    def faster_than_half(self, bf16: bool) -> bool:
         return False  # nearly all of it are products, which processors have in bfloat16
 
     def too_large(self) -> str | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probsym_fast import ops
+from probsym_fast._autocast import allows_bf16
 from probsym_fast._checks import check_count, check_counts, check_int, check_share, check_type
 from probsym_fast.models.backbones.attention import every_derivative
 from probsym_fast.models.backbones.fused import HALF_WIDTH, OnePass, fewest_sequences, row
@@ -135,8 +136,8 @@ class Transformer(OnePass):
     def fewest(self) -> int:
         return fewest_sequences(self._size[1])
 
-    def faster_than_half(self) -> bool:
-        return faster_than_half(*self._size[1:3])
+    def faster_than_half(self, bf16: bool) -> bool:
+        return bf16 or faster_than_half(*self._size[1:3])
 
     def beyond_kernels(self, device: str) -> str | None:
         tokens, width, feedforward, layers = self._size
@@ -168,6 +169,7 @@ class Transformer(OnePass):
             read=None if self.read is None else self._tokens_read(),
             eps=self.norm.eps,
             recompute=self.recompute,
+            allow_bf16=allows_bf16(x.device),
         )
 
     def _by_modules(self, x: Tensor) -> Tensor:

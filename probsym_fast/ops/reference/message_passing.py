@@ -10,7 +10,14 @@ from probsym_fast.ops.reference._parts import Parts
 
 
 def message_passing(
-    x: Tensor, edges: Tensor, weights: Tensor, width: int, layers: int, out_features: int, keep: bool
+    x: Tensor,
+    edges: Tensor,
+    weights: Tensor,
+    width: int,
+    layers: int,
+    out_features: int,
+    keep: bool,
+    allow_bf16: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """x (M, n, E), edges (B, n, n, C) -> y (M, n, out); nothing is kept."""
     M, n, features = x.shape

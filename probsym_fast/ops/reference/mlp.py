@@ -13,7 +13,14 @@ ROWS = 5  # of x that are kept together, as in csrc/cpu/mlp.h
 
 
 def mlp(
-    x: Tensor, weights: Tensor, widths: Sequence[int], activation: int, first: bool, last: bool, keep: bool
+    x: Tensor,
+    weights: Tensor,
+    widths: Sequence[int],
+    activation: int,
+    first: bool,
+    last: bool,
+    keep: bool,
+    allow_bf16: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """x (M, widths[0]) -> y (M, widths[-1]); nothing is kept."""
     act, part = list(FUNCTIONS.values())[activation], Parts(weights)

@@ -21,6 +21,7 @@ def transformer(
     gelu: bool,
     eps: float,
     keep: bool,
+    allow_bf16: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """x (M, L, E) -> y (M, R, out); nothing is kept. sizes: in_features, width, layers, heads, feedforward, out_features."""
     check_values(x, weights, lengths)

@@ -166,7 +166,7 @@ class Call:
         return linear(d_p, self.both[k]).add_(d_sums[:, :W])
 
 
-def forward(x, edges, weights, width, layers, out_features, keep) -> tuple[Tensor, Tensor]:
+def forward(x, edges, weights, width, layers, out_features, keep, allow_bf16=False) -> tuple[Tensor, Tensor]:
     call = Call(x, edges, weights, width, layers, out_features)
     M, n = call.M, call.n
     y = torch.empty(M, n, out_features, dtype=x.dtype, device=x.device)
@@ -179,7 +179,7 @@ def forward(x, edges, weights, width, layers, out_features, keep) -> tuple[Tenso
 
 
 def backward(
-    d_y, x, edges, weights, kept, width, layers, out_features, needs_x, needs_edges, needs_weights
+    d_y, x, edges, weights, kept, width, layers, out_features, needs_x, needs_edges, needs_weights, allow_bf16=False
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     call = Call(x, edges, weights, width, layers, out_features)
     M, n = call.M, call.n

@@ -237,7 +237,7 @@ class Call:
         return [piece.unflatten(1, shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
-def forward(x, weights, lengths, sizes, read, gelu, eps, keep) -> tuple[Tensor, Tensor]:
+def forward(x, weights, lengths, sizes, read, gelu, eps, keep, allow_bf16=False) -> tuple[Tensor, Tensor]:
     call = Call(x, weights, lengths, sizes, read, gelu, eps)
     M, outputs, features = call.M, call.outputs, call.out or call.W
     y = torch.empty(M, outputs, features, dtype=x.dtype, device=x.device)
@@ -254,7 +254,7 @@ def forward(x, weights, lengths, sizes, read, gelu, eps, keep) -> tuple[Tensor, 
 
 
 def backward(
-    d_y, x, weights, kept, lengths, sizes, read, gelu, eps, needs_x, needs_weights
+    d_y, x, weights, kept, lengths, sizes, read, gelu, eps, needs_x, needs_weights, allow_bf16=False
 ) -> tuple[Tensor | None, Tensor | None]:
     call = Call(x, weights, lengths, sizes, read, gelu, eps)
     M, features = call.M, call.out or call.W
