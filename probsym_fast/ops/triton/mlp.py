@@ -108,7 +108,7 @@ class Call:
         return d
 
 
-def forward(x, weights, widths, activation, first, last, keep) -> tuple[Tensor, Tensor]:
+def forward(x, weights, widths, activation, first, last, keep, allow_bf16=False) -> tuple[Tensor, Tensor]:
     call = Call(x, weights, widths, activation, first, last)
     y = torch.empty(call.M, call.widths[-1], dtype=x.dtype, device=x.device)
     kept = torch.empty(_kept_rows(call.M) if keep else 0, values_kept(widths, last), dtype=x.dtype, device=x.device)
@@ -118,7 +118,7 @@ def forward(x, weights, widths, activation, first, last, keep) -> tuple[Tensor, 
 
 
 def backward(
-    d_y, x, weights, kept, widths, activation, first, last, needs_x, needs_weights
+    d_y, x, weights, kept, widths, activation, first, last, needs_x, needs_weights, allow_bf16=False
 ) -> tuple[Tensor | None, Tensor | None]:
     call = Call(x, weights, widths, activation, first, last)
     rows = check_axes("kept", kept, 2)[0]
