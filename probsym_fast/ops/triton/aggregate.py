@@ -133,9 +133,11 @@ def sum_rows(
     bias: Tensor | None = None,
     act: str = "",
     z: Tensor | None = None,
+    y: Tensor | None = None,
 ) -> Tensor:
-    """own x + sums of x over the lists, of act(x) if it is named; bias added; with z times act'(z). x contiguous."""
-    sums = fresh_like(x)
+    """own x + sums of x over the lists, of act(x) if it is named; bias added; with z times act'(z). All contiguous; y: where
+    it goes."""
+    sums = fresh_like(x) if y is None else y
     if not x.numel():
         return sums
     graphs = 0 if ptr is None else ptr.shape[0] - 1
