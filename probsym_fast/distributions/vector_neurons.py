@@ -45,7 +45,8 @@ class VectorNeurons(nn.Module):
     under any autocast.
     Gradients: of any order, to the parameters, the noise and the batch. Time and memory grow as B S n^2 width d.
     Where `ops.vector_edge_convolution` has a kernel the edge convolutions run as one op each, and no tensor of pairs is
-    written. Under torch.func transforms it runs in plain torch; in training mode they must take its buffers as inputs too.
+    written; on a GPU where their `one_pass` is True. Under torch.func transforms it runs in plain torch; in training mode
+    they must take its buffers as inputs too.
     Raises ValueError for shapes, for a batch with num_nodes (every node counts as valid), and for positions, velocities or
     noise that are not finite (on a GPU only in debug mode).
     """

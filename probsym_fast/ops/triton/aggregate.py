@@ -135,12 +135,13 @@ def sum_rows(
     bias: Tensor | None = None,
     act: str = "",
     z: Tensor | None = None,
+    y: Tensor | None = None,
 ) -> Tensor:
-    """own x + sums of x over the lists, of act(x) if it is named; bias added; with z times act'(z). x contiguous.
+    """own x + sums of x over the lists, of act(x) if it is named; bias added; with z times act'(z).
 
-    Virtual nodes, which ptr asks for, have neither act, bias nor z.
+    All contiguous; y: where it goes. Virtual nodes, which ptr asks for, have neither act, bias nor z.
     """
-    sums = fresh_like(x)
+    sums = fresh_like(x) if y is None else y
     if not x.numel():
         return sums
     graphs = 0 if ptr is None else ptr.shape[0] - 1

@@ -96,8 +96,8 @@ class Call:
 
     def states(self, x: Tensor, places: list[Tensor] | None) -> list[Tensor]:
         """z of every layer, in places if there are any, else only of the last."""
-        z = sum_rows(x, self.into, own=self.own[0], bias=self.first)
-        found = [z if places is None else places[0].copy_(z)]
+        place = None if places is None else places[0]
+        found = [sum_rows(x, self.into, own=self.own[0], bias=self.first, y=place)]
         for k, (weight, bias) in enumerate(self.inner, 1):
             sums = self.sums(k, found[-1]).view(-1, self.W)
             z = torch.empty_like(x) if places is None else places[k]

@@ -137,7 +137,7 @@ def _norm_moments(
 
 
 @kernel(
-    {"ROWS": ROWS, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2, "maxnreg": 255},
+    {"ROWS": ROWS // 2, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2, "maxnreg": 255},
     ieee=({"ROWS": ROWS // 2, "BLOCK_K": 16, "num_warps": 4, "num_stages": 2, "maxnreg": 255},),
 )
 def _choose(
