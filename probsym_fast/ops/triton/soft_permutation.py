@@ -3,6 +3,8 @@
 Iterations r = 1 / (K c), c = 1 / (K r) from c = 1. Back through x = 1 / (K y), with w = x dL/dx:
     d log y = -y (K w),   d t = (w ((sgn o K) y) + y ((sgn o K) w)) / tau.
 """
+# mypy: disable-error-code="assignment"
+# (a tuple that begins empty grows, slot by slot)
 
 from __future__ import annotations
 
@@ -287,7 +289,7 @@ def _long_gradient(d_t, d_log_r, d_log_c, t, num_nodes, tau, iterations) -> Tens
     if part < B:
         pieces = [None if x is None else x.split(part) for x in (d_t, d_log_r, d_log_c, t, num_nodes)]
         pieces = [x or [None] * triton.cdiv(B, part) for x in pieces]
-        return torch.cat([_long_gradient(*some, tau, iterations) for some in zip(*pieces, strict=True)])
+        return torch.cat([_long_gradient(*some, tau=tau, iterations=iterations) for some in zip(*pieces, strict=True)])
     beyond = None if num_nodes is None else torch.arange(N, device=t.device) >= num_nodes[:, None, None]
     zeros = torch.zeros_like(t)
     d_t, d_log_r, d_log_c = (
