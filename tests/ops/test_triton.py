@@ -35,6 +35,8 @@ from probsym_fast.ops.transformer import weights_of as transformer_count
 from probsym_fast.ops.triton import KERNELS, _launch
 from probsym_fast.ops.triton import _lazy as through
 from probsym_fast.ops.triton import _sort_by_key as _group
+from tests.conftest import GRADIENT, VALUE, assert_near
+from tests.helpers import ptx
 from tests.helpers.gpu_clock import Clock
 from tests.helpers.gpu_driver import Driver
 
@@ -146,6 +148,17 @@ class Launches:
             options = _launch.OPTIONS | chosen
             source = specialised(kernel.function, arguments, every)
             self.kept[kernel.name, repr((source, options))] = kernel.function, source, options
+
+
+class Emulated(Launches):
+    """Takes the place of `_launch.launch`: compiles, and runs the compiled code on CPU tensors."""
+
+    def __call__(self, kernel, grid, arguments, settings):
+        super().__call__(kernel, grid, arguments, settings)
+        launch = list(self.kept.values())[-1]
+        made, (_, constants, _), size = compiled(launch, 90), launch[1], grid(settings)
+        given = [x for i, x in enumerate(arguments) if (i,) not in constants]
+        ptx.run(made.asm["ptx"], launch[2]["num_warps"], made.metadata.shared, size, given)
 
 
 def launches_of(name: str, dtype: torch.dtype, monkeypatch, precisions=("ieee", "tf32")) -> list:
@@ -377,6 +390,30 @@ def test_compiles_without_spills(architecture, monkeypatch, tmp_path):
         assert made.metadata.shared <= SHARED, (kernel, launch[1], made.metadata.shared)
         assert used["REG"] <= 65536 // (32 * launch[2]["num_warps"]), (kernel, used)
         assert used["STACK"] == used["LOCAL"] == 0, (kernel, launch[1], used)
+
+
+@pytest.mark.parametrize(("B", "S", "N", "dtype"), [(2, 3, 12, torch.float64), (1, 1, 193, torch.float32)])
+def test_compiled_soft_permutation(B, S, N, dtype, monkeypatch):
+    """The compiled code: several rows a warp, which take turns in the same memory, and several warps a row."""
+    monkeypatch.setattr(_launch, "launch", Emulated())
+    monkeypatch.setattr(importlib.import_module("probsym_fast.ops.triton.soft_permutation"), "BYTES", 1)
+    num_nodes, settings = torch.tensor([N, N // 2])[:B], (0.07, 3 if B > 1 else 2, True)
+    scores, *weights = torch.randn(4, B, S, N, dtype=dtype)
+    exact = scores.double().clone().requires_grad_()
+    *soft, order, rank = through("soft_permutation", "forward")(scores, num_nodes, *settings)
+    *expected, its_order, its_rank = OPS["soft_permutation"].reference(exact, num_nodes, *settings)
+    assert torch.equal(order, its_order) and torch.equal(rank, its_rank)
+    for x, y in zip(soft, expected, strict=True):
+        assert_near(x, y, VALUE)
+    found = through("soft_permutation", "backward")(*weights, scores, order, soft[0], num_nodes, *settings)
+    loss = sum((x * y).sum() for x, y in zip(weights, expected, strict=True))
+    assert_near(found, torch.autograd.grad(loss, exact)[0], GRADIENT)
+    exact = [x.double().clone().requires_grad_() for x in soft]
+    expected = OPS["permutation_entropy"].reference(*exact, num_nodes, settings[0])
+    assert_near(through("permutation_entropy", "forward")(*soft, num_nodes, settings[0]), expected, VALUE)
+    found = through("permutation_entropy", "backward")(torch.ones((), dtype=dtype), *soft, num_nodes, settings[0])
+    for x, y in zip(found, torch.autograd.grad(expected, exact), strict=True):
+        assert_near(x, y, GRADIENT)
 
 
 def test_one_thread_at_a_time_parses(monkeypatch, tmp_path):

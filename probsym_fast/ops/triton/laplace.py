@@ -8,6 +8,8 @@ A program holds ROWS rows (B, S, N) of up to LANES * K slots. Lane l has the nei
 vector v is a tuple of K blocks (ROWS, LANES). A lane scans its own slots; what enters them from the other lanes is a scan
 over the lanes. Longer rows: long_rows.py.
 """
+# mypy: disable-error-code="assignment"
+# (a tuple that begins empty grows, slot by slot)
 
 from __future__ import annotations
 

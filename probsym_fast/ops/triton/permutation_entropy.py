@@ -6,6 +6,8 @@ With alpha = 1 / m, beta = -q / m^2, signs S and w the gradient of the row's sum
     d l = -w v (l K alpha - (D o K) alpha + K beta)
     d t = w (alpha (S K (v l) - S D K v) + beta S K v + v (l S K alpha - S D K alpha + S K beta)) / tau
 """
+# mypy: disable-error-code="assignment"
+# (a tuple that begins empty grows, slot by slot)
 
 from __future__ import annotations
 
@@ -112,7 +114,7 @@ def forward(t: Tensor, log_r: Tensor, log_c: Tensor, num_nodes: Tensor | None, t
     t, log_r, log_c, num_nodes = _checked(t, log_r, log_c, num_nodes)
     B, S, N = t.shape
     if N > MOST:
-        entropies = 0
+        entropies = torch.zeros_like(t[..., 0])
         for log in (log_c, log_r):
             log, v = _masked(log, num_nodes)
             m, _, q, _ = long_rows.products(t, num_nodes, tau, v, v * log)

@@ -3,6 +3,8 @@
 Iterations r = 1 / (K c), c = 1 / (K r) from c = 1. Back through x = 1 / (K y), with w = x dL/dx:
     d log y = -y (K w),   d t = (w ((sgn o K) y) + y ((sgn o K) w)) / tau.
 """
+# mypy: disable-error-code="assignment"
+# (a tuple that begins empty grows, slot by slot)
 
 from __future__ import annotations
 
@@ -249,17 +251,15 @@ def backward(
     normalize: bool,
 ) -> Tensor:
     B, S, N = slots = check_slots("scores", scores)
-    given = {"d_t": d_t, "d_log_r": d_log_r, "d_log_c": d_log_c}
     check_tensors(
-        scores.device, order=(order, slots), t=(t, slots), num_nodes=(num_nodes, (B,)),
-        **{name: (x, slots) for name, x in given.items()},
+        scores.device, order=(order, slots), t=(t, slots), num_nodes=(num_nodes, (B,)), d_t=(d_t, slots),
+        d_log_r=(d_log_r, slots), d_log_c=(d_log_c, slots),
     )  # fmt: skip
-    d_t, d_log_r, d_log_c, num_nodes = (
-        None if x is None else x.contiguous() for x in (d_t, d_log_r, d_log_c, num_nodes)
-    )
+    given = tuple(None if x is None else x.contiguous() for x in (d_t, d_log_r, d_log_c))
+    num_nodes = None if num_nodes is None else num_nodes.contiguous()
     scores, order, t = scores.contiguous(), order.contiguous(), t.contiguous()
     through = _long_gradient if N > MOST else _gradient
-    whole, d_scores = through(d_t, d_log_r, d_log_c, t, num_nodes, tau, iterations), fresh_like(scores)
+    whole, d_scores = through(given, t, num_nodes, tau, iterations), fresh_like(scores)
     _to_scores(
         lambda settings: (B * S,), whole, t, scores, order, num_nodes, d_scores, B * S, S, N,
         NORMALIZE=normalize, BLOCK=min(MOST, bucket(N)),
@@ -267,8 +267,8 @@ def backward(
     return d_scores
 
 
-def _gradient(d_t, d_log_r, d_log_c, t, num_nodes, tau, iterations) -> Tensor:
-    """The whole gradient of t, (B, S, N)."""
+def _gradient(given, t, num_nodes, tau, iterations) -> Tensor:
+    """The whole gradient of t, (B, S, N). given: d_t, d_log_r, d_log_c, or None."""
     B, S, N = t.shape
     shape, whole = team(N), fresh_like(t)
     groups, width = cdiv(B * S, shape["ROWS"]), shape["ROWS"] * shape["LANES"] * shape["K"]
@@ -276,23 +276,23 @@ def _gradient(d_t, d_log_r, d_log_c, t, num_nodes, tau, iterations) -> Tensor:
     programs = min(groups, max(1, BYTES // (kept * t.element_size())))
     memory = t.new_empty(programs, kept)
     sizes = B * S, S, N, iterations, 1.0 / tau
-    _iterate_backward(lambda settings: (programs,), d_t, d_log_r, d_log_c, t, num_nodes, memory, whole, *sizes, **shape)
+    _iterate_backward(lambda settings: (programs,), *given, t, num_nodes, memory, whole, *sizes, **shape)
     return whole
 
 
-def _long_gradient(d_t, d_log_r, d_log_c, t, num_nodes, tau, iterations) -> Tensor:
+def _long_gradient(given, t, num_nodes, tau, iterations) -> Tensor:
     """`_gradient`, a launch for each product. Some graphs at a time."""
     B, S, N = t.shape
     part = max(1, BYTES // (max(1, iterations * S * N) * t.element_size()))
     if part < B:
-        pieces = [None if x is None else x.split(part) for x in (d_t, d_log_r, d_log_c, t, num_nodes)]
-        pieces = [x or [None] * cdiv(B, part) for x in pieces]
-        return torch.cat([_long_gradient(*some, tau, iterations) for some in zip(*pieces, strict=True)])
+        found = []
+        for graphs in (slice(first, first + part) for first in range(0, B, part)):
+            some = [None if x is None else x[graphs] for x in (*given, num_nodes)]
+            found.append(_long_gradient(some[:3], t[graphs], some[3], tau, iterations))
+        return torch.cat(found)
     beyond = None if num_nodes is None else torch.arange(N, device=t.device) >= num_nodes[:, None, None]
     zeros = torch.zeros_like(t)
-    d_t, d_log_r, d_log_c = (
-        zeros if x is None else x if beyond is None else x.masked_fill(beyond, 0) for x in (d_t, d_log_r, d_log_c)
-    )
+    d_t, d_log_r, d_log_c = (zeros if x is None else x if beyond is None else x.masked_fill(beyond, 0) for x in given)
 
     def products(v):
         return long_rows.products(t, num_nodes, tau, v)
