@@ -8,8 +8,9 @@ KERNELS = $(BIN)/python setup.py build_ext --inplace > $(LOG) 2>&1
 SANITIZED = build/sanitized
 FUZZ = 2000
 WORKERS = 2
+TRITON = 3.6.0
 
-.PHONY: demo test bench wheel aarch64 lint types docs figures sanitize clean
+.PHONY: demo test bench wheel aarch64 lint types docs figures interpret sanitize clean
 # Without a GPU the demo skips the kernels of csrc/cuda: nvcc takes minutes.
 demo: export PROBSYM_CUDA ?= $(if $(wildcard /dev/nvidia0),1,0)
 demo: .venv/ready
@@ -53,6 +54,11 @@ figures: .venv/ready
 
 types: .venv/ready
 	$(BIN)/python -m mypy
+
+# The Triton kernels under the interpreter of another triton: make interpret TRITON=3.6.0
+interpret: .venv/ready
+	$(PIP) --no-deps --target build/triton-$(TRITON) triton==$(TRITON)
+	PYTHONPATH=build/triton-$(TRITON) TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -p no:cacheprovider tests/ops/triton_interpreted.py
 
 # Tests the CPU kernels under the address and undefined-behaviour sanitizers, in a copy of the package.
 sanitize: .venv/ready

@@ -48,16 +48,16 @@ def in_memory(library):
     forward(library, 40, S=4, slots=test_cuda_rows.MEMORY, threads=32)
 
 
+def two_workspaces(library):
+    forward(library, 1025, S=2)
+
+
 class Fault(NamedTuple):
     file: str  # in csrc/cuda
     text: str
     instead: str
     test: Callable
     says: str  # what the test's failure must say
-
-
-def two_workspaces(library):
-    forward(library, 1025, S=2)
 
 
 OUTSIDE = "an access outside of all memory of the launch"
