@@ -266,7 +266,7 @@ class Items:
         """
         C = values.shape[1]
         pairs, keys = self.token.shape[0] * C, self.tokens if by_token else self.offsets * C
-        check_counts(pairs_of_entries_and_channels=pairs, weight_rows=keys)
+        check_counts(pairs_of_entries_and_channels=pairs, weight_rows=self.offsets * C)
         key = torch.empty(pairs, dtype=torch.int32, device=values.device)
         _find_pairs(
             lambda settings: (cdiv(pairs, BLOCK),), values, self.token, self.offset, key, pairs, self.M, C,
