@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from benchmarks.harness import Row, compare
-from probsym_fast import ops
+from probsym_fast import PointClouds, ops
 from probsym_fast.distributions.vector_layers import EdgeConvolution
+from probsym_fast.groups import Symmetric
 from probsym_fast.ops import OPS
-from probsym_fast.ops.permutation import sorted_distance
+from probsym_fast.ops.permutation import Relaxation, sorted_distance
 
 TAU, ITERATIONS = 0.01, 20
 
@@ -23,6 +24,15 @@ def through_ops(scores, weights, backend):
     """Forward and backward of soft permutation and entropy, gradients into every output."""
     p = ops.soft_permutation(scores, tau=TAU, backend=backend)
     e = ops.permutation_entropy(p, backend=backend)
+    return torch.autograd.grad([p.scores, p.log_r, p.log_c, e], scores, [*weights, torch.ones_like(e)])[0]
+
+
+def as_learned(scores, weights, clouds):
+    """The same as a learned distribution calls it: ties broken by noise, sorted in float64, relaxed in float32."""
+    p, penalties = Symmetric(scores.shape[-1]).project(
+        {"scores": scores}, clouds, relaxation=Relaxation(TAU, ITERATIONS)
+    )
+    e = penalties["entropy"]
     return torch.autograd.grad([p.scores, p.log_r, p.log_c, e], scores, [*weights, torch.ones_like(e)])[0]
 
 
@@ -72,6 +82,8 @@ def test_soft_permutation_and_entropy(number, device, seconds, record):
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(shape, generator=generator).to(device).requires_grad_()
     weights = [torch.randn(shape, generator=generator).to(device) for _ in range(3)]
+    nodes = torch.zeros(shape[0], shape[2], 1, device=device)
+    clouds = PointClouds(nodes, nodes, nodes[:, None].expand(-1, shape[2], -1, -1))
     fast = lambda: through_ops(scores, weights, kernel("soft_permutation", device))  # noqa: E731
     slow = lambda: through_ops(scores, weights, "reference")  # noqa: E731
     compiled = torch.compile(lambda s: ops.soft_permutation(s, tau=TAU, backend="reference"), dynamic=False)
@@ -84,6 +96,7 @@ def test_soft_permutation_and_entropy(number, device, seconds, record):
 
     variants = {
         "kernel": fast,
+        "as a distribution calls it": lambda: as_learned(scores, weights, clouds),
         "reference": slow,
         "compiled": inductor,
         "published": lambda: dense_core(scores, weights, published),
