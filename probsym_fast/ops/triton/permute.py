@@ -40,7 +40,8 @@ def backward(
     _checked(x, rank, order, num_nodes, t, log_r, log_c)
     B, S, N = rank.shape
     check_tensors(x.device, d_y=(d_y, (B, S, N, x.shape[-1])))
-    d_x, soft = None, (None, None, None)
+    d_x: Tensor | None = None
+    soft: tuple[Tensor | None, ...] = (None, None, None)
     if needs_x:
         d_x = _moved(d_y, rank if inverse else order)
         d_x = d_x.sum(1, keepdim=True) if x.shape[1] == 1 != S else d_x
