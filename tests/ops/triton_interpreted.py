@@ -1000,7 +1000,7 @@ def test_arguments_that_do_not_fit_message_passing():
         ((x[1:], edges, row, 6), "M must be a multiple of edges' B = 2, got 3"),
         (
             (x, edges, row, 0),
-            "x's n and features, width, layers and out_features must be at least 1, got (5, 3, 0, 2, 2)",
+            "sizes must be at least 1, got n, features, width, layers and out_features = (5, 3, 0, 2, 2)",
         ),
         ((x, edges, row[1:], 6), f"weights must be ({len(row)},), got ({len(row) - 1},)"),
         ((x, edges, row, 257), "its kernels take at most 256 features of the width or output, got 257"),
@@ -1136,7 +1136,7 @@ def test_arguments_that_do_not_fit_the_other_networks():
         (
             "gin",
             (nodes, numbers, ptr, of_graphs, 0, 2, 0),
-            "x's width, layers, out_features and B + 1 must be at least 1, got (3, 0, 2, 2)",
+            "sizes must be at least 1, got width, layers, out_features and B + 1 = (3, 0, 2, 2)",
         ),
         ("gin", (nodes, numbers, ptr, of_graphs, 2, 2, -1), "activation must be in 0..3, got -1"),
         ("gin", (nodes, numbers[:1], ptr, of_graphs, 2, 2, 0), "edge_index must be (2, 3), got (1, 3)"),

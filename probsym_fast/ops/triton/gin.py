@@ -48,7 +48,7 @@ class Call:
         (offsets,) = check_axes("ptr", ptr, 1)
         if min(self.W, layers, out_features, offsets) < 1:
             got = self.W, layers, out_features, offsets
-            raise Refused(ValueError, f"x's width, layers, out_features and B + 1 must be at least 1, got {got}")
+            raise Refused(ValueError, f"sizes must be at least 1, got width, layers, out_features and B + 1 = {got}")
         if offsets == 1 and self.nodes:
             raise Refused(ValueError, f"ptr must rise from 0 to the {self.nodes} nodes, got one number")
         if not 0 <= activation < len(ACTIVATIONS):

@@ -70,8 +70,8 @@ class Call:
         if min(n, features, width, layers, out) < 1:
             raise Refused(
                 ValueError,
-                "x's n and features, width, layers and out_features must be at least 1, "
-                f"got {(n, features, width, layers, out)}",
+                "sizes must be at least 1, got n, features, width, layers and out_features = "
+                f"{(n, features, width, layers, out)}",
             )
         if M % B if B else M:
             raise Refused(ValueError, f"M must be a multiple of edges' B = {B}, got {M}")
