@@ -13,14 +13,14 @@ MOST = {"features": 4096, "layers": 1024}  # of the kernels, as in csrc/cpu/mess
 MOST_ON_GPU = MOST | {"features of the width or output": 256}
 
 
-def _shapes(x, edges, weights, width, layers, out_features, keep, allow_bf16=False):
+def _shapes(x, edges, weights, width, layers, out_features, keep, allow_bf16):
     M, n, _ = x.shape
     y = x.new_empty(M, n, out_features)
     return y, x.new_empty(kept_rows(M) if keep else 0, (layers + 1) * n * width)
 
 
 def _gradient_shapes(
-    d_y, x, edges, weights, kept, width, layers, out_features, needs_x, needs_edges, needs_weights, allow_bf16=False
+    d_y, x, edges, weights, kept, width, layers, out_features, needs_x, needs_edges, needs_weights, allow_bf16
 ):
     return tuple(
         like.new_empty(like.shape) if needed else None
@@ -31,13 +31,13 @@ def _gradient_shapes(
 OP = Op(
     "message_passing",
     "(Tensor x, Tensor edges, Tensor weights, int width, int layers, int out_features, bool keep,"
-    " bool allow_bf16=False) -> (Tensor y, Tensor kept)",
+    " bool allow_bf16) -> (Tensor y, Tensor kept)",
     reference=reference,
     shapes=_shapes,
 )
 OP.gradient(
     "(Tensor d_y, Tensor x, Tensor edges, Tensor weights, Tensor kept, int width, int layers, int out_features,"
-    " bool needs_x, bool needs_edges, bool needs_weights, bool allow_bf16=False)"
+    " bool needs_x, bool needs_edges, bool needs_weights, bool allow_bf16)"
     " -> (Tensor d_x, Tensor d_edges, Tensor d_weights)",
     shapes=_gradient_shapes,
     others={"keep": lambda known: False},

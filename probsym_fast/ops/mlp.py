@@ -18,13 +18,13 @@ ACTIVATIONS = tuple(FUNCTIONS)
 MOST = {"features": 4096, "layers": 1024}  # of the kernels, as in csrc/cpu/mlp.cpp
 
 
-def _shapes(x, weights, widths, activation, first, last, keep, allow_bf16=False):
+def _shapes(x, weights, widths, activation, first, last, keep, allow_bf16):
     sequences = (x.shape[0] + ROWS - 1) // ROWS
     rows = kept_rows(sequences) if keep else 0
     return x.new_empty(x.shape[0], widths[-1]), x.new_empty(rows, values_kept(widths, last))
 
 
-def _gradient_shapes(d_y, x, weights, kept, widths, activation, first, last, needs_x, needs_weights, allow_bf16=False):
+def _gradient_shapes(d_y, x, weights, kept, widths, activation, first, last, needs_x, needs_weights, allow_bf16):
     return (
         x.new_empty(x.shape) if needs_x else None,
         weights.new_empty(weights.shape) if needs_weights else None,
@@ -34,13 +34,13 @@ def _gradient_shapes(d_y, x, weights, kept, widths, activation, first, last, nee
 OP = Op(
     "mlp",
     "(Tensor x, Tensor weights, int[] widths, int activation, bool first, bool last, bool keep,"
-    " bool allow_bf16=False) -> (Tensor y, Tensor kept)",
+    " bool allow_bf16) -> (Tensor y, Tensor kept)",
     reference=reference,
     shapes=_shapes,
 )
 OP.gradient(
     "(Tensor d_y, Tensor x, Tensor weights, Tensor kept, int[] widths, int activation, bool first, bool last,"
-    " bool needs_x, bool needs_weights, bool allow_bf16=False) -> (Tensor d_x, Tensor d_weights)",
+    " bool needs_x, bool needs_weights, bool allow_bf16) -> (Tensor d_x, Tensor d_weights)",
     shapes=_gradient_shapes,
     others={"keep": lambda known: False},
 )

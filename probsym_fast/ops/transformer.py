@@ -19,7 +19,7 @@ MOST = {"tokens": 256, "features": 4096, "layers": 1024}  # of the kernels, as i
 MOST_ON_GPU = MOST | {"tokens": 64, "features of the width": 256, "features of a head": 32}  # up to 32 tokens: 64
 
 
-def _shapes(x, weights, lengths, sizes, read, gelu, eps, keep, allow_bf16=False):
+def _shapes(x, weights, lengths, sizes, read, gelu, eps, keep, allow_bf16):
     _, width, layers, _, _, out_features = sizes
     M, L, _ = x.shape
     outputs = len(read) or L
@@ -27,7 +27,7 @@ def _shapes(x, weights, lengths, sizes, read, gelu, eps, keep, allow_bf16=False)
     return y, x.new_empty(kept_rows(M) if keep else 0, (layers * L + outputs) * width)
 
 
-def _gradient_shapes(d_y, x, weights, kept, lengths, sizes, read, gelu, eps, needs_x, needs_weights, allow_bf16=False):
+def _gradient_shapes(d_y, x, weights, kept, lengths, sizes, read, gelu, eps, needs_x, needs_weights, allow_bf16):
     return (
         x.new_empty(x.shape) if needs_x else None,
         weights.new_empty(weights.shape) if needs_weights else None,
@@ -37,14 +37,14 @@ def _gradient_shapes(d_y, x, weights, kept, lengths, sizes, read, gelu, eps, nee
 OP = Op(
     "transformer",
     "(Tensor x, Tensor weights, Tensor? lengths, int[] sizes, int[] read, bool gelu, float eps, bool keep,"
-    " bool allow_bf16=False) -> (Tensor y, Tensor kept)",
+    " bool allow_bf16) -> (Tensor y, Tensor kept)",
     reference=reference,
     values=check_values,
     shapes=_shapes,
 )
 OP.gradient(
     "(Tensor d_y, Tensor x, Tensor weights, Tensor kept, Tensor? lengths, int[] sizes, int[] read, bool gelu, float eps,"
-    " bool needs_x, bool needs_weights, bool allow_bf16=False) -> (Tensor d_x, Tensor d_weights)",
+    " bool needs_x, bool needs_weights, bool allow_bf16) -> (Tensor d_x, Tensor d_weights)",
     shapes=_gradient_shapes,
     others={"keep": lambda known: False},
 )

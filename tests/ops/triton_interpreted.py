@@ -895,7 +895,7 @@ def sequences(M, L, **settings):
 def test_transformer(M, L, more, read, gelu, keep):
     """Several blocks of rows, of features and of hidden features; with and without embedding and head; no sequences."""
     x, row, sizes = sequences(M, L, **more)
-    check("transformer", [x, row, None, sizes, read, gelu, 1e-5, keep], [0, 1])
+    check("transformer", [x, row, None, sizes, read, gelu, 1e-5, keep, False], [0, 1])
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of numpy
@@ -923,7 +923,7 @@ def test_transformer_of_lengths(more, monkeypatch):
     monkeypatch.setattr(importlib.import_module("probsym_fast.ops.triton.transformer"), "BYTES", 1)
     x, row, sizes = sequences(2, 3, layers=1, **more)
     lengths, eps, keep = torch.tensor([1, 3]), 1e-5 if sizes[0] else 0.0, bool(sizes[0])
-    check("transformer", [x, row, lengths, sizes, [], True, eps, keep], [0, 1])
+    check("transformer", [x, row, lengths, sizes, [], True, eps, keep, False], [0, 1])
     x[torch.arange(3) >= lengths[:, None]] = torch.nan
     y, kept = _lazy("transformer", "forward")(x, row, lengths, sizes, [], True, eps, False)
     gradients = _lazy("transformer", "backward")(y, x, row, kept, lengths, sizes, [], True, eps, True, True)
@@ -969,7 +969,7 @@ def test_message_passing(B, S, n, features, C, width, layers, out, keep):
     row = message_weights(features, C, width, layers, out).float()
     x, edges = torch.randn(B * S, n, features), torch.randn(B, n, n, C)
     edges.diagonal(dim1=1, dim2=2).fill_(torch.inf)
-    check("message_passing", [x, edges, row, width, layers, out, keep], [0, 1, 2])
+    check("message_passing", [x, edges, row, width, layers, out, keep, False], [0, 1, 2])
 
 
 def test_message_passing_of_some_graphs_at_a_time(monkeypatch):
@@ -979,7 +979,7 @@ def test_message_passing_of_some_graphs_at_a_time(monkeypatch):
     module = importlib.import_module("probsym_fast.ops.triton.message_passing")
     for bytes_ in (4 * 5 * 470, 2 * 4 * 470):  # of 3 samples and more, of 2
         monkeypatch.setattr(module, "BYTES", bytes_)
-        check("message_passing", [x, edges, row, 6, 1, 2, True], [0, 1, 2])
+        check("message_passing", [x, edges, row, 6, 1, 2, True, False], [0, 1, 2])
     monkeypatch.setattr(module, "BYTES", 2**26)
     x[4, 1] = torch.nan
     found = []
