@@ -7,7 +7,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from probsym_fast.ops.triton._launch import cdiv, check_axes, check_tensors, kernel, precision, width_block
+from probsym_fast.ops.triton._launch import (
+    cdiv,
+    check_axes,
+    check_counts,
+    check_tensors,
+    kernel,
+    precision,
+    width_block,
+)
 from probsym_fast.ops.triton.items import graph_of
 from probsym_fast.ops.triton.soft_tiles import SoftTiles, reduce_tile
 
@@ -28,14 +36,16 @@ def _rows_of_nodes(
     """features[u, s] for a block of rows (u, s); 0 for nodes of no graph."""
     BLOCK_R: tl.constexpr = TILE // BLOCK_D
     blocks = tl.cdiv(D, BLOCK_D)
-    o_r = (tl.program_id(0) // blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    o_row = (tl.program_id(0) // blocks) * BLOCK_R + tl.arange(
+        0, BLOCK_R
+    )  # below 2^31: divided in 32 bits, then widened
     o_d = (tl.program_id(0) % blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
-    b_node = o_r // S
+    o_r, b_node, b_sample = o_row.to(tl.int64), (o_row // S).to(tl.int64), o_row % S
     b_graph = tl.minimum(graph_of(p_ptr, b_node, graphs, STEPS), graphs - 1)
     m_u = (o_r < rows) & (b_node < tl.load(p_ptr + graphs)) & (b_graph >= 0)
     b_local = b_node - tl.load(p_ptr + b_graph, mask=m_u, other=0)
     m_u = m_u & (b_local >= 0) & (b_local < N)
-    b_slot = tl.load(p_rank + (b_graph * S + o_r % S) * N + b_local, mask=m_u, other=-1)
+    b_slot = tl.load(p_rank + (b_graph * S + b_sample) * N + b_local, mask=m_u, other=-1)
     m_w = (m_u & (b_slot >= 0) & (b_slot < N))[:, None] & (o_d < D)[None, :]
     b_w = tl.load(p_weight + b_slot[:, None] * D + o_d[None, :], mask=m_w, other=0)
     tl.store(p_out + o_r[:, None] * D + o_d[None, :], b_w, mask=(o_r < rows)[:, None] & (o_d < D)[None, :])
@@ -115,6 +125,7 @@ def forward(ptr, rank, order, t, log_r, log_c, tau, weight, nodes) -> Tensor:
     (B, S, N), D = rank.shape, weight.shape[1]
     out, block = torch.empty(nodes, S, D, dtype=weight.dtype, device=weight.device), width_block(D, 512)
     rows = nodes * S
+    check_counts(rows_of_all_samples=rows)
 
     def grid(settings):
         return (cdiv(rows, settings["TILE"] // block) * cdiv(D, block),)
