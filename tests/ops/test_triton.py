@@ -21,10 +21,10 @@ import torch
 triton = pytest.importorskip("triton")
 
 from torch.utils._python_dispatch import TorchDispatchMode
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 import probsym_fast
+from benchmarks.gpu_model import check, sass
+from benchmarks.gpu_model.launches import Launch, Launches, all_compiled, compiled
 from probsym_fast.ops import OPS
 from probsym_fast.ops import triton as triton_ops
 from probsym_fast.ops._op import BACKENDS
@@ -64,88 +64,6 @@ def interpreted(request):
 ARCHITECTURES = (80, 90, 100)  # with every launch; those below with one of each kernel
 SMALLER = {86: torch.float32, 89: torch.bfloat16, 120: torch.bfloat16}
 SHARED = 99 * 1024  # bytes that a program may have on the smallest of compute capability 8 and above
-TYPES = {
-    torch.float64: "*fp64",
-    torch.float32: "*fp32",
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
-}
-
-
-def specialised(function, arguments, settings):
-    """signature, constants and attributes of a launch, as triton's own dispatch makes them."""
-    named = dict(zip(function.arg_names, arguments, strict=False)) | settings
-    signature, constants, attributes = {}, {}, {}
-    for i, name in enumerate(function.arg_names):
-        x, specialises = named[name], not function.params[i].do_not_specialize
-        if function.params[i].is_constexpr or x is None or (isinstance(x, int) and x == 1 and specialises):
-            signature[name], constants[i,] = "constexpr", x
-            continue
-        if isinstance(x, torch.Tensor):
-            signature[name] = TYPES[x.dtype]
-            aligned = x.data_ptr() % 16 == 0 and specialises
-        elif isinstance(x, float):
-            signature[name], aligned = "fp32", False
-        else:
-            signature[name] = "i32" if -(2**31) <= x < 2**31 else "i64"
-            aligned = x % 16 == 0 and specialises
-        if aligned:
-            attributes[i,] = [["tt.divisibility", 16]]
-    return signature, constants, attributes
-
-
-def resources(binary: bytes, folder: Path) -> dict[str, int]:
-    """REG, STACK, LOCAL and others of a cubin, by the cuobjdump that comes with triton."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    path = folder / "kernel.cubin"
-    path.write_bytes(binary)
-    text = subprocess.run([tool, "--dump-resource-usage", path], capture_output=True, text=True, check=True).stdout
-    (line,) = (x for x in text.splitlines() if "REG:" in x)
-    return {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", line)}
-
-
-class Source(ASTSource):
-    """A kernel that one thread at a time parses: CPython 3.11 cannot make syntax trees in two threads at once (ast.parse
-    raises "AST constructor recursion depth mismatch"). LLVM and ptxas, most of a compilation, run beside each other."""
-
-    parsing = threading.Lock()
-
-    def hash(self):
-        with self.parsing:
-            return super().hash()
-
-    def make_ir(self, *arguments, **settings):
-        with self.parsing:
-            return super().make_ir(*arguments, **settings)
-
-
-def compiled(launch: tuple, architecture: int):
-    function, (signature, constants, attributes), options = launch
-    source = Source(function, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
-
-
-def all_compiled(launches, architecture: int, threads: int | None = None) -> list:
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        return list(pool.map(lambda launch: compiled(launch, architecture), launches))
-
-
-class Launches:
-    """Takes the place of `_launch.launch`: keeps what would be launched, once for each specialisation."""
-
-    def __init__(self):
-        self.kept = {}
-
-    def __call__(self, kernel, grid, arguments, settings):
-        assert all(isinstance(x, int) and x >= 0 for x in grid(settings))
-        for configuration in kernel.among(settings):
-            every = settings | configuration
-            chosen = {k: every.pop(k) for k in ("num_warps", "num_stages", "maxnreg") if k in every}
-            options = _launch.OPTIONS | chosen
-            source = specialised(kernel.function, arguments, every)
-            self.kept[kernel.name, repr((source, options))] = kernel.function, source, options
 
 
 def launches_of(name: str, dtype: torch.dtype, monkeypatch, precisions=("ieee", "tf32")) -> list:
@@ -304,10 +222,27 @@ def test_compiles_without_spills(architecture, monkeypatch, tmp_path):
     assert found
     binaries = all_compiled(found.values(), architecture)
     for ((kernel, _), launch), made in zip(found.items(), binaries, strict=True):
-        used = resources(made.asm["cubin"], tmp_path)
+        (used,) = sass.usage(made.asm["cubin"]).values()
         assert made.metadata.shared <= SHARED, (kernel, launch[1], made.metadata.shared)
         assert used["REG"] <= 65536 // (32 * launch[2]["num_warps"]), (kernel, used)
         assert used["STACK"] == used["LOCAL"] == 0, (kernel, launch[1], used)
+    if architecture == 90:
+        version, before = check.kept()
+        worse = check.worse(
+            check.checked(zip(found.values(), binaries, strict=True)), before, version == triton.__version__
+        )
+        assert not worse, "\n".join(worse)
+
+
+def one_of_each() -> list[tuple[Launch, object]]:
+    """The first launch of each kernel, compiled for 9.0: what benchmarks/results/gpu-predicted.json keeps of them."""
+    first = {}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in CASES:
+            for dtype in KERNELS[name]:
+                for _, launch in launches_of(name, dtype, monkeypatch):
+                    first.setdefault(check.name(launch), launch)
+    return list(zip(first.values(), all_compiled(first.values(), 90), strict=True))
 
 
 def test_one_thread_at_a_time_parses(monkeypatch, tmp_path):
@@ -341,7 +276,7 @@ def test_compiles_for_smaller_gpus(architecture, monkeypatch, tmp_path):
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         binaries = list(pool.map(lambda launch: compiled(launch, architecture), taken.values()))
     for (kernel, launch), made in zip(taken.items(), binaries, strict=True):
-        used = resources(made.asm["cubin"], tmp_path)
+        (used,) = sass.usage(made.asm["cubin"]).values()
         assert made.metadata.shared <= SHARED, (kernel, launch[1], made.metadata.shared)
         assert used["REG"] <= 65536 // (32 * launch[2]["num_warps"]), (kernel, used)
         assert used["STACK"] == used["LOCAL"] == 0, (kernel, launch[1], used)
