@@ -7,10 +7,10 @@
 #   op-tests          GPU tests of the ops          model-tests   GPU tests of groups, models and tasks
 #   sanitizer         finds memory errors and races, op by op (needs compute-sanitizer)
 #   benchmarks, each with a results file that is rewritten after every case:
-#   ops, graph-ops    every op against its reference and torch.compile of it
-#   passes            backbones in one pass         steps         training steps and inference without ViTs
-#   vision            training steps of ViTs        vision-compiled   the same, the ViT compiled
-#   samples           time and memory against S     scaling       the part of one device among many
+#   ops, graph-ops, graph-ops-bf16   every op against its reference and torch.compile of it
+#   passes, passes-others            backbones in one pass: those of n-body, and the others
+#   steps, vision, vision-compiled   training steps and inference: without ViTs, with them, with them compiled
+#   samples, scaling                 time and memory against S; the part of one device among many
 #
 # Each command of a part is stopped after LIMIT seconds, and its part then counts as failed; rows so far are kept. docs/gpu.md
 # has the predicted minutes of each part. On a machine lent for minutes, choose the parts that fit. A requested part that
@@ -25,7 +25,8 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 RESULTS=${OUT:+$OUT/benchmarks/results}
 RESULTS=${RESULTS:-benchmarks/results}
-PARTS=(build op-tests model-tests sanitizer ops graph-ops passes steps vision vision-compiled samples scaling)
+PARTS=(build op-tests model-tests sanitizer ops graph-ops graph-ops-bf16 passes passes-others steps vision vision-compiled)
+PARTS+=(samples scaling)
 LIMIT=${LIMIT:-600}
 TRAINING="lightning jsonargparse yaml matplotlib rich torchmetrics timm torch_geometric"
 
@@ -57,7 +58,7 @@ needs() {  # the packages that a part needs
     op-tests) echo pytest hypothesis ;;
     model-tests) echo pytest hypothesis tensorboard $TRAINING ;;
     sanitizer) echo pytest ;;
-    ops | graph-ops | passes) echo pytest pytest_benchmark ;;
+    ops | graph-ops* | passes*) echo pytest pytest_benchmark ;;
     *) echo pytest pytest_benchmark $TRAINING ;;
   esac
 }
@@ -114,8 +115,10 @@ run() {
       done
       ;;
     ops) run_benchmarks ops "" benchmarks/test_ops.py ;;
-    graph-ops) run_benchmarks graph-ops "" benchmarks/test_graph_ops.py ;;
-    passes) run_benchmarks passes "" benchmarks/test_passes.py ;;
+    graph-ops) run_benchmarks graph-ops "not bfloat16" benchmarks/test_graph_ops.py ;;
+    graph-ops-bf16) run_benchmarks graph-ops-bf16 bfloat16 benchmarks/test_graph_ops.py ;;
+    passes) run_benchmarks passes n-body benchmarks/test_passes.py ;;
+    passes-others) run_benchmarks passes-others "not n-body" benchmarks/test_passes.py ;;
     steps) run_benchmarks steps "not ViT and not dead_tokens and not batches" benchmarks/test_steps.py ;;
     vision) run_benchmarks vision "ViT and eager or dead_tokens or batches" benchmarks/test_steps.py ;;
     vision-compiled) run_benchmarks vision-compiled "ViT and compiled" benchmarks/test_steps.py ;;

@@ -83,6 +83,10 @@ $L__BB0_2:
 """
 
 
+def loop(line: int, trips: float | None) -> source.SourceLoop:
+    return source.SourceLoop("kernel.py", line, 14, "range(n)", trips)
+
+
 def test_loops_of_machine_code():
     """Two nested loops, the inner one unrolled twice: of 10 iterations 5 passes, of each of 4 turns of the outer one."""
     code = sass.parse(LISTING)["_kernel"]
@@ -92,14 +96,15 @@ def test_loops_of_machine_code():
     assert (len(code.body(outer)), len(code.body(inner)), len(code.own(outer))) == (7, 4, 3)
     assert code.instructions[1].frames == (("kernel.py", 21), ("kernel.py", 12))
     assert sass.widest(code.instructions, "LDG") == 128 and sass.widest(code.body(outer), "STG") == 64
-    turns = {
-        ("kernel.py", line): source.SourceLoop("kernel.py", line, "", trips) for line, trips in ((11, 4.0), (13, 10.0))
-    }
+    turns = {("kernel.py", line): loop(line, trips) for line, trips in ((11, 4.0), (13, 10.0))}
     found = executed(code, PTX, turns)
     assert found.instructions == 2 + 4 * (3 + 5 * 4) and found.units["multiply"] == 20
     assert found.moved == 32 * 4 * (8 + 8 + 5 * (16 + 4))
     assert iterations(code, PTX, turns) == [2.0]
-    turns["kernel.py", 13] = source.SourceLoop("kernel.py", 13, "range(n)", None)
+    inner_branch = code.instructions[inner.last]
+    inner_branch.frames = (("kernel.py", 14),)  # as in code for 10.0: it bears the last line of the body
+    assert executed(code, PTX, turns).instructions == 2 + 4 * (3 + 5 * 4)
+    turns["kernel.py", 13] = loop(13, None)
     assert executed(code, PTX, turns) == "range(n)"
     assert waits(code.body(inner)) == 2 and waits(code.instructions[:4]) == 3  # each address needs the load before
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BENCHMARKS = ["ops", "graph-ops", "passes", "steps", "vision", "vision-compiled", "samples", "scaling"]
+WITHOUT_TRAINING = ["ops", "graph-ops", "graph-ops-bf16", "passes", "passes-others"]
+BENCHMARKS = [*WITHOUT_TRAINING, "steps", "vision", "vision-compiled", "samples", "scaling"]
 PARTS = ["build", "op-tests", "model-tests", "sanitizer", *BENCHMARKS]
-TRAINED = ["model-tests", *BENCHMARKS[3:]]
+TRAINED = ["model-tests", *(x for x in BENCHMARKS if x not in WITHOUT_TRAINING)]
 
 PYTHON = """#!/usr/bin/env bash
 case "$1 $2" in

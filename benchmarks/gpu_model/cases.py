@@ -32,9 +32,13 @@ class Case:
     op: str
     needs: Needs
     run: Callable[[], object]
-    kind: str = "float32"  # of its products: "tf32" lets those of float32 be in tf32
+    kind: str = "float32"  # of its products, as `Device.rate` names it; "tf32" lets those of float32 be in tf32
     facts: dict[str, Any] = field(default_factory=dict)
     also: str = ""
+
+
+def kind_of(dtype: torch.dtype) -> str:
+    return "float32" if dtype == torch.float32 else "half"
 
 
 def zeros(*shape: int, dtype: torch.dtype = torch.float32, leaf: bool = True) -> Tensor:
@@ -76,11 +80,12 @@ def embeddings(dtype: torch.dtype) -> Iterator[Case]:
 
     sizes, S, edges, _ = peptides_like("cuda")
     B, M = len(sizes), edges.shape[1]
-    yield Case("embed", shapes.embed(444, B, M, S, dtype), partial(sparse, B, S, M))
+    yield Case("embed", shapes.embed(444, B, M, S, dtype), partial(sparse, B, S, M), kind_of(dtype))
     sizes, S = pattern_like("cuda")
     B, used = len(sizes), [min(GRID, -(-n // 14)) / GRID for n in sizes]
     facts = {"used": sum(x**2 for x in used) / B, "filled": sum(sizes) / B / 188}
-    yield Case("embed_matrix", shapes.embed_matrix(188, sizes, S, 4, dtype), partial(dense, B, S), facts=facts)
+    run = partial(dense, B, S)
+    yield Case("embed_matrix", shapes.embed_matrix(188, sizes, S, 4, dtype), run, kind_of(dtype), facts)
 
 
 def readouts(dtype: torch.dtype) -> Iterator[Case]:
@@ -92,7 +97,8 @@ def readouts(dtype: torch.dtype) -> Iterator[Case]:
     for where, axes in (("nodes", 1), ("pairs", 2)):
         sizes, S, N = read_like(where, "cuda")
         B, items = len(sizes), sum(sizes)
-        yield Case("readout", shapes.readout(where, N, B, items, S, dtype), partial(run, axes, B, S, N, items))
+        needs, call = shapes.readout(where, N, B, items, S, dtype), partial(run, axes, B, S, N, items)
+        yield Case("readout", needs, call, kind_of(dtype))
 
 
 def messages(dtype: torch.dtype) -> Iterator[Case]:
@@ -102,7 +108,7 @@ def messages(dtype: torch.dtype) -> Iterator[Case]:
     sizes, edges, _ = messages_like("cuda")
     B, M = len(sizes), edges.shape[1]
     shape = sum(sizes) + B, 10, 64
-    yield Case("aggregate", shapes.aggregate(M, shape, dtype), run)
+    yield Case("aggregate", shapes.aggregate(M, shape, dtype), run, kind_of(dtype))
 
 
 def nodes() -> Iterator[Case]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.gpu_model import sass
 from benchmarks.gpu_model.sass import Code, Frame, Instruction, Loop
@@ -32,8 +31,10 @@ MEMORY = "LDG STG LDGSTS ATOMG ATOM RED REDG LDS STS LDSM ATOMS".split()
 
 
 class PtxLoop(NamedTuple):
-    at: Frame  # file and line of its branch
-    kinds: Counter
+    at: Frame  # its source loop
+    kinds: Counter  # of its own work
+    works: bool  # whether there is any in it
+    inner: bool  # whether it has loops within
 
 
 @dataclass
@@ -53,34 +54,35 @@ def executed(code: Code, ptx: str, loops: dict[Frame, SourceLoop]) -> Executed |
     """What one warp executes, or the loop whose turns are unknown. Of an `if` both branches are counted."""
     written, total = ptx_loops(ptx, loops), Executed()
     add(total, code.own(None), 1.0)
-    unknown = _add_loops(total, code, code.loops, None, 1.0, written, loops)
+    unknown = _add_loops(total, code, code.loops, (), 1.0, written, loops)
     return total if unknown is None else unknown
 
 
 def _add_loops(
-    total: Executed, code: Code, some: list[Loop], outer: Frame | None, times: float, written: list[PtxLoop],
+    total: Executed, code: Code, some: list[Loop], outer: tuple[Frame, ...], times: float, written: list[PtxLoop],
     known: dict[Frame, SourceLoop],
 ) -> str | None:  # fmt: skip
     by_source: dict[Frame, list[Loop]] = {}
     for loop in some:
-        by_source.setdefault(_source(code, loop, known), []).append(loop)
+        by_source.setdefault(_source(code, loop, known, outer), []).append(loop)
     for at, copies in by_source.items():
         source = known.get(at)
         if source is None or source.trips is None:
             return f"{at[0]}:{at[1]}" if source is None else source.text
         own = [x for x in written if x.at == at]
-        around = 1 if outer is None else max(1, sum(x.at == outer for x in written))
+        around = max(1, sum(x.at == outer[-1] for x in written)) if outer else 1
         places = max(1, round(len(own) / around))  # of a loop that the compiler repeats in an unrolled one
-        turns = _turns(source.trips * places, [_unrolled(code, loop, own) for loop in copies])
-        for loop, turn in zip(copies, turns, strict=True):
+        working = _main([(x, _works(code, x), bool(x.inner)) for x in copies])
+        turns = _turns(source.trips * places, [_unrolled(code, loop, own) for loop in working])
+        for loop, turn in zip(working, turns, strict=True):
             add(total, code.own(loop), times * turn)
-            unknown = _add_loops(total, code, loop.inner, at, times * turn, written, known)
+            unknown = _add_loops(total, code, loop.inner, (*outer, at), times * turn, written, known)
             if unknown is not None:
                 return unknown
     return None
 
 
-def iterations(code: Code, ptx: str, known: Container[Frame]) -> list[float]:
+def iterations(code: Code, ptx: str, known: Mapping[Frame, SourceLoop]) -> list[float]:
     """Instructions an iteration of each innermost loop of the source, in its order; of the whole kernel if it has none.
 
     A loop that the compiler has unrolled counts once: its instructions over the iterations that they are.
@@ -94,22 +96,40 @@ def iterations(code: Code, ptx: str, known: Container[Frame]) -> list[float]:
     return [round(found[at][1], 1) for at in sorted(found)] or [float(len(code.instructions))]
 
 
-def _source(code: Code, loop: Loop, known: Container[Frame]) -> Frame:
-    """The source loop of a loop: that of its branch, or the one that most of its instructions are in."""
-    frames = code.instructions[loop.last].frames
-    for frame in frames:
-        if frame in known:
-            return frame
-    return frames[0] if frames else ("", 0)
+def _source(code: Code, loop: Loop, known: Mapping[Frame, SourceLoop], around: Container[Frame] = ()) -> Frame:
+    """The source loop of a loop: that of its branch; or the outermost, but those `around`, that some of its own instructions
+    come from, or most of them are in."""
+    frames, own = code.instructions[loop.last].frames, [x.frames for x in code.own(loop)]
+    left = [at for at in known if at not in around]  # an outer loop stands before those within
+    inside = {at: sum(any(known[at].holds(frame) for frame in x) for x in own) for at in left}
+    ways = (
+        [frame for frame in frames if frame in left],
+        [at for at in left if any(at in x for x in own)],
+        [at for at in left if inside[at] > len(own) / 2],
+    )
+    return next((found[0] for found in ways if found), frames[0] if frames else ("", 0))
 
 
 def _unrolled(code: Code, loop: Loop, written: list[PtxLoop]) -> int:
-    """Iterations of the source that one pass through the machine code of a loop is."""
+    """Iterations of the source that one pass through the machine code of a loop is; one if there are loops within."""
+    if loop.inner:
+        return 1
     for kind, _, opcodes in KINDS:
         one = max((x.kinds[kind] for x in written), default=0)
         if one:
             return max(1, round(sum(x.base in opcodes for x in code.own(loop)) / one))
     return 1
+
+
+def _main(copies: list[tuple[Any, bool, bool]]) -> list[Any]:
+    """Of the copies of a loop, each with whether it works and has loops within, those that run: compilers make others for
+    when the loop within never runs."""
+    working = [x for x in copies if x[1]] or copies
+    return [x for x, *_ in [x for x in working if x[2]] or working]
+
+
+def _works(code: Code, loop: Loop) -> bool:
+    return any(x.base in opcodes for x in code.body(loop) for _, _, opcodes in KINDS)
 
 
 def _turns(iterations: float, unrolled: list[int]) -> list[float]:
@@ -126,32 +146,23 @@ def _turns(iterations: float, unrolled: list[int]) -> list[float]:
     return turns
 
 
-def ptx_loops(ptx: str, known: Container[Frame]) -> list[PtxLoop]:
-    """The loops of PTX, in their order: backward branches, by the last line before them that is a loop's."""
-    files = {int(n): Path(path).name for n, path in re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', ptx, re.M)}
-    labels: dict[str, int] = {}
-    kinds: list[str | None] = []
-    ranges: list[tuple[int, int, Frame]] = []
-    at: Frame = ("", 0)
-    for line in ptx.splitlines():
-        text = line.strip()
-        if text.startswith(".loc"):
-            _, file, number, *_ = text.split()
-            place = (files.get(int(file), ""), int(number))
-            at = place if place in known else at
-        elif (match := re.match(r"(\$\w+):", text)) is not None:
-            labels[match[1]] = len(kinds)
-        elif (match := re.search(r"\bbra(?:\.uni)?\s+(\$\w+)", text)) is not None:
-            if match[1] in labels:
-                ranges.append((labels[match[1]], len(kinds), at))
-        else:
-            kinds.append(next((kind for kind, pattern, _ in KINDS if re.search(rf"\b{pattern}", text)), None))
-    found = []
-    for first, last, line in ranges:
-        inner = [(a, b) for a, b, _ in ranges if first <= a and b <= last and (a, b) != (first, last)]
-        own = [x for i, x in enumerate(kinds[first:last], first) if x and not any(a <= i < b for a, b in inner)]
-        found.append(PtxLoop(line, Counter(own)))
-    return found
+def ptx_loops(ptx: str, known: Mapping[Frame, SourceLoop]) -> list[PtxLoop]:
+    """The loops of PTX, in their order."""
+    code, found = sass.parse_ptx(ptx), []
+
+    def walk(loops: list[Loop], around: tuple[Frame, ...]) -> None:
+        for loop in loops:
+            at = _source(code, loop, known, around)
+            kinds = Counter(_kind(x.opcode) for x in code.own(loop))
+            found.append(PtxLoop(at, kinds, any(_kind(x.opcode) for x in code.body(loop)), bool(loop.inner)))
+            walk(loop.inner, (*around, at))
+
+    walk(code.loops, ())
+    return [x for at in known for x in _main([(x, x.works, x.inner) for x in found if x.at == at])]
+
+
+def _kind(line: str) -> str:
+    return next((kind for kind, pattern, _ in KINDS if re.search(rf"\b{pattern}", line)), "")
 
 
 def add(total: Executed, some: list[Instruction], times: float) -> None:

@@ -19,7 +19,8 @@ def page(rows: list[Row], triton: str) -> str:
         f"## Ops on {DEVICES[FULL].name}",
         "Times in µs. *launches*: our kernels + the library's calls. *share*: of the limit (the larger of bytes over "
         "bandwidth and operations over rate) in the predicted time of the part that the case names. A dash: a loop's turns "
-        "are unknown.",
+        "are unknown. The limit of embed counts a row of the weight for each edge, most of which a cache holds: its share "
+        "can exceed 100 %.",
         _ops([row for row in rows if row.architecture == FULL]),
         "## Ops on the others",
         "Predicted time of the part that the case names, in µs, and its share of the limit.",
@@ -39,11 +40,12 @@ def _ops(rows: list[Row]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for x in rows:
-        longest = max(x.kernels, key=lambda k: (k["seconds"] or 0) * k["count"])
+        own = [k for k in x.kernels if x.of != "forward" or k["direction"] == "forward"]
+        longest = max(own, key=lambda k: (k["seconds"] or 0) * k["count"])
         cells = [
-            x.op, x.case + (", forward" if x.of == "forward" and "forward" not in x.case else ""), f"{x.bytes / 1e6:.3g}",
-            f"{x.operations / 1e9:.3g}", us(x.limit), f"{x.launches} + {x.library}", us(x.forward), us(x.both),
-            percent(x.share), f"{longest['kernel']} ({longest['of'] or '–'})", us(x.measured),
+            x.op, x.case + (", forward" if x.of == "forward" and "forward" not in x.case else ""), number(x.bytes / 1e6),
+            number(x.operations / 1e9), us(x.limit), f"{x.launches} + {x.library}", us(x.forward), us(x.both),
+            percent(x.share), f"{longest['kernel']} ({longest['of'] or '–'})", us(x.measured) if x.measured else "",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -83,16 +85,21 @@ def _kernels(rows: list[Row]) -> str:
     for (op, kernel), x in longest.items():
         cells = [
             kernel, op, f"{x['blocks']} x {x['warps']}", str(x["registers"]), str(x["shared"]), percent(x["occupancy"]),
-            f"{x['waves']:.2g}", f"{x['instructions']}" if not x["unknown"] else "–",
+            number(x["waves"]), f"{x['instructions']}" if not x["unknown"] else "–",
             ", ".join(f"{n:.0f}" for n in x["iteration"]), f"{x['load']}, {x['store']}", "yes" if x["tensor"] else "",
-            f"{x['bytes'] / 1e6:.3g}", us(x["seconds"]), x["of"] or f"unknown: {x['unknown']}",
+            number(x["bytes"] / 1e6), us(x["seconds"]), x["of"] or f"unknown: {x['unknown']}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def us(seconds: float | None) -> str:
-    return "–" if seconds is None else f"{seconds * 1e6:.3g}"
+    """In microseconds."""
+    return "–" if seconds is None else number(seconds * 1e6)
+
+
+def number(x: float) -> str:
+    return "" if not x else f"{x:.0f}" if x >= 100 else f"{x:.3g}"
 
 
 def percent(share: float | None) -> str:

@@ -184,15 +184,39 @@ def _backward(instructions: list[Instruction], targets: dict[str, int]) -> list[
 
 
 def _nested(ranges: list[tuple[int, int]]) -> list[Loop]:
+    """Loops by what they hold; two that overlap are one with two ways back."""
     outer: list[Loop] = []
     stack: list[Loop] = []
     for first, last in ranges:
-        loop = Loop(first, last)
-        while stack and stack[-1].last < last:
+        while stack and stack[-1].last < first:
             stack.pop()
+        if stack and stack[-1].last < last:
+            for loop in stack:
+                loop.last = max(loop.last, last)
+            continue
+        loop = Loop(first, last)
         (stack[-1].inner if stack else outer).append(loop)
         stack.append(loop)
     return outer
+
+
+def parse_ptx(ptx: str) -> Code:
+    """PTX in the same form: the opcode of an instruction is all of its text."""
+    files = {int(n): Path(path).name for n, path in re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', ptx, re.M)}
+    found: list[Instruction] = []
+    targets: dict[str, int] = {}
+    frames: tuple[Frame, ...] = ()
+    for line in map(str.strip, ptx.splitlines()):
+        if line.startswith(".loc"):
+            places = re.findall(r"(?:\.loc|inlined_at)\s+(\d+)\s+(\d+)", line)
+            frames = tuple((files.get(int(file), ""), int(number)) for file, number in places)
+        elif (match := re.match(r"\$(\w+):", line)) is not None:
+            targets[f".L_{match[1]}"] = len(found)
+        elif (match := re.search(r"\bbra(?:\.uni)?\s+\$(\w+)", line)) is not None:
+            found.append(Instruction(len(found), "BRA", f"(.L_{match[1]})", "", frames))
+        elif line.endswith(";"):
+            found.append(Instruction(len(found), line, "", "", frames))
+    return Code("", found, _nested(_backward(found, targets)))
 
 
 def bits(instruction: Instruction) -> int:

@@ -27,8 +27,12 @@ class SourceLoop:
 
     file: str
     line: int
+    last: int
     text: str  # what it runs over
     trips: float | None
+
+    def holds(self, frame: tuple[str, int]) -> bool:
+        return frame[0] == self.file and self.line <= frame[1] <= self.last
 
 
 class Facts(dict):
@@ -126,7 +130,9 @@ class _Reader:
                 except (KeyError, AttributeError):  # the kernel has other arguments than it had
                     trips = None
             line = node.lineno + self.offset
-            self.found[self.file, line] = SourceLoop(self.file, line, text, trips)
+            self.found[self.file, line] = SourceLoop(
+                self.file, line, (node.end_lineno or node.lineno) + self.offset, text, trips
+            )
         self.block(node.body, known)
 
     def assign(self, node: ast.stmt, known: dict[str, Any]) -> None:
