@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import triton
-
+from benchmarks.gpu_model import sass
 from benchmarks.gpu_model.launches import Launch
 from benchmarks.gpu_model.model import examined, widths
 
@@ -22,12 +21,14 @@ def name(launch: Launch) -> str:
 
 
 def checked(pairs: Iterable[tuple[Launch, Any]]) -> Checked:
-    """Facts of one launch of each kernel, the first, with what triton has compiled of it."""
+    """Facts of the first launch of each kernel that has a loop, with what triton has compiled of it."""
     first: dict[str, tuple[Launch, Any]] = {}
     for launch, made in pairs:
         first.setdefault(name(launch), (launch, made))
     found = {}
     for kernel, (launch, made) in first.items():
+        if not sass.parse_ptx(made.asm["ptx"]).loops:
+            continue
         seen = examined(launch, made)
         load, store = widths(seen.code)
         found[kernel] = {"stack": seen.code.stack, "load": load, "store": store, "iteration": seen.iteration}
@@ -62,7 +63,3 @@ def grown(now: list[float], was: list[float]) -> bool:
     """Whether any loop has more instructions; of other numbers of loops, the largest are compared."""
     pairs = zip(now, was, strict=True) if len(now) == len(was) else [(max(now), max(was))]
     return any(a > GROWTH * b for a, b in pairs)
-
-
-def same_compiler(version: str) -> bool:
-    return version == triton.__version__

@@ -209,10 +209,11 @@ def test_every_op_has_a_case():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_compiles_without_spills(architecture, monkeypatch, tmp_path):
+def test_compiles_without_spills(architecture, monkeypatch):
     """Every configuration that can be chosen, for what the ops launch: registers and stack are read from the cubin.
 
-    float16 differs from bfloat16 in one type; it is compiled for one architecture.
+    float16 differs from bfloat16 in one type; it is compiled for one architecture. For 9.0 the loops are compared with those
+    of benchmarks/results/gpu-predicted.json.
     """
     found = {}
     for name in CASES:
@@ -227,11 +228,9 @@ def test_compiles_without_spills(architecture, monkeypatch, tmp_path):
         assert used["REG"] <= 65536 // (32 * launch[2]["num_warps"]), (kernel, used)
         assert used["STACK"] == used["LOCAL"] == 0, (kernel, launch[1], used)
     if architecture == 90:
-        version, before = check.kept()
-        worse = check.worse(
-            check.checked(zip(found.values(), binaries, strict=True)), before, version == triton.__version__
-        )
-        assert not worse, "\n".join(worse)
+        (version, before), now = check.kept(), check.checked(zip(found.values(), binaries, strict=True))
+        worse = check.worse(now, before, version == triton.__version__)
+        assert now and not worse, "\n".join(worse)
 
 
 def one_of_each() -> list[tuple[Launch, object]]:
@@ -264,7 +263,7 @@ def test_one_thread_at_a_time_parses(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", SMALLER)
-def test_compiles_for_smaller_gpus(architecture, monkeypatch, tmp_path):
+def test_compiles_for_smaller_gpus(architecture, monkeypatch):
     """As above, one launch of each kernel, another for each architecture: they have about the registers and memory of 8.0."""
     launches, number = {}, list(SMALLER).index(architecture)
     for name in CASES:
