@@ -51,7 +51,9 @@ class Executed:
 
 
 def executed(code: Code, ptx: str, loops: dict[Frame, SourceLoop]) -> Executed | str:
-    """What one warp executes, or the loop whose turns are unknown. Of an `if` both branches are counted."""
+    """What one warp executes, or what keeps it unknown. Of an `if` both branches are counted."""
+    if any(x.base.startswith("UTC") for x in code.instructions):  # of 10.0: waits for them make loops of all the code
+        return "matrix instructions on shared memory"
     written, total = ptx_loops(ptx, loops), Executed()
     add(total, code.own(None), 1.0)
     unknown = _add_loops(total, code, code.loops, (), 1.0, written, loops)
@@ -67,6 +69,10 @@ def _add_loops(
         by_source.setdefault(_source(code, loop, known, outer), []).append(loop)
     for at, copies in by_source.items():
         source = known.get(at)
+        if source is None and not any(_works(code, loop) for loop in copies):  # waits for a barrier
+            for loop in copies:
+                add(total, code.body(loop), times)
+            continue
         if source is None or source.trips is None:
             return f"{at[0]}:{at[1]}" if source is None else source.text
         own = [x for x in written if x.at == at]
@@ -98,15 +104,14 @@ def iterations(code: Code, ptx: str, known: Mapping[Frame, SourceLoop]) -> list[
 
 def _source(code: Code, loop: Loop, known: Mapping[Frame, SourceLoop], around: Container[Frame] = ()) -> Frame:
     """The source loop of a loop: that of its branch; or the outermost, but those `around`, that some of its own instructions
-    come from, or most of them are in."""
+    come from, or most of them are in. The branch of an outer loop may bear the line of one within."""
     frames, own = code.instructions[loop.last].frames, [x.frames for x in code.own(loop)]
     left = [at for at in known if at not in around]  # an outer loop stands before those within
     inside = {at: sum(any(known[at].holds(frame) for frame in x) for x in own) for at in left}
-    ways = (
-        [frame for frame in frames if frame in left],
-        [at for at in left if any(at in x for x in own)],
-        [at for at in left if inside[at] > len(own) / 2],
-    )
+    branch, controlled = [frame for frame in frames if frame in left], [at for at in left if any(at in x for x in own)]
+    if branch and loop.inner:
+        branch = [at for at in controlled if known[at].holds(branch[0])] or branch
+    ways = branch, controlled, [at for at in left if inside[at] > len(own) / 2]
     return next((found[0] for found in ways if found), frames[0] if frames else ("", 0))
 
 

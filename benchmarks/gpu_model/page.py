@@ -18,8 +18,8 @@ def page(rows: list[Row], triton: str) -> str:
         f"Devices: {names}; {GUIDE}. Between kernels: {OVERHEAD * 1e6:.0f} µs. A dependent load: {WAIT} cycles.",
         f"## Ops on {DEVICES[FULL].name}",
         "Times in µs. *launches*: our kernels + the library's calls. *share*: of the limit (the larger of bytes over "
-        "bandwidth and operations over rate) in the predicted time of the part that the case names. A dash: a loop's turns "
-        "are unknown. The limit of embed counts a row of the weight for each edge, most of which a cache holds: its share "
+        "bandwidth and operations over rate) in the predicted time of the part that the case names. A dash: it is "
+        "unknown. The limit of embed counts a row of the weight for each edge, most of which a cache holds: its share "
         "can exceed 100 %.",
         _ops([row for row in rows if row.architecture == FULL]),
         "## Ops on the others",

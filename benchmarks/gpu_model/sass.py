@@ -237,7 +237,7 @@ def widest(instructions: Iterable[Instruction], *bases: str) -> int:
 
 
 def tensor_operations(instruction: Instruction) -> int:
-    """Operations of a warp's matrix instruction, from its shape; of Blackwell's 5th generation 0: their size is data."""
+    """Operations of a warp's matrix instruction, from its shape; 0 for those of 10.0, whose size is data."""
     if instruction.base in ("HMMA", "DMMA", "IMMA"):
         match = re.search(r"\.(\d+)\.", instruction.opcode + ".")
         m, n, k = {"16816": (16, 8, 16), "1688": (16, 8, 8), "1684": (16, 8, 4), "884": (8, 8, 4)}.get(

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import triton.language as tl
 from triton.runtime.jit import JITFunction
 
 LANGUAGE = SimpleNamespace(cdiv=lambda a, b: -(-a // b), minimum=min, maximum=max)
@@ -47,11 +48,25 @@ def _per(total: float, programs: float, block: float = 1) -> float:
     return math.ceil(total / max(1, programs) / block)
 
 
-# (kernel, what its loop runs over) -> trips; the arguments of the launch are attributes, tensors included
+def _nodes(x: Any) -> float:
+    """Of the programs of `sum_rows` those that take blocks of nodes, not the virtual node of a graph."""
+    return 1 - x.graphs / x.launched[0]
+
+
+# (kernel, what its loop runs over) -> trips; the arguments of the launch are attributes, tensors included,
+# and `launched` is its grid
 HINTS: dict[tuple[str, str], list[Callable[[Any], float]]] = {
     ("sum_rows", "range(b_first, b_last, BLOCK_E)"): [
         lambda x: _per(x.p_from.shape[0], x.nodes, x.BLOCK_E) * x.nodes / (x.nodes + x.graphs),
         lambda x: _per(x.nodes, x.graphs, x.BLOCK_E) * x.graphs / (x.nodes + x.graphs),
+    ],
+    ("sum_rows", "range(0, tl.max(b_count, 0), AHEAD)"): [lambda x: _per(x.p_entry.shape[0], x.nodes, 4) * _nodes(x)],
+    ("sum_rows", "range(b_first, b_last, BLOCK_R)"): [
+        lambda x: _per(x.nodes, x.graphs, x.TILE // x.BLOCK_W) * (1 - _nodes(x))
+    ],
+    ("pool", "range(b_first, b_last, BLOCK_E)"): [lambda x: _per(x.nodes, x.p_ptr.shape[0] - 1, x.BLOCK_E)],
+    ("iterate_backward", "range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0))"): [
+        lambda x: -(-x.rows // x.ROWS) / x.launched[0]
     ],
     ("scatter", "range(tl.max(b_end - b_begin, 0))"): [lambda x: x.p_entry.shape[0] / x.tokens],
     ("weight_gradient", "range(b_first, b_last, BLOCK_E)"): [
@@ -127,7 +142,7 @@ class _Reader:
                 self.hinted[text] = number + 1
                 try:
                     trips = float(hints[number](self.facts))
-                except (KeyError, AttributeError):  # the kernel has other arguments than it had
+                except (KeyError, AttributeError, TypeError, ZeroDivisionError):  # the kernel has other arguments now
                     trips = None
             line = node.lineno + self.offset
             self.found[self.file, line] = SourceLoop(
@@ -171,7 +186,8 @@ class _Reader:
 
     def value(self, node: ast.expr, known: dict[str, Any]) -> Any:
         """What an expression is, or None where it is not known."""
-        constants = {k: v for k, v in self.globals.items() if isinstance(v, (int, float, str))}
+        found = {k: v.value if isinstance(v, tl.constexpr) else v for k, v in self.globals.items()}
+        constants = {k: v for k, v in found.items() if isinstance(v, (int, float, str))}
         expression = ast.fix_missing_locations(ast.Expression(node))
         try:
             return eval(
