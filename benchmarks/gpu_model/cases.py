@@ -14,7 +14,6 @@ from benchmarks import shapes, test_passes
 from benchmarks.inputs import messages_like, pattern_like, peptides_like, read_like
 from benchmarks.shapes import GRID, ITERATIONS, SOFT, TAU, WIDTH, Needs
 from probsym_fast import ops
-from probsym_fast.distributions.vector_layers import EdgeConvolution
 from probsym_fast.ops.triton import KERNELS
 
 PASSES = {
@@ -155,7 +154,8 @@ def edge_convolutions() -> Iterator[Case]:
     n, d, M, w = 5, 3, 2000, 21
 
     def run(C):
-        EdgeConvolution(C, w, neighbors=4)(zeros(C, d, n, M, leaf=C > 2))
+        maps = zeros(w, 2 * C), zeros(w, 2 * C), zeros(w, w, leaf=False)
+        ops.vector_edge_convolution(zeros(C, d, n, M, leaf=C > 2), *maps, zeros(w), zeros(w), neighbors=4)
 
     for C in (2, 21):
         yield Case("vector_edge_convolution", shapes.vector_edge_convolution(C, d, n, M, w), partial(run, C))

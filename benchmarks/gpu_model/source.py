@@ -68,6 +68,7 @@ HINTS: dict[tuple[str, str], list[Callable[[Any], float]]] = {
     ("iterate_backward", "range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0))"): [
         lambda x: -(-x.rows // x.ROWS) / x.launched[0]
     ],
+    **{(name, "range(0, b_n, BLOCK)"): [lambda x: -(-x.N // x.BLOCK)] * 3 for name in ("keys", "to_scores")},
     ("scatter", "range(tl.max(b_end - b_begin, 0))"): [lambda x: x.p_entry.shape[0] / x.tokens],
     ("weight_gradient", "range(b_first, b_last, BLOCK_E)"): [
         lambda x: _per(x.p_entry.shape[0], x.rows / x.C * x.splits, x.BLOCK_E)

@@ -56,7 +56,11 @@ def calls() -> Calls:
     try:
         for case in all_cases():
             matmul.fp32_precision = "tf32" if case.kind == "tf32" else "ieee"
-            found.append((case, [part for part in recorded(case.run) if part.op in (case.op, case.also)]))
+            parts = [part for part in recorded(case.run) if part.op in (case.op, case.also)]
+            if parts:
+                found.append((case, parts))
+            else:  # its modules did not take the op
+                print(f"{case.needs.case}: {case.op} was not called", flush=True)
     finally:
         matmul.fp32_precision = before
     return found
