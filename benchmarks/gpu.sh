@@ -3,24 +3,31 @@
 #
 #   benchmarks/gpu.sh [PART ...]      without an argument all parts, in this order
 #
-#   build         builds the kernels for this GPU (needs nvcc)
-#   op-tests      GPU tests of the ops         model-tests   GPU tests of groups, models and tasks
-#   sanitizer     finds memory errors and races, op by op (needs compute-sanitizer)
-#   ops, steps, samples    benchmarks, each with a results file that is rewritten after every case
+#   build             builds the kernels for this GPU (needs nvcc)
+#   op-tests          GPU tests of the ops          model-tests   GPU tests of groups, models and tasks
+#   sanitizer         finds memory errors and races, op by op (needs compute-sanitizer)
+#   benchmarks, each with a results file that is rewritten after every case:
+#   ops, graph-ops, graph-ops-bf16   every op against its reference and torch.compile of it
+#   passes, passes-others            backbones in one pass: those of n-body, and the others
+#   steps, vision, vision-compiled   training steps and inference: without ViTs, with them, with them compiled
+#   samples, scaling                 time and memory against S; the part of one device among many
 #
-# On a machine lent for minutes, choose the parts that fit. A requested part that cannot run counts as a failure. The last
-# lines list the parts that ran, failed and were skipped. Environment:
+# Each command of a part is stopped after LIMIT seconds, and its part then counts as failed; rows so far are kept. docs/gpu.md
+# has the predicted minutes of each part. On a machine lent for minutes, choose the parts that fit. A requested part that
+# cannot run counts as a failure. The last lines list the parts that ran, failed and were skipped. Environment:
 #   OUT             writes results to $OUT/benchmarks/results instead of benchmarks/results
 #   WHEELS          a folder with wheels of packages that the machine lacks and cannot download
 #   SELECT          selects tests and cases, like pytest's -k
-#   SECONDS_EACH    seconds per benchmark case (1.5)
+#   SECONDS_EACH    seconds per benchmark case (1.5)       LIMIT    seconds per command (600)
 #   PYTHON          the interpreter (python3)       TORCH_CUDA_ARCH_LIST    GPUs to build for (only this one)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 RESULTS=${OUT:+$OUT/benchmarks/results}
 RESULTS=${RESULTS:-benchmarks/results}
-PARTS=(build op-tests model-tests sanitizer ops steps samples)
+PARTS=(build op-tests model-tests sanitizer ops graph-ops graph-ops-bf16 passes passes-others steps vision vision-compiled)
+PARTS+=(samples scaling)
+LIMIT=${LIMIT:-600}
 TRAINING="lightning jsonargparse yaml matplotlib rich torchmetrics timm torch_geometric"
 
 wanted=("$@")
@@ -51,8 +58,8 @@ needs() {  # the packages that a part needs
     op-tests) echo pytest hypothesis ;;
     model-tests) echo pytest hypothesis tensorboard $TRAINING ;;
     sanitizer) echo pytest ;;
-    ops) echo pytest pytest_benchmark ;;
-    steps | samples) echo pytest pytest_benchmark $TRAINING ;;
+    ops | graph-ops* | passes*) echo pytest pytest_benchmark ;;
+    *) echo pytest pytest_benchmark $TRAINING ;;
   esac
 }
 
@@ -65,37 +72,58 @@ lacking() {
 }
 sanitizer=$(command -v compute-sanitizer || ls "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" 2>/dev/null || true)
 
-run_tests() {
-  local several=()
-  [ -n "$(ask 'import importlib.util as u; print(u.find_spec("xdist") or "")')" ] && several=(-n 8)
-  "$PYTHON" -m pytest -q -m gpu "${several[@]}" ${SELECT:+-k "$SELECT"} "$@"
+limited() {
+  local status=0
+  timeout -k 20 "$LIMIT" "$@" || status=$?
+  [ "$status" -ne 124 ] || echo "gpu.sh: stopped after $LIMIT s: SELECT some of the cases, or raise LIMIT"
+  return "$status"
 }
-run_benchmarks() {
-  local part=$1
-  shift
-  "$PYTHON" -m pytest -q "$@" --device cuda --seconds "${SECONDS_EACH:-1.5}" --save-results --results "$RESULTS" \
-    --part "$part" ${SELECT:+-k "$SELECT"}
+selected() {  # -k of a part's own selection (or nothing) and of SELECT
+  local own=${1:-} both
+  both=${own:+($own)}${SELECT:+${own:+ and }($SELECT)}
+  [ -z "$both" ] || printf '%s\n' -k "$both"
+}
+run_tests() {
+  local several=() chosen=()
+  [ -n "$(ask 'import importlib.util as u; print(u.find_spec("xdist") or "")')" ] && several=(-n 8)
+  mapfile -t chosen < <(selected)
+  limited "$PYTHON" -m pytest -q -m gpu "${several[@]}" "${chosen[@]}" "$@"
+}
+run_benchmarks() {  # part, selection, files
+  local part=$1 chosen=()
+  mapfile -t chosen < <(selected "$2")
+  shift 2
+  limited "$PYTHON" -m pytest -q "$@" --device cuda --seconds "${SECONDS_EACH:-1.5}" --save-results --results "$RESULTS" \
+    --part "$part" "${chosen[@]}"
 }
 run() {
   case $1 in
     build)
       export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$(ask 'import torch; print("%d.%d" % torch.cuda.get_device_capability())')}
-      PROBSYM_BUILD=1 "$PYTHON" setup.py build_ext --inplace &&
+      PROBSYM_BUILD=1 limited "$PYTHON" setup.py build_ext --inplace &&
         ask 'import probsym_fast, json; print(json.dumps(probsym_fast.info(), indent=1))'
       ;;
     op-tests) run_tests tests/ops tests/test_synchronisation.py ;;
     model-tests) run_tests tests/batches tests/groups tests/distributions tests/models tests/training tests/tasks ;;
     sanitizer)  # without torch's caching allocator, which would hide accesses outside a tensor
-      local tool
+      local tool chosen=()
+      mapfile -t chosen < <(selected)
       for tool in memcheck racecheck; do
-        PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTHONDONTWRITEBYTECODE=1 "$sanitizer" --tool "$tool" --error-exitcode 9 \
+        PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTHONDONTWRITEBYTECODE=1 limited "$sanitizer" --tool "$tool" --error-exitcode 9 \
           --target-processes all "$PYTHON" -m pytest -q -p no:cacheprovider tests/ops/test_sanitizer_case.py \
-          ${SELECT:+-k "$SELECT"} || return
+          "${chosen[@]}" || return
       done
       ;;
-    ops) run_benchmarks ops benchmarks/test_ops.py benchmarks/test_graph_ops.py ;;
-    steps) run_benchmarks steps benchmarks/test_steps.py benchmarks/test_passes.py ;;
-    samples) run_benchmarks samples benchmarks/test_samples.py benchmarks/test_scaling.py ;;
+    ops) run_benchmarks ops "" benchmarks/test_ops.py ;;
+    graph-ops) run_benchmarks graph-ops "not bfloat16" benchmarks/test_graph_ops.py ;;
+    graph-ops-bf16) run_benchmarks graph-ops-bf16 bfloat16 benchmarks/test_graph_ops.py ;;
+    passes) run_benchmarks passes n-body benchmarks/test_passes.py ;;
+    passes-others) run_benchmarks passes-others "not n-body" benchmarks/test_passes.py ;;
+    steps) run_benchmarks steps "not ViT and not dead_tokens and not batches" benchmarks/test_steps.py ;;
+    vision) run_benchmarks vision "ViT and eager or dead_tokens or batches" benchmarks/test_steps.py ;;
+    vision-compiled) run_benchmarks vision-compiled "ViT and compiled" benchmarks/test_steps.py ;;
+    samples) run_benchmarks samples "" benchmarks/test_samples.py ;;
+    scaling) run_benchmarks scaling "" benchmarks/test_scaling.py ;;
   esac
 }
 

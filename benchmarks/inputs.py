@@ -32,3 +32,30 @@ def dense_graphs(sizes: list[int], N: int, channels: int, density: float) -> Ten
         ones = (torch.rand(n, n, channels) < density).float() * torch.ones(n, n).triu()[..., None]
         matrix[:n, :n] = torch.maximum(ones, ones.transpose(0, 1))
     return out
+
+
+def peptides_like(device: str) -> tuple[list[int], int, Tensor, Tensor]:
+    """Sizes of graphs, samples, edge_index and ptr: one graph of mean size on a CPU, a batch on a GPU."""
+    torch.manual_seed(0)
+    sizes, samples = ([151], 8) if device == "cpu" else (torch.randint(30, 273, (32,)).tolist(), 10)
+    return sizes, samples, *molecules(sizes)
+
+
+def pattern_like(device: str) -> tuple[list[int], int]:
+    """Sizes of graphs of mean 118, as the data set has, and samples."""
+    sizes = [60, 118, 176, 118]
+    return (sizes, 2) if device == "cpu" else (sizes * 8, 10)
+
+
+def read_like(where: str, device: str) -> tuple[list[int], int, int]:
+    """Sizes of graphs, samples and slots: PATTERN reads every node, PCQM-Contact pairs of nodes."""
+    torch.manual_seed(0)
+    N, samples, count = (188, 10, 32) if where == "nodes" else (53, 10, 128)
+    return torch.randint(N // 4, N + 1, (count if device == "cuda" else 4,)).tolist(), samples, N
+
+
+def messages_like(device: str) -> tuple[list[int], Tensor, Tensor]:
+    """Sizes, edge_index and ptr of the graphs of a GIN."""
+    torch.manual_seed(0)
+    sizes = torch.randint(80, 222, (128 if device == "cuda" else 8,)).tolist()
+    return sizes, *molecules(sizes)

@@ -7,15 +7,15 @@ from functools import partial
 import pytest
 import torch
 
+from benchmarks import shapes
 from benchmarks.harness import Row, compare
-from benchmarks.inputs import dense_graphs, molecules, one_hot
+from benchmarks.inputs import dense_graphs, messages_like, molecules, one_hot, pattern_like, peptides_like, read_like
+from benchmarks.shapes import GRID, WIDTH, Needs
 from benchmarks.test_ops import kernel
 from probsym_fast import ops
 from probsym_fast.distributions import GIN
 from probsym_fast.groups import Graphs
 from probsym_fast.models import PatchWeight
-
-WIDTH, GRID = 768, 14  # of a ViT-B/16
 
 
 def check(variants: dict) -> None:
@@ -29,7 +29,7 @@ def check(variants: dict) -> None:
             assert error < bound, (name, error)
 
 
-def run_all(op, case, call, scores, num_nodes, leaves, device, seconds, record, operations, bytes, dtype):
+def run_all(op, needs: Needs, call, scores, num_nodes, leaves, device, seconds, record, dtype):
     """Times call(p, backend) of an op: the forward on given permutations, then everything from scores to gradients.
 
     On a GPU it also times torch.compile of the dense reference.
@@ -57,8 +57,8 @@ def run_all(op, case, call, scores, num_nodes, leaves, device, seconds, record, 
     for name, function in (("forward", forward), ("forward and backward, incl. permutation", both)):
         variants = {variant: partial(function, *pair) for variant, pair in pairs.items()}
         check(variants)
-        counted = {"operations": operations, "bytes": bytes, "dtype": dtype} if name == "forward" else {}
-        rows = compare(f"{case}, {name}", variants, device=device, seconds=seconds, **counted)
+        counted = needs.counts | {"dtype": dtype} if name == "forward" else {}
+        rows = compare(f"{needs.case}, {name}", variants, device=device, seconds=seconds, **counted)
         record(rows, variants["kernel"]) if name != "forward" else record.rows(rows)
 
 
@@ -66,34 +66,23 @@ DTYPES = {"cpu": [torch.float32], "cuda": [torch.float32, torch.bfloat16]}
 every_dtype = pytest.mark.parametrize("dtype", DTYPES["cuda"], ids=str)
 
 
-def name_of(dtype) -> str:
-    return "" if dtype == torch.float32 else ", bf16"
-
-
-def peptides(device) -> tuple[list[int], int]:
-    """Sizes of graphs, and samples: one graph of mean size on a CPU, a batch on a GPU."""
-    return ([151], 8) if device == "cpu" else (torch.randint(30, 273, (32,)).tolist(), 10)
-
-
 @every_dtype
 def test_peptides(dtype, device, seconds, record):
     if dtype not in DTYPES[device]:
         pytest.skip(f"no case of {device}")
-    torch.manual_seed(0)
-    N, channels, (sizes, samples) = 444, 8, peptides(device)
-    edge_index, ptr = (x.to(device) for x in molecules(sizes))
+    N, channels, (sizes, samples, *graphs) = 444, 8, peptides_like(device)
+    edge_index, ptr = (x.to(device) for x in graphs)
     attributes = one_hot(edge_index.shape[1], channels).to(device, dtype)
     patch = -(-N // GRID)
     weight = PatchWeight(WIDTH, channels, patch, patch)().detach().to(device, dtype).requires_grad_()
     bias = torch.zeros(WIDTH, device=device, dtype=dtype)
     scores = torch.randn(len(sizes), samples, N, device=device, requires_grad=True)
-    edges = edge_index.shape[1]
     embed = lambda p, backend: ops.embed_edges(  # noqa: E731
         edge_index, attributes, ptr, p, weight, bias.requires_grad_(), grid=GRID, backend=backend
     )
     run_all(
         "embed",
-        f"action + tokens, Peptides-like (N {N}, {len(sizes)} graphs, {edges} edges, {samples} samples{name_of(dtype)})",
+        shapes.embed(N, len(sizes), edge_index.shape[1], samples, dtype),
         embed,
         scores,
         ptr.diff(),
@@ -101,8 +90,6 @@ def test_peptides(dtype, device, seconds, record):
         device,
         seconds,
         record,
-        operations=2 * samples * edges * WIDTH,
-        bytes=dtype.itemsize * samples * (len(sizes) * GRID**2 + edges) * WIDTH,
         dtype=dtype,
     )
 
@@ -112,19 +99,15 @@ def test_pattern(dtype, device, seconds, record):
     if dtype not in DTYPES[device]:
         pytest.skip(f"no case of {device}")
     torch.manual_seed(0)
-    sizes, N, channels, samples = [60, 118, 176, 118], 188, 4, 2  # mean 118, as the data set has
-    if device == "cuda":
-        sizes, samples = sizes * 8, 10
+    N, channels, (sizes, samples) = 188, 4, pattern_like(device)
     matrix = dense_graphs(sizes, N, channels, 0.4).to(device, dtype)
     patch = -(-N // GRID)
     weight = PatchWeight(WIDTH, channels, patch, patch)().detach().to(device, dtype).requires_grad_()
     bias = torch.zeros(WIDTH, device=device, dtype=dtype, requires_grad=True)
     scores = torch.randn(len(sizes), samples, N, device=device, requires_grad=True)
-    used = sum(min(GRID, -(-n // patch)) ** 2 for n in sizes) * samples  # tokens with valid slots
     run_all(
         "embed_matrix",
-        f"action + tokens, PATTERN-like (N {N}, mean 118, 40 % dense, {len(sizes)} graphs, {samples} samples"
-        f"{name_of(dtype)})",
+        shapes.embed_matrix(N, sizes, samples, channels, dtype),
         lambda p, backend: ops.embed_matrix(matrix, p, weight, bias, grid=GRID, backend=backend),
         scores,
         torch.tensor(sizes, device=device),
@@ -132,8 +115,6 @@ def test_pattern(dtype, device, seconds, record):
         device,
         seconds,
         record,
-        operations=2 * used * patch * patch * channels * WIDTH,
-        bytes=dtype.itemsize * len(sizes) * samples * GRID**2 * WIDTH,
         dtype=dtype,
     )
 
@@ -144,9 +125,7 @@ def test_readout(where, dtype, device, seconds, record):
     """PATTERN reads every node from the diagonal's tokens; PCQM-Contact pairs of nodes from all tokens."""
     if dtype not in DTYPES[device]:
         pytest.skip(f"no case of {device}")
-    torch.manual_seed(0)
-    N, samples, count = (188, 10, 32) if where == "nodes" else (53, 10, 128)
-    sizes = torch.randint(N // 4, N + 1, (count if device == "cuda" else 4,)).tolist()
+    sizes, samples, N = read_like(where, device)
     ptr = torch.tensor([0, *sizes], device=device).cumsum(0)
     nodes, patch = sum(sizes), -(-N // GRID)
     if where == "nodes":
@@ -161,7 +140,7 @@ def test_readout(where, dtype, device, seconds, record):
     scores = torch.randn(len(sizes), samples, N, device=device, requires_grad=True)
     run_all(
         "readout",
-        f"readout of {where} (N {N}, {len(sizes)} graphs, {items.shape[1]} outputs, {samples} samples{name_of(dtype)})",
+        shapes.readout(where, N, len(sizes), items.shape[1], samples, dtype),
         lambda p, backend: ops.readout(tokens, ptr, p, weight, at=items, backend=backend),
         scores,
         ptr.diff(),
@@ -169,9 +148,6 @@ def test_readout(where, dtype, device, seconds, record):
         device,
         seconds,
         record,
-        operations=2 * samples * items.shape[1] * WIDTH,
-        # each token that some output needs is read once
-        bytes=dtype.itemsize * samples * WIDTH * min(len(sizes) * GRID**axes, items.shape[1]),
         dtype=dtype,
     )
 
@@ -181,9 +157,8 @@ def test_aggregate(dtype, device, seconds, record):
     """The messages of a GIN: 64 channels of 10 samples, forward and backward."""
     if dtype not in DTYPES[device]:
         pytest.skip(f"no case of {device}")
-    torch.manual_seed(0)
-    sizes, samples = torch.randint(80, 222, (128 if device == "cuda" else 8,)).tolist(), 10
-    edges, ptr = (x.to(device) for x in molecules(sizes))
+    sizes, *graphs = messages_like(device)
+    (edges, ptr), samples = (x.to(device) for x in graphs), 10
     x = torch.randn(sum(sizes) + len(sizes), samples, 64, device=device, dtype=dtype, requires_grad=True)
     own, d_out = torch.tensor(1.2, device=device, requires_grad=True), torch.randn_like(x)
 
@@ -198,8 +173,8 @@ def test_aggregate(dtype, device, seconds, record):
     if device == "cuda":
         variants["compiled"] = partial(run, torch.compile(partial(call, backend="reference"), dynamic=False))
     check(variants)
-    case = f"aggregate, forward and backward, ({edges.shape[1]} edges, {tuple(x.shape)}{name_of(dtype)})"
-    rows = compare(case, variants, device=device, bytes=5 * dtype.itemsize * x.numel(), seconds=seconds)
+    needs = shapes.aggregate(edges.shape[1], tuple(x.shape), dtype)
+    rows = compare(needs.case, variants, device=device, seconds=seconds, **needs.counts)
     record(rows, variants["kernel"])
 
 
@@ -248,14 +223,8 @@ def test_linear_batch_norm_relu(device, seconds, record):
         "compiled": lambda: torch.autograd.grad(compiled(*leaves), leaves, d_y),
     }
     check(variants)
-    counted = {"bytes": 4 * 5 * x.numel(), "operations": 8 * x.numel() * 64}  # x, y; x, d_y, d_x; z is computed twice
-    rows = compare(
-        "linear_batch_norm_relu, forward and backward, (45500, 64, 64)",
-        variants,
-        device=device,
-        seconds=seconds,
-        **counted,
-    )
+    needs = shapes.linear_batch_norm_relu(*x.shape)
+    rows = compare(needs.case, variants, device=device, seconds=seconds, **needs.counts)
     record(rows, variants["kernel"])
 
 

@@ -6,14 +6,14 @@ import sys
 import pytest
 import torch
 
+from benchmarks import shapes
 from benchmarks.harness import Row, compare
+from benchmarks.shapes import ITERATIONS, TAU
 from probsym_fast import PointClouds, ops
 from probsym_fast.distributions.vector_layers import EdgeConvolution
 from probsym_fast.groups import Symmetric
 from probsym_fast.ops import OPS
 from probsym_fast.ops.permutation import Relaxation, sorted_distance
-
-TAU, ITERATIONS = 0.01, 20
 
 
 def kernel(op: str, device: str) -> str:
@@ -73,12 +73,9 @@ def scaling(log_k):
     return log_k + log_r[..., None] + log_c[..., None, :], log_r, log_c
 
 
-SHAPES = {"cpu": [(4, 10, 188), (1, 4, 444), (8, 10, 64)], "cuda": [(128, 10, 188), (32, 10, 444), (8, 10, 64)]}
-
-
 @pytest.mark.parametrize("number", range(3))
 def test_soft_permutation_and_entropy(number, device, seconds, record):
-    shape = SHAPES[device][number]
+    shape = shapes.SOFT[device][number]
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(shape, generator=generator).to(device).requires_grad_()
     weights = [torch.randn(shape, generator=generator).to(device) for _ in range(3)]
@@ -106,18 +103,8 @@ def test_soft_permutation_and_entropy(number, device, seconds, record):
     for name, function in variants.items():
         error = (function().double() - exact).abs().max() / exact.abs().max()
         assert error < 2e-4, (name, error)
-    B, S, N = shape
-    # two scans a product: 4 N operations, 4 (+ 2 for 1/x) an iteration side; forward, again in backward, and its adjoints
-    operations = B * S * N * ITERATIONS * 2 * (6 + 6 + 12)
-    bytes = B * S * N * (4 * (1 + 3 + 3 + 1 + 1) + 8 * 3)
-    rows = compare(
-        f"soft_permutation + entropy, forward and backward, {shape}",
-        variants,
-        device=device,
-        bytes=bytes,
-        operations=operations,
-        seconds=seconds,
-    )
+    needs = shapes.soft_permutation(shape)
+    rows = compare(needs.case, variants, device=device, seconds=seconds, **needs.counts)
     record(rows, fast)
 
 
@@ -168,10 +155,8 @@ def test_orthogonal_frame(special, device, seconds, record):
     }
     close = [f() for f in variants.values()]
     assert all((x - close[1]).abs().median() < 1e-4 for x in close)
-    case = f"orthogonal_frame{' special' if special else ''}, forward and backward, (2000, 3, 3)"
-    rows = compare(
-        case, variants, device=device, bytes=2000 * 9 * 4 * 6, operations=2000 * (120 + 150), seconds=seconds / 2
-    )
+    needs = shapes.orthogonal_frame(2000, special)
+    rows = compare(needs.case, variants, device=device, seconds=seconds / 2, **needs.counts)
     record(rows, variants["kernel"])
 
 
@@ -195,10 +180,8 @@ def test_act_orthogonal(mean, device, seconds, record):
     for found in results:
         for x, y in zip(found, results[1], strict=True):
             assert (x - y).abs().max() < 1e-3
-    numbers = B * S * n * d * C
-    case = f"act_orthogonal{', mean' if mean else ''}, forward and backward, {(B, S, n, d, C)}"
-    bytes = 4 * (2 * B * n * d * C + 3 * B * S * d * d + 2 * w.numel())
-    rows = compare(case, variants, device=device, bytes=bytes, operations=numbers * 6 * 3, seconds=seconds / 2)
+    needs = shapes.act_orthogonal(B, S, n, d, C, mean)
+    rows = compare(needs.case, variants, device=device, seconds=seconds / 2, **needs.counts)
     record(rows, variants["kernel"])
 
 
@@ -219,8 +202,6 @@ def test_vector_edge_convolution(C, device, seconds, record):
     variants = {"kernel": lambda: run(kernel("vector_edge_convolution", device)), "steps": lambda: run("reference")}
     for found, wanted in zip(*(f() for f in variants.values()), strict=True):
         assert torch.nn.functional.cosine_similarity(found.flatten(), wanted.flatten(), dim=0) > 0.999
-    maps, pooling = 4 * w * C * n, w * w * n * n
-    counted = {"bytes": 4 * 5 * n * d * M * (C + w), "operations": 2 * d * M * (5 * maps + pooling)}
-    case = f"vector_edge_convolution, forward and backward, {(C, d, n, M)} to {w} channels"
-    rows = compare(case, variants, device=device, reference="steps", seconds=seconds, **counted)
+    needs = shapes.vector_edge_convolution(C, d, n, M, w)
+    rows = compare(needs.case, variants, device=device, reference="steps", seconds=seconds, **needs.counts)
     record(rows, variants["kernel"])

@@ -50,6 +50,14 @@ def test_passes(name, M, device, seconds, record):
     record(*measure(name, M, device, seconds))
 
 
+def operations(name: str, M: int) -> int:
+    """Operations of the products of forward and backward, by modules."""
+    make, inputs = CASES[name]
+    with torch.device("meta"):
+        modules, given = by_modules(make()), inputs(M)
+    return operations_of(lambda: modules(*given).sum().backward())
+
+
 def measure(name, M, device, seconds, more=""):
     """Forward without gradients, and forward and backward. The share is of the machine's float32 rate."""
     torch.manual_seed(0)

@@ -5,6 +5,7 @@ benchmark keeps its rows when it is killed is tested for real, in test_benchmark
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PARTS = ["build", "op-tests", "model-tests", "sanitizer", "ops", "steps", "samples"]
-TRAINED = ["model-tests", "steps", "samples"]
+WITHOUT_TRAINING = ["ops", "graph-ops", "graph-ops-bf16", "passes", "passes-others"]
+BENCHMARKS = [*WITHOUT_TRAINING, "steps", "vision", "vision-compiled", "samples", "scaling"]
+PARTS = ["build", "op-tests", "model-tests", "sanitizer", *BENCHMARKS]
+TRAINED = ["model-tests", *(x for x in BENCHMARKS if x not in WITHOUT_TRAINING)]
 
 PYTHON = """#!/usr/bin/env bash
 case "$1 $2" in
@@ -24,10 +27,11 @@ case "$1 $2" in
 esac
 """
 NOTE = """
-import json, os, sys
+import json, os, sys, time
 seen = ("TORCH_CUDA_ARCH_LIST", "PROBSYM_BUILD", "PYTHONPATH", "PYTORCH_NO_CUDA_MEMORY_CACHING")
 with open(os.environ["NOTES"], "a") as notes:
     print(json.dumps([sys.argv[1:], {x: os.environ.get(x, "") for x in seen}]), file=notes)
+time.sleep(60 if any(x in " ".join(sys.argv) for x in os.environ["SLOW"].split()) else 0)
 sys.exit(3 if any(x in " ".join(sys.argv) for x in os.environ["FAILING"].split()) else 0)
 """
 TORCH = """
@@ -55,10 +59,10 @@ def gpu_sh(tmp_path):
     for name, text in stubs.items():
         (tmp_path / "tools" / name).write_text(text)
         (tmp_path / "tools" / name).chmod(0o755)
-    for name in ("bash", "env", "dirname", "mktemp", "ls"):  # a PATH without the tools of this machine
+    for name in ("bash", "env", "dirname", "mktemp", "ls", "timeout"):  # a PATH without the tools of this machine
         (tmp_path / "tools" / name).symlink_to(shutil.which(name))
 
-    def run(*parts, hidden="", failing="", available=True, **settings):
+    def run(*parts, hidden="", failing="", slow="", available=True, **settings):
         (tmp_path / "modules" / "torch.py").write_text(TORCH.format(available=available))
         for tool in {"nvcc", "compute-sanitizer"} & set(hidden.split()):
             (tmp_path / "tools" / tool).unlink()
@@ -69,7 +73,13 @@ def gpu_sh(tmp_path):
             "PYTHON": str(tmp_path / "tools" / "python"),
             "NOTES": str(notes),
         }
-        environment |= {"HIDDEN": hidden, "FAILING": failing, "CUDA_HOME": str(tmp_path / "none"), **settings}
+        environment |= {
+            "HIDDEN": hidden,
+            "FAILING": failing,
+            "SLOW": slow,
+            "CUDA_HOME": str(tmp_path / "none"),
+            **settings,
+        }
         command = [ROOT / "benchmarks" / "gpu.sh", *parts]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         done.commands = [json.loads(line) for line in notes.read_text().splitlines()]
@@ -97,10 +107,10 @@ def test_every_part_in_its_order(gpu_sh, tmp_path):
         assert (
             command[-1] == "tests/ops/test_sanitizer_case.py" and environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
         )
-    for (command, environment), part in zip(benchmarks, ("ops", "steps", "samples"), strict=True):
+    for (command, environment), part in zip(benchmarks, BENCHMARKS, strict=True):
         options = " ".join(command)
         assert f"--device cuda --seconds 1.5 --save-results --results {tmp_path}/out/benchmarks/results" in options
-        assert f"--part {part}" in options and environment["PYTHONPATH"].split(":")[0] == str(ROOT)
+        assert command[command.index("--part") + 1] == part and environment["PYTHONPATH"].split(":")[0] == str(ROOT)
     for command, _ in done.commands[1:]:
         for path in (x for x in command if x.endswith(".py") or x.startswith("tests/")):
             assert (ROOT / path).exists()
@@ -117,17 +127,33 @@ def test_named_parts_and_settings(gpu_sh, tmp_path):
     assert install[:2] == ["-m", "pip"] and "--no-index" in install and install[-1].endswith("some-1-py3-none-any.whl")
     assert environment["PYTHONPATH"].split(":")[:2] == [str(ROOT), carried]
     assert built_with["TORCH_CUDA_ARCH_LIST"] == "8.0"
-    assert benchmark[-2:] == ["-k", "pattern and not bf16"] and benchmark[benchmark.index("--seconds") + 1] == "0.2"
+    assert benchmark[-2:] == ["-k", "(pattern and not bf16)"] and benchmark[benchmark.index("--seconds") + 1] == "0.2"
     assert benchmark[benchmark.index("--results") + 1] == "benchmarks/results"
     ((command, _),) = gpu_sh("op-tests", hidden="xdist").commands
-    assert "-n" not in command
+    assert "-n" not in command and "-k" not in command
+    ((command, _),) = gpu_sh("vision-compiled", SELECT="PATTERN or Peptides").commands
+    assert command[-2:] == ["-k", "(ViT and compiled) and (PATTERN or Peptides)"]
+
+
+def test_a_part_that_takes_too_long_is_stopped_and_the_others_run(gpu_sh):
+    done = gpu_sh("ops", "passes", slow="test_ops", LIMIT="1")
+    assert done.returncode == 1
+    assert ending(done) == {"ran": "passes", "failed": "ops", "skipped": "none"}
+    assert "gpu.sh: stopped after 1 s" in done.stdout
+
+
+def test_each_part_has_its_predicted_minutes_and_fits():
+    """docs/gpu.md: a row for each part, of at most ten minutes."""
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    minutes = dict(re.findall(r"^\| `([\w-]+)` \|.*\| (\d+) \|$", page, re.M))
+    assert list(minutes) == PARTS and all(0 < int(x) <= 10 for x in minutes.values())
 
 
 @pytest.mark.parametrize(
     ("missing", "lost"),
     [
         ("jsonargparse compute-sanitizer", {"sanitizer": "compute-sanitizer"} | dict.fromkeys(TRAINED, "jsonargparse")),
-        ("pytest_benchmark ninja nvcc", {"build": "ninja nvcc"} | dict.fromkeys(PARTS[-3:], "pytest_benchmark")),
+        ("pytest_benchmark ninja nvcc", {"build": "ninja nvcc"} | dict.fromkeys(BENCHMARKS, "pytest_benchmark")),
     ],
 )
 def test_a_part_that_lacks_something_is_a_failure_and_the_others_run(gpu_sh, missing, lost):

@@ -20,10 +20,10 @@ import torch
 triton = pytest.importorskip("triton")
 
 from torch.utils._python_dispatch import TorchDispatchMode
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 import probsym_fast
+from benchmarks.gpu_model import check, sass
+from benchmarks.gpu_model.launches import Launch, Launches, all_compiled, compiled
 from probsym_fast.ops import OPS, _extension
 from probsym_fast.ops import triton as triton_ops
 from probsym_fast.ops._op import BACKENDS
@@ -64,90 +64,6 @@ ARCHITECTURES = (80, 90, 100)  # with every launch; those below with one of each
 COMPOSED = "gin", "mlp", "vector_edge_convolution"  # of parts that other ops have, or of many small kernels
 SMALLER = {86: torch.float32, 89: torch.bfloat16, 120: torch.bfloat16}
 SHARED = 99 * 1024  # bytes that a program may have on the smallest of compute capability 8 and above
-TYPES = {
-    torch.uint8: "*u8",
-    torch.float64: "*fp64",
-    torch.float32: "*fp32",
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
-}
-
-
-def specialised(function, arguments, settings):
-    """signature, constants and attributes of a launch, as triton's own dispatch makes them."""
-    named = dict(zip(function.arg_names, arguments, strict=False)) | settings
-    signature, constants, attributes = {}, {}, {}
-    for i, name in enumerate(function.arg_names):
-        x, specialises = named[name], not function.params[i].do_not_specialize
-        if function.params[i].is_constexpr or x is None or (isinstance(x, int) and x == 1 and specialises):
-            signature[name], constants[i,] = "constexpr", x
-            continue
-        if isinstance(x, torch.Tensor):
-            signature[name] = TYPES[x.dtype]
-            aligned = x.data_ptr() % 16 == 0 and specialises
-        elif isinstance(x, float):
-            signature[name], aligned = function.params[i].annotation_type or "fp32", False
-        else:
-            signature[name] = "i32" if -(2**31) <= x < 2**31 else "i64"
-            aligned = x % 16 == 0 and specialises
-        if aligned:
-            attributes[i,] = [["tt.divisibility", 16]]
-    return signature, constants, attributes
-
-
-def resources(binary: bytes, folder: Path) -> dict[str, int]:
-    """REG, STACK, LOCAL and others of a cubin, by the cuobjdump that comes with triton."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    path = folder / "kernel.cubin"
-    path.write_bytes(binary)
-    text = subprocess.run([tool, "--dump-resource-usage", path], capture_output=True, text=True, check=True).stdout
-    (line,) = (x for x in text.splitlines() if "REG:" in x)
-    return {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", line)}
-
-
-class Source(ASTSource):
-    """A kernel that one thread at a time parses: CPython 3.11 cannot make syntax trees in two threads at once (ast.parse
-    raises "AST constructor recursion depth mismatch"). LLVM and ptxas, most of a compilation, run beside each other."""
-
-    parsing = threading.Lock()
-
-    def hash(self):
-        with self.parsing:
-            return super().hash()
-
-    def make_ir(self, *arguments, **settings):
-        with self.parsing:
-            return super().make_ir(*arguments, **settings)
-
-
-def compiled(launch: tuple, architecture: int):
-    function, (signature, constants, attributes), options = launch
-    source = Source(function, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
-
-
-def all_compiled(launches, architecture: int, threads: int | None = None) -> list:
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        return list(pool.map(lambda launch: compiled(launch, architecture), launches))
-
-
-class Launches:
-    """Takes the place of `_launch.launch`: keeps what would be launched, once for each specialisation."""
-
-    def __init__(self):
-        self.kept = {}
-
-    def __call__(self, kernel, grid, arguments, settings):
-        assert all(isinstance(x, int) and x >= 0 for x in grid(settings))
-        assert not any(x.is_constexpr for x in kernel.function.params[: len(arguments)])  # as `Ready` needs it
-        for configuration in kernel.among(settings):
-            every = settings | configuration
-            chosen = {k: every.pop(k) for k in ("num_warps", "num_stages", "maxnreg") if k in every}
-            options = _launch.OPTIONS | chosen
-            source = specialised(kernel.function, arguments, every)
-            self.kept[kernel.name, repr((source, options))] = kernel.function, source, options
 
 
 class Emulated(Launches):
@@ -155,10 +71,10 @@ class Emulated(Launches):
 
     def __call__(self, kernel, grid, arguments, settings):
         super().__call__(kernel, grid, arguments, settings)
-        launch = list(self.kept.values())[-1]
-        made, (_, constants, _), size = compiled(launch, 90), launch[1], grid(settings)
+        launch = self.every[-1]
+        made, (_, constants, _), size = compiled(launch, 90), launch.source, grid(settings)
         given = [x for i, x in enumerate(arguments) if (i,) not in constants]
-        ptx.run(made.asm["ptx"], launch[2]["num_warps"], made.metadata.shared, size, given)
+        ptx.run(made.asm["ptx"], launch.options["num_warps"], made.metadata.shared, size, given)
 
 
 def launches_of(name: str, dtype: torch.dtype, monkeypatch, precisions=("ieee", "tf32")) -> list:
@@ -367,11 +283,12 @@ def test_every_op_has_a_case():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_compiles_without_spills(architecture, monkeypatch, tmp_path):
+def test_compiles_without_spills(architecture, monkeypatch):
     """Every configuration that can be chosen, for what the ops launch: registers and stack are read from the cubin.
 
     float16 differs from bfloat16 in one type; it is compiled for one architecture. Of COMPOSED every launch is for one, and
-    for the others one of each kernel that no other op has.
+    for the others one of each kernel that no other op has. For 9.0 the loops are compared with those of
+    benchmarks/results/gpu-predicted.json.
     """
     found = {}
     for name in sorted(CASES, key=COMPOSED.__contains__):
@@ -386,10 +303,25 @@ def test_compiles_without_spills(architecture, monkeypatch, tmp_path):
     assert found
     binaries = all_compiled(found.values(), architecture)
     for ((kernel, _), launch), made in zip(found.items(), binaries, strict=True):
-        used = resources(made.asm["cubin"], tmp_path)
+        (used,) = sass.usage(made.asm["cubin"]).values()
         assert made.metadata.shared <= SHARED, (kernel, launch[1], made.metadata.shared)
         assert used["REG"] <= 65536 // (32 * launch[2]["num_warps"]), (kernel, used)
         assert used["STACK"] == used["LOCAL"] == 0, (kernel, launch[1], used)
+    if architecture == 90:
+        (version, before), now = check.kept(), check.checked(zip(found.values(), binaries, strict=True))
+        worse = check.worse(now, before, version == triton.__version__)
+        assert now and not worse, "\n".join(worse)
+
+
+def one_of_each() -> list[tuple[Launch, object]]:
+    """The first launch of each kernel, compiled for 9.0: what benchmarks/results/gpu-predicted.json keeps of them."""
+    first = {}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in CASES:
+            for dtype in KERNELS[name]:
+                for _, launch in launches_of(name, dtype, monkeypatch):
+                    first.setdefault(check.name(launch), launch)
+    return list(zip(first.values(), all_compiled(first.values(), 90), strict=True))
 
 
 @pytest.mark.parametrize(("B", "S", "N", "dtype"), [(2, 3, 12, torch.float64), (1, 1, 193, torch.float32)])
@@ -435,7 +367,7 @@ def test_one_thread_at_a_time_parses(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", SMALLER)
-def test_compiles_for_smaller_gpus(architecture, monkeypatch, tmp_path):
+def test_compiles_for_smaller_gpus(architecture, monkeypatch):
     """As above, one launch of each kernel, another for each architecture: they have about the registers and memory of 8.0."""
     launches, number = {}, list(SMALLER).index(architecture)
     for name in CASES:
@@ -447,7 +379,7 @@ def test_compiles_for_smaller_gpus(architecture, monkeypatch, tmp_path):
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         binaries = list(pool.map(lambda launch: compiled(launch, architecture), taken.values()))
     for (kernel, launch), made in zip(taken.items(), binaries, strict=True):
-        used = resources(made.asm["cubin"], tmp_path)
+        (used,) = sass.usage(made.asm["cubin"]).values()
         assert made.metadata.shared <= SHARED, (kernel, launch[1], made.metadata.shared)
         assert used["REG"] <= 65536 // (32 * launch[2]["num_warps"]), (kernel, used)
         assert used["STACK"] == used["LOCAL"] == 0, (kernel, launch[1], used)

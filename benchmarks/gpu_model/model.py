@@ -1,0 +1,114 @@
+"""From what is launched to a predicted time.
+
+A launch takes the longest of
+    memory   bytes of its tensors, each once, or of its loads and stores if these are fewer, over the bandwidth
+    tensor   operations of its matrix instructions over the rate
+    units    the busiest unit of a processor: instructions issued (four a cycle), multiplications and sums, integers,
+             float64, special functions, lines of memory (one a cycle)
+    waits    waves of blocks, times a block's chain of dependent loads (WAIT cycles each) and its own instructions
+and OVERHEAD on top. A call of the library takes the longer of bytes over bandwidth and operations over rate, and OVERHEAD.
+Not in it: whether loads coalesce and hit a cache, bank conflicts, barriers, power, and the host.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks.gpu_model import sass, source
+from benchmarks.gpu_model.counts import Executed, executed, iterations
+from benchmarks.gpu_model.devices import Device, resident
+from benchmarks.gpu_model.launches import Launch
+from benchmarks.gpu_model.record import Call, size
+
+OVERHEAD = 2e-6  # seconds from one kernel of a stream to the next
+WAIT = 500  # cycles of a load from the cache between processors, or beyond
+
+
+@dataclass
+class Compiled:
+    """A compiled kernel. shared: bytes of a block."""
+
+    code: sass.Code
+    ptx: str
+    warps: int
+    shared: int
+    iteration: list[float]
+
+
+@dataclass
+class Predicted:
+    """One launch. of: what sets the time; unknown: the loop whose turns nobody knows, and then there is no time."""
+
+    kernel: str
+    blocks: int
+    warps: int
+    registers: int
+    shared: int
+    stack: int
+    occupancy: float  # of the warps that a processor holds
+    waves: float
+    instructions: int  # that a warp executes
+    iteration: list[float]  # instructions an iteration of the innermost loops, or of a kernel without one
+    load: int  # bits a thread, as `widths` says
+    store: int
+    tensor: bool
+    bytes: int
+    of: str
+    seconds: float | None
+    unknown: str = ""
+
+
+def examined(launch: Launch, made: Any) -> Compiled:
+    """made: what triton has compiled."""
+    code, ptx = sass.only(made.asm["cubin"]), made.asm["ptx"]
+    loops = source.loops(launch.function, launch.kernel, launch.named)
+    return Compiled(code, ptx, made.metadata.num_warps, made.metadata.shared, iterations(code, ptx, loops))
+
+
+def predict(launch: Launch, made: Compiled, device: Device, facts: dict[str, Any]) -> Predicted:
+    """A launch of a Triton kernel."""
+    loops = source.loops(launch.function, launch.kernel, launch.named | facts | {"launched": launch.grid})
+    tensors = {id(x): size(x) for x in launch.named.values() if isinstance(x, Tensor)}
+    kind = "half" if any("bf16" in x or "fp16" in x for x in launch.source[0].values()) else "tf32"
+    found = executed(made.code, made.ptx, loops)
+    return timed(launch.kernel, made, math.prod(launch.grid), sum(tensors.values()), found, kind, device)
+
+
+def timed(
+    kernel: str, made: Compiled, blocks: int, bytes: int, found: Executed | str, kind: str, device: Device
+) -> Predicted:
+    """kind: of the products of matrix instructions, as `Device.rate` names it."""
+    code, held = made.code, resident(device, made.code.registers, made.warps, made.shared)
+    known, waves = Executed() if isinstance(found, str) else found, blocks / (device.processors * held)
+    busiest = math.ceil(blocks / device.processors) * made.warps  # warps of the busiest processor
+    idle = max(1.0, 4 / max(1, min(busiest, held * made.warps)))  # fewer warps than schedulers
+    cycles = {"issue": idle * known.instructions / 4, "lines": known.lines}  # of a warp
+    for unit, count in known.units.items():
+        cycles[unit] = count * 32 / device.lanes(unit)
+    parts = {unit: busiest * each / device.clock for unit, each in cycles.items()}
+    parts["memory"] = min(bytes, blocks * made.warps * known.moved) / device.bandwidth
+    parts["tensor"] = blocks * made.warps * known.tensor_operations / device.rate(kind)
+    parts["waits"] = math.ceil(waves) * (known.waits * WAIT + known.instructions) / device.clock
+    of, unknown = max(parts, key=parts.__getitem__), found if isinstance(found, str) else ""
+    return Predicted(
+        kernel, blocks, made.warps, code.registers, made.shared, code.stack, held * made.warps / device.warps, waves,
+        round(known.instructions), made.iteration, *widths(code), any(map(sass.on_tensor_cores, code.instructions)), bytes,
+        *(("", None, unknown) if unknown else (of, parts[of] + OVERHEAD, "")),
+    )  # fmt: skip
+
+
+def widths(code: sass.Code) -> tuple[int, int]:
+    """Bits a thread of the widest load and store in a loop, or of the whole kernel if it has none there."""
+    looped = [x for loop in code.loops for x in code.body(loop)]
+    every = code.instructions
+    load = sass.widest(looped, "LDG", "LDGSTS") or sass.widest(every, "LDG", "LDGSTS")
+    return load, sass.widest(looped, "STG") or sass.widest(every, "STG")
+
+
+def library(call: Call, device: Device) -> float:
+    """Seconds of a kernel of the library."""
+    return max(call.bytes / device.bandwidth, call.operations / device.rate(call.kind)) + OVERHEAD

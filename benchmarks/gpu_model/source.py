@@ -1,0 +1,219 @@
+"""How often the loops of a Triton kernel run: their ranges, evaluated for the arguments of a launch.
+
+What the arguments do not say (lists of edges, of entries) is in `HINTS`: means over the programs of a launch, for data
+spread evenly. A loop that neither says is unknown, and its launch gets no prediction.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import math
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import triton.language as tl
+from triton.runtime.jit import JITFunction
+
+LANGUAGE = SimpleNamespace(cdiv=lambda a, b: -(-a // b), minimum=min, maximum=max)
+
+
+@dataclass
+class SourceLoop:
+    """A `for` of a kernel or of a function that it calls. trips: iterations each time it is entered, None if unknown."""
+
+    file: str
+    line: int
+    last: int
+    text: str  # what it runs over
+    trips: float | None
+
+    def holds(self, frame: tuple[str, int]) -> bool:
+        return frame[0] == self.file and self.line <= frame[1] <= self.last
+
+
+class Facts(dict):
+    """The arguments of a launch by name, and the facts of its case; `rows(x)` is the first size of a tensor."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
+
+
+def _per(total: float, programs: float, block: float = 1) -> float:
+    """Turns of a loop over `total` things in all programs, a block at a time: full blocks, and one that is not."""
+    return math.ceil(total / max(1, programs) / block)
+
+
+def _nodes(x: Any) -> float:
+    """Of the programs of `sum_rows` those that take blocks of nodes, not the virtual node of a graph."""
+    return 1 - x.graphs / x.launched[0]
+
+
+# (kernel, what its loop runs over) -> trips; the arguments of the launch are attributes, tensors included,
+# and `launched` is its grid
+HINTS: dict[tuple[str, str], list[Callable[[Any], float]]] = {
+    ("sum_rows", "range(0, tl.max(b_count, 0), AHEAD)"): [lambda x: _per(x.p_entry.shape[0], x.nodes, 4) * _nodes(x)],
+    ("sum_rows", "range(b_first, b_last, BLOCK_R)"): [
+        lambda x: _per(x.nodes, x.graphs, x.TILE // x.BLOCK_W) * (1 - _nodes(x))
+    ],
+    ("pool", "range(b_first, b_last, BLOCK_E)"): [lambda x: _per(x.nodes, x.p_ptr.shape[0] - 1, x.BLOCK_E)],
+    ("iterate_backward", "range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0))"): [
+        lambda x: -(-x.rows // x.ROWS) / x.launched[0]
+    ],
+    **{(name, "range(0, b_n, BLOCK)"): [lambda x: -(-x.N // x.BLOCK)] * 3 for name in ("keys", "to_scores")},
+    # of lists of (entry, channel) pairs: one channel of each entry is not zero
+    ("scatter", "range(tl.where(tl.max(b_end - b_begin, 0) > 0, tl.minimum(tokens - i_t, BLOCK_T).to(tl.int32), 0))"): [
+        lambda x: x.BLOCK_T
+    ],
+    ("scatter", "range(b_first, b_last, BLOCK_E)"): [lambda x: _per(x.p_pair.shape[0] / x.C, x.tokens, x.BLOCK_E)],
+    ("weight_gradient", "range(b_first, b_last, BLOCK_E)"): [
+        lambda x: _per(x.p_pair.shape[0] / x.C, x.rows / x.C * x.splits, x.BLOCK_E)
+    ],
+    ("reduce_rows", "range(i_part, tl.where(tl.max(m_p.to(tl.int32), 0) > 0, b_nodes, 0), parts)"): [
+        lambda x: x.mean_nodes / x.parts * x.mean_nodes / x.N
+    ],
+    ("reduce_rows", "range(b_first, b_last, BLOCK_K)"): [
+        lambda x: _per(x.ends / x.C, x.graphs * x.mean_nodes, x.BLOCK_K)
+    ],
+    ("cut", "range(0, tl.where(tl.program_id(0) * BLOCK_M < b_rows, row, 0), BLOCK_X)"): [
+        lambda x: x.used * -(-x.row // x.BLOCK_X)
+    ],
+    ("multiply_transposed", "range(b_first, b_last, BLOCK_M)"): [
+        lambda x: _per(x.used * x.p_rows.shape[0], x.splits, x.BLOCK_M)
+    ],
+    ("reduce_matrix", "range(0, b_width, BLOCK_K)"): [
+        lambda x: x.filled**2 * -(-x.filled * x.N * x.C // x.BLOCK_K),
+        lambda x: x.filled**2 * -(-x.filled * x.N * x.C // x.BLOCK_K),
+    ],
+    ("reduce_identifiers", "range(0, tl.where((i_block * BLOCK_I < b_nodes) & (j < b_nodes), D, 0), BLOCK_K)"): [
+        lambda x: x.filled**2 * -(-x.D // x.BLOCK_K)
+    ],
+    ("add_samples", "range(tl.maximum(i_graph * S, first), tl.minimum((i_graph + 1) * S, last))"): [
+        lambda x: min(x.S, x.last - x.first)
+    ],
+}
+
+
+def loops(function: JITFunction, name: str, facts: dict[str, Any]) -> dict[tuple[str, int], SourceLoop]:
+    """Every loop of a kernel that the compiler keeps or unrolls by itself, by its file and line."""
+    reader = _Reader(name, facts)
+    reader.function(function, {k: v for k, v in facts.items() if not hasattr(v, "shape")})
+    return reader.found
+
+
+class _Reader:
+    def __init__(self, kernel: str, facts: dict[str, Any]):
+        self.kernel, self.facts, self.found = kernel, Facts(facts), {}
+        self.hinted: dict[str, int] = {}
+
+    def function(self, function: JITFunction, given: dict[str, Any]) -> None:
+        lines, first = inspect.getsourcelines(function.fn)
+        tree = ast.parse(textwrap.dedent("".join(lines)))
+        self.file, before = Path(inspect.getsourcefile(function.fn) or "").name, getattr(self, "file", "")
+        self.offset, offset = first - 1, getattr(self, "offset", 0)
+        self.globals, outer = function.fn.__globals__, getattr(self, "globals", {})
+        (body,) = (node for node in tree.body if isinstance(node, ast.FunctionDef))
+        self.block(body.body, dict(given))
+        self.file, self.offset, self.globals = before, offset, outer
+
+    def block(self, statements: list[ast.stmt], known: dict[str, Any]) -> None:
+        for node in statements:
+            if isinstance(node, ast.For):
+                self.calls(node.iter, known)
+                self.loop(node, known)
+            elif isinstance(node, ast.If):
+                test = self.value(node.test, known)
+                for body, taken in ((node.body, True), (node.orelse, False)):
+                    if test is None or bool(test) == taken:
+                        self.block(body, known)
+            else:
+                self.calls(node, known)
+                self.assign(node, known)
+
+    def loop(self, node: ast.For, known: dict[str, Any]) -> None:
+        assert isinstance(node.iter, ast.Call)
+        text, kind = ast.unparse(node.iter), ast.unparse(node.iter.func)
+        for name in _names(node.target):
+            known.pop(name, None)
+        changed = {name for x in ast.walk(node) if isinstance(x, (ast.Assign, ast.AugAssign)) for name in _targets(x)}
+        bounds = [self.value(x, known) for x in node.iter.args]
+        for name in changed:  # its value is another in each turn
+            known.pop(name, None)
+        if kind != "tl.static_range":
+            trips = None if None in bounds else float(len(range(*map(int, bounds))))
+            hints = HINTS.get((self.kernel, text), [])
+            if trips is None and (number := self.hinted.get(text, 0)) < len(hints):
+                self.hinted[text] = number + 1
+                try:
+                    trips = float(hints[number](self.facts))
+                except (KeyError, AttributeError, TypeError, ZeroDivisionError):  # the kernel has other arguments now
+                    trips = None
+            line = node.lineno + self.offset
+            self.found[self.file, line] = SourceLoop(
+                self.file, line, (node.end_lineno or node.lineno) + self.offset, text, trips
+            )
+        self.block(node.body, known)
+
+    def assign(self, node: ast.stmt, known: dict[str, Any]) -> None:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            self.bind(node.target, None if node.value is None else self.value(node.value, known), known)
+        elif isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
+            both = ast.BinOp(ast.Name(node.target.id, ast.Load()), node.op, node.value)
+            self.bind(node.target, self.value(both, known), known)
+        elif isinstance(node, ast.Assign):
+            (target,) = node.targets
+            if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                found = [self.value(x, known) for x in node.value.elts]
+                for part, value in zip(target.elts, found, strict=True):
+                    self.bind(part, value, known)
+            else:
+                self.bind(target, self.value(node.value, known), known)
+
+    def bind(self, target: ast.expr, value: Any, known: dict[str, Any]) -> None:
+        values = value if isinstance(target, ast.Tuple) and isinstance(value, tuple) else None
+        for i, name in enumerate(_names(target)):
+            of = values[i] if values is not None else None if isinstance(target, ast.Tuple) else value
+            known.pop(name, None) if of is None else known.__setitem__(name, of)
+
+    def calls(self, node: ast.AST, known: dict[str, Any]) -> None:
+        """Reads the functions that a statement calls."""
+        for x in ast.walk(node):
+            if isinstance(x, ast.Call) and isinstance(x.func, ast.Name):
+                called = self.globals.get(x.func.id)
+                if isinstance(called, JITFunction):
+                    given = dict(zip(called.arg_names, x.args, strict=False))
+                    given |= {word.arg: word.value for word in x.keywords}
+                    values = {name: self.value(value, known) for name, value in given.items()}
+                    self.function(
+                        called, {k: v for k, v in values.items() if v is not None or k in _nones(given, known)}
+                    )
+
+    def value(self, node: ast.expr, known: dict[str, Any]) -> Any:
+        """What an expression is, or None where it is not known."""
+        found = {k: v.value if isinstance(v, tl.constexpr) else v for k, v in self.globals.items()}
+        constants = {k: v for k, v in found.items() if isinstance(v, (int, float, str))}
+        expression = ast.fix_missing_locations(ast.Expression(node))
+        try:
+            return eval(
+                compile(expression, "kernel", "eval"), {"tl": LANGUAGE, **constants, "__builtins__": {}, **known}
+            )
+        except Exception:  # whatever a name that is missing leads to
+            return None
+
+
+def _nones(given: dict[str, ast.expr], known: dict[str, Any]) -> set[str]:
+    """Arguments that are None and not unknown."""
+    return {k for k, v in given.items() if isinstance(v, ast.Name) and v.id in known and known[v.id] is None}
+
+
+def _names(target: ast.expr) -> list[str]:
+    return [x.id for x in ast.walk(target) if isinstance(x, ast.Name)]
+
+
+def _targets(node: ast.Assign | ast.AugAssign) -> list[str]:
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    return [name for target in targets for name in _names(target)]

@@ -1,0 +1,171 @@
+"""The model of the GPU kernels: what it reads, counts and says, and that its check notices what has become worse."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from benchmarks.gpu_model import check, sass, source, table
+from benchmarks.gpu_model.cases import zeros
+from benchmarks.gpu_model.counts import KINDS, _turns, executed, iterations, waits
+from benchmarks.gpu_model.devices import DEVICES, resident
+from benchmarks.gpu_model.launches import Launch
+from benchmarks.gpu_model.record import recorded
+from probsym_fast import ops
+from probsym_fast.ops.triton import KERNELS, act_orthogonal, linear_batch_norm_relu
+
+KEPT = {"stack": 0, "load": 128, "store": 64, "iteration": [100.0, 40.0]}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"stack": 8}, "rows.linear: 8 bytes of registers are spilled"),
+        ({"load": 64}, "rows.linear: the widest load is 64 bits, was 128"),
+        ({"store": 32}, "rows.linear: the widest store is 32 bits, was 64"),
+        ({"iteration": [100.0, 45.0]}, "rows.linear: [100.0, 45.0] instructions an iteration, were [100.0, 40.0]"),
+        ({"iteration": [111.0]}, "rows.linear: [111.0] instructions an iteration, were [100.0, 40.0]"),
+        ({"iteration": [109.0, 40.0], "load": 128, "store": 128}, None),
+    ],
+)
+def test_what_has_become_worse_is_said(change, said):
+    """Spills and widths for every compiler, instructions for the one that the table was written with."""
+    found = {"rows.linear": KEPT | change}
+    assert check.worse(found, {"rows.linear": KEPT}, True) == ([said] if said else [])
+    other = check.worse(found, {"rows.linear": KEPT}, False)
+    assert other == ([said] if said and "iteration" not in change else [])
+
+
+def test_a_kernel_that_the_table_lacks_is_said():
+    (said,) = check.worse({"rows.new": KEPT}, {"rows.linear": KEPT}, True)
+    assert said == "rows.new: not in the table; python -m benchmarks.gpu_model --write"
+
+
+LISTING = """
+.text._kernel:
+	//## File "/a/kernel.py", line 10
+        /*0000*/                   S2R R0, SR_CTAID.X ;
+.L_x_1:
+	//## File "/a/kernel.py", line 21 inlined at "/a/kernel.py", line 12
+	//## File "/a/kernel.py", line 12
+        /*0010*/                   LDG.E.64 R2, desc[UR4][R0.64] ;
+.L_x_0:
+	//## File "/a/kernel.py", line 14
+        /*0020*/              @!P0 LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0030*/                   LDG.E R8, desc[UR4][R6.64] ;
+        /*0040*/                   FFMA R9, R8, R8, R9 ;
+	//## File "/a/kernel.py", line 13
+        /*0050*/               @P1 BRA `(.L_x_0) ;
+        /*0060*/                   STG.E.64 desc[UR4][R0.64], R8 ;
+	//## File "/a/kernel.py", line 11
+        /*0070*/               @P2 BRA `(.L_x_1) ;
+        /*0080*/                   EXIT ;
+.L_x_2:
+        /*0090*/                   BRA `(.L_x_2);
+        /*00a0*/                   NOP ;
+$slow_path:
+        /*00b0*/                   RET.REL.NODEC R2 `(_kernel) ;
+"""
+PTX = """
+	.file	1 "/a/kernel.py"
+$L__BB0_1:
+	ld.global.v2.b32 {%r1, %r2}, [%rd1];
+$L__BB0_2:
+	ld.global.b32 %r3, [%rd2];
+	.loc	1 13 5
+	@%p1 bra 	$L__BB0_2;
+	st.global.v2.b32 [%rd1], {%r1, %r2};
+	.loc	1 11 5
+	@%p2 bra 	$L__BB0_1;
+"""
+
+
+def loop(line: int, trips: float | None) -> source.SourceLoop:
+    return source.SourceLoop("kernel.py", line, 14, "range(n)", trips)
+
+
+def test_loops_of_machine_code():
+    """Two nested loops, the inner one unrolled twice: of 10 iterations 5 passes, of each of 4 turns of the outer one."""
+    code = sass.parse(LISTING)["_kernel"]
+    assert [x.opcode for x in code.instructions][-1] == "EXIT" and len(code.instructions) == 9
+    (outer,) = code.loops
+    (inner,) = outer.inner
+    assert (len(code.body(outer)), len(code.body(inner)), len(code.own(outer))) == (7, 4, 3)
+    assert code.instructions[1].frames == (("kernel.py", 21), ("kernel.py", 12))
+    assert sass.widest(code.instructions, "LDG") == 128 and sass.widest(code.body(outer), "STG") == 64
+    turns = {("kernel.py", line): loop(line, trips) for line, trips in ((11, 4.0), (13, 10.0))}
+    found = executed(code, PTX, turns)
+    assert found.instructions == 2 + 4 * (3 + 5 * 4) and found.units["multiply"] == 20
+    assert found.moved == 32 * 4 * (8 + 8 + 5 * (16 + 4))
+    assert iterations(code, PTX, turns) == [2.0]
+    inner_branch = code.instructions[inner.last]
+    inner_branch.frames = (("kernel.py", 14),)  # as in code for 10.0: it bears the last line of the body
+    assert executed(code, PTX, turns).instructions == 2 + 4 * (3 + 5 * 4)
+    turns["kernel.py", 13] = loop(13, None)
+    assert executed(code, PTX, turns) == "range(n)"
+    assert waits(code.body(inner)) == 2 and waits(code.instructions[:4]) == 3  # each address needs the load before
+
+
+def test_passes_through_unrolled_copies():
+    assert _turns(11.0, [4, 1]) == [2.0, 3.0] and _turns(1.5, [1]) == [1.5] and _turns(6.0, [2, 2]) == [1.5, 1.5]
+    assert {kind for kind, *_ in KINDS} == {"tensor", "global", "shared", "float"}
+
+
+def test_turns_of_source_loops():
+    """By the arguments, by hints, or unknown; a loop over what is constant counts too, for the compiler may keep it."""
+    given = {"rows": 100, "TILE": 1024, "BLOCK_C": 64}
+    kernel = linear_batch_norm_relu._moments
+    assert [x.trips for x in source.loops(kernel.function, kernel.name, given).values()] == [7.0]
+    kernel = act_orthogonal._act
+    found = [x.trips for x in source.loops(kernel.function, kernel.name, {"d": 3, "S": 20, "SUM": True}).values()]
+    assert found == [3.0, 20.0, 3.0]
+    assert [x.trips for x in source.loops(kernel.function, kernel.name, {"d": 3, "SUM": True}).values()][1] is None
+
+
+@pytest.mark.parametrize(
+    ("architecture", "registers", "warps", "shared", "blocks"),
+    [(90, 32, 4, 0, 16), (90, 128, 4, 0, 4), (90, 255, 8, 0, 1), (90, 32, 4, 100 << 10, 2), (120, 32, 4, 0, 12)],
+)
+def test_blocks_of_a_processor(architecture, registers, warps, shared, blocks):
+    assert resident(DEVICES[architecture], registers, warps, shared) == blocks
+
+
+def test_what_a_call_would_launch():
+    """On tensors without data: the backward only where a gradient is needed."""
+    forward, backward = recorded(lambda: ops.orthogonal_frame(zeros(2000, 3, 3)))
+    assert [(x.op, x.direction) for x in (forward, backward)] == [
+        ("orthogonal_frame", "forward"),
+        ("orthogonal_frame", "backward"),
+    ]
+    (launch,) = forward.steps
+    assert isinstance(launch, Launch) and (launch.kernel, launch.grid) == ("frames", (16,))
+    assert launch.source[0]["p_a"] == "*fp32" and launch.named["M"] == 2000
+    assert len(recorded(lambda: ops.orthogonal_frame(zeros(2000, 3, 3, leaf=False)))) == 1
+    (aggregated,) = recorded(lambda: ops.aggregate(zeros(9, 4, leaf=False), torch.zeros(2, 3, dtype=torch.int64)))
+    assert {"count", "fill"} <= {x.kernel for x in aggregated.steps if isinstance(x, Launch)}
+    assert "cumsum" in {x.name for x in aggregated.steps if not isinstance(x, Launch)}
+
+
+def test_measured_stands_beside_predicted(tmp_path):
+    """Of the same architecture, and of our variants."""
+    rows = [{"case": "a", "variant": "kernel", "median": 2e-6}, {"case": "b", "variant": "reference", "median": 1.0}]
+    data = {"machine": {"device": "NVIDIA H100 80GB HBM3"}, "rows": rows}
+    (tmp_path / "nvidia.json").write_text(json.dumps(data))
+    assert table.measured(tmp_path, 90) == {"a": 2e-6} and table.measured(tmp_path, 80) == {}
+
+
+def test_the_table_has_every_op_on_every_architecture():
+    data = json.loads(check.KEPT.read_text())
+    of_op = {}
+    for row in data["rows"]:
+        of_op.setdefault(row["op"], set()).add(row["architecture"])
+        assert (row["forward"] is None) == any(
+            x["seconds"] is None for x in row["kernels"] if x["direction"] == "forward"
+        ) or not any(x["direction"] == "forward" for x in row["kernels"])
+    with_others = {"permutation_entropy"}  # in the rows of the soft permutation
+    for name in set(KERNELS) - with_others:
+        assert of_op.get(name) == {80, 90, 100, 120}, f"{name}: python -m benchmarks.gpu_model --write"
+    assert "No figure on this page was measured" in Path(check.KEPT).with_suffix(".md").read_text()
