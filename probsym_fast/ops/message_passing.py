@@ -70,8 +70,9 @@ def message_passing(
             begin.weight (width, 2 width), begin.bias, end.weight, end.bias; hidden.weight, hidden.bias, out.weight
             (out_features, width), out.bias.
         recompute: the backward pass computes the layers again, tile by tile, instead of reading each layer's input.
-        allow_bf16: in float32 the matrices may multiply bfloat16 values, also in the backward pass, where the kernel does
-            so faster (a CPU with AMX). Sums, and all that is no linear map, stay in float32.
+        allow_bf16: in float32 the matrices may multiply values rounded to bfloat16 (denormal ones to 0), also in the backward
+            pass, where the kernel does so faster (a CPU with AMX). Sums and all that is no linear map stay in float32.
+            Second derivatives are those of the exact products.
         backend: "auto", "cpu" (n, widths and features at most 4096), "triton" (width and out_features at most 256) or
             "reference".
 

@@ -68,8 +68,9 @@ def mlp(
             as in Linear, and bias (widths[k],).
         widths: of the input and of every layer, two or more. activation: "tanh", "relu", "gelu" (with erf) or "silu".
         recompute: the backward pass computes the layers again, tile by tile, instead of reading what each layer gave.
-        allow_bf16: in float32 the matrices may multiply bfloat16 values, also in the backward pass, where the kernel does
-            so faster (a CPU with AMX). Sums, and all that is no linear map, stay in float32.
+        allow_bf16: in float32 the matrices may multiply values rounded to bfloat16 (denormal ones to 0), also in the backward
+            pass, where the kernel does so faster (a CPU with AMX). Sums and all that is no linear map stay in float32.
+            Second derivatives are those of the exact products.
         backend: "auto", "cpu", "triton" (widths at most 4096, layers 1024) or "reference".
 
     Returns: (M, widths[-1]) in the dtype of x; float16 and bfloat16 compute in float32.

@@ -85,8 +85,9 @@ def transformer(
             with lengths. activation: "gelu" (with erf) or "relu". eps: of the norms, finite and >= 0.
         recompute: the backward pass computes the layers again, tile by tile, instead of reading each layer's input: a
             fifth slower on a CPU, and no memory per layer.
-        allow_bf16: in float32 the matrices may multiply bfloat16 values, also in the backward pass, where the kernel does
-            so faster (a CPU with AMX). Sums, and all that is no linear map, stay in float32.
+        allow_bf16: in float32 the matrices may multiply values rounded to bfloat16 (denormal ones to 0), also in the backward
+            pass, where the kernel does so faster (a CPU with AMX). Sums and all that is no linear map stay in float32.
+            Second derivatives are those of the exact products.
         backend: "auto", "cpu" (L at most 256, widths and features at most 4096), "triton" (L at most 64, width at most 256,
             width / heads at most 32, for L up to 32 at most 64) or "reference".
 

@@ -38,7 +38,7 @@ class OnePass(nn.Module):
     The op takes the place of the modules as they were built. A part that is replaced, resized, hooked, sharded or otherwise
     not as it was makes the modules run one by one, as do active dropout and torch.func. On a CPU the op computes in float32
     for weights below it and under autocast, up to the sizes where that is faster than the modules in bfloat16; under
-    autocast to bfloat16 its linear maps multiply in it where the processor has AMX.
+    autocast to bfloat16 the linear maps of `Transformer` and `MessagePassing` multiply in it where the processor has AMX.
 
     recompute: the backward pass of the op computes the layers again instead of keeping their inputs: a fifth slower, and
     memory does not grow with the layers. `chunk="auto"` sets it where all samples fit then. one_pass: None; set it to False
