@@ -51,7 +51,7 @@ template <class T, class V> void scans(int64_t n, int64_t width, const T* decay,
 
 inline int64_t width_in_lanes(int64_t D, int64_t L) { return D < 4 ? D : (D + L - 1) / L * L; }
 
-// p.out: zeros. memory: permute_scratch(N, D) values.
+// p.out: zeros. memory: 3 (n + 16) + 2 (n + 1) (D + 16) values.
 template <class T>
 void permute_gradient(const MovedRows<T>& a, const MovedRows<T>& b, int64_t n, int64_t D, const Soft<T>& p, T* memory) {
   constexpr int64_t L = lanes<T>;

@@ -53,15 +53,16 @@ class Permutation:
         Raises TypeError unless the orders are int64 tensors, ValueError for shapes and unless they are permutations.
         """
         owner = "Permutation.from_orders"
-        orders = [*orders]
+        if not isinstance(orders, Sequence):
+            raise TypeError(f"{owner}: orders must be a list of Tensors, got {type(orders).__name__}")
         for k, x in enumerate(orders):
-            _check_index(f"orders[{k}]", x)
+            _check_index(f"orders[{k}]", x, owner)
         if not orders or any(x.ndim > 2 or x.shape[:-1] != orders[0].shape[:-1] or x.shape[-1] < 1 for x in orders):
             got = [tuple(x.shape) for x in orders][:16]
             raise ValueError(f"{owner}: orders must be one or more of (n,), or of (S, n) with one S, got {got}")
         sizes = [x.shape[-1] for x in orders]
         N = max(sizes) if N is None else check_count(owner, "N", N, least=max(sizes))
-        rows = torch.arange(N, device=orders[0].device).repeat(len(orders), orders[0].shape[:-1].numel(), 1)
+        rows = torch.arange(N, device=orders[0].device).repeat(len(orders), math.prod(orders[0].shape[:-1]), 1)
         for row, x in zip(rows, orders, strict=True):
             row[:, : x.shape[-1]] = x
         return Permutation(rows, torch.tensor(sizes, device=rows.device))
@@ -108,21 +109,30 @@ class Permutation:
 
         Raises IndexError for an index that reaches the last axis.
         """
-        lead = self.order[..., 0]
-        at = torch.arange(lead.numel(), device=lead.device).view(lead.shape)[index]
-        parts = {name: getattr(self, name).flatten(0, -2)[at] for name in self.by_sample}
-        if self.num_nodes is None or not lead.ndim:
+        lead, N = self.order[..., 0], self.shape[-1]
+        count = math.prod(lead.shape)
+        at = torch.arange(count, device=lead.device).view(lead.shape)[index]
+        parts = {name: getattr(self, name).reshape(count, N)[at] for name in self.by_sample}
+        if self.num_nodes is None:
             return replace(self, **parts, checked=True)
-        samples = max(1, lead.shape[1:].numel())
-        at = at.reshape(at.shape or (1,))
-        of_first = (
-            at.flatten(1)[:, 0] if at.numel() and at.ndim > 1 else at.new_zeros(at.shape[:1]) if not at.numel() else at
-        )
-        return replace(self, **parts, num_nodes=self.num_nodes[of_first // samples], checked=True)
+        entry = at.reshape(at.shape or (1,)) // max(1, math.prod(lead.shape[1:]))  # of the first leading axis
+        first = entry.flatten(1) if entry.ndim > 1 else entry[:, None]
+        if not math.prod(first.shape):  # of no samples
+            return replace(self, **parts, num_nodes=self.num_nodes.new_full(first.shape[:1], N), checked=True)
+        if looks_at_values(first) and (first != first[:, :1]).any():
+            raise IndexError(
+                f"Permutation: an index must keep graphs along the first axis where they have num_nodes, got {index}"
+            )
+        return replace(self, **parts, num_nodes=self.num_nodes[first[:, 0]], checked=True)
 
     def to(self, *to: Any, **settings: Any) -> Permutation:
-        """On another device, or with its scores in another floating dtype: arguments as for `Tensor.to`."""
-        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*to, **settings)  # as nn.Module.to
+        """On another device, or with its scores in another floating dtype: arguments as for `nn.Module.to`.
+
+        Raises TypeError for another dtype.
+        """
+        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*to, **settings)
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"Permutation.to: dtype must be floating, got {dtype}")
         given = {name: getattr(self, name) for name in (*self.by_sample, "num_nodes")}
         parts = {
             name: x.to(device, dtype if x.is_floating_point() else None, non_blocking)
@@ -136,7 +146,7 @@ class Permutation:
         if self.order.ndim == 3:
             return self
         B = self.order.shape[0] if self.order.ndim > 1 else 1
-        S = self.order.shape[1:-1].numel()
+        S = math.prod(self.order.shape[1:-1])  # Size.numel() would fix it in exported programs
         parts = {name: getattr(self, name).reshape(B, S, self.order.shape[-1]) for name in self.by_sample}
         return replace(self, **parts, checked=True)
 
@@ -175,7 +185,9 @@ class Permutation:
             )
 
     def narrow(self, start: int, count: int) -> Permutation:
-        """Samples start, ..., start + count - 1: (B, count, N), views, with their gradients."""
+        """Samples start, ..., start + count - 1 of (B, S, N): (B, count, N), views, with their gradients."""
+        if self.order.ndim != 3:
+            raise ValueError(f"Permutation.narrow: order must be (B, S, N), got {tuple(self.shape)}")
         parts = {name: getattr(self, name).narrow(1, start, count) for name in self.by_sample}
         return replace(self, **parts, checked=True)
 
@@ -294,12 +306,12 @@ def valid_slots(num_nodes: Tensor, N: int, axes: int = 3) -> Tensor:
     return torch.arange(N, device=num_nodes.device) < num_nodes.view(-1, *[1] * (axes - 1))
 
 
-def _check_index(name: str, index: Tensor) -> None:
+def _check_index(name: str, index: Tensor, owner: str = "Permutation") -> None:
     if not isinstance(index, Tensor) or index.dtype != torch.int64:
         got = index.dtype if isinstance(index, Tensor) else type(index).__name__
-        raise TypeError(f"Permutation: {name} must be an int64 Tensor, got {got}")
+        raise TypeError(f"{owner}: {name} must be an int64 Tensor, got {got}")
     if index.ndim < 1:
-        raise ValueError(f"Permutation: {name} must be (..., N), got {tuple(index.shape)}")
+        raise ValueError(f"{owner}: {name} must be (..., N), got {tuple(index.shape)}")
 
 
 def inverse(order: Tensor) -> Tensor:

@@ -41,15 +41,14 @@ def permute(p: Permutation, x: Tensor, *, inverse: bool = False, backend: str = 
 
     Args:
         p: a permutation (..., N), hard or soft.
-        x: (..., N) or (..., N, features...), any dtype; leading axes as those of p, or 1 where all share the rows. With a
-            soft permutation that needs a gradient floating or complex.
+        x: (..., N) or (..., N, features...), any dtype; leading axes as those of p, or 1 where all share the rows.
         inverse: P^T in place of P. backend: "auto", "cpu", "triton" or "reference".
 
     Returns: the leading axes of p, then N and the features; x's dtype.
 
-    Gradients: x, and p, whose value is hard and whose gradient is that of `p.soft()`. Cost, kernel: O(N features) per
-    sample, forward and backward; reference: a matrix N x N per sample for the gradient to p.
-    Raises: TypeError (p, the dtype of x), ValueError (shapes), RuntimeError (devices, missing backend).
+    Gradients: x, and p, whose value is hard and whose gradient is that of `p.soft()`; none of integers. Cost, kernel: O(N
+    features) per sample, forward and backward; reference: a matrix N x N per sample for the gradient to p.
+    Raises: TypeError (p, x no Tensor), ValueError (shapes), RuntimeError (devices, missing backend).
     """
     op = "permute"
     check_parts(op, p)
@@ -65,7 +64,7 @@ def permute(p: Permutation, x: Tensor, *, inverse: bool = False, backend: str = 
         )
     check_devices(op, p.order.device, x=x)
     if x.is_complex():
-        y = permute(p, torch.view_as_real(x), inverse=inverse, backend=backend)
+        y = permute(p, torch.view_as_real(x.resolve_conj()), inverse=inverse, backend=backend)
         return torch.view_as_complex(y.contiguous())
     features = tuple(x.shape[len(lead) + 1 :])
     flat = p.of_samples()
@@ -75,17 +74,15 @@ def permute(p: Permutation, x: Tensor, *, inverse: bool = False, backend: str = 
     else:
         x = x.expand(*lead, N, *features).reshape(B, S, N, math.prod(features))
     if not x.is_floating_point():
-        if flat.requires_grad:
-            raise TypeError(
-                f"{op}: x must be floating or complex where p needs a gradient, got {x.dtype}; use p.detach()"
-            )
         index = (flat.order if inverse else flat.rank)[..., None]
         y = x.expand(-1, S, -1, -1).gather(2, index.expand(B, S, N, x.shape[-1]))
         return y.reshape(*lead, N, *features)
     dtype = OP.compute_dtype(backend, x.device, x.dtype)
     run = OP.select(backend, x.device, dtype)
-    rank, order, *soft = soft_parts(flat, dtype)
-    y = run(x.to(dtype), rank, order, flat.num_nodes, *soft, inverse)
+    rank, order, *soft, tau = soft_parts(flat, dtype)
+    if not flat.requires_grad:
+        soft = [None] * 3
+    y = run(x.to(dtype), rank, order, flat.num_nodes, *soft, tau, inverse)
     return y.to(x.dtype).reshape(*lead, N, *features)
 
 

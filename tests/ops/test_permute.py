@@ -61,13 +61,11 @@ def test_any_leading_axes(shape):
 def test_what_is_neither_float_nor_double():
     _, p = soft(1, 2, 5)
     for x in (torch.arange(10).view(1, 2, 5), torch.rand(1, 2, 5) > 0.5):
-        assert torch.equal(permute(p.detach(), x), x.gather(-1, p.rank))
-        with pytest.raises(
-            TypeError, match=rf"^permute: x must be floating or complex .*, got {x.dtype}; use p.detach\(\)$"
-        ):
-            permute(p, x)
+        assert torch.equal(permute(p, x), x.gather(-1, p.rank))
+        assert torch.equal(torch.vmap(lambda x: permute(p, x))(x[None]), permute(p, x)[None])
     z = torch.randn(1, 2, 5, 3, dtype=torch.complex64, requires_grad=True)
     assert torch.equal(torch.view_as_real(p @ z), p @ torch.view_as_real(z))
+    assert torch.equal(p @ z.conj(), (p @ z).conj())
     assert (p @ z.real.bfloat16()).dtype == torch.bfloat16
 
 
@@ -95,7 +93,14 @@ def test_errors(arguments, settings, error, message):
 def test_parts_of_permutations():
     scores, p = soft(2, 3, 9, num_nodes=NUM_NODES)
     x = torch.randn(2, 3, 9, 2, dtype=torch.float64)
-    for index in (0, (1, 2), (slice(None), 1), (slice(None), [2, 0]), (..., slice(1, 3)), torch.tensor([1, 1, 0])):
+    for index in (
+        0,
+        (1, 2),
+        (slice(None), 1),
+        (slice(None), [2, 0]),
+        (slice(None), slice(1, 3)),
+        torch.tensor([1, 1, 0]),
+    ):
         part = p[index]
         assert torch.equal(part @ x[index], (p @ x)[index]), index
         whole, alone = (p @ x)[index], part @ x[index]
@@ -109,6 +114,16 @@ def test_parts_of_permutations():
     assert p[:0].shape == (0, 3, 9) and p[:, :0].shape == (2, 0, 9)
     with pytest.raises(IndexError):
         p[0, 0, 0]
+    for mixed in (None, torch.tensor([[0, 1]])):
+        with pytest.raises(IndexError, match=r"^Permutation: an index must keep graphs along the first axis"):
+            p[mixed]
+    assert torch.equal(p[..., 1:3].order, p[:, 1:3].order)
+    one = soft(7)[1]
+    assert torch.equal(one[...].order, one.order) and one[None].shape == (1, 7)
+    with pytest.raises(ValueError, match=r"^Permutation.narrow: order must be \(B, S, N\), got \(7,\)$"):
+        one.narrow(0, 1)
+    with pytest.raises(TypeError, match=r"^Permutation.to: dtype must be floating, got torch.int64$"):
+        p.to(torch.int64)
     single = p.to(torch.float32)
     assert single.scores.dtype == single.log_c.dtype == torch.float32 and single.order.dtype == torch.int64
     assert p.to("meta").device.type == p.to(device="meta").num_nodes.device.type == "meta"
@@ -121,7 +136,12 @@ def test_from_orders():
     for orders, error, message in (
         ([], ValueError, "Permutation.from_orders: orders must be one or more"),
         ([torch.tensor([0]), torch.tensor([[0]])], ValueError, "Permutation.from_orders: orders must be one or more"),
-        ([torch.tensor([0.0])], TypeError, "Permutation: orders[0] must be an int64 Tensor, got torch.float32"),
+        (
+            [torch.tensor([0.0])],
+            TypeError,
+            "Permutation.from_orders: orders[0] must be an int64 Tensor, got torch.float32",
+        ),
+        (3, TypeError, "Permutation.from_orders: orders must be a list of Tensors, got int"),
         ([torch.tensor([1, 1])], ValueError, "Permutation: order[0, 0] must hold each of 0..1 once, got [1, 1]"),
     ):
         with pytest.raises(error, match=f"^{re.escape(message)}"):

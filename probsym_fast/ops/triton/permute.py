@@ -58,9 +58,15 @@ def _soft_gradient(a, b, order, num_nodes, t, log_r, log_c, tau) -> tuple[Tensor
     if num_nodes is not None:
         beyond = torch.arange(N, device=t.device) >= num_nodes[:, None, None]
         log_r, log_c = (x.masked_fill(beyond, -torch.inf) for x in (log_r, log_c))  # r, c = 0 there
-    w = (_moved(a, order) * log_r.exp()[..., None]).mT.reshape(B, S * D, N)
-    v = (b.expand(-1, S, -1, -1) * log_c.exp()[..., None]).mT.reshape(B, S * D, N)
-    each = t[:, :, None].expand(B, S, D, N).reshape(B, S * D, N)  # a row of t for every number of a row
+        num_nodes = num_nodes.contiguous()
+
+    def rows(x: Tensor) -> Tensor:
+        """(B, S, D, N) -> (B, S D, N), contiguous as the scans read it."""
+        return x.reshape(B, S * D, N).contiguous()
+
+    w = rows((_moved(a, order) * log_r.exp()[..., None]).mT)
+    v = rows((b.expand(-1, S, -1, -1) * log_c.exp()[..., None]).mT)
+    each = rows(t[:, :, None].expand(B, S, D, N))  # a row of t for every number of a row
 
     def inner(x: Tensor, y: Tensor) -> Tensor:
         return (x * y).view(B, S, D, N).sum(2)
