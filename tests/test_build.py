@@ -98,16 +98,16 @@ EXTENSIONS = {  # the file that stands for the extension, what it holds, what is
         "_C.py",
         f"torch_version = {TORCH!r}",
         "the compiled kernels come from another version of probsym_fast, "
-        "without kernels, register_kernels, instruction_set: ",
+        "without kernels, register_kernels, instruction_set, bf16_products: ",
     ),
     "without a torch version": (
         "_C.py",
-        "instruction_set = register_kernels = kernels = None",
+        "instruction_set = register_kernels = kernels = bf16_products = None",
         "the compiled kernels come from another version of probsym_fast, without torch_version: ",
     ),
     "another version of an op": (
         "_C.py",
-        "torch_version = '2.11.0'\ninstruction_set = register_kernels = None\n"
+        "torch_version = '2.11.0'\ninstruction_set = register_kernels = bf16_products = None\n"
         "def kernels(): return [('CPU', 'orthogonal_frame', 'Tensor -> Tensor')]",
         "the compiled kernels come from another version of probsym_fast (orthogonal_frame is Tensor, bool -> Tensor, "
         "its kernel Tensor -> Tensor): ",

@@ -126,6 +126,11 @@ def nodes() -> Iterator[Case]:
     def layer():
         ops.linear_batch_norm_relu(zeros(M, D), zeros(D, D), zeros(D), zeros(D))
 
+    def sort():
+        ops.permute(permutation(64, 1, 1000), zeros(64, 1, 1000), inverse=True)
+
+    needs = Needs("permute, forward and backward, (64, 1, 1000)", 64_000 * (4 * 4 + 2 * 8 + 6 * 4), 64_000 * 30)
+    yield Case("permute", needs, sort)
     needs = Needs(f"node_identifiers, forward, {(B * n, S, D)}", 4 * B * n * S * D, 0, "forward")
     yield Case("node_identifiers", needs, identifiers, facts={"filled": n / N})
     yield Case("linear_batch_norm_relu", shapes.linear_batch_norm_relu(M, D), layer)

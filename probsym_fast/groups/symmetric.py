@@ -96,8 +96,12 @@ class Symmetric(Group):
         names = getattr(batch, "key", None)  # where noise goes by the graph's key, ties do too
         ties = (draws or Draws()).uniform(tuple(scores.shape), "ties", rows=names, device=scores.device)
         # float32 would round the noise to a few values or to none, and node numbers would break the ties
-        hard = ops.soft_permutation(scores.double() + TIE_NOISE * ties, batch.num_nodes, iterations=0)
+        key = scores.double() + TIE_NOISE * ties
+        del ties  # the tensors of all samples are large
+        hard = ops.soft_permutation(key, batch.num_nodes, iterations=0)
         t = hard.scores.to(torch.promote_types(scores.dtype, torch.float32))  # sorted in any dtype: it keeps its order
+        moved = {"order": hard.order, "rank": hard.rank}
+        del key, hard
         soft = ops.soft_permutation(t, batch.num_nodes, *relaxation, normalize=False)
-        p = replace(soft, order=hard.order, rank=hard.rank, checked=True)
+        p = replace(soft, **moved, checked=True)
         return p, {"entropy": ops.permutation_entropy(p)}

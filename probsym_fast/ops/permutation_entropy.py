@@ -44,7 +44,8 @@ def permutation_entropy(permutation: SoftPermutation, backend: str = "auto") -> 
     """
     if not isinstance(permutation, SoftPermutation):
         raise TypeError(f"permutation_entropy: permutation must be a SoftPermutation, got {type(permutation).__name__}")
-    permutation = cast(SoftPermutation, permutation.of_samples())
+    if permutation.scores.ndim != 3:
+        permutation = cast(SoftPermutation, permutation.of_samples())
     t = permutation.scores
     for name in ("log_r", "log_c"):
         shape = tuple(getattr(permutation, name).shape)

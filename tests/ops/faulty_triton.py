@@ -27,16 +27,18 @@ class Fault(NamedTuple):
 
 PRODUCT = "tl.dot(b_d, b_w, b_g, input_precision=PRECISION)"
 CHANNELS = "channels(p_weight, p_bias, p_mean, p_variance, o_c, o_c < C, eps)"
+ZEROS = "b_y = tl.zeros((BLOCK_S, BLOCK), tl.float32)\n"
+ACT = "test_act_orthogonal[atomics-dtype1-60-2-9"
 BATCH_NORM = "test_linear_batch_norm_relu[atomics-70-1-dtype0]"
 FAULTS = {
     "a wrong mask": Fault(
-        "aggregate.py", "m_e & (b_from >= 0) &", "m_e & (b_from > 0) &", "test_aggregate[atomics-False-shape0-dtype0]"
+        "aggregate.py", "(b_from >= 0)[:, None]", "(b_from > 0)[:, None]", "test_aggregate[atomics-False-shape0-dtype0]"
     ),
     "an accumulator that is not reset": Fault(
-        "linear_batch_norm_relu.py",
-        "b_centre = tl.sum(b_sum, 0) / M\n    b_sum = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)",
-        "b_centre = tl.sum(b_sum, 0) / M",
-        BATCH_NORM,
+        "act_orthogonal.py",
+        f"for i in range(d):\n        {ZEROS}",
+        f"{ZEROS}    for i in range(d):\n",
+        f"{ACT}-False-False]",
     ),
     "swapped pointers": Fault(
         "linear_batch_norm_relu.py", CHANNELS, CHANNELS.replace("p_weight, p_bias", "p_bias, p_weight"), BATCH_NORM
@@ -48,7 +50,7 @@ FAULTS = {
         "act_orthogonal.py",
         "m_v = o_v < n * C\n",
         "m_v = o_v < n * C + (tl.program_id(0) + blocks < tl.num_programs(0))\n",
-        "test_act_orthogonal[atomics-5-3-1-False-False-dtype0]",
+        f"{ACT}-False-False]",
     ),
 }
 

@@ -293,7 +293,7 @@ def node_identifiers_case(d: Draw) -> Case:
 
 
 def permute_case(d: Draw) -> Case:
-    g, unit = Graphs(d), d.unit()
+    g, unit = Graphs(d, by_ptr=False), d.unit()
     samples, features = 1 if d.chance(0.3) else g.S, [d.size(0, 20) for _ in range(d.size(0, 2))]
     d.leaf("x", d.numbers(len(g.sizes), samples, g.N + d.spoil(), *features), unit)
     inverse = d.chance(0.5)

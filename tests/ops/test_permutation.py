@@ -111,7 +111,7 @@ ORDER = torch.arange(3).expand(2, 1, 3)
         ),
         ((ORDER, torch.tensor([3, 4]), ORDER), ValueError, "num_nodes must be between 1 and N = 3, got 4 for graph 1"),
         ((ORDER, None, ORDER.int()), TypeError, "rank must be an int64 Tensor, got torch.int32"),
-        ((ORDER, None, ORDER[0]), ValueError, "rank must be (1, 1, 3) on cpu as order is, got (1, 3) on cpu"),
+        ((ORDER, None, ORDER[0]), ValueError, "rank must be (2, 1, 3) on cpu as order is, got (1, 3) on cpu"),
         ((ORDER, None, ORDER[:1]), ValueError, "rank must be (2, 1, 3) on cpu as order is, got (1, 1, 3) on cpu"),
         (
             (torch.tensor([[[1, 2, 0]]]), None, torch.tensor([[[1, 2, 0]]])),
@@ -168,8 +168,13 @@ def readers(backend: str) -> dict:
         "permute, inverse": lambda p: ops.permute(p, points[:, None], inverse=True, **given),
         "node_identifiers": lambda p: ops.node_identifiers(PTR, p, table, **given),
         "permutation_entropy": lambda p: ops.permutation_entropy(p, **given),
-        "act": lambda p: Symmetric(N).act(p, points, "nc"),
+        "act": lambda p: acted(p, points, backend),
     }
+
+
+def acted(p, points, backend: str):
+    with ops.using_backend(backend):
+        return Symmetric(N).act(p, points, "nc")
 
 
 @pytest.mark.parametrize("part", ["scores", "log_r", "log_c"])

@@ -60,8 +60,6 @@ def interpreted(request):
 
 # --- every configuration compiled ---
 
-ARCHITECTURES = (80, 90, 100)  # with every launch; those below with one of each kernel
-COMPOSED = "gin", "mlp", "vector_edge_convolution"  # of parts that other ops have, or of many small kernels
 SMALLER = {86: torch.float32, 89: torch.bfloat16, 120: torch.bfloat16}
 SHARED = 99 * 1024  # bytes that a program may have on the smallest of compute capability 8 and above
 
@@ -281,24 +279,27 @@ def test_every_op_has_a_case():
         assert probsym_fast.info()["ops"][name]["cuda"] == list(expected)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_compiles_without_spills(architecture, monkeypatch):
-    """Every configuration that can be chosen, for what the ops launch: registers and stack are read from the cubin.
+BY_HAND = [pytest.mark.slow, pytest.mark.exhaustive]
 
-    float16 differs from bfloat16 in one type; it is compiled for one architecture. Of COMPOSED every launch is for one, and
-    for the others one of each kernel that no other op has. For 9.0 the loops are compared with those of
-    benchmarks/results/gpu-predicted.json.
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("architecture", "every"),
+    [(90, True), (80, False), (100, False), *(pytest.param(x, True, marks=BY_HAND) for x in (80, 100))],
+)
+def test_compiles_without_spills(architecture, every, monkeypatch):
+    """What the ops launch, with each configuration that can be chosen: registers and stack are read from the cubin.
+
+    every: all launches, else the first of each kernel in each dtype. float16 differs from bfloat16 in one type: the first
+    of each kernel. For 9.0 the loops are compared with those of benchmarks/results/gpu-predicted.json.
     """
     found = {}
-    for name in sorted(CASES, key=COMPOSED.__contains__):
+    for name in CASES:
         for dtype in KERNELS[name]:
-            if dtype != torch.float16 or architecture == 90:
-                launches = launches_of(name, dtype, monkeypatch)
-                if name in COMPOSED and architecture != 90:
-                    others = {kernel for kernel, _ in found}
-                    first = {kernel: ((kernel, key), launch) for (kernel, key), launch in reversed(launches)}
-                    launches = [launch for kernel, launch in first.items() if kernel not in others]
+            launches = launches_of(name, dtype, monkeypatch)
+            if not every or dtype == torch.float16:
+                launches = {kernel: ((kernel, key), launch) for (kernel, key), launch in reversed(launches)}.values()
+            if every or dtype != torch.float16:
                 found |= dict(launches)
     assert found
     binaries = all_compiled(found.values(), architecture)

@@ -64,12 +64,11 @@ class Kernel:
         self.ready: dict[tuple, Ready] = {}
 
     def __call__(self, grid: Callable[[dict], tuple], *arguments, sizes: tuple[int, ...] = (), **constants) -> None:
-        """grid: a function of the constexpr arguments. arguments: all others, the first a tensor. sizes: what the best
-        configuration depends on.
+        """grid: a function of the constexpr arguments. arguments: all others. sizes: what the best configuration depends on.
 
         The kernel must not read its outputs: it runs several times while configurations are measured.
         """
-        device = arguments[0].device
+        device = next(x for x in arguments if isinstance(x, Tensor)).device
         with on_device(device):
             try:
                 key = self._key(device, arguments, sizes, constants)

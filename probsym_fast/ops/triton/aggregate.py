@@ -78,7 +78,7 @@ def _of_nodes(
     tl.store(p_sums + o_x, b_sum.to(p_sums.dtype.element_ty), mask=m_x)
 
 
-@kernel({"TILE": 1024, "num_warps": 4}, {"TILE": 2048, "num_warps": 4}, {"TILE": 512, "num_warps": 2})
+@kernel({"TILE": 1024, "num_warps": 4}, {"TILE": 2048, "num_warps": 8}, {"TILE": 512, "num_warps": 2})
 def _sum_rows(
     p_x, p_begin, p_entry, p_ptr, p_own, p_bias, p_z, p_sums, nodes, graphs, width, features, STEPS, ACT: tl.constexpr,
     TILE: tl.constexpr, BLOCK_W: tl.constexpr,

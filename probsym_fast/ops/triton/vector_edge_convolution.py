@@ -29,7 +29,7 @@ class Call:
     def __init__(self, x, feature, direction, pool, gain, bias, running_mean, running_var, neighbors):
         (C, d, n, self.M), (w,) = check_axes("x", x, 4), check_axes("gain", gain, 1)
         if min(C, d, n, w) < 1:
-            raise Refused(ValueError, f"x's C, d and n and w must be at least 1, got {(C, d, n, w)}")
+            raise Refused(ValueError, f"sizes must be at least 1, got C, d, n and w = {(C, d, n, w)}")
         if neighbors < 1:
             raise Refused(ValueError, f"neighbors must be at least 1, got {neighbors}")
         if (lacking := beyond_kernels(x.device.type, tuple(x.shape), w)) is not None:
