@@ -53,6 +53,8 @@ def mode(request):
     if request.param == "deterministic":
         if dtype != torch.float32:
             pytest.skip("the lists do not depend on the dtype")
+        if request.node.callspec.params.get("N", 6) != 6:
+            pytest.skip("nor on the padding")
         if not any(x in request.node.originalname for x in ("aggregate", "embed", "readout", "entries")):
             pytest.skip("no lists, nothing that the mode changes")
     torch.use_deterministic_algorithms(request.param == "deterministic")
@@ -1034,7 +1036,7 @@ def test_mlp(M, widths, act, first, last, keep, most, monkeypatch):
     monkeypatch.setattr(module, "BYTES", most)
     monkeypatch.setattr(module, "WIDEST", 8)
     x, row = torch.randn(M, widths[0]), mlp_weights(widths).float()
-    check("mlp", [x, row, widths, ACTIVATIONS.index(act), first, last, keep], [0, 1])
+    check("mlp", [x, row, widths, ACTIVATIONS.index(act), first, last, keep, False], [0, 1])
 
 
 @pytest.mark.parametrize("scale", [1e-4, 0.3, 3.0, 30.0])
@@ -1179,7 +1181,7 @@ def test_products_in_tf32(tf32):
     calls = {
         "embed_matrix": (arguments, [0, 4, 5, 6, 11]),
         "node_identifiers": ([*p, weights(4, 5).float(), 7], [3, 4, 5, 7]),
-        "message_passing": ([x, edges, row, 6, 1, 2, True], [0, 1, 2]),
+        "message_passing": ([x, edges, row, 6, 1, 2, True, False], [0, 1, 2]),
     }
     for name, call in calls.items():
         check(name, *call, 10 * TF32)
