@@ -100,8 +100,8 @@ class Symmetric(Group):
         del ties  # the tensors of all samples are large
         hard = ops.soft_permutation(key, batch.num_nodes, iterations=0)
         t = hard.scores.to(torch.promote_types(scores.dtype, torch.float32))  # sorted in any dtype: it keeps its order
-        moved = {"order": hard.order, "rank": hard.rank}
+        order, rank = hard.order, hard.rank
         del key, hard
         soft = ops.soft_permutation(t, batch.num_nodes, *relaxation, normalize=False)
-        p = replace(soft, **moved, checked=True)
+        p = replace(soft, order=order, rank=rank, checked=True)
         return p, {"entropy": ops.permutation_entropy(p)}
