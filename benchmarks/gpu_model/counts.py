@@ -13,7 +13,7 @@ from benchmarks.gpu_model.sass import Code, Frame, Instruction, Loop
 from benchmarks.gpu_model.source import SourceLoop
 
 # kinds of work that the compiler neither adds nor drops when it unrolls, in PTX and in machine code: the first that a
-# loop has tells how many iterations one pass through its machine code is
+# loop has gives how many iterations one pass through its machine code is
 KINDS = (
     ("tensor", r"(wgmma\.mma|mma\.sync|tcgen05\.mma)", ("HMMA", "DMMA", "HGMMA", "UTCHMMA", "UTCQMMA")),
     ("global", r"(ld\.global|st\.global|cp\.async\.c|atom|red\.)", "LDG STG LDGSTS ATOMG ATOM RED REDG".split()),
@@ -106,7 +106,7 @@ def _source(code: Code, loop: Loop, known: Mapping[Frame, SourceLoop], around: C
     """The source loop of a loop: that of its branch; or the outermost, but those `around`, that some of its own instructions
     come from, or most of them are in. The branch of an outer loop may bear the line of one within."""
     frames, own = code.instructions[loop.last].frames, [x.frames for x in code.own(loop)]
-    left = [at for at in known if at not in around]  # an outer loop stands before those within
+    left = [at for at in known if at not in around]  # an outer loop comes before those within
     inside = {at: sum(any(known[at].holds(frame) for frame in x) for x in own) for at in left}
     branch, controlled = [frame for frame in frames if frame in left], [at for at in left if any(at in x for x in own)]
     if branch and loop.inner:

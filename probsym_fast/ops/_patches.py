@@ -219,12 +219,19 @@ def gradient_shapes(x: Tensor, t: Tensor | None, weight: Tensor, bias: int, need
     )
 
 
+def _by_hand(p: SoftPermutation) -> bool:
+    """Whether log_r or log_c is a leaf, so that its gradient may be asked for without that of the scores."""
+    return not torch.compiler.is_compiling() and any(x.is_leaf and x.requires_grad for x in (p.log_r, p.log_c))
+
+
 def soft_parts(p: Permutation, dtype: torch.dtype) -> tuple:
     """(rank, order, t, log_r, log_c, tau) for the schemas; t, log_r, log_c are None for a hard permutation."""
     if isinstance(p, SoftPermutation):
         dtype = torch.promote_types(dtype, torch.float32)
         t = p.scores
-        if p.requires_grad and not t.requires_grad:  # kernels return the three gradients if t needs one
+        if p.requires_grad and (
+            not t.requires_grad or _by_hand(p)
+        ):  # kernels return all three gradients if t needs one
             t = t + 0 * (p.log_r + p.log_c)
         return p.rank, p.order, t.to(dtype), p.log_r.to(dtype), p.log_c.to(dtype), p.tau
     return p.rank, p.order, None, None, None, 1.0

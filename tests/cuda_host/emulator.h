@@ -30,7 +30,7 @@ const char* launch(const Grid& grid, void (*body)(const void*), const void* cont
 
 // For the running thread.
 unsigned thread(), block(), threads(), blocks();
-void meet(bool whole_block, int call);  // waits for its warp or block; all must do the same: `call` tells what
+void meet(bool whole_block, int call);  // waits for its warp or block; all must do the same: `call` says what
 uint64_t shuffle(uint64_t word, int from, int call);  // the word of the warp's thread `from`
 int lane();
 

@@ -42,7 +42,7 @@ def parse(text: str) -> tuple[list, dict[str, int]]:
 
 
 class Warp:
-    """The registers of 32 threads, and the instruction that each is at. The threads furthest behind go first."""
+    """The registers of 32 threads, and the instruction that each is at. Those that have run least go first."""
 
     def __init__(self, code, first, block, blocks, parameters, memory, shared):
         (self.code, self.labels), self.parameters, self.memory, self.shared = code, parameters, memory, shared

@@ -34,7 +34,7 @@ SILENCE = 'backend="reference" selects it without this warning.'
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet(monkeypatch):
-    """Kernels for every op that has any, of triton alone; no GPU to ask."""
+    """Kernels for every op that has any, of triton only; no GPU to ask."""
     monkeypatch.setattr(_fallback, "_reported", set())
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

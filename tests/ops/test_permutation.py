@@ -168,13 +168,8 @@ def readers(backend: str) -> dict:
         "permute, inverse": lambda p: ops.permute(p, points[:, None], inverse=True, **given),
         "node_identifiers": lambda p: ops.node_identifiers(PTR, p, table, **given),
         "permutation_entropy": lambda p: ops.permutation_entropy(p, **given),
-        "act": lambda p: acted(p, points, backend),
+        "act": lambda p: Symmetric(N).act(p, points, "nc"),
     }
-
-
-def acted(p, points, backend: str):
-    with ops.using_backend(backend):
-        return Symmetric(N).act(p, points, "nc")
 
 
 @pytest.mark.parametrize("part", ["scores", "log_r", "log_c"])

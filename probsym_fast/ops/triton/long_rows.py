@@ -27,7 +27,7 @@ def join_far(a1, d1, p1, g1, a2, d2, p2, g2):
 
 @kernel({"num_warps": 8, "maxnreg": 255})
 def _scan(p_t, p_nodes, p_p, p_q, p_out, rows, S, N, by_tau: tl.float64, BLOCK: tl.constexpr):
-    """out[row] of the vector p, and out[rows + row] of K q - (D o K) p with q: scans f; behind them the scans b."""
+    """out[row] of the vector p, and out[rows + row] of K q - (D o K) p with q: scans f, then the scans b."""
     T: tl.constexpr = p_t.dtype.element_ty
     i_row, back = tl.program_id(0).to(tl.int64), tl.program_id(1)
     b_n = valid_slots(p_nodes, i_row, rows, S, N)

@@ -73,7 +73,7 @@ def _cut(
     p_matrix, p_lines, p_columns, p_rows, p_before, p_out, first, last, S, graphs, N, C, grid, patch, row,
     BLOCK_M: tl.constexpr, BLOCK_X: tl.constexpr,
 ):  # fmt: skip
-    """out[row, (o, q, c)]: the patches of the used tokens of samples first..last - 1, in words, and zeros behind each."""
+    """out[row, (o, q, c)]: the patches of the used tokens of samples first..last - 1, in words, each followed by zeros."""
     b_first = rows_before(p_before, first, S, graphs)
     o_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     b_rows = rows_before(p_before, last, S, graphs) - b_first
