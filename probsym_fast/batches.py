@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import InitVar, dataclass, fields
 from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol, TypeVar
@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils._pytree import GetAttrKey, register_pytree_node
 
 from probsym_fast._checks import looks_at_values
-from probsym_fast._geometric import OWNER, check_agreement, fields_of
+from probsym_fast._compilers import is_fake
+from probsym_fast._geometric import OWNER, check_agreement, clouds_of, fields_of
 
 T = TypeVar("T", bound="_Fields")
 MOST_NODES, MOST_KEYS = 2**20, 2**43  # nodes per graph and graph keys: together they name a node in 63 bits
@@ -126,53 +127,140 @@ class _Fields:
 
 @dataclass(eq=False)
 class PointClouds(_Fields):
-    """B clouds of n points in d dimensions with velocities and pair features.
+    """B clouds of up to n points in d dimensions.
 
-    positions, velocities: (B, n, d). edges: (B, n, n, C), invariant under rotations and translations.
+    positions: (B, n, d). velocities: (B, n, d), or None. edges: (B, n, n, C) features of pairs of points, or None. features:
+    (B, n, F) features of points, such as one-hot types, or None. Edges and features are invariant under rotations and
+    translations. num_nodes: (B,) int64, the first points of each cloud that are valid, or None: all. Values of other points
+    are never read. key: (B,) int64 in 0..2^43 - 1, keys of the clouds for fixed noise, or None.
+
+    ptr: (B + 1,) int64. With it positions, velocities and features are (nodes, ...), the points of all clouds in one list:
+    cloud b has points ptr[b] to ptr[b + 1]. They are padded at once; `listed` and `padded` convert values between the two
+    forms. This reads ptr, which waits for a GPU. RuntimeError where a program is recorded.
     """
 
     positions: Tensor
-    velocities: Tensor
-    edges: Tensor
+    velocities: Tensor | None = None
+    edges: Tensor | None = None
+    features: Tensor | None = None
+    num_nodes: Tensor | None = None
+    key: Tensor | None = None
+    ptr: InitVar[Tensor | None] = None
+
+    def __post_init__(self, ptr: Tensor | None) -> None:
+        if ptr is not None:
+            self._pad(ptr)
+
+    def _pad(self, ptr: Tensor) -> None:
+        owner, x = "PointClouds", self.positions
+        if self.num_nodes is not None:
+            raise ValueError(f"{owner}: num_nodes must be None with ptr, got {tuple(self.num_nodes.shape)}")
+        _check_field(owner, "positions", x, "(nodes, d)", (None, None))
+        _check_field(owner, "ptr", ptr, "(B + 1,)", (None,), x.device, torch.int64)
+        if torch.compiler.is_compiling() or is_fake(ptr):
+            raise RuntimeError(
+                f"{owner}: ptr must be None where a program is recorded; pad the clouds before, with num_nodes"
+            )
+        _check_ptr(owner, ptr, x.shape[0])
+        self.num_nodes = ptr.diff()
+        for name in ("positions", "velocities", "features"):
+            if (values := getattr(self, name)) is not None:
+                _check_field(owner, name, values, "(nodes, *) = ({}, *)", (x.shape[0], None), x.device)
+                setattr(self, name, self.padded(values))
+
+    @classmethod
+    def from_data(
+        cls, batch: Any, features: str | Sequence[str] = (), *, types: Sequence[int] | None = None
+    ) -> PointClouds:
+        """From a PyTorch Geometric `Batch`, or one `Data`, with positions `pos` (nodes, d).
+
+        features: fields of points to read, such as "z" or ("z", "charge"), (nodes,) or (nodes, F) of any real dtype, joined
+        in this order. Integers and bools become the dtype of `pos`, which must hold them exactly. types: the values of an
+        integer field (nodes,), such as atomic numbers (1, 6, 7, 8); it is then joined as one-hot features, one per type.
+        Velocities are read from `vel` and keys from `key`, if present. Edges, y and other fields are ignored.
+
+        Raises TypeError for what is no `Data` or `Batch`. ValueError for a missing field, for a value that is not in types,
+        and where batch and ptr disagree.
+        """
+        clouds = cls(**clouds_of(batch, features, types))
+        clouds.check()
+        return clouds
 
     def check(self) -> None:
-        """Raises TypeError where a field is no Tensor, ValueError for shapes, RuntimeError for devices."""
+        """Raises TypeError where a field is no Tensor, ValueError for shapes and counts, RuntimeError for devices.
+
+        num_nodes must be in 0..n (on a GPU checked only in debug mode).
+        """
         owner, x = "PointClouds", self.positions
         _check_field(owner, "positions", x, "(B, n, d)", (None, None, None))
         B, n, d = x.shape
-        _check_field(owner, "velocities", self.velocities, "(B, n, d) = ({}, {}, {})", (B, n, d), x.device)
-        _check_field(owner, "edges", self.edges, "(B, n, n, C) = ({}, {}, {}, *)", (B, n, n, None), x.device)
+        if self.velocities is not None:
+            _check_field(owner, "velocities", self.velocities, "(B, n, d) = ({}, {}, {})", (B, n, d), x.device)
+        if self.edges is not None:
+            _check_field(owner, "edges", self.edges, "(B, n, n, C) = ({}, {}, {}, *)", (B, n, n, None), x.device)
+        if self.features is not None:
+            _check_field(owner, "features", self.features, "(B, n, F) = ({}, {}, *)", (B, n, None), x.device)
+        if self.key is not None:
+            _check_field(owner, "key", self.key, "(B,) = ({},)", (B,), x.device, torch.int64)
+            _check_key(owner, self.key)
+        if self.num_nodes is None:
+            return
+        _check_field(owner, "num_nodes", self.num_nodes, "(B,) = ({},)", (B,), x.device, torch.int64)
+        if (
+            looks_at_values(self.num_nodes)
+            and B
+            and not (0 <= int(self.num_nodes.min()) and int(self.num_nodes.max()) <= n)
+        ):
+            bad = next(count for count in self.num_nodes.tolist() if not 0 <= count <= n)
+            raise ValueError(f"{owner}: num_nodes must be in 0..n = {n}, got {bad}")
 
     def moved(self, group: Any, g: Any) -> PointClouds:
         """g . batch, for elements g with one sample per cloud.
 
-        Moves positions as points, velocities as vectors and edges as pairs of nodes.
+        Moves positions as points, velocities as vectors, edges as pairs of nodes and features as nodes.
         """
-        positions, velocities = (
-            self.carried(group, g, self.positions, "np"),
-            self.carried(group, g, self.velocities, "nv"),
-        )
-        edges = self.carried(group, g, self.edges, "nnc")
-        return self.replace(positions=positions, velocities=velocities, edges=edges)
+        layouts = {"positions": "np", "velocities": "nv", "edges": "nnc", "features": "nc"}
+        given = {name: getattr(self, name) for name in layouts}
+        moved = {name: self.carried(group, g, x, layouts[name]) for name, x in given.items() if x is not None}
+        return self.replace(**moved)
 
     def carried(self, group: Any, g: Any, values: Tensor, layout: str) -> Tensor:
         """g . values, for elements g with one sample per cloud and values (B, ...) of that layout (`groups.Group`)."""
         return _of_one_sample(group.act(g, values, layout))
 
-    def names(self, rows: int) -> None:
-        """None: fixed noise goes by a cloud's position in the batch."""
+    def names(self, rows: int) -> Tensor | None:
+        """The clouds' keys; None: fixed noise goes by a cloud's position in the batch."""
+        return self.key
+
+    @property
+    def valid(self) -> Tensor | None:
+        """(B, n) which points are valid; None: all."""
+        if self.num_nodes is None:
+            return None
+        return torch.arange(self.positions.shape[1], device=self.device) < self.num_nodes[:, None]
+
+    def listed(self, values: Tensor) -> Tensor:
+        """Values of points (B, n, ...) -> those of the valid ones in one list, (nodes, ...)."""
+        return values.flatten(0, 1) if self.num_nodes is None else values[self.valid]
+
+    def padded(self, values: Tensor) -> Tensor:
+        """Values of points in one list (nodes, ...) -> (B, n, ...), 0 at points that are not valid."""
+        if self.num_nodes is None:
+            return values.unflatten(0, self.positions.shape[:2])
+        given = self.positions.ndim == 3
+        n = self.positions.shape[1] if given else int(self.num_nodes.max()) if self.size else 0
+        valid = torch.arange(n, device=values.device) < self.num_nodes[:, None]
+        return values.new_zeros(*valid.shape, *values.shape[1:]).index_put((valid,), values)
 
     @property
     def size(self) -> int:
         return self.positions.shape[0]
 
     @property
-    def num_nodes(self) -> Tensor | None:
-        return None
-
-    @property
     def center(self) -> Tensor:
-        return self.positions.mean(1)
+        if (valid := self.valid) is None:
+            return self.positions.mean(1)
+        return torch.where(valid[..., None], self.positions, 0).sum(1) / self.num_nodes.clamp(min=1)[:, None]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -219,7 +307,7 @@ class Graphs(_Fields):
         fields = fields_of(batch)
         graphs = cls(**fields)
         graphs.check(OWNER)
-        check_agreement(getattr(batch, "batch", None), graphs)
+        check_agreement(OWNER, getattr(batch, "batch", None), graphs.graph)
         return graphs
 
     def check(self, owner: str = "Graphs") -> None:
@@ -243,19 +331,9 @@ class Graphs(_Fields):
             _check_field(owner, "frame", self.frame, "(nodes,) = ({},)", (nodes,), device, torch.int64)
         if self.pairs is not None:
             _check_field(owner, "pairs", self.pairs, "(2, M)", (2, None), device, torch.int64)
-        if not looks_at_values(self.ptr):
-            return
-        if self.key is not None and B and not (0 <= int(self.key.min()) and int(self.key.max()) < MOST_KEYS):
-            bad = next(key for key in self.key.tolist() if not 0 <= key < MOST_KEYS)
-            raise ValueError(f"{owner}: key must be in 0..2^43 - 1, got {bad}")
-        ptr = self.ptr.tolist()
-        if ptr[0] != 0:
-            raise ValueError(f"{owner}: ptr must begin with 0, got {ptr[0]}")
-        if ptr[-1] != nodes:
-            raise ValueError(f"{owner}: ptr must end with the number of nodes {nodes}, got {ptr[-1]}")
-        if ptr != sorted(ptr):
-            b, some = next((b, some) for b, some in enumerate(pairwise(ptr)) if some[1] < some[0])
-            raise ValueError(f"{owner}: ptr must not decrease, got ptr[{b}] = {some[0]} and ptr[{b + 1}] = {some[1]}")
+        if self.key is not None:
+            _check_key(owner, self.key)
+        _check_ptr(owner, self.ptr, nodes)
 
     @property
     def size(self) -> int:
@@ -375,6 +453,27 @@ def check_all_valid(owner: str, batch: Batch) -> None:
     if (given := batch.num_nodes) is not None:
         got = tuple(given.shape) if isinstance(given, Tensor) else given
         raise ValueError(f"{owner}: num_nodes must be None (every node counts as valid), got {got}")
+
+
+def _check_key(owner: str, key: Tensor) -> None:
+    """ValueError unless keys (B,) are in 0..2^43 - 1, where values are read."""
+    if looks_at_values(key) and key.shape[0] and not (0 <= int(key.min()) and int(key.max()) < MOST_KEYS):
+        bad = next(one for one in key.tolist() if not 0 <= one < MOST_KEYS)
+        raise ValueError(f"{owner}: key must be in 0..2^43 - 1, got {bad}")
+
+
+def _check_ptr(owner: str, offsets: Tensor, nodes: int) -> None:
+    """ValueError unless ptr rises from 0 to the number of nodes, where values are read."""
+    if not looks_at_values(offsets):
+        return
+    ptr = offsets.tolist()
+    if not ptr or ptr[0] != 0:
+        raise ValueError(f"{owner}: ptr must begin with 0, got {ptr[0] if ptr else 'no entry'}")
+    if ptr[-1] != nodes:
+        raise ValueError(f"{owner}: ptr must end with the number of nodes {nodes}, got {ptr[-1]}")
+    if ptr != sorted(ptr):
+        b, some = next((b, some) for b, some in enumerate(pairwise(ptr)) if some[1] < some[0])
+        raise ValueError(f"{owner}: ptr must not decrease, got ptr[{b}] = {some[0]} and ptr[{b + 1}] = {some[1]}")
 
 
 def _check_field(
