@@ -258,7 +258,7 @@ class PointClouds(_Fields):
 
     @property
     def center(self) -> Tensor:
-        if (valid := self.valid) is None:
+        if (valid := self.valid) is None or self.num_nodes is None:
             return self.positions.mean(1)
         return torch.where(valid[..., None], self.positions, 0).sum(1) / self.num_nodes.clamp(min=1)[:, None]
 
