@@ -48,9 +48,6 @@ class Permutation:
 
     by_sample: ClassVar[tuple[str, ...]] = ("order", "rank")  # fields (..., N)
     product: ClassVar[Callable[..., Tensor]]  # `ops.permute`
-    _viewed: ClassVar[tuple[Permutation, tuple] | None] = (
-        None  # set by `with_lead`: the permutations (B, S, N), and its views
-    )
 
     @staticmethod
     def from_orders(orders: Sequence[Tensor], N: int | None = None) -> Permutation:
