@@ -61,7 +61,7 @@ class Lorentz(Linear):
     def frames(self, matrices: Tensor) -> Tensor:
         double = matrices.double()
         columns, signs = pseudo_orthonormal(double, self.metric(double))
-        order = signs.argsort(-1, descending=True, stable=True)[..., None, :]
+        order = signs.argsort(dim=-1, descending=True, stable=True)[..., None, :]
         dtype = torch.promote_types(matrices.dtype, torch.float32)
         return columns.gather(-1, order.expand_as(columns)).to(dtype)
 
