@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from probsym_fast._autocast import without_autocast
 from probsym_fast._checks import check_float, check_type
 from probsym_fast._inputs import embedded
 from probsym_fast.batches import Batch, check_batch
@@ -28,7 +29,8 @@ class Energy(Discrete):
     the data are upright already: then it is -log p(identity | x).
 
     `forward` draws independent samples; `elements_and_weights` gives the whole orbit or some of it, with weights that train
-    the network: see `Discrete`, also for `replacement`. Scores are normalised in float32 or better.
+    the network: see `Discrete`, also for `replacement`. The network runs without autocast, as distributions do, and its
+    scores are normalised in float32 or better.
 
     Raises TypeError for parts of another type. ValueError unless the group is finite, for a prior that is no distribution
     of its elements, and for scores of another shape.
@@ -57,7 +59,10 @@ class Energy(Discrete):
             if not (prior >= 0).all() or abs(float(prior.sum()) - 1) > 1e-5:
                 raise ValueError(f"Energy: prior must be >= 0 with sum 1, got {prior.tolist()}")
         self.network, self.embed = network, embed
-        self.register_buffer("prior", prior, persistent=False)
+        if prior is None:
+            self.prior = None
+        else:
+            self.register_buffer("prior", prior, persistent=False)
 
     def log_probabilities(self, batch: Batch) -> Tensor:
         """log p(g|x) of all elements, (B, order), in the order of `group.elements`. Gradients: the network's."""
@@ -75,6 +80,10 @@ class Energy(Discrete):
         return g, log_p, penalties
 
     def _log_probabilities(self, batch: Any, g: Any) -> Tensor:
+        with without_autocast(batch.device):
+            return self._normalised(batch, g)
+
+    def _normalised(self, batch: Any, g: Any) -> Tensor:
         order = cast(int, self.group.order)
         if self.embed is None:
             scores = [self._score(batch, self.group.inverse(narrow(g, k, 1))) for k in range(order)]

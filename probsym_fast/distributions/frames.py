@@ -127,7 +127,7 @@ class WeightedFrame(Discrete):
         else:
             number = torch.zeros(1, 0, dtype=torch.int64, device=y.device)
         tuples = points[:, number, torch.arange(d - 1, device=y.device)]  # (B, M, d - 1, d)
-        last = noise[:, :1, -1:].expand(B, len(number), 1, d)  # any vector: only its rest counts
+        last = noise[:, :1, -1:].expand(B, number.shape[0], 1, d)  # any vector: only its rest counts
         columns = torch.cat([tuples, last], 2).mT  # (B, M, d, d)
         frames = ops.orthogonal_frame(columns)
         along = (frames * columns).sum(-2)[..., : d - 1].square().log().sum(-1)  # (B, M) of the squared volume

@@ -1,11 +1,11 @@
-"""Constant tensors of modules and groups."""
+"""Constant tensors of groups."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from probsym_fast._compilers import is_fake
+from probsym_fast._compilers import as_recorded, is_fake
 
 
 class Constant:
@@ -16,11 +16,8 @@ class Constant:
         self.copies: dict[torch.device, Tensor] = {}
 
     def on(self, device: torch.device) -> Tensor:
-        if device == self.tensor.device:
-            return self.tensor
-        if (known := self.copies.get(device)) is not None:
-            return known
-        copy = self.tensor.to(device)
-        if not (torch.compiler.is_compiling() or is_fake(copy)):
-            self.copies[device] = copy
-        return copy
+        if (known := self.copies.get(device)) is None:
+            known = self.tensor if device == self.tensor.device else self.tensor.to(device)
+            if not (torch.compiler.is_compiling() or is_fake(known)):
+                self.copies[device] = known
+        return as_recorded(known)

@@ -36,8 +36,9 @@ class Finite(Group):
     order: int
 
     def __init__(self, table: Tensor | list[list[int]], actions: Actions | None = None):
-        numbers, inverses, self.neutral = checked_table(table)
-        self._set(numbers, inverses, checked_actions({} if actions is None else actions, numbers))
+        with torch.device("cpu"):  # whatever the default
+            numbers, inverses, self.neutral = checked_table(table)
+            self._set(numbers, inverses, checked_actions({} if actions is None else actions, numbers))
 
     def _set(self, table: Tensor, inverses: Tensor, actions: Mapping[str, Tensor]) -> None:
         self.order, self._table, self._inverses = len(table), Constant(table), Constant(inverses)
@@ -58,11 +59,11 @@ class Finite(Group):
             turn, flip = [[0.0, -1.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, -1.0]]
             D4 = Finite.generated({"vp": torch.tensor([turn, flip])})  # 8 elements
         """
-        given = as_actions(actions, None, "count")
-        if not given:
-            raise ValueError("Finite: actions must not be empty, got no letters")
-        table, words = generated(given)
-        return cls(table, words)
+        with torch.device("cpu"):
+            given = as_actions(actions, None, "count")
+            if not given:
+                raise ValueError("Finite: actions must not be empty, got no letters")
+            return cls(*generated(given))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.order})"
@@ -143,7 +144,8 @@ class _Polygon(Finite):
         if not axes or "c" in axes or len(set(axes)) < len(axes):
             raise ValueError(f"{owner}: axes must be different letters but 'c', got {axes!r}")
         self._printed = f"{owner}({n})" if axes == "vp" else f"{owner}({n}, {axes!r})"
-        table, inverses, plane, places = self._parts(n)
+        with torch.device("cpu"):
+            table, inverses, plane, places = self._parts(n)
         self.neutral = 0
         self._set(table, inverses, {letter: plane if letter in "vp" else places for letter in axes})
 
