@@ -201,8 +201,9 @@ class Product(Group):
             return super().elements(batch)
         number, parts = torch.arange(self.order, device=batch.device), []
         for factor in reversed(self.factors):  # the last one runs fastest
-            parts.append(taken(factor.elements(batch), (number % factor.order).expand(batch.size, -1)))
-            number = number // factor.order
+            order = cast(int, factor.order)
+            parts.append(taken(factor.elements(batch), (number % order).expand(batch.size, -1)))
+            number = number // order
         return tuple(reversed(parts))
 
     @property

@@ -180,6 +180,5 @@ ROWS.add(
     weighed,
     lambda size: (clouds(size), seed()),
     part=lambda: Energy(Finite.generated({"vp": KLEIN}), Spread(), Moved()),
-    axes=free,
     slow=True,
 )
