@@ -13,6 +13,7 @@ from probsym_fast.models.backbones.transformer import Transformer
 from probsym_fast.models.backbones.vision import VisionBackbone
 from probsym_fast.models.graphs import FlatGraph, IdentifiedNodes, MeanReadout, PatchWeight, SlotReadout
 from probsym_fast.models.point_clouds import NodeReadout, NodeVectors, PairTokens
+from probsym_fast.models.scores import ScoredReadout
 from probsym_fast.models.symmetrized import Symmetrized
 from probsym_fast.models.tokens import DiagonalReadout, GraphReadout, GraphTokens, NodeTokens, PairReadout
 
@@ -36,6 +37,7 @@ __all__ = [
     "PairReadout",
     "PairTokens",
     "PatchWeight",
+    "ScoredReadout",
     "SlotReadout",
     "Symmetrized",
     "Transformer",
