@@ -32,11 +32,12 @@ class Batch:
     layouts: for each field that the group moves its layout, as in `Group.act`, without the batch axis; for `moved`.
     size: B, the size named "batch". dtype: that of the first floating-point field (of complex numbers that of their parts),
         else the default dtype. device: that of the first field.
-    num_nodes: (B,) valid nodes for groups that permute nodes; None: all. center: (B, d) centroids for groups with
-        translations, or None. A field of the same name takes their place.
+    num_nodes: (B,) int64 valid nodes, for groups that permute nodes; None: all. center: (B, d) centroids, for groups with
+        translations, or None. key: (B,) int64 keys of the inputs for fixed noise, if there is such a field. Fields of these
+        names take the place of None.
 
-    A batch need not be a subclass. Models read size, dtype, device and check() of any object; groups num_nodes and center,
-    and fixed noise names(rows); `equivariance_error` moved and carried.
+    A batch need not be a subclass. Of any object models read size, dtype, device and check(), groups num_nodes and center,
+    fixed noise names(rows), `equivariance_error` moved and carried, and `export` axes, if it is a dataclass.
     """
 
     axes: ClassVar[dict[str, dict[int, str]] | None] = None
@@ -102,8 +103,8 @@ class Batch:
         return of_one_sample(group.act(g, values, layout))
 
     def names(self, rows: int) -> Tensor | None:
-        """(rows,) int64 keys of fixed noise, one per row (input or node); None: the row numbers."""
-        return None
+        """(rows,) int64 keys of fixed noise, one per row (input or node): the field `key`; None: the row numbers."""
+        return getattr(self, "key", None)
 
     def replace(self: T, **changes: Any) -> T:
         """The batch with other values for these fields. TypeError for a name that is no field."""
@@ -126,8 +127,8 @@ class Batch:
 
     @property
     def dtype(self) -> torch.dtype:
-        found = (x.dtype for x in _tensors(self) if x.is_floating_point() or x.is_complex())
-        return next(found, torch.get_default_dtype()).to_real()
+        found = (x.real.dtype for x in _tensors(self) if x.is_floating_point() or x.is_complex())
+        return next(found, torch.get_default_dtype())
 
     @property
     def device(self) -> torch.device:
@@ -218,7 +219,9 @@ def _mover(
         raise TypeError(f"{owner}.to: dtype must be floating point, got {dtype}")
 
     def moved(x: Tensor) -> Tensor:
-        own = dtype if dtype is None or x.is_floating_point() else dtype.to_complex() if x.is_complex() else None
+        own = dtype if x.is_floating_point() else None
+        if dtype is not None and x.is_complex():
+            own = torch.promote_types(dtype, torch.complex32)
         return x.to(device=device, dtype=own, non_blocking=non_blocking)
 
     return moved
