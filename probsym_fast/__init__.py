@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from probsym_fast import distributions, groups, models, ops, profiling
 from probsym_fast._checks import debug
-from probsym_fast.batches import Graphs, PointClouds
+from probsym_fast.batches import Batch, Graphs, PointClouds
 from probsym_fast.draws import Draws
 from probsym_fast.exporting import export
 from probsym_fast.models.chunks import Chunks
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Batch",
     "Chunks",
     "Draws",
     "Estimate",

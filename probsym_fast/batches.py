@@ -1,132 +1,25 @@
-"""Batches: what groups and distributions read of them."""
+"""Batches of point clouds and graphs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import InitVar, dataclass, fields
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import InitVar, dataclass
 from itertools import pairwise
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import GetAttrKey, register_pytree_node
 
+from probsym_fast._batch import Batch, of_one_sample
 from probsym_fast._checks import looks_at_values
 from probsym_fast._compilers import is_fake
 from probsym_fast._geometric import OWNER, check_agreement, clouds_of, fields_of
 
-T = TypeVar("T", bound="_Fields")
 MOST_NODES, MOST_KEYS = 2**20, 2**43  # nodes per graph and graph keys: together they name a node in 63 bits
 
 
-class Batch(Protocol):
-    """size: number of graphs B. num_nodes: (B,) valid nodes, or None (all). center: (B, d) centroids, or None.
-
-    check: raises where fields do not fit the class's description; models and distributions call it first.
-    """
-
-    @property
-    def size(self) -> int: ...
-
-    @property
-    def num_nodes(self) -> Tensor | None: ...
-
-    @property
-    def center(self) -> Tensor | None: ...
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def check(self) -> None: ...
-
-    def names(self, rows: int) -> Tensor | None:
-        """(rows,) int64 keys of fixed noise, one per row (graph or node); None: the row numbers."""
-
-
-def _values(batch: Any) -> dict[str, Any]:
-    return {field.name: getattr(batch, field.name) for field in fields(batch)}
-
-
-def _each(function: Callable[[Tensor], Any], batch: T) -> T:
-    """The batch with function(x) for every Tensor x."""
-    return type(batch)(**{name: function(x) if isinstance(x, Tensor) else x for name, x in _values(batch).items()})
-
-
-def _flatten(batch: Any) -> tuple[list[Any], list[list[str]]]:
-    """What is not None; the names of these fields and of the others."""
-    there = {name: x for name, x in _values(batch).items() if x is not None}
-    return list(there.values()), [list(there), [field.name for field in fields(batch) if field.name not in there]]
-
-
-def _flatten_with_keys(batch: Any) -> tuple[list[Any], list[list[str]]]:
-    there, names = _flatten(batch)
-    return [(GetAttrKey(name), x) for name, x in zip(names[0], there, strict=True)], names
-
-
-def _unflatten(kind: type[T], there: Any, names: list[list[str]]) -> T:
-    return kind(**dict(zip(names[0], there, strict=True)), **dict.fromkeys(names[1]))
-
-
-def _mover(
-    owner: str,
-    *where: torch.device | str | int | torch.dtype | Tensor,
-    device: torch.device | str | int | None = None,
-    dtype: torch.dtype | None = None,
-    non_blocking: bool = False,
-) -> Callable[[Tensor], Tensor]:
-    """Moves a Tensor to a device, and to a dtype if it is floating point. TypeError for an integer dtype."""
-    for one in where:
-        if isinstance(one, Tensor):
-            device, dtype = one.device, one.dtype
-        elif isinstance(one, torch.dtype):
-            dtype = one
-        elif isinstance(one, (torch.device, str, int)) and not isinstance(one, bool):
-            device = one
-        elif one is not None:
-            raise TypeError(f"{owner}.to: must be a device, a dtype or a Tensor, got {type(one).__name__} {one!r}")
-    if dtype is not None and not dtype.is_floating_point:
-        raise TypeError(f"{owner}.to: dtype must be floating point, got {dtype}")
-    return lambda x: x.to(device=device, dtype=dtype if x.is_floating_point() else None, non_blocking=non_blocking)
-
-
-class _Fields:
-    """A dataclass whose fields are tensors or None, and a pytree of those that are not None; so are its subclasses.
-
-    Not frozen: Lightning's precision plugins refuse frozen dataclasses.
-    """
-
-    def __init_subclass__(cls, **named: Any) -> None:
-        super().__init_subclass__(**named)
-        register_pytree_node(
-            cls,
-            _flatten,
-            partial(_unflatten, cls),
-            serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
-            flatten_with_keys_fn=_flatten_with_keys,
-        )
-
-    def replace(self: T, **changes: Any) -> T:
-        """The batch with other values for these fields. TypeError for a name that is no field."""
-        values = _values(self)
-        if unknown := [name for name in changes if name not in values]:
-            raise TypeError(f"{type(self).__name__}.replace: fields must be of {', '.join(values)}, got {unknown[0]}")
-        return type(self)(**{**values, **changes})
-
-    def to(self: T, *where: Any, **named: Any) -> T:
-        """Moved to a device, a floating-point dtype or those of a Tensor, as `Tensor.to`; integers keep their dtype."""
-        return _each(_mover(type(self).__name__, *where, **named), self)
-
-    def pin_memory(self: T) -> T:
-        """In page-locked memory, for faster copies to a GPU."""
-        return _each(Tensor.pin_memory, self)
-
-
 @dataclass(eq=False)
-class PointClouds(_Fields):
+class PointClouds(Batch):
     """B clouds of up to n points in d dimensions.
 
     positions: (B, n, d). velocities: (B, n, d), or None. edges: (B, n, n, C) features of pairs of points, or None. features:
@@ -226,7 +119,7 @@ class PointClouds(_Fields):
 
     def carried(self, group: Any, g: Any, values: Tensor, layout: str) -> Tensor:
         """g . values, for elements g with one sample per cloud and values (B, ...) of that layout (`groups.Group`)."""
-        return _of_one_sample(group.act(g, values, layout))
+        return of_one_sample(group.act(g, values, layout))
 
     def names(self, rows: int) -> Tensor | None:
         """The clouds' keys; None: fixed noise goes by a cloud's position in the batch."""
@@ -273,7 +166,7 @@ class PointClouds(_Fields):
 
 
 @dataclass(eq=False)
-class Graphs(_Fields):
+class Graphs(Batch):
     """B graphs as PyTorch Geometric batches them, with all nodes in one list.
 
     x: (nodes, C) node features. edge_index: (2, E) int64 global node numbers, an undirected edge in both directions.
@@ -290,6 +183,16 @@ class Graphs(_Fields):
     key: Tensor | None = None
     frame: Tensor | None = None
     pairs: Tensor | None = None
+
+    axes: ClassVar = {
+        "x": {0: "nodes"},
+        "edge_index": {1: "edges"},
+        "ptr": {0: "batch + 1"},
+        "edge_attr": {0: "edges"},
+        "key": {0: "batch"},
+        "frame": {0: "nodes"},
+        "pairs": {1: "pairs"},
+    }
 
     @classmethod
     def from_data(cls, batch: Any) -> Graphs:
@@ -396,7 +299,7 @@ class Graphs(_Fields):
         if (N := getattr(group, "n", None)) is None:
             raise ValueError(f"Graphs: group must permute n nodes, as Symmetric(n) does, or keep them, got {group!r}")
         local = torch.arange(N, device=self.device, dtype=torch.float64).expand(self.size, N)
-        old = _of_one_sample(group.act(g, local, "n")).round().to(torch.int64) + self.ptr[:-1, None]
+        old = of_one_sample(group.act(g, local, "n")).round().to(torch.int64) + self.ptr[:-1, None]
         return old[torch.arange(N, device=self.device) < self.num_nodes[:, None]]
 
     def names(self, rows: int) -> Tensor:
@@ -425,16 +328,6 @@ class Graphs(_Fields):
     def pooled(self, values: Tensor) -> Tensor:
         """Sums over the nodes of each graph: (nodes, ...) -> (B, ...)."""
         return values.new_zeros(self.size, *values.shape[1:]).index_add(0, self.graph, values)
-
-
-torch.serialization.add_safe_globals([PointClouds, Graphs])  # torch.load takes them, in exported programs too
-
-
-def _of_one_sample(values: Tensor) -> Tensor:
-    """(B, 1, ...) -> (B, ...). ValueError for more samples: a batch is moved by one element per graph."""
-    if values.shape[1] != 1:
-        raise ValueError(f"moved: g must have one sample per graph, (B, 1), got {values.shape[1]}")
-    return values[:, 0]
 
 
 def check_batch(owner: str, batch: Any, *fields: str) -> None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from probsym_fast._batch import axes_of, named_size, sizes_of
 from probsym_fast._checks import check_bool, check_count, check_type
-from probsym_fast.batches import Graphs, PointClouds, check_batch
+from probsym_fast.batches import check_batch
 from probsym_fast.models.symmetrized import Symmetrized
 from probsym_fast.ops import using_backend
 from probsym_fast.ops.noise import OP as NOISE
@@ -20,19 +21,6 @@ from probsym_fast.ops.reference.noise import without_overflow
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-# class -> field -> axis -> name of its size; ptr has one entry more than there are graphs
-AXES: dict[type, dict[str, dict[int, str]]] = {
-    Graphs: {
-        "x": {0: "nodes"},
-        "edge_index": {1: "edges"},
-        "ptr": {0: "batch"},
-        "edge_attr": {0: "edges"},
-        "key": {0: "batch"},
-        "frame": {0: "nodes"},
-        "pairs": {1: "pairs"},
-    },
-    PointClouds: {"positions": {0: "batch"}, "velocities": {0: "batch"}, "edges": {0: "batch"}},
-}
 BACKENDS = ("auto", "reference", "onnx")
 
 
@@ -45,16 +33,17 @@ def export(
     backend: str = "auto",
     strict: bool = False,
 ) -> ExportedProgram:
-    """The model as a `torch.export` program: tensors in, the prediction out.
+    """The model as a `torch.export` program: tensors in, the prediction out, in its own structure (a dict, a tuple, ...).
 
     The inputs are the fields of the example that are not None, in order, then a seed, a () int64 tensor.
 
     Args:
         model: in eval mode.
-        example: a batch, or any dataclass batch if dynamic is ().
+        example: a batch: a dataclass of tensors. Its class names the sizes that may change in `axes` (`Batch.axes`).
         samples: group elements per graph or cloud, fixed in the program.
         dynamic: sizes that may differ from the example's: "batch", "nodes", "edges" and "pairs" for `Graphs`, "batch" for
-            `PointClouds`. None: all that the example has. They are at least 2 in the example; the program takes 1 and 0, too.
+            `PointClouds`, the names in its axes for a batch of your own. None: all that the example has. They are at least 2
+            in the example; the program takes 1 and 0, too.
         backend: "auto": the program calls this package's ops, which `import probsym_fast.ops` registers.
             "reference": it has only torch's own operations, for processes without this package and for C++. Its ops take
             the memory of dense matrices. "onnx": the same, without operations that torch.onnx.export lacks.
@@ -128,11 +117,7 @@ def _shapes(example: Any, there: dict[str, Tensor], dynamic: Sequence[str] | Non
     """dynamic_shapes of torch.export, for each field."""
     if isinstance(dynamic, str):
         raise TypeError(f"export: dynamic must be a sequence of names, got the str {dynamic!r}")
-    axes: dict[str, dict[int, str]] = next((AXES[kind] for kind in type(example).__mro__ if kind in AXES), {})
-    sizes: dict[str, int] = {}
-    for name, x in there.items():
-        for axis, size in axes.get(name, {}).items():
-            sizes.setdefault(size, x.shape[axis] - (name == "ptr"))
+    axes, sizes = axes_of(example), sizes_of(example)
     wanted = tuple(sizes) if dynamic is None else tuple(dynamic)
     if unknown := [size for size in wanted if size not in sizes]:
         raise ValueError(
@@ -143,14 +128,13 @@ def _shapes(example: Any, there: dict[str, Tensor], dynamic: Sequence[str] | Non
             f"export: example must have a size of at least 2 where it is dynamic, got {small[0]} = {sizes[small[0]]}"
         )
     dims: dict[str, Any] = {size: torch.export.Dim(size) for size in wanted}
-    return [
-        {
-            axis: dims[size] + 1 if name == "ptr" else dims[size]
-            for axis, size in axes.get(name, {}).items()
-            if size in dims
-        }
-        for name in there
-    ]
+    shapes: list[dict[int, Any] | None] = []
+    for name in there:
+        named = {axis: named_size(size) for axis, size in axes.get(name, {}).items()}
+        shapes.append(
+            {axis: dims[size] + more if more else dims[size] for axis, (size, more) in named.items() if size in dims}
+        )
+    return shapes
 
 
 # --- in operations that ONNX has ---
@@ -204,7 +188,7 @@ class _Program(nn.Module):
         super().__init__()
         self.model, self.kind, self.samples = model, kind, samples
 
-    def predict(self, *tensors: Tensor) -> Tensor:
+    def predict(self, *tensors: Tensor) -> Any:
         batch = self.kind(**dict(zip(self.names, tensors, strict=False)))
         return self.model(batch, samples=self.samples, seed=tensors[-1])[0]
 
@@ -212,7 +196,7 @@ class _Program(nn.Module):
 def _program(names: tuple[str, ...]) -> type[_Program]:
     """The class whose forward takes these fields and the seed: torch.export reads the names of inputs from its signature."""
 
-    def forward(self: _Program, *tensors: Tensor) -> Tensor:
+    def forward(self: _Program, *tensors: Tensor) -> Any:
         return self.predict(*tensors)
 
     parameters = [inspect.Parameter(x, inspect.Parameter.POSITIONAL_OR_KEYWORD) for x in ("self", *names, "seed")]

@@ -13,6 +13,7 @@ from probsym_fast.models.backbones.transformer import Transformer
 from probsym_fast.models.backbones.vision import VisionBackbone
 from probsym_fast.models.graphs import FlatGraph, IdentifiedNodes, MeanReadout, PatchWeight, SlotReadout
 from probsym_fast.models.point_clouds import NodeReadout, NodeVectors, PairTokens, PooledReadout, ScalarReadout
+from probsym_fast.models.scores import ScoredReadout
 from probsym_fast.models.symmetrized import Symmetrized
 from probsym_fast.models.tokens import DiagonalReadout, GraphReadout, GraphTokens, NodeTokens, PairReadout
 
@@ -38,6 +39,7 @@ __all__ = [
     "PatchWeight",
     "PooledReadout",
     "ScalarReadout",
+    "ScoredReadout",
     "SlotReadout",
     "Symmetrized",
     "Transformer",

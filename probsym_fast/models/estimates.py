@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,19 +10,52 @@ from torch import Tensor, nn
 from probsym_fast._checks import as_number, check_counts, under_vmap
 from probsym_fast.groups import Batch, Draws
 from probsym_fast.models.passes import Pass
+from probsym_fast.models.predictions import leaves, mapped
+from probsym_fast.models.reductions import Reduction
 
 LEAST_BLOCKS = 8  # before `estimate` may stop: the standard error of two blocks is 0 wherever they agree
 
 
 class Estimate(NamedTuple):
-    """prediction: the mean over samples. standard_error: of each entry, of the same shape; NaN after a single block.
+    """prediction: the mean over samples. standard_error: of each entry, in the same structure and shapes.
 
-    samples: the number of samples drawn.
+    It is NaN after a single block. For a complex entry it is that of the distance |.| in the plane: the root of the summed
+    squares of the real and the imaginary part's errors. samples: the number of samples drawn.
     """
 
-    prediction: Tensor
-    standard_error: Tensor
+    prediction: Any
+    standard_error: Any
     samples: int
+
+
+class Moments:
+    """Mean and variance of blocks that come in parts, (n, ...) each; Chan's formula, in float32 or better."""
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype, self.blocks = dtype, 0
+        self.mean = self.squares = torch.zeros(())
+
+    def add(self, part: Tensor) -> None:
+        n, here = part.shape[0], part.mean(0)
+        spread = (part - here).abs().square().sum(0)
+        if self.blocks == 0:
+            self.mean, self.squares = here, spread
+        else:
+            total, difference = self.blocks + n, here - self.mean
+            self.mean = self.mean + difference * (n / total)
+            self.squares = self.squares + spread + difference.abs().square() * (self.blocks * n / total)
+        self.blocks += n
+
+    @property
+    def prediction(self) -> Tensor:
+        return self.mean.to(self.dtype)
+
+    @property
+    def error(self) -> Tensor:
+        """The standard error of the mean; NaN for one block."""
+        if self.blocks == 1:
+            return torch.full_like(self.squares, torch.nan)
+        return (self.squares / (self.blocks - 1) / self.blocks).sqrt()
 
 
 @torch.no_grad()
@@ -31,14 +64,15 @@ def estimate(
 ) -> Estimate:
     """`Symmetrized.estimate`.
 
-    Means of blocks of samples are independent, so the variance of their mean is theirs divided by their number. Accumulated
-    with Chan's formula in float32 or better.
+    Means of blocks of samples are independent, so the variance of their mean is theirs divided by their number.
     """
     samples, step = check_counts("estimate", samples=samples, step=step)
     if model.training:
         raise RuntimeError("estimate: the model must be in eval mode, got training mode")
     if model.samples_mesh is not None:
         raise ValueError(f"estimate: the model's samples_mesh must be None, got {model.samples_mesh}")
+    if model.reduce != "mean":
+        raise ValueError(f"estimate: the model's reduce must be 'mean', got {model.reduce!r}")
     if tolerance is not None:
         if (number := as_number(tolerance)) is None:
             raise TypeError(f"estimate: tolerance must be a number, got {type(tolerance).__name__} {tolerance!r}")
@@ -51,23 +85,19 @@ def estimate(
         tolerance = number
     block = model.distribution.group.block(draws.kind)
     samples, step = (-(-count // block) * block for count in (samples, step))
-    mean = squares = error = None
-    done = 0  # blocks
-    while done * block < samples:
-        count = min(step, samples - done * block)
-        each, _ = model.chunks.run(Pass(model, batch, count, draws=draws.starting(done * block), reduce="none"))
-        dtype, n = each.dtype, count // block
-        each = each.to(torch.promote_types(dtype, torch.float32)).unflatten(0, (n, block)).mean(1)
-        here = each.mean(0)
-        spread = (each - here).square().sum(0)
-        if mean is None:
-            mean, squares = here, spread
-        else:
-            total, difference = done + n, here - mean
-            mean = mean + difference * (n / total)
-            squares = squares + spread + difference.square() * (done * n / total)
-        done += n
-        error = (squares / (done - 1) / done).sqrt() if done > 1 else torch.full_like(mean, torch.nan)
-        if tolerance is not None and done >= LEAST_BLOCKS and float(error.max()) <= tolerance:
-            break
-    return Estimate(mean.to(dtype), error, done * block)
+    moments: Any = None  # `Moments` in the prediction's structure
+    done = 0  # samples
+    while done < samples:
+        count = min(step, samples - done)
+        one = Pass(model, batch, count, draws=draws.starting(done), reduction=Reduction("none"))
+        each, _ = model.chunks.run(one)
+        done += count
+        moments = mapped(lambda x: Moments(x.dtype), each) if moments is None else moments
+        for found, x in zip(leaves(moments), leaves(each), strict=True):
+            found.add(x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(0, (-1, block)).mean(1))
+        if tolerance is not None and done >= LEAST_BLOCKS * block:
+            errors = [found.error for found in leaves(moments)]
+            if max((float(error.max()) for error in errors if error.numel()), default=0.0) <= tolerance:
+                break
+    prediction, error = (mapped(lambda x, name=name: getattr(x, name), moments) for name in ("prediction", "error"))
+    return Estimate(prediction, error, done)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 from probsym_fast.draws import seed_generators
+from probsym_fast.models.predictions import mapped
 
 if TYPE_CHECKING:  # torch may be built without it
     from torch.distributed.device_mesh import DeviceMesh
+
+T = TypeVar("T")
 
 
 def share(samples: int, rank: int, processes: int) -> tuple[int, int]:
@@ -21,14 +24,13 @@ def share(samples: int, rank: int, processes: int) -> tuple[int, int]:
     return rank * count + min(rank, more), count + (rank < more)
 
 
-def mean_over_processes(
-    part: Callable[[int, int], dict[str, Tensor]], samples: int, mesh: DeviceMesh, *, own: bool
-) -> dict[str, Tensor]:
+def mean_over_processes(part: Callable[[int, int], T], samples: int, mesh: DeviceMesh, *, own: bool) -> T:
     """Means over all samples, from part(first, count), which returns means over some; each process has its `share`.
 
-    With k of S samples here: the sum over processes of k / S part(first, k), in float32 or float64, with one all-reduce
-    each. A process without a sample (S below the number of processes) takes the first one with weight 0, so that every
-    process runs the same collectives. own: every process draws its own noise from the global generator (dropout).
+    Means are a Tensor or a pytree of tensors. With k of S samples here: the sum over processes of k / S part(first, k), in
+    float32 or better, with one all-reduce per tensor. A process without a sample (S below the number of processes) takes the
+    first one with weight 0, so that every process runs the same collectives. own: every process draws its own noise from
+    the global generator (dropout).
 
     Every process returns the full means. The backward pass sums the gradients of all processes' losses, with one more
     all-reduce. Averaged over the mesh, as in DistributedDataParallel, the parameters' gradients equal those of one process
@@ -43,8 +45,8 @@ def mean_over_processes(
     first, count = share(samples, rank, processes)
     with _own_noise(rank, mesh.device_type) if own and processes > 1 else nullcontext():
         means = part(first if count else 0, max(count, 1))
-    wide = {name: x.to(torch.promote_types(x.dtype, torch.float32)) * (count / samples) for name, x in means.items()}
-    return {name: _Sum.apply(x, mesh.get_group()).to(means[name].dtype) for name, x in wide.items()}
+    wide = mapped(lambda x: x.to(torch.promote_types(x.dtype, torch.float32)) * (count / samples), means)
+    return mapped(lambda x, like: _Sum.apply(x, mesh.get_group()).to(like.dtype), wide, means)
 
 
 @contextmanager

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from probsym_fast._checks import check_count, check_type
 from probsym_fast.batches import check_batch
 from probsym_fast.distributions import Distribution
-from probsym_fast.draws import check_kind
+from probsym_fast.draws import check_kind as check_draws
 from probsym_fast.groups import Batch, Draws
 from probsym_fast.groups.elements import samples_of
 from probsym_fast.models.chunks import Chunks, check_sizes, step_with_smaller_chunks
 from probsym_fast.models.estimates import Estimate, estimate
 from probsym_fast.models.passes import Pass
-from probsym_fast.models.reductions import check_reduction
+from probsym_fast.models.reductions import Reduction, Score, check_kind, check_score
 
 if TYPE_CHECKING:  # torch may be built without it
     from torch.distributed.device_mesh import DeviceMesh
@@ -31,11 +31,15 @@ class Symmetrized(nn.Module):
     embed: module, embed(batch, group, g) -> tensors (B, S, ...): the inverse action and the tokens. It returns one Tensor, a
         tuple (positional inputs of the backbone) or a dict (keyword inputs); anything else is a TypeError.
     readout: module, readout(outputs, batch, group, g) -> prediction: the action on the outputs and the mean over samples.
+        A prediction is a floating-point or complex Tensor, or a pytree of them: a dict, tuple, NamedTuple or registered
+        dataclass, also nested. The attributes `rows` ("graphs", "nodes" or "pairs": what the rows of a prediction belong to;
+        default "graphs") and `layout` (for `equivariance_error`) are one str, or such a structure of them.
     distribution: p(g|x), a `Distribution` or any module with `group` and forward(batch, samples, draws) -> (g, penalties).
     draws: kind of the noise, "independent", "antithetic" or "stratified" (`groups.Draws`).
     chunk, memory: samples that run at once, None for all, or "auto" within `memory` bytes: the arguments of `Chunks`.
-    You can set `model.draws`, `model.chunk` and `model.memory` later; they are checked as here. `model.chunks` holds the last
-    two and what "auto" has found; a new chunk or memory discards what was found.
+    reduce, score: the reduction where `forward` is given none. A score that is a module is trained with the model.
+    You can set `model.draws`, `model.reduce`, `model.score`, `model.chunk` and `model.memory` later. `model.chunks` holds the
+    last two and what "auto" has found; a new chunk or memory discards what was found.
 
     Elements are drawn for all samples together, whatever the chunk. Chunks change predictions and gradients only by rounding,
     unless samples interact in the backbone (batch statistics are per chunk) or it draws random numbers (dropout draws
@@ -60,6 +64,8 @@ class Symmetrized(nn.Module):
         distribution: Distribution,
         *,
         draws: str = "independent",
+        reduce: str = "mean",
+        score: Score | None = None,
         chunk: int | str | None = None,
         memory: int | None = None,
         samples_mesh: DeviceMesh | None = None,
@@ -73,6 +79,8 @@ class Symmetrized(nn.Module):
         self.backbone, self.embed, self.readout, self.distribution = backbone, embed, readout, distribution
         check_sizes("Symmetrized", "chunk", chunk, memory)
         self.draws, self.chunks, self.samples_mesh = draws, Chunks(chunk, memory), samples_mesh
+        check_score(score)
+        self.reduce, self.score = reduce, score
 
     if TYPE_CHECKING:  # nn.Module's returns Any
 
@@ -83,13 +91,15 @@ class Symmetrized(nn.Module):
             generator: torch.Generator | numpy.random.Generator | None = None,
             *,
             seed: int | Tensor | None = None,
-            reduce: str = "mean",
+            reduce: str | None = None,
             weights: Tensor | None = None,
-        ) -> tuple[Tensor, dict[str, Tensor]]: ...
+            score: Score | None = None,
+        ) -> tuple[Any, dict[str, Tensor]]: ...
 
     def extra_repr(self) -> str:
         memory = "" if self.memory is None else f", memory={self.memory}"
-        return f"draws={self.draws!r}, chunk={self.chunk!r}{memory}"
+        reduce = "" if self.reduce == "mean" else f", reduce={self.reduce!r}"
+        return f"draws={self.draws!r}{reduce}, chunk={self.chunk!r}{memory}"
 
     @property
     def draws(self) -> str:
@@ -98,8 +108,18 @@ class Symmetrized(nn.Module):
 
     @draws.setter
     def draws(self, draws: str) -> None:
-        check_kind("Symmetrized", draws, "draws")
+        check_draws("Symmetrized", draws, "draws")
         self._draws = draws
+
+    @property
+    def reduce(self) -> str:
+        """The reduction where `forward` is given none."""
+        return self._reduce
+
+    @reduce.setter
+    def reduce(self, reduce: str) -> None:
+        check_kind(reduce)
+        self._reduce = reduce
 
     @property
     def chunks(self) -> Chunks:
@@ -137,28 +157,47 @@ class Symmetrized(nn.Module):
         generator: torch.Generator | numpy.random.Generator | None = None,
         *,
         seed: int | Tensor | None = None,
-        reduce: str = "mean",
+        reduce: str | None = None,
         weights: Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        score: Score | None = None,
+    ) -> tuple[Any, dict[str, Tensor]]:
         """The prediction, averaged over `samples` draws per graph, and the penalties (scalars).
 
         The noise comes from `generator` (None: torch's global one) or from `seed`, an int or a () int64 tensor. A seed
         gives the same numbers in eager, compiled and exported programs. Raises RuntimeError for a generator where a
         program is recorded (torch.compile, torch.export), and under torch.jit.trace.
 
-        reduce: "mean"; "none": the prediction of each sample, (S, ...); "max": the elementwise maximum; "weighted": the
-        mean weighted by weights (B, S), >= 0 with a nonzero sum, with a gradient (weighted frames). All but "mean" read
-        out sample by sample. Raises TypeError if samples is no int or weights no floating-point Tensor. ValueError if
-        samples is below 1, for another reduce and for weights that do not fit. Also raises what the batch's `check`
-        raises.
+        reduce: None: the model's own. "mean"; "none": the prediction of each sample, (S, ...); "max": the elementwise
+            maximum; "best": per input the prediction of the sample with the highest score, the first of equals; "weighted":
+            the mean with weights that are normalised to sum to 1. All but "mean" read out sample by sample.
+        weights: of "weighted", (B, S), >= 0 with a nonzero sum, with a gradient (weighted frames). None: the softmax of the
+            score over the samples; without a score the weights of the distribution, whose elements_and_weights(batch,
+            samples, draws) returns (g, weights (B, S), penalties). It may give another number of samples (a whole orbit).
+        score: of "best" and "weighted": a key of a dict prediction, (B,) or (B, 1) per sample; a function of the predictions
+            of all samples, leaves (S, ...), that returns (S, B); or a Tensor (B, S). None: the model's own. It must be
+            invariant, or the model is not equivariant. "best" passes gradients through the prediction that it takes, and
+            none to the score. Weights from a score or a distribution are a ratio of two means over samples: biased by
+            O(1 / S), and exact over a whole orbit.
+
+        Raises TypeError if samples is no int, weights no floating-point Tensor, score of another type, or a leaf of the
+        prediction no floating-point or complex Tensor, and for complex ones with "max". ValueError if samples is below 1,
+        for another reduce, and for weights or scores that do not fit. Also raises what the batch's `check` raises.
         """
         check_batch("Symmetrized", batch)
         samples = check_count("Symmetrized", "samples", samples)
-        check_reduction(reduce, weights, batch, samples)
-        if self.samples_mesh is not None and reduce != "mean":
-            raise ValueError(f"Symmetrized: reduce must be 'mean' with a samples_mesh, got {reduce!r}")
+        reduction = self._reduction(reduce, weights, score)
+        reduction.check(batch, samples, self.distribution)
+        if self.samples_mesh is not None and reduction.kind != "mean":
+            raise ValueError(f"Symmetrized: reduce must be 'mean' with a samples_mesh, got {reduction.kind!r}")
         draws = Draws(generator, seed=seed, kind=self.draws, device=batch.device)
-        return self.chunks.run(Pass(self, batch, samples, draws=draws, reduce=reduce, weights=weights))
+        return self.chunks.run(Pass(self, batch, samples, draws=draws, reduction=reduction))
+
+    def _reduction(self, reduce: str | None, weights: Tensor | None, score: Score | None) -> Reduction:
+        """With the model's own for what is not given, as far as it has a use."""
+        kind = self.reduce if reduce is None else reduce
+        if score is None and (kind == "best" or (kind == "weighted" and weights is None)):
+            score = self.score
+        return Reduction(kind, weights, score)
 
     def estimate(
         self,
@@ -176,18 +215,32 @@ class Symmetrized(nn.Module):
         tolerance None: always `samples`. The error is read after every step, which waits for the GPU. Samples that
         depend on each other count as one block, so step and samples are rounded up to whole blocks. The standard error
         of few blocks may be far too small, so it stops only after at least 8 blocks (`estimates.LEAST_BLOCKS`). The
-        noise is that of `forward`. Runs without gradients.
+        noise is that of `forward`. Runs without gradients. Only for means: weights would make it a ratio of means.
 
         Raises RuntimeError in training mode, where samples interact, and under torch.vmap for a tolerance. TypeError for
-        a tolerance that is no number, ValueError for one below 0 and with a samples_mesh, and as `forward`.
+        a tolerance that is no number, ValueError for one below 0, with a samples_mesh and for another reduce than "mean",
+        and as `forward`.
         """
         return estimate(self, batch, samples, Draws(generator, seed=seed, kind=self.draws), tolerance, step)
 
-    def apply_elements(self, batch: Batch, g: Any) -> Tensor:
-        """The prediction for given group elements. Raises what the batch's `check` raises."""
+    def apply_elements(
+        self,
+        batch: Batch,
+        g: Any,
+        *,
+        reduce: str | None = None,
+        weights: Tensor | None = None,
+        score: Score | None = None,
+    ) -> Any:
+        """The prediction for given group elements (B, S). reduce, weights, score: as in `forward`, but no weights are drawn.
+
+        Raises as `forward`.
+        """
         check_batch("Symmetrized", batch)
         batch.check()
-        return self.chunks.run(Pass(self, batch, samples_of(g), elements=g))[0]
+        samples, reduction = samples_of(g), self._reduction(reduce, weights, score)
+        reduction.check(batch, samples, None)
+        return self.chunks.run(Pass(self, batch, samples, elements=g, reduction=reduction))[0]
 
     def step_with_smaller_chunks(self, step: Callable[[], Any], samples: int) -> Any:
         """step(): a forward pass with `samples` samples, the loss and its backward pass.

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from probsym_fast.models import Symmetrized
 from probsym_fast.models.chunks import Chunks
+from probsym_fast.models.predictions import real_leaves
 from probsym_fast.profiling.arguments import checked_device
 from probsym_fast.profiling.steps import Loss, move
 
@@ -31,7 +33,7 @@ class Case:
 
 
 def prepared(what: Any, batch: Any, device: Any, weights: str | Path | None = None) -> Case:
-    """The case of a task (`Task.case`), or of a model and a batch with the mean square of the prediction as loss.
+    """The case of a task (`Task.case`), or of a model and a batch with the mean squares of the prediction as loss.
 
     device: None: the batch's device; for a task the GPU if there is one. weights: a checkpoint, only for a task.
     """
@@ -41,12 +43,17 @@ def prepared(what: Any, batch: Any, device: Any, weights: str | Path | None = No
         if weights is not None:
             raise TypeError(f"profile: weights must be None with a model, which has its own, got {str(weights)!r}")
         device = batch.device if device is None else checked_device(device)
-        square = lambda y, penalties: y.float().square().mean() + sum(penalties.values())  # noqa: E731
-        return Case("model", what.to(device), move(batch, device), square)
+        return Case("model", what.to(device), move(batch, device), _squares)
     if not hasattr(what, "case"):
         raise TypeError(f"profile: what must be a Symmetrized or a task that trains a model, got {type(what).__name__}")
     device = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return what.case(device, None if weights is None else Path(weights))
+
+
+def _squares(prediction: Any, penalties: Mapping[str, Tensor]) -> Tensor:
+    """The sum of the penalties and of the mean square of each leaf of the prediction."""
+    squares: Any = [x.float().square().mean() for x in real_leaves(prediction)]
+    return sum([*squares[1:], *penalties.values()], squares[0])
 
 
 @contextmanager

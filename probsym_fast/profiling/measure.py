@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from probsym_fast._memory import peak_memory
 from probsym_fast._progress import announced
+from probsym_fast.models.predictions import real_leaves
 from probsym_fast.ops import using_backend
 from probsym_fast.profiling.arguments import TIMED, check_backends, check_values
 from probsym_fast.profiling.cases import Case, chunks_like, kept, prepared
@@ -42,7 +42,7 @@ def profile(
     """Measures a model or task at every number of samples, in every mode, with every backend, chunk and kind of draws.
 
     what: a `Symmetrized` with a `batch`, or a task (`tasks.load(NAME)`), which gives its first training batch, loss,
-        precision and clipping. For a `Symmetrized` the loss is the mean square of the prediction.
+        precision and clipping. For a `Symmetrized` the loss is the mean square of the prediction, summed over its leaves.
     weights: a checkpoint of the task, such as a run's checkpoints/best.ckpt; None: new weights.
     modes: "training", "inference", or "variance", which is inference that measures only the variance.
     chunks: as in `models.chunks.Chunks`: None is all samples at once, "auto" keeps within the model's limit. Without a
@@ -105,14 +105,14 @@ def measure(row: Row, case: Case, seconds: float, repeats: int) -> None:
         row.clear()
 
 
-def variance_of(predictions: Sequence[Tensor]) -> tuple[float, float | None]:
-    """Variance over R predictions, averaged over their entries, and its standard error (None for R = 2).
+def variance_of(predictions: Sequence[Any]) -> tuple[float, float | None]:
+    """Variance over R predictions, averaged over all entries of their leaves, and its standard error (None for R = 2).
 
     variance = sum over r of q_r / (R - 1), where q_r is the mean square of prediction r minus the mean of all. Predictions
     are independent, their entries may not be; so the error is that of the mean of the q_r. Two predictions are equally far
     from their mean: their q_r are equal and give no error.
     """
-    each = torch.stack([x.double() for x in predictions]).flatten(1)
+    each = torch.stack([torch.cat([x.double().flatten() for x in real_leaves(y)]) for y in predictions])
     squares, count = (each - each.mean(0)).square().mean(1), len(each)
     error = squares.std().item() * count**0.5 / (count - 1) if count > 2 else None
     return squares.sum().item() / (count - 1), error

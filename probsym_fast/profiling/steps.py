@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from probsym_fast._inputs import embedded
 from probsym_fast.models import Symmetrized
 from probsym_fast.models.backbones.fused import OnePass, by_modules
+from probsym_fast.models.predictions import real_leaves
 
 Inputs = tuple[tuple, dict[str, Any]]  # positional and keyword arguments
 Loss = Callable[[Any, Mapping[str, Tensor]], Tensor]  # (prediction, penalties) -> scalar
@@ -85,12 +86,13 @@ def training_steps(
         model.backbone.compile(mode=mode)
 
     @cache
-    def made() -> tuple[nn.Module, list[tuple[Inputs, int]], dict[int, Tensor], torch.optim.Optimizer]:
+    def made() -> tuple[nn.Module, list[tuple[Inputs, int]], dict[int, list[Tensor]], torch.optim.Optimizer]:
         backbone, parts = bare_backbone(model, batch, samples)
         if compiled == "model":
             backbone = deepcopy(backbone)  # the model's own is part of its compiled graph
         with torch.no_grad():
-            wanted = {count: torch.randn_like(backbone(*given, **named)) for (given, named), count in parts}
+            outputs = {count: real_leaves(backbone(*given, **named)) for (given, named), count in parts}
+            wanted = {count: [torch.randn_like(x) for x in some] for count, some in outputs.items()}
         if compiled and backbone is not model.backbone:
             backbone.compile(mode=mode)
         return backbone, parts, wanted, torch.optim.Adam(backbone.parameters(), lr=1e-4, fused=True)
@@ -100,7 +102,8 @@ def training_steps(
         begin(bare_optimizer)
         for (given, named), count in parts:
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
-                value = nn.functional.mse_loss(backbone(*given, **named).float(), wanted[count])
+                pairs = zip(real_leaves(backbone(*given, **named)), wanted[count], strict=True)
+                value: Any = sum(nn.functional.mse_loss(x.float(), y) for x, y in pairs)
             value.backward()
         if clip:
             nn.utils.clip_grad_norm_(backbone.parameters(), clip)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from probsym_fast.batches import Batch
 from probsym_fast.distributions import Identity
 from probsym_fast.draws import seeded
 from probsym_fast.groups import Symmetric
@@ -34,35 +35,14 @@ TURN, ZOOM, SHIFT = (
 )  # largest rotation, scaling and shift (of half the side) of a training image
 
 
-class Images(NamedTuple):
+@dataclass(eq=False)
+class Images(Batch):
     """B images (B, 1, side, side); a batch for `Symmetrized` without symmetry."""
 
     pixels: Tensor
 
-    @property
-    def size(self) -> int:
-        return self.pixels.shape[0]
-
-    @property
-    def num_nodes(self) -> None:
-        return None
-
-    @property
-    def center(self) -> None:
-        return None
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.pixels.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.pixels.device
-
-    def names(self, rows: int) -> None:
-        """None: noise is not fixed to images."""
-
     def check(self) -> None:
+        super().check()
         if self.pixels.ndim != 4:
             raise ValueError(f"Images: pixels must be (B, C, height, width), got {tuple(self.pixels.shape)}")
 
@@ -156,7 +136,7 @@ class DigitsTask(Task):
     def report(self, model: Symmetrized, folder: Path) -> dict[str, Any]:
         device, test = next(model.parameters()).device, self.dataset("test")
         images, labels = test[torch.arange(len(test))]
-        prediction, _ = model(Images(images.pixels.to(device)))
+        prediction, _ = model(images.to(device))
         return {"test_accuracy": (prediction.argmax(1).cpu() == labels).double().mean().item()}
 
     def describe(self, results: dict[str, Any]) -> list[tuple[str, str]]:

@@ -271,7 +271,7 @@ def test_weights_whose_sum_or_share_leaves_the_range_of_float32(scale):
 def test_bad_reductions():
     f, batch = graph_model(), random_graphs([3, 6])
     for error, how, message in (
-        (ValueError, {"reduce": "sum"}, "reduce must be one of ('mean', 'none', 'max', 'weighted'), got 'sum'"),
+        (ValueError, {"reduce": "sum"}, "reduce must be one of ('mean', 'none', 'max', 'weighted', 'best'), got 'sum'"),
         (ValueError, {"reduce": "weighted"}, "weights must be (B, S) = (2, 3), got None"),
         (ValueError, {"weights": torch.ones(2, 3)}, "weights must be None with reduce 'mean', got (2, 3)"),
         (

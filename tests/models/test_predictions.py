@@ -1,0 +1,453 @@
+"""Predictions in structures: every tensor of them as if it were the only one; their scores, and weights from these."""
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+import probsym_fast as psf
+from probsym_fast.distributions import Distribution, Learned, Uniform, UniformNoise
+from probsym_fast.distributions.gin import GIN
+from probsym_fast.groups import Draws, Euclidean, Symmetric
+from probsym_fast.models import MLP, FlatGraph, MeanReadout, ScoredReadout, SlotReadout
+from tests.conftest import assert_near
+from tests.helpers.graphs import random_graphs
+
+N, S, WIDTH = 6, 5, 8
+SIZES = [6, 3, 5]
+
+
+class Pair(NamedTuple):
+    graph: torch.Tensor
+    nodes: torch.Tensor
+
+
+@dataclass
+class Result:
+    graph: torch.Tensor
+    nodes: torch.Tensor
+
+
+pytree.register_dataclass(Result)
+FORMS = {
+    "dict": lambda y, z: {"graph": y, "nodes": z},
+    "tuple": lambda y, z: (y, z),
+    "named": Pair,
+    "nested": lambda y, z: {"all": [y, {"nodes": z}]},
+    "dataclass": Result,
+}
+
+
+class Both(nn.Module):
+    """A value of the graph and one of each node, in a form; complex: the phases too."""
+
+    def __init__(self, form: str | None, is_complex: bool = False):
+        super().__init__()
+        self.form, self.complex, self.slots = form, is_complex, SlotReadout(N, WIDTH, 2)
+        self.rows, self.layout = (FORMS[form]("graphs", "nodes"), FORMS[form]("c", "nc")) if form else ("graphs", "c")
+
+    def forward(self, outputs, batch, group, g):
+        y, z = outputs.mean(1), self.slots(outputs, batch, group, g)
+        y, z = (torch.complex(x, 1 + x.flip(-1)) for x in (y, z)) if self.complex else (y, z)
+        return FORMS[self.form](y, z)
+
+
+class One(nn.Module):
+    """One tensor of what another readout returns."""
+
+    def __init__(self, readout: Both, which: int):
+        super().__init__()
+        self.readout, self.which, self.rows = readout, which, ("graphs", "nodes")[which]
+
+    def forward(self, *given):
+        return pytree.tree_leaves(self.readout(*given))[self.which]
+
+
+def model(form="dict", is_complex=False, distribution=None, **settings) -> psf.Symmetrized:
+    torch.manual_seed(1)
+    parts = MLP([WIDTH, WIDTH], "tanh"), FlatGraph(N, WIDTH, 2), Both(form, is_complex)
+    learned = distribution or Learned(Symmetric(N), GIN(2, 6), UniformNoise(), tau=0.1)
+    return psf.Symmetrized(*parts, learned, **settings).double().eval()
+
+
+def alone(f: psf.Symmetrized, which: int) -> psf.Symmetrized:
+    return psf.Symmetrized(f.backbone, f.embed, One(f.readout, which), f.distribution, chunk=f.chunk).eval()
+
+
+def graphs() -> psf.Graphs:
+    return random_graphs(SIZES)
+
+
+HOW = {
+    "mean": {},
+    "none": {"reduce": "none"},
+    "max": {"reduce": "max"},
+    "weighted": {"reduce": "weighted", "weights": torch.rand(3, S, dtype=torch.float64) + 0.1},
+    "best": {"reduce": "best", "score": torch.rand(3, S)},
+}
+
+
+@pytest.mark.parametrize(("form", "chunk"), [*((form, None) for form in FORMS), ("nested", 2)])
+def test_every_tensor_as_if_it_were_alone(form, chunk):
+    """Values in all reductions, the gradients of a mean and of the best, and the structure."""
+    f, batch = model(form, chunk=chunk), graphs()
+    structure = pytree.tree_structure(FORMS[form](0, 0))
+    for name, how in HOW.items():
+        found, penalties = f(batch, S, seed=3, **how)
+        assert pytree.tree_structure(found) == structure and set(penalties) == {"entropy"}
+        for which, x in enumerate(pytree.tree_leaves(found)):
+            expected = alone(f, which)(batch, S, seed=3, **how)[0]
+            assert torch.equal(x, expected)
+            if name in ("mean", "best"):
+                weights = list(f.backbone.parameters())
+                gradients = (torch.autograd.grad(y.square().sum(), weights, retain_graph=True) for y in (x, expected))
+                assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("is_complex", [False, True])
+def test_estimates(is_complex):
+    """The error of complex numbers is that of both parts together; the tolerance holds for every tensor."""
+    f, batch = model("nested", is_complex), graphs()
+    found = f.estimate(batch, 32, seed=3)
+    assert found.samples == 32
+    for which, (x, error) in enumerate(zip(*map(pytree.tree_leaves, found[:2]), strict=True)):
+        part = alone(f, which)
+        each = part(batch, 32, seed=3, reduce="none")[0].detach()
+        parts = torch.view_as_real(each) if is_complex else each[..., None]
+        assert_near(torch.view_as_real(x) if is_complex else x[..., None], parts.mean(0))
+        assert_near(error, (parts.var(0).sum(-1) / 32).sqrt())
+        assert error.dtype == torch.float64 and x.is_complex() == is_complex
+    largest = max(float(x.max()) for x in pytree.tree_leaves(found.standard_error))
+    stopped = f.estimate(batch, 512, seed=3, tolerance=2 * largest)
+    assert 8 <= stopped.samples < 64
+    assert all(float(x.max()) <= 2 * largest for x in pytree.tree_leaves(stopped.standard_error))
+
+
+def test_complex_numbers():
+    """In chunks, with weights, profiled; "max" has no meaning for them."""
+    f, batch = model("dict", is_complex=True, chunk=2), graphs()
+    each, mean = (f(batch, S, seed=3, reduce=how)[0]["nodes"] for how in ("none", "mean"))
+    assert mean.dtype == torch.complex128
+    assert_near(torch.view_as_real(mean), torch.view_as_real(each.mean(0)))
+    weights = HOW["weighted"]["weights"]
+    found = f(batch, S, seed=3, reduce="weighted", weights=weights)[0]["graph"]
+    graph = f(batch, S, seed=3, reduce="none")[0]["graph"]
+    expected = (graph * weights.T[..., None]).sum(0) / weights.sum(1)[:, None]
+    assert_near(torch.view_as_real(found), torch.view_as_real(expected))
+    with pytest.raises(
+        TypeError, match=r"^Symmetrized: prediction\['graph'\] must be real with reduce 'max', got .*128$"
+    ):
+        f(batch, S, reduce="max")
+    with pytest.raises(
+        TypeError, match=r"^Symmetrized: prediction must be real with reduce 'max', got torch.complex128$"
+    ):
+        alone(f, 0)(batch, S, reduce="max")
+    narrow = model("tuple", is_complex=True, chunk="auto", memory=10**8).float()  # probes differentiate them too
+    table = psf.profile(
+        narrow, batch.to(torch.float32), samples=[2], seconds=0.001, repeats=2, modes=["training", "variance"]
+    )
+    assert all(row.latency or row.variance for row in table.rows)
+
+
+def test_profiles_and_given_elements():
+    f, batch = model("dataclass").float(), graphs().to(torch.float32)
+    rows = psf.profile(f, batch, samples=[2], seconds=0.001, repeats=3, modes=["training", "inference"]).rows
+    assert [row.latency > 0 for row in rows] == [True, True] and rows[1].variance > 0
+    g, _ = f.distribution(batch, S, Draws(seed=3))
+    found = f.apply_elements(batch, g)
+    assert isinstance(found, Result) and torch.equal(found.nodes, f(batch, S, seed=3)[0].nodes)
+
+
+def test_equivariance_by_layouts_and_for_one_layout():
+    batch = graphs()
+    uniform = model("nested", distribution=Uniform(Symmetric(N)))
+    few, many = (psf.equivariance_error(uniform, batch, count, moves=2) for count in (2, 512))
+    assert few / many > 4
+    each = [psf.equivariance_error(alone(uniform, k), batch, 8, output=("c", "nc")[k]) for k in (0, 1)]
+    assert psf.equivariance_error(uniform, batch, 8) == max(each)
+    clouds = psf.PointClouds(torch.randn(4, 5, 3))
+    same = lambda x: {"here": x.positions, "there": (2 * x.positions, -x.positions)}  # noqa: E731
+    assert psf.equivariance_error(same, clouds, group=psf.groups.Orthogonal(3), output="np") < 1e-5
+    layouts = {"here": "np", "there": "nc"}  # for all in its place
+    assert psf.equivariance_error(same, clouds, group=psf.groups.Orthogonal(3), output=layouts) > 0.1
+    for output, error, message in (
+        ({"here": "np"}, ValueError, "output must have the structure of the prediction, "),
+        ({"here": "np", "there": 3}, TypeError, "output['there'] must be a str, got int"),
+    ):
+        with pytest.raises(error, match=f"^equivariance_error: {re.escape(message)}"):
+            psf.equivariance_error(same, clouds, group=Euclidean(3), output=output)
+    with pytest.raises(ValueError, match="predictions of both batches must have one structure, got"):
+        psf.equivariance_error(Alternating(), clouds, group=Euclidean(3), output="c")
+    uniform.reduce = "none"
+    with pytest.raises(
+        ValueError, match=r"^equivariance_error: the model's reduce must give one prediction, got 'none'$"
+    ):
+        psf.equivariance_error(uniform, batch)
+
+
+class Alternating:
+    """A tuple, then a list."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, batch):
+        self.calls += 1
+        return (tuple, list)[self.calls % 2]([batch.positions])
+
+
+@pytest.mark.parametrize(
+    ("prediction", "message"),
+    [
+        (
+            {"y": {"n": 3}},
+            "prediction['y']['n'] must be a floating-point or complex Tensor (or a pytree of them), got int",
+        ),
+        ((torch.ones(3), torch.ones(3).long()), "prediction[1] must be a floating-point or complex Tensor"),
+        ({"y": None}, "prediction['y'] must be a floating-point or complex Tensor (or a pytree of them), got NoneType"),
+        ({}, "prediction must be a floating-point or complex Tensor (or a pytree of them), got an empty dict"),
+        (
+            torch.ones(3).bool(),
+            "prediction must be a floating-point or complex Tensor (or a pytree of them), got torch.bool",
+        ),
+        (object(), "prediction must be a floating-point or complex Tensor (or a pytree of them), got object"),
+    ],
+)
+def test_what_is_no_prediction(prediction, message):
+    class Readout(nn.Module):
+        def forward(self, *_):
+            return prediction
+
+    f = model()
+    f.readout = Readout()
+    for reduce in ("mean", "none"):
+        with pytest.raises(TypeError, match=f"^{re.escape(f'Readout: {message}')}"):
+            f(graphs(), 2, reduce=reduce)
+
+
+def test_rows_of_other_structures():
+    f, how = model("dict"), HOW["weighted"]
+    for rows, error, message in (
+        (("graphs", "nodes"), ValueError, "rows of the readout must have the structure of the prediction, "),
+        ({"graph": "graphs", "nodes": 1}, TypeError, "rows of the readout['nodes'] must be a str, got int"),
+    ):
+        f.readout.rows = rows
+        with pytest.raises(error, match=f"^{re.escape(f'Symmetrized: {message}')}"):
+            f(graphs(), S, **how)
+
+
+# --- programs ---
+
+
+def test_compiled_exported_and_differentiated():
+    """One graph each for the mean, learned weights and the best; programs with dicts; torch.func."""
+    f, batch, seed = model("nested", reduce="weighted", score=score), graphs(), torch.tensor(3)
+    for reduce in ("mean", "weighted", "best"):
+        f.reduce = reduce
+        torch._dynamo.reset()
+        compiled = torch.compile(f, backend="eager", fullgraph=True)(batch, S, seed=seed)[0]
+        for x, y in zip(*map(pytree.tree_leaves, (compiled, f(batch, S, seed=seed)[0])), strict=True):
+            assert_near(x, y)
+    program = psf.export(f, batch, S)  # the best
+    other = random_graphs([4, 6, 2, 5])
+    found = program.module()(other.x, other.edge_index, other.ptr, seed)
+    expected = f(other, S, seed=seed)[0]
+    assert pytree.tree_structure(found) == pytree.tree_structure(expected)
+    for x, y in zip(*map(pytree.tree_leaves, (found, expected)), strict=True):
+        assert_near(x, y)
+    f.reduce = "mean"
+    weights = dict(f.named_parameters())
+
+    def loss(weights, seed):
+        y = torch.func.functional_call(f, weights, (batch, 2), {"seed": seed})[0]
+        return sum(x.square().sum() for x in pytree.tree_leaves(y))
+
+    gradient = torch.func.grad(loss)(weights, seed)["readout.slots.bias"]
+    assert_near(gradient, torch.autograd.grad(loss(weights, seed), weights["readout.slots.bias"])[0])
+    both = torch.vmap(lambda seed: f(batch, 2, seed=seed)[0])(torch.tensor([3, 4]))
+    assert_near(both["all"][1]["nodes"][1], f(batch, 2, seed=4)[0]["all"][1]["nodes"])
+
+
+# --- scores ---
+
+
+def score(each):
+    """(S, B) of the values of graphs in the nested form."""
+    return each["all"][0].square().sum(-1)
+
+
+def test_the_best_sample():
+    f, batch = model("dict", distribution=Uniform(Symmetric(N))), graphs()
+    each = f(batch, S, seed=3, reduce="none")[0]
+    scores = each["graph"][..., 0]  # (S, B)
+    chosen = scores.argmax(0)
+    assert len(chosen.unique()) > 1
+    f.readout = Scored(f.readout)
+    for how in ("score", lambda y: y["score"], scores.T.detach()):
+        found = f(batch, S, seed=3, reduce="best", score=how)[0]
+        for b in range(3):
+            assert torch.equal(found["graph"][b], each["graph"][chosen[b], b])
+            assert torch.equal(found["nodes"][batch.graph == b], each["nodes"][chosen[b]][batch.graph == b])
+    tied = torch.tensor([[1.0, 2, 2, 0, 2], [0, 0, 0, 0, 0], [-torch.inf, -5, -5, -torch.inf, -9]])
+    found = f(batch, S, seed=3, reduce="best", score=tied)[0]["graph"]
+    assert torch.equal(found, torch.stack([each["graph"][k, b] for b, k in enumerate((1, 0, 1))]))
+    by_sample = torch.randn(S, 3, WIDTH, dtype=torch.float64, requires_grad=True)
+    f.readout = Given(by_sample)
+    (gradient,) = torch.autograd.grad(f(batch, S, reduce="best", score=tied)[0].sum(), by_sample)
+    assert torch.equal(
+        gradient.sum(-1).nonzero().tolist() and gradient[[1, 0, 1], [0, 1, 2]], torch.ones(3, WIDTH).double()
+    )
+    assert gradient.sum() == 3 * WIDTH
+
+
+class Scored(nn.Module):
+    """A score among the predictions."""
+
+    def __init__(self, readout):
+        super().__init__()
+        self.readout, self.rows = readout, readout.rows | {"score": "graphs"}
+
+    def forward(self, outputs, *given):
+        y = self.readout(outputs, *given)
+        return y | {"score": y["graph"][:, :1]}
+
+
+class Given(nn.Module):
+    """Predictions that are given, (S, ...), of one sample after the other."""
+
+    def __init__(self, each):
+        super().__init__()
+        self.each, self.calls = each, 0
+
+    def forward(self, *_):
+        self.calls += 1
+        return self.each[self.calls - 1]
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_weights_of_a_head(chunk):
+    """Softmax of the head's scores; head, backbone and distribution learn from them; one call after another."""
+    f, batch = model(chunk=chunk), graphs()
+    f.readout = ScoredReadout(f.readout, nn.Linear(WIDTH, 1).double())
+    f.reduce, f.score = "weighted", "score"
+    assert "reduce='weighted'" in repr(f)
+    found = f(batch, S, seed=3)[0]
+    each = f(batch, S, seed=3, reduce="none")[0]
+    shares = each["score"].softmax(0)  # (S, B)
+    nodes = (shares[:, batch.graph, None] * each["prediction"]["nodes"]).sum(0)
+    assert_near(found["prediction"]["nodes"], nodes)
+    assert_near(found["prediction"]["graph"], (shares[..., None] * each["prediction"]["graph"]).sum(0))
+    parameters = list(f.parameters())
+    gradients = [
+        torch.autograd.grad(y.square().sum(), parameters, allow_unused=True)
+        for y in (found["prediction"]["nodes"], nodes)
+    ]
+    for (name, _), a, b in zip(f.named_parameters(), *gradients, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert_near(a, b)
+        assert a is None or not name.startswith("readout.head") or name.endswith("bias") or a.abs().max() > 0
+    shift = f(batch, S, seed=3, score=each["score"].T.detach() + 1e4)[0]["prediction"]["nodes"]
+    assert_near(shift, nodes)
+    assert psf.equivariance_error(f, batch, samples=256) < psf.equivariance_error(f, batch, samples=1) / 4
+    assert_near(f(batch, S, seed=3, reduce="mean")[0]["prediction"]["graph"], each["prediction"]["graph"].mean(0))
+    with pytest.raises(ValueError, match=r"^estimate: the model's reduce must be 'mean', got 'weighted'$"):
+        f.estimate(batch, S)
+
+
+def test_a_score_that_is_a_module_is_trained_with_the_model():
+    head = nn.Sequential(nn.Linear(WIDTH, 1), nn.Flatten(1)).double()
+    f = psf.Symmetrized(
+        *(getattr(model(), x) for x in ("backbone", "embed")), MeanReadout(), Uniform(Symmetric(N)), score=head
+    )
+    assert "score.0.weight" in f.state_dict()
+    f.double()(graphs(), S, reduce="weighted")[0].square().sum().backward()
+    assert head[0].weight.grad.abs().max() > 0
+
+
+class Orbit(Distribution):
+    """All orders of three nodes, each with a weight; a network gives the weights."""
+
+    def __init__(self):
+        super().__init__(Symmetric(3))
+        self.logits = nn.Parameter(torch.linspace(-1, 1, 6, dtype=torch.float64))
+
+    def draw(self, batch, samples, draws=None):
+        return self.group.uniform(batch, samples, draws), {}
+
+    def elements_and_weights(self, batch, samples, draws=None):
+        order = torch.tensor([[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]])
+        g = psf.Permutation(order.expand(batch.size, -1, -1).contiguous())
+        return g, self.logits.exp().expand(batch.size, -1), {"spread": self.logits.var()}
+
+
+@pytest.mark.parametrize("chunk", [None, 4, "auto"])
+def test_weights_of_the_distribution(chunk):
+    """Here for a whole orbit, whatever the number of samples."""
+    batch, embed = random_graphs([3, 3]), FlatGraph(3, WIDTH, 2)
+    f = psf.Symmetrized(MLP([WIDTH, WIDTH]), embed, MeanReadout(), Orbit(), reduce="weighted", chunk=chunk).double()
+    found, penalties = f(batch, 2)
+    g, weights, _ = f.distribution.elements_and_weights(batch, 2)
+    expected = f.apply_elements(batch, g, weights=weights)
+    assert_near(found, expected)
+    assert set(penalties) == {"spread"} and f(batch, 2, reduce="mean")[1] == {}
+    parameters = list(f.parameters())
+    for a, b in zip(*(torch.autograd.grad(y.square().sum(), parameters) for y in (found, expected)), strict=True):
+        assert_near(a, b)
+    f.distribution.logits.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"^Orbit: weights must be finite and >= 0 with a sum > 0, got "):
+        f(batch, 2)
+
+
+def test_refused_scores():
+    f, batch = model("dict"), graphs()
+    needed = "score must be a key, a function or a Tensor with reduce 'best', got None"
+    shape = "score must give (S, B) or (S, B, 1) with (5, 3), got (5, 3, 8)"
+    for error, how, message in (
+        (ValueError, {"reduce": "best"}, needed),
+        (ValueError, {"score": "graph"}, "score must be None with reduce 'mean', got 'graph'"),
+        (ValueError, {"reduce": "max", "score": torch.ones(3, S)}, "score must be None with reduce 'max', got Tensor"),
+        (
+            TypeError,
+            {"reduce": "best", "score": 3},
+            "score must be a key (str), a function, a Tensor or None, got int 3",
+        ),
+        (
+            ValueError,
+            {"reduce": "best", "score": "y"},
+            "prediction must be a dict with the score 'y', got a dict with ['graph'",
+        ),
+        (ValueError, {"reduce": "best", "score": "graph"}, shape),
+        (ValueError, {"reduce": "best", "score": torch.ones(S, 3)}, "score must give (B, S) with (3, 5), got (5, 3)"),
+        (
+            TypeError,
+            {"reduce": "best", "score": torch.ones(3, S).int()},
+            "score must give a floating-point Tensor, got torch.int32",
+        ),
+        (ValueError, {"reduce": "weighted", "score": torch.full((3, S), torch.nan)}, "score must give no NaN, got NaN"),
+        (
+            ValueError,
+            {"reduce": "weighted", "score": "graph", "weights": torch.ones(3, S)},
+            "weights must be None with a score",
+        ),
+        (
+            ValueError,
+            {"reduce": "weighted"},
+            "weights must be (B, S) = (3, 5), got None; without weights give a score, or a dis",
+        ),
+        (
+            ValueError,
+            {"reduce": "best", "weights": torch.ones(3, S)},
+            "weights must be None with reduce 'best', got (3, 5)",
+        ),
+    ):
+        with pytest.raises(error, match=f"^{re.escape(f'Symmetrized: {message}')}"):
+            f(batch, S, **how)
+    with pytest.raises(ValueError, match=r"^Symmetrized: prediction must be a dict with the score 'y', got a Tensor$"):
+        alone(f, 0)(batch, S, reduce="best", score="y")
+    with pytest.raises(ValueError, match=r"^Symmetrized: reduce must be one of "):
+        f.reduce = "median"
