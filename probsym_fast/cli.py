@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,6 +62,7 @@ def _main(arguments: Sequence[str] | None) -> int:
                 help="continue from the run's last checkpoint (a comparison always does)",
             )
         command.add_argument("--keys", action="store_true", help="list the configuration's keys and exit")
+        _add_import(command)
     _add_profile(commands)
     commands.add_parser(
         "info", help="show which backends are built and which each op uses, and list the configurations"
@@ -104,6 +106,23 @@ def _file_error(error: OSError) -> str | None:
     return str(error.strerror) if error.errno in FULL else None
 
 
+def _add_import(command: argparse.ArgumentParser) -> None:
+    text = "a module that registers tasks of your own, imported first; the current folder counts too"
+    command.add_argument("--import", dest="modules", action="append", metavar="MODULE", default=[], help=text)
+
+
+def _import(modules: Sequence[str]) -> None:
+    """Imports the modules. Raises ValueError for one that cannot be imported."""
+    if modules and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    for name in modules:
+        try:
+            import_module(name)
+        except ImportError as error:
+            text = f"must name a module that can be imported, got {name!r}: {error}"
+            raise ValueError(f"probsym: --import {text}") from error
+
+
 def _add_profile(commands: argparse._SubParsersAction) -> None:
     text = "measure throughput, memory, tax and variance against the number of samples"
     about = text.capitalize() + ". Override any key of the configuration with --key value."
@@ -111,6 +130,7 @@ def _add_profile(commands: argparse._SubParsersAction) -> None:
         "profile", help=text, description=about, allow_abbrev=False, argument_default=argparse.SUPPRESS
     )
     add = command.add_argument
+    _add_import(command)
     what = command.add_mutually_exclusive_group(required=True)
     what.add_argument("-c", "--config", help="a YAML file, or a packaged name such as nbody/gnn_O3_ps")
     what.add_argument(
@@ -166,6 +186,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     from probsym_fast import tasks
     from probsym_fast.tasks import configuration
 
+    _import(options.modules)
     if options.keys:
         config = tasks.load(options.config, rest).config
         parser = configuration.parser_of(type(config), f"probsym {options.command} -c CONFIG")
@@ -210,6 +231,7 @@ def _profile(options: argparse.Namespace, rest: list[str]) -> int:
     given = vars(options)
     if "join" in given:
         return _join(options, rest)
+    _import(given.get("modules", []))
     task = tasks.load(options.config, rest)
     folder = given.get("output") or Path("runs") / tasks.configuration.full_name(task.config) / "profile"
     with owned(folder):  # reports an unwritable folder before measuring
