@@ -12,7 +12,7 @@ from probsym_fast.models.backbones.timm import timm_backbone
 from probsym_fast.models.backbones.transformer import Transformer
 from probsym_fast.models.backbones.vision import VisionBackbone
 from probsym_fast.models.graphs import FlatGraph, IdentifiedNodes, MeanReadout, PatchWeight, SlotReadout
-from probsym_fast.models.point_clouds import NodeReadout, NodeVectors, PairTokens
+from probsym_fast.models.point_clouds import NodeReadout, NodeVectors, PairTokens, PooledReadout, ScalarReadout
 from probsym_fast.models.symmetrized import Symmetrized
 from probsym_fast.models.tokens import DiagonalReadout, GraphReadout, GraphTokens, NodeTokens, PairReadout
 
@@ -36,6 +36,8 @@ __all__ = [
     "PairReadout",
     "PairTokens",
     "PatchWeight",
+    "PooledReadout",
+    "ScalarReadout",
     "SlotReadout",
     "Symmetrized",
     "Transformer",
