@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,7 @@ from typing import Any, cast
 from probsym_fast._output import patient_output
 
 PROFILED = ("weights", "samples", "modes", "chunks", "backends", "draws", "device", "seconds", "repeats")
+MOLECULES_EXTRA = {"ase", "tblite"}  # whose error says what to install
 TRAIN_EXTRA = {
     "filelock",
     "lightning",
@@ -80,7 +82,10 @@ def _main(arguments: Sequence[str] | None) -> int:
         run = {"fit": _run, "test": _run, "profile": _profile, "info": _info, "data": _data}[options.command]
         return run(options, rest)
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in TRAIN_EXTRA:
+        missing = (error.name or "").split(".")[0]
+        if missing in MOLECULES_EXTRA:
+            return _refuse(str(error))
+        if missing not in TRAIN_EXTRA:
             raise
         return _refuse(f'{error.name} is needed for this command: pip install "probsym_fast[train]"')
     except KeyboardInterrupt:
@@ -120,7 +125,7 @@ def _import(modules: Sequence[str]) -> None:
             import_module(name)
         except ImportError as error:
             text = f"must name a module that can be imported, got {name!r}: {error}"
-            raise ValueError(f"probsym: --import {text}") from error
+            raise ValueError(f"--import {text}") from error
 
 
 def _add_profile(commands: argparse._SubParsersAction) -> None:
@@ -309,13 +314,19 @@ def _info(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _data(options: argparse.Namespace, rest: list[str]) -> int:
-    from probsym_fast.data import NBody, cache_dir, exp, graph8c, lrgb, pattern, published_pattern
+    from probsym_fast.data import NBody, cache_dir, dynamics, exp, g2, graph8c, lrgb, pattern, published_pattern
     from probsym_fast.data.exp import URL as EXP_URL
 
     benchmark = {
         "peptides-func": "15,535 peptides, ten functions to predict (Long Range Graph Benchmark)",
         "peptides-struct": "the same peptides, eleven properties of shape to predict",
         "pcqm-contact": "529,434 molecules, contacts between atoms to predict",
+    }
+    simulated = {  # made with the extra `molecules`
+        "md_ethanol": "1,700 frames of ethanol (9 atoms) at 500 K with energies and forces, GFN2-xTB (1 MB, 2 minutes)",
+        "md_aspirin": "the same of aspirin (21 atoms; 2 MB, 8 minutes)",
+        "md_alanine_dipeptide": "the same of a small peptide (22 atoms; 2 MB, 6 minutes)",
+        "g2": "the 162 molecules of G2 (1 to 14 atoms), each displaced 11 times, GFN2-xTB (1.3 MB, seconds)",
     }
     splits = ("train", "valid", "test")
 
@@ -338,6 +349,10 @@ def _data(options: argparse.Namespace, rest: list[str]) -> int:
                 "14,000 community graphs with a planted pattern, our own draw; generated on first use (seconds)",
             ),
         ]
+        for name, about in simulated.items():
+            folder = cache_dir() / ("g2" if name == "g2" else "dynamics")
+            found = {path.name.split("-")[1] for path in folder.glob(f"{name.removeprefix('md_')}-*-seed0.npz")}
+            rows.append((name, f"{about}; " + (f"in {folder}" if set(splits) <= found else "made on first use")))
         published = {"published_pattern": "the 14,000 graphs of PATTERN as published", **benchmark}
         for name, about in published.items():
             folder = cache_dir() / ("lrgb" if name in benchmark else "gnn_benchmark")
@@ -365,8 +380,13 @@ def _data(options: argparse.Namespace, rest: list[str]) -> int:
     elif options.name in benchmark:
         counts = [len(lrgb(options.name, s, download=True, force=options.force and s == "train")) for s in splits]
         print(f"{options.name}: {' + '.join(map(str, counts))} graphs in {cache_dir() / 'lrgb'}")
+    elif options.name in simulated:
+        load = g2 if options.name == "g2" else partial(dynamics, options.name.removeprefix("md_"))
+        counts = [len(load(split, force=options.force)) for split in splits]
+        where = cache_dir() / ("g2" if options.name == "g2" else "dynamics")
+        print(f"{options.name}: {' + '.join(map(str, counts))} conformations in {where}")
     else:
-        names = ", ".join(["nbody", "graph8c", "exp", "pattern", "published_pattern", *benchmark])
+        names = ", ".join(["nbody", "graph8c", "exp", "pattern", *simulated, "published_pattern", *benchmark])
         raise ValueError(f"data: name must be one of {names}, got {options.name!r}")
     return 0
 

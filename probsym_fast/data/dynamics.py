@@ -134,8 +134,8 @@ def simulate(
     (ase, TBLite), (symbols, start) = _tools(), geometry(molecule)
     atoms = ase.Atoms(symbols, np.array(start) @ _rotation(random))
     atoms.calc = TBLite(method=METHOD, verbosity=0)
-    fs = ase.units.fs
-    ase.md.velocitydistribution.MaxwellBoltzmannDistribution(atoms, temperature_K=TEMPERATURE, rng=random)
+    fs, masses = ase.units.fs, atoms.get_masses()[:, None]
+    atoms.set_momenta(random.standard_normal((len(atoms), 3)) * np.sqrt(masses * ase.units.kB * TEMPERATURE))
     langevin = ase.md.langevin.Langevin(
         atoms, STEP * fs, temperature_K=TEMPERATURE, friction=FRICTION / fs, fixcm=False, rng=random
     )
@@ -235,7 +235,6 @@ def _tools() -> tuple[Any, Any]:
     try:
         import ase.collections
         import ase.md.langevin
-        import ase.md.velocitydistribution
         import ase.units
         from tblite.ase import TBLite
     except ModuleNotFoundError as error:
