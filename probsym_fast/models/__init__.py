@@ -11,6 +11,7 @@ from probsym_fast.models.backbones.mlp import MLP
 from probsym_fast.models.backbones.timm import timm_backbone
 from probsym_fast.models.backbones.transformer import Transformer
 from probsym_fast.models.backbones.vision import VisionBackbone
+from probsym_fast.models.forces import energy_and_forces
 from probsym_fast.models.graphs import FlatGraph, IdentifiedNodes, MeanReadout, PatchWeight, SlotReadout
 from probsym_fast.models.point_clouds import NodeReadout, NodeVectors, PairTokens, PooledReadout, ScalarReadout
 from probsym_fast.models.scores import ScoredReadout
@@ -44,6 +45,7 @@ __all__ = [
     "Symmetrized",
     "Transformer",
     "VisionBackbone",
+    "energy_and_forces",
     "fuse",
     "hf_backbone",
     "timm_backbone",

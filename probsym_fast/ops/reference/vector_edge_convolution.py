@@ -93,9 +93,10 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
     """Inner product over axis 1, the d components."""
     if transformed():  # vmap has no addcmul_
         return (x * y).sum(1)
-    out = x[:, 0] * y[:, 0]
-    for a in range(1, x.shape[1]):
-        out.addcmul_(x[:, a], y[:, a])
+    first, *others = zip(x.unbind(1), y.unbind(1), strict=True)  # whose gradient is one stack, not d sums of zeros
+    out = first[0] * first[1]
+    for parts in others:
+        out.addcmul_(*parts)
     return out
 
 
