@@ -16,6 +16,7 @@ from probsym_fast.distributions import (
     Uniform,
     UniformNoise,
     VectorNeurons,
+    distribution,
     frames,
 )
 from probsym_fast.groups import Draws, Graphs, Orthogonal, Symmetric
@@ -266,7 +267,7 @@ def test_inference_takes_samples_in_parts(name, given, monkeypatch):
     f.network.register_forward_pre_hook(lambda _, x: counts.append(x[1].shape[1]))
     with torch.no_grad():
         whole, penalties = f(batch, 10, draws, noise=noise)
-        monkeypatch.setattr(frames, "AT_ONCE", 46 * 4)
+        monkeypatch.setattr(distribution, "AT_ONCE", 46 * 4)
         parts, others = f(batch, 10, draws, noise=noise)
     assert counts == [10, 4, 4, 2]
     for part in ("order", "rank"):
@@ -277,7 +278,7 @@ def test_inference_takes_samples_in_parts(name, given, monkeypatch):
     f(batch, 10, draws, noise=noise)
     with torch.no_grad():
         f.train()(batch, 10, draws, noise=noise)
-        monkeypatch.setattr(frames, "AT_ONCE", 1)  # one by one where a sample has more
+        monkeypatch.setattr(distribution, "AT_ONCE", 1)  # one by one where a sample has more
         f.eval()(batch, 2, draws)
     assert counts[4:] == [10, 10, 1, 1]
 
