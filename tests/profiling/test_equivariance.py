@@ -99,7 +99,11 @@ def test_translations_are_tried(group):
 def test_predictions_that_cannot_be_compared():
     batch, group = clouds(), Euclidean(3)
     for f, error, message in (
-        (lambda x: (x.positions, {}), TypeError, "a Tensor, or a pytree of tensors, got tuple; return the prediction only"),
+        (
+            lambda x: (x.positions, {}),
+            TypeError,
+            "a Tensor, or a pytree of tensors, got tuple; return the prediction only",
+        ),
         (lambda x: x.positions, ValueError, "scale must be a finite number > 0 or None, got 0"),
     ):
         with pytest.raises(error, match=message):
