@@ -46,7 +46,7 @@ def main(options: argparse.Namespace) -> float:
     model.eval()
     with torch.no_grad():
         error = mse_loss(model(test, samples=20, seed=0)[0], target[options.count :]).item()
-    straight = mse_loss(test.positions + test.velocities, target[options.count :]).item()
+    straight = mse_loss((fields[0] + fields[1])[options.count :], target[options.count :]).item()
     print(f"test error {error:.4f} after {options.epochs} epochs; of straight lines {straight:.4f}")
     print(f"equivariance error with 20 samples: {psf.equivariance_error(model, test, samples=20):.4f}")
     return error

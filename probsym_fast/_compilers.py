@@ -32,3 +32,11 @@ def is_fake(x: Tensor) -> bool:
 def traced() -> bool:
     """Whether operations are recorded on tensors with values that must not be read (make_fx, torch.func.linearize)."""
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+
+
+def as_recorded(x: Tensor) -> Tensor:
+    """A constant tensor as operations on tensors without values take it: faked where a FakeTensorMode refuses real ones."""
+    if torch.compiler.is_compiling():
+        return x
+    mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    return x if mode is None or mode.allow_non_fake_inputs or is_fake(x) else mode.from_tensor(x)

@@ -7,7 +7,7 @@ import os
 import pickletools
 import stat
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
@@ -226,9 +226,9 @@ def _is_dtype(full: str) -> bool:
     return module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
 
 
-def check_torch_file(path: Path) -> None:
+def check_torch_file(path: Path, names: Collection[str] = NAMES) -> None:
     """Raises ValueError, UnpicklingError or BadZipFile for a file that torch.save did not write or that claims more than it
-    holds, OSError if it cannot be read."""
+    holds, OSError if it cannot be read. names: globals that it may name."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if file.read(4) == b"PK\x03\x04":
@@ -240,7 +240,7 @@ def check_torch_file(path: Path) -> None:
             if len(pickles) != 1 or sizes[pickles[0]] > PICKLE:
                 raise ValueError(f"expected one data.pkl of at most {PICKLE} bytes, got {pickles}")
             with zipfile.ZipFile(file) as archive:
-                storages = check_pickle(BytesIO(archive.read(pickles[0])), size, NAMES)
+                storages = check_pickle(BytesIO(archive.read(pickles[0])), size, names)
                 if (damaged := archive.testzip()) is not None:
                     raise ValueError(f"expected intact entries, got a wrong checksum in {damaged}")
             folder = pickles[0].removesuffix("data.pkl")
@@ -250,10 +250,10 @@ def check_torch_file(path: Path) -> None:
                     raise ValueError(f"expected {storage.bytes} bytes of storage {storage.key}, got {held}")
         else:
             file.seek(0)
-            check_legacy(file, size)
+            check_legacy(file, size, names)
 
 
-def check_legacy(file: BinaryIO, size: int) -> None:
+def check_legacy(file: BinaryIO, size: int, names: Collection[str] = NAMES) -> None:
     """`check_torch_file` for torch's file format before zip, from the start of the file."""
     start = [
         argument for _, (_, argument, _) in zip(range(2), pickletools.genops(file), strict=False)
@@ -261,20 +261,21 @@ def check_legacy(file: BinaryIO, size: int) -> None:
     if start[1:] != [LEGACY_MAGIC]:
         raise UnpicklingError("expected torch's file format, got another one")
     file.seek(0)
-    storages = [storage for _ in range(5) for storage in check_pickle(file, size, NAMES)]
+    storages = [storage for _ in range(5) for storage in check_pickle(file, size, names)]
     if (total := sum(storage.bytes for storage in storages)) > size:
         raise UnpicklingError(f"expected storages of at most {size} bytes, the file's, got {total}")
 
 
-def load_tensors(path: Path) -> Any:
+def load_tensors(path: Path, classes: Sequence[type] = ()) -> Any:
     """What torch.save wrote: tensors, numbers, strings and containers, on the CPU. Runs no code from the file.
 
-    The file's size bounds the work and the memory. Raises OSError if it cannot be read, ValueError if its content is wrong,
-    with one line that does not name the file.
+    classes: further ones whose objects it may hold; their __setstate__ runs. The file's size bounds the work and the memory.
+    Raises OSError if it cannot be read, ValueError if its content is wrong, with one line that does not name the file.
     """
     try:
-        check_torch_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        check_torch_file(path, {*NAMES, *(f"{kind.__module__}.{kind.__qualname__}" for kind in classes)})
+        with torch.serialization.safe_globals(list(classes)):
+            content = torch.load(path, map_location="cpu", weights_only=True)
         _check_tensors(content)
     except OSError:
         raise
@@ -304,3 +305,6 @@ def _check_tensors(content: Any) -> None:
         elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
             seen.add(id(value))
             waiting += value.values() if isinstance(value, dict) else value
+        elif hasattr(value, "__dict__") and not isinstance(value, type) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += vars(value).values()

@@ -151,9 +151,10 @@ class PointClouds(Batch):
 
     @property
     def center(self) -> Tensor:
-        if (valid := self.valid) is None:
+        if (valid := self.valid) is None or self.num_nodes is None:
             return self.positions.mean(1)
-        return torch.where(valid[..., None], self.positions, 0).sum(1) / self.num_nodes.clamp(min=1)[:, None]
+        count = valid.sum(1, keepdim=True).clamp(min=1)
+        return torch.where(valid[..., None], self.positions, 0).sum(1) / count
 
     @property
     def dtype(self) -> torch.dtype:
@@ -341,11 +342,11 @@ def check_batch(owner: str, batch: Any, *fields: str) -> None:
         raise TypeError(f"{owner}: batch must have {' and '.join(fields)}, got {kind} without {missing[0]}")
 
 
-def check_all_valid(owner: str, batch: Batch) -> None:
+def check_all_valid(owner: str, batch: Batch, way_out: str = "") -> None:
     """ValueError if the batch has num_nodes, for an owner that treats every node as valid."""
     if (given := batch.num_nodes) is not None:
         got = tuple(given.shape) if isinstance(given, Tensor) else given
-        raise ValueError(f"{owner}: num_nodes must be None (every node counts as valid), got {got}")
+        raise ValueError(f"{owner}: num_nodes must be None (every node counts as valid), got {got}{way_out}")
 
 
 def _check_key(owner: str, key: Tensor) -> None:

@@ -7,12 +7,15 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 from probsym_fast._output import patient_output
 
 PROFILED = ("weights", "samples", "modes", "chunks", "backends", "draws", "device", "seconds", "repeats")
+MOLECULES_EXTRA = {"ase", "tblite"}  # whose error says what to install
 TRAIN_EXTRA = {
     "filelock",
     "lightning",
@@ -61,6 +64,7 @@ def _main(arguments: Sequence[str] | None) -> int:
                 help="continue from the run's last checkpoint (a comparison always does)",
             )
         command.add_argument("--keys", action="store_true", help="list the configuration's keys and exit")
+        _add_import(command)
     _add_profile(commands)
     commands.add_parser(
         "info", help="show which backends are built and which each op uses, and list the configurations"
@@ -78,7 +82,10 @@ def _main(arguments: Sequence[str] | None) -> int:
         run = {"fit": _run, "test": _run, "profile": _profile, "info": _info, "data": _data}[options.command]
         return run(options, rest)
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in TRAIN_EXTRA:
+        missing = (error.name or "").split(".")[0]
+        if missing in MOLECULES_EXTRA:
+            return _refuse(str(error))
+        if missing not in TRAIN_EXTRA:
             raise
         return _refuse(f'{error.name} is needed for this command: pip install "probsym_fast[train]"')
     except KeyboardInterrupt:
@@ -104,6 +111,23 @@ def _file_error(error: OSError) -> str | None:
     return str(error.strerror) if error.errno in FULL else None
 
 
+def _add_import(command: argparse.ArgumentParser) -> None:
+    text = "a module that registers tasks of your own, imported first; the current folder counts too"
+    command.add_argument("--import", dest="modules", action="append", metavar="MODULE", default=[], help=text)
+
+
+def _import(modules: Sequence[str]) -> None:
+    """Imports the modules. Raises ValueError for one that cannot be imported."""
+    if modules and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    for name in modules:
+        try:
+            import_module(name)
+        except ImportError as error:
+            text = f"must name a module that can be imported, got {name!r}: {error}"
+            raise ValueError(f"--import {text}") from error
+
+
 def _add_profile(commands: argparse._SubParsersAction) -> None:
     text = "measure throughput, memory, tax and variance against the number of samples"
     about = text.capitalize() + ". Override any key of the configuration with --key value."
@@ -111,6 +135,7 @@ def _add_profile(commands: argparse._SubParsersAction) -> None:
         "profile", help=text, description=about, allow_abbrev=False, argument_default=argparse.SUPPRESS
     )
     add = command.add_argument
+    _add_import(command)
     what = command.add_mutually_exclusive_group(required=True)
     what.add_argument("-c", "--config", help="a YAML file, or a packaged name such as nbody/gnn_O3_ps")
     what.add_argument(
@@ -166,6 +191,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     from probsym_fast import tasks
     from probsym_fast.tasks import configuration
 
+    _import(options.modules)
     if options.keys:
         config = tasks.load(options.config, rest).config
         parser = configuration.parser_of(type(config), f"probsym {options.command} -c CONFIG")
@@ -210,6 +236,7 @@ def _profile(options: argparse.Namespace, rest: list[str]) -> int:
     given = vars(options)
     if "join" in given:
         return _join(options, rest)
+    _import(given.get("modules", []))
     task = tasks.load(options.config, rest)
     folder = given.get("output") or Path("runs") / tasks.configuration.full_name(task.config) / "profile"
     with owned(folder):  # reports an unwritable folder before measuring
@@ -287,13 +314,19 @@ def _info(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _data(options: argparse.Namespace, rest: list[str]) -> int:
-    from probsym_fast.data import NBody, cache_dir, exp, graph8c, lrgb, pattern, published_pattern
+    from probsym_fast.data import NBody, cache_dir, dynamics, exp, g2, graph8c, lrgb, pattern, published_pattern
     from probsym_fast.data.exp import URL as EXP_URL
 
     benchmark = {
         "peptides-func": "15,535 peptides, ten functions to predict (Long Range Graph Benchmark)",
         "peptides-struct": "the same peptides, eleven properties of shape to predict",
         "pcqm-contact": "529,434 molecules, contacts between atoms to predict",
+    }
+    simulated = {  # made with the extra `molecules`
+        "md_ethanol": "1,700 frames of ethanol (9 atoms) at 500 K with energies and forces, GFN2-xTB (1 MB, 2 minutes)",
+        "md_aspirin": "the same of aspirin (21 atoms; 2 MB, 8 minutes)",
+        "md_alanine_dipeptide": "the same of a small peptide (22 atoms; 2 MB, 6 minutes)",
+        "g2": "the 162 molecules of G2 (1 to 14 atoms), each displaced 11 times, GFN2-xTB (1.3 MB, seconds)",
     }
     splits = ("train", "valid", "test")
 
@@ -316,6 +349,10 @@ def _data(options: argparse.Namespace, rest: list[str]) -> int:
                 "14,000 community graphs with a planted pattern, our own draw; generated on first use (seconds)",
             ),
         ]
+        for name, about in simulated.items():
+            folder = cache_dir() / ("g2" if name == "g2" else "dynamics")
+            found = {path.name.split("-")[1] for path in folder.glob(f"{name.removeprefix('md_')}-*-seed0.npz")}
+            rows.append((name, f"{about}; " + (f"in {folder}" if set(splits) <= found else "made on first use")))
         published = {"published_pattern": "the 14,000 graphs of PATTERN as published", **benchmark}
         for name, about in published.items():
             folder = cache_dir() / ("lrgb" if name in benchmark else "gnn_benchmark")
@@ -343,8 +380,13 @@ def _data(options: argparse.Namespace, rest: list[str]) -> int:
     elif options.name in benchmark:
         counts = [len(lrgb(options.name, s, download=True, force=options.force and s == "train")) for s in splits]
         print(f"{options.name}: {' + '.join(map(str, counts))} graphs in {cache_dir() / 'lrgb'}")
+    elif options.name in simulated:
+        load = g2 if options.name == "g2" else partial(dynamics, options.name.removeprefix("md_"))
+        counts = [len(load(split, force=options.force)) for split in splits]
+        where = cache_dir() / ("g2" if options.name == "g2" else "dynamics")
+        print(f"{options.name}: {' + '.join(map(str, counts))} conformations in {where}")
     else:
-        names = ", ".join(["nbody", "graph8c", "exp", "pattern", "published_pattern", *benchmark])
+        names = ", ".join(["nbody", "graph8c", "exp", "pattern", *simulated, "published_pattern", *benchmark])
         raise ValueError(f"data: name must be one of {names}, got {options.name!r}")
     return 0
 

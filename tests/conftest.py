@@ -84,6 +84,8 @@ def as_if_first():
 
 def assert_near(found: torch.Tensor, expected: torch.Tensor, table: dict = VALUE, dtype: torch.dtype | None = None):
     """Elementwise against the largest entry, and by direction."""
+    if found.is_complex():
+        found, expected = torch.view_as_real(found.resolve_conj()), torch.view_as_real(expected.resolve_conj())
     bound = table[dtype or found.dtype]
     found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
     assert found.shape == expected.shape

@@ -77,25 +77,34 @@ template <class T> struct Scanned {
 
 // One pass over the slots finishes the product of K with v and starts that with next(i, v_i, (K v)_i, ((sgn o K) v)_i),
 // which it stores at `out`. up: in ascending order of slots, after a descending pass; else the reverse.
-template <bool up, class T, class Next> inline void pass(const Laplace<T>& K, Scanned<T>& x, T* out, const Next& next) {
+// whole: every lane holds a whole row, so nothing enters from its neighbours.
+template <bool up, bool whole, class T, class Next> inline void pass_of(const Laplace<T>& K, Scanned<T>& x, T* out, const Next& next) {
   constexpr int L = lanes<T>;
   const T *a = up ? K.a : K.a + L, *to_other = up ? K.tail : K.head, *to_begin = up ? K.head : K.tail;
   const Vec<T> from_first = load(K.a) * K.enters_left(x.to_last), from_last = load(K.a + K.n * L) * K.enters_right(x.to_first);
-  Vec<T> f = up ? K.enters_left(x.to_last) : K.enters_right(x.to_first), g{}, sum{};
+  Vec<T> f{}, g{}, sum{};
+  if (!whole) f = up ? K.enters_left(x.to_last) : K.enters_right(x.to_first);
   const Vec<T> other = up ? from_last : from_first;
   for (int64_t k = 0; k < K.n; ++k) {
     const int64_t i = (up ? k : K.n - 1 - k) * L;
-    const Vec<T> ai = load(a + i), v = load(x.v + i), b = load(x.scan + i) + load(to_other + i) * other;
+    const Vec<T> ai = load(a + i), v = load(x.v + i), b = whole ? load(x.scan + i) : load(x.scan + i) + load(to_other + i) * other;
     f = v + ai * f;
     const Vec<T> y = next(i, v, f + b - v, up ? b - f : f - b);
     g = y + ai * g;
-    sum += load(to_begin + i) * y;
+    if (!whole) sum += load(to_begin + i) * y;
     store(out + i, y);
     store(x.scan + i, g);
   }
   x.v = out;
   x.to_first = up ? sum : g;
   x.to_last = up ? g : sum;
+}
+template <bool up, class T, class Next> inline void pass(const Laplace<T>& K, Scanned<T>& x, T* out, const Next& next) {
+  if (K.segments == 1) {
+    pass_of<up, true>(K, x, out, next);
+  } else {
+    pass_of<up, false>(K, x, out, next);
+  }
 }
 
 // Prepares x for a first ascending pass.

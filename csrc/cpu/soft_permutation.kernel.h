@@ -111,7 +111,55 @@ template <class T> inline bool all_finite(const T* x, int64_t n) {
   return finite;
 }
 
-inline int64_t soft_permutation_scratch(int64_t slots) { return 10 * (slots + 1); }
+// --- long rows: one at a time, by radix ---
+
+constexpr int64_t radix_from = 2048;  // nodes: a network's steps grow as n log(n)^2
+
+template <class T> struct Digits {
+  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+  struct Entry {
+    Bits key;
+    typename Lanes<T>::Int index;
+  };
+  static constexpr int bits = 11, count = (8 * sizeof(T) + bits - 1) / bits;
+  static int64_t at(Bits key, int d) { return key >> bits * d & ((1 << bits) - 1); }
+  static constexpr Bits sign = Bits(1) << (8 * sizeof(T) - 1);
+  // In ascending order where finite values descend; both zeros are one.
+  static Bits key(T x) {
+    Bits bits;
+    x += T(0);
+    std::memcpy(&bits, &x, sizeof(T));
+    return bits & sign ? bits : ~(bits | sign);
+  }
+};
+
+// Sorts n scaled scores in descending order, equal ones by index. memory: 2 n entries.
+template <class T>
+inline void radix_sort(const T* scores, T norm, int64_t n, typename Digits<T>::Entry* memory, T* t, int64_t* order, int64_t* rank) {
+  using D = Digits<T>;
+  typename D::Entry *from = memory, *to = memory + n;
+  int32_t places[D::count][1 << D::bits] = {};
+  for (int64_t i = 0; i < n; ++i) {
+    const auto key = D::key(scores[i] / norm);
+    from[i] = {key, static_cast<typename Lanes<T>::Int>(i)};
+    for (int d = 0; d < D::count; ++d) ++places[d][D::at(key, d)];
+  }
+  for (int d = 0; d < D::count; ++d) {
+    if (places[d][D::at(from[0].key, d)] == n) continue;  // all alike
+    int32_t next = 0;
+    for (int32_t& place : places[d]) next += std::exchange(place, next);
+    for (int64_t i = 0; i < n; ++i) to[places[d][D::at(from[i].key, d)]++] = from[i];
+    std::swap(from, to);
+  }
+  for (int64_t j = 0; j < n; ++j) {
+    const int64_t u = from[j].index;
+    t[j] = scores[u] / norm;
+    order[j] = u;
+    rank[u] = j;
+  }
+}
+
+inline int64_t soft_permutation_scratch(int64_t slots) { return 10 * (slots + 1); }  // values a lane
 
 // t and order of the tile's rows, row-major. Returns false if a valid score is not finite.
 template <class T>
@@ -132,6 +180,19 @@ inline bool sort_rows(const Tile<T>& tile, const T* scores, bool normalize, T* k
     valid[l] = static_cast<T>(wide.count[l]);
   }
   const Vec<T> norm = norms(wide, key, normalize);
+  const auto identity = [&](int row) {
+    for (int64_t j = tile.nodes[row]; j < tile.N; ++j) order[row * tile.N + j] = rank[row * tile.N + j] = j;
+  };
+  if (tile.N >= radix_from) {
+    auto* const memory = reinterpret_cast<typename Digits<T>::Entry*>(key);  // two values each
+    for (int row = 0; row < tile.rows; ++row) {
+      const int64_t at = row * tile.N, valid = tile.nodes[row];
+      radix_sort<T>(scores + at, norm[row * tile.segments], valid, memory, t + at, order + at, rank + at);
+      std::fill(t + at + valid, t + at + tile.N, T(0));
+      identity(row);
+    }
+    return true;
+  }
   for (int64_t j = 0; j < n; ++j) {
     const Vec<T> s = load(key + j * L) / norm;
     store(key + j * L, splat<T>(static_cast<T>(j)) < valid ? s : splat<T>(-INFINITY));
@@ -148,7 +209,7 @@ inline bool sort_rows(const Tile<T>& tile, const T* scores, bool normalize, T* k
       order[at + j] = u;
       rank[at + u] = j;
     }
-    for (int64_t j = tile.nodes[row]; j < tile.N; ++j) order[at + j] = rank[at + j] = j;
+    identity(row);
   }
   return true;
 }

@@ -1,27 +1,34 @@
-"""Distributions over group elements: uniform (GA), learned (PS), a predefined frame (FA), the identity."""
+"""Distributions over group elements: uniform (GA), learned (PS), energies, predefined frames (FA), orbits, the identity."""
 
+from probsym_fast.distributions.discrete import Discrete
 from probsym_fast.distributions.distribution import (
     Distribution,
-    Frame,
     Identity,
     Learned,
     Noise,
     Normal,
+    Orbit,
     Uniform,
     UniformNoise,
 )
+from probsym_fast.distributions.energy import Energy
+from probsym_fast.distributions.frames import Frame, WeightedFrame
 from probsym_fast.distributions.gin import GIN
 from probsym_fast.distributions.vector_neurons import VectorNeurons
 
 __all__ = [
     "GIN",
+    "Discrete",
     "Distribution",
+    "Energy",
     "Frame",
     "Identity",
     "Learned",
     "Noise",
     "Normal",
+    "Orbit",
     "Uniform",
     "UniformNoise",
     "VectorNeurons",
+    "WeightedFrame",
 ]

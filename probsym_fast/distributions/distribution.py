@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from probsym_fast._checks import as_number, check_count, check_int, check_type
-from probsym_fast._compilers import is_fake
 from probsym_fast.batches import check_batch
-from probsym_fast.distributions.laplacian import laplacian_keys
 from probsym_fast.draws import check_seed
-from probsym_fast.groups import Batch, Draws, Graphs, Group, Symmetric
+from probsym_fast.groups import Batch, Draws, Group
+from probsym_fast.groups.elements import taken
 from probsym_fast.ops.permutation import Relaxation, check_relaxation
 
 Penalties = dict[str, Tensor]
@@ -64,35 +63,24 @@ class Identity(Distribution):
         return self.group.identity(batch, samples), {}
 
 
-class Frame(Distribution):
-    """Frame averaging (FA) with a predefined order: nodes by ascending class `batch.frame`, ties broken at random per sample.
+class Orbit(Distribution):
+    """All elements of a finite group: samples = `group.order` takes each exactly once, in the order of `group.elements`.
 
-    A batch without classes gets those of the Laplacian's eigenvectors (`distributions.laplacian.laplacian_keys`). These
-    depend on values: where programs are recorded (torch.compile, torch.export) and for fake tensors it raises RuntimeError.
-    Source: Puny et al. 2022 (arXiv 2110.03336).
+    So does any multiple of it. Other numbers of samples are drawn without replacement: a random element, times these in
+    turn. Raises TypeError if group is no `Group`, ValueError unless it is finite.
     """
 
-    group: Symmetric
-
-    def __init__(self, group: Symmetric):
-        if not isinstance(group, Symmetric):
-            raise TypeError(f"Frame: group must be Symmetric, got {group!r}")
+    def __init__(self, group: Group):
         super().__init__(group)
+        if group.order is None:
+            raise ValueError(f"Orbit: group must be finite, with an order, got {group}")
 
-    def draw(self, batch: Graphs, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:
-        classes = self._computed(batch) if batch.frame is None else batch.frame
-        ties = (draws or Draws()).uniform((batch.size, samples, self.group.n), "frame", device=batch.device)
-        classes = batch.padded(classes[:, None].double(), self.group.n)  # (B, 1, n)
-        return self.group.sorted(classes + ties, batch), {}
-
-    @staticmethod
-    def _computed(batch: Graphs) -> Tensor:
-        if torch.compiler.is_compiling() or is_fake(batch.ptr):
-            raise RuntimeError(
-                "Frame: batch.frame must hold classes where a program is recorded, got None; compute them before with"
-                " distributions.laplacian.laplacian_keys(edge_index, ptr)"
-            )
-        return laplacian_keys(batch.edge_index, batch.ptr)
+    def draw(self, batch: Batch, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:
+        order = cast(int, self.group.order)
+        if samples % order:
+            return self.group.in_turn(batch, samples, draws), {}
+        number = (draws or Draws(seed=0)).place(samples, order, batch.device)
+        return taken(self.group.elements(batch), number.expand(batch.size, samples)), {}
 
 
 class Noise(ABC):

@@ -4,16 +4,23 @@ from probsym_fast.batches import Batch, Graphs, PointClouds
 from probsym_fast.draws import Draws
 from probsym_fast.groups.elements import narrow
 from probsym_fast.groups.euclidean import Euclidean, Motion, SpecialEuclidean, Translation
+from probsym_fast.groups.finite import Cyclic, Dihedral, Finite
 from probsym_fast.groups.group import Group, Product
+from probsym_fast.groups.lorentz import Lorentz
 from probsym_fast.groups.orthogonal import Orthogonal, SpecialOrthogonal
 from probsym_fast.groups.symmetric import Symmetric
+from probsym_fast.groups.unitary import Unitary
 
 __all__ = [
     "Batch",
+    "Cyclic",
+    "Dihedral",
     "Draws",
     "Euclidean",
+    "Finite",
     "Graphs",
     "Group",
+    "Lorentz",
     "Motion",
     "Orthogonal",
     "PointClouds",
@@ -22,5 +29,6 @@ __all__ = [
     "SpecialOrthogonal",
     "Symmetric",
     "Translation",
+    "Unitary",
     "narrow",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,6 +36,21 @@ def narrow(g: Any, start: int, count: int) -> Any:
         parts = (narrow(part, start, count) for part in g)
         return type(g)(*parts) if hasattr(g, "_fields") else tuple(parts)
     raise TypeError(f"narrow: g must be a Tensor, a Permutation or a tuple of these, got {type(g).__name__}")
+
+
+def taken(g: Any, index: Tensor) -> Any:
+    """The samples index (B, S) int64 of the elements g (B, M): (B, S). g: as in `narrow`. Gradients: as g's."""
+    if g is None:
+        return None
+    if isinstance(g, Tensor):
+        return g.gather(1, index.view(*index.shape, *[1] * (g.ndim - 2)).expand(*index.shape, *g.shape[2:]))
+    if isinstance(g, Permutation):
+        parts = {name: taken(getattr(g, name), index) for name in g.by_sample}
+        return replace(g, **parts, checked=True)
+    if isinstance(g, tuple):
+        some = (taken(part, index) for part in g)
+        return type(g)(*some) if hasattr(g, "_fields") else tuple(some)
+    raise TypeError(f"taken: g must be a Tensor, a Permutation or a tuple of these, got {type(g).__name__}")
 
 
 def tensors(g: Any) -> Iterator[Tensor]:

@@ -38,7 +38,8 @@ class Motions(Group):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.d})"
 
-    def _centered(self, frame: Tensor | None, batch: Batch, samples: int) -> Motion:
+    def centered(self, frame: Tensor | None, batch: Batch, samples: int) -> Motion:
+        """The motion with this frame (B, samples, d, d), or None, whose shift is the batch's centroid."""
         if batch.center is None:
             raise ValueError(f"{self}: batch.center must be (B, {self.d}), got None")
         return Motion(frame, batch.center[:, None].expand(-1, samples, -1))
@@ -49,7 +50,7 @@ class Motions(Group):
 
     def uniform(self, batch: Batch, samples: int, draws: Draws | None = None) -> Motion:
         frame = self.linear.uniform(batch, samples, draws) if self.linear else None
-        return self._centered(frame, batch, samples)
+        return self.centered(frame, batch, samples)
 
     def anywhere(self, batch: Batch, samples: int, draws: Draws | None = None) -> Motion:
         """Shifts around the centroid, as far as a normal vector of length about sqrt(d)."""
@@ -107,9 +108,9 @@ class Motions(Group):
         draws: Draws | None = None,
     ) -> tuple[Motion, dict[str, Tensor]]:
         if self.linear is None:
-            return self._centered(None, batch, next(iter(outputs.values())).shape[1]), {}
+            return self.centered(None, batch, next(iter(outputs.values())).shape[1]), {}
         frame, penalties = self.linear.project(outputs, batch)
-        return self._centered(frame, batch, frame.shape[1]), penalties
+        return self.centered(frame, batch, frame.shape[1]), penalties
 
 
 class Translation(Motions):

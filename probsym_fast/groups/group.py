@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from probsym_fast._checks import check_type
 from probsym_fast.batches import Batch
 from probsym_fast.draws import Draws
+from probsym_fast.groups.elements import taken
 from probsym_fast.ops.permutation import Relaxation
 
 
@@ -24,11 +27,13 @@ class Group(ABC):
     lists them in `moves`; a `Product` then passes these axes only to it.
 
     moves: letters of the axes that the group moves; no other factor of a product may move them. None: unknown, and the group
-        counts as moving every axis. outputs: names of the outputs that `project` reads; None: unknown.
+        counts as moving every axis. outputs: names of the outputs that `project` reads; None: unknown. order: the number of
+        elements of a finite group, which `elements` then lists; None: infinite, or not known.
     """
 
     moves: str | None = None
     outputs: tuple[str, ...] | None = None
+    order: int | None = None
 
     @abstractmethod
     def identity(self, batch: Batch, samples: int) -> Any:
@@ -41,6 +46,18 @@ class Group(ABC):
     def anywhere(self, batch: Batch, samples: int, draws: Draws | None = None) -> Any:
         """Random elements that reach all of the group, to test models with: `uniform`, but translations are normal."""
         return self.uniform(batch, samples, draws)
+
+    def elements(self, batch: Batch) -> Any:
+        """Every element of a finite group once, (B, order), in a fixed order. Raises ValueError for other groups."""
+        raise ValueError(f"{self}: the group must be finite to list its elements, got one without `order`")
+
+    def in_turn(self, batch: Batch, samples: int, draws: Draws | None = None) -> Any:
+        """Uniform elements of a finite group: a random one for every `order` samples, times each element in turn."""
+        draws, every = draws or Draws(), self.elements(batch)
+        order = cast(int, self.order)
+        u = draws.uniform((batch.size, samples), "element", device=batch.device, block=order)
+        place = draws.place(samples, order, batch.device).expand(batch.size, samples)
+        return self.compose(taken(every, (order * u).long()), taken(every, place))
 
     @abstractmethod
     def compose(self, g: Any, h: Any) -> Any:
@@ -94,8 +111,9 @@ class Group(ABC):
 LETTERS = "nvpc"
 
 
-def check_layout(owner: object, layout: str, letters: str = LETTERS) -> None:
-    """TypeError unless layout is a str, ValueError for a letter that is not one of `letters`."""
+def check_layout(owner: Group, layout: str) -> None:
+    """TypeError unless layout is a str, ValueError for a letter that is neither one of LETTERS nor moved by the group."""
+    letters = "".join(dict.fromkeys(LETTERS + (owner.moves or "")))
     if not isinstance(layout, str):
         raise TypeError(f"{owner}: layout must be a str, got {type(layout).__name__}")
     if unknown := [letter for letter in layout if letter not in letters]:
@@ -155,7 +173,8 @@ class Product(Group):
         self.moves = None if None in [f.moves for f in flat] else "".join(dict.fromkeys(moved))
         known = [f.outputs for f in flat]
         self.outputs = None if None in known else tuple(dict.fromkeys(name for names in known for name in names or ()))
-        self._letters = "".join(dict.fromkeys(LETTERS + moved))
+        orders = [f.order for f in flat]
+        self.order = None if None in orders else math.prod(order for order in orders if order)
         self._shared_letters = _twice(moved)
 
     def __repr__(self) -> str:
@@ -169,19 +188,34 @@ class Product(Group):
 
     def uniform(self, batch: Batch, samples: int, draws: Draws | None = None) -> tuple:
         draws = draws or Draws()
+        if draws.kind == "stratified" and self.order is not None:
+            return self.in_turn(batch, samples, draws)
         return tuple(f.uniform(batch, samples, draws.fork(k)) for k, f in enumerate(self.factors))
 
     def anywhere(self, batch: Batch, samples: int, draws: Draws | None = None) -> tuple:
         draws = draws or Draws()
         return tuple(f.anywhere(batch, samples, draws.fork(k)) for k, f in enumerate(self.factors))
 
+    def elements(self, batch: Batch) -> tuple:
+        if self.order is None:
+            return super().elements(batch)
+        number, parts = torch.arange(self.order, device=batch.device), []
+        for factor in reversed(self.factors):  # the last one runs fastest
+            order = cast(int, factor.order)
+            parts.append(taken(factor.elements(batch), (number % order).expand(batch.size, -1)))
+            number = number // order
+        return tuple(reversed(parts))
+
     @property
     def n(self) -> int | None:
         """The number of nodes that a factor permutes; None if none does."""
-        return next((n for f in self.factors if (n := getattr(f, "n", None)) is not None), None)
+        sizes = (getattr(f, "n", None) for f in self.factors if not f.keeps("n"))
+        return next((n for n in sizes if n is not None), None)
 
     def block(self, kind: str) -> int:
-        return max(f.block(kind) for f in self.factors)  # powers of 2
+        if kind == "stratified" and self.order is not None:
+            return self.order
+        return math.lcm(*(f.block(kind) for f in self.factors))
 
     def compose(self, g: tuple, h: tuple) -> tuple:
         return tuple(f.compose(a, b) for f, a, b in zip(self.factors, g, h, strict=True))
@@ -190,7 +224,7 @@ class Product(Group):
         return tuple(f.inverse(a) for f, a in zip(self.factors, g, strict=True))
 
     def act(self, g: tuple, x: Tensor, layout: str, *, inverse: bool = False, mean: bool = False) -> Tensor:
-        check_layout(self, layout, self._letters)
+        check_layout(self, layout)
         for letter in self._shared_letters:
             if letter in layout:
                 raise ValueError(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from probsym_fast import ops
-from probsym_fast._checks import check_count
+from probsym_fast._checks import check_count, check_type
 from probsym_fast.batches import Batch
 from probsym_fast.draws import Draws
 from probsym_fast.groups.group import Group, check_layout, sample_axis, wanted
@@ -20,19 +20,35 @@ TIE_NOISE = 1e-6
 
 
 class Symmetric(Group):
-    """S_n on node axes: `(g . y)[u] = y[rank[u]]`, `(g^-1 . x)[j] = x[order[j]]`. Elements are `ops.Permutation`s."""
+    """S_n on node axes: `(g . y)[u] = y[rank[u]]`, `(g^-1 . x)[j] = x[order[j]]`. Elements are `ops.Permutation`s.
+
+    axis: letter of the axes that it permutes, "n" nodes, or one of your own such as "m": `Symmetric(5) * Symmetric(7, "m")`
+    permutes rows and columns of a tensor "nm". For another letter than "n" all names end in it: `project` reads "scores_m"
+    and gives "entropy_m", and a batch with padding along the axis has an attribute `num_m` in place of `num_nodes`.
+    Raises TypeError unless n is an int and axis a str. ValueError for n below 1, and unless axis is one letter but "c".
+    """
 
     moves, outputs = "n", ("scores",)
 
-    def __init__(self, n: int):
+    def __init__(self, n: int, axis: str = "n"):
         self.n = check_count("Symmetric", "n", n)
+        check_type("Symmetric", "axis", axis, str, "a str")
+        if len(axis) != 1 or axis == "c":
+            raise ValueError(f"Symmetric: axis must be one letter but 'c', got {axis!r}")
+        self.axis, self._ending = axis, "" if axis == "n" else f"_{axis}"
+        if axis != "n":
+            self.moves, self.outputs = axis, (f"scores_{axis}",)
 
     def __repr__(self) -> str:
-        return f"Symmetric({self.n})"
+        return f"Symmetric({self.n})" if self.axis == "n" else f"Symmetric({self.n}, {self.axis!r})"
+
+    def valid(self, batch: Batch) -> Tensor | None:
+        """(B,) how many of the n are valid, or None: all."""
+        return batch.num_nodes if self.axis == "n" else getattr(batch, f"num_{self.axis}", None)
 
     def identity(self, batch: Batch, samples: int) -> Permutation:
         slots = torch.arange(self.n, device=batch.device).expand(batch.size, samples, self.n)
-        return Permutation(slots, batch.num_nodes, slots)
+        return Permutation(slots, self.valid(batch), slots)
 
     def uniform(self, batch: Batch, samples: int, draws: Draws | None = None) -> Permutation:
         """Uniform over the permutations of the valid nodes; the other slots stay in place."""
@@ -41,9 +57,10 @@ class Symmetric(Group):
 
     def sorted(self, key: Tensor, batch: Batch) -> Permutation:
         """Sorts the valid nodes by ascending key (B, S, n); ties by node number."""
-        if batch.num_nodes is not None:
-            key = key.masked_fill(torch.arange(self.n, device=key.device) >= batch.num_nodes[:, None, None], torch.inf)
-        return Permutation(key.argsort(dim=-1, stable=True), batch.num_nodes)
+        valid = self.valid(batch)
+        if valid is not None:
+            key = key.masked_fill(torch.arange(self.n, device=key.device) >= valid[:, None, None], torch.inf)
+        return Permutation(key.argsort(dim=-1, stable=True), valid)
 
     def compose(self, g: Permutation, h: Permutation) -> Permutation:
         """A hard permutation. RuntimeError if g or h requires a gradient, ValueError unless they have one shape.
@@ -66,11 +83,11 @@ class Symmetric(Group):
         has_samples = sample_axis(x, layout, g.shape)
         x = x if has_samples else x[:, None]
         for axis, letter in enumerate(layout, start=2):
-            if letter != "n":
+            if letter != self.axis:
                 continue
             if x.shape[axis] != self.n:
                 got = (*g.shape[:2], *x.shape[2:])
-                raise ValueError(f"Symmetric({self.n}): axis {axis} of x must have size {self.n}, got {got}")
+                raise ValueError(f"{self}: axis {axis} of x must have size {self.n}, got {got}")
             x = ops.permute(g, x.movedim(axis, 2), inverse=inverse).movedim(2, axis)
         x = x.expand(g.shape[0], g.shape[1], *x.shape[2:])
         return x.mean(1) if mean else x
@@ -85,23 +102,23 @@ class Symmetric(Group):
     ) -> tuple[SoftPermutation, dict[str, Tensor]]:
         """Scores with ties broken by noise U(0, 1e-6) -> soft permutation and its "entropy".
 
-        "scores" are (B, S, n), or (nodes, S) for a ragged batch. They are sorted in float64, and relaxed in their dtype or
-        float32: the permutation's vectors and the entropy have this one.
+        "scores" are (B, S, n), or (nodes, S) for the nodes of a ragged batch. They are sorted in float64, and relaxed in
+        their dtype or float32: the permutation's vectors and the entropy have this one.
         """
-        scores = wanted(outputs, "scores", repr(self))
-        if scores.ndim == 2 and hasattr(batch, "padded"):
+        scores, valid = wanted(outputs, *self.outputs, repr(self)), self.valid(batch)
+        if scores.ndim == 2 and self.axis == "n" and hasattr(batch, "padded"):
             scores = batch.padded(scores, self.n)
         if scores.shape[-1] != self.n:
-            raise ValueError(f"{self}: scores must be (B, S, {self.n}), got {tuple(scores.shape)}")
+            raise ValueError(f"{self}: {self.outputs[0]} must be (B, S, {self.n}), got {tuple(scores.shape)}")
         names = getattr(batch, "key", None)  # where noise goes by the graph's key, ties do too
         ties = (draws or Draws()).uniform(tuple(scores.shape), "ties", rows=names, device=scores.device)
         # float32 would round the noise to a few values or to none, and node numbers would break the ties
         key = scores.double() + TIE_NOISE * ties
         del ties  # the tensors of all samples are large
-        hard = ops.soft_permutation(key, batch.num_nodes, iterations=0)
+        hard = ops.soft_permutation(key, valid, iterations=0)
         t = hard.scores.to(torch.promote_types(scores.dtype, torch.float32))  # sorted in any dtype: it keeps its order
         order, rank = hard.order, hard.rank
         del key, hard
-        soft = ops.soft_permutation(t, batch.num_nodes, *relaxation, normalize=False)
+        soft = ops.soft_permutation(t, valid, *relaxation, normalize=False)
         p = replace(soft, order=order, rank=rank, checked=True)
-        return p, {"entropy": ops.permutation_entropy(p)}
+        return p, {f"entropy{self._ending}": ops.permutation_entropy(p)}

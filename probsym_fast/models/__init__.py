@@ -11,8 +11,9 @@ from probsym_fast.models.backbones.mlp import MLP
 from probsym_fast.models.backbones.timm import timm_backbone
 from probsym_fast.models.backbones.transformer import Transformer
 from probsym_fast.models.backbones.vision import VisionBackbone
+from probsym_fast.models.forces import energy_and_forces
 from probsym_fast.models.graphs import FlatGraph, IdentifiedNodes, MeanReadout, PatchWeight, SlotReadout
-from probsym_fast.models.point_clouds import NodeReadout, NodeVectors, PairTokens
+from probsym_fast.models.point_clouds import NodeReadout, NodeVectors, PairTokens, PooledReadout, ScalarReadout
 from probsym_fast.models.scores import ScoredReadout
 from probsym_fast.models.symmetrized import Symmetrized
 from probsym_fast.models.tokens import DiagonalReadout, GraphReadout, GraphTokens, NodeTokens, PairReadout
@@ -37,11 +38,14 @@ __all__ = [
     "PairReadout",
     "PairTokens",
     "PatchWeight",
+    "PooledReadout",
+    "ScalarReadout",
     "ScoredReadout",
     "SlotReadout",
     "Symmetrized",
     "Transformer",
     "VisionBackbone",
+    "energy_and_forces",
     "fuse",
     "hf_backbone",
     "timm_backbone",

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from probsym_fast._checkpointing import checkpointed, checkpointing_layers
+from probsym_fast._inputs import embedded
 from probsym_fast.batches import Batch
 from probsym_fast.draws import Draws
 from probsym_fast.groups import narrow
 from probsym_fast.groups.elements import samples_of, tensors
-from probsym_fast.models.inputs import embedded
 from probsym_fast.models.predictions import check_prediction, is_inexact, mapped, real_leaves
 from probsym_fast.models.processes import mean_over_processes
 from probsym_fast.models.reductions import Reduction, check_weights

@@ -1,4 +1,4 @@
-"""Embeddings and readouts of point clouds: positions, velocities and pair features in, points or vectors out."""
+"""Embeddings and readouts of point clouds: coordinates and features in; points, vectors or scalars out."""
 
 from __future__ import annotations
 
@@ -11,34 +11,56 @@ from probsym_fast._checks import check_bool
 from probsym_fast.batches import check_all_valid, check_batch
 from probsym_fast.groups import Group, PointClouds
 
+POOLS = "sum", "mean"
+
 
 class NodeVectors(nn.Module):
-    """Nodes with their coordinates as features, and pair features: (B, S, n, 2 d) and (B, S or 1, n, n, C).
+    """Nodes with their coordinates and features, and features of pairs: (B, S, n, d (+ d) (+ F)) and (B, S or 1, n, n, C).
 
-    Pair features have one sample where the group leaves them unchanged (`Group.keeps`). Raises ValueError for a batch with
-    num_nodes, which the backbone would ignore.
+    Coordinates are positions, then velocities if there are any; features are invariant and come last. Without edges in the
+    batch, the first tensor is all. Features of pairs have one sample where the group leaves them unchanged (`Group.keeps`).
+
+    lengths: append the number of valid nodes, (B, S) int64, at least 1, for a backbone that takes it (`Transformer`,
+    `fuse` of an nn.TransformerEncoder); other nodes are 0. Without it a batch with num_nodes is a ValueError, since the
+    backbone would take every node.
     """
 
-    def forward(self, batch: PointClouds, group: Group, g: Any) -> tuple[Tensor, Tensor]:
-        check_batch("NodeVectors", batch, "positions", "edges")
-        x = _coordinates("NodeVectors", batch, group, g)
-        edges = batch.edges[:, None] if group.keeps("nnc") else group.act(g, batch.edges, "nnc", inverse=True)
-        return x, edges
+    def __init__(self, lengths: bool = False):
+        super().__init__()
+        self.lengths = check_bool("NodeVectors", "lengths", lengths)
+
+    def extra_repr(self) -> str:
+        return f"lengths={self.lengths}"
+
+    def forward(self, batch: PointClouds, group: Group, g: Any) -> tuple[Tensor, ...]:
+        check_batch("NodeVectors", batch, "positions")
+        if not self.lengths:
+            check_all_valid("NodeVectors", batch, "; for a backbone that takes lengths set lengths=True")
+        x = _coordinates(batch, group, g)
+        given = [x]
+        if (edges := _given(batch, "edges")) is not None:
+            given.append(edges[:, None] if group.keeps("nnc") else group.act(g, edges, "nnc", inverse=True))
+        if self.lengths:
+            B, S, n, _ = x.shape
+            counts = torch.full((B,), n, device=x.device) if batch.num_nodes is None else batch.num_nodes.clamp(min=1)
+            given.append(counts[:, None].expand(B, S))
+        return tuple(given)
 
 
 class PairTokens(nn.Module):
-    """One token per pair of nodes: pair features, plus coordinates on the diagonal: (B, S, n n, 2 d + C).
+    """One token per pair of nodes: features of pairs, if any, and those of `NodeVectors` on the diagonal: (B, S, n n, ...).
 
     Raises ValueError for a batch with num_nodes, which the backbone would ignore.
     """
 
     def forward(self, batch: PointClouds, group: Group, g: Any) -> tuple[Tensor]:
-        check_batch("PairTokens", batch, "positions", "edges")
-        x = _coordinates("PairTokens", batch, group, g)  # (B, S, n, 2 d)
-        B, S, n, width = x.shape
-        edges = group.act(g, batch.edges, "nnc", inverse=True)
-        diagonal = torch.diag_embed(x.movedim(-1, 2)).movedim(2, -1)  # (B, S, n, n, 2 d)
-        return (torch.cat([diagonal, edges], dim=-1).view(B, S, n * n, width + edges.shape[-1]),)
+        check_batch("PairTokens", batch, "positions")
+        check_all_valid("PairTokens", batch)
+        x = _coordinates(batch, group, g)
+        tokens = torch.diag_embed(x.movedim(-1, 2)).movedim(2, -1)  # (B, S, n, n, width)
+        if (edges := _given(batch, "edges")) is not None:
+            tokens = torch.cat([tokens, group.act(g, edges, "nnc", inverse=True)], dim=-1)
+        return (tokens.flatten(2, 3),)
 
 
 class NodeReadout(nn.Module):
@@ -57,15 +79,60 @@ class NodeReadout(nn.Module):
 
     def forward(self, outputs: Tensor, batch: PointClouds, group: Group, g: Any) -> Tensor:
         y = group.act(g, outputs, "nv" if self.displacement else "np", mean=True)
-        y = batch.positions + y if self.displacement else y
-        if batch.num_nodes is None:
+        return _of_valid(batch, batch.positions + y if self.displacement else y)
+
+
+class ScalarReadout(nn.Module):
+    """Invariant outputs of each node, averaged over samples: (B, S, n, C) -> (B, n, C), 0 at nodes that are not valid."""
+
+    layout = "nc"  # of the prediction, for `equivariance_error`
+
+    def forward(self, outputs: Tensor, batch: PointClouds, group: Group, g: Any) -> Tensor:
+        return _of_valid(batch, group.act(g, outputs, "nc", mean=True))
+
+
+class PooledReadout(nn.Module):
+    """One invariant vector per cloud, averaged over samples: (B, S, n, C) -> (B, C).
+
+    pool: "sum" over the valid nodes, as an energy is of its atoms, or "mean" (0 for a cloud without nodes).
+    """
+
+    layout = "c"  # of the prediction, for `equivariance_error`
+
+    def __init__(self, pool: str = "sum"):
+        super().__init__()
+        if pool not in POOLS:
+            raise ValueError(f"PooledReadout: pool must be one of {POOLS}, got {pool!r}")
+        self.pool = pool
+
+    def extra_repr(self) -> str:
+        return f"pool={self.pool!r}"
+
+    def forward(self, outputs: Tensor, batch: PointClouds, group: Group, g: Any) -> Tensor:
+        n = outputs.shape[2]
+        y = _of_valid(batch, outputs.mean(1)).sum(1)  # the slots of permuted nodes are valid as the nodes are
+        if self.pool == "sum":
             return y
-        valid = torch.arange(y.shape[1], device=y.device) < batch.num_nodes[:, None]
-        return torch.where(valid[..., None], y, 0)
+        return y / n if batch.num_nodes is None else y / batch.num_nodes.clamp(min=1)[:, None].to(y.dtype)
 
 
-def _coordinates(owner: str, batch: PointClouds, group: Group, g: Any) -> Tensor:
-    """g^-1 applied to positions and velocities: (B, S, n, 2 d)."""
-    check_all_valid(owner, batch)
-    positions = group.act(g, batch.positions, "np", inverse=True)
-    return torch.cat([positions, group.act(g, batch.velocities, "nv", inverse=True)], dim=-1)
+def _coordinates(batch: PointClouds, group: Group, g: Any) -> Tensor:
+    """g^-1 applied to positions, velocities and features: (B, S, n, d (+ d) (+ F))."""
+    given = {"np": batch.positions, "nv": _given(batch, "velocities"), "nc": _given(batch, "features")}
+    parts = [
+        group.act(g, _of_valid(batch, x), layout, inverse=True) for layout, x in given.items() if x is not None
+    ]  # moves no value of a node that is not valid, and so has no gradient by it
+    return _of_valid(batch, torch.cat(parts, dim=-1), axis=2)
+
+
+def _given(batch: PointClouds, name: str) -> Tensor | None:
+    """A field that a batch of another kind need not have."""
+    return getattr(batch, name, None)
+
+
+def _of_valid(batch: PointClouds, x: Tensor, axis: int = 1) -> Tensor:
+    """x (B, ..., n, C), with the nodes on that axis, and 0 at those that are not valid."""
+    if batch.num_nodes is None:
+        return x
+    valid = torch.arange(x.shape[axis], device=x.device) < batch.num_nodes[:, None]  # (B, n)
+    return torch.where(valid.view(x.shape[0], *(1,) * (axis - 1), -1, 1), x, 0)

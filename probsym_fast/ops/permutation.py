@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass, field, replace
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from probsym_fast._checks import (
 
 SMALLEST_TAU = 1e-30  # 1 / tau stays finite in float32
 MOST_ITERATIONS = 10_000
+P = TypeVar("P", bound="Permutation")
 NOT_GIVEN = cast(Tensor, None)  # default of fields that are Tensors after construction
 
 
@@ -42,6 +43,8 @@ class Permutation:
     num_nodes: Tensor | None = None
     rank: Tensor = NOT_GIVEN
     checked: InitVar[bool] = field(default=False, kw_only=True)
+    # set by `with_lead`: the permutations (B, S, N), and which fields view theirs
+    _viewed: tuple[Permutation, tuple] | None = field(default=None, init=False, repr=False)
 
     by_sample: ClassVar[tuple[str, ...]] = ("order", "rank")  # fields (..., N)
     product: ClassVar[Callable[..., Tensor]]  # `ops.permute`
@@ -145,10 +148,23 @@ class Permutation:
         """The same as (B, S, N): B the size of the first leading axis, S the product of the others."""
         if self.order.ndim == 3:
             return self
+        if self._viewed is not None and self._viewed[1] == self._ids():
+            return self._viewed[0]  # gradients then skip the views
         B = self.order.shape[0] if self.order.ndim > 1 else 1
         S = math.prod(self.order.shape[1:-1])  # Size.numel() would fix it in exported programs
         parts = {name: getattr(self, name).reshape(B, S, self.order.shape[-1]) for name in self.by_sample}
         return replace(self, **parts, checked=True)
+
+    def with_lead(self: P, lead: Sequence[int]) -> P:
+        """The permutations (B, S, N) with other leading axes of the same number."""
+        parts = {name: getattr(self, name).view(*lead, self.order.shape[-1]) for name in self.by_sample}
+        viewed = replace(self, **parts, checked=True)
+        viewed._viewed = self, viewed._ids()
+        return viewed
+
+    def _ids(self) -> tuple:
+        """What tells whether a field was replaced."""
+        return tuple(id(getattr(self, name)) for name in (*self.by_sample, "num_nodes"))
 
     def hard(self, dtype: torch.dtype | None = None) -> Tensor:
         """P[u, j] = 1 where rank[u] == j, else 0: (..., N, N), rows nodes, columns slots; no gradient."""

@@ -70,7 +70,8 @@ def permute(p: Permutation, x: Tensor, *, inverse: bool = False, backend: str = 
     flat = p.of_samples()
     B, S, _ = flat.shape
     if all(n == 1 for n in x.shape[1 : len(lead)]):
-        x = x.reshape(x.shape[0] if lead else 1, 1, N, math.prod(features)).expand(B, -1, -1, -1)
+        x = x.reshape(x.shape[0] if lead else 1, 1, N, math.prod(features))
+        x = x if x.shape[0] == B else x.expand(B, -1, -1, -1)
     else:
         x = x.expand(*lead, N, *features).reshape(B, S, N, math.prod(features))
     if not x.is_floating_point():

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from probsym_fast._inputs import embedded
 from probsym_fast.models import Symmetrized
 from probsym_fast.models.backbones.fused import OnePass, by_modules
-from probsym_fast.models.inputs import embedded
 from probsym_fast.models.predictions import real_leaves
 
 Inputs = tuple[tuple, dict[str, Any]]  # positional and keyword arguments

@@ -2,61 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping
-from functools import partial
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from probsym_fast.tasks.registry import TASKS, register
 from probsym_fast.training import configuration
 from probsym_fast.training.task import Computation, Experiment, Task
 
-NAMES = {  # task -> its module, configuration and constructor
-    "nbody": ("nbody", "NBodyConfig", "NBodyTask"),
-    "separation": ("separation", "SeparationConfig", "Separation"),
-    "exp_classify": ("exp_classify", "ExpClassifyConfig", "ExpClassify"),
-    "sample_size": ("sample_size", "SampleSizeConfig", "SampleSize"),
-    "automorphism": ("automorphism", "AutomorphismConfig", "Automorphism"),
-    "vision": ("vision", "VisionConfig", "vision"),
-    "digits": ("digits", "DigitsConfig", "DigitsTask"),
-    "comparison": ("comparison", "ComparisonConfig", "Comparison"),
+if TYPE_CHECKING:
+    from probsym_fast.tasks.energies import Energies
+    from probsym_fast.tasks.ready_made import GraphClassification, GraphRegression, NodeClassification
+
+READY_MADE = {  # class -> its module, imported when it is first asked for
+    "Energies": "energies",
+    "GraphClassification": "ready_made",
+    "GraphRegression": "ready_made",
+    "NodeClassification": "ready_made",
 }
-
-
-Entry = tuple[type, Callable[[Any], Experiment]]
-
-
-class _Tasks(MutableMapping[str, Entry]):
-    """Name of a task -> (dataclass of its configuration, what makes the task).
-
-    A module of this package is imported when its task is asked for. Tasks of your own can be added.
-    """
-
-    def __init__(self) -> None:
-        self._added: dict[str, Entry] = {}
-
-    def __getitem__(self, name: str) -> Entry:
-        if name in self._added:
-            return self._added[name]
-        where, config, make = NAMES[name]
-        module = import_module(f"probsym_fast.tasks.{where}")
-        made = getattr(module, make)
-        return getattr(module, config), partial(made, load=load) if name == "comparison" else made
-
-    def __setitem__(self, name: str, entry: Entry) -> None:
-        self._added[name] = entry
-
-    def __delitem__(self, name: str) -> None:
-        del self._added[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter({**NAMES, **self._added})
-
-    def __len__(self) -> int:
-        return len({**NAMES, **self._added})
-
-
-TASKS = _Tasks()
 
 
 def load(name: str, overrides: list[str] | None = None) -> Experiment:
@@ -89,4 +53,22 @@ def _found(name: str) -> tuple[Path, list[dict[str, Any]], type, Callable[[Any],
     return path, layers, *TASKS[task]
 
 
-__all__ = ["TASKS", "Computation", "Experiment", "Task", "load"]
+__all__ = [
+    "TASKS",
+    "Computation",
+    "Energies",
+    "Experiment",
+    "GraphClassification",
+    "GraphRegression",
+    "NodeClassification",
+    "Task",
+    "load",
+    "register",
+]
+
+if not TYPE_CHECKING:  # a type checker would take any name
+
+    def __getattr__(name: str) -> Any:
+        if name not in READY_MADE:
+            raise AttributeError(f"module 'probsym_fast.tasks' has no attribute {name!r}")
+        return getattr(import_module(f"probsym_fast.tasks.{READY_MADE[name]}"), name)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from probsym_fast._progress import announced
 from probsym_fast.data import MolecularGraphs
-from probsym_fast.draws import seed_generators, seeded
 from probsym_fast.groups import Graphs, Symmetric
 from probsym_fast.models import (
     DiagonalReadout,
@@ -27,11 +24,11 @@ from probsym_fast.models import (
 )
 from probsym_fast.tasks import measures
 from probsym_fast.tasks.graphs import GRAPH_LIMITS, GraphDistribution
+from probsym_fast.tasks.trials import InTrials
 from probsym_fast.tasks.vision_data import SETS, GraphSet, LabelledGraphs, Source
 from probsym_fast.training import configuration
 from probsym_fast.training.configuration import COUNT, Limit
 from probsym_fast.training.settings import SAMPLES_LIMITS, TRAINING_LIMITS, Monitor, Run, Samples, Training
-from probsym_fast.training.task import Task
 
 Read = Literal["pooled", "tokens", "diagonal"]  # which tokens of the backbone are read
 OWN = (
@@ -185,15 +182,7 @@ class VisionConfig(Run):
     training: Training = field(default_factory=_training)
 
 
-class Predicted(NamedTuple):
-    """Predictions for a batch, on the CPU."""
-
-    prediction: Tensor
-    target: Tensor
-    graphs: Graphs
-
-
-class VisionTask(Task):
+class VisionTask(InTrials):
     """Base of the four experiments; `vision` makes the one for a set."""
 
     read: Read  # of the backbone
@@ -216,7 +205,12 @@ class VisionTask(Task):
             raise ValueError(f"config: data must be null for {config.dataset}, which is generated, got {config.data!r}")
         self.config = config
         self.figures += tuple(f"{name}_S{S}" for S in config.also_test for name in self.figures)
+        self.also_test = tuple(config.also_test)
         self._sets: dict[str, LabelledGraphs] = {}
+
+    @property
+    def about(self) -> str:
+        return self.graph_set.about
 
     @property
     def graph_set(self) -> GraphSet:
@@ -260,48 +254,6 @@ class VisionTask(Task):
 
     def _random(self) -> bool:
         return self.config.dataset.startswith("random")
-
-    @torch.no_grad()
-    def predictions(self, model: Symmetrized, split: str, samples: int, trial: int) -> Iterator[Predicted]:
-        """The model's predictions for every batch, in float32."""
-        device, loader = next(model.parameters()).device, self.loader(split)
-        text = f"{split}: {len(self.dataset(split))} graphs, {samples} samples, trial {trial + 1}"
-        with announced(text, len(loader)) as advance:
-            for k, (graphs, target) in enumerate(loader):
-                inputs = self.for_test(graphs).to(device)
-                seed_generators(seeded(self.config.seed, f"{split} patches {k}", trial).initial_seed())
-                prediction, _ = model(inputs, samples, seeded(self.config.seed, f"{split} {k}", trial, device))
-                yield Predicted(prediction.float().cpu(), target, graphs)
-                advance(1)
-
-    def for_test(self, graphs: Graphs) -> Graphs:
-        """The graphs as the test needs them."""
-        return graphs
-
-    def evaluate(self, model: Symmetrized, split: str, samples: int, trial: int) -> dict[str, float]:
-        """Measures of one pass over the split."""
-        predictions, targets, _ = zip(*self.predictions(model, split, samples, trial), strict=True)
-        return {name: float(x) for name, x in self.measures(torch.cat(predictions), torch.cat(targets)).items()}
-
-    def report(self, model: Symmetrized, folder: Path) -> dict[str, Any]:
-        config = self.config
-        samples, trials = config.samples.test, config.samples.trials
-        figures: dict[str, Any] = {"data": self.graph_set.about, "samples": samples, "trials": trials}
-        for count, ending in ((samples, ""), *((S, f"_S{S}") for S in config.also_test)):
-            found = [self.evaluate(model, "test", count, k) for k in range(trials)]
-            for name in found[0]:
-                values = torch.tensor([each[name] for each in found], dtype=torch.float64)
-                figures[f"test_{name}{ending}"] = values.mean().item()
-                figures[f"test_{name}{ending}_std"] = values.std(correction=0).item()
-        return figures
-
-    def describe(self, results: dict[str, Any]) -> list[tuple[str, str]]:
-        rows = [("data", results["data"]), ("samples, trials", f"{results['samples']}, {results['trials']}")]
-        names = [key for key in results if key.startswith("test_") and not key.endswith("_std")]
-        return rows + [
-            (key.replace("_", " ", 1).replace("_S", ", S = "), f"{results[key]:.4f} +- {results[key + '_std']:.4f}")
-            for key in names
-        ]
 
 
 class NodeClassification(VisionTask):

@@ -96,6 +96,10 @@ VISION = {
     "ViT": ("vit_tiny_patch16_224", {}),
     "DeiT": ("deit_tiny_distilled_patch16_224", {"read": "pooled"}),
     "BEiT": ("beit_base_patch16_224", {}),
+    "DINOv3": ("vit_small_patch16_dinov3", {}),
+    "rotary by block": ("vit_base_patch16_rope_mixed_224", {}),
+    "relative": ("vit_relpos_base_patch16_cls_224", {"rel_pos_type": "bias"}),
+    "relative, an MLP": ("vit_relpos_small_patch16_224", {}),
     "BEiT, diagonal": ("beit_base_patch16_224", {"read": "diagonal"}),
     "BEiT, shared positions": (
         "beit_base_patch16_224",

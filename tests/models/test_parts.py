@@ -191,7 +191,8 @@ def test_who_takes_every_node_as_valid_says_so():
         ("NodeVectors", lambda: NodeVectors()(batch, group, g)),
         ("PairTokens", lambda: PairTokens()(batch, group, g)),
     ):
-        message = f"{name}: num_nodes must be None (every node counts as valid), got (2,)"
+        way_out = "; for a backbone that takes lengths set lengths=True" if name == "NodeVectors" else ""
+        message = f"{name}: num_nodes must be None (every node counts as valid), got (2,){way_out}"
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             run()
     whole = Molecules(batch.positions)

@@ -1,6 +1,7 @@
 """permute against the dense matrix, for every shape and dtype that it takes, and permutations with other leading axes."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ def soft(*shape, num_nodes=None, dtype=torch.float64, **settings):
 
 @pytest.mark.parametrize("backend", OPS["permute"].backends("cpu"))
 @pytest.mark.parametrize("inverse", [False, True])
-@pytest.mark.parametrize("features", [(), (1,), (3, 6)])
+@pytest.mark.parametrize("features", [(), (3,), (3, 6)])
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("num_nodes", [None, NUM_NODES])
 def test_is_the_product_with_the_matrix(num_nodes, shared, features, inverse, backend):
@@ -31,6 +32,21 @@ def test_is_the_product_with_the_matrix(num_nodes, shared, features, inverse, ba
     assert torch.equal(found, expected)
     weight = torch.randn_like(expected)
     of = (torch.autograd.grad((y * weight).sum(), (x, scores), retain_graph=True) for y in (found, expected))
+    for a, b in zip(*of, strict=True):
+        assert_near(a, b, GRADIENT)
+
+
+@pytest.mark.parametrize("features", [1, 2])
+def test_long_rows(features):
+    """Rows that the CPU kernel spreads over several lanes, against the reference."""
+    num_nodes = torch.tensor([130, 60, 1])
+    scores, p = soft(3, 5, 130, num_nodes=num_nodes)
+    x = torch.randn(3, 1, 130, features, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, 5, 130, features, dtype=torch.float64)
+    of = (
+        torch.autograd.grad((permute(p, x, backend=name) * weight).sum(), (x, scores), retain_graph=True)
+        for name in ("auto", "reference")
+    )
     for a, b in zip(*of, strict=True):
         assert_near(a, b, GRADIENT)
 
@@ -148,3 +164,14 @@ def test_from_orders():
             Permutation.from_orders(orders)
     with pytest.raises(ValueError, match=r"^Permutation.from_orders: N must be at least 3, got 2$"):
         Permutation.from_orders([torch.arange(3)], N=2)
+
+
+def test_a_changed_field_counts_where_leading_axes_are_not_two():
+    """The permutations (B, S, N) that `soft_permutation` made are used again only while the fields are theirs."""
+    p = soft_permutation(torch.randn(3, 6), tau=0.1)
+    assert p.of_samples() is p.of_samples()
+    moved = replace(p, order=p.rank, rank=p.order, checked=True)
+    x = torch.randn(3, 6)
+    torch.testing.assert_close(permute(moved, x), permute(p, x, inverse=True))
+    p.order, p.rank = p.rank, p.order
+    torch.testing.assert_close(permute(p, x), permute(moved, x))

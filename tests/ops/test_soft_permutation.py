@@ -319,3 +319,18 @@ def test_memory_is_linear():
     few = os.environ | {"OMP_NUM_THREADS": "2"}  # each thread has memory of its own
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True, env=few)
     assert 2 < int(done.stdout) / 1024 < 30  # the outputs alone are 3 MB
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_long_rows_sort_like_the_reference(dtype):
+    """From 2048 nodes on the CPU kernel sorts by radix: ties, both zeros, tiny scores, few valid nodes."""
+    N = 2051
+    scores = torch.randn(3, 2, N, dtype=dtype)
+    scores[..., ::7] = scores[..., 1:2]
+    scores[..., 5], scores[..., 9] = 0.0, -0.0
+    scores[1] *= 1e-30
+    num_nodes = torch.tensor([N, N - 3, 17])
+    p, q = (soft_permutation(scores, num_nodes, 0.1, 2, backend=name) for name in ("auto", "reference"))
+    assert torch.equal(p.order, q.order) and torch.equal(p.rank, q.rank)
+    torch.testing.assert_close(p.scores, q.scores)
+    torch.testing.assert_close(p.log_r, q.log_r, rtol=1e-4, atol=1e-4)

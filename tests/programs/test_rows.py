@@ -9,7 +9,14 @@ from probsym_fast import distributions, models, ops
 from tests.programs.matrix import PAGE, page
 from tests.programs.rows import ROWS, SIZES
 
-WITHOUT = {"debug", "using_backend", "Distribution", "Noise", "OnePass"}  # settings of a process, and abstract classes
+WITHOUT = {
+    "debug",
+    "using_backend",
+    "Discrete",
+    "Distribution",
+    "Noise",
+    "OnePass",
+}  # settings of a process, and abstract classes
 
 
 def public() -> list[str]:

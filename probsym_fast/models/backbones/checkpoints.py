@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from probsym_fast.models.backbones.vision import VisionBackbone
 RUN = "model.backbone."  # where the checkpoints of `probsym fit` keep the backbone
 PARALLEL = "module."  # prefix of DistributedDataParallel
 TABLE = "relative_position_bias_table"
+WRAPPED = ("state_dict", "model", "model_ema", "module")  # where checkpoints keep their tensors
 HEADS = ("patch_embed", "head", "head_dist")
 
 
@@ -32,7 +34,7 @@ def train_extra(function: str, name: str) -> ModuleType:
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a local file by timm's names, on the CPU. Runs no code from the file.
 
-    path: .safetensors; a torch checkpoint, bare or under "state_dict" or "model"; a checkpoint of `probsym fit`, whose
+    path: .safetensors; a torch checkpoint, bare or under one of WRAPPED; a checkpoint of `probsym fit`, whose
     backbone is taken; or a run folder, for its best checkpoint. Strips the prefixes of torch.compile ("_orig_mod.") and
     DistributedDataParallel ("module.", on every name). Raises FileNotFoundError, and ValueError for a damaged file or one
     without tensors.
@@ -51,7 +53,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     except Exception as error:  # safetensors has its own errors
         text = str(error) if isinstance(error, ValueError) else reason(error)
         raise ValueError(f"timm_backbone: weights must be an intact checkpoint, got {file}: {text}") from None
-    for key in ("state_dict", "model"):
+    for key in WRAPPED:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not state:
@@ -69,18 +71,28 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
-def load_weights(backbone: VisionBackbone, path: str | Path, dropped: Iterable[str]) -> None:
+def load_weights(backbone: VisionBackbone, path: str | Path, model: Any, own: tuple[int, int]) -> None:
     """Loads the tensors of `read_weights(path)` into the backbone, with positions resampled to its tokens.
 
-    dropped: first parts of names that timm's model has and the backbone lacks; the file may hold them. A file does not
-    record whether its tokens form a grid. For a backbone on a grid, positions of another square number of tokens are
-    resampled as a grid, even those of a sequence; for a backbone on a sequence all are resampled along it. Raises
-    ValueError for missing and unexpected names, and for the first tensor of another shape, that is not floating point,
-    or not finite in the backbone's dtype.
+    model: timm's, with parts that the backbone lacks; the file may hold them. own: the grid of timm's weights. Where the
+    names are others, such as those of the authors of DINOv3, CLIP or PE, timm converts them.
+
+    A file does not record its grid. Positions of as many tokens as the backbone has stay as they are, unless the file also
+    has a patch embedding and the positions fit timm's grid, which is another one. Others are resampled: for a backbone on a
+    grid from a square, even those of a sequence; for a backbone on a sequence along it. Raises ValueError for missing and
+    unexpected names, and for the first tensor of another shape, that is not floating point, or not finite in the
+    backbone's dtype.
     """
-    passed = {*dropped, *HEADS}
-    found = {name: value for name, value in read_weights(path).items() if name.split(".")[0] not in passed}
     wanted = backbone.state_dict()
+    passed = _firsts(model.state_dict()) - _firsts(wanted) | {*HEADS}
+
+    def kept(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value for name, value in state.items() if name.split(".")[0] not in passed}
+
+    state = read_weights(path)
+    image, found = "patch_embed" in _firsts(state), kept(state)
+    if wanted.keys() != found.keys() and wanted.keys() == (converted := kept(_converted(state, model))).keys():
+        image, found = False, converted  # resampled already
     missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing or unexpected:
         text = ", ".join(
@@ -89,7 +101,9 @@ def load_weights(backbone: VisionBackbone, path: str | Path, dropped: Iterable[s
         raise ValueError(f"timm_backbone: weights must hold the backbone's names, got {path} with {text}")
     for name, target in wanted.items():
         _check_values(name, found[name], target.dtype, path)
-    found = {name: _fitted(name, found[name], target, backbone) for name, target in wanted.items()}
+    found = {
+        name: _fitted(name, found[name], target, backbone, own if image else None) for name, target in wanted.items()
+    }
     for name, target in wanted.items():
         if found[name].shape != target.shape:
             raise ValueError(
@@ -97,6 +111,15 @@ def load_weights(backbone: VisionBackbone, path: str | Path, dropped: Iterable[s
                 f"got {tuple(found[name].shape)} in {path}"
             )
     backbone.load_state_dict(found)
+
+
+def _converted(state: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """The tensors under timm's names, by timm's own function for the architecture; {} where it has none or fails."""
+    convert = getattr(importlib.import_module(type(model).__module__), "checkpoint_filter_fn", None)
+    try:
+        return {} if convert is None else dict(convert(dict(state), model))
+    except Exception:  # not of a form that timm knows
+        return {}
 
 
 def resample_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
@@ -119,26 +142,35 @@ def _check_values(name: str, value: Tensor, dtype: torch.dtype, path: str | Path
         raise ValueError(f"timm_backbone: weights must be finite in {dtype}, got {got} in {path}")
 
 
-def _fitted(name: str, value: Tensor, target: Tensor, backbone: VisionBackbone) -> Tensor:
-    """The tensor resampled to the backbone's tokens, or unchanged if it cannot be."""
-    if value.shape == target.shape or value.ndim != target.ndim or value.shape[-1] != target.shape[-1]:
+def _fitted(name: str, value: Tensor, target: Tensor, backbone: VisionBackbone, own: tuple[int, int] | None) -> Tensor:
+    """The tensor resampled to the backbone's tokens, or unchanged if it cannot be. own: the grid it has if that fits."""
+    if value.ndim != target.ndim or value.shape[-1] != target.shape[-1]:
         return value
     if name == "pos_embed":
         old = value.shape[1] - (target.shape[1] - backbone.tokens)
-        side = math.isqrt(max(old, 0))
-        if old < 1 or (backbone.grid is not None and side * side != old):
+        if own is None or math.prod(own) != old:
+            own = backbone.grid if value.shape == target.shape else _square(old)
+        if old < 1 or (backbone.grid is not None and own is None):
             return value
-        if backbone.grid is None:
-            return resample_positions(value, (1, old), (1, backbone.tokens))
-        return resample_positions(value, (side, side), backbone.grid)
-    if name.endswith(TABLE):  # (2 h - 1)(2 w - 1) offsets, and 3 with the class token
-        side = math.isqrt(max(len(value) - 3, 0))
-        if side % 2 == 1 and side * side == len(value) - 3:
+        before, after = ((1, old), (1, backbone.tokens)) if backbone.grid is None else (own, backbone.grid)
+        return value if before == after else resample_positions(value, before, after)
+    if name.endswith(TABLE) and value.shape != target.shape:
+        if (side := _square(len(value) - 3 * backbone.prefix_tokens)) and side[0] % 2:  # (2 h - 1)(2 w - 1) offsets
             from timm.layers import resize_rel_pos_bias_table
 
-            assert backbone.grid is not None  # a BEiT, whose tokens are a plane
+            assert backbone.grid is not None  # relative positions lie on one
             return resize_rel_pos_bias_table(value, backbone.grid, tuple(target.shape))
     return value
+
+
+def _square(count: int) -> tuple[int, int] | None:
+    """The sides of a square of so many tokens, if there is one."""
+    side = math.isqrt(max(count, 0))
+    return (side, side) if side * side == count else None
+
+
+def _firsts(names: Iterable[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
 
 
 def _listed(names: list[str]) -> str:

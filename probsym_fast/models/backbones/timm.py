@@ -13,6 +13,7 @@ from torch import nn
 
 from probsym_fast._checks import as_number, check_count
 from probsym_fast.models.backbones.checkpoints import load_weights, resample_positions, train_extra
+from probsym_fast.models.backbones.timm_models import KINDS, drops_patches, on_grid, unsuitable
 from probsym_fast.models.backbones.vision import VisionBackbone
 
 READS = ("pooled", "tokens", "diagonal")
@@ -23,7 +24,7 @@ def timm_backbone(
     name: str,
     pretrained: bool = False,
     *,
-    grid: int | None = None,
+    grid: int | tuple[int, int] | None = None,
     tokens: int | None = None,
     read: Literal["pooled", "tokens", "diagonal"] = "pooled",
     patch_dropout: float | tuple[float, float] = 0.0,
@@ -35,23 +36,24 @@ def timm_backbone(
 ) -> VisionBackbone:
     """A vision transformer of timm on given tokens (..., L, D), any leading axes, such as (B, S, grid^2, D).
 
-    timm's VisionTransformer (ViT, DeiT, AugReg, DINO, DINOv2, CLIP, SigLIP, ...) and Beit (BEiT, BEiTv2). Skips the
-    patch embedding and the classifier. Class, distillation and register tokens, positions, blocks, norms and pool are
-    timm's, under timm's names.
+    timm's VisionTransformer (ViT, DeiT, AugReg, DINO, DINOv2, CLIP, SigLIP, ...), Beit (BEiT, BEiTv2), Eva (EVA, EVA-02,
+    DINOv3, PE, RoPE-ViT, ...) and VisionTransformerRelPos; docs/backbones.md lists all. Skips the patch embedding and the
+    classifier. Class, distillation and register tokens, positions, blocks, norms and pool are timm's, under timm's names.
 
     Args:
         name: timm's name, with or without the tag of the weights, such as "vit_base_patch16_224.augreg_in21k".
         pretrained: load timm's weights, from the Hugging Face hub or its cache.
-        grid: L = grid^2 tokens, row by row; default: the model's own grid. Positions are resampled as in timm (BEiT: the
-            tables of relative positions).
+        grid: L = grid^2 tokens, or (rows, columns), row by row; default: the model's own grid. Positions are resampled as
+            in timm (BEiT, RelPos: the tables of relative positions; Eva: rotary positions are made for the grid).
         tokens: L tokens in a sequence, not necessarily a square. Positions are resampled along the sequence of the model's
-            own tokens, row by row, with the same filter (without pretrained: initialised from N(0, 0.02^2)). BEiT's
-            positions are relative on the grid, so it takes squares, as grid = sqrt(tokens).
+            own tokens, row by row, with the same filter (without pretrained: initialised from N(0, 0.02^2)). Relative and
+            rotary positions lie on the grid: these models take squares, as grid = sqrt(tokens). For a line give
+            grid=(1, tokens).
         read: "pooled" (..., D): timm's pool (class token, average, ...) and fc_norm of the tokens after the final norm.
             "tokens" (..., L, D): the patch tokens after the final norm, as timm's forward_features returns them (a model with
-            fc_norm has no norm there). "diagonal" (..., grid, D): of these the tokens (i, i).
+            fc_norm has no norm there). "diagonal" (..., grid, D): of these the tokens (i, i), on a square grid.
         patch_dropout: share of the patch tokens dropped, drawn per row of tokens, only in training. (low, high): the share
-            itself is drawn from U(low, high) in each forward pass. Only with read "pooled"; not with BEiT.
+            itself is drawn from U(low, high) in each forward pass. Only with read "pooled"; not with BEiT and RelPos.
         patch_dropout_always: drop patches in eval mode too, with torch's global generator; predictions are then random. As in
             the public code of Kim et al., to compare with its figures.
         checkpointing: keep only the inputs of the blocks for the backward pass, which computes the rest again.
@@ -66,10 +68,8 @@ def timm_backbone(
     """
     timm = train_extra("timm_backbone", "timm")
     low, high = _rates(patch_dropout)
-    grid, tokens = (
-        None if value is None else check_count("timm_backbone", key, value)
-        for key, value in (("grid", grid), ("tokens", tokens))
-    )
+    shape = _shape(grid)
+    tokens = None if tokens is None else check_count("timm_backbone", "tokens", tokens)
     _check_settings(read, grid, tokens, (low, high), pretrained, weights, timm_arguments)
     if patch_dropout_always and high == 0:
         raise ValueError(f"timm_backbone: patch_dropout_always must be False where patch_dropout is 0, got {True}")
@@ -80,14 +80,18 @@ def timm_backbone(
     except Exception as error:  # timm asserts, or its modules raise
         text = f"{type(error).__name__}: {error}"
         raise ValueError(f"timm_backbone: {name} must take the arguments, got {timm_arguments}: {text}") from error
-    if reason := _unsuitable(model):
-        raise ValueError(f"timm_backbone: name must be a ViT or BEiT of timm, got {name!r}: {reason}")
+    if reason := unsuitable(model):
+        raise ValueError(f"timm_backbone: name must be {KINDS}, got {name!r}: {reason}")
     old = tuple(model.patch_embed.grid_size)
-    if tokens is not None and _is_beit(model):
-        grid, tokens = math.isqrt(tokens), None if math.isqrt(tokens) ** 2 == tokens else tokens
-    _check_model(model, name, read, tokens, (grid, grid) if grid else old, high)
-    if grid is not None:
-        timm_arguments["img_size"] = grid * (model.patch_embed.img_size[0] // old[0])
+    if tokens is not None and on_grid(model) and math.isqrt(tokens) ** 2 == tokens:
+        shape, tokens = (math.isqrt(tokens),) * 2, None
+    _check_model(model, name, read, tokens, shape or old, high)
+    if shape is not None:
+        sides = [side * size // count for side, size, count in zip(shape, model.patch_embed.img_size, old, strict=True)]
+        timm_arguments["img_size"] = sides[0] if sides[0] == sides[1] else tuple(sides)
+    if getattr(model, "rope", None) is not None:  # tables for one grid are made once
+        timm_arguments.setdefault("dynamic_img_size", False)
+    native = model
     try:
         model = timm.create_model(name, pretrained=pretrained, **timm_arguments)
     except Exception as error:  # from the hub, its transport, safetensors or torch
@@ -95,15 +99,14 @@ def timm_backbone(
         raise ValueError(f"timm_backbone: {name} must load (a local file: weights=path), got {text}") from error
     shape = tuple(model.patch_embed.grid_size) if tokens is None else None
     L = math.prod(model.patch_embed.grid_size) if tokens is None else tokens
-    if tokens is not None and model.pos_embed is not None:
+    if tokens is not None and model.pos_embed is not None:  # no grid: a ViT or DeiT
         positions = resample_positions(model.pos_embed.data, (1, math.prod(old)), (1, tokens))
         model.pos_embed = nn.Parameter(positions)
         if not pretrained:
             nn.init.trunc_normal_(model.pos_embed, std=0.02)
     backbone = VisionBackbone(model, L, shape, read, (low, high), checkpointing, all_tokens, patch_dropout_always)
     if weights is not None:
-        names = {key.split(".")[0] for key in model.state_dict()} - {key.split(".")[0] for key in backbone.state_dict()}
-        load_weights(backbone, weights, names)
+        load_weights(backbone, weights, model if tokens is None else native, old)
     return backbone
 
 
@@ -136,9 +139,20 @@ def _rates(patch_dropout: float | tuple[float, float]) -> tuple[float, float]:
     return rates
 
 
+def _shape(grid: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """(rows, columns) of one number or two."""
+    if grid is None:
+        return None
+    pair = (grid, grid) if not isinstance(grid, tuple | list) else tuple(grid)
+    if len(pair) != 2:
+        raise ValueError(f"timm_backbone: grid must be a number or two, got {len(pair)}: {grid!r}")
+    rows, columns = (check_count("timm_backbone", "grid", side) for side in pair)
+    return rows, columns
+
+
 def _check_settings(
     read: str,
-    grid: int | None,
+    grid: int | tuple[int, int] | None,
     tokens: int | None,
     rates: tuple[float, float],
     pretrained: bool,
@@ -165,49 +179,17 @@ def _check_settings(
 
 def _check_model(model: Any, name: str, read: str, tokens: int | None, grid: tuple[int, int], dropout: float) -> None:
     """Raises where the settings do not suit this model."""
-    beit = _is_beit(model)
     if read == "pooled" and not model.global_pool:
         raise ValueError(f"timm_backbone: global_pool must be given for read 'pooled', got {model.global_pool!r}")
-    if tokens is not None and beit:
+    if tokens is not None and on_grid(model):
         raise ValueError(
-            f"timm_backbone: tokens must be a square for {name}, whose positions lie on a square grid, got {tokens}"
+            f"timm_backbone: tokens must be a square for {name}, whose positions lie on a grid, got {tokens}; "
+            f"for a line give grid=(1, {tokens})"
         )
     if read == "diagonal" and (tokens is not None or grid[0] != grid[1]):
         got = f"{tokens} tokens in a sequence" if tokens is not None else grid
         raise ValueError(f"timm_backbone: grid must be square for read 'diagonal', got {got}")
-    if dropout and beit:
-        raise ValueError(f"timm_backbone: patch_dropout must be 0 for {name}, a BEiT, got {dropout}")
-
-
-def _is_beit(model: nn.Module) -> bool:
-    return type(model).__name__ == "Beit"
-
-
-def _unsuitable(model: Any) -> str | None:
-    """Why the model's blocks cannot take tokens; None if they can."""
-    from timm.models import beit, deit
-    from timm.models import vision_transformer as vit
-
-    kinds: dict[type, tuple[Any, Any]] = {
-        vit.VisionTransformer: (vit.Block, vit.Attention),
-        deit.VisionTransformerDistilled: (vit.Block, vit.Attention),
-        beit.Beit: (beit.Block, beit.Attention),
-    }
-    if type(model) not in kinds:
-        kind = type(model).__name__
-        if getattr(model, "rope", None) is not None:
-            return f"{kind} uses rotary positions, which are not supported"
-        if any(type(module).__name__ == "PatchMerging" for module in model.modules()):
-            return f"{kind} merges its patches between blocks"
-        if any(isinstance(part, nn.Conv2d) and "patch_embed" not in key for key, part in model.named_modules()):
-            return f"{kind} has convolutions besides a patch embedding"
-        return f"{kind} is not a plain sequence of supported blocks"
-    block, attention = kinds[type(model)]
-    if not len(model.blocks):
-        return "it has no blocks"
-    for module in model.blocks:
-        if type(module) is not block:
-            return f"blocks of type {type(module).__name__} are not supported"
-        if type(module.attn) is not attention:
-            return f"attention of type {type(module.attn).__name__} is not supported"
-    return None
+    if dropout and not drops_patches(model):
+        raise ValueError(
+            f"timm_backbone: patch_dropout must be 0 for {name}, whose positions are relative, got {dropout}"
+        )

@@ -1,4 +1,4 @@
-"""A pre-norm Transformer over a fixed number of tokens."""
+"""A pre-norm Transformer over tokens with positions, or over a set of tokens."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ from probsym_fast._autocast import allows_bf16
 from probsym_fast._checks import check_count, check_counts, check_int, check_share, check_type
 from probsym_fast.models.backbones.attention import every_derivative
 from probsym_fast.models.backbones.fused import HALF_WIDTH, OnePass, fewest_sequences, row
+from probsym_fast.ops.reference.transformer import check_values
 from probsym_fast.ops.transformer import beyond_kernels
 
 TOKENS, WIDTH, FEEDFORWARD = 64, 256, 1024  # up to these sizes all layers run in one pass
 SHORT = 40  # tokens; for longer sequences the fused kernel is faster
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """softmax(q k^T / sqrt(head width)) v, all (M, heads, L, head width).
+def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float, inside: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(head width)) v, all (M, heads, L, head width), over the keys inside (M, 1, 1, L); None: all.
 
     Short sequences on the CPU use plain products: at L = 25 half the time of the fused kernel, whose tiles stay mostly
     empty.
     """
     if q.device.type != "cpu" or q.shape[-2] > SHORT:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-    weights = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=inside, dropout_p=dropout)
+    scores = q * q.shape[-1] ** -0.5 @ k.mT
+    weights = (scores if inside is None else scores.masked_fill(~inside, -math.inf)).softmax(-1)
     return (F.dropout(weights, dropout) if dropout else weights) @ v
 
 
@@ -52,11 +54,11 @@ class Block(nn.Module):
         """In the order of `ops.transformer`."""
         return [self.norm1, self.qkv, self.out, self.norm2, self.up, self.down]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, inside: Tensor | None = None) -> Tensor:
         M, L, width = x.shape
         drop = self.dropout if self.training else 0.0
         q, k, v = self.qkv(self.norm1(x)).view(M, L, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        y = attention(q, k, v, drop)
+        y = attention(q, k, v, drop, inside)
         x = x + F.dropout(self.out(y.transpose(1, 2).reshape(M, L, width)), drop, self.training)
         y = F.dropout(F.gelu(self.up(self.norm2(x))), drop, self.training)
         return x + F.dropout(self.down(y), drop, self.training)
@@ -66,8 +68,11 @@ class Transformer(OnePass):
     """(..., L, in_features) -> (..., L or len(read), out_features), any leading axes.
 
     Linear embedding, learned positions initialised from N(0, 1), `layers` pre-norm blocks with GELU, LayerNorm, and a
-    two-layer head with ReLU. read: indices of the tokens to output, negative ones from the end (norm and head run only for
-    these).
+    two-layer head with ReLU. tokens: L; None: any number of tokens and no positions, so that permuted tokens give permuted
+    outputs. read: indices of the tokens to output, negative ones from the end (norm and head run only for these).
+
+    forward(x, lengths=None): lengths (...) int64, the valid tokens of each sequence, each 1 to L. Later ones are not read,
+    and give 0. Not with read.
 
     Up to 64 tokens, width 256 and feedforward 1024, all layers run as one op, `ops.transformer`, where it has a kernel and
     nothing has to happen between them: no dropout, hook or replaced part (`why_modules` names what does). The
@@ -86,7 +91,7 @@ class Transformer(OnePass):
         layers: int = 8,
         heads: int = 4,
         feedforward: int = 64,
-        tokens: int = 25,
+        tokens: int | None = 25,
         out_features: int = 3,
         dropout: float = 0.0,
         read: Sequence[int] | None = None,
@@ -95,14 +100,13 @@ class Transformer(OnePass):
         owner = "Transformer"
         super().__init__(owner, recompute)
         in_features, width, heads = check_counts(owner, in_features=in_features, width=width, heads=heads)
-        feedforward, tokens, out_features = check_counts(
-            owner, feedforward=feedforward, tokens=tokens, out_features=out_features
-        )
+        feedforward, out_features = check_counts(owner, feedforward=feedforward, out_features=out_features)
+        tokens = None if tokens is None else check_count(owner, "tokens", tokens)
         layers, dropout = check_count(owner, "layers", layers, least=0), check_share(owner, "dropout", dropout)
         if width % heads:
             raise ValueError(f"Transformer: width must be a multiple of heads = {heads}, got {width}")
         self.embed = nn.Linear(in_features, width)
-        self.positions = nn.Parameter(torch.randn(tokens, width))
+        self.positions = None if tokens is None else nn.Parameter(torch.randn(tokens, width))
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(width, heads, feedforward, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
@@ -114,19 +118,37 @@ class Transformer(OnePass):
             nn.Dropout(dropout),
             nn.Linear(width, out_features),
         )
-        self.read = None if read is None else _slices(read, tokens)
-        self._size = tokens, width, feedforward, layers
+        if tokens is None and read is not None:
+            raise ValueError(f"Transformer: read must be None for any number of tokens, got {read}")
+        most = TOKENS if tokens is None else tokens
+        self.read = None if read is None else _slices(read, most)
+        self._size = most, width, feedforward, layers
         self.built()
 
-    def forward(self, x: Tensor) -> Tensor:
-        L, features = len(self.positions), self.embed.in_features
-        if x.ndim < 2 or x.shape[-2:] != (L, features):
-            raise ValueError(f"Transformer: x must be (..., {L}, {features}), got {tuple(x.shape)}")
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        L, features = None if self.positions is None else len(self.positions), self.embed.in_features
+        if x.ndim < 2 or x.shape[-1] != features or not x.shape[-2] or L not in (None, x.shape[-2]):
+            wanted = f"(..., {'L' if L is None else L}, {features})" + (" with L >= 1" if L is None else "")
+            raise ValueError(f"Transformer: x must be {wanted}, got {tuple(x.shape)}")
         lead = x.shape[:-2]
-        x = x.reshape(math.prod(lead), L, features)
+        x = x.reshape(math.prod(lead), *x.shape[-2:])
+        if lengths is not None:
+            lengths = self._checked(lengths, lead).flatten()
         one_pass = self.why_modules(x.device, x.dtype) is None and not self.too_few(x.shape[0])
-        y = self.as_autocast(self._in_one_pass, x) if one_pass else every_derivative(self._by_modules, x)
+        if one_pass and (L is not None or x.shape[1] <= TOKENS):
+            y = self.as_autocast(lambda x: self._in_one_pass(x, lengths), x)
+        else:
+            y = every_derivative(lambda x: self._by_modules(x, lengths), x)
         return y.reshape(*lead, *y.shape[1:])
+
+    def _checked(self, lengths: Tensor, lead: torch.Size) -> Tensor:
+        check_type("Transformer", "lengths", lengths, Tensor, "a Tensor or None")
+        if lengths.shape != lead or lengths.dtype != torch.int64:
+            got = f"{tuple(lengths.shape)} {lengths.dtype}"
+            raise ValueError(f"Transformer: lengths must be {tuple(lead)} int64, got {got}")
+        if self.read is not None:
+            raise ValueError("Transformer: read must be None where lengths are given, got both")
+        return lengths
 
     def too_large(self) -> str | None:
         if self._size[0] <= TOKENS and self._size[1] <= WIDTH and self._size[2] <= FEEDFORWARD and self._size[3]:
@@ -146,40 +168,50 @@ class Transformer(OnePass):
         sizes = self.embed.in_features, width, layers, block.heads, feedforward, last.out_features
         return beyond_kernels(device, tokens, sizes)
 
-    def _parts(self) -> list[nn.Module | Tensor]:
+    def _parts(self, tokens: int) -> list[nn.Module | Tensor]:
         blocks: Any = self.blocks
         parts = [part for block in blocks for part in block.parts()]
-        return [self.embed, self.positions, *parts, self.norm, self.head[2], self.head[5]]
+        weight = self.embed.weight
+        positions = weight.new_zeros(tokens, len(weight)) if self.positions is None else self.positions
+        return [self.embed, positions, *parts, self.norm, self.head[2], self.head[5]]
 
-    def _tokens_read(self) -> list[int]:
-        return [token for some in self.read or () for token in range(len(self.positions))[some]]
+    def _tokens_read(self, tokens: int) -> list[int]:
+        return [token for some in self.read or () for token in range(tokens)[some]]
 
-    def _in_one_pass(self, x: Tensor) -> Tensor:
+    def _in_one_pass(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         block: Any = self.blocks[0]
         last: Any = self.head[5]
         return ops.transformer(
             x,
-            row(self._parts()),
+            row(self._parts(x.shape[1])),
             width=self.embed.out_features,
             layers=len(self.blocks),
             heads=block.heads,
             feedforward=block.up.out_features,
             in_features=self.embed.in_features,
             out_features=last.out_features,
-            read=None if self.read is None else self._tokens_read(),
+            lengths=lengths,
+            read=None if self.read is None else self._tokens_read(x.shape[1]),
             eps=self.norm.eps,
             recompute=self.recompute,
             allow_bf16=allows_bf16(x.device),
         )
 
-    def _by_modules(self, x: Tensor) -> Tensor:
-        h = self.dropout(self.dropout(self.embed(x)) + self.positions)
+    def _by_modules(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        inside = None
+        if lengths is not None:
+            check_values(x, x, lengths)
+            inside = torch.arange(x.shape[1], device=x.device) < lengths[:, None]  # (M, L)
+            x = torch.where(inside[..., None], x, 0)
+        h = self.dropout(self.embed(x))
+        h = h if self.positions is None else self.dropout(h + self.positions)
         for block in self.blocks:
-            h = block(h)
+            h = block(h) if inside is None else block(h, inside[:, None, None])
         if self.read is not None:
             parts = [h[:, some] for some in self.read]
             h = torch.cat(parts, 1) if parts[1:] else parts[0]
-        return self.head(self.norm(h))
+        y = self.head(self.norm(h))
+        return y if inside is None else torch.where(inside[..., None], y, 0)
 
 
 def _slices(read: Sequence[int], tokens: int) -> list[slice]:

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from probsym_fast._checks import transformed
+from probsym_fast._compilers import is_fake
 from probsym_fast.models.backbones.attention import every_derivative
+from probsym_fast.models.backbones.blocks import known, read_block
+from probsym_fast.models.backbones.on_tokens import OnTokens
 
 
-class VisionBackbone(nn.Module):
+class VisionBackbone(OnTokens):
     """The blocks of a timm model on tokens (..., L, D), any leading axes; built by `timm_backbone`.
 
     `h = norm_pre([prefix + its positions, x + positions])`, the blocks, then `norm(h)` of the tokens read, and the model's
-    pool. The parameters have timm's names. The last block computes queries, attention projection and feed-forward only for
-    the tokens read (keys and values for all). This changes nothing but rounding and, if they are on, the random numbers of
-    proj_drop and attn_drop.
+    pool. The parameters have timm's names. The last block computes its feed-forward only for the tokens read, and in a ViT
+    or BEiT also queries and attention projection (keys and values for all). This changes nothing but rounding and, if they
+    are on, the random numbers of proj_drop and attn_drop. Parallel blocks and those with norms after the layers compute
+    all tokens.
 
     tokens: L. width: D. grid: (rows, columns) of the tokens, None for a sequence. prefix_tokens: number of class,
     distillation and register tokens. drops_always: drop patches in eval mode too.
@@ -39,20 +39,24 @@ class VisionBackbone(nn.Module):
         all_tokens: bool,
         drops_always: bool = False,
     ):
-        super().__init__()
-        self.drops_always = drops_always
-        self.tokens, self.grid, self.width, self.read = tokens, grid, model.embed_dim, read
-        self.patch_dropout, self.checkpointing, self.all_tokens = patch_dropout, checkpointing, all_tokens
+        super().__init__(tokens, model.embed_dim, read, checkpointing)
+        self.grid, self.patch_dropout, self.drops_always = grid, patch_dropout, drops_always
+        plain, self.splits = known(model.blocks[-1])
+        self.all_tokens = all_tokens or not plain
         self.prefix_tokens = model.num_prefix_tokens
         self.distilled = hasattr(model, "dist_token")
         self.cls_token = model.cls_token
         self.dist_token = getattr(model, "dist_token", None)
         self.reg_token = None if self.distilled else getattr(model, "reg_token", None)  # timm ignores it too
-        self.pos_embed = model.pos_embed
+        self.pos_embed = getattr(model, "pos_embed", None)
         self.prefix_has_positions = not getattr(model, "no_embed_class", False)
         self.rel_pos_bias = getattr(model, "rel_pos_bias", None)
-        without = model.pos_embed is None and hasattr(model, "norm_pre")  # then timm's ViT drops nothing
-        self.pos_drop = nn.Identity() if without else model.pos_drop
+        self.shared_rel_pos = getattr(model, "shared_rel_pos", None)
+        self.rope = getattr(model, "rope", None)
+        self.rope_by_block = getattr(model, "rope_mixed", False)
+        eva = hasattr(model, "rope_mixed")
+        without = self.pos_embed is None and hasattr(model, "norm_pre") and not eva  # then timm's ViT drops nothing
+        self.pos_drop = nn.Identity() if without else getattr(model, "pos_drop", nn.Identity())
         self.norm_pre = getattr(model, "norm_pre", nn.Identity())
         self.blocks, self.norm = model.blocks, model.norm
         self.pool = model.global_pool
@@ -60,7 +64,7 @@ class VisionBackbone(nn.Module):
         self.attn_pool = getattr(model, "attn_pool", None) if pooled else None
         self.fc_norm = model.fc_norm if pooled and not self.distilled else nn.Identity()
         self.head_drop = model.head_drop if pooled else nn.Identity()
-        self.rows = self._rows(getattr(model, "pool_include_prefix", False))
+        self.rows = self._rows(getattr(model, "pool_include_prefix", eva and self.attn_pool is not None))
 
     def _rows(self, with_prefix: bool) -> slice:
         """The tokens to read, among prefix and patches."""
@@ -74,13 +78,13 @@ class VisionBackbone(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VisionBackbone:
         """Moves the model; after `to_empty` the constants outside the state dict would be undefined."""
+        before = [(module, constants(module)) for module in self.modules()]
         super()._apply(fn, recurse)
-        for module in self.modules():
-            set_constants(module)
+        for module, old in before:
+            new = constants(module)
+            if any(not _same(old[name], new[name]) for name in old):
+                set_constants(module)
         return self
-
-    def extra_repr(self) -> str:
-        return f"tokens={self.tokens}, width={self.width}, read={self.read!r}"
 
     def bare(self) -> VisionBackbone:
         """A copy that computes all tokens of the last block, as timm does."""
@@ -94,42 +98,41 @@ class VisionBackbone(nn.Module):
         Raises ValueError for another shape, TypeError for integers and for a wider dtype than that of the weights
         (under autocast only for float64, which autocast does not cast).
         """
-        self._check(x)
-        lead, M = x.shape[:-2], math.prod(x.shape[:-2])
-        h = (
-            x.reshape(M, self.tokens, self.width) if M else x.new_zeros(1, self.tokens, self.width)
-        )  # BEiT fails on 0 rows
-        h = self.norm_pre(self._drop_patches(self.pos_drop(self._with_prefix(h))))
-        y = every_derivative(self._encoded, h)
-        return y[:M].reshape(*lead, *y.shape[1:])
+        return self.folded(x, next(self.blocks[0].parameters()).dtype)
 
-    def _encoded(self, h: Tensor) -> Tensor:
+    def sequences(self, x: Tensor) -> Tensor:
+        h, rotary = self._drop_patches(self.pos_drop(self._with_prefix(x)), self._rotary())
+        return every_derivative(lambda h: self._encoded(h, rotary), self.norm_pre(h))
+
+    def _encoded(self, h: Tensor, rotary: Tensor | None) -> Tensor:
         """(M, tokens, D) -> (M, tokens read, D), or pooled (M, D)."""
-        bias = None if self.rel_pos_bias is None else self.rel_pos_bias()  # (heads, 1 + L, 1 + L)
         *blocks, last = self.blocks
-        for block in blocks:
-            h = self._run(block, h, bias)
+        positions = self._positions(rotary)
+        for block, named in zip(blocks, positions, strict=False):
+            h = self.run(block, h, **named)
         if self.all_tokens or self.rows == slice(0, None):
-            h = self._run(last, h, bias)[:, self.rows]
+            h = self.run(last, h, **positions[-1])[:, self.rows]
         else:
-            h = self._run(read_block, last, h, self.rows, bias)
+            h = self.run(read_block, last, h, self.rows, self.splits, **positions[-1])
         h = self.norm(h)
         return self._pooled(h) if self.read == "pooled" else h
 
-    def _run(self, function: Any, *arguments: Any) -> Tensor:
-        # torch.func takes no checkpoints
-        if self.checkpointing and torch.is_grad_enabled() and not transformed():
-            return checkpoint(function, *arguments, use_reentrant=False)
-        return function(*arguments)
+    def _rotary(self) -> Tensor | None:
+        """Sines and cosines of the patches, (L, 2 d) or by block and head (depth, heads, L, 2 d)."""
+        if self.rope is None:
+            return None
+        return self.rope.get_embed() if getattr(self.rope, "feat_shape", None) else self.rope.get_embed(shape=self.grid)
 
-    def _check(self, x: Tensor) -> None:
-        if x.ndim < 2 or x.shape[-2:] != (self.tokens, self.width):
-            raise ValueError(f"VisionBackbone: x must be (..., {self.tokens}, {self.width}), got {tuple(x.shape)}")
-        dtype = self.blocks[0].norm1.weight.dtype
-        cast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
-        fits = cast or torch.promote_types(x.dtype, dtype) == dtype
-        if not x.is_floating_point() or not fits:
-            raise TypeError(f"VisionBackbone: x must be {dtype} as the weights are, got {x.dtype}")
+    def _positions(self, rotary: Tensor | None) -> list[dict[str, Tensor]]:
+        """What each block takes besides the tokens."""
+        depth = len(self.blocks)
+        if rotary is not None:
+            return [{"rope": rotary[k] if self.rope_by_block else rotary} for k in range(depth)]
+        if self.rel_pos_bias is not None:  # (heads, 1 + L, 1 + L)
+            return [{"shared_rel_pos_bias": self.rel_pos_bias()}] * depth
+        if self.shared_rel_pos is not None:
+            return [{"shared_rel_pos": self.shared_rel_pos.get_bias()}] * depth
+        return [{}] * depth
 
     def _with_prefix(self, x: Tensor) -> Tensor:
         """(M, L, D) -> (M, prefix + L, D), with positions."""
@@ -144,16 +147,19 @@ class VisionBackbone(nn.Module):
             prefix = prefix + self.pos_embed[:, :P]
         return torch.cat([prefix.expand(x.shape[0], -1, -1), x], 1)
 
-    def _drop_patches(self, h: Tensor) -> Tensor:
+    def _drop_patches(self, h: Tensor, rotary: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The tokens kept, and their rotary positions, which then have an axis M."""
         low, high = self.patch_dropout
         if high == 0 or not (self.training or self.drops_always):
-            return h
+            return h, rotary
         M, L, P = len(h), self.tokens, self.prefix_tokens
         rate = low if low == high else low + (high - low) * torch.rand(()).item()
         keep = max(1, int(L * (1 - rate)))
         kept = torch.rand(M, L, device=h.device).topk(keep, sorted=False).indices  # (M, keep)
         patches = h[:, P:].gather(1, kept[:, :, None].expand(-1, -1, self.width))
-        return torch.cat([h[:, :P], patches], 1)
+        if rotary is not None:  # (M, 1, keep, 2 d), or (depth, M, heads, keep, 2 d)
+            rotary = rotary[:, :, kept].transpose(1, 2) if self.rope_by_block else rotary[kept][:, None]
+        return torch.cat([h[:, :P], patches], 1), rotary
 
     def _pooled(self, h: Tensor) -> Tensor:
         """(M, tokens read, D) -> (M, D)."""
@@ -170,53 +176,28 @@ class VisionBackbone(nn.Module):
         return self.head_drop(self.fc_norm(h))
 
 
+def constants(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that no state dict holds."""
+    return {
+        name: x for name, x in module._buffers.items() if x is not None and name in module._non_persistent_buffers_set
+    }
+
+
+def _same(old: Tensor, new: Tensor) -> bool:
+    known = not (old.is_meta or new.is_meta or is_fake(old) or is_fake(new))
+    return known and torch.equal(old.to(new), new)
+
+
 @torch.no_grad()
 def set_constants(module: Any) -> None:
-    """Sets the buffers of a BEiT's attention that no state dict holds: indices of relative positions, a bias of 0."""
-    outside = {name: module.get_buffer(name) for name in module._non_persistent_buffers_set}
+    """Sets the buffers of a timm module that no state dict holds, such as rotary positions."""
+    if hasattr(module, "init_non_persistent_buffers"):
+        module.init_non_persistent_buffers()
+        return
+    outside = constants(module)  # of an older timm's BEiT
     if (index := outside.get("relative_position_index")) is not None:
         from timm.models.beit import gen_relative_position_index
 
         index.copy_(gen_relative_position_index(module.window_size))
     if (bias := outside.get("k_bias")) is not None:
         bias.zero_()
-
-
-def read_block(block: Any, x: Tensor, rows: slice, bias: Tensor | None) -> Tensor:
-    """`block(x, bias)[:, rows]`, computed only for these tokens: (M, tokens, D) -> (M, read, D)."""
-    y = block.drop_path1(_scaled(block, 1, read_attention(block.attn, block.norm1(x), rows, bias)))
-    x = x[:, rows] + y
-    return x + block.drop_path2(_scaled(block, 2, block.mlp(block.norm2(x))))
-
-
-def _scaled(block: Any, k: int, y: Tensor) -> Tensor:
-    """LayerScale: a module in timm's ViT; a parameter or None in its BEiT."""
-    if scale := getattr(block, f"ls{k}", None):
-        return scale(y)
-    gamma = getattr(block, f"gamma_{k}", None)
-    return y if gamma is None else gamma * y
-
-
-def read_attention(attn: Any, x: Tensor, rows: slice, shared: Tensor | None) -> Tensor:
-    """`attn(x)[:, rows]` of timm's attention (ViT, BEiT). shared: (heads, tokens, tokens), added to the scores."""
-    h = x[:, rows]
-    (M, L, _), R, heads, inner = x.shape, h.shape[1], attn.num_heads, attn.proj.in_features
-    weight_q, weight_kv = attn.qkv.weight.split([inner, 2 * inner])
-    bias_q, bias_kv = None, None
-    if getattr(attn, "q_bias", None) is not None:
-        bias_q, bias_kv = attn.q_bias, torch.cat([attn.k_bias, attn.v_bias])
-    elif attn.qkv.bias is not None:
-        bias_q, bias_kv = attn.qkv.bias.split([inner, 2 * inner])
-    q = F.linear(h, weight_q, bias_q).view(M, R, heads, inner // heads).transpose(1, 2)
-    k, v = F.linear(x, weight_kv, bias_kv).view(M, L, 2, heads, inner // heads).permute(2, 0, 3, 1, 4)
-    if hasattr(attn, "q_norm"):
-        q, k = attn.q_norm(q), attn.k_norm(k)
-    scores = None if shared is None else shared[None, :, rows]
-    if getattr(attn, "relative_position_bias_table", None) is not None:
-        own = attn.relative_position_bias_table[attn.relative_position_index[rows]].permute(2, 0, 1)[None].contiguous()
-        scores = own if scores is None else scores + own
-    y = F.scaled_dot_product_attention(q, k, v, scores, attn.attn_drop.p if attn.training else 0.0)
-    y = y.transpose(1, 2).reshape(M, R, inner)
-    if hasattr(attn, "norm"):
-        y = attn.norm(y)
-    return attn.proj_drop(attn.proj(y))

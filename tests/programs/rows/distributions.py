@@ -8,9 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast import ops
-from probsym_fast.distributions import GIN, Frame, Identity, Learned, Normal, Uniform, UniformNoise, VectorNeurons
+from probsym_fast.distributions import (
+    GIN,
+    Energy,
+    Frame,
+    Identity,
+    Learned,
+    Normal,
+    Orbit,
+    Uniform,
+    UniformNoise,
+    VectorNeurons,
+    WeightedFrame,
+)
 from probsym_fast.draws import Draws
-from probsym_fast.groups import Euclidean, Motion, Symmetric
+from probsym_fast.groups import Cyclic, Euclidean, Finite, Motion, SpecialEuclidean, Symmetric
 from tests.programs.rows.base import Rows
 from tests.programs.rows.inputs import C, D, N, S, clouds, framed, graphs, nodes, seed
 
@@ -34,7 +46,31 @@ def drawn(distribution: nn.Module, batch: Any, seed: Tensor) -> list[Tensor]:
     return [*found, *penalties.values()]
 
 
+class Spread(nn.Module):
+    """A score (B, S) of moved clouds from their coordinates."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).tanh().mean(-2)
+
+
+class Moved(nn.Module):
+    def forward(self, batch: Any, group: Any, g: Any) -> Tensor:
+        return group.act(g, batch.positions, "np", inverse=True)
+
+
+def weighed(distribution: nn.Module, batch: Any, seed: Tensor) -> list[Tensor]:
+    """The weights of some elements and of all of them."""
+    first, some, penalties = distribution.elements_and_weights(batch, 2, Draws(seed=seed))
+    _, every, _ = distribution.elements_and_weights(batch, 4, Draws(seed=seed))
+    return [first, some, every, *penalties.values()]
+
+
 both, free = ("batch", "edges"), ("batch", "nodes")
+KLEIN = torch.diag_embed(torch.tensor([[1.0, -1, 1], [-1, 1, 1]]))  # two of its three turns
 
 ROWS.add(
     "GIN",
@@ -112,4 +148,37 @@ ROWS.add(
     trains=False,
     differentiable=False,
     refuses="Frame: batch.frame must hold classes where a program is recorded, got None",
+)
+ROWS.add(
+    "Frame (points)",
+    drawn,
+    lambda size: (clouds(size), seed()),
+    part=lambda: Frame(Euclidean(3)),
+    axes=free,
+    trains=False,
+)
+ROWS.add(
+    "WeightedFrame",
+    drawn,
+    lambda size: (clouds(size), seed()),
+    part=lambda: WeightedFrame(SpecialEuclidean(3)),
+    axes=free,
+    trains=False,
+    slow=True,
+)
+ROWS.add(
+    "Orbit",
+    drawn,
+    lambda size: (clouds(size), seed()),
+    part=lambda: Orbit(Cyclic(5) * Cyclic(2)),
+    axes=free,
+    trains=False,
+    differentiable=False,
+)
+ROWS.add(
+    "Energy",
+    weighed,
+    lambda size: (clouds(size), seed()),
+    part=lambda: Energy(Finite.generated({"vp": KLEIN}), Spread(), Moved()),
+    slow=True,
 )

@@ -1,0 +1,95 @@
+"""Distributions over finitely many elements per input: sampling, and weights for the mean of all of them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probsym_fast._checks import check_bool, check_count
+from probsym_fast.batches import Batch, check_batch
+from probsym_fast.distributions.distribution import Distribution, Penalties
+from probsym_fast.draws import Draws
+from probsym_fast.groups import Group
+from probsym_fast.groups.elements import taken
+
+SMALLEST = 2.0**-33  # added to uniform noise of 32 bits, whose logarithm is then finite
+
+
+class Discrete(Distribution):
+    """M elements per input with probabilities p. Subclasses define `candidates`.
+
+    `forward` draws independent samples. A plain mean over them has no gradient to p: only the penalties train it.
+    Antithetic draws mirror the uniform numbers that pick the elements, stratified ones spread them evenly over blocks.
+
+    `elements_and_weights` is for a weighted mean (`reduce="weighted"`), which has one. samples = M: every element, weighted
+    by p: the exact mean. Fewer: samples without replacement, weighted by p / q, q the probability that an element is among
+    them; without the division by the sum of weights, the weighted sum is an unbiased estimate of the mean, and so is its
+    gradient. With the division both have a bias that falls with the number of samples.
+    replacement: independent samples, each of weight 1 with the gradient of `S / (S - 1) log p`. The gradient of their
+    weighted mean is that of the score function, with the mean of the others as baseline: unbiased for S >= 2 independent
+    draws. One sample has no gradient.
+
+    Raises TypeError if group is no `Group` or replacement no bool.
+    Source: sampling without replacement and its weights, Kool et al. 2020 (arXiv 2002.06043).
+    """
+
+    def __init__(self, group: Group, replacement: bool = False):
+        super().__init__(group)
+        self.replacement = check_bool(type(self).__name__, "replacement", replacement)
+
+    @abstractmethod
+    def candidates(self, batch: Any, draws: Draws) -> tuple[Any, Tensor, Penalties]:
+        """All elements (B, M), the logarithms (B, M) of their probabilities, and penalties.
+
+        draws: noise that all samples share; it does not depend on the first sample.
+        """
+
+    def _candidates(self, batch: Batch, draws: Draws) -> tuple[Any, Tensor, Penalties]:
+        return self.candidates(batch, draws.starting(0).fork(0))
+
+    def draw(self, batch: Batch, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:
+        draws = draws or Draws()
+        g, log_p, penalties = self._candidates(batch, draws)
+        return taken(g, self._picked(log_p, samples, draws)), penalties
+
+    def elements_and_weights(
+        self, batch: Batch, samples: int, draws: Draws | None = None
+    ) -> tuple[Any, Tensor, Penalties]:
+        """Elements (B, S), weights (B, S) >= 0 with a gradient to p, and penalties.
+
+        Raises as `forward`. ValueError for more samples than there are elements, unless `replacement`.
+        """
+        owner = type(self).__name__
+        samples, draws = check_count(owner, "samples", samples), draws or Draws()
+        check_batch(owner, batch)
+        batch.check()
+        g, log_p, penalties = self._candidates(batch, draws)
+        M = log_p.shape[1]
+        if self.replacement:
+            index = self._picked(log_p, samples, draws)
+            chosen = log_p.gather(1, index)
+            return taken(g, index), ((chosen - chosen.detach()) * (samples / max(1, samples - 1))).exp(), penalties
+        if samples > M:
+            raise ValueError(f"{owner}: samples must be at most the number of elements, {M}, got {samples}")
+        if samples == M:
+            return g, log_p.exp(), penalties
+        noise = draws.starting(0).fork(1).uniform((batch.size, 1, M), "without replacement", device=log_p.device)
+        gumbel = -(-(noise[:, 0] + SMALLEST).log()).log()
+        keys, index = (log_p.detach() + gumbel).topk(samples + 1)
+        index = index[:, :samples]
+        log_p = log_p.gather(1, index)
+        q = -torch.expm1(-(log_p.detach() - keys[:, samples:]).exp())  # of being among the first
+        return taken(g, index), (log_p.exp() / torch.where(q > 0, q, 1)).to(log_p.dtype), penalties
+
+    def _picked(self, log_p: Tensor, samples: int, draws: Draws) -> Tensor:
+        """(B, S) numbers of elements, by the inverse of the distribution function."""
+        block = self.group.block(draws.kind) if draws.kind == "stratified" else None
+        shape, device = (log_p.shape[0], samples), log_p.device
+        u = draws.fork(1).uniform(shape, "candidate", device=device, block=block)
+        if block is not None:
+            u = (u + draws.place(samples, block, device) / block) % 1
+        share = log_p.detach().double().exp().cumsum(1)
+        return torch.searchsorted(share / share[:, -1:], u, right=True).clamp(max=log_p.shape[1] - 1)

@@ -1,0 +1,105 @@
+"""p(g|x) of a finite group by the scores of any network."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from probsym_fast._autocast import without_autocast
+from probsym_fast._checks import check_float, check_type
+from probsym_fast._inputs import embedded
+from probsym_fast.batches import Batch, check_batch
+from probsym_fast.distributions.discrete import Discrete
+from probsym_fast.distributions.distribution import Penalties
+from probsym_fast.draws import Draws
+from probsym_fast.groups import Group, narrow
+
+
+class Energy(Discrete):
+    """p(g|x) proportional to exp(s(g^-1 x)) over all elements g of a finite group, for any network s: p(hg|hx) = p(g|x).
+
+    network: any module. Without `embed` it takes a batch and returns (B,) or (B, 1) scores; it is called with the batch
+    moved by the inverse of every element (`batch.moved`), one after another. With `embed`, a module embed(batch, group, g)
+    as in `Symmetrized`, it takes what this returns, for all elements at once, and returns (B, order) or (B, order, 1).
+
+    Penalties, means over the batch: "entropy" of p, and where a `prior` is given "prior", the Kullback-Leibler divergence
+    KL(prior | p). prior: (order,) probabilities of the elements in the order of `group.elements`; all at the identity where
+    the data are upright already: then it is -log p(identity | x).
+
+    `forward` draws independent samples; `elements_and_weights` gives the whole orbit or some of it, with weights that train
+    the network: see `Discrete`, also for `replacement`. The network runs without autocast, as distributions do, and its
+    scores are normalised in float32 or better.
+
+    Raises TypeError for parts of another type. ValueError unless the group is finite, for a prior that is no distribution
+    of its elements, and for scores of another shape.
+    """
+
+    prior: Tensor | None
+
+    def __init__(
+        self,
+        group: Group,
+        network: nn.Module,
+        embed: nn.Module | None = None,
+        *,
+        prior: Tensor | None = None,
+        replacement: bool = False,
+    ):
+        super().__init__(group, replacement)
+        if group.order is None:
+            raise ValueError(f"Energy: group must be finite, with an order, got {group}")
+        check_type("Energy", "network", network, nn.Module, "an nn.Module")
+        check_type("Energy", "embed", embed, nn.Module | None, "an nn.Module or None")
+        if prior is not None:
+            check_float("Energy", prior=prior)
+            if tuple(prior.shape) != (group.order,):
+                raise ValueError(f"Energy: prior must be ({group.order},), got {tuple(prior.shape)}")
+            if not (prior >= 0).all() or abs(float(prior.sum()) - 1) > 1e-5:
+                raise ValueError(f"Energy: prior must be >= 0 with sum 1, got {prior.tolist()}")
+        self.network, self.embed = network, embed
+        if prior is None:
+            self.prior = None
+        else:
+            self.register_buffer("prior", prior, persistent=False)
+
+    def log_probabilities(self, batch: Batch) -> Tensor:
+        """log p(g|x) of all elements, (B, order), in the order of `group.elements`. Gradients: the network's."""
+        check_batch("Energy", batch)
+        batch.check()
+        return self._log_probabilities(batch, self.group.elements(batch))
+
+    def candidates(self, batch: Batch, draws: Draws) -> tuple[Any, Tensor, Penalties]:
+        g = self.group.elements(batch)
+        log_p = self._log_probabilities(batch, g)
+        penalties = {"entropy": -(log_p.exp() * log_p).sum(1).mean()}
+        if self.prior is not None:
+            prior = self.prior.to(log_p)
+            penalties["prior"] = (torch.special.xlogy(prior, prior) - prior * log_p).sum(1).mean()
+        return g, log_p, penalties
+
+    def _log_probabilities(self, batch: Any, g: Any) -> Tensor:
+        with without_autocast(batch.device):
+            return self._normalised(batch, g)
+
+    def _normalised(self, batch: Any, g: Any) -> Tensor:
+        order = cast(int, self.group.order)
+        if self.embed is None:
+            scores = [self._score(batch, self.group.inverse(narrow(g, k, 1))) for k in range(order)]
+            found = torch.stack(scores, 1)
+        else:
+            arguments, keywords = embedded(self.embed, batch, self.group, g)
+            found = self._scores(self.network(*arguments, **keywords), (batch.size, order), "(B, order)")
+        return found.to(torch.promote_types(found.dtype, torch.float32)).log_softmax(1)
+
+    def _score(self, batch: Any, g: Any) -> Tensor:
+        return self._scores(self.network(batch.moved(self.group, g)), (batch.size,), "(B,)")
+
+    @staticmethod
+    def _scores(found: Any, shape: tuple[int, ...], axes: str) -> Tensor:
+        if not isinstance(found, Tensor):
+            raise TypeError(f"Energy: the network's scores must be a Tensor, got {type(found).__name__}")
+        if tuple(found.shape) not in (shape, (*shape, 1)):
+            raise ValueError(f"Energy: the network's scores must be {axes} = {shape}, got {tuple(found.shape)}")
+        return found.reshape(shape)

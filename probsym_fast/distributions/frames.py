@@ -1,0 +1,180 @@
+"""Predefined frames: orders of graphs' nodes, principal axes of clouds, and weighted frames of tuples of points."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probsym_fast import ops
+from probsym_fast._checks import as_number
+from probsym_fast._compilers import is_fake
+from probsym_fast.batches import check_batch
+from probsym_fast.distributions.discrete import Discrete
+from probsym_fast.distributions.distribution import Distribution, Penalties
+from probsym_fast.distributions.laplacian import laplacian_keys
+from probsym_fast.draws import Draws
+from probsym_fast.groups import Euclidean, Graphs, Group, Orthogonal, SpecialEuclidean, Symmetric
+
+SMOOTH = 1e-6  # noise that decides between equal axes, of the size of a cloud
+
+
+class Frame(Distribution):
+    """Frame averaging (FA): a few elements that the input itself gives, one of them at random per sample.
+
+    Symmetric(n), graphs: nodes by ascending class `batch.frame`, ties broken at random. A batch without classes gets those
+    of the Laplacian's eigenvectors (`distributions.laplacian.laplacian_keys`). These depend on values: where programs are
+    recorded (torch.compile, torch.export) and for fake tensors it raises RuntimeError.
+
+    Orthogonal, SpecialOrthogonal, Euclidean, SpecialEuclidean, clouds with `positions` (B, n, d), of which `num_nodes` are
+    valid: the principal axes around the centroid, by descending variance, with random signs: 2^d frames, in the special
+    groups 2^(d - 1). Stratified draws run through all of them in that many samples. smooth: the covariance gets symmetric
+    normal noise of this size relative to its trace. So axes of equal variance are uniform in the space that they share, and
+    p(hg|hx) = p(g|x) for every cloud. A larger value, such as 0.1, makes p(g|x) vary smoothly where variances cross; 0 leaves
+    equal ones to rounding. Frames are computed in float64. Gradients: to the positions, through eigenvectors (large where
+    variances are close). A GPU waits for the eigenvectors.
+
+    Raises TypeError for other groups, also products, and unless smooth is a number; ValueError unless it is finite and >= 0.
+    Source: Puny et al. 2022 (arXiv 2110.03336).
+    """
+
+    def __init__(self, group: Group, smooth: float = SMOOTH):
+        self.linear = None if isinstance(group, Symmetric) and group.axis == "n" else _linear("Frame", group, True)
+        super().__init__(group)
+        self.smooth = _checked_smooth("Frame", smooth)
+
+    def draw(self, batch: Any, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:
+        draws = draws or Draws()
+        return (self._ordered if self.linear is None else self._turned)(batch, samples, draws), {}
+
+    def _ordered(self, batch: Graphs, samples: int, draws: Draws) -> Any:
+        group = self.group
+        assert isinstance(group, Symmetric)
+        classes = self._computed(batch) if batch.frame is None else batch.frame
+        ties = draws.uniform((batch.size, samples, group.n), "frame", device=batch.device)
+        classes = batch.padded(classes[:, None].double(), group.n)  # (B, 1, n)
+        return group.sorted(classes + ties, batch)
+
+    @staticmethod
+    def _computed(batch: Graphs) -> Tensor:
+        if torch.compiler.is_compiling() or is_fake(batch.ptr):
+            raise RuntimeError(
+                "Frame: batch.frame must hold classes where a program is recorded, got None; compute them before with"
+                " distributions.laplacian.laplacian_keys(edge_index, ptr)"
+            )
+        return laplacian_keys(batch.edge_index, batch.ptr)
+
+    def _turned(self, batch: Any, samples: int, draws: Draws) -> Any:
+        linear = self.linear
+        assert linear is not None
+        signs = linear.signs(draws.kind)
+        y, valid = _centered("Frame", batch, linear.d)
+        covariance = y.mT @ y / valid.sum(1).to(y)[:, None, None]
+        covariance = covariance[:, None].expand(-1, samples, -1, -1)
+        shape, block = tuple(covariance.shape), len(signs)
+        if self.smooth:
+            noise = draws.fork(0).normal(shape, "frame", device=y.device, block=block)
+            size = covariance.detach().diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+            covariance = covariance + self.smooth * torch.where(size > 0, size, 1) * (noise + noise.mT) / 2
+        axes = torch.linalg.eigh(covariance).eigenvectors.flip(-1)  # (B, S, d, d), their signs arbitrary
+        if linear.special:
+            axes = torch.cat(
+                [axes[..., :1] * torch.linalg.det(axes.detach()).sign()[..., None, None], axes[..., 1:]], -1
+            )
+        every = linear.signs("stratified").to(y)
+        u = draws.fork(1).uniform(shape[:2], "signs", device=y.device, block=block)
+        place = draws.place(samples, block, y.device)
+        axes = axes * (every[(len(every) * u).long()] * signs.to(y)[place])[:, :, None]
+        return _element(self.group, axes.to(linear.dtype(batch)), batch)
+
+
+class WeightedFrame(Discrete):
+    """Weighted frames: every (d - 1)-tuple of a cloud's points gives a frame, with a probability that grows with its volume.
+
+    Gram-Schmidt of the points relative to the centroid, and the axis that completes them: in the special groups with
+    determinant 1, else with both signs. The probability is proportional to the squared volume that the tuple spans, so
+    tuples that define no frame have none, and predictions change continuously where principal axes jump. There are
+    n^(d - 1) tuples of n points (n^2 in space), twice as many frames in groups with reflections.
+
+    `forward` draws independent samples. `elements_and_weights` with all of them as samples gives the exact weighted mean,
+    with its gradient; see `Discrete`. smooth: the points get normal noise of this size relative to the root mean square
+    distance from the centroid, another for each place in a tuple. It decides where no tuple defines a frame, such as for
+    points on one line. Clouds, groups, dtypes and errors as in `Frame`.
+    Source: Dym et al. 2024 (arXiv 2402.16077), who define weighted frames; here weights are squared volumes.
+    """
+
+    def __init__(self, group: Group, smooth: float = SMOOTH, replacement: bool = False):
+        self.linear = _linear("WeightedFrame", group, False)
+        super().__init__(group, replacement)
+        self.smooth = _checked_smooth("WeightedFrame", smooth)
+
+    def count(self, batch: Any) -> int:
+        """The number of frames of each cloud, M."""
+        return batch.positions.shape[1] ** (self.linear.d - 1) * (1 if self.linear.special else 2)
+
+    def candidates(self, batch: Any, draws: Draws) -> tuple[Any, Tensor, Penalties]:
+        y, valid = _centered("WeightedFrame", batch, self.linear.d)
+        B, n, d = y.shape
+        size = (y.detach().square().sum((1, 2)) / valid.sum(1)).sqrt()[:, None, None, None]
+        noise = draws.normal((B, 1, n, d, d), "points", device=y.device)[:, 0]  # (B, n, place in the tuple, d)
+        scale = self.smooth * torch.where(size > 0, size, 1)
+        points = y[:, :, None] + scale * noise[:, :, : d - 1]
+        if d > 1:
+            places = torch.meshgrid(*[torch.arange(n, device=y.device)] * (d - 1), indexing="ij")
+            number = torch.stack([place.flatten() for place in places], -1)  # (n^(d - 1), d - 1)
+        else:
+            number = torch.zeros(1, 0, dtype=torch.int64, device=y.device)
+        tuples = points[:, number, torch.arange(d - 1, device=y.device)]  # (B, M, d - 1, d)
+        last = noise[:, :1, -1:].expand(B, number.shape[0], 1, d)  # any vector: only its rest counts
+        columns = torch.cat([tuples, last], 2).mT  # (B, M, d, d)
+        frames = ops.orthogonal_frame(columns)
+        along = (frames * columns).sum(-2)[..., : d - 1].square().log().sum(-1)  # (B, M) of the squared volume
+        log_p = torch.where(valid[:, number].all(-1), along, -torch.inf).log_softmax(1)
+        sign = torch.linalg.det(frames.detach()).sign()[..., None, None]
+        first, completing = frames[..., :-1], frames[..., -1:] * sign
+        frames = torch.cat([first, completing], -1)
+        if not self.linear.special:
+            frames = torch.cat([frames, torch.cat([first, -completing], -1)], 1)
+            log_p = torch.cat([log_p, log_p], 1) - math.log(2)
+        return _element(self.group, frames.to(self.linear.dtype(batch)), batch), log_p, {}
+
+
+def _linear(owner: str, group: Any, symmetric: bool) -> Orthogonal:
+    """The group's rotations. TypeError unless it is one of clouds."""
+    linear = group if isinstance(group, Orthogonal) else getattr(group, "linear", None)
+    if not isinstance(group, Orthogonal | Euclidean | SpecialEuclidean) or linear is None:
+        some = "Symmetric(n), " if symmetric else ""
+        wanted = f"{some}Orthogonal, SpecialOrthogonal, Euclidean or SpecialEuclidean"
+        raise TypeError(f"{owner}: group must be {wanted}, got {group!r}")
+    return linear
+
+
+def _checked_smooth(owner: str, smooth: Any) -> float:
+    if (number := as_number(smooth)) is None:
+        raise TypeError(f"{owner}: smooth must be a number, got {type(smooth).__name__} {smooth!r}")
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{owner}: smooth must be finite and >= 0, got {number}")
+    return number
+
+
+def _centered(owner: str, batch: Any, d: int) -> tuple[Tensor, Tensor]:
+    """Positions relative to the centroid of the valid ones, float64 (B, n, d), 0 where not valid; and which are (B, n)."""
+    check_batch(owner, batch, "positions")
+    x = batch.positions.double()
+    if x.shape[-1] != d:
+        raise ValueError(f"{owner}: positions must be (B, n, {d}), got {tuple(x.shape)}")
+    nodes = torch.arange(x.shape[1], device=x.device)
+    if batch.num_nodes is None:
+        valid = (nodes >= 0).expand(x.shape[:2])
+    else:
+        valid = nodes < batch.num_nodes[:, None]
+    x = torch.where(valid[..., None], x, 0)
+    center = x.sum(1, keepdim=True) / valid.sum(1)[:, None, None]
+    return torch.where(valid[..., None], x - center, 0), valid
+
+
+def _element(group: Any, frames: Tensor, batch: Any) -> Any:
+    """The group's element with these frames."""
+    return frames if isinstance(group, Orthogonal) else group.centered(frames, batch, frames.shape[1])
