@@ -31,6 +31,8 @@ class Reduction(NamedTuple):
     def check(self, batch: Batch, samples: int, distribution: nn.Module | None) -> None:
         """Raises as `Symmetrized.forward`. distribution: None for given elements, which have no weights of their own."""
         kind, weights, score = self
+        if kind == "mean" and weights is None and score is None:
+            return
         check_kind(kind)
         if not isinstance(weights, Tensor | None):
             raise TypeError(f"Symmetrized: weights must be a Tensor or None, got {type(weights).__name__}")

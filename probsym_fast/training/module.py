@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from probsym_fast._checkpointing import restored_buffers
 from probsym_fast.draws import seed_generators, seeded
+from probsym_fast.models.predictions import mapped
 from probsym_fast.training import optimisation
 from probsym_fast.training.faults import too_large
 from probsym_fast.training.parallel import Layout, spread
@@ -34,9 +35,7 @@ class TrainingModule(L.LightningModule):
         self.shown = {f"train/{task.measure}", f"valid/{task.measure}", task.monitor.key}
         self.layout = Layout(1, 1, 0)
         self._at_hand: tuple[Any, int] | None = None  # current training batch and its number
-        self._validated: list[
-            tuple[torch.Tensor, Any]
-        ] = []  # (prediction, target) of each batch, for whole_set_measures
+        self._validated: list[tuple[Any, Any]] = []  # (prediction, target) of each batch, for whole_set_measures
 
     def configure_model(self) -> None:
         spread(self.model, self.training_settings, self.layout, self.trainer.strategy.root_device.type)
@@ -117,7 +116,8 @@ class TrainingModule(L.LightningModule):
             prediction, _ = self.model(inputs, self.task.config.samples.valid, generator)
             self._log("valid", self.task.loss(prediction, target), prediction, target)
         if self.task.whole_set_measures:
-            self._validated.append((prediction.float().cpu(), move_data_to_device(target, "cpu")))
+            wide = mapped(lambda x: x.to(torch.promote_types(x.dtype, torch.float32)).cpu(), prediction)
+            self._validated.append((wide, move_data_to_device(target, "cpu")))
 
     def on_validation_epoch_end(self) -> None:
         if not self.task.whole_set_measures:
@@ -135,7 +135,9 @@ class TrainingModule(L.LightningModule):
             self._mean(f"valid/{name}", float(value), batch_size=1, prog_bar=f"valid/{name}" in self.shown)
 
     def _log(self, stage: str, loss: torch.Tensor, prediction: Any, target: Any, **where: bool) -> None:
-        measures = {} if self.task.whole_set_measures else self.task.measures(prediction.detach(), target)
+        measures = (
+            {} if self.task.whole_set_measures else self.task.measures(mapped(torch.Tensor.detach, prediction), target)
+        )
         for name, value in (measures | {self.task.measure: loss}).items():
             key, count = f"{stage}/{name}", self.task.count(target)
             self._mean(key, value, batch_size=count, prog_bar=key in self.shown, **where)

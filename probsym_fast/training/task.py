@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from probsym_fast.models import Symmetrized
+from probsym_fast.models.predictions import mapped
 from probsym_fast.profiling.cases import Case
 from probsym_fast.profiling.steps import move
 from probsym_fast.training.configuration import full_name
@@ -104,20 +105,24 @@ class Task(Experiment):
         return batch
 
     @abstractmethod
-    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+    def loss(self, prediction: Any, target: Any) -> Tensor:
         """The training loss without penalties: a scalar mean over the batch."""
 
     @abstractmethod
     def report(self, model: Symmetrized, folder: Path) -> dict[str, Any]:
         """Tests the model, writes plots into the folder, and returns the figures."""
 
-    def measures(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def measures(self, prediction: Any, target: Any) -> dict[str, Tensor]:
         """What is logged besides the loss: means over batches, or with `whole_set_measures` over the whole validation set."""
         return {}
 
-    def join(self, predictions: list[Tensor], targets: list[Any]) -> tuple[Tensor, Any]:
-        """Joins batches on the CPU to the whole validation set's prediction (float32) and target, for `measures`."""
-        return torch.cat(predictions), torch.cat(targets)
+    def join(self, predictions: list[Any], targets: list[Any]) -> tuple[Any, Any]:
+        """Joins batches on the CPU to the whole validation set's prediction (float32 or better) and target, for `measures`.
+
+        Tensors, also those in dicts and tuples, are joined on axis 0.
+        """
+        prediction, target = (mapped(lambda *x: torch.cat(x), *parts) for parts in (predictions, targets))
+        return prediction, target
 
     def count(self, target: Any) -> int:
         """A batch's weight in means over the set: its number of targets, or 1 if they are not a tensor."""

@@ -10,7 +10,6 @@ from torch import nn
 from probsym_fast import PointClouds, Symmetrized, equivariance_error, models
 from probsym_fast.distributions import Frame, WeightedFrame
 from probsym_fast.groups import Draws, Euclidean, Motion, Orthogonal, SpecialEuclidean, SpecialOrthogonal, Symmetric
-from probsym_fast.models.passes import Pass
 from tests.conftest import assert_near
 from tests.groups.test_groups import N, S
 from tests.helpers.strangers import Molecules
@@ -42,8 +41,7 @@ def model(distribution) -> Symmetrized:
 def weighted(model, batch, seed=0):
     """The mean over all frames of a WeightedFrame."""
     samples = model.distribution.count(batch)
-    g, weights, _ = model.distribution.elements_and_weights(batch, samples, Draws(seed=seed))
-    return Pass(model, batch, samples, elements=g, reduce="weighted", weights=weights).result(samples)[0]
+    return model(batch, samples, seed=seed, reduce="weighted")[0]
 
 
 @pytest.mark.parametrize("group", GROUPS, ids=repr)

@@ -9,7 +9,7 @@ from torch import nn
 
 from probsym_fast import Symmetrized, distributions, models
 from probsym_fast.distributions import GIN, Learned, Uniform, VectorNeurons
-from probsym_fast.groups import Euclidean, Symmetric
+from probsym_fast.groups import Cyclic, Dihedral, Euclidean, Symmetric
 from tests.helpers.graphs import random_graphs
 from tests.models.test_symmetrized import clouds
 
@@ -19,6 +19,13 @@ GRAPHS = GRAPHS.replace(pairs=GRAPHS.edge_index[:, ::2])
 CLOUDS = clouds(dtype=torch.float32)
 G = Symmetric(N).identity(GRAPHS, 2)
 MOTIONS = Euclidean(3).identity(CLOUDS, 2)
+
+
+class FirstOfEach(nn.Module):
+    """The first feature of every node, moved: (B, S, N)."""
+
+    def forward(self, batch, group, g):
+        return group.act(g, batch.padded(batch.x[:, :1], N)[:, 0], "n", inverse=True)
 
 
 def tokens(*shape: int) -> torch.Tensor:
@@ -79,6 +86,12 @@ MODULES = {
     "Uniform": (lambda: Uniform(Symmetric(N)), lambda p: p(GRAPHS, 2, seeded())[0].order),
     "Identity": (lambda: distributions.Identity(Symmetric(N)), lambda p: p(GRAPHS, 2)[0].order),
     "Frame": (lambda: distributions.Frame(Symmetric(N)), lambda p: p(GRAPHS, 2, seeded())[0].order),
+    "WeightedFrame": (lambda: distributions.WeightedFrame(Euclidean(3)), lambda p: p(CLOUDS, 2, seeded())[0].frame),
+    "Orbit": (lambda: distributions.Orbit(Dihedral(3)), lambda p: p(GRAPHS, 4, seeded())[0]),
+    "Energy": (
+        lambda: distributions.Energy(Cyclic(N, "n"), nn.Linear(N, 1), FirstOfEach(), prior=torch.eye(N)[0]),
+        lambda p: p.elements_and_weights(GRAPHS, N)[1],
+    ),
     "Learned": (lambda: Learned(Symmetric(N), GIN(2, WIDTH), tau=0.1), lambda p: p(GRAPHS, 2, seeded())[0].log_r),
     "Symmetrized": (
         lambda: Symmetrized(
@@ -131,7 +144,7 @@ def seeded():
 
 
 def test_every_public_module_is_here():
-    abstract = {"Distribution", "OnePass"}
+    abstract = {"Discrete", "Distribution", "OnePass"}
     kinds = [x for x in (*vars(models).values(), *vars(distributions).values()) if inspect.isclass(x)]
     public = {x.__name__ for x in kinds if issubclass(x, nn.Module)} - abstract
     assert public == {*MODULES, "VisionBackbone", "LanguageBackbone"}

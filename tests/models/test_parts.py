@@ -65,6 +65,9 @@ FORMS = {
 }
 
 
+FRAME_OF = "Frame: group must be Symmetric(n), Orthogonal, SpecialOrthogonal, Euclidean or SpecialEuclidean, got "
+
+
 def parts_of(form) -> Symmetrized:
     torch.manual_seed(0)
     net = Net().double()
@@ -237,7 +240,7 @@ def test_parts_of_other_types():
         (lambda: Uniform(3), "Uniform: group must be a Group, got int"),
         (lambda: Identity(Symmetric), "Identity: group must be a Group, got the class Symmetric"),
         (lambda: Uniform(Uniform(group)), "Uniform: group must be a Group, got Uniform"),
-        (lambda: Frame(Euclidean(3)), "Frame: group must be Symmetric, got Euclidean(3)"),
+        (lambda: Frame(3), FRAME_OF + "3"),
         (lambda: Learned(net, net), "Learned: group must be a Group, got VectorNeurons"),
         (lambda: Learned(group, group), "Learned: network must be an nn.Module, got Euclidean"),
         (lambda: Learned(group, net, 1.0), "Learned: noise must be a Noise or None, got float"),
@@ -316,7 +319,7 @@ def test_chunks_check_what_is_set():
 
 
 def test_a_frame_is_no_distribution_of_a_product():
-    with pytest.raises(TypeError, match=re.escape("Frame: group must be Symmetric, got Symmetric(5) * Orthogonal(3)")):
+    with pytest.raises(TypeError, match=re.escape(FRAME_OF + "Symmetric(5) * Orthogonal(3)")):
         Frame(Symmetric(5) * Orthogonal(3))
 
 

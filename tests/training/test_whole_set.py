@@ -57,6 +57,27 @@ class Structured(Whole):
         return super().measures(prediction, target.y) | {"batches": len(target.numbers)}
 
 
+class Parts(Whole):
+    """Predictions and targets that are dicts, joined without a method of its own."""
+
+    def model(self, fresh=True):
+        model = super().model(fresh)
+        model.readout.register_forward_hook(lambda *x: {"y": x[-1], "parts": (-x[-1], x[-1].double())})
+        return model
+
+    def inputs(self, batch: Any) -> tuple[Any, Any]:
+        x, y = batch
+        return x, {"y": y}
+
+    def loss(self, prediction, target):
+        return super().loss(prediction["y"], target["y"] if isinstance(target, dict) else target)
+
+    def measures(self, prediction, target):
+        least, wide = prediction["parts"]
+        assert not wide.requires_grad and wide.dtype == torch.float64 and len(wide) == len(target["y"]) == 20
+        return super().measures(prediction["y"], target["y"]) | {"least": least.min()}
+
+
 @torch.no_grad()
 def expected(folder: Path) -> tuple[float, dict[str, float]]:
     """(the batches' losses, each by its size; the measures), of the weights that were kept."""
@@ -109,6 +130,15 @@ def test_targets_of_any_structure(tmp_path):
         losses = [task.loss(model(x, 1)[0], y).item() for x, y in task.loader("valid")]
     assert found["valid/mse"][0] == pytest.approx(sum(losses) / 4, rel=1e-5)
     assert found["valid/mse"][0] != pytest.approx(loss, rel=1e-4)
+
+
+def test_predictions_of_any_structure(tmp_path):
+    run(tmp_path, Parts, epochs=1, batch=6)
+    _, measures = expected(tmp_path)
+    found = history(tmp_path)
+    for name, value in measures.items():
+        assert found[f"valid/{name}"][0] == pytest.approx(value, rel=1e-5), name
+    assert found["valid/least"][0] == -found["valid/largest"][0]
 
 
 @pytest.mark.slow
