@@ -21,7 +21,6 @@ from probsym_fast.models.point_clouds import (
     NodeVectors,
     PairTokens,
     PooledReadout,
-    ScalarReadout,
 )
 from probsym_fast.models.scores import ScoredReadout
 from probsym_fast.models.symmetrize import symmetrize
@@ -52,7 +51,6 @@ __all__ = [
     "PairTokens",
     "PatchWeight",
     "PooledReadout",
-    "ScalarReadout",
     "ScoredReadout",
     "SlotReadout",
     "Symmetrized",

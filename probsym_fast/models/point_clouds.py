@@ -116,15 +116,6 @@ class LayoutReadout(nn.Module):
         return torch.where(valid.view(*valid.shape, *(1,) * (y.ndim - 2)), y, 0)
 
 
-class ScalarReadout(nn.Module):
-    """Invariant outputs of each node, averaged over samples: (B, S, n, C) -> (B, n, C), 0 at nodes that are not valid."""
-
-    layout = "nc"  # of the prediction, for `equivariance_error`
-
-    def forward(self, outputs: Tensor, batch: PointClouds, group: Group, g: Any) -> Tensor:
-        return _of_valid(batch, group.act(g, outputs, "nc", mean=True))
-
-
 class PooledReadout(nn.Module):
     """One invariant vector per cloud, averaged over samples: (B, S, n, C) -> (B, C).
 
