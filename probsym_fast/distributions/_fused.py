@@ -24,7 +24,7 @@ class Fused(Function):
         raise NotImplementedError
 
     @classmethod
-    def of(cls, *inputs: Tensor) -> Any:
+    def of(cls, *inputs: Any) -> Any:
         """The step: a Tensor or a tuple of them, as `definition` returns."""
         return cls.definition(*inputs) if transformed() else cls.apply(*inputs)
 
