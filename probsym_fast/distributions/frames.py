@@ -133,8 +133,7 @@ class WeightedFrame(Discrete):
         along = (frames * columns).sum(-2)[..., : d - 1].square().log().sum(-1)  # (B, M) of the squared volume
         some = valid | ~valid.any(1, keepdim=True)  # a cloud without points has any frame
         log_p = torch.where(some[:, number].all(-1), along, -torch.inf).log_softmax(1)
-        sign = torch.linalg.det(frames.detach()).sign()[..., None, None]
-        first, completing = frames[..., :-1], frames[..., -1:] * sign
+        first, completing = frames[..., :-1], frames[..., -1:] * _orientation(frames)
         frames = torch.cat([first, completing], -1)
         if not self.linear.special:
             frames = torch.cat([frames, torch.cat([first, -completing], -1)], 1)
@@ -174,6 +173,18 @@ def _centered(owner: str, batch: Any, d: int) -> tuple[Tensor, Tensor]:
     x = torch.where(valid[..., None], x, 0)
     center = x.sum(1, keepdim=True) / _counts(valid)
     return torch.where(valid[..., None], x - center, 0), valid
+
+
+def _orientation(frames: Tensor) -> Tensor:
+    """The determinant's sign, (..., 1, 1), of orthogonal matrices (..., d, d). A constant."""
+    x = frames.detach()
+    if x.shape[-1] == 2:
+        found = x[..., 0, 0] * x[..., 1, 1] - x[..., 0, 1] * x[..., 1, 0]
+    elif x.shape[-1] == 3:  # many small decompositions are slow
+        found = (torch.linalg.cross(x[..., 0], x[..., 1]) * x[..., 2]).sum(-1)
+    else:
+        found = torch.linalg.det(x)
+    return found.sign()[..., None, None]
 
 
 def _counts(valid: Tensor) -> Tensor:

@@ -15,7 +15,15 @@ from tests.conftest import assert_near
 from tests.groups.test_groups import N, S
 from tests.helpers.strangers import Molecules
 
-GROUPS = [Orthogonal(3), SpecialOrthogonal(3), Euclidean(3), SpecialEuclidean(3), Euclidean(2), SpecialOrthogonal(2)]
+GROUPS = [
+    Orthogonal(3),
+    SpecialOrthogonal(3),
+    Euclidean(3),
+    SpecialEuclidean(3),
+    Euclidean(2),
+    SpecialOrthogonal(2),
+    SpecialEuclidean(4),
+]
 
 
 def cloud(x: torch.Tensor) -> PointClouds:
