@@ -25,7 +25,7 @@ class FirstOfEach(nn.Module):
     """The first feature of every node, moved: (B, S, N)."""
 
     def forward(self, batch, group, g):
-        return group.act(g, batch.padded(batch.x[:, :1], N)[:, 0], "n", inverse=True)
+        return group.act(g, batch.padded(batch.x[:, :1], N)[:, 0], "w", inverse=True)
 
 
 def tokens(*shape: int) -> torch.Tensor:
@@ -89,7 +89,7 @@ MODULES = {
     "WeightedFrame": (lambda: distributions.WeightedFrame(Euclidean(3)), lambda p: p(CLOUDS, 2, seeded())[0].frame),
     "Orbit": (lambda: distributions.Orbit(Dihedral(3)), lambda p: p(GRAPHS, 4, seeded())[0]),
     "Energy": (
-        lambda: distributions.Energy(Cyclic(N, "n"), nn.Linear(N, 1), FirstOfEach(), prior=torch.eye(N)[0]),
+        lambda: distributions.Energy(Cyclic(N, "w"), nn.Linear(N, 1), FirstOfEach(), prior=torch.eye(N)[0]),
         lambda p: p.elements_and_weights(GRAPHS, N)[1],
     ),
     "Learned": (lambda: Learned(Symmetric(N), GIN(2, WIDTH), tau=0.1), lambda p: p(GRAPHS, 2, seeded())[0].log_r),
