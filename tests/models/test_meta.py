@@ -127,12 +127,11 @@ def vision(name: str) -> tuple:
     return make, lambda net: net(tokens(2, GRID**2, SMALL["embed_dim"]))
 
 
-def language() -> tuple:
+def language(kind: str) -> tuple:
     import transformers
 
-    config = transformers.RobertaConfig(
-        vocab_size=9, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    )
+    sizes = {"vocab_size": 9, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = getattr(transformers, f"{kind}Config")(**sizes, intermediate_size=16)
     make = lambda: models.hf_backbone(config, False, tokens=5, read="tokens")  # noqa: E731
     return make, lambda net: net(tokens(2, 5, 16))
 
@@ -167,6 +166,19 @@ def check(make, run) -> None:
     finally:
         torch.use_deterministic_algorithms(False)
     loaded.load_state_dict(built.state_dict(), strict=True)
+    compare(built, loaded, run)
+
+
+def check_assigned(make, run) -> None:
+    """As `check`, with the weights assigned in place of empty memory."""
+    built = make().eval()
+    with torch.device("meta"):
+        loaded = make().eval()
+    loaded.load_state_dict(built.state_dict(), strict=True, assign=True)
+    compare(built, loaded, run)
+
+
+def compare(built, loaded, run) -> None:
     with torch.no_grad():
         expected, found = outputs(run(built)), outputs(run(loaded))
     assert expected and all(x.isfinite().all() for x in expected)
@@ -183,8 +195,11 @@ def test_built_on_meta(name):
 @pytest.mark.parametrize("name", VISION)
 def test_vision_built_on_meta(name):
     check(*vision(name))
+    check_assigned(*vision(name))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="no transformers")
-def test_language_built_on_meta():
-    check(*language())
+@pytest.mark.parametrize("kind", ["Roberta", "Llama"])
+def test_language_built_on_meta(kind):
+    check(*language(kind))
+    check_assigned(*language(kind))
