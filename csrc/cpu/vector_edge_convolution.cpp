@@ -16,9 +16,9 @@ struct Call {
   Arguments in;
   Dim C{"C", 1, 4096}, d{"d", 1, 4096}, n{"n", 1, 256}, M{"M"}, w{"w", 1, 4096}, joined{"2 C"};
   EdgeSizes sizes{};
-  Tensor x, feature, direction, pool, gain, bias;
+  Tensor x, feature, direction, pool, gain, bias, num_nodes;
 
-  Call(const char* op, const Tensor& x_in, const Tensor& feature_in, const Tensor& direction_in, const Tensor& pool_in, const Tensor& gain_in, const Tensor& bias_in, int64_t neighbors) : in(op) {
+  Call(const char* op, const Tensor& x_in, const Tensor& feature_in, const Tensor& direction_in, const Tensor& pool_in, const Tensor& gain_in, const Tensor& bias_in, const std::optional<Tensor>& num_nodes_in, int64_t neighbors) : in(op) {
     x = in.floats("x", x_in, {&C, &d, &n, &M}).contiguous();
     joined.size = 2 * C;
     feature = in.floats("feature", feature_in, {&w, &joined}).contiguous();
@@ -27,8 +27,13 @@ struct Call {
     gain = in.floats("gain", gain_in, {&w}).contiguous();
     bias = in.floats("bias", bias_in, {&w}).contiguous();
     in.count("neighbors", neighbors, 1, std::numeric_limits<int64_t>::max());
+    num_nodes = in.integers("num_nodes", num_nodes_in, {&M});
+    for (int64_t k = 0; counts() && k < M; ++k) in.count("each of num_nodes", counts()[k], 0, n);
     sizes = {C, w, d, n, M, std::min<int64_t>(neighbors, n)};
   }
+  const int64_t* counts() const { return num_nodes.defined() ? num_nodes.const_data_ptr<int64_t>() : nullptr; }
+  // Of what the tiles write: nodes that no tile has are 0.
+  Tensor values(IntArrayRef shape, TensorOptions options) const { return num_nodes.defined() ? zeros(shape, options) : empty(shape, options); }
   Tensor vector(const char* name, const Tensor& given) { return in.floats(name, given, {&w}).contiguous(); }
   template <class T> int64_t tiles() const { return (M + lane_count<T>() - 1) / lane_count<T>(); }
   template <class T> int64_t scratch() const {
@@ -61,7 +66,7 @@ template <class T> struct Prepared {
     const int64_t forward = (s.maps() + 3) * s.in, turned = (s.in + 3) * s.maps(), pool = (s.width + 3) * s.width;
     packed = empty({forward + 2 * turned + pool}, given.x.options());
     T* const memory = packed.mutable_data_ptr<T>();
-    call = {s, maps.const_data_ptr<T>(), given.pool.const_data_ptr<T>(), given.x.const_data_ptr<T>(), memory, memory + forward, memory + forward + turned, memory + forward + 2 * turned, nullptr, nullptr};
+    call = {s, maps.const_data_ptr<T>(), given.pool.const_data_ptr<T>(), given.x.const_data_ptr<T>(), memory, memory + forward, memory + forward + turned, memory + forward + 2 * turned, nullptr, nullptr, given.counts()};
     PSF_DISPATCH(pack_edge_convolution<T>(call, back));
   }
   void normalise(const Tensor& mean, const Tensor& variance) {
@@ -78,6 +83,7 @@ template <class T> struct Prepared {
     for_each_group<T>(given.tiles<T>(), given.scratch<T>(), [&](int64_t tile, T* scratch) { at(tile, scratch, f); });
   }
   template <class F> void at(int64_t tile, T* scratch, F f) const {
+    if (call.num_nodes) tile = tile % 2 ? given.tiles<T>() - 1 - tile / 2 : tile / 2;  // of sorted clouds: as much work for every thread
     const int64_t first = tile * lane_count<T>();
     f(first, std::min<int64_t>(lane_count<T>(), given.M - first), tile, scratch);
   }
@@ -107,13 +113,13 @@ template <class T> void batch_statistics(const Prepared<T>& some, const Tensor& 
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vector_edge_convolution(const Tensor& x, const Tensor& feature, const Tensor& direction, const Tensor& pool,
-    const Tensor& gain, const Tensor& bias, const std::optional<Tensor>& running_mean, const std::optional<Tensor>& running_var, int64_t neighbors) {
-  Call given("vector_edge_convolution", x, feature, direction, pool, gain, bias, neighbors);
+    const Tensor& gain, const Tensor& bias, const std::optional<Tensor>& running_mean, const std::optional<Tensor>& running_var, const std::optional<Tensor>& num_nodes, int64_t neighbors) {
+  Call given("vector_edge_convolution", x, feature, direction, pool, gain, bias, num_nodes, neighbors);
   const Tensor seen_mean = given.in.floats("running_mean", running_mean, {&given.w}), seen_variance = given.in.floats("running_var", running_var, {&given.w});
   PSF_CHECK_VALUE(seen_mean.defined() == seen_variance.defined(), "vector_edge_convolution: running_mean must be given with running_var, got one of them");
   PSF_CHECK_VALUE(given.M > 0 || seen_mean.defined(), "vector_edge_convolution: x must be of at least one cloud without running statistics, got M = 0");
   const TensorOptions options = given.x.options();
-  const Tensor y = empty({given.w, given.d, given.n, given.M}, options), taken = empty({given.w, given.n, given.M}, options.dtype(kByte));
+  const Tensor y = given.values({given.w, given.d, given.n, given.M}, options), taken = given.values({given.w, given.n, given.M}, options.dtype(kByte));
   const Tensor mean = empty({given.w}, options), variance = empty({given.w}, options), count = zeros({}, options.dtype(kLong));
   PSF_DISPATCH_FLOATING(given.x.scalar_type(), [&] {
     using T = scalar_t;
@@ -133,15 +139,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vector_edge_convolution(const
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vector_edge_convolution_backward(const Tensor& d_y_in, const Tensor& x, const Tensor& feature, const Tensor& direction,
-    const Tensor& pool, const Tensor& gain, const Tensor& bias, const std::optional<Tensor>& running_mean, const std::optional<Tensor>& running_var, const Tensor& taken_in,
+    const Tensor& pool, const Tensor& gain, const Tensor& bias, const std::optional<Tensor>& running_mean, const std::optional<Tensor>& running_var, const std::optional<Tensor>& num_nodes, const Tensor& taken_in,
     const Tensor& mean_in, const Tensor& variance_in, const Tensor& count_in, int64_t neighbors, bool needs_x) {
-  Call given("vector_edge_convolution_backward", x, feature, direction, pool, gain, bias, neighbors);
+  Call given("vector_edge_convolution_backward", x, feature, direction, pool, gain, bias, num_nodes, neighbors);
   const EdgeSizes& s = given.sizes;
   const Tensor d_y = given.in.floats("d_y", d_y_in, {&given.w, &given.d, &given.n, &given.M}).contiguous();
   const Tensor taken = given.in.integers("taken", taken_in, {&given.w, &given.n, &given.M}, kByte).contiguous(), count = given.in.integers("count", count_in, {});
   const Tensor mean = given.vector("mean", mean_in), variance = given.vector("variance", variance_in);
   const bool learned = !running_mean && !running_var;  // the statistics are those of the batch
-  const Tensor d_x = needs_x ? empty_like(given.x) : Tensor(), d_feature = empty_like(given.feature), d_direction = empty_like(given.direction);
+  const Tensor d_x = needs_x ? given.values({given.C, given.d, given.n, given.M}, given.x.options()) : Tensor(), d_feature = empty_like(given.feature), d_direction = empty_like(given.direction);
   const Tensor d_gain = empty_like(given.gain), d_bias = empty_like(given.bias);
   PSF_DISPATCH_FLOATING(given.x.scalar_type(), [&] {
     using T = scalar_t;

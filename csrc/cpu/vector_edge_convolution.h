@@ -18,6 +18,7 @@ template <class T> struct EdgeCall {
   const T *maps, *pool, *x;         // (4 w, in), (w, w), (in, d, n, M)
   T *forward, *back, *norm_back, *pooling;  // packed: maps, their transpose, that of the first 2 w, pool
   const T *scale, *shift;           // (w,): |p| becomes scale |p| + shift
+  const int64_t* num_nodes;         // (M,): the first nodes of a cloud that are valid; null: all
 };
 
 inline int64_t edge_gradients(const EdgeSizes& s) { return s.maps() * s.in + 2 * s.width; }  // of maps, scale and shift

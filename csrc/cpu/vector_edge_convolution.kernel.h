@@ -9,7 +9,8 @@ template <class T> void pack_edge_convolution(const EdgeCall<T>& call, bool back
   pack(call.maps, s.in, 2 * s.width, 1, s.in, call.norm_back);
 }
 
-// D: the number of components, 0 if it is not known here.
+// D: the number of components, 0 if it is not known here. A tile has the nodes of its largest cloud. Those that are not valid in
+// a lane count as 0 when read, and are near to none.
 template <class T, int D> struct EdgeTile {
   static constexpr int64_t L = lanes<T>;
   using V = Vec<T>;
@@ -18,14 +19,18 @@ template <class T, int D> struct EdgeTile {
   const EdgeSizes& s;
   const int64_t first, count, n, W, in, dim, step;  // clouds from `first` on; step: from a row of `maps` to the next
   T *memory, *x, *maps, *near, *distance;
-  I valid{};
+  I nodes{};  // valid ones of every lane
 
   EdgeTile(const EdgeCall<T>& call, int64_t first, int64_t count, T* scratch)
-      : call(call), s(call.sizes), first(first), count(count), n(s.nodes), W(s.width), in(s.in), dim(D ? D : s.dim), step(s.maps() * L), memory(scratch) {
-    x = take(s.rows() * in), maps = take(s.rows() * s.maps()), near = take(n), distance = take(n);
-    for (int l = 0; l < count; ++l) valid[l] = -1;
+      : call(call), s(call.sizes), first(first), count(count), n(most(call, first, count)), W(s.width), in(s.in), dim(D ? D : s.dim), step(s.maps() * L), memory(scratch) {
+    x = take(rows() * in), maps = take(rows() * s.maps()), near = take(n), distance = take(n);
+    for (int l = 0; l < count; ++l) nodes[l] = Int(call.num_nodes ? call.num_nodes[first + l] : n);
     read(call.x, in, x);
   }
+  static int64_t most(const EdgeCall<T>& call, int64_t first, int64_t count) {
+    return call.num_nodes ? *std::max_element(call.num_nodes + first, call.num_nodes + first + count) : call.sizes.nodes;
+  }
+  int64_t rows() const { return n * dim; }
   // In vectors: of the tile itself, and of its largest step.
   static int64_t scratch(const EdgeSizes& s) {
     const int64_t tile = s.rows() * (s.in + s.maps()) + 2 * s.nodes;
@@ -37,30 +42,31 @@ template <class T, int D> struct EdgeTile {
     memory += vectors * L;
     return now;
   }
-  // (channels, d, n, M) <-> a plane; lanes without a cloud are 0.
+  I is_valid(int64_t i) const { return I{} + Int(i) < nodes; }
+  // (channels, d, n, M) <-> a plane; lanes without a cloud, and nodes that are not valid, are 0.
   template <class F> void for_values(int64_t channels, F f) const {
     for (int64_t c = 0; c < channels; ++c)
       for (int64_t a = 0; a < dim; ++a)
-        for (int64_t i = 0; i < n; ++i) f(((c * dim + a) * n + i) * s.clouds + first, ((i * dim + a) * channels + c) * L);
+        for (int64_t i = 0; i < n; ++i) f(((c * dim + a) * s.nodes + i) * s.clouds + first, ((i * dim + a) * channels + c) * L, is_valid(i));
   }
   void read(const T* from, int64_t channels, T* plane) const {
-    for_values(channels, [&](int64_t at, int64_t to) { store(plane + to, load_some(from + at, count)); });
+    for_values(channels, [&](int64_t at, int64_t to, I valid) { store(plane + to, valid ? load_some(from + at, count) : V{}); });
   }
   void write(const T* plane, int64_t channels, T* to) const {
-    for_values(channels, [&](int64_t at, int64_t from) { store_some(to + at, load(plane + from), count); });
+    for_values(channels, [&](int64_t at, int64_t from, I valid) { store_some(to + at, valid ? load(plane + from) : V{}, count); });
   }
 
-  void map(int64_t outputs) const { linear<T>(x, in * L, s.rows(), call.forward, nullptr, in, outputs, false, maps, step); }
+  void map(int64_t outputs) const { linear<T>(x, in * L, rows(), call.forward, nullptr, in, outputs, false, maps, step); }
   // Adds the gradients of the first `outputs` maps, with d_maps in the rows of `step`, to d; and to those of the input in d_x, if given.
   void turn(const T* d_maps, int64_t outputs, const T* back, bool add, T* panel, T* d, T* plane, T* d_x) const {
-    weight_gradient<T>(d_maps, step, x, in * L, s.rows(), in, outputs, panel, d, in, nullptr);
+    weight_gradient<T>(d_maps, step, x, in * L, rows(), in, outputs, panel, d, in, nullptr);
     if (!d_x) return;
     if (add) read(d_x, in, plane);
-    linear<T>(d_maps, step, s.rows(), back, nullptr, outputs, in, add, plane, in * L);
+    linear<T>(d_maps, step, rows(), back, nullptr, outputs, in, add, plane, in * L);
     write(plane, in, d_x);
   }
 
-  // near: which nodes are among the nearest to i, all bits set, in clouds that are there.
+  // near: which nodes are among the nearest to i, all bits set, in clouds that have both.
   void find_nearest(int64_t i) const {
     const int64_t numbers = dim * in * L;
     for (int64_t j = 0; s.neighbors < n && j < n; ++j) {
@@ -69,14 +75,14 @@ template <class T, int D> struct EdgeTile {
         const V apart = load(x + i * numbers + f) - load(x + j * numbers + f);
         sum[f / L % 2] += apart * apart;
       }
-      store(distance + j * L, square_root<T>(sum[0] + sum[1]));
+      store(distance + j * L, is_valid(j) ? square_root<T>(sum[0] + sum[1]) : splat<T>(std::numeric_limits<T>::infinity()));
     }
     for (int64_t j = 0; j < n; ++j) {
       I closer{};  // than j
       const V own = load(distance + j * L);
       for (int64_t m = 0; s.neighbors < n && m < n; ++m) closer -= load(distance + m * L) < own;
-      const I taken = s.neighbors < n ? (closer < Int(s.neighbors)) & (own == own) : valid;
-      store(near + j * L, taken & valid);
+      const I taken = s.neighbors < n ? (closer < Int(s.neighbors)) & (own == own) : is_valid(j);
+      store(near + j * L, taken & is_valid(j) & is_valid(i));
     }
   }
   using Int = typename Lanes<T>::Int;
@@ -118,9 +124,11 @@ template <class T, int D> struct EdgeTile {
     for (int64_t l = 0; l < count; ++l) out[0] += double(pairs[l]);
     for (int64_t c = 0; c < W; ++c) {
       double all = 0, squares = 0;
-      for (int64_t l = 0; l < count; ++l) all += double(pairs[l]) * double(origin[c * L + l]) + double(sum[c * L + l]);
-      const double mean = all / out[0];
+      for (int64_t l = 0; l < count; ++l)
+        if (pairs[l]) all += double(pairs[l]) * double(origin[c * L + l]) + double(sum[c * L + l]);
+      const double mean = out[0] ? all / out[0] : 0.0;
       for (int64_t l = 0; l < count; ++l) {
+        if (!pairs[l]) continue;
         const double number = double(pairs[l]), own = double(sum[c * L + l]) / number, apart = double(origin[c * L + l]) + own - mean;
         squares += std::max(double(square[c * L + l]) - own * own * number, 0.0) + number * apart * apart;
       }
@@ -141,7 +149,7 @@ template <class T, int D> struct EdgeTile {
 
   // Of every node and channel: the pooled pair, and whose it is.
   void convolve(T* y, uint8_t* taken) {
-    T *pairs = take(s.rows() * W), *along = take(s.rows() * W), *out = take(s.rows() * W);
+    T *pairs = take(rows() * W), *along = take(rows() * W), *out = take(rows() * W);
     map(s.maps());
     for (int64_t i = 0; i < n; ++i) {
       find_nearest(i);
@@ -155,7 +163,7 @@ template <class T, int D> struct EdgeTile {
           const Factors f(pp, pq, qq, call.scale[c], call.shift[c]);
           for (int64_t a = 0; a < dim; ++a) store(pairs + ((j * dim + a) * W + c) * L, f.s * pair(0, i, j, a, c) - f.c * pair(1, i, j, a, c));
         }
-      linear<T>(pairs, W * L, s.rows(), call.pooling, nullptr, W, W, false, along, W * L);
+      linear<T>(pairs, W * L, rows(), call.pooling, nullptr, W, W, false, along, W * L);
       for (int64_t c = 0; c < W; ++c) {
         const V lowest = splat<T>(-std::numeric_limits<T>::infinity());
         V most = lowest;
@@ -175,7 +183,8 @@ template <class T, int D> struct EdgeTile {
           for (int64_t j = 1; j < n; ++j) value = which == Int(j) ? load(pairs + ((j * dim + a) * W + c) * L) : value;
           store(out + ((i * dim + a) * W + c) * L, value);
         }
-        for (int64_t l = 0; l < count; ++l) taken[(c * n + i) * s.clouds + first + l] = uint8_t(which[l]);
+        which = is_valid(i) ? which : I{};
+        for (int64_t l = 0; l < count; ++l) taken[(c * s.nodes + i) * s.clouds + first + l] = uint8_t(which[l]);
       }
     }
     write(out, W, y);
@@ -183,17 +192,17 @@ template <class T, int D> struct EdgeTile {
 
   // d += the gradients of maps, scale and shift; d_x, if given: that of the input for given scale and shift.
   void convolve_gradient(const T* d_y, const uint8_t* taken, T* d, T* d_x) {
-    T *d_maps = take(s.rows() * s.maps()), *plane = take(s.rows() * in), *dy = take(s.rows() * W), *panel = take(block_rows * (in + L));
+    T *d_maps = take(rows() * s.maps()), *plane = take(rows() * in), *dy = take(rows() * W), *panel = take(block_rows * (in + L));
     map(s.maps());
     read(d_y, W, dy);
-    std::memset(d_maps, 0, s.rows() * step * sizeof(T));
+    std::memset(d_maps, 0, rows() * step * sizeof(T));
     T *d_scale = d + s.maps() * in, *d_shift = d_scale + W;
     for (int64_t c = 0; c < W; ++c) {
       V scales{}, shifts{};
       const T scale = call.scale[c], shift = call.shift[c];
       for (int64_t i = 0; i < n; ++i) {
         I which = I{} - Int(1);
-        for (int64_t l = 0; l < count; ++l) which[l] = Int(taken[(c * n + i) * s.clouds + first + l]);
+        for (int64_t l = 0; l < count; ++l) which[l] = Int(taken[(c * s.nodes + i) * s.clouds + first + l]);
         const auto pooled = [&](int64_t part, int64_t a) {
           V value{};
           for (int64_t j = 0; j < n; ++j) value = which == Int(j) ? load(neighbor(part, j, a, c)) : value;
@@ -231,9 +240,9 @@ template <class T, int D> struct EdgeTile {
 
   // d and d_x += the gradients through the norms' mean and variance: of a norm, offset + slope times it, for every channel.
   void moments_gradient(const T* offset, const T* slope, T* d, T* d_x) {
-    T *d_maps = take(s.rows() * s.maps()), *plane = take(s.rows() * in), *panel = take(block_rows * (in + L));
+    T *d_maps = take(rows() * s.maps()), *plane = take(rows() * in), *panel = take(block_rows * (in + L));
     map(2 * W);
-    std::memset(d_maps, 0, s.rows() * step * sizeof(T));
+    std::memset(d_maps, 0, rows() * step * sizeof(T));
     for (int64_t i = 0; i < n; ++i) {
       find_nearest(i);
       for (int64_t j = 0; j < n; ++j) {

@@ -11,8 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast.distributions._statistics import move_statistics
+from probsym_fast.distributions.vector_nodes import Nodes
 from probsym_fast.distributions.vector_steps import EdgeActivation, NormMoments, PairNormMoments, VectorActivation
-from probsym_fast.ops.reference.vector_edge_convolution import VARIANCE_EPS, linear, nearest, node_maps
+from probsym_fast.ops.reference.vector_edge_convolution import (
+    VARIANCE_EPS,
+    linear,
+    nearest,
+    node_maps,
+    norm_moments,
+    valid,
+)
 from probsym_fast.ops.vector_edge_convolution import OP, beyond_kernels, vector_edge_convolution
 
 MOMENTUM = 0.1  # of the running statistics
@@ -36,10 +44,13 @@ class Norm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(width))
         self.register_buffer("running_var", torch.ones(width))
 
-    def forward(self, p: Tensor) -> tuple[Tensor, Tensor]:
-        """p (w, d, ...) -> scale, shift (w,)."""
-        moments = NormMoments.of(p) if self.training and p.numel() else None
-        return self._scaling(moments, p[0, 0].numel(), p.dtype)
+    def forward(self, p: Tensor, inside: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """p (w, d, ...) -> scale, shift (w,). inside (...): whose norms count; None: all."""
+        if not (self.training and p.numel()):
+            return self._scaling(None, 0, p.dtype)
+        if inside is None:
+            return self._scaling(NormMoments.of(p), p[0, 0].numel(), p.dtype)
+        return self._scaling(norm_moments(p, inside), inside.sum().to(p.dtype), p.dtype)
 
     def of_pairs(self, near: Tensor, weight: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Arguments as of `PairNormMoments`."""
@@ -66,7 +77,10 @@ class Norm(nn.Module):
 
 
 class Layer(nn.Module):
-    """Linear map, batch normalisation of norms and leaky ReLU; inputs are concatenated (axes of size 1 broadcast)."""
+    """Linear map, batch normalisation of norms and leaky ReLU.
+
+    Inputs are concatenated: values of nodes in the form of `Nodes.of`, or of clouds.
+    """
 
     def __init__(self, in_width: int, width: int, shared_direction: bool = False) -> None:
         super().__init__()
@@ -74,12 +88,12 @@ class Layer(nn.Module):
         self.direction = nn.Parameter(uniform(1 if shared_direction else width, in_width))
         self.norm = Norm(width)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, nodes: Nodes, *inputs: Tensor) -> Tensor:
         weight = torch.cat([self.feature, self.direction]).to(inputs[0].dtype)
         weights = weight.split([x.shape[0] for x in inputs], 1)
-        first, *rest = (linear(w, x) for w, x in zip(weights, inputs, strict=True))
+        first, *rest = (nodes.spread(linear(w, x)) for w, x in zip(weights, inputs, strict=True))
         p, d = sum(rest, first).split([self.feature.shape[0], self.direction.shape[0]])
-        return VectorActivation.of(p, d, *self.norm(p))
+        return VectorActivation.of(p, d, *self.norm(p, nodes.inside))
 
 
 class EdgeConvolution(Layer):
@@ -111,8 +125,8 @@ class EdgeConvolution(Layer):
         found = self.takes_op(self.feature.device, dtype)
         return f"neighbors={self.neighbors}, {'one pass' if found else 'by steps'}"
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        (x,) = inputs
+    def forward(self, x: Tensor, num_nodes: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """x (in, d, n, M) -> (w, d, n, M), of the first num_nodes (M,) of each cloud, and 0 elsewhere; None: of all."""
         norm = self.norm
         feature, direction, pool = (t.to(x.dtype) for t in (self.feature, self.direction, self.pool))
         fits = beyond_kernels(x.device.type, tuple(x.shape), feature.shape[0]) is None
@@ -121,10 +135,15 @@ class EdgeConvolution(Layer):
             running = None if learns else (norm.running_mean.to(x.dtype), norm.running_var.to(x.dtype))
             gain, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
             weights = feature, direction, pool, gain, bias
-            y, mean, variance, count = vector_edge_convolution(x, *weights, running, neighbors=self.neighbors)
+            y, mean, variance, count = vector_edge_convolution(
+                x, *weights, running, neighbors=self.neighbors, num_nodes=num_nodes
+            )
             if learns:
                 norm.move(mean, variance, count)
             return y
-        near, weight = nearest(x, self.neighbors), node_maps(feature, direction)
+        inside = None if num_nodes is None else valid(num_nodes, x.shape[2])
+        x = x if inside is None else torch.where(inside, x, 0)
+        near, weight = nearest(x, self.neighbors, inside), node_maps(feature, direction)
         of_p = weight.unflatten(0, (2, 2, -1))[:, 0].flatten(0, 1)
-        return EdgeActivation.of(near, pool, *norm.of_pairs(near, of_p, x), weight, x)
+        y = EdgeActivation.of(near, pool, *norm.of_pairs(near, of_p, x), weight, x)
+        return y if inside is None else torch.where(inside, y, 0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,19 +12,14 @@ from torch.nn import functional as F
 
 from probsym_fast._autocast import without_autocast
 from probsym_fast._checkpointing import checkpoint_layer
-from probsym_fast._checks import check_count, check_counts, check_int, check_share, looks_at_values
-from probsym_fast.batches import check_all_valid, check_batch
+from probsym_fast._checks import check_count, check_counts, check_int, check_share, looks_at_values, transformed
+from probsym_fast.batches import check_batch
 from probsym_fast.distributions.vector_layers import EdgeConvolution, Layer, uniform
-from probsym_fast.distributions.vector_steps import LargestInvariant, some_clouds
+from probsym_fast.distributions.vector_nodes import ListedNodes, Nodes, ValidNodes
 from probsym_fast.groups import PointClouds
-from probsym_fast.ops.reference.vector_edge_convolution import dot, linear
+from probsym_fast.ops.reference.vector_edge_convolution import linear
 
-
-@torch.no_grad()
-def _farthest_along(x: Tensor, direction: Tensor) -> Tensor:
-    """VN max pooling: the node where <x, direction x> is largest, x (w, d, n, M) -> (w, M)."""
-    parts = (x[..., m] for m in some_clouds(x.shape[-1], 3 * math.prod(x.shape[:-1]), x.device))
-    return torch.cat([dot(some, linear(direction, some)).max(1).indices for some in parts], -1)
+GATES = 8  # copies of an input vector, each times a number from the node's features
 
 
 class VectorNeurons(nn.Module):
@@ -33,22 +30,26 @@ class VectorNeurons(nn.Module):
     the scores.
 
     Args:
-        channels: 1 (positions) or 2 (positions and velocities).
+        channels: 1 (positions) or 2 (positions and velocities, which the batch must then have).
         width: hidden vectors per node.
         neighbors: k nearest nodes joined to a node, itself included; at most n are used.
         dropout: share of whole vectors dropped in training.
         scores, matrices: the outputs to build.
         dim: d.
+        features: F, invariant features of nodes to read, such as one-hot types; 0: none. A perceptron makes numbers of them:
+            8 for each node, which multiply copies of its input vectors, and one for each vector of the first two layers,
+            from 0 to 2.
 
     forward(batch, noise): adds noise (B, S, n, d, channels) to [positions - center, velocities]. Returns a dict with
     "scores" (B, S, n) and "matrices" (B, S, d, d), if built, in the dtype of the parameters or float32 if that is better,
-    under any autocast.
+    under any autocast. In a batch with num_nodes neighbours, maxima, means and statistics are of the valid nodes, and other
+    nodes have the score 0: padding changes nothing. Where a CPU runs it as it is, time grows with the valid nodes.
     Gradients: of any order, to the parameters, the noise and the batch. Time and memory grow as B S n^2 width d.
     Where `ops.vector_edge_convolution` has a kernel the edge convolutions run as one op each, and no tensor of pairs is
     written; on a GPU where their `one_pass` is True. Under torch.func transforms it runs in plain torch; in training mode
     they must take its buffers as inputs too.
-    Raises ValueError for shapes, for a batch with num_nodes (every node counts as valid), and for positions, velocities or
-    noise that are not finite (on a GPU only in debug mode).
+    Raises ValueError for shapes, and for valid positions, velocities, features or noise that are not finite (on a GPU only
+    in debug mode).
     """
 
     pool: Tensor
@@ -62,6 +63,7 @@ class VectorNeurons(nn.Module):
         scores: bool = True,
         matrices: bool = True,
         dim: int = 3,
+        features: int = 0,
     ) -> None:
         super().__init__()
         owner = "VectorNeurons"
@@ -75,9 +77,10 @@ class VectorNeurons(nn.Module):
         width = check_count(
             owner, "width", width, least=2 if scores else 1
         )  # the frame of a score has width // 2 channels
-        self.channels, self.width, self.dim, self.dropout = channels, width, dim, dropout
+        features = check_count(owner, "features", features, least=0)
+        self.channels, self.width, self.dim, self.dropout, self.features = channels, width, dim, dropout, features
         self.scores, self.matrices = scores, matrices
-        self.conv1 = EdgeConvolution(channels, width, neighbors)
+        self.conv1 = EdgeConvolution(channels * (1 + GATES if features else 1), width, neighbors)
         if matrices:
             self.register_buffer("pool", uniform(width, width))
             self.matrix_head = nn.Parameter(uniform(dim, width))
@@ -88,69 +91,130 @@ class VectorNeurons(nn.Module):
             self.frame2 = Layer(width, width // 2)
             self.frame_head = nn.Parameter(uniform(dim, width // 2))
             self.score_head = nn.Linear(4 * width * dim, 1)
+        if features:
+            gates = GATES + (2 if scores else 1) * width
+            self.gates = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, gates))
 
     @property
     def outputs(self) -> tuple[str, ...]:
         return tuple(name for name in ("scores", "matrices") if getattr(self, name))
 
     def extra_repr(self) -> str:
-        return f"channels={self.channels}, width={self.width}, dim={self.dim}, outputs={self.outputs}"
+        features = f", features={self.features}" if self.features else ""
+        return f"channels={self.channels}, width={self.width}, dim={self.dim}{features}, outputs={self.outputs}"
 
     def noise_shape(self, batch: PointClouds, samples: int) -> tuple[int, ...]:
         """(B, S, n, d, channels)."""
-        check_batch("VectorNeurons", batch, "positions", "velocities")
+        check_batch("VectorNeurons", batch, *(name for name, _ in self._read()))
         B, n, d = batch.positions.shape
         return B, samples, n, d, self.channels
 
+    def _read(self) -> Iterator[tuple[str, str]]:
+        """The fields to read of a batch, and their shapes in words."""
+        yield "positions", f"(B, n, {self.dim})"
+        if self.channels == 2:
+            yield "velocities", f"(B, n, {self.dim})"
+        if self.features:
+            yield "features", f"(B, n, {self.features})"
+
     def forward(self, batch: PointClouds, noise: Tensor) -> dict[str, Tensor]:
-        check_all_valid("VectorNeurons", batch)
         B, n, d = batch.positions.shape
-        if d != self.dim:
-            raise ValueError(f"VectorNeurons: positions must be (B, n, {self.dim}), got {(B, n, d)}")
+        given: dict[str, Any] = {name: getattr(batch, name) for name, _ in self._read()}
+        for name, axes in self._read():
+            x, width = given[name], self.features if name == "features" else self.dim
+            if x is None or tuple(x.shape) != (B, n, width):
+                raise ValueError(f"VectorNeurons: {name} must be {axes}, got {None if x is None else tuple(x.shape)}")
         if noise.dim() != 5 or (B, n, d, self.channels) != (noise.shape[0], *noise.shape[2:]):
             raise ValueError(f"VectorNeurons: noise must be {(B, 'S', n, d, self.channels)}, got {tuple(noise.shape)}")
-        S = noise.shape[1]
+        counts, S = batch.num_nodes, noise.shape[1]
+        if counts is not None:
+            inside = torch.arange(n, device=noise.device) < counts[:, None]
+            given = {name: torch.where(inside[..., None], x, 0) for name, x in given.items()}
         if self.training and B * S * n == 1:
             raise ValueError("VectorNeurons: training needs B S n > 1 for the batch statistics, got 1")
-        read = {"positions": batch.positions, "velocities": batch.velocities, "noise": noise}
-        for name, values in read.items():
-            wanted = (name != "velocities" or self.channels == 2) and looks_at_values(values)
-            if wanted and not values.isfinite().all():
+        for name, x in (*given.items(), ("noise", noise)):
+            if looks_at_values(x) and not x.isfinite().all():
                 raise ValueError(f"VectorNeurons: {name} must be finite, got NaN or infinity")
+        given |= {"noise": noise, "center": batch.center}
         with without_autocast(noise.device):
-            dtype = torch.promote_types(self.conv1.feature.dtype, torch.float32)  # below it nodes would tie
-            positions, center = (y.to(torch.promote_types(y.dtype, dtype)) for y in (batch.positions, batch.center))
-            x = torch.stack([positions - center[:, None], batch.velocities.to(positions)][: self.channels], -1)
-            x = (x[:, None] + noise).to(dtype)
-            x1 = self.conv1(x.flatten(0, 1).permute(3, 2, 1, 0).contiguous())
-            outputs = {}
-            if self.matrices:
-                outputs["matrices"] = self._equivariant(x1).permute(2, 1, 0).contiguous().view(B, S, d, d)
-            if self.scores:
-                outputs["scores"] = self._invariant(x1).t().contiguous().view(B, S, n)
+            if counts is None:
+                return self._outputs(given, Nodes())
+            if counts.device.type != "cpu" or not looks_at_values(counts, noise) or transformed() or not B:
+                return self._outputs(given, ValidNodes(counts.repeat_interleave(S, output_size=B * S), n))
+            return self._by_size(given, counts)
+
+    def _by_size(self, given: dict[str, Tensor], counts: Tensor) -> dict[str, Tensor]:
+        """The outputs of clouds of different sizes: computed without padding, the largest first."""
+        most, (B, S, n) = max(1, int(counts.max())), given["noise"].shape[:3]
+        nodes, order = Nodes(), torch.arange(B)
+        if int(counts.min()) < most:
+            order = counts.argsort(descending=True, stable=True)
+            nodes = ListedNodes(counts[order].repeat_interleave(S), most)
+        axes = {"center": None, "noise": 2}
+        some = {
+            name: x if (axis := axes.get(name, 1)) is None else x.narrow(axis, 0, most) for name, x in given.items()
+        }
+        outputs = self._outputs({name: x[order] for name, x in some.items()}, nodes)
+        outputs = {name: y[order.argsort()] for name, y in outputs.items()}
+        return {name: F.pad(y, (0, n - most)) if name == "scores" else y for name, y in outputs.items()}
+
+    def _outputs(self, given: dict[str, Tensor], nodes: Nodes) -> dict[str, Tensor]:
+        (B, S, n, d), noise = given["noise"].shape[:4], given["noise"]
+        dtype = torch.promote_types(self.conv1.feature.dtype, torch.float32)  # below it nodes would tie
+        positions, center = (x.to(torch.promote_types(x.dtype, dtype)) for x in (given["positions"], given["center"]))
+        vectors = [positions - center[:, None], *([given["velocities"].to(positions)] if self.channels == 2 else [])]
+        x = (torch.stack(vectors, -1)[:, None] + noise).to(dtype)
+        x = x.flatten(0, 1).permute(3, 2, 1, 0)  # (channels, d, n, M)
+        gates: list[Tensor] = []  # of the vectors of a layer, (w, 1, n, M)
+        if self.features:
+            lift, *gates = self._gates(given["features"].to(dtype), S)
+            x = torch.cat([x, (x * lift.unsqueeze(1)).flatten(0, 1)])
+        x1 = self.conv1(x.contiguous(), nodes.num_nodes)
+        x1 = x1 * gates[0] if gates else x1
+        outputs = {}
+        if self.matrices:
+            outputs["matrices"] = self._equivariant(x1, nodes).permute(2, 1, 0).contiguous().view(B, S, d, d)
+        if self.scores:
+            outputs["scores"] = self._invariant(x1, nodes, *gates[1:]).t().contiguous().view(B, S, n)
         return outputs
 
-    def _equivariant(self, x: Tensor) -> Tensor:
+    def _gates(self, features: Tensor, samples: int) -> list[Tensor]:
+        """(8, 1, n, M), (w, 1, n, M) and, for scores, another of these, from features (B, n, F)."""
+        first, _, second = self.gates
+        weights = [x.to(features.dtype) for x in (*first.parameters(), *second.parameters())]
+        hidden = F.silu(F.linear(features, *weights[:2]))
+        gates = F.linear(hidden, *weights[2:]).permute(2, 1, 0)  # (gates, n, B)
+        lift, *others = (
+            gates.repeat_interleave(samples, -1)
+            .unsqueeze(1)
+            .split_with_sizes([GATES, *(self.width,) * (2 if self.scores else 1)])
+        )
+        return [lift, *(2 * x.sigmoid() for x in others)]
+
+    def _equivariant(self, x: Tensor, nodes: Nodes) -> Tensor:
         """x (w, d, n, M) -> d vectors per cloud, (d, d, M): max pooling over the nodes, then a linear map."""
-        node = _farthest_along(x, self.pool.to(x.dtype))[:, None, None].expand(-1, x.shape[1], 1, -1)
+        node = nodes.farthest(x, self.pool.to(x.dtype))[:, None, None].expand(-1, x.shape[1], 1, -1)
         return linear(self.matrix_head.to(x.dtype), x.gather(2, node).squeeze(2))
 
-    def _invariant(self, x1: Tensor) -> Tensor:
+    def _invariant(self, x1: Tensor, nodes: Nodes, gate: Tensor | None = None) -> Tensor:
         """x (w, d, n, M) -> one score per node, (n, M).
 
         A linear map of <[x1, x2]_c, z_v>, with z the frame of the node, and of the largest <[x3, mean x3]_c, z_v> over
         all nodes.
         """
-        x2 = self.conv2(x1)
+        x2 = self.conv2(x1, nodes.num_nodes)
+        x2 = x2 if gate is None else x2 * gate
+        x1, x2 = nodes.of(x1), nodes.of(x2)
         x2 = x2 * F.dropout(torch.ones_like(x2[:, :1]), self.dropout, self.training)
-        x3 = checkpoint_layer(self.conv3, x1, x2, modules=[self.conv3])
-        mean = x3.mean(2, keepdim=True)
-        z = checkpoint_layer(self.frame1, x3, mean, modules=[self.frame1])
-        z = checkpoint_layer(self.frame2, z, modules=[self.frame2])
+        x3 = checkpoint_layer(partial(self.conv3, nodes), x1, x2, modules=[self.conv3])
+        mean = nodes.mean(x3)
+        z = checkpoint_layer(partial(self.frame1, nodes), x3, mean, modules=[self.frame1])
+        z = checkpoint_layer(partial(self.frame2, nodes), z, modules=[self.frame2])
         frame_head, score_head, bias = (p.to(x1.dtype) for p in (self.frame_head, *self.score_head.parameters()))
-        z = linear(frame_head, z)  # (v, d, n, M)
+        z = linear(frame_head, z)  # (v, d, ...)
         cloud, node = score_head.view(2, 2 * self.width, self.dim)  # (2 w, v) each
         node1, node2 = node.t().split(self.width, 1)
-        local = ((linear(node1, x1) + linear(node2, x2)) * z).flatten(0, 1).sum(0)
-        largest = torch.cat([LargestInvariant.of(x3, z), LargestInvariant.of(mean, z)])
-        return local + cloud.flatten() @ largest.flatten(0, 1) + bias
+        local = ((linear(node1, x1) + linear(node2, x2)) * z).flatten(0, 1).sum(0)[None, None]
+        largest = torch.cat([nodes.largest(x3, z), nodes.largest(mean, z)])
+        whole = (cloud.flatten() @ largest.flatten(0, 1)).view(1, 1, 1, -1)
+        return nodes.padded(local + nodes.spread(whole) + bias)[0, 0]

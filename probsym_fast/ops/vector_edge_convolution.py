@@ -8,10 +8,11 @@ from torch import Tensor
 from probsym_fast._checks import check_count, check_float
 from probsym_fast.ops._op import Op
 from probsym_fast.ops._weights import beyond
+from probsym_fast.ops.reference.vector_edge_convolution import check_values
 from probsym_fast.ops.reference.vector_edge_convolution import vector_edge_convolution as reference
 
 
-def _shapes(x, feature, direction, pool, gain, bias, running_mean, running_var, neighbors):
+def _shapes(x, feature, direction, pool, gain, bias, running_mean, running_var, num_nodes, neighbors):
     _, d, n, M = x.shape
     w = feature.shape[0]
     taken, count = x.new_empty(w, n, M, dtype=torch.uint8), x.new_empty((), dtype=torch.int64)
@@ -32,14 +33,16 @@ MOST_ON_GPU = MOST | {"components": 16}
 OP = Op(
     "vector_edge_convolution",
     "(Tensor x, Tensor feature, Tensor direction, Tensor pool, Tensor gain, Tensor bias, Tensor? running_mean,"
-    " Tensor? running_var, int neighbors) -> (Tensor y, Tensor taken, Tensor mean, Tensor variance, Tensor count)",
+    " Tensor? running_var, Tensor? num_nodes, int neighbors)"
+    " -> (Tensor y, Tensor taken, Tensor mean, Tensor variance, Tensor count)",
     reference=reference,
+    values=check_values,
     shapes=_shapes,
 )
 OP.gradient(
     "(Tensor d_y, Tensor x, Tensor feature, Tensor direction, Tensor pool, Tensor gain, Tensor bias, Tensor? running_mean,"
-    " Tensor? running_var, Tensor taken, Tensor mean, Tensor variance, Tensor count, int neighbors, bool needs_x)"
-    " -> (Tensor d_x, Tensor d_feature, Tensor d_direction, Tensor d_gain, Tensor d_bias)",
+    " Tensor? running_var, Tensor? num_nodes, Tensor taken, Tensor mean, Tensor variance, Tensor count, int neighbors,"
+    " bool needs_x) -> (Tensor d_x, Tensor d_feature, Tensor d_direction, Tensor d_gain, Tensor d_bias)",
     shapes=_gradient_shapes,
 )
 
@@ -54,6 +57,7 @@ def vector_edge_convolution(
     running: tuple[Tensor, Tensor] | None = None,
     *,
     neighbors: int,
+    num_nodes: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Vector features of nodes from those of their nearest nodes, in clouds of points.
@@ -70,6 +74,9 @@ def vector_edge_convolution(
         x: (C, d, n, M), C vectors of each of the n nodes of M clouds. feature, direction: (w, 2 C). pool: (w, w).
         gain, bias: (w,). running: mean and variance (w,) to use; None: those of |p| over the near pairs of all clouds.
         neighbors: k, the nodes nearest to a node over all channels, itself and all as far as the k-th included.
+        num_nodes: (M,) int64, 0 to n, the first nodes of each cloud that are valid; None: all. Other nodes are not read, are
+            near to none, and give 0. On a CPU time grows with the nodes of the largest of 16 neighbouring clouds, 8 in
+            float64: sort the clouds by size.
         backend: "auto", "cpu" (n at most 256; C, d and w at most 4096), "triton" (d at most 16) or "reference".
 
     Returns: y (w, d, n, M) in the dtype of x; and without a gradient, for running statistics, mean, (biased) variance (w,)
@@ -94,6 +101,14 @@ def vector_edge_convolution(
         not isinstance(running, tuple | list) or len(running) != 2 or any(t is None for t in running)
     ):
         raise TypeError(f"{op}: running must be (mean, variance) or None, got {type(running).__name__}")
+    if num_nodes is not None:
+        if not isinstance(num_nodes, Tensor) or num_nodes.dtype != torch.int64:
+            got = num_nodes.dtype if isinstance(num_nodes, Tensor) else type(num_nodes).__name__
+            raise TypeError(f"{op}: num_nodes must be int64, got {got}")
+        if tuple(num_nodes.shape) != (x.shape[3],):
+            raise ValueError(f"{op}: num_nodes must be (M,) = ({x.shape[3]},), got {tuple(num_nodes.shape)}")
+        if num_nodes.device != x.device:
+            raise RuntimeError(f"{op}: num_nodes must be on {x.device}, got {num_nodes.device}")
     mean, variance = (None, None) if running is None else running
     sizes = {"gain": (w,), "bias": (w,), "feature": (w, 2 * C), "direction": (w, 2 * C), "pool": (w, w)}
     given = {"gain": gain, "bias": bias, "feature": feature, "direction": direction, "pool": pool}
@@ -118,7 +133,7 @@ def vector_edge_convolution(
         run = OP.without_kernel(backend, x.device, lacking)
     statistics = (None if t is None else t.to(dtype) for t in (mean, variance))
     weights = (t.to(dtype) for t in (feature, direction, pool, gain, bias))
-    y, _, mean, variance, count = run(x.to(dtype), *weights, *statistics, neighbors)
+    y, _, mean, variance, count = run(x.to(dtype), *weights, *statistics, num_nodes, neighbors)
     return y.to(x.dtype), mean.detach(), variance.detach(), count
 
 

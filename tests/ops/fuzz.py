@@ -580,12 +580,14 @@ def vector_edge_convolution_case(d: Draw) -> Case:
     d.leaf("shift", d.numbers(w))
     pool, *running = (d.index(t.to(d.dtype)) for t in (normal(w, w), d.uniform(w), d.uniform(w) + 0.5))
     given, neighbors = d.chance(0.5), 0 if d.spoil() else d.size(1, 14)
+    num_nodes = d.index(torch.randint(2, n + 1, (M,), generator=d.generator)) if d.chance(0.4) else None
     d.amplified = 1e5  # 1 / <q, q> and 1 / |p|, which may be small: the reference in float32 differs as much
 
     def call(backend, x):
         weights = x.feature, x.direction, pool.to(x.x), x.gain, x.shift
         seen = tuple(t.to(x.x) for t in running) if given else None
-        y, mean, variance, count = vector_edge_convolution(x.x, *weights, seen, neighbors=neighbors, backend=backend)
+        settings = {"neighbors": neighbors, "num_nodes": num_nodes, "backend": backend}
+        y, mean, variance, count = vector_edge_convolution(x.x, *weights, seen, **settings)
         return y, mean, variance, count
 
     return d.case(call, 1.0, 1.0, 1.0, 1.0)

@@ -90,7 +90,7 @@ CASES = {
         {
             **{"x": torch.randn(C, 3, N, B), "feature": torch.randn(D, 2 * C), "direction": torch.randn(D, 2 * C)},
             **{"pool": torch.randn(D, D), "gain": torch.ones(D), "bias": torch.ones(D)},
-            **{"mean": torch.ones(D), "variance": torch.ones(D)},
+            **{"mean": torch.ones(D), "variance": torch.ones(D), "num_nodes": torch.full((B,), N)},
         },
     ),
     "embed_edges": (

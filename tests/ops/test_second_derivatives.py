@@ -80,6 +80,12 @@ SMOOTH = {
         [(1, 3, 3, 2), (2, 2), (2, 2), (2,), (2,)],
         lambda x, f, q, g, c, **b: ops.vector_edge_convolution(x, f, q, POOL, g, c, RUNNING, neighbors=3, **b)[0],
     ),
+    "vector_edge_convolution, num_nodes": (
+        [(2, 2, 3, 3), (2, 4), (2, 4), (2,), (2,)],
+        lambda x, f, q, g, c, **b: ops.vector_edge_convolution(
+            x, f, q, POOL, g, c, neighbors=2, num_nodes=torch.tensor([3, 1, 2]), **b
+        )[0],
+    ),
     "permute": ([(2, 2, 3, 2)], lambda x, **b: ops.permute(shuffled(), x, **b)),
     "node_identifiers": ([(3, 2)], lambda w, **b: ops.node_identifiers(PTR, shuffled(), w, **b)),
 }

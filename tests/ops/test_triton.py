@@ -213,7 +213,7 @@ def gin_case(dtype):
 def vector_edge_convolution_case(dtype):
     """As in the experiments: clouds of 5 nodes in space, width 21, 4 neighbours."""
     x, maps, pool, row = torch.zeros(2, 3, 5, 40), torch.zeros(21, 4), torch.zeros(21, 21), torch.zeros(21)
-    arguments = x.to(dtype), maps, maps, pool, row, row, None, None
+    arguments = x.to(dtype), maps, maps, pool, row, row, None, None, torch.full((40,), 5)
     y, *known = through("vector_edge_convolution", "forward")(*arguments, 4)
     through("vector_edge_convolution", "backward")(y, *arguments, *known, 4, True)
 
@@ -643,7 +643,7 @@ def ragged_sequences(M: int) -> None:
     y, kept = through("mlp", "forward")(rows, row, widths, 2, True, True, True)
     through("mlp", "backward")(y, rows, row, kept, widths, 2, True, True, True, True)
     clouds, maps, row = torch.zeros(2, 3, 3, M), torch.zeros(6, 4), torch.zeros(6)
-    arguments = clouds, maps, maps, torch.zeros(6, 6), row, row, None, None
+    arguments = clouds, maps, maps, torch.zeros(6, 6), row, row, None, None, None
     y, *known = through("vector_edge_convolution", "forward")(*arguments, 2)
     through("vector_edge_convolution", "backward")(y, *arguments, *known, 2, True)
 

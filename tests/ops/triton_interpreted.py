@@ -1084,22 +1084,25 @@ def test_bad_numbers_reach_no_memory_of_gin(fences):
 def edge_arguments(C, d, n, M, w, neighbors, running=False):
     leaves = [torch.randn(shape) for shape in ((C, d, n, M), (w, 2 * C), (w, 2 * C), (w, w), (w,), (w,))]
     leaves[4] = leaves[4].abs() + 0.5
-    return [*leaves, *((torch.rand(w) + 0.5 for _ in range(2)) if running else (None, None)), neighbors]
+    return [*leaves, *((torch.rand(w) + 0.5 for _ in range(2)) if running else (None, None)), None, neighbors]
 
 
 @pytest.mark.parametrize(
-    ("sizes", "running", "most"),
+    ("sizes", "running", "most", "ragged"),
     [
-        ((2, 3, 3, 17, 5, 2), False, 2**26),
-        ((3, 2, 2, 1, 34, 1), True, 2**26),
-        ((1, 5, 2, 2, 2, 2), False, 1),
-        ((2, 3, 3, 0, 3, 2), True, 2**26),
+        ((2, 3, 3, 17, 5, 2), False, 2**26, False),
+        ((2, 3, 3, 17, 5, 2), False, 2**26, True),
+        ((3, 2, 2, 1, 34, 1), True, 2**26, False),
+        ((1, 5, 2, 3, 2, 2), False, 1, True),
+        ((2, 3, 3, 0, 3, 2), True, 2**26, False),
     ],
 )
-def test_vector_edge_convolution(sizes, running, most, monkeypatch):
-    """Several blocks of clouds and of channels; all near, one cloud at a time; two components, five; no clouds."""
+def test_vector_edge_convolution(sizes, running, most, ragged, monkeypatch):
+    """Several blocks of clouds and of channels; all near, one cloud at a time; two components, five; no clouds; padding."""
     monkeypatch.setattr(importlib.import_module("probsym_fast.ops.triton.vector_edge_convolution"), "BYTES", most)
     arguments = edge_arguments(*sizes, running)
+    if ragged:
+        arguments[-2] = torch.arange(sizes[3]) % (sizes[2] + 1)
     check("vector_edge_convolution", arguments, [0, 1, 2, 4, 5])
     exact = OPS["vector_edge_convolution"].reference(*(t.double() if torch.is_tensor(t) else t for t in arguments))
     for found, expected in zip(_lazy("vector_edge_convolution", "forward")(*arguments)[1:], exact[1:], strict=True):
@@ -1156,7 +1159,7 @@ def test_arguments_that_do_not_fit_the_other_networks():
         ),
         (
             "vector_edge_convolution",
-            [*clouds[:6], clouds[5], None, 2],
+            [*clouds[:6], clouds[5], None, None, 2],
             "running_mean must be given with running_var, got one of them",
         ),
     ):

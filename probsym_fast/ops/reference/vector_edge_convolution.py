@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from probsym_fast._checks import transformed
+from probsym_fast._checks import looks_at_values, transformed
 
 VARIANCE_EPS = 1e-5
 
@@ -22,10 +22,14 @@ def vector_edge_convolution(
     bias: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
+    num_nodes: Tensor | None,
     neighbors: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """x (C, d, n, M), feature and direction (w, 2 C) -> y (w, d, n, M), taken (w, n, M), mean, variance (w,), count ()."""
-    near = nearest(x, neighbors)
+    check_values(x, feature, direction, pool, gain, bias, running_mean, running_var, num_nodes)
+    inside = None if num_nodes is None else valid(num_nodes, x.shape[2])
+    x = x if inside is None else torch.where(inside, x, 0)
+    near = nearest(x, neighbors, inside)
     neighbor, center = linear(node_maps(feature, direction), x).unflatten(0, (2, 2, -1))
     p, q = pairs(neighbor[0], center[0]), pairs(neighbor[1], center[1])
     if running_mean is None or running_var is None:
@@ -39,21 +43,44 @@ def vector_edge_convolution(
     with torch.no_grad():
         taken = highest(torch.where(near, dot(y, linear(pool, y)), -math.inf))
     index = taken.long().unsqueeze(1).expand(-1, x.shape[1], -1, -1).unsqueeze(3)
-    return y.gather(3, index).squeeze(3), taken, mean, variance, count
+    y = y.gather(3, index).squeeze(3)
+    if inside is not None:
+        y, taken = torch.where(inside, y, 0), torch.where(inside, taken, torch.zeros_like(taken))
+    return y, taken, mean, variance, count
+
+
+def check_values(x: Tensor, *arguments: Tensor | int | None) -> None:
+    """ValueError unless each of num_nodes is 0 to n, where checks may read values. arguments: those of the op."""
+    counts = arguments[7]
+    if not isinstance(counts, Tensor) or not looks_at_values(counts):
+        return
+    bad = counts[(counts < 0) | (counts > x.shape[2])]
+    if len(bad):
+        message = f"each of num_nodes must be in 0..{x.shape[2]}, got {int(bad[0])}"
+        raise ValueError(f"vector_edge_convolution: {message}")
+
+
+def valid(num_nodes: Tensor, n: int) -> Tensor:
+    """(n, M): whether a node is one of the first num_nodes (M,) of its cloud."""
+    return torch.arange(n, device=num_nodes.device)[:, None] < num_nodes
 
 
 @torch.no_grad()
-def nearest(x: Tensor, k: int) -> Tensor:
-    """(i, j, M): whether j is among the k nodes nearest to i, itself included, over all channels.
+def nearest(x: Tensor, k: int, inside: Tensor | None = None) -> Tensor:
+    """(i, j, M): whether j is among the k nodes nearest to i, itself included, over all channels, and both are inside (n, M).
 
     Includes all nodes as far as the k-th, so the choice does not depend on the order of the nodes.
     """
     n, clouds = x.shape[2:]
+    both = None if inside is None else inside & inside[:, None]
     if k >= n:
-        return torch.ones(n, n, clouds, dtype=torch.bool, device=x.device)
+        return torch.ones(n, n, clouds, dtype=torch.bool, device=x.device) if both is None else both
     nodes = x.detach().flatten(0, 1).permute(2, 1, 0).contiguous()  # (M, n, channels d)
     distance = torch.cdist(nodes, nodes, compute_mode="donot_use_mm_for_euclid_dist")
-    return (distance <= distance.kthvalue(k, -1, keepdim=True).values).permute(1, 2, 0).contiguous()
+    if inside is not None:
+        distance = distance.masked_fill(~inside.t()[:, None], math.inf)
+    near = (distance <= distance.kthvalue(k, -1, keepdim=True).values).permute(1, 2, 0)
+    return near.contiguous() if both is None else near & both
 
 
 def node_maps(feature: Tensor, direction: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from probsym_fast.ops.reference.vector_edge_convolution import VARIANCE_EPS, node_maps
+from probsym_fast.ops.reference.vector_edge_convolution import VARIANCE_EPS, node_maps, valid
 from probsym_fast.ops.triton import Refused
 from probsym_fast.ops.triton._launch import check_axes, check_tensors
 from probsym_fast.ops.triton.vector_pairs import Pairs, nearest
@@ -26,7 +26,7 @@ class Call:
 
     _last: tuple[slice, Pairs] | None = None
 
-    def __init__(self, x, feature, direction, pool, gain, bias, running_mean, running_var, neighbors):
+    def __init__(self, x, feature, direction, pool, gain, bias, running_mean, running_var, num_nodes, neighbors):
         (C, d, n, self.M), (w,) = check_axes("x", x, 4), check_axes("gain", gain, 1)
         if min(C, d, n, w) < 1:
             raise Refused(ValueError, f"sizes must be at least 1, got C, d, n and w = {(C, d, n, w)}")
@@ -44,7 +44,9 @@ class Call:
             bias=(bias, (w,)),
             running_mean=(running_mean, (w,)),
             running_var=(running_var, (w,)),
+            num_nodes=(num_nodes, (self.M,)),
         )
+        self.inside = None if num_nodes is None else valid(num_nodes, n)  # (n, M)
         self.x, self.gain, self.bias, self.neighbors = x, gain.contiguous(), bias.contiguous(), neighbors
         self.C, self.d, self.n, self.w, self.more = C, d, n, w, -w % 4
         maps = node_maps(feature, direction).view(4, w, C)
@@ -60,11 +62,24 @@ class Call:
         """Of some clouds; those of the last call again without computing."""
         if self._last is None or self._last[0] != some:
             self._last = None  # frees memory
-            x = self.x[..., some].contiguous()
+            x, inside = self.some(self.x, some), None if self.inside is None else self.inside[:, some]
             maps = x.flatten(1).t() @ self.weight.t()
-            pairs = Pairs(maps, nearest(x, self.neighbors), self.n, x.shape[3], self.d, self.w + self.more)
+            pairs = Pairs(maps, nearest(x, self.neighbors, inside), self.n, x.shape[3], self.d, self.w + self.more)
             self._last = some, pairs
         return self._last[1]
+
+    def some(self, values: Tensor, some: slice) -> Tensor:
+        """values (..., n, M) of some clouds; 0 for nodes that are not valid."""
+        values = values[..., some].contiguous()
+        return values if self.inside is None else torch.where(self.inside[:, some], values, 0)
+
+    def convolution(self, some: slice, scaling: Tensor) -> tuple[Tensor, Tensor]:
+        """y (w, d, n, M) and the chosen neighbours (w, n, M) of some clouds."""
+        found = self.pairs(some).convolution(self.pool, scaling, self.w)
+        if self.inside is None:
+            return found
+        y, taken = (x.masked_fill_(~self.inside[:, some], 0) for x in found)
+        return y, taken
 
     def padded(self, *rows: Tensor) -> Tensor:
         return F.pad(torch.stack(rows), (0, self.more))
@@ -92,9 +107,9 @@ class Call:
 
 
 def forward(
-    x, feature, direction, pool, gain, bias, running_mean, running_var, neighbors
+    x, feature, direction, pool, gain, bias, running_mean, running_var, num_nodes, neighbors
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    call = Call(x, feature, direction, pool, gain, bias, running_mean, running_var, neighbors)
+    call = Call(x, feature, direction, pool, gain, bias, running_mean, running_var, num_nodes, neighbors)
     if running_mean is None and not call.M:
         raise Refused(ValueError, "x must be of at least one cloud without running statistics, got M = 0")
     with torch.autocast(x.device.type, enabled=False):
@@ -106,12 +121,12 @@ def forward(
             count = torch.zeros((), dtype=torch.int64, device=x.device)
         scaling = call.scaling(mean, variance)
         if len(parts) == 1:
-            y, taken = call.pairs(parts[0]).convolution(call.pool, scaling, call.w)
+            y, taken = call.convolution(parts[0], scaling)
             return y, taken, mean, variance, count
         y = torch.empty(call.w, *x.shape[1:], dtype=x.dtype, device=x.device)
         taken = torch.empty(call.w, *x.shape[2:], dtype=torch.uint8, device=x.device)
         for some in parts:
-            y[..., some], taken[..., some] = call.pairs(some).convolution(call.pool, scaling, call.w)
+            y[..., some], taken[..., some] = call.convolution(some, scaling)
     return y, taken, mean, variance, count
 
 
@@ -125,6 +140,7 @@ def backward(
     bias,
     running_mean,
     running_var,
+    num_nodes,
     taken,
     mean,
     variance,
@@ -132,7 +148,7 @@ def backward(
     neighbors,
     needs_x,
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
-    call = Call(x, feature, direction, pool, gain, bias, running_mean, running_var, neighbors)
+    call = Call(x, feature, direction, pool, gain, bias, running_mean, running_var, num_nodes, neighbors)
     (_, d, n, M), w, C = x.shape, call.w, call.C
     given = {"mean": (mean, (w,)), "variance": (variance, (w,)), "count": (count, ())}
     check_tensors(x.device, d_y=(d_y, (w, d, n, M)), taken=(taken, (w, n, M)), **given)
@@ -142,7 +158,7 @@ def backward(
     def chosen(some: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Those of some clouds, d of their p and q, and of scale and shift."""
         own = taken[..., some].contiguous()
-        return own, *chosen_gradient(call.pairs(some), d_y[..., some].contiguous(), own, scaling)
+        return own, *chosen_gradient(call.pairs(some), call.some(d_y, some), own, scaling)
 
     with torch.autocast(x.device.type, enabled=False):
         parts, sums = call.parts(10), torch.zeros_like(scaling)
@@ -153,7 +169,7 @@ def backward(
         for some in parts:
             own, d_pairs, _ = found if len(parts) == 1 else chosen(some)
             d_maps = maps_gradient(call.pairs(some), d_pairs, own, slopes if running_mean is None else None)
-            d_weight.addmm_(d_maps.t(), x[..., some].flatten(1).t())
+            d_weight.addmm_(d_maps.t(), call.some(x, some).flatten(1).t())
             if d_x is not None:
                 d_x[..., some] = (call.weight.t() @ d_maps.t()).view(C, d, n, -1)
     neighbor_p, neighbor_q, center_p, center_q = d_weight.view(4, -1, C)[:, :w]

@@ -228,9 +228,13 @@ class Pairs(NamedTuple):
         return y, taken
 
 
-def nearest(x: Tensor, neighbors: int) -> Tensor | None:
-    """x (C, d, n, M), contiguous -> near (n, n, M) uint8, of i and j; None: all are."""
+def nearest(x: Tensor, neighbors: int, inside: Tensor | None = None) -> Tensor | None:
+    """x (C, d, n, M), contiguous, inside (n, M) valid nodes -> near (n, n, M) uint8, of i and j; None: all are."""
     n, M = x.shape[2:]
+    if inside is not None:  # other nodes are further than any; as far from each other as no number
+        near = nearest(x.masked_fill(~inside, torch.inf), neighbors)
+        both = inside & inside[:, None]
+        return both.to(torch.uint8) if near is None else near.mul_(both)
     if neighbors >= n:
         return None
     near, block = torch.empty(n, n, M, dtype=torch.uint8, device=x.device), bucket(n)
