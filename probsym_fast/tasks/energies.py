@@ -14,8 +14,9 @@ from torch.utils.data import Dataset
 from probsym_fast.batches import PointClouds
 from probsym_fast.data import Conformations
 from probsym_fast.distributions import Distribution, Frame, Identity, Learned, Normal, Uniform, VectorNeurons
+from probsym_fast.distributions.vector_layers import EdgeConvolution
 from probsym_fast.groups import Euclidean, Group, SpecialEuclidean
-from probsym_fast.models import NodeVectors, PooledReadout, Symmetrized, Transformer, energy_and_forces
+from probsym_fast.models import NodeVectors, OnePass, PooledReadout, Symmetrized, Transformer, energy_and_forces
 from probsym_fast.tasks.own_data import Splitting, splits_of
 from probsym_fast.tasks.trials import InTrials
 from probsym_fast.training import configuration
@@ -56,9 +57,9 @@ class AtomTransformer:
     """
 
     width: int = 64
-    layers: int = 4
+    layers: int = 8
     heads: int = 4
-    feedforward: int = 128
+    feedforward: int = 64
     waves: int = 4
 
     def build(self, types: int) -> Transformer:
@@ -66,14 +67,6 @@ class AtomTransformer:
         inputs = 3 + types + 6 * self.waves
         sizes = {"layers": self.layers, "heads": self.heads, "feedforward": self.feedforward}
         return Transformer(inputs, self.width, tokens=None, out_features=1, **sizes)
-
-
-class _Shim(VectorNeurons):
-    def noise_shape(self, batch, samples):
-        return super().noise_shape(batch.replace(velocities=batch.positions), samples)
-
-    def forward(self, batch, noise):
-        return super().forward(batch.replace(velocities=batch.positions), noise)
 
 
 @dataclass
@@ -100,7 +93,8 @@ class LearnedFrames:
             return Frame(group)
         if method == "none":
             return Identity(group)
-        network = _Shim(channels=1, width=self.width, neighbors=self.neighbors, dropout=self.dropout, scores=False)
+        settings = {"neighbors": self.neighbors, "dropout": self.dropout, "scores": False, "features": types}
+        network = VectorNeurons(channels=1, width=self.width, **settings)  # type: ignore[arg-type]
         return Learned(group, network, Normal(0.0 if method == "canonical" else self.noise))
 
 
@@ -127,8 +121,9 @@ class EnergiesConfig(Run):
         symmetry: "O3" or "SO3"; both remove translation.
         method: "ps" learned distribution, "ga" uniform, "pca" principal axes with random signs, "canonical" learned without
             noise, one sample, "none" no group.
-        energy_weight: weight of the energies' squared error, divided by their variance in the training set.
-        force_weight: weight of the forces' squared error, divided by their mean square in the training set.
+        energy_weight: weight of the energies' squared error. Both errors are divided by the forces' mean square in the
+            training set (for energies: times 1 Å squared); without forces, by the energies' variance, and the weight is 1.
+        force_weight: weight of the forces' squared error.
         backbone: the network that is symmetrized.
         distribution: settings of the learned distribution.
         samples: group elements per molecule.
@@ -179,8 +174,9 @@ class AtomTokens(nn.Module):
 class EnergyForces(Symmetrized):
     """A symmetrized energy and its forces in one Tensor, (B, 1 + n d). forces: False gives the energy only, (B, 1).
 
-    The readout's energies are in units of `scale`, a buffer. In training mode parts run step by step instead of as one op,
-    since second derivatives then cost less.
+    The readout's energies are in units of `scale`, a buffer. In training mode the backbone runs step by step, since
+    second derivatives then cost less; and the batch's statistics in Vector Neurons count as constants of the positions, so
+    that forces are those of each molecule's energy, as in eval mode.
     """
 
     scale: Tensor
@@ -193,9 +189,11 @@ class EnergyForces(Symmetrized):
 
     def train(self, mode: bool = True) -> EnergyForces:
         super().train(mode)
-        parts: list[Any] = [part for part in self.modules() if hasattr(part, "one_pass")]
-        for part in parts:
-            part.one_pass = False if mode and self.forces else None
+        for part in self.modules():
+            if isinstance(part, OnePass):
+                part.one_pass = False if mode and self.forces else None
+            elif isinstance(part, EdgeConvolution):
+                part.detached_statistics = self.forces
         return self
 
     def forward(self, batch: Any, samples: int = 1, generator: Any = None, **settings: Any) -> Any:
@@ -323,11 +321,9 @@ class Energies(InTrials):
         if error.shape[1] == 1:
             return error[:, 0].mean() / energy**2
         loss = config.energy_weight / force**2 * error[:, 0].mean()
-        if True:
-            known = ~target[:, 1:].isnan()
-            squares = torch.where(known, error[:, 1:], 0).sum() / known.sum().clamp(min=1)
-            loss = loss + config.force_weight / force**2 * squares
-        return loss
+        known = ~target[:, 1:].isnan()
+        squares = torch.where(known, error[:, 1:], 0).sum() / known.sum().clamp(min=1)
+        return loss + config.force_weight / force**2 * squares
 
     def measures(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         error = (prediction - target[:, : prediction.shape[1]]).double().abs()

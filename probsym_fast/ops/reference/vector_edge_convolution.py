@@ -120,12 +120,7 @@ def pairs(neighbor: Tensor, center: Tensor) -> Tensor:
 
 def norm_moments(p: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance (w,) of |p| over near pairs: p (w, d, i, j, M)."""
-    return moments(norm_of(p), near)
-
-
-def moments(norm: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (w,) of norms (w, i, j, M) over near pairs."""
-    norm = norm.flatten(1)
+    norm = norm_of(p).flatten(1)
     taken = near.to(norm.dtype).flatten()
     count = taken.sum()
     mean = norm @ taken / count
