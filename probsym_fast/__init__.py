@@ -16,6 +16,7 @@ from probsym_fast.draws import Draws
 from probsym_fast.exporting import export
 from probsym_fast.models.chunks import Chunks
 from probsym_fast.models.estimates import Estimate
+from probsym_fast.models.symmetrize import symmetrize
 from probsym_fast.models.symmetrized import Symmetrized
 from probsym_fast.ops._info import info
 from probsym_fast.ops.permutation import Permutation, SoftPermutation
@@ -46,6 +47,7 @@ __all__ = [
     "ops",
     "profile",
     "profiling",
+    "symmetrize",
     "tasks",
 ]
 

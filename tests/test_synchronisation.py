@@ -9,8 +9,20 @@ import torch
 from torch import nn
 
 from probsym_fast import Symmetrized, models
-from probsym_fast.distributions import GIN, Frame, Identity, Learned, Normal, Uniform, UniformNoise, VectorNeurons
-from probsym_fast.groups import Euclidean, PointClouds, Symmetric
+from probsym_fast.distributions import (
+    GIN,
+    Energy,
+    Frame,
+    Identity,
+    Learned,
+    Normal,
+    Orbit,
+    Uniform,
+    UniformNoise,
+    VectorNeurons,
+    WeightedFrame,
+)
+from probsym_fast.groups import Dihedral, Draws, Euclidean, Lorentz, PointClouds, Symmetric, Unitary
 from probsym_fast.ops import Permutation, node_identifiers, readout
 from tests.helpers.graphs import random_graphs
 from tests.ops.test_backends import CALLS, matrices
@@ -139,6 +151,34 @@ def test_models_of_graphs(kind):
         trained(model.train(), batch)
         with torch.no_grad():
             model.eval()(batch, 2)
+
+
+class Flat(nn.Module):
+    def forward(self, batch, group, g):
+        return group.act(g, batch.positions, "np", inverse=True).flatten(2)
+
+
+@pytest.mark.parametrize("kind", ["independent", "stratified"])
+def test_distributions_of_the_plane(kind):
+    """Whose elements also act; eigenvectors of a `Frame` do wait, in torch's own code."""
+    x = torch.randn(3, 5, 2)
+    clouds = PointClouds(x, x, torch.randn(3, 5, 5, 2)).to("meta")
+    group, draws = Dihedral(5, "npv"), Draws(seed=1, kind=kind)
+    energy = Energy(group, nn.Linear(10, 1), Flat(), prior=torch.full((10,), 0.1)).to("meta")
+    kinds = [Uniform(group), Orbit(group), energy, WeightedFrame(Euclidean(2)), Uniform(Symmetric(5) * Dihedral(4))]
+    for p in kinds:
+        for samples in (4, 10):
+            g, _ = p(clouds, samples, draws)
+            assert p.group.act(g, clouds.positions, "np", inverse=True).shape == (3, samples, 5, 2)
+    for p in (energy, WeightedFrame(Euclidean(2))):
+        for samples in (4, 10):
+            _, weights, penalties = p.elements_and_weights(clouds, samples, draws)
+            assert weights.shape == (3, samples) and weights.device.type == "meta"
+    penalties = energy(clouds, 2, draws)[1]
+    sum(penalties.values()).backward()
+    for other in (Unitary(2), Lorentz(2)):
+        g = other.anywhere(clouds, 2, draws)
+        other.frames(other.compose(other.inverse(g), g))
 
 
 @pytest.mark.parametrize("kind", ["nodes", "pairs"])

@@ -24,17 +24,19 @@ class Fused(Function):
         raise NotImplementedError
 
     @classmethod
-    def of(cls, *inputs: Tensor) -> Any:
+    def of(cls, *inputs: Any) -> Any:
         """The step: a Tensor or a tuple of them, as `definition` returns."""
         return cls.definition(*inputs) if transformed() else cls.apply(*inputs)
 
 
 def needs_definition(*d_outputs: Tensor) -> bool:
     """In a backward pass: whether its result may be differentiated (create_graph) or vmap runs over it."""
-    if torch.compiler.is_compiling():
-        return False
-    batched = map(torch._C._functorch.is_legacy_batchedtensor, d_outputs)  # of autograd.grad(is_grads_batched=True)
-    return torch.is_grad_enabled() or transformed() or any(batched)
+    return not torch.compiler.is_compiling() and (torch.is_grad_enabled() or vmapped(*d_outputs))
+
+
+def vmapped(*d_outputs: Tensor) -> bool:
+    """In a backward pass: whether vmap runs over it, torch.func's or that of autograd.grad(is_grads_batched=True)."""
+    return transformed() or any(map(torch._C._functorch.is_legacy_batchedtensor, d_outputs))
 
 
 def gradient(definition: Callable, inputs: Sequence[Tensor], *d_outputs: Tensor) -> list[Tensor | None]:

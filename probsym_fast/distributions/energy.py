@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast._autocast import without_autocast
-from probsym_fast._checks import check_float, check_type
+from probsym_fast._checks import check_float, check_type, looks_at_values
 from probsym_fast._inputs import embedded
 from probsym_fast.batches import Batch, check_batch
 from probsym_fast.distributions.discrete import Discrete
@@ -56,13 +56,13 @@ class Energy(Discrete):
             check_float("Energy", prior=prior)
             if tuple(prior.shape) != (group.order,):
                 raise ValueError(f"Energy: prior must be ({group.order},), got {tuple(prior.shape)}")
-            if not (prior >= 0).all() or abs(float(prior.sum()) - 1) > 1e-5:
+            if looks_at_values(prior) and not ((prior >= 0).all() and abs(float(prior.sum()) - 1) < 1e-5):
                 raise ValueError(f"Energy: prior must be >= 0 with sum 1, got {prior.tolist()}")
         self.network, self.embed = network, embed
         if prior is None:
             self.prior = None
         else:
-            self.register_buffer("prior", prior, persistent=False)
+            self.register_buffer("prior", prior)
 
     def log_probabilities(self, batch: Batch) -> Tensor:
         """log p(g|x) of all elements, (B, order), in the order of `group.elements`. Gradients: the network's."""

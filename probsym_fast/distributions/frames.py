@@ -71,7 +71,7 @@ class Frame(Distribution):
         assert linear is not None
         signs = linear.signs(draws.kind)
         y, valid = _centered("Frame", batch, linear.d)
-        covariance = y.mT @ y / valid.sum(1).to(y)[:, None, None]
+        covariance = y.mT @ y / _counts(valid)
         covariance = covariance[:, None].expand(-1, samples, -1, -1)
         shape, block = tuple(covariance.shape), len(signs)
         if self.smooth:
@@ -117,7 +117,7 @@ class WeightedFrame(Discrete):
     def candidates(self, batch: Any, draws: Draws) -> tuple[Any, Tensor, Penalties]:
         y, valid = _centered("WeightedFrame", batch, self.linear.d)
         B, n, d = y.shape
-        size = (y.detach().square().sum((1, 2)) / valid.sum(1)).sqrt()[:, None, None, None]
+        size = (y.detach().square().sum((1, 2))[:, None, None] / _counts(valid)).sqrt()[..., None]
         noise = draws.normal((B, 1, n, d, d), "points", device=y.device)[:, 0]  # (B, n, place in the tuple, d)
         scale = self.smooth * torch.where(size > 0, size, 1)
         points = y[:, :, None] + scale * noise[:, :, : d - 1]
@@ -131,9 +131,9 @@ class WeightedFrame(Discrete):
         columns = torch.cat([tuples, last], 2).mT  # (B, M, d, d)
         frames = ops.orthogonal_frame(columns)
         along = (frames * columns).sum(-2)[..., : d - 1].square().log().sum(-1)  # (B, M) of the squared volume
-        log_p = torch.where(valid[:, number].all(-1), along, -torch.inf).log_softmax(1)
-        sign = torch.linalg.det(frames.detach()).sign()[..., None, None]
-        first, completing = frames[..., :-1], frames[..., -1:] * sign
+        some = valid | ~valid.any(1, keepdim=True)  # a cloud without points has any frame
+        log_p = torch.where(some[:, number].all(-1), along, -torch.inf).log_softmax(1)
+        first, completing = frames[..., :-1], frames[..., -1:] * _orientation(frames)
         frames = torch.cat([first, completing], -1)
         if not self.linear.special:
             frames = torch.cat([frames, torch.cat([first, -completing], -1)], 1)
@@ -171,8 +171,25 @@ def _centered(owner: str, batch: Any, d: int) -> tuple[Tensor, Tensor]:
     else:
         valid = nodes < batch.num_nodes[:, None]
     x = torch.where(valid[..., None], x, 0)
-    center = x.sum(1, keepdim=True) / valid.sum(1)[:, None, None]
+    center = x.sum(1, keepdim=True) / _counts(valid)
     return torch.where(valid[..., None], x - center, 0), valid
+
+
+def _orientation(frames: Tensor) -> Tensor:
+    """The determinant's sign, (..., 1, 1), of orthogonal matrices (..., d, d). A constant."""
+    x = frames.detach()
+    if x.shape[-1] == 2:
+        found = x[..., 0, 0] * x[..., 1, 1] - x[..., 0, 1] * x[..., 1, 0]
+    elif x.shape[-1] == 3:  # many small decompositions are slow
+        found = (torch.linalg.cross(x[..., 0], x[..., 1]) * x[..., 2]).sum(-1)
+    else:
+        found = torch.linalg.det(x)
+    return found.sign()[..., None, None]
+
+
+def _counts(valid: Tensor) -> Tensor:
+    """(B, 1, 1) how many points are valid, at least 1."""
+    return valid.sum(1).clamp(min=1)[:, None, None]
 
 
 def _element(group: Any, frames: Tensor, batch: Any) -> Any:

@@ -105,6 +105,9 @@ class EdgeConvolution(Layer):
 
     one_pass: None; set it to False to take the steps always, or to True to take the op on a GPU too, where nobody has
     measured which is faster.
+    detached_statistics: False; True: in training the gradient of the batch's statistics reaches the weights only, not the
+    inputs, and the steps run. So the gradient of a cloud's values by its own points is as in eval mode, without those of
+    other clouds, and second derivatives, for training by forces, cost half as much.
     """
 
     pool: Tensor
@@ -113,12 +116,13 @@ class EdgeConvolution(Layer):
         super().__init__(2 * in_width, width)
         self.neighbors = neighbors
         self.one_pass: bool | None = None
+        self.detached_statistics = False
         self.register_buffer("pool", uniform(width, width))
 
     def takes_op(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether inputs like these run as one op, up to the sizes that its kernels take."""
         wanted = device.type == "cpu" if self.one_pass is None else self.one_pass
-        return wanted and OP.has_kernel_for(device, dtype)
+        return wanted and OP.has_kernel_for(device, dtype) and not (self.detached_statistics and self.training)
 
     def extra_repr(self) -> str:
         dtype = torch.promote_types(self.feature.dtype, torch.float32)
@@ -145,5 +149,6 @@ class EdgeConvolution(Layer):
         x = x if inside is None else torch.where(inside, x, 0)
         near, weight = nearest(x, self.neighbors, inside), node_maps(feature, direction)
         of_p = weight.unflatten(0, (2, 2, -1))[:, 0].flatten(0, 1)
-        y = EdgeActivation.of(near, pool, *norm.of_pairs(near, of_p, x), weight, x)
+        of_x = x.detach() if self.detached_statistics else x
+        y = EdgeActivation.of(near, pool, *norm.of_pairs(near, of_p, of_x), weight, x)
         return y if inside is None else torch.where(inside, y, 0)

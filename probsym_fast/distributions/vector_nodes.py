@@ -7,12 +7,14 @@ Vector features are (channels, d, n, M), as in `vector_steps`. Steps on nodes ta
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
+from probsym_fast.distributions._fused import Fused, gradient, needs_definition, vmapped
 from probsym_fast.distributions.vector_steps import LargestInvariant, some_clouds
 from probsym_fast.ops.reference.vector_edge_convolution import dot, linear, valid
 
@@ -54,11 +56,11 @@ class ValidNodes(Nodes):
     """The first num_nodes (M,) of n nodes, marked: for any device, program and transform. Empty clouds give 0."""
 
     def __init__(self, num_nodes: Tensor, n: int):
-        self.num_nodes, self.n, self._counts = num_nodes, n, num_nodes
-        self.inside = self._valid = valid(num_nodes, n)
+        self.num_nodes, self._counts = num_nodes, num_nodes
+        self.inside = self.valid = valid(num_nodes, n)
 
     def padded(self, x: Tensor) -> Tensor:
-        return torch.where(self._valid, x, 0)
+        return torch.where(self.valid, x, 0)
 
     def mean(self, x: Tensor) -> Tensor:
         return self._total(x) / self._counts.clamp(min=1).to(x.dtype)
@@ -76,86 +78,151 @@ class ValidNodes(Nodes):
 
     def _lowest_outside(self, x: Tensor) -> Tensor:
         """(..., n, M), below all numbers at nodes that are not valid."""
-        return x.masked_fill(~self._valid, -math.inf)
+        return x.masked_fill(~self.valid, -math.inf)
 
 
 class ListedNodes(ValidNodes):
-    """The same in one list (..., nodes) of all valid nodes: no step computes on others. This reads num_nodes."""
+    """The same in one list (..., nodes): the first node of every cloud, the second of all that have one, and so on.
+
+    num_nodes must not rise. So all copies are of whole rows, and no step computes on other nodes. This reads num_nodes.
+    """
 
     def __init__(self, num_nodes: Tensor, n: int):
         super().__init__(num_nodes, n)
         self.inside = None
-        self.place = self._valid.flatten().nonzero().flatten()  # of a node in (n M)
-        self.cloud = self.place % len(num_nodes)
+        self.shape = tuple(self.valid.shape)
+        self.clouds = self.valid.sum(1).tolist()  # that have node i: a row of the list
+        self.place = self.valid.flatten().nonzero().flatten()  # of the nodes of the list in (n M)
 
     def of(self, x: Tensor) -> Tensor:
-        return _Selected.apply(x.flatten(-2), self.place)
+        return _Listed.of(self, x)
 
     def spread(self, x: Tensor) -> Tensor:
-        return _Spread.apply(x, self) if x.ndim == 4 else x
+        return _Spread.of(self, x) if x.ndim == 4 else x
 
     def padded(self, x: Tensor) -> Tensor:
-        return self._with(x, 0.0)
+        return _Padded.of(self, x)
+
+    def largest(self, x: Tensor, z: Tensor) -> Tensor:
+        return _LargestOfListed.of(self, self.spread(x), z)
+
+    def rows(self, x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+        """(i, clouds, the part of a list for node i) of every node that there is."""
+        for i, some in enumerate(x.split(self.clouds, -1)):
+            if self.clouds[i]:
+                yield i, self.clouds[i], some
 
     def _total(self, x: Tensor) -> Tensor:
-        return _Total.apply(x, self)
+        return _Total.of(self, x)
 
     def _lowest_outside(self, x: Tensor) -> Tensor:
-        return self._with(x, -math.inf)
-
-    def _with(self, x: Tensor, fill: float) -> Tensor:
-        size = self.n * len(self._counts)
-        return _Placed.apply(x, self.place, size, fill).unflatten(-1, (self.n, -1))
+        return _Padded.of(self, x, -math.inf)
 
 
-class _Selected(Function):
-    """x (..., size) at different places. torch's own gradient adds them one by one."""
+class _Copies(Fused):
+    """A linear map of values, by copies of rows; `transposed` is its gradient, to any order."""
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, place: Tensor) -> Tensor:
-        ctx.save_for_backward(place)
-        ctx.size = x.shape[-1]
-        return x.index_select(-1, place)
+    transposed: type[_Copies]
 
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        return _Placed.apply(g, ctx.saved_tensors[0], ctx.size, 0.0), None
+    @classmethod
+    def backward(cls, ctx: Any, g: Tensor) -> Any:
+        turn = cls.transposed.definition if vmapped(g) else cls.transposed.apply
+        return None, turn(ctx.nodes, g), *(None,) * (len(ctx.needs_input_grad) - 2)
 
 
-class _Placed(Function):
-    """(..., size), x at these places and `fill` elsewhere."""
+class _Listed(_Copies):
+    """(..., n, M) -> (..., nodes)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, place: Tensor, size: int, fill: float) -> Tensor:
-        ctx.save_for_backward(place)
-        return x.new_full((*x.shape[:-1], size), fill).index_copy(-1, place, x)
+    def definition(nodes: ListedNodes, x: Tensor) -> Tensor:
+        return x.reshape(*x.shape[:-2], -1).index_select(-1, nodes.place)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        return _Selected.apply(g, ctx.saved_tensors[0]), None, None, None
-
-
-class _Total(Function):
-    """x (w, d, nodes) -> the sum over each cloud, (w, d, 1, M)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, nodes: ListedNodes) -> Tensor:
+    def forward(ctx: Any, nodes: ListedNodes, x: Tensor) -> Tensor:
         ctx.nodes = nodes
-        return nodes.padded(x).sum(2, keepdim=True)
+        return torch.cat([x[..., i, :m] for i, m in enumerate(nodes.clouds)], -1)
+
+
+class _Padded(_Copies):
+    """(..., nodes) -> (..., n, M), and `fill` elsewhere."""
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        return _Spread.apply(g, ctx.nodes), None
-
-
-class _Spread(Function):
-    """x (w, d, 1, M) -> each node's own, (w, d, nodes)."""
+    def definition(nodes: ListedNodes, x: Tensor, fill: float = 0.0) -> Tensor:
+        number = torch.zeros(math.prod(nodes.shape), dtype=torch.int64)
+        number[nodes.place] = torch.arange(len(nodes.place))
+        values = x.index_select(-1, number).view(*x.shape[:-1], *nodes.shape)
+        return torch.where(nodes.valid, values, fill)
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, nodes: ListedNodes) -> Tensor:
+    def forward(ctx: Any, nodes: ListedNodes, x: Tensor, fill: float = 0.0) -> Tensor:
         ctx.nodes = nodes
-        return x.squeeze(2).index_select(-1, nodes.cloud)
+        out = x.new_full((*x.shape[:-1], *nodes.shape), fill)
+        for i, m, some in nodes.rows(x):
+            out[..., i, :m] = some
+        return out
+
+
+class _Total(_Copies):
+    """(..., nodes) -> the sum over each cloud, (..., 1, M)."""
+
+    @staticmethod
+    def definition(nodes: ListedNodes, x: Tensor) -> Tensor:
+        return _Padded.definition(nodes, x).sum(-2, keepdim=True)
+
+    @staticmethod
+    def forward(ctx: Any, nodes: ListedNodes, x: Tensor) -> Tensor:
+        ctx.nodes = nodes
+        out = x.new_zeros(*x.shape[:-1], 1, nodes.shape[1])
+        for _, m, some in nodes.rows(x):
+            out[..., 0, :m] += some
+        return out
+
+
+class _Spread(_Copies):
+    """(..., 1, M) -> each node's own, (..., nodes)."""
+
+    @staticmethod
+    def definition(nodes: ListedNodes, x: Tensor) -> Tensor:
+        return x.select(-2, 0).index_select(-1, nodes.place % nodes.shape[1])
+
+    @staticmethod
+    def forward(ctx: Any, nodes: ListedNodes, x: Tensor) -> Tensor:
+        ctx.nodes = nodes
+        return torch.cat([x[..., 0, :m] for m in nodes.clouds], -1)
+
+
+_Listed.transposed, _Padded.transposed, _Total.transposed, _Spread.transposed = _Padded, _Listed, _Spread, _Total
+
+
+class _LargestOfListed(Fused):
+    """`LargestInvariant` of lists: x (c, d, nodes), z (v, d, nodes) -> (c, v, M)."""
+
+    @staticmethod
+    def definition(nodes: ListedNodes, x: Tensor, z: Tensor) -> Tensor:
+        return ValidNodes.largest(nodes, x, z)
+
+    @staticmethod
+    def forward(ctx: Any, nodes: ListedNodes, x: Tensor, z: Tensor) -> Tensor:
+        values = x.new_full((x.shape[0], z.shape[0], nodes.shape[1]), -math.inf)
+        place = torch.zeros_like(values, dtype=torch.int64)  # in the list
+        first = 0
+        for _, m, heights in nodes.rows(dot(x.unsqueeze(2), z.transpose(0, 1).unsqueeze(0))):
+            best, where = values[..., :m], place[..., :m]
+            higher = ~(heights <= best)  # NaN is taken too
+            best.copy_(torch.where(higher, heights, best))
+            where.copy_(torch.where(higher, torch.arange(first, first + m), where))
+            first += m
+        values[..., nodes.clouds[0] :] = 0
+        ctx.nodes = nodes
+        ctx.save_for_backward(x, z, place)
+        return values
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        return _Total.apply(g, ctx.nodes), None
+        x, z, place = ctx.saved_tensors
+        if needs_definition(g):
+            return None, *gradient(partial(_LargestOfListed.definition, ctx.nodes), [x, z], g)
+        m = ctx.nodes.clouds[0]  # clouds with nodes
+        at_node = g.new_zeros(*g.shape[:2], x.shape[-1]).scatter_(2, place[..., :m], g[..., :m])
+        d_x = dot(at_node.unsqueeze(2), z.unsqueeze(0))
+        return None, d_x, dot(at_node.transpose(0, 1).unsqueeze(2), x.unsqueeze(0))

@@ -15,6 +15,10 @@ class Constant:
         self.tensor = tensor
         self.copies: dict[torch.device, Tensor] = {}
 
+    def __getstate__(self) -> dict:
+        """Without the copies: whoever loads it may lack the device."""
+        return {"tensor": self.tensor, "copies": {}}
+
     def on(self, device: torch.device) -> Tensor:
         if (known := self.copies.get(device)) is None:
             known = self.tensor if device == self.tensor.device else self.tensor.to(device)

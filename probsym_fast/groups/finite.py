@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from probsym_fast import ops
-from probsym_fast._checks import check_count, check_type
+from probsym_fast._checks import check_count, check_type, looks_at_values
 from probsym_fast.batches import Batch
 from probsym_fast.draws import Draws
 from probsym_fast.groups._constants import Constant
@@ -30,7 +30,7 @@ class Finite(Group):
     `Finite.generated` makes the table from a few elements. Uniform draws are independent; "antithetic" ones mirror the
     number; "stratified" ones run through all elements in `order` consecutive samples.
     Raises TypeError for other types. ValueError unless the table is closed, has an identity and inverses and is associative,
-    and unless the actions multiply as it does (matrices to 1e-6).
+    and unless the actions multiply as it does (matrices to 1e-6); later for graphs that lack some of the nodes it permutes.
     """
 
     order: int
@@ -74,16 +74,26 @@ class Finite(Group):
         nodes = self._actions.get("n")
         return None if nodes is None else nodes.tensor.shape[1]
 
+    def _check(self, batch: Batch) -> None:
+        """ValueError unless all n nodes that it permutes are valid (on a GPU only in debug mode)."""
+        n, counts = self.n, batch.num_nodes
+        if n is not None and counts is not None and looks_at_values(counts) and (counts != n).any():
+            graph = int((counts != n).nonzero()[0])
+            raise ValueError(f"{self}: every graph must have {n} nodes, got {int(counts[graph])} in graph {graph}")
+
     def elements(self, batch: Batch) -> Tensor:
+        self._check(batch)
         return torch.arange(self.order, device=batch.device).expand(batch.size, -1)
 
     def identity(self, batch: Batch, samples: int) -> Tensor:
+        self._check(batch)
         return torch.full((batch.size, samples), self.neutral, device=batch.device)
 
     def uniform(self, batch: Batch, samples: int, draws: Draws | None = None) -> Tensor:
         draws = draws or Draws()
         if draws.kind == "stratified":
             return self.in_turn(batch, samples, draws)
+        self._check(batch)
         return (self.order * draws.uniform((batch.size, samples), "element", device=batch.device)).long()
 
     def block(self, kind: str) -> int:

@@ -1,5 +1,6 @@
 """Symmetrized models: backbones, embeddings, readouts."""
 
+from probsym_fast.models.backbones.folded import Folded
 from probsym_fast.models.backbones.fuse import fuse
 from probsym_fast.models.backbones.fused import OnePass
 from probsym_fast.models.backbones.fused_encoder import FusedEncoder
@@ -13,15 +14,25 @@ from probsym_fast.models.backbones.transformer import Transformer
 from probsym_fast.models.backbones.vision import VisionBackbone
 from probsym_fast.models.forces import energy_and_forces
 from probsym_fast.models.graphs import FlatGraph, IdentifiedNodes, MeanReadout, PatchWeight, SlotReadout
-from probsym_fast.models.point_clouds import NodeReadout, NodeVectors, PairTokens, PooledReadout, ScalarReadout
+from probsym_fast.models.point_clouds import (
+    FlatCloud,
+    LayoutReadout,
+    NodeReadout,
+    NodeVectors,
+    PairTokens,
+    PooledReadout,
+)
 from probsym_fast.models.scores import ScoredReadout
+from probsym_fast.models.symmetrize import symmetrize
 from probsym_fast.models.symmetrized import Symmetrized
 from probsym_fast.models.tokens import DiagonalReadout, GraphReadout, GraphTokens, NodeTokens, PairReadout
 
 __all__ = [
     "MLP",
     "DiagonalReadout",
+    "FlatCloud",
     "FlatGraph",
+    "Folded",
     "FusedEncoder",
     "FusedMLP",
     "GINBackbone",
@@ -29,6 +40,7 @@ __all__ = [
     "GraphTokens",
     "IdentifiedNodes",
     "LanguageBackbone",
+    "LayoutReadout",
     "MeanReadout",
     "MessagePassing",
     "NodeReadout",
@@ -39,7 +51,6 @@ __all__ = [
     "PairTokens",
     "PatchWeight",
     "PooledReadout",
-    "ScalarReadout",
     "ScoredReadout",
     "SlotReadout",
     "Symmetrized",
@@ -48,5 +59,6 @@ __all__ = [
     "energy_and_forces",
     "fuse",
     "hf_backbone",
+    "symmetrize",
     "timm_backbone",
 ]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import numpy
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from probsym_fast.batches import PointClouds, check_batch
 from probsym_fast.models.symmetrized import Symmetrized
@@ -29,9 +28,9 @@ def energy_and_forces(
     Forces of nodes that are not valid are 0. With gradients on, forces can be differentiated again, for a loss on them.
     Also runs under torch.no_grad and torch.inference_mode.
 
-    With gradients on, parts that run as one op (`OnePass.one_pass`, Vector Neurons) run step by step unless you have set them
-    otherwise: the second derivative of a step costs less. Calls `Symmetrized.forward` of the model, whose subclasses may call
-    this function in their own.
+    To train by forces, set `one_pass = False` on parts that would run as one op (`OnePass`, the edge convolutions of Vector
+    Neurons): second derivatives cost less step by step. Calls `Symmetrized.forward` of the model, so that a subclass may call
+    this function in its own.
 
     In training mode, where clouds of a batch share statistics (Vector Neurons), it is the gradient of the sum of the batch's
     energies. Raises ValueError for another prediction, RuntimeError where a program is recorded, and as the model.
@@ -43,28 +42,14 @@ def energy_and_forces(
     create = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
     with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext(), torch.enable_grad():
         positions = batch.positions.detach().clone().requires_grad_()
-        with _twice_differentiable(model) if create else nullcontext():
-            inputs = _usable(batch).replace(positions=positions)
-            energy, penalties = Symmetrized.forward(model, inputs, samples, generator, seed=seed)
+        inputs = _usable(batch).replace(positions=positions)
+        energy, penalties = Symmetrized.forward(model, inputs, samples, generator, seed=seed)
         if tuple(energy.shape) != (batch.size, 1):
             raise ValueError(f"{owner}: model must predict (B, 1) = ({batch.size}, 1), got {tuple(energy.shape)}")
         (slope,) = torch.autograd.grad(energy.sum(), positions, create_graph=create)
     if not create:
         energy, penalties = energy.detach(), {name: value.detach() for name, value in penalties.items()}
     return energy, -slope, penalties
-
-
-@contextmanager
-def _twice_differentiable(model: nn.Module) -> Iterator[None]:
-    """Lets parts that would choose to run as one op run step by step inside."""
-    parts: list[Any] = [part for part in model.modules() if getattr(part, "one_pass", False) is None]
-    for part in parts:
-        part.one_pass = False
-    try:
-        yield
-    finally:
-        for part in parts:
-            part.one_pass = None
 
 
 def _usable(batch: Any) -> Any:

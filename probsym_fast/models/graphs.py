@@ -123,9 +123,20 @@ class IdentifiedNodes(nn.Module):
 
 
 class MeanReadout(nn.Module):
-    """Invariant outputs, averaged over samples: (B, S, C) -> (B, C)."""
+    """Invariant outputs, averaged over samples: (B, S, ...) -> (B, ...).
 
-    layout = "c"  # of the prediction, for `equivariance_error`
+    rows: what the first axis holds, "graphs" (or clouds) or "nodes", in the order of the batch, as a GNN gives them.
+    """
+
+    def __init__(self, rows: str = "graphs"):
+        super().__init__()
+        if rows not in ("graphs", "nodes"):
+            raise ValueError(f"MeanReadout: rows must be 'graphs' or 'nodes', got {rows!r}")
+        self.rows = rows
+        self.layout = "c" if rows == "graphs" else "nc"  # of the prediction, for `equivariance_error`
+
+    def extra_repr(self) -> str:
+        return "" if self.rows == "graphs" else f"rows={self.rows!r}"
 
     def forward(self, outputs: Tensor, batch: Any, group: Group, g: Any) -> Tensor:
         return outputs.mean(1)

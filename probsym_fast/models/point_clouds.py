@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probsym_fast._checks import check_bool
+from probsym_fast._checks import check_bool, check_type
 from probsym_fast.batches import check_all_valid, check_batch
 from probsym_fast.groups import Group, PointClouds
 
@@ -47,6 +47,17 @@ class NodeVectors(nn.Module):
         return tuple(given)
 
 
+class FlatCloud(nn.Module):
+    """All values of `NodeVectors` but those of pairs in one vector, for an MLP: (B, S, n (d (+ d) (+ F))).
+
+    Values of nodes that are not valid are 0.
+    """
+
+    def forward(self, batch: PointClouds, group: Group, g: Any) -> tuple[Tensor]:
+        check_batch("FlatCloud", batch, "positions")
+        return (_coordinates(batch, group, g).flatten(2),)
+
+
 class PairTokens(nn.Module):
     """One token per pair of nodes: features of pairs, if any, and those of `NodeVectors` on the diagonal: (B, S, n n, ...).
 
@@ -82,13 +93,27 @@ class NodeReadout(nn.Module):
         return _of_valid(batch, batch.positions + y if self.displacement else y)
 
 
-class ScalarReadout(nn.Module):
-    """Invariant outputs of each node, averaged over samples: (B, S, n, C) -> (B, n, C), 0 at nodes that are not valid."""
+class LayoutReadout(nn.Module):
+    """Outputs of any layout, moved by the elements and averaged over samples: (B, S, *layout) -> (B, *layout).
 
-    layout = "nc"  # of the prediction, for `equivariance_error`
+    layout: as in `groups.Group`, such as "nv" for a vector per node or "v" for one per cloud. Where it begins with "n",
+    values of nodes that are not valid are 0.
+    """
+
+    def __init__(self, layout: str):
+        super().__init__()
+        check_type("LayoutReadout", "layout", layout, str, "a str")
+        self.layout = layout
+
+    def extra_repr(self) -> str:
+        return f"layout={self.layout!r}"
 
     def forward(self, outputs: Tensor, batch: PointClouds, group: Group, g: Any) -> Tensor:
-        return _of_valid(batch, group.act(g, outputs, "nc", mean=True))
+        y = group.act(g, outputs, self.layout, mean=True)
+        if not self.layout.startswith("n") or batch.num_nodes is None:
+            return y
+        valid = torch.arange(y.shape[1], device=y.device) < batch.num_nodes[:, None]
+        return torch.where(valid.view(*valid.shape, *(1,) * (y.ndim - 2)), y, 0)
 
 
 class PooledReadout(nn.Module):

@@ -13,21 +13,24 @@ from torch.utils.data import Dataset
 
 from probsym_fast.batches import PointClouds
 from probsym_fast.data import Conformations
-from probsym_fast.distributions import Distribution, Identity, Learned, Normal, Uniform, VectorNeurons
+from probsym_fast.distributions import Distribution, Frame, Identity, Learned, Normal, Uniform, VectorNeurons
+from probsym_fast.distributions.vector_layers import EdgeConvolution
 from probsym_fast.groups import Euclidean, Group, SpecialEuclidean
-from probsym_fast.models import NodeVectors, PooledReadout, Symmetrized, Transformer, energy_and_forces
+from probsym_fast.models import NodeVectors, OnePass, PooledReadout, Symmetrized, Transformer, energy_and_forces
 from probsym_fast.tasks.own_data import Splitting, splits_of
 from probsym_fast.tasks.trials import InTrials
 from probsym_fast.training import configuration
-from probsym_fast.training.configuration import COUNT, NOT_NEGATIVE, SHARE
+from probsym_fast.training.configuration import COUNT, NOT_NEGATIVE, SHARE, at_least
 from probsym_fast.training.settings import SAMPLES_LIMITS, TRAINING_LIMITS, Run, Samples, Training
 
+LONGEST = 8.0  # Å, of the waves
 GROUPS = {"O3": Euclidean, "SO3": SpecialEuclidean}
 LIMITS = {
     "backbone.width": COUNT,
     "backbone.layers": COUNT,
     "backbone.heads": COUNT,
     "backbone.feedforward": COUNT,
+    "backbone.waves": at_least(0),
     "distribution.width": COUNT,
     "distribution.neighbors": COUNT,
     "distribution.dropout": SHARE,
@@ -50,24 +53,20 @@ class AtomTransformer:
         layers: number of layers.
         heads: attention heads.
         feedforward: width of the feed-forward layers.
+        waves: wavelengths, from 8 Å downwards, of sines and cosines of the coordinates that are inputs too.
     """
 
     width: int = 64
-    layers: int = 4
+    layers: int = 8
     heads: int = 4
-    feedforward: int = 128
+    feedforward: int = 64
+    waves: int = 4
 
-    def build(self, inputs: int) -> Transformer:
+    def build(self, types: int) -> Transformer:
+        """types: features of an atom besides its coordinates."""
+        inputs = 3 + types + 6 * self.waves
         sizes = {"layers": self.layers, "heads": self.heads, "feedforward": self.feedforward}
         return Transformer(inputs, self.width, tokens=None, out_features=1, **sizes)
-
-
-class _Shim(VectorNeurons):
-    def noise_shape(self, batch, samples):
-        return super().noise_shape(batch.replace(velocities=batch.positions), samples)
-
-    def forward(self, batch, noise):
-        return super().forward(batch.replace(velocities=batch.positions), noise)
 
 
 @dataclass
@@ -87,12 +86,15 @@ class LearnedFrames:
     noise: float = 0.3
 
     def build(self, method: str, group: Group, types: int) -> Distribution:
-        """The distribution of a method: ps, ga, canonical or none. types: features per atom."""
+        """The distribution of a method: ps, ga, pca, canonical or none. types: features per atom."""
         if method == "ga":
             return Uniform(group)
+        if method == "pca":
+            return Frame(group)
         if method == "none":
             return Identity(group)
-        network = _Shim(channels=1, width=self.width, neighbors=self.neighbors, dropout=self.dropout, scores=False)
+        settings = {"neighbors": self.neighbors, "dropout": self.dropout, "scores": False, "features": types}
+        network = VectorNeurons(channels=1, width=self.width, **settings)  # type: ignore[arg-type]
         return Learned(group, network, Normal(0.0 if method == "canonical" else self.noise))
 
 
@@ -117,9 +119,11 @@ class EnergiesConfig(Run):
         energy: name of the field with the energy, () or (1,).
         forces: name of the field with the forces (n, 3), in units of energy over those of pos; null: there are none.
         symmetry: "O3" or "SO3"; both remove translation.
-        method: "ps" learned distribution, "ga" uniform, "canonical" learned without noise, one sample, "none" no group.
-        energy_weight: weight of the energies' squared error, divided by their variance in the training set.
-        force_weight: weight of the forces' squared error, divided by their mean square in the training set.
+        method: "ps" learned distribution, "ga" uniform, "pca" principal axes with random signs, "canonical" learned without
+            noise, one sample, "none" no group.
+        energy_weight: weight of the energies' squared error. Both errors are divided by the forces' mean square in the
+            training set (for energies: times 1 Å squared); without forces, by the energies' variance, and the weight is 1.
+        force_weight: weight of the forces' squared error.
         backbone: the network that is symmetrized.
         distribution: settings of the learned distribution.
         samples: group elements per molecule.
@@ -136,7 +140,7 @@ class EnergiesConfig(Run):
     energy: str = "energy"
     forces: str | None = "force"
     symmetry: Literal["O3", "SO3"] = "O3"
-    method: Literal["ps", "ga", "canonical", "none"] = "ps"
+    method: Literal["ps", "ga", "pca", "canonical", "none"] = "ps"
     energy_weight: float = 0.2
     force_weight: float = 1.0
     backbone: AtomTransformer = field(default_factory=AtomTransformer)
@@ -145,10 +149,34 @@ class EnergiesConfig(Run):
     training: Training = field(default_factory=_training)
 
 
+class AtomTokens(nn.Module):
+    """A token per atom: `NodeVectors`, and sine and cosine of its coordinates in the frame: (B, S, n, 3 + F + 6 waves).
+
+    Wavelengths are 8, 4, 2, ... Å. Products of waves of two atoms, as attention forms them, are waves of their distance
+    vector. lengths: as in `NodeVectors`.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, waves: int, lengths: bool):
+        super().__init__()
+        self.nodes = NodeVectors(lengths)
+        self.register_buffer("frequencies", 2 * torch.pi / LONGEST * 2.0 ** torch.arange(waves))
+
+    def forward(self, batch: PointClouds, group: Group, g: Any) -> tuple[Tensor, ...]:
+        x, *others = self.nodes(batch, group, g)
+        if len(self.frequencies):
+            angles = (x[..., :3, None] * self.frequencies).flatten(-2)
+            x = torch.cat([x, angles.sin(), angles.cos()], -1)
+        return x, *others
+
+
 class EnergyForces(Symmetrized):
     """A symmetrized energy and its forces in one Tensor, (B, 1 + n d). forces: False gives the energy only, (B, 1).
 
-    The readout's energies are in units of `scale`, a buffer.
+    The readout's energies are in units of `scale`, a buffer. In training mode the backbone runs step by step, since
+    second derivatives then cost less; and the batch's statistics in Vector Neurons count as constants of the positions, so
+    that forces are those of each molecule's energy, as in eval mode.
     """
 
     scale: Tensor
@@ -157,6 +185,16 @@ class EnergyForces(Symmetrized):
         super().__init__(*parts, **settings)
         self.forces = forces
         self.register_buffer("scale", torch.tensor(scale))
+        self.train()
+
+    def train(self, mode: bool = True) -> EnergyForces:
+        super().train(mode)
+        for part in self.modules():
+            if isinstance(part, OnePass):
+                part.one_pass = False if mode and self.forces else None
+            elif isinstance(part, EdgeConvolution):
+                part.detached_statistics = self.forces
+        return self
 
     def forward(self, batch: Any, samples: int = 1, generator: Any = None, **settings: Any) -> Any:
         if not self.forces:
@@ -259,9 +297,9 @@ class Energies(InTrials):
 
     def model(self, fresh: bool = True) -> EnergyForces:
         config, types = self.config, len(self.types)
-        backbone = config.backbone.build(3 + types)  # first: a seed then gives it equal weights for every method
+        backbone = config.backbone.build(types)  # first: a seed then gives it equal weights for every method
         distribution = config.distribution.build(config.method, self.group(), types)
-        parts: tuple[nn.Module, ...] = backbone, NodeVectors(lengths=self._ragged), PooledReadout("sum")
+        parts: tuple[nn.Module, ...] = backbone, AtomTokens(config.backbone.waves, self._ragged), PooledReadout("sum")
         scale = self.units[self.with_forces]
         settings = config.samples.settings() | {"scale": scale, "forces": self.with_forces}
         return EnergyForces(*parts, distribution, **settings)
@@ -280,12 +318,12 @@ class Energies(InTrials):
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         energy, force = self.units
         config, error = self.config, (prediction - target[:, : prediction.shape[1]]).square()
-        loss = config.energy_weight / energy**2 * error[:, 0].mean()
-        if error.shape[1] > 1:
-            known = ~target[:, 1:].isnan()
-            squares = torch.where(known, error[:, 1:], 0).sum() / known.sum().clamp(min=1)
-            loss = loss + config.force_weight / force**2 * squares
-        return loss
+        if error.shape[1] == 1:
+            return error[:, 0].mean() / energy**2
+        loss = config.energy_weight / force**2 * error[:, 0].mean()
+        known = ~target[:, 1:].isnan()
+        squares = torch.where(known, error[:, 1:], 0).sum() / known.sum().clamp(min=1)
+        return loss + config.force_weight / force**2 * squares
 
     def measures(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         error = (prediction - target[:, : prediction.shape[1]]).double().abs()

@@ -14,7 +14,15 @@ from tests.conftest import assert_near
 from tests.groups.test_groups import N, S
 from tests.helpers.strangers import Molecules
 
-GROUPS = [Orthogonal(3), SpecialOrthogonal(3), Euclidean(3), SpecialEuclidean(3), Euclidean(2), SpecialOrthogonal(2)]
+GROUPS = [
+    Orthogonal(3),
+    SpecialOrthogonal(3),
+    Euclidean(3),
+    SpecialEuclidean(3),
+    Euclidean(2),
+    SpecialOrthogonal(2),
+    SpecialEuclidean(4),
+]
 
 
 def cloud(x: torch.Tensor) -> PointClouds:
@@ -114,6 +122,9 @@ def test_padding_is_ignored(kind):
     padded = torch.cat([x, torch.full((1, 2, 3), 50.0)], 1).double()
     batch = Molecules(padded, torch.tensor([N]))
     f, group = kind(Euclidean(3)), Euclidean(3)
+    for count in (0, 1):  # no point, or one
+        few = frames(kind(Orthogonal(3))(Molecules(padded, torch.tensor([count])), 3, Draws(seed=1))[0])
+        assert_near(few.mT @ few, torch.eye(3, dtype=few.dtype).expand_as(few))
     if kind is Frame:
         found, expected = (f(b, 4, Draws(seed=1))[0] for b in (batch, cloud(x)))
         assert_near(found.frame.abs(), expected.frame.abs())

@@ -11,6 +11,7 @@ from probsym_fast.distributions import Orbit, Uniform
 from probsym_fast.groups import Cyclic, Dihedral, Draws, Finite, Orthogonal, Symmetric, narrow
 from tests.conftest import assert_near
 from tests.groups.test_groups import N, S, check_axioms, clouds
+from tests.helpers.graphs import random_graphs
 
 TURN, FLIP = torch.tensor([[0.0, -1.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, -1.0]])
 SWAP, ROUND = torch.tensor([1, 0, 2, 3, 4]), torch.tensor([1, 2, 3, 4, 0])
@@ -219,6 +220,10 @@ def test_what_is_no_group(make, arguments, error, message):
 
 def test_axes_of_other_sizes():
     batch = clouds()
+    for call in (Uniform(Cyclic(N, "n")), Orbit(Cyclic(N, "n")), Uniform(Symmetric(2, "m") * Cyclic(N, "n"))):
+        call(random_graphs([N, N]), 2)
+        with pytest.raises(ValueError, match=r"^Cyclic\(5, 'n'\): every graph must have 5 nodes, got 4 in graph 1$"):
+            call(random_graphs([N, 4]), 2)
     with pytest.raises(ValueError, match=re.escape(f"Cyclic(6): axis 3 of x must have size 2, got (2, {S}, 5, 3)")):
         Cyclic(6).act(Cyclic(6).identity(batch, S), batch.positions, "np")
     with pytest.raises(ValueError, match=re.escape("Orthogonal(3): the group must be finite to list its elements")):

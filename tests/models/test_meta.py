@@ -9,7 +9,7 @@ from torch import nn
 
 from probsym_fast import Symmetrized, distributions, models
 from probsym_fast.distributions import GIN, Learned, Uniform, VectorNeurons
-from probsym_fast.groups import Euclidean, Symmetric
+from probsym_fast.groups import Cyclic, Dihedral, Euclidean, Symmetric
 from tests.helpers.graphs import random_graphs
 from tests.models.test_symmetrized import clouds
 
@@ -19,6 +19,13 @@ GRAPHS = GRAPHS.replace(pairs=GRAPHS.edge_index[:, ::2])
 CLOUDS = clouds(dtype=torch.float32)
 G = Symmetric(N).identity(GRAPHS, 2)
 MOTIONS = Euclidean(3).identity(CLOUDS, 2)
+
+
+class FirstOfEach(nn.Module):
+    """The first feature of every node, moved: (B, S, N)."""
+
+    def forward(self, batch, group, g):
+        return group.act(g, batch.padded(batch.x[:, :1], N)[:, 0], "w", inverse=True)
 
 
 def tokens(*shape: int) -> torch.Tensor:
@@ -79,6 +86,12 @@ MODULES = {
     "Uniform": (lambda: Uniform(Symmetric(N)), lambda p: p(GRAPHS, 2, seeded())[0].order),
     "Identity": (lambda: distributions.Identity(Symmetric(N)), lambda p: p(GRAPHS, 2)[0].order),
     "Frame": (lambda: distributions.Frame(Symmetric(N)), lambda p: p(GRAPHS, 2, seeded())[0].order),
+    "WeightedFrame": (lambda: distributions.WeightedFrame(Euclidean(3)), lambda p: p(CLOUDS, 2, seeded())[0].frame),
+    "Orbit": (lambda: distributions.Orbit(Dihedral(3)), lambda p: p(GRAPHS, 4, seeded())[0]),
+    "Energy": (
+        lambda: distributions.Energy(Cyclic(N, "w"), nn.Linear(N, 1), FirstOfEach(), prior=torch.eye(N)[0]),
+        lambda p: p.elements_and_weights(GRAPHS, N)[1],
+    ),
     "Learned": (lambda: Learned(Symmetric(N), GIN(2, WIDTH), tau=0.1), lambda p: p(GRAPHS, 2, seeded())[0].log_r),
     "Symmetrized": (
         lambda: Symmetrized(
@@ -114,12 +127,11 @@ def vision(name: str) -> tuple:
     return make, lambda net: net(tokens(2, GRID**2, SMALL["embed_dim"]))
 
 
-def language() -> tuple:
+def language(kind: str) -> tuple:
     import transformers
 
-    config = transformers.RobertaConfig(
-        vocab_size=9, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    )
+    sizes = {"vocab_size": 9, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = getattr(transformers, f"{kind}Config")(**sizes, intermediate_size=16)
     make = lambda: models.hf_backbone(config, False, tokens=5, read="tokens")  # noqa: E731
     return make, lambda net: net(tokens(2, 5, 16))
 
@@ -131,7 +143,7 @@ def seeded():
 
 
 def test_every_public_module_is_here():
-    abstract = {"Distribution", "OnePass"}
+    abstract = {"Discrete", "Distribution", "OnePass"}
     kinds = [x for x in (*vars(models).values(), *vars(distributions).values()) if inspect.isclass(x)]
     public = {x.__name__ for x in kinds if issubclass(x, nn.Module)} - abstract
     assert public == {*MODULES, "VisionBackbone", "LanguageBackbone"}
@@ -154,6 +166,19 @@ def check(make, run) -> None:
     finally:
         torch.use_deterministic_algorithms(False)
     loaded.load_state_dict(built.state_dict(), strict=True)
+    compare(built, loaded, run)
+
+
+def check_assigned(make, run) -> None:
+    """As `check`, with the weights assigned in place of empty memory."""
+    built = make().eval()
+    with torch.device("meta"):
+        loaded = make().eval()
+    loaded.load_state_dict(built.state_dict(), strict=True, assign=True)
+    compare(built, loaded, run)
+
+
+def compare(built, loaded, run) -> None:
     with torch.no_grad():
         expected, found = outputs(run(built)), outputs(run(loaded))
     assert expected and all(x.isfinite().all() for x in expected)
@@ -170,8 +195,11 @@ def test_built_on_meta(name):
 @pytest.mark.parametrize("name", VISION)
 def test_vision_built_on_meta(name):
     check(*vision(name))
+    check_assigned(*vision(name))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="no transformers")
-def test_language_built_on_meta():
-    check(*language())
+@pytest.mark.parametrize("kind", ["Roberta", "Llama"])
+def test_language_built_on_meta(kind):
+    check(*language(kind))
+    check_assigned(*language(kind))

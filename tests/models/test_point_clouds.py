@@ -10,11 +10,11 @@ from probsym_fast import Symmetrized, equivariance_error
 from probsym_fast.distributions import Identity, Uniform
 from probsym_fast.groups import Euclidean, PointClouds, Symmetric
 from probsym_fast.models import (
+    LayoutReadout,
     NodeReadout,
     NodeVectors,
     PairTokens,
     PooledReadout,
-    ScalarReadout,
     Transformer,
     fuse,
 )
@@ -73,7 +73,7 @@ def test_padding_that_a_backbone_would_ignore_is_refused():
 
 READOUTS = [
     (NodeReadout(displacement=True), 3),
-    (ScalarReadout(), 2),
+    (LayoutReadout("nc"), 2),
     (PooledReadout(), 2),
     (PooledReadout("mean"), 2),
 ]
@@ -153,7 +153,7 @@ def test_forces_of_padded_clouds(pool):
 
 def test_chunks_and_reductions():
     batch, group = clouds(), Symmetric(N) * Euclidean(3)
-    model = molecules(ScalarReadout(), group, 2)
+    model = molecules(LayoutReadout("nc"), group, 2)
     y = model(batch, S, seed=0)[0]
     model.chunk = 1
     assert torch.allclose(model(batch, S, seed=0)[0], y)

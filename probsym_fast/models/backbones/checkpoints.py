@@ -148,12 +148,11 @@ def _fitted(name: str, value: Tensor, target: Tensor, backbone: VisionBackbone, 
         return value
     if name == "pos_embed":
         old = value.shape[1] - (target.shape[1] - backbone.tokens)
+        if backbone.grid is None:
+            return value if old < 1 else resample_positions(value, (1, old), (1, backbone.tokens))
         if own is None or math.prod(own) != old:
             own = backbone.grid if value.shape == target.shape else _square(old)
-        if old < 1 or (backbone.grid is not None and own is None):
-            return value
-        before, after = ((1, old), (1, backbone.tokens)) if backbone.grid is None else (own, backbone.grid)
-        return value if before == after else resample_positions(value, before, after)
+        return value if own is None or own == backbone.grid else resample_positions(value, own, backbone.grid)
     if name.endswith(TABLE) and value.shape != target.shape:
         if (side := _square(len(value) - 3 * backbone.prefix_tokens)) and side[0] % 2:  # (2 h - 1)(2 w - 1) offsets
             from timm.layers import resize_rel_pos_bias_table
@@ -166,7 +165,7 @@ def _fitted(name: str, value: Tensor, target: Tensor, backbone: VisionBackbone, 
 def _square(count: int) -> tuple[int, int] | None:
     """The sides of a square of so many tokens, if there is one."""
     side = math.isqrt(max(count, 0))
-    return (side, side) if side * side == count else None
+    return (side, side) if side and side * side == count else None
 
 
 def _firsts(names: Iterable[str]) -> set[str]:

@@ -1,63 +1,81 @@
-"""Hugging Face language transformers, BERT and RoBERTa, on given tokens."""
+"""Language models of Hugging Face on given tokens."""
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from probsym_fast._checks import check_int
+from probsym_fast._checks import check_bool, check_count, check_type, looks_at_values
 from probsym_fast.models.backbones.attention import every_derivative
 from probsym_fast.models.backbones.checkpoints import train_extra
+from probsym_fast.models.backbones.language_models import (
+    base_model,
+    checked,
+    drop_words,
+    positions,
+    read_config,
+    set_constants,
+)
+from probsym_fast.models.backbones.on_tokens import OnTokens
 
-FAMILIES = ("bert", "roberta", "xlm-roberta")
+READS = ("pooled", "tokens", "mean", "first", "last")
 
 
-class LanguageBackbone(nn.Module):
-    """The encoder of a BERT on tokens (..., L, D), any leading axes; built by `hf_backbone`.
+class LanguageBackbone(OnTokens):
+    """A language model on tokens (..., L, D), any leading axes, in place of embedded words; built by `hf_backbone`.
 
-    `h = LayerNorm(x + types + positions)`, dropout, then the encoder. positions (L, D) and types (D,): the rows of the
-    model's tables for L tokens of the first type.
+    Runs `model(inputs_embeds=x)` of transformers, whose parameters keep their names after "model.". Positions, types of
+    sentences and attention are the model's. tokens: L. width: D of the inputs. out_width: that of the outputs. causal:
+    whether a token sees only those before it (None: unknown, of some models built on the meta device).
     """
 
-    def __init__(self, model: Any, tokens: int, read: str):
-        super().__init__()
-        self.tokens, self.width, self.read = tokens, model.config.hidden_size, read
-        embeddings = model.embeddings
-        first = first_position(model.config)
-        self.positions = nn.Parameter(embeddings.position_embeddings.weight.detach()[first : first + tokens].clone())
-        self.types = nn.Parameter(embeddings.token_type_embeddings.weight.detach()[0].clone())
-        self.norm, self.dropout, self.encoder = embeddings.LayerNorm, embeddings.dropout, model.encoder
+    def __init__(self, model: Any, tokens: int, width: int, out_width: int, read: str, causal: bool | None):
+        super().__init__(tokens, width, read)
+        self.model, self.out_width, self.causal = model, out_width, causal
 
     def extra_repr(self) -> str:
-        return f"tokens={self.tokens}, width={self.width}, read={self.read!r}"
+        return f"{super().extra_repr()}, out_width={self.out_width}, causal={self.causal}"
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., L, D) -> "pooled" (..., D) or "tokens" (..., L, D).
+    def restore(self, module: nn.Module) -> None:
+        set_constants(self.model, module)
 
-        Raises ValueError for another shape, TypeError for integers and for a wider dtype than that of the weights.
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """x (..., L, D) -> (..., out_width), or with read "tokens" (..., L, out_width).
+
+        lengths (...) int64, each 1 to L: later tokens are not read, and give 0. Raises ValueError for another shape of x
+        or lengths, TypeError for integers and for a wider dtype than that of the weights.
         """
-        if x.ndim < 2 or x.shape[-2:] != (self.tokens, self.width):
-            raise ValueError(f"LanguageBackbone: x must be (..., {self.tokens}, {self.width}), got {tuple(x.shape)}")
-        dtype = self.types.dtype
-        fits = torch.is_autocast_enabled(x.device.type) or torch.promote_types(x.dtype, dtype) == dtype
-        if not x.is_floating_point() or not fits:
-            raise TypeError(f"LanguageBackbone: x must be {dtype} as the weights are, got {x.dtype}")
-        lead, M = x.shape[:-2], math.prod(x.shape[:-2])
-        h = (
-            x.reshape(M, self.tokens, self.width) if M else x.new_zeros(1, self.tokens, self.width)
-        )  # BERT fails on 0 rows
-        h = self.dropout(self.norm(h + self.types + self.positions))
-        y = every_derivative(lambda h: self.encoder(h).last_hidden_state, h)[:M]
-        y = y[:, 0] if self.read == "pooled" else y
-        return y.reshape(*lead, *y.shape[1:])
+        dtype = next(self.model.parameters()).dtype
+        if lengths is None:
+            return self.folded(self._sequences, x, dtype)
+        check_type("LanguageBackbone", "lengths", lengths, Tensor, "a Tensor or None")
+        if lengths.shape != x.shape[:-2] or lengths.dtype != torch.int64:
+            got = f"{tuple(lengths.shape)} {lengths.dtype}"
+            raise ValueError(f"LanguageBackbone: lengths must be {tuple(x.shape[:-2])} int64, got {got}")
+        if looks_at_values(lengths) and not ((lengths >= 1) & (lengths <= self.tokens)).all():
+            got = f"{int(lengths.min())}..{int(lengths.max())}"
+            raise ValueError(f"LanguageBackbone: lengths must be 1..{self.tokens}, got {got}")
+        return self.folded(self._sequences, x, dtype, lengths.flatten())
 
-
-def first_position(config: Any) -> int:
-    """Index of the first token's position: RoBERTa's table starts after the padding index."""
-    return 0 if config.model_type == "bert" else config.pad_token_id + 1
+    def _sequences(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        L = self.tokens
+        valid = None if lengths is None else torch.arange(L, device=x.device) < lengths[:, None]  # (M, L)
+        mask = {}
+        if valid is not None:
+            mask, x = {"attention_mask": valid.long()}, x.masked_fill(~valid[..., None], 0)
+        h = every_derivative(lambda x: self.model(inputs_embeds=x, **mask).last_hidden_state, x)
+        if valid is not None:
+            h = h.masked_fill(~valid[..., None], 0)
+        read = self.read if self.read != "pooled" else "last" if self.causal else "first"
+        if read == "first":
+            return h[:, 0]
+        if read == "last":
+            return h[:, -1] if lengths is None else h[torch.arange(len(h), device=h.device), lengths - 1]
+        if read == "mean":
+            return h.mean(1) if lengths is None else h.sum(1) / lengths[:, None].to(h.dtype)
+        return h
 
 
 def hf_backbone(
@@ -65,80 +83,56 @@ def hf_backbone(
     pretrained: bool = True,
     *,
     tokens: int,
-    read: Literal["pooled", "tokens"] = "pooled",
+    read: Literal["pooled", "tokens", "mean", "first", "last"] = "pooled",
+    bidirectional: bool = False,
     checkpointing: bool = False,
     **config_arguments: Any,
 ) -> LanguageBackbone:
-    """BERT, RoBERTa or XLM-RoBERTa of Hugging Face on given tokens (..., L, D), any leading axes.
+    """A transformer of Hugging Face on given tokens (..., L, D), any leading axes, in place of embedded words.
 
-    Skips the word embeddings, and adds positions and the type of the first sentence. No token is special, and every token
-    attends to every other.
+    Encoders (BERT, RoBERTa, DeBERTa, ModernBERT, ...), decoders (GPT-2, Llama, Mistral, Qwen2, ...) and the encoders of
+    encoder-decoders (T5, BART): each model that takes `inputs_embeds`. It is run on them once, to check. The word
+    embeddings and the model's own pooler are dropped. No token is special.
 
     Args:
         name_or_config: a model of the hub such as "roberta-base", a local folder of one, or a transformers config.
         pretrained: load the weights; False initialises them. A config has none.
-        tokens: L, at most the model's positions (512 in both families' base models).
-        read: "tokens" (..., L, D), the last states; "pooled" (..., D), the last state of the first token. The linear map
-            and tanh of the models' own pooler, which only BERT is pretrained with, are dropped.
+        tokens: L, at most the model's positions, if it declares how many.
+        read: "tokens" (..., L, out_width), the last states; else (..., out_width): their "mean", that of the "first" or
+            "last" token, or "pooled": the first, and in a causal model the last, which alone has seen all others.
+        bidirectional: let each token see all others in a decoder too, where the library can. Else a token sees those
+            before it, and predictions depend on the order of the tokens in this too.
         checkpointing: in training, keep only the inputs of the layers and compute the rest again in the backward pass.
         config_arguments: entries of the config to override, such as hidden_dropout_prob; only with a name.
 
-    Raises ValueError for other architectures, decoders, too many tokens, and names or weights that do not load;
-    ModuleNotFoundError without transformers. Source: Kim et al. 2023 (arXiv 2306.02866).
+    Raises ValueError for models that do not run on `inputs_embeds`, with cross-attention, for too many tokens, and names or
+    weights that do not load; ModuleNotFoundError without transformers. Source: Kim et al. 2023 (arXiv 2306.02866).
     """
     transformers = train_extra("hf_backbone", "transformers")
-    config = _config(transformers, name_or_config, pretrained, config_arguments)
-    if config.model_type not in FAMILIES:
-        raise ValueError(f"hf_backbone: the model must be one of {', '.join(FAMILIES)}, got {config.model_type}")
-    if config.is_decoder or config.add_cross_attention:
-        raise ValueError(
-            "hf_backbone: the model must be an encoder, got a config with is_decoder or add_cross_attention"
-        )
-    if read not in ("pooled", "tokens"):
-        raise ValueError(f"hf_backbone: read must be one of pooled, tokens, got {read!r}")
-    most, tokens = config.max_position_embeddings - first_position(config), check_int("hf_backbone", "tokens", tokens)
-    if not 1 <= tokens <= most:
+    if read not in READS:
+        raise ValueError(f"hf_backbone: read must be one of {', '.join(READS)}, got {read!r}")
+    tokens = check_count("hf_backbone", "tokens", tokens)
+    config = read_config(transformers, name_or_config, pretrained, config_arguments)
+    if check_bool("hf_backbone", "bidirectional", bidirectional):
+        config.is_causal = False
+        if hasattr(config, "use_bidirectional_attention"):
+            config.use_bidirectional_attention = True
+    if getattr(config, "add_cross_attention", False):
+        raise ValueError("hf_backbone: the model must have no cross-attention, got a config with add_cross_attention")
+    model = base_model(transformers, name_or_config, config, pretrained)
+    width = drop_words(model)
+    most = positions(model, config)
+    if most is not None and tokens > most:
         raise ValueError(f"hf_backbone: tokens must be 1..{most}, the positions of {config.model_type}, got {tokens}")
-    if pretrained:
-        model = _loaded(transformers, name_or_config, config)
-    else:
-        model = transformers.AutoModel.from_config(config, add_pooling_layer=False)
+    out_width, causal = checked(model, tokens, width)
+    if causal is None and read == "pooled":
+        raise ValueError(f"hf_backbone: read must be one of {', '.join(READS[1:])} on the meta device, got 'pooled'")
+    if bidirectional and causal:
+        raise ValueError(f"hf_backbone: bidirectional must be False for {type(model).__name__}, got True")
     if checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise ValueError(f"hf_backbone: checkpointing must be False for {type(model).__name__}, got True")
         # the newer name first: the older one raises a warning
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    return LanguageBackbone(model, tokens, read)
-
-
-def _config(transformers: Any, name_or_config: Any, pretrained: bool, arguments: dict[str, Any]) -> Any:
-    if isinstance(name_or_config, transformers.PretrainedConfig):
-        if pretrained or arguments:
-            got = f"pretrained={pretrained} and {sorted(arguments)}"
-            raise ValueError(
-                f"hf_backbone: a config must come with pretrained=False and no config_arguments, got {got}"
-            )
-        return name_or_config
-    try:
-        config, unused = transformers.AutoConfig.from_pretrained(name_or_config, return_unused_kwargs=True, **arguments)
-    except Exception as error:  # from the hub, its transport or JSON
-        raise ValueError(
-            f"hf_backbone: name_or_config must be a model of the hub or a local folder, got {name_or_config!r}: {error}"
-        ) from error
-    if unused:
-        raise ValueError(f"hf_backbone: config_arguments must be entries of the config, got {sorted(unused)}")
-    return config
-
-
-def _loaded(transformers: Any, name: Any, config: Any) -> Any:
-    """The model with its weights; transformers alone would initialise missing ones."""
-    try:
-        model, report = transformers.AutoModel.from_pretrained(
-            name, config=config, add_pooling_layer=False, output_loading_info=True
-        )
-    except Exception as error:  # from the hub, its transport, safetensors or torch
-        raise ValueError(
-            f"hf_backbone: the weights of {name!r} must load, got {type(error).__name__}: {error}"
-        ) from error
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"hf_backbone: the weights of {name!r} must be complete, got no {', '.join(missing[:5])}")
-    return model
+    return LanguageBackbone(model, tokens, width, out_width, read, causal)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from probsym_fast._checks import transformed
+from probsym_fast._compilers import is_fake
 
 
 class OnTokens(nn.Module):
-    """A network on tokens (..., L, D), any leading axes, which `sequences` takes as (M, L, D).
+    """A network on tokens (..., L, D), any leading axes, which a model of another library takes as (M, L, D).
 
     tokens: L. width: D. read: what of the outputs is returned. checkpointing: keep only what `run` is given for the
     backward pass, which computes the rest again.
@@ -22,13 +24,23 @@ class OnTokens(nn.Module):
     def __init__(self, tokens: int, width: int, read: str, checkpointing: bool = False):
         super().__init__()
         self.tokens, self.width, self.read, self.checkpointing = tokens, width, read, checkpointing
+        self.register_load_state_dict_post_hook(_after_loading)
 
     def extra_repr(self) -> str:
         return f"tokens={self.tokens}, width={self.width}, read={self.read!r}"
 
-    def sequences(self, x: Tensor, **inputs: Any) -> Tensor:
-        """(M, L, D) -> (M, ...), M at least 1."""
+    def restore(self, module: nn.Module) -> None:
+        """Computes the constants of a part again, which `to_empty` has left undefined."""
         raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OnTokens:
+        before = [(module, constants(module)) for module in self.modules()]
+        super()._apply(fn, recurse)
+        for module, old in before:
+            new = constants(module)
+            if any(not _same(old[name], new[name]) for name in old):
+                self.restore(module)
+        return self
 
     def run(self, function: Any, *arguments: Any, **named: Any) -> Tensor:
         """function(*arguments, **named), with a checkpoint if the network has them."""
@@ -37,8 +49,10 @@ class OnTokens(nn.Module):
             return checkpoint(function, *arguments, use_reentrant=False, **named)
         return function(*arguments, **named)
 
-    def folded(self, x: Tensor, dtype: torch.dtype, **inputs: Any) -> Tensor:
-        """`sequences` of x (..., L, D) with the leading axes as one and back, for weights of this dtype.
+    def folded(self, function: Callable[..., Tensor], x: Tensor, dtype: torch.dtype, *rows: Tensor) -> Tensor:
+        """function((M, L, D), *rows) of x (..., L, D), the leading axes as one and back, for weights of this dtype.
+
+        rows (M, ...): one per sequence, not given where there are no sequences.
 
         Raises ValueError for another shape, TypeError for integers and for a wider dtype than that of the weights
         (under autocast only for float64, which autocast does not cast).
@@ -52,6 +66,28 @@ class OnTokens(nn.Module):
         lead, M = x.shape[:-2], math.prod(x.shape[:-2])
         h = x.reshape(M, self.tokens, self.width)
         if not M:  # BEiT and BERT fail on 0 sequences
-            h, inputs = x.new_zeros(1, self.tokens, self.width), {}
-        y = self.sequences(h, **inputs)[:M]
+            h, rows = x.new_zeros(1, self.tokens, self.width), ()
+        y = function(h, *rows)[:M]
         return y.reshape(*lead, *y.shape[1:])
+
+
+def constants(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that no state dict holds, such as tables of rotary positions."""
+    return {
+        name: x for name, x in module._buffers.items() if x is not None and name in module._non_persistent_buffers_set
+    }
+
+
+def _after_loading(net: OnTokens, _: Any) -> None:
+    """A network built on the meta device whose weights were assigned still has its constants there."""
+    device = next(net.parameters()).device
+    for module in net.modules():
+        if missing := [name for name, x in constants(module).items() if x.is_meta and device.type != "meta"]:
+            for name in missing:
+                module._buffers[name] = torch.empty_like(module._buffers[name], device=device)
+            net.restore(module)
+
+
+def _same(old: Tensor, new: Tensor) -> bool:
+    known = not (old.is_meta or new.is_meta or is_fake(old) or is_fake(new))
+    return known and torch.equal(old.to(new), new)

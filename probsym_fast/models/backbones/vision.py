@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from probsym_fast._compilers import is_fake
 from probsym_fast.models.backbones.attention import every_derivative
 from probsym_fast.models.backbones.blocks import known, read_block
-from probsym_fast.models.backbones.on_tokens import OnTokens
+from probsym_fast.models.backbones.on_tokens import OnTokens, constants
 
 
 class VisionBackbone(OnTokens):
@@ -76,15 +74,8 @@ class VisionBackbone(OnTokens):
             return slice(0, 2 if self.distilled else 1)
         return slice(0 if self.read == "pooled" and with_prefix else P, None)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VisionBackbone:
-        """Moves the model; after `to_empty` the constants outside the state dict would be undefined."""
-        before = [(module, constants(module)) for module in self.modules()]
-        super()._apply(fn, recurse)
-        for module, old in before:
-            new = constants(module)
-            if any(not _same(old[name], new[name]) for name in old):
-                set_constants(module)
-        return self
+    def restore(self, module: nn.Module) -> None:
+        set_constants(module)
 
     def bare(self) -> VisionBackbone:
         """A copy that computes all tokens of the last block, as timm does."""
@@ -98,9 +89,9 @@ class VisionBackbone(OnTokens):
         Raises ValueError for another shape, TypeError for integers and for a wider dtype than that of the weights
         (under autocast only for float64, which autocast does not cast).
         """
-        return self.folded(x, next(self.blocks[0].parameters()).dtype)
+        return self.folded(self._sequences, x, next(self.blocks[0].parameters()).dtype)
 
-    def sequences(self, x: Tensor) -> Tensor:
+    def _sequences(self, x: Tensor) -> Tensor:
         h, rotary = self._drop_patches(self.pos_drop(self._with_prefix(x)), self._rotary())
         return every_derivative(lambda h: self._encoded(h, rotary), self.norm_pre(h))
 
@@ -174,18 +165,6 @@ class VisionBackbone(OnTokens):
         else:
             h = h.amax(1) if self.pool == "max" else 0.5 * (h.amax(1) + h.mean(1))
         return self.head_drop(self.fc_norm(h))
-
-
-def constants(module: nn.Module) -> dict[str, Tensor]:
-    """The buffers that no state dict holds."""
-    return {
-        name: x for name, x in module._buffers.items() if x is not None and name in module._non_persistent_buffers_set
-    }
-
-
-def _same(old: Tensor, new: Tensor) -> bool:
-    known = not (old.is_meta or new.is_meta or is_fake(old) or is_fake(new))
-    return known and torch.equal(old.to(new), new)
 
 
 @torch.no_grad()

@@ -10,10 +10,60 @@ from tests.conftest import GRADIENT, assert_near
 
 transformers = pytest.importorskip("transformers")
 
+
+def sizes(*names, **more):
+    """Small sizes under the names of a config, in the order vocabulary, width, layers, heads, feed-forward."""
+    return dict(zip(names, (30, 12, 2, 2, 20), strict=True)) | more
+
+
+USUAL = sizes("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+OF_11 = {"max_position_embeddings": 11}
+SPECIAL = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0)
+KINDS = {  # config, arguments, whether it is causal
+    "ALBERT": ("AlbertConfig", {**USUAL, **OF_11, "embedding_size": 8}, False),
+    "BART": (
+        "BartConfig",
+        sizes("vocab_size", "d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", **OF_11)
+        | {"decoder_layers": 1, "decoder_attention_heads": 2},
+        False,
+    ),
+    "BERT": ("BertConfig", {**USUAL, **OF_11}, False),
+    "BLOOM": ("BloomConfig", {"vocab_size": 30, "hidden_size": 12, "n_layer": 2, "n_head": 2}, True),
+    "DeBERTa": (
+        "DebertaV2Config",
+        {**USUAL, **OF_11, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+        False,
+    ),
+    "DistilBERT": ("DistilBertConfig", sizes("vocab_size", "dim", "n_layers", "n_heads", "hidden_dim", **OF_11), False),
+    "ELECTRA": ("ElectraConfig", {**USUAL, **OF_11, "embedding_size": 8}, False),
+    "Gemma 3": ("Gemma3TextConfig", {**USUAL, "num_key_value_heads": 1, "head_dim": 6}, True),
+    "GPT-2": ("GPT2Config", sizes("vocab_size", "n_embd", "n_layer", "n_head", "n_inner", n_positions=11), True),
+    "GPT-NeoX": ("GPTNeoXConfig", USUAL, True),
+    "Llama": ("LlamaConfig", {**USUAL, **OF_11, "num_key_value_heads": 1}, True),
+    "Mistral": ("MistralConfig", {**USUAL, "num_key_value_heads": 1}, True),
+    "ModernBERT": ("ModernBertConfig", {**USUAL, **OF_11, **SPECIAL}, False),
+    "MPNet": ("MPNetConfig", {**USUAL, **OF_11}, False),
+    "OPT": (
+        "OPTConfig",
+        sizes(
+            "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "ffn_dim", word_embed_proj_dim=8
+        ),
+        True,
+    ),
+    "Qwen2": ("Qwen2Config", {**USUAL, "num_key_value_heads": 1}, True),
+    "RoBERTa": ("RobertaConfig", {**USUAL, **OF_11}, False),
+    "T5": ("T5Config", sizes("vocab_size", "d_model", "num_layers", "num_heads", "d_ff", d_kv=6), False),
+}
+
+
+def kind(name):
+    config, arguments, causal = KINDS[name]
+    return getattr(transformers, config)(**arguments), causal
+
+
 CONFIGS = {"bert": transformers.BertConfig, "roberta": transformers.RobertaConfig}
 CONFIGS["xlm-roberta"] = transformers.XLMRobertaConfig
 SIZES = {"vocab_size": 30, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
-POSITIONS = {"bert": 0, "roberta": 2, "xlm-roberta": 2}  # place of the first token, with padding 1 in the RoBERTas
 
 
 def config(family, **changes):
@@ -41,23 +91,50 @@ def test_equals_transformers_on_inputs_embeds(family, L, tmp_path):
     expected = model(inputs_embeds=x).last_hidden_state
     net = hf_backbone(str(tmp_path), tokens=L, read="tokens").double().eval()
     assert_near(net(x), expected)
-    first = POSITIONS[family]
-    table = model.embeddings.position_embeddings.weight[first : first + L]
-    assert torch.equal(net.positions, table) and torch.equal(
-        net.types, model.embeddings.token_type_embeddings.weight[0]
-    )
     assert_near(hf_backbone(tmp_path, tokens=L).double().eval()(x), expected[:, 0])
 
 
-@pytest.mark.parametrize("family", CONFIGS)
-def test_every_parameter_gets_a_gradient(family):
-    for read in ("pooled", "tokens"):
-        net = hf_backbone(config(family), False, tokens=7, read=read).double().eval()
-        y = net(tokens(3))
-        (y * torch.randn_like(y)).sum().backward()
-        for name, parameter in net.named_parameters():
-            assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
-        assert not any("word" in name or "pooler" in name for name in net.state_dict())
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind(name):
+    """Equal to transformers, for each read, with lengths as on their own; and every parameter gets a gradient."""
+    given, causal = kind(name)
+    torch.manual_seed(1)
+    net = hf_backbone(given, False, tokens=7, read="tokens").double().eval()
+    assert net.causal == causal and getattr(given, "use_cache", True) is True  # the given config stays as it is
+    torch.manual_seed(1)
+    model = transformers.AutoModel.from_config(given).double().eval()
+    model = model.get_encoder() if given.is_encoder_decoder else model
+    x = torch.randn(2, 3, 7, net.width, dtype=torch.float64)
+    expected = model(inputs_embeds=x.flatten(0, 1)).last_hidden_state.unflatten(0, (2, 3))
+    assert expected.shape == (2, 3, 7, net.out_width)
+    outputs = {"tokens": expected, "mean": expected.mean(2), "first": expected[:, :, 0], "last": expected[:, :, -1]}
+    outputs["pooled"] = outputs["last" if causal else "first"]
+    for net.read, y in outputs.items():
+        assert_near(net(x), y)
+    x[0, 1, 4:] = torch.nan  # not read
+    lengths = torch.tensor([[7, 4, 7], [7, 7, 1]])
+    alone = model(inputs_embeds=x[0, 1:2, :4]).last_hidden_state[0]
+    for net.read, y in (("tokens", alone), ("mean", alone.mean(0)), ("first", alone[0]), ("last", alone[-1])):
+        found = net(x, lengths)[0, 1]
+        assert_near(found[:4] if net.read == "tokens" else found, y)
+        assert net.read != "tokens" or not found[4:].any()
+    y = net(x, lengths)
+    (y * torch.randn_like(y)).sum().backward()
+    for key, parameter in net.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, key
+    assert not any(key.endswith("word_embeddings.weight") or "pooler" in key for key in net.state_dict())
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if KINDS[name][2]])
+def test_decoders_that_see_all_tokens(name):
+    net = hf_backbone(kind(name)[0], False, tokens=7, read="tokens", bidirectional=True).double().eval()
+    x = torch.randn(2, 7, net.width, dtype=torch.float64)
+    y, lengths = net(x, torch.tensor([7, 4])), torch.tensor([4])
+    x[:, -1] += torch.randn(net.width)
+    changed = (net(x, torch.tensor([7, 4])) - y).abs().amax(-1) > 1e-9
+    assert net.causal is False and changed[0].all() and not changed[1].any()
+    x[:, 4] += 1
+    assert_near(net(x[1:], lengths)[0], y[1])
 
 
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3), (0,), (2, 0)])
@@ -84,7 +161,7 @@ def test_checkpointing_computes_again_with_equal_gradients():
         torch.manual_seed(0)
         net = hf_backbone(config("bert"), False, tokens=7, checkpointing=checkpointing).double().train()
         calls = []
-        net.encoder.layer[0].attention.register_forward_hook(lambda *arguments, calls=calls: calls.append(0))
+        net.model.encoder.layer[0].attention.register_forward_hook(lambda *arguments, calls=calls: calls.append(0))
         torch.manual_seed(1)
         y = net(torch.ones(2, 7, 12, dtype=torch.float64))
         weight = torch.linspace(-1, 1, 12, dtype=torch.float64)  # the sum of a LayerNorm is constant
@@ -107,9 +184,10 @@ def test_autocast_and_compile():
 def test_settings_of_the_config(tmp_path):
     saved("bert", tmp_path)
     net = hf_backbone(str(tmp_path), tokens=7, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    assert net.dropout.p == 0 and torch.equal(net.train()(x := tokens(2).float()), net(x))
+    assert net.model.embeddings.dropout.p == 0 and torch.equal(net.train()(x := tokens(2).float()), net(x))
     drawn = hf_backbone(str(tmp_path), False, tokens=7, num_hidden_layers=1)
-    assert len(drawn.encoder.layer) == 1 and not torch.equal(drawn.positions, net.positions)
+    tables = [x.model.embeddings.position_embeddings.weight for x in (drawn, net)]
+    assert len(drawn.model.encoder.layer) == 1 and not torch.equal(*tables)
     with pytest.raises(ValueError, match=r"config_arguments must be entries of the config, got \['colour'\]"):
         hf_backbone(str(tmp_path), tokens=7, colour=3)
 
@@ -133,10 +211,26 @@ def test_weights_that_do_not_load(tmp_path):
     [
         (config("bert"), {"tokens": 12}, "tokens must be 1..11, the positions of bert, got 12"),
         (config("roberta"), {"tokens": 10}, "tokens must be 1..9, the positions of roberta, got 10"),
-        (config("bert"), {"tokens": 0}, "tokens must be 1..11, the positions of bert, got 0"),
-        (config("bert"), {"read": "diagonal"}, "read must be one of pooled, tokens, got 'diagonal'"),
-        (config("bert", is_decoder=True), {}, "the model must be an encoder, got a config with is_decoder"),
-        (transformers.GPT2Config(), {}, "the model must be one of bert, roberta, xlm-roberta, got gpt2"),
+        (config("bert"), {"tokens": 0}, "tokens must be at least 1, got 0"),
+        (config("bert"), {"read": "diagonal"}, "read must be one of pooled, tokens, mean, first, last, got 'diagonal'"),
+        (
+            config("bert", add_cross_attention=True),
+            {},
+            "the model must have no cross-attention, got a config with add_",
+        ),
+        (transformers.CLIPTextConfig(**USUAL), {}, "the model must take inputs_embeds, got CLIPTextModel"),
+        (
+            transformers.LongformerConfig(**USUAL, attention_window=4),
+            {},
+            "the model must run on inputs_embeds alone, got LongformerModel: RuntimeError: the model reads words besides",
+        ),
+        (
+            transformers.MambaConfig(hidden_size=12, num_hidden_layers=1),
+            {"bidirectional": True},
+            "bidirectional must be False for MambaModel, got True",
+        ),
+        (transformers.BertConfig(hidden_size=7), {}, "the config must make a model, got bert: ValueError: "),
+        (kind("GPT-2")[0], {"tokens": 12}, "tokens must be 1..11, the positions of gpt2, got 12"),
         (config("bert"), {"pretrained": True}, "a config must come with pretrained=False .*, got pretrained=True"),
         (
             config("bert"),
@@ -171,6 +265,20 @@ def test_settings_that_are_refused(model, arguments, message):
 def test_wrong_inputs(x, error, message):
     with pytest.raises(error, match=f"^LanguageBackbone: {message}"):
         hf_backbone(config("bert"), False, tokens=7)(x)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "error", "message"),
+    [
+        ([3], TypeError, r"lengths must be a Tensor or None, got list"),
+        (torch.ones(2, 1), ValueError, r"lengths must be \(2,\) int64, got \(2, 1\) torch.float32$"),
+        (torch.tensor([3, 8]), ValueError, r"lengths must be 1..7, got 3..8$"),
+        (torch.tensor([0, 7]), ValueError, r"lengths must be 1..7, got 0..7$"),
+    ],
+)
+def test_wrong_lengths(lengths, error, message):
+    with pytest.raises(error, match=f"^LanguageBackbone: {message}"):
+        hf_backbone(config("bert"), False, tokens=7)(torch.zeros(2, 7, 12), lengths)
 
 
 def test_without_transformers(monkeypatch):

@@ -1,0 +1,57 @@
+"""A network of one batch axis on inputs of B inputs and S samples."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# names by which networks take the valid tokens, the clearest first, and what they mean
+MASKS = {
+    "lengths": lambda lengths, L: lengths,
+    "src_key_padding_mask": lambda lengths, L: ~_valid(lengths, L),
+    "key_padding_mask": lambda lengths, L: ~_valid(lengths, L),
+    "attention_mask": lambda lengths, L: _valid(lengths, L),
+    "mask": lambda lengths, L: _valid(lengths, L),
+}
+
+
+def _valid(lengths: Tensor, L: int) -> Tensor:
+    """(M, L) which tokens are valid."""
+    return torch.arange(L, device=lengths.device) < lengths[:, None]
+
+
+def masks_of(net: nn.Module) -> list[str]:
+    """The names in MASKS that the network's forward takes."""
+    return [name for name in MASKS if name in inspect.signature(net.forward).parameters]
+
+
+class Folded(nn.Module):
+    """net on (B, S, ...) as on (B S, ...): for networks that take one batch axis, such as `nn.TransformerEncoder`.
+
+    forward(x, *others, lengths=None): all inputs (B, S, ...); those with one sample, (B, 1, ...), are repeated. lengths
+    (B, S) int64, the valid tokens of each sequence, reach the network under the first of these names that it takes:
+    `lengths` (M,); `src_key_padding_mask`, `key_padding_mask` (M, L), True where not valid; `attention_mask`, `mask` (M, L),
+    True where valid.
+    Raises ValueError where there are lengths and the network takes none of these.
+    """
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net, self._masks = net, masks_of(net)
+
+    def forward(self, x: Tensor, *others: Tensor, lengths: Tensor | None = None) -> Any:
+        B, S = x.shape[:2]
+        given = [y.expand(B, S, *y.shape[2:]).reshape(B * S, *y.shape[2:]) for y in (x, *others)]
+        named = {}
+        if lengths is not None:
+            if not self._masks:
+                name = type(self.net).__name__
+                raise ValueError(f"Folded: {name} must take one of {', '.join(MASKS)} for padded inputs, got none")
+            name = self._masks[0]
+            named[name] = MASKS[name](lengths.reshape(math.prod(lengths.shape)), x.shape[2])
+        y = self.net(*given, **named)
+        return torch.utils._pytree.tree_map(lambda part: part.unflatten(0, (B, S)), y)

@@ -1,0 +1,166 @@
+"""`symmetrize`: the parts that it chooses for common networks and data, and what it refuses."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import probsym_fast as psf
+from probsym_fast.models import Folded
+from tests.conftest import assert_near
+
+E3, S5, S6 = psf.groups.Euclidean(3), psf.groups.Symmetric(5), psf.groups.Symmetric(6)
+
+
+def mlp(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, 16), nn.GELU(), nn.Linear(16, outputs))
+
+
+def encoder(norm_first: bool = True) -> nn.Module:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, 0.0, activation="gelu", batch_first=True, norm_first=norm_first)
+    return nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+
+
+class SetNetwork(nn.Module):
+    """A sum over the valid points."""
+
+    def __init__(self):
+        super().__init__()
+        self.points, self.set = mlp(5, 16), mlp(16, 2)
+
+    def forward(self, x, mask=None):
+        h = self.points(x)
+        return self.set((h if mask is None else h * mask[..., None]).sum(1))
+
+
+def clouds() -> psf.PointClouds:
+    return psf.PointClouds(*torch.randn(2, 4, 5, 3))
+
+
+def molecules() -> psf.PointClouds:
+    return psf.PointClouds(torch.randn(9, 3), features=torch.randn(9, 2), ptr=torch.tensor([0, 4, 9]))
+
+
+def graphs() -> psf.Graphs:
+    ring = torch.stack([torch.arange(6), (torch.arange(6) + 1) % 6])
+    edges = torch.cat([ring, ring.flip(0)], 1)
+    rest = edges[:, (edges < 5).all(0)] + 6
+    return psf.Graphs(torch.randn(11, 3), torch.cat([edges, rest], 1), torch.tensor([0, 6, 11]))
+
+
+def vit(read: str) -> nn.Module:
+    sizes = {"embed_dim": 32, "num_heads": 2, "depth": 1}
+    return psf.models.timm_backbone("vit_tiny_patch16_224", grid=3, read=read, **sizes)
+
+
+# name -> (network, group, batch, settings), shape of the prediction
+CASES = {
+    "MLP on clouds": (lambda: mlp(30, 2), S5 * E3, clouds, {}, (4, 2)),
+    "MLP, positions": (lambda: mlp(30, 15), S5 * E3, clouds, {"output": "positions"}, (4, 5, 3)),
+    "nodes, vectors": (lambda: mlp(6, 3), E3, clouds, {"output": "vectors", "distribution": "frame"}, (4, 5, 3)),
+    "nodes, padded": (lambda: mlp(5, 2), E3, molecules, {"output": "nodes"}, (2, 5, 2)),
+    "set network": (SetNetwork, E3, molecules, {}, (2, 2)),
+    "encoder": (encoder, E3, molecules, {"out_features": 1}, (2, 1)),
+    "encoder that is not fused": (lambda: encoder(False), E3, molecules, {"out_features": 1}, (2, 1)),
+    "encoder, uniform": (encoder, E3, molecules, {"out_features": 1, "distribution": "uniform"}, (2, 1)),
+    "encoder, canonical": (encoder, E3, molecules, {"out_features": 1, "distribution": "canonical"}, (2, 1)),
+    "finite group": (
+        lambda: mlp(10, 2),
+        psf.groups.Dihedral(4),
+        lambda: psf.PointClouds(torch.randn(4, 5, 2)),
+        {},
+        (4, 2),
+    ),
+    "MLP on graphs": (lambda: mlp(64, 2), S6, graphs, {}, (2, 2)),
+    "MLP, nodes": (lambda: mlp(64, 8), S6, graphs, {"output": "nodes", "out_features": 2}, (11, 2)),
+    "ViT": (lambda: vit("pooled"), S6, graphs, {"out_features": 2}, (2, 2)),
+    "ViT, nodes": (lambda: vit("diagonal"), S6, graphs, {"output": "nodes", "out_features": 2}, (11, 2)),
+    "GIN": (lambda: psf.models.GINBackbone(64, 1, 2, "relu"), S6, graphs, {}, (2, 2)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_parts_fit_and_are_equivariant(name):
+    torch.manual_seed(0)
+    make, group, batch, settings, shape = CASES[name]
+    net, batch = make(), batch()
+    state = torch.get_rng_state()
+    model = psf.symmetrize(net, group, batch, **settings)
+    assert model.training and all(m.training for m in model.modules())
+    prediction, penalties = model(batch, samples=4, seed=0)
+    assert prediction.shape == shape
+    loss = prediction.square().sum() + sum(penalties.values(), torch.zeros(()))
+    loss.backward()
+    assert all(p.grad is not None for p in net.parameters())
+    torch.set_rng_state(state)
+    model.eval()
+    few, many = (psf.equivariance_error(model, batch, samples=S, moves=8, scale=1.0) for S in (2, 128))
+    assert many < 0.45 * few or few < 1e-5
+
+
+def test_padding_changes_nothing():
+    torch.manual_seed(0)
+    batch = molecules()
+    for make, settings in ((SetNetwork, {}), (lambda: encoder(False), {"out_features": 1})):
+        model = psf.symmetrize(make(), E3, batch, distribution="none", **settings).eval()
+        y = model(batch)[0]
+        wider = {
+            name: nn.functional.pad(getattr(batch, name), (0, 0, 0, 2), value=7.0) for name in ("positions", "features")
+        }
+        assert_near(model(batch.replace(**wider))[0], y)
+        alone = psf.PointClouds(batch.positions[:1, :4], features=batch.features[:1, :4])
+        assert_near(model(alone)[0], y[:1])
+
+
+def test_folded():
+    """The axes of inputs and samples are one for the network, and others with one sample are repeated."""
+    net = Folded(nn.Bilinear(3, 2, 4))
+    x, other = torch.randn(2, 5, 3), torch.randn(2, 1, 2)
+    assert_near(net(x, other), net.net(x, other.expand(2, 5, 2).contiguous()))
+
+
+ERRORS = [
+    (
+        lambda: (mlp(7, 2), E3, clouds(), {}),
+        "symmetrize: net must take inputs of shapes [(4, 2, 5, 6)], got mat1 and mat2",
+    ),
+    (
+        lambda: (mlp(6, 2), E3, clouds(), {"output": "vectors"}),
+        "symmetrize: net must return (B, S, n, d) with n, d = 5, 3 for output 'vectors', got (4, 2, 5, 2)",
+    ),
+    (
+        lambda: (encoder(), E3, molecules(), {}),
+        "symmetrize: out_features must be given for an nn.TransformerEncoder, got None",
+    ),
+    (
+        lambda: (mlp(6, 2), E3, clouds(), {"output": "pairs"}),
+        "symmetrize: output must be one of ('invariant', 'nodes', 'vectors', 'positions') for PointClouds, got 'pairs'",
+    ),
+    (
+        lambda: (mlp(6, 2), E3, clouds(), {"distribution": "best"}),
+        "symmetrize: distribution must be a Distribution or one of ('learned', 'canonical', 'uniform', 'orbit', 'frame',"
+        " 'none'), got 'best'",
+    ),
+    (
+        lambda: (mlp(6, 2), psf.groups.Lorentz(3), clouds(), {}),
+        "symmetrize: distribution must be given where nothing is 'learned' for the group, got Lorentz(3) on PointClouds",
+    ),
+    (lambda: (mlp(6, 2), E3, graphs(), {}), "symmetrize: group must be Symmetric(n) for Graphs, got Euclidean(3)"),
+    (
+        lambda: (vit("pooled"), S6, graphs(), {"output": "nodes", "out_features": 2}),
+        "symmetrize: net must return tokens (B, S, L, D) for output 'nodes', got (2, 2, 32)",
+    ),
+    (
+        lambda: (nn.Conv1d(5, 2, 1), E3, molecules(), {}),
+        "Folded: Conv1d must take one of lengths, src_key_padding_mask, key_padding_mask, attention_mask, mask",
+    ),
+]
+
+
+@pytest.mark.parametrize("case", range(len(ERRORS)))
+def test_errors(case):
+    make, message = ERRORS[case]
+    net, group, batch, settings = make()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        psf.symmetrize(net, group, batch, **settings)
