@@ -34,7 +34,7 @@ def case(
     batch, target = task.inputs(move(task.dataset("train")[torch.arange(config.training.batch)], device))
 
     def loss(prediction: Any, penalties: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return task.loss(prediction, target) + config.training.entropy * sum(penalties.values())
+        return task.total(task.loss(prediction, target), penalties)
 
     settings = {"clip": config.training.clip, "autocast": autocast, "compiled": compiled, "mode": mode}
     return training_steps(model, batch, config.samples.train, loss, **settings)

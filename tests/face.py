@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,6 +12,26 @@ from torch import Tensor
 import probsym_fast as psf
 from probsym_fast.distributions import GIN, Learned, UniformNoise, VectorNeurons
 from probsym_fast.groups import Euclidean, Symmetric
+
+
+@dataclass(eq=False)
+class Sequences(psf.Batch):
+    x: Tensor  # (B, 4, 2)
+    num_nodes: Tensor | None = None
+
+    layouts: ClassVar = {"x": "nc"}
+
+
+class Flat(torch.nn.Module):
+    def forward(self, batch: Sequences, group: psf.groups.Group, g: psf.Permutation) -> Tensor:
+        return group.act(g, batch.x, "nc", inverse=True).flatten(2)
+
+
+def of_sequences() -> tuple[psf.Symmetrized, Sequences]:
+    readout = psf.models.ScoredReadout(psf.models.MeanReadout(), torch.nn.Linear(3, 1))
+    uniform = psf.distributions.Uniform(Symmetric(4))
+    model = psf.Symmetrized(torch.nn.Linear(8, 3), Flat(), readout, uniform, reduce="weighted", score="score")
+    return model, Sequences(torch.randn(2, 4, 2), torch.tensor([3, 4])).to(torch.float32)
 
 
 def of_graphs() -> tuple[psf.Symmetrized, psf.Graphs]:
@@ -53,6 +75,10 @@ def main(folder: Path) -> None:
     points, clouds = of_clouds()
     moved: psf.PointClouds = clouds.moved(Euclidean(3), Euclidean(3).uniform(clouds, 1, psf.Draws(seed=1)))
     positions: Tensor = points(moved, samples=2)[0]
+    scored, sequences = of_sequences()
+    each: Tensor = scored(sequences, samples=2)[0]["prediction"]
+    best: Tensor = scored(sequences, samples=2, reduce="best")[0]["prediction"]
+    print(each.shape == best.shape, sequences.replace(num_nodes=None).size)
     task = psf.tasks.load("nbody/demo", ["--training.epochs", "1"])
     print(model, estimate.samples, error, positions.shape, task.config.name, ops(), sorted(psf.info()))
 

@@ -23,7 +23,7 @@ from probsym_fast.training.task import Task
 
 
 class TrainingModule(L.LightningModule):
-    """Loss = task's loss + entropy weight * penalty. Noise and dropout depend only on (seed, batch, share of the batch).
+    """Trains the task's `total`. Noise and dropout depend only on (seed, batch, share of the batch).
 
     fresh: False if a checkpoint will overwrite the model's weights, see `Task.model`.
     """
@@ -56,7 +56,7 @@ class TrainingModule(L.LightningModule):
         for name, value in penalties.items():
             count = self.task.count(target)
             self._mean(f"train/{name}", value, batch_size=count, on_step=False)
-        return self._total(loss, penalties)
+        return self.task.total(loss, penalties)
 
     def _predict(self, batch: Any, number: int) -> tuple[Any, Any, torch.Tensor, dict[str, torch.Tensor]]:
         """Prediction, target, loss and penalties of a training batch; its number seeds the noise."""
@@ -66,9 +66,6 @@ class TrainingModule(L.LightningModule):
         generator = seeded(seed, "train", number, self.device)
         prediction, penalties = self.model(inputs, self.task.config.samples.train, generator)
         return prediction, target, self.task.loss(prediction, target), penalties
-
-    def _total(self, loss: torch.Tensor, penalties: dict[str, torch.Tensor]) -> torch.Tensor:
-        return loss + self.training_settings.entropy * sum(penalties.values()) if penalties else loss
 
     def backward(self, loss: torch.Tensor, *arguments: Any, **settings: Any) -> None:
         """With chunks "auto", a step that runs out of memory in backward is repeated in smaller chunks, same noise.
@@ -102,7 +99,7 @@ class TrainingModule(L.LightningModule):
         assert self._at_hand is not None  # set by `training_step`
         with self.trainer.precision_plugin.train_step_context(), restored_buffers(self.model):
             _, _, loss, penalties = self._predict(*self._at_hand)
-        return self._total(loss, penalties) / self.training_settings.accumulate
+        return self.task.total(loss, penalties) / self.training_settings.accumulate
 
     def on_validation_epoch_start(self) -> None:
         self._validated = []

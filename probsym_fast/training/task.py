@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any, cast
 
@@ -84,7 +84,7 @@ class Task(Experiment):
         batch, target = self.inputs(move(next(iter(self.loader("train"))), device))
 
         def loss(prediction: Any, penalties: Any) -> Tensor:
-            return self.loss(prediction, target) + config.training.entropy * sum(penalties.values())
+            return self.total(self.loss(prediction, target), penalties)
 
         precision = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(config.training.precision)
         return Case(full_name(config), model, batch, loss, {"clip": config.training.clip, "autocast": precision})
@@ -111,6 +111,10 @@ class Task(Experiment):
     @abstractmethod
     def report(self, model: Symmetrized, folder: Path) -> dict[str, Any]:
         """Tests the model, writes plots into the folder, and returns the figures."""
+
+    def total(self, loss: Tensor, penalties: Mapping[str, Tensor]) -> Tensor:
+        """What is trained: the loss, and the distribution's penalties (scalars), each weighted by `training.entropy`."""
+        return loss + self.config.training.entropy * sum(penalties.values()) if penalties else loss
 
     def measures(self, prediction: Any, target: Any) -> dict[str, Tensor]:
         """What is logged besides the loss: means over batches, or with `whole_set_measures` over the whole validation set."""

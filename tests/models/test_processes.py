@@ -89,6 +89,29 @@ def step(model, case, rank: int, scale: float = 1.0):
     return prediction.detach(), loss.detach()
 
 
+class Structured(nn.Module):
+    """Values of the nodes, and a complex mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.slots = SlotReadout(5, 8)
+
+    def forward(self, outputs, batch, group, g):
+        y = outputs.mean(1)
+        return {"nodes": self.slots(outputs, batch, group, g), "all": (torch.complex(y, 1 + y),)}
+
+
+def structured(mesh=None):
+    """Predictions and gradients, in one process or spread over a mesh."""
+    torch.manual_seed(6)
+    model = graph_model()
+    model.readout, model.samples_mesh = Structured().double(), mesh
+    run = model if mesh is None else DistributedDataParallel(model)
+    y, penalties = run(graphs(slice(0, 8))[0], 5, torch.Generator().manual_seed(4))
+    (y["nodes"].square().sum() + y["all"][0].abs().square().sum() + sum(penalties.values())).backward()
+    return y["nodes"].detach(), y["all"][0].detach(), gradients(model)
+
+
 def infer(model, case, rank: int):
     """Prediction and penalties in eval mode."""
     kind, _, samples, parts = case
@@ -135,7 +158,7 @@ def work(rank: int, processes: int, folder: str) -> None:
     model.backbone[1].register_forward_hook(lambda module, inputs, output: seen.append(output == 0))
     model(graphs(slice(0, 8))[0], processes, torch.Generator().manual_seed(0))
     after = torch.rand(())
-    torch.save((found, twice, seen[0], after, jacobians), f"{folder}/{rank}.pt")
+    torch.save((found, twice, seen[0], after, jacobians, structured(mesh)), f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -162,7 +185,9 @@ def test_processes_that_share_the_samples_find_what_one_does(tmp_path, processes
             assert drawn == max(1, share(case[2], along, processes // data)[1])  # its own samples alone
             near(grads, gradients(model))
             assert any(grad.abs().max() > 1e-3 for grad in grads)
-    for _, twice, _, after, jacobians in ranks:
+    for *_, found in ranks:
+        near(found, structured())
+    for _, twice, _, after, jacobians, _ in ranks:
         assert twice
         assert all(torch.equal(x, processes * torch.eye(3, dtype=torch.float64)) for x in jacobians)
         assert torch.equal(after, ranks[0][3])  # the generators are in step again

@@ -30,6 +30,7 @@ def of_tokens(name: str, make: Callable[[], nn.Module], *shape: int, pairs: bool
 of_tokens("MeanReadout", models.MeanReadout, trains=False)
 of_tokens("GraphReadout", lambda: models.GraphReadout(D, C))
 of_tokens("SlotReadout", lambda: models.SlotReadout(N, D, C))
+of_tokens("ScoredReadout", lambda: models.ScoredReadout(models.MeanReadout(), nn.Linear(D, 1)))
 of_tokens("DiagonalReadout", lambda: models.DiagonalReadout(N, D, GRID, C), GRID)
 of_tokens("PairReadout", lambda: models.PairReadout(N, D, GRID), GRID**2, pairs=True, axes=("batch", "edges"))
 
