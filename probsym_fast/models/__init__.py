@@ -8,6 +8,7 @@ from probsym_fast.models.backbones.gin import GINBackbone
 from probsym_fast.models.backbones.language import LanguageBackbone, hf_backbone
 from probsym_fast.models.backbones.message_passing import MessagePassing
 from probsym_fast.models.backbones.mlp import MLP
+from probsym_fast.models.backbones.pyg import PyGBackbone
 from probsym_fast.models.backbones.timm import timm_backbone
 from probsym_fast.models.backbones.transformer import Transformer
 from probsym_fast.models.backbones.vision import VisionBackbone
@@ -36,6 +37,7 @@ __all__ = [
     "PairReadout",
     "PairTokens",
     "PatchWeight",
+    "PyGBackbone",
     "SlotReadout",
     "Symmetrized",
     "Transformer",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast import ops
-from probsym_fast._checks import check_count, check_counts, check_dtype
+from probsym_fast._checks import check_bool, check_count, check_counts, check_dtype
 from probsym_fast.batches import check_batch
 from probsym_fast.groups import Graphs, Group
 from probsym_fast.ops import Permutation, SoftPermutation
@@ -95,7 +95,7 @@ class IdentifiedNodes(nn.Module):
     """The first linear map of a GNN on node features joined with the identifiers of their slots: (nodes, S, width).
 
     `W_x x[u] + W_id[rank[u]]`, without bias: a row of the permutation times a weight. Returns the graphs too, for
-    `GINBackbone`. Raises TypeError where x lacks the dtype of the weights (autocast: any floating dtype).
+    `GINBackbone` and `PyGBackbone`. Raises TypeError where x lacks the dtype of the weights (autocast: any floating dtype).
     """
 
     def __init__(self, N: int, width: int, node_features: int):
@@ -123,9 +123,16 @@ class IdentifiedNodes(nn.Module):
 
 
 class MeanReadout(nn.Module):
-    """Invariant outputs, averaged over samples: (B, S, C) -> (B, C)."""
+    """Invariant outputs, averaged over samples: (B, S, C) -> (B, C).
 
-    layout = "c"  # of the prediction, for `equivariance_error`
+    nodes: outputs of nodes in their own order, as those of `IdentifiedNodes`: (nodes, S, C) -> (nodes, C).
+    """
+
+    def __init__(self, nodes: bool = False):
+        super().__init__()
+        nodes = check_bool("MeanReadout", "nodes", nodes)
+        self.rows = "nodes" if nodes else "graphs"  # of the prediction
+        self.layout = "nc" if nodes else "c"  # of the prediction, for `equivariance_error`
 
     def forward(self, outputs: Tensor, batch: Any, group: Group, g: Any) -> Tensor:
         return outputs.mean(1)
