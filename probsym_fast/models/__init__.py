@@ -9,6 +9,7 @@ from probsym_fast.models.backbones.gin import GINBackbone
 from probsym_fast.models.backbones.language import LanguageBackbone, hf_backbone
 from probsym_fast.models.backbones.message_passing import MessagePassing
 from probsym_fast.models.backbones.mlp import MLP
+from probsym_fast.models.backbones.pyg import PyGBackbone
 from probsym_fast.models.backbones.timm import timm_backbone
 from probsym_fast.models.backbones.transformer import Transformer
 from probsym_fast.models.backbones.vision import VisionBackbone
@@ -51,6 +52,7 @@ __all__ = [
     "PairTokens",
     "PatchWeight",
     "PooledReadout",
+    "PyGBackbone",
     "ScoredReadout",
     "SlotReadout",
     "Symmetrized",
