@@ -83,7 +83,7 @@ class LearnedFrames:
     width: int = 8
     neighbors: int = 4
     dropout: float = 0.0
-    noise: float = 0.3
+    noise: float = 0.1
 
     def build(self, method: str, group: Group, types: int) -> Distribution:
         """The distribution of a method: ps, ga, pca, canonical or none. types: features per atom."""
@@ -103,9 +103,7 @@ def _samples() -> Samples:
 
 
 def _training() -> Training:
-    return Training(
-        epochs=100, batch=32, lr=1e-3, weight_decay=0.0, warmup_steps=100, decay="linear", entropy=0.0, clip=10
-    )
+    return Training(epochs=100, batch=32, lr=1e-3, weight_decay=0.0, decay="linear", entropy=0.0, clip=1.0)
 
 
 @dataclass

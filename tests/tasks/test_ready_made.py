@@ -163,7 +163,10 @@ def test_other_data_are_refused(tmp_path):
         def __reduce__(self):
             return print, ("ran",)
 
-    for content, words in (({"a": 1}, "a list of Data, one or more, got dict"), (Odd(), "Data of PyTorch Geometric, got UnpicklingError")):
+    for content, words in (
+        ({"a": 1}, "a list of Data, one or more, got dict"),
+        (Odd(), "Data of PyTorch Geometric, got UnpicklingError"),
+    ):
         torch.save(content, tmp_path / "bad.pt")
         with pytest.raises(ValueError, match=f"^data: .*bad.pt must hold .*{re.escape(words)}"):
             own_data.read_graphs(tmp_path / "bad.pt")
