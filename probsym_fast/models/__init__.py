@@ -13,6 +13,7 @@ from probsym_fast.models.backbones.pyg import PyGBackbone
 from probsym_fast.models.backbones.timm import timm_backbone
 from probsym_fast.models.backbones.transformer import Transformer
 from probsym_fast.models.backbones.vision import VisionBackbone
+from probsym_fast.models.backbones.whole import WholeVisionBackbone
 from probsym_fast.models.forces import energy_and_forces
 from probsym_fast.models.graphs import FlatGraph, IdentifiedNodes, MeanReadout, PatchWeight, SlotReadout
 from probsym_fast.models.point_clouds import (
@@ -58,6 +59,7 @@ __all__ = [
     "Symmetrized",
     "Transformer",
     "VisionBackbone",
+    "WholeVisionBackbone",
     "energy_and_forces",
     "fuse",
     "hf_backbone",

@@ -38,6 +38,7 @@ from probsym_fast.models.backbones.on_tokens import OnTokens
 from probsym_fast.models.backbones.pyg import PyGBackbone
 from probsym_fast.models.backbones.transformer import Transformer
 from probsym_fast.models.backbones.vision import VisionBackbone
+from probsym_fast.models.backbones.whole import WholeVisionBackbone
 from probsym_fast.models.graphs import FlatGraph, IdentifiedNodes, MeanReadout, SlotReadout
 from probsym_fast.models.point_clouds import (
     FlatCloud,
@@ -302,7 +303,7 @@ class _Graphs:
         self.edge_features = graphs.attributes.shape[1]
         if tokens is None:
             tokens = "flat"
-            if isinstance(net, VisionBackbone):
+            if isinstance(net, VisionBackbone | WholeVisionBackbone):
                 tokens = "patches"
             elif isinstance(net, OnTokens):
                 tokens = "sequence"
