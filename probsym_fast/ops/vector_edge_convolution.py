@@ -10,8 +10,9 @@ from torch import Tensor
 from probsym_fast._checks import check_count, check_float
 from probsym_fast.ops._op import Op
 from probsym_fast.ops._weights import beyond
-from probsym_fast.ops.reference.vector_edge_convolution import check_values, convolution_of_taken
+from probsym_fast.ops.reference.vector_edge_convolution import check_values
 from probsym_fast.ops.reference.vector_edge_convolution import vector_edge_convolution as reference
+from probsym_fast.ops.reference.vector_edge_second import convolution_of_taken
 
 
 def _shapes(x, feature, direction, pool, gain, bias, running_mean, running_var, num_nodes, neighbors):

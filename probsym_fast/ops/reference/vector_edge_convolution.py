@@ -49,32 +49,6 @@ def vector_edge_convolution(
     return y, taken, mean, variance, count
 
 
-def convolution_of_taken(
-    x: Tensor,
-    feature: Tensor,
-    direction: Tensor,
-    gain: Tensor,
-    bias: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    num_nodes: Tensor | None,
-    taken: Tensor,
-    neighbors: int,
-) -> Tensor:
-    """y with the neighbours `taken` (w, n, M) that a call has chosen: less to differentiate than all pairs."""
-    inside = None if num_nodes is None else valid(num_nodes, x.shape[2])
-    x, maps = x if inside is None else torch.where(inside, x, 0), node_maps(feature, direction)
-    if running_mean is None or running_var is None:
-        of_p = maps.unflatten(0, (2, 2, -1))[:, 0].flatten(0, 1)
-        p = pairs(*linear(of_p, x).unflatten(0, (2, -1)))
-        mean, variance = norm_moments(p, nearest(x, neighbors, inside))
-    else:
-        mean, variance = running_mean.detach(), running_var.detach()
-    scale = gain * (variance + VARIANCE_EPS).rsqrt()
-    y = of_taken(taken, scale, bias - scale * mean, maps, x)
-    return y if inside is None else torch.where(inside, y, 0)
-
-
 def of_taken(taken: Tensor, scale: Tensor, shift: Tensor, maps: Tensor, x: Tensor) -> Tensor:
     """The activation of pairs with the neighbours `taken` (w, n, M): maps (4 w, C) of `node_maps`, x (C, d, n, M)."""
     neighbor, center = linear(maps, x).unflatten(0, (2, 2, -1))  # of p and q both
@@ -125,7 +99,9 @@ def node_maps(feature: Tensor, direction: Tensor) -> Tensor:
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
     """Inner product over axis 1, the d components."""
-    differentiated = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)  # a component's gradient is all zeros
+    differentiated = torch.is_grad_enabled() and (
+        x.requires_grad or y.requires_grad
+    )  # a component's gradient is all zeros
     if transformed() or differentiated:  # vmap has no addcmul_
         return (x * y).sum(1)
     out = x[:, 0] * y[:, 0]
