@@ -163,6 +163,11 @@ def looks_at_values(x: Tensor, *others: Tensor | None) -> bool:
     return debugging() and not torch.cuda.is_current_stream_capturing()
 
 
+def vmapped(*d_outputs: Tensor) -> bool:
+    """In a backward pass: whether vmap runs over it, torch.func's or that of autograd.grad(is_grads_batched=True)."""
+    return transformed() or any(map(torch._C._functorch.is_legacy_batchedtensor, d_outputs))
+
+
 def batched(x: Tensor | None) -> bool:
     """Whether vmap runs over x, which then holds several tensors and has no single value."""
     while x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from probsym_fast._autocast import without_autocast
-from probsym_fast._checks import transformed
+from probsym_fast._checks import transformed, vmapped
 
 
 class Fused(Function):
@@ -32,11 +32,6 @@ class Fused(Function):
 def needs_definition(*d_outputs: Tensor) -> bool:
     """In a backward pass: whether its result may be differentiated (create_graph) or vmap runs over it."""
     return not torch.compiler.is_compiling() and (torch.is_grad_enabled() or vmapped(*d_outputs))
-
-
-def vmapped(*d_outputs: Tensor) -> bool:
-    """In a backward pass: whether vmap runs over it, torch.func's or that of autograd.grad(is_grads_batched=True)."""
-    return transformed() or any(map(torch._C._functorch.is_legacy_batchedtensor, d_outputs))
 
 
 def gradient(definition: Callable, inputs: Sequence[Tensor], *d_outputs: Tensor) -> list[Tensor | None]:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probsym_fast.distributions._fused import Fused, gradient, needs_definition, vmapped
+from probsym_fast._checks import vmapped
+from probsym_fast.distributions._fused import Fused, gradient, needs_definition
 from probsym_fast.distributions.vector_steps import LargestInvariant, some_clouds
 from probsym_fast.ops.reference.vector_edge_convolution import dot, index_dtype, linear, valid
 

@@ -23,6 +23,7 @@ from probsym_fast.ops.reference.vector_edge_convolution import (
     linear,
     norm_moments,
     norm_of,
+    of_taken,
     pairs,
     per_channel,
 )
@@ -190,15 +191,7 @@ class EdgeActivation(Fused):
             out = linear(weight, x).unflatten(0, (2, 2, -1))
             y = activation(pairs(*out[:, 0]), pairs(*out[:, 1]), scale, shift)
             taken = highest(torch.where(near, dot(y, linear(pool, y)), -math.inf))
-        return EdgeActivation.of_taken(taken, scale, shift, weight, x)
-
-    @staticmethod
-    def of_taken(taken: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, x: Tensor) -> Tensor:
-        """With given pooled neighbours `taken` (w, n, M)."""
-        neighbor, center = linear(weight, x).unflatten(0, (2, 2, -1))  # of p and d both
-        index = taken.long().unsqueeze(1).expand_as(neighbor)
-        p, d = neighbor.gather(3, index) + center
-        return activation(p, d, scale, shift)
+        return of_taken(taken, scale, shift, weight, x)
 
     @staticmethod
     def forward(ctx, near: Tensor, pool: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, x: Tensor) -> Tensor:
@@ -223,7 +216,7 @@ class EdgeActivation(Fused):
     def backward(ctx, g: Tensor):
         taken, scale, shift, weight, x = ctx.saved_tensors
         if needs_definition(g):
-            return None, *gradient(EdgeActivation.of_taken, [taken, scale, shift, weight, x], g)
+            return None, *gradient(of_taken, [taken, scale, shift, weight, x], g)
         d_scale, d_shift, d_weight = (torch.zeros_like(t) for t in (scale, shift, weight))
         d_x = torch.empty_like(x) if ctx.needs_input_grad[5] else None
         with without_autocast(x.device):  # it may be on in the backward pass

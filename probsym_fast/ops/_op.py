@@ -85,14 +85,20 @@ class Op:
         return getattr(getattr(torch.ops, NAMESPACE), name).default
 
     def gradient(
-        self, schema: str, *, shapes: Callable, others: Mapping[str, Callable[[dict[str, Any]], Any]] | None = None
+        self,
+        schema: str,
+        *,
+        shapes: Callable,
+        others: Mapping[str, Callable[[dict[str, Any]], Any]] | None = None,
+        results: Callable[[dict[str, Any]], Any] | None = None,
     ) -> None:
         """Declares the kernel `<op>_backward`; the names in its schema define its arguments and results (`differentiate`).
 
-        others: for second derivatives, the op's arguments that the backward does not take (`SecondGradient`).
+        others, results: for second derivatives, the op's arguments that the backward does not take, and a definition of
+        its results that uses what the backward knows (`SecondGradient`).
         """
         self.backward = self._defined(f"{self.name}_backward", schema, shapes)
-        self.second = SecondGradient(self, self.backward._schema, shapes, others or {})
+        self.second = SecondGradient(self, self.backward._schema, shapes, others or {}, results)
 
     def implement(
         self, device: str, backend: str, forward: Callable, backward: Callable | None, dtypes: Sequence[torch.dtype]

@@ -22,11 +22,19 @@ class SecondGradient:
     The backward is defined as the gradient of the op's reference, which autograd differentiates to any order. The names in
     the schemas say how its arguments are those of the reference (`_op.differentiate`). shapes: of the backward's results.
     others: the op's arguments that the backward neither takes nor gives a gradient for, each computed from those that it
-    takes. Where one is missing there, the op has no second derivative, and the call raises RuntimeError.
+    takes. Where one is missing there, the op has no second derivative, and the call raises RuntimeError. results: a
+    definition from all that the backward takes, such as choices of the forward pass; None: the reference.
     """
 
-    def __init__(self, op: Op, schema: Any, shapes: Callable, others: Mapping[str, Callable[[Known], Any]]):
-        self.op, self.shapes, self.others = op, shapes, others
+    def __init__(
+        self,
+        op: Op,
+        schema: Any,
+        shapes: Callable,
+        others: Mapping[str, Callable[[Known], Any]],
+        results: Callable[[Known], Any] | None,
+    ):
+        self.op, self.shapes, self.others, self.of_known = op, shapes, others, results
         self.arguments = [x.name for x in op.kernel._schema.arguments]
         self.results = [x.name for x in op.kernel._schema.returns]
         self.takes = [x.name for x in schema.arguments]
@@ -56,7 +64,7 @@ class SecondGradient:
             known[name] = known[name] if known[name].requires_grad else known[name].detach().requires_grad_()
         known |= {name: of_known(known) for name, of_known in self.others.items()}
         arguments = {name: _wide(known.get(name)) for name in self.arguments}
-        y = self.op.reference(*arguments.values())
+        y = self.op.reference(*arguments.values()) if self.of_known is None else self.of_known(known | arguments)
         incoming = [known.get(f"d_{name}") for name in self.results]
         outputs, wanted = y if isinstance(y, tuple) else (y,), [arguments[name] for name in given]
         found = dict(zip(given, _gradients(outputs, incoming, wanted, True), strict=True))

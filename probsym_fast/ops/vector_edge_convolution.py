@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from inspect import signature
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from probsym_fast.ops._op import Op
 from probsym_fast.ops._weights import beyond
 from probsym_fast.ops.reference.vector_edge_convolution import check_values
 from probsym_fast.ops.reference.vector_edge_convolution import vector_edge_convolution as reference
+from probsym_fast.ops.reference.vector_edge_second import convolution_of_taken
 
 
 def _shapes(x, feature, direction, pool, gain, bias, running_mean, running_var, num_nodes, neighbors):
@@ -29,6 +32,7 @@ MOST = {
     "channels": 4096,
     "components": 4096,
 }  # of the kernels, as in csrc/cpu/vector_edge_convolution.cpp
+OF_TAKEN = signature(convolution_of_taken).parameters
 MOST_ON_GPU = MOST | {"components": 16}
 OP = Op(
     "vector_edge_convolution",
@@ -44,6 +48,7 @@ OP.gradient(
     " Tensor? running_var, Tensor? num_nodes, Tensor taken, Tensor mean, Tensor variance, Tensor count, int neighbors,"
     " bool needs_x) -> (Tensor d_x, Tensor d_feature, Tensor d_direction, Tensor d_gain, Tensor d_bias)",
     shapes=_gradient_shapes,
+    results=lambda known: (convolution_of_taken(**{name: known[name] for name in OF_TAKEN}), *(None,) * 4),
 )
 
 

@@ -7,6 +7,9 @@ import torch
 
 from probsym_fast.distributions.vector_layers import EdgeConvolution
 from probsym_fast.ops import OPS, using_backend, vector_edge_convolution
+from probsym_fast.ops.reference import vector_edge_second
+from probsym_fast.ops.reference.vector_edge_convolution import norm_moments, pairs
+from probsym_fast.ops.reference.vector_edge_second import known_moments
 from tests.conftest import assert_near
 from tests.helpers.items import DTYPES, bit_equal_on_any_threads, check
 from tests.ops.test_vector_edge_convolution import SHAPES, built, either_statistics, leaves_of
@@ -139,3 +142,24 @@ def test_invalid_counts(backend):
     ):
         with pytest.raises(kind, match=f"^{re.escape(f'vector_edge_convolution: {message}')}$"):
             call(backend, *leaves, num_nodes=given)
+
+
+def test_statistics_whose_values_are_known_have_every_derivative(monkeypatch):
+    """Of the second derivatives' steps, a few clouds at a time, against plain torch, up to the third."""
+    monkeypatch.setattr(vector_edge_second, "AT_ONCE", 4 * 2 * 3 * 4 * 4)
+    near = torch.rand(4, 4, 9) > 0.4
+    leaves = [torch.randn(2, 3, 4, 9, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    mean, variance = (x.detach() for x in norm_moments(pairs(*leaves), near))
+    found = []
+    for f in (
+        lambda *x: known_moments(*x, near, mean, variance, near.sum()),
+        lambda *x: norm_moments(pairs(*x), near),
+    ):
+        y, derivatives = f(*leaves), []
+        for _ in range(3):
+            loss = sum((x.sin() * torch.linspace(0.5, 1, x.numel()).view_as(x)).sum() for x in y)
+            y = torch.autograd.grad(loss, leaves, create_graph=True)
+            derivatives += y
+        found.append(derivatives)
+    for ours, theirs in zip(*found, strict=True):
+        assert_near(ours, theirs, {torch.float64: 1e-10})

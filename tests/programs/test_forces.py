@@ -7,7 +7,7 @@ from torch import Tensor
 from probsym_fast import Symmetrized
 from probsym_fast.distributions import Learned, Uniform, VectorNeurons
 from probsym_fast.groups import Euclidean, Group, Orthogonal, PointClouds, Symmetric
-from probsym_fast.models import MessagePassing, NodeReadout, NodeVectors, PairTokens, Transformer
+from probsym_fast.models import MessagePassing, NodeReadout, NodeVectors, PairTokens, PooledReadout, Transformer
 from probsym_fast.ops import using_backend
 from tests.conftest import assert_near
 
@@ -99,6 +99,36 @@ def test_of_permutations_and_motions(learned):
     for name, x in expected.items():
         assert_near(found[name], x, {torch.float64: 1e-9})
     assert any(x.any() for name, x in found.items() if name.startswith("distribution")) == learned
+
+
+class Energies(Forces):
+    """The loss of energies' gradients, of padded molecules."""
+
+    def __init__(self, model: Symmetrized):
+        super().__init__(model)
+        self.batch = PointClouds(
+            torch.randn(7, 3, dtype=torch.float64),
+            features=torch.randn(7, 2, dtype=torch.float64),
+            ptr=torch.tensor([0, 2, 7]),
+        )
+
+    def __call__(self) -> Tensor:
+        x = self.batch.positions.clone().requires_grad_()
+        y, _ = self.model(self.batch.replace(positions=x), 2, seed=5)
+        (force,) = torch.autograd.grad(-y.sum(), x, create_graph=True)
+        return (force - self.wanted).square().mean()
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_of_molecules(training):
+    """All weights against finite differences, those of the learned frames too."""
+    backbone = Transformer(5, width=8, layers=1, heads=2, feedforward=8, tokens=None, out_features=1)
+    network = VectorNeurons(channels=1, width=4, dropout=0.0, scores=False, features=2)
+    learned = Learned(Euclidean(3), network)
+    model = Symmetrized(backbone, NodeVectors(lengths=True), PooledReadout(), learned).double().train(training)
+    flat = "norm.bias", "head.2.bias", "head.5.bias"  # between and after ReLUs: forces do not change with them
+    names = [name for name, _ in model.named_parameters() if name.removeprefix("backbone.") not in flat]
+    check(Energies(model), names)
 
 
 @pytest.mark.parametrize("settings", [{"chunk": 1}, {"chunk": "auto", "memory": 1}], ids=str)

@@ -49,6 +49,14 @@ def vector_edge_convolution(
     return y, taken, mean, variance, count
 
 
+def of_taken(taken: Tensor, scale: Tensor, shift: Tensor, maps: Tensor, x: Tensor) -> Tensor:
+    """The activation of pairs with the neighbours `taken` (w, n, M): maps (4 w, C) of `node_maps`, x (C, d, n, M)."""
+    neighbor, center = linear(maps, x).unflatten(0, (2, 2, -1))  # of p and q both
+    index = taken.long().unsqueeze(1).expand_as(neighbor[0])
+    p, q = (part.gather(2, index) + own for part, own in zip(neighbor, center, strict=True))
+    return activation(p, q, scale, shift)
+
+
 def check_values(x: Tensor, *arguments: Tensor | int | None) -> None:
     """ValueError unless each of num_nodes is 0 to n, where checks may read values. arguments: those of the op."""
     counts = arguments[7]
@@ -91,7 +99,10 @@ def node_maps(feature: Tensor, direction: Tensor) -> Tensor:
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
     """Inner product over axis 1, the d components."""
-    if transformed():  # vmap has no addcmul_
+    differentiated = torch.is_grad_enabled() and (
+        x.requires_grad or y.requires_grad
+    )  # a component's gradient is all zeros
+    if transformed() or differentiated:  # vmap has no addcmul_
         return (x * y).sum(1)
     first, *others = zip(x.unbind(1), y.unbind(1), strict=True)  # whose gradient is one stack, not d sums of zeros
     out = first[0] * first[1]
