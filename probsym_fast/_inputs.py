@@ -1,4 +1,4 @@
-"""How an embedding passes inputs to a backbone."""
+"""How an embedding passes inputs to a network."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from probsym_fast.groups import Batch, Group
 
-
-def embedded(embed: nn.Module, batch: Batch, group: Group, g: Any) -> tuple[tuple, dict[str, Any]]:
+def embedded(embed: nn.Module, batch: Any, group: Any, g: Any) -> tuple[tuple, dict[str, Any]]:
     """The backbone's positional and keyword arguments: what embed(batch, group, g) returns.
 
     A Tensor is the only argument, a tuple holds the positional arguments, a dict the keyword arguments. Raises

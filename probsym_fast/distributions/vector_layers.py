@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast.distributions._statistics import move_statistics
-from probsym_fast.distributions.vector_nodes import Nodes
 from probsym_fast.distributions.vector_steps import EdgeActivation, NormMoments, PairNormMoments, VectorActivation
 from probsym_fast.ops.reference.vector_edge_convolution import (
     VARIANCE_EPS,
@@ -77,9 +76,9 @@ class Norm(nn.Module):
 
 
 class Layer(nn.Module):
-    """Linear map, batch normalisation of norms and leaky ReLU.
+    """Linear map, batch normalisation of norms and leaky ReLU; inputs are concatenated (axes of size 1 broadcast).
 
-    Inputs are concatenated: values of nodes in the form of `Nodes.of`, or of clouds.
+    inside (...): whose norms count in the statistics; None: all.
     """
 
     def __init__(self, in_width: int, width: int, shared_direction: bool = False) -> None:
@@ -88,12 +87,12 @@ class Layer(nn.Module):
         self.direction = nn.Parameter(uniform(1 if shared_direction else width, in_width))
         self.norm = Norm(width)
 
-    def forward(self, nodes: Nodes, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor, inside: Tensor | None = None) -> Tensor:
         weight = torch.cat([self.feature, self.direction]).to(inputs[0].dtype)
         weights = weight.split([x.shape[0] for x in inputs], 1)
-        first, *rest = (nodes.spread(linear(w, x)) for w, x in zip(weights, inputs, strict=True))
+        first, *rest = (linear(w, x) for w, x in zip(weights, inputs, strict=True))
         p, d = sum(rest, first).split([self.feature.shape[0], self.direction.shape[0]])
-        return VectorActivation.of(p, d, *self.norm(p, nodes.inside))
+        return VectorActivation.of(p, d, *self.norm(p, inside))
 
 
 class EdgeConvolution(Layer):

@@ -206,10 +206,10 @@ class VectorNeurons(nn.Module):
         x2 = x2 if gate is None else x2 * gate
         x1, x2 = nodes.of(x1), nodes.of(x2)
         x2 = x2 * F.dropout(torch.ones_like(x2[:, :1]), self.dropout, self.training)
-        x3 = checkpoint_layer(partial(self.conv3, nodes), x1, x2, modules=[self.conv3])
+        x3 = checkpoint_layer(partial(self.conv3, inside=nodes.inside), x1, x2, modules=[self.conv3])
         mean = nodes.mean(x3)
-        z = checkpoint_layer(partial(self.frame1, nodes), x3, mean, modules=[self.frame1])
-        z = checkpoint_layer(partial(self.frame2, nodes), z, modules=[self.frame2])
+        z = checkpoint_layer(partial(self.frame1, inside=nodes.inside), x3, mean, modules=[self.frame1])
+        z = checkpoint_layer(partial(self.frame2, inside=nodes.inside), z, modules=[self.frame2])
         frame_head, score_head, bias = (p.to(x1.dtype) for p in (self.frame_head, *self.score_head.parameters()))
         z = linear(frame_head, z)  # (v, d, ...)
         cloud, node = score_head.view(2, 2 * self.width, self.dim)  # (2 w, v) each

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from probsym_fast.distributions._fused import Fused, gradient, needs_definition, vmapped
 from probsym_fast.distributions.vector_steps import LargestInvariant, some_clouds
-from probsym_fast.ops.reference.vector_edge_convolution import dot, linear, valid
+from probsym_fast.ops.reference.vector_edge_convolution import dot, index_dtype, linear, valid
 
 
 class Nodes:
@@ -30,7 +30,7 @@ class Nodes:
         return x
 
     def spread(self, x: Tensor) -> Tensor:
-        """Values of clouds as values of their nodes, or as what broadcasts to them; others as they are."""
+        """Values of clouds as values of their nodes, or as what broadcasts to them."""
         return x
 
     def padded(self, x: Tensor) -> Tensor:
@@ -38,11 +38,11 @@ class Nodes:
         return x
 
     def mean(self, x: Tensor) -> Tensor:
-        """Over the nodes of each cloud: (w, d, 1, M)."""
+        """Over the nodes of each cloud, (w, d, 1, M), spread."""
         return x.mean(2, keepdim=True)
 
     def largest(self, x: Tensor, z: Tensor) -> Tensor:
-        """max over the nodes of <x_c, z_v>: x (c, d, ...) or of clouds, z (v, d, ...) -> (c, v, M)."""
+        """max over the nodes of <x_c, z_v>: x (c, d, ...), z (v, d, ...) -> (c, v, M)."""
         return LargestInvariant.of(x, z)
 
     def farthest(self, x: Tensor, direction: Tensor) -> Tensor:
@@ -63,10 +63,10 @@ class ValidNodes(Nodes):
         return torch.where(self.valid, x, 0)
 
     def mean(self, x: Tensor) -> Tensor:
-        return self._total(x) / self._counts.clamp(min=1).to(x.dtype)
+        return self.spread(self._total(x) / self._counts.clamp(min=1).to(x.dtype))
 
     def largest(self, x: Tensor, z: Tensor) -> Tensor:
-        heights = dot(self.spread(x).unsqueeze(2), z.transpose(0, 1).unsqueeze(0))
+        heights = dot(x.unsqueeze(2), z.transpose(0, 1).unsqueeze(0))
         return torch.where(self._counts > 0, self._lowest_outside(heights).max(2).values, 0)
 
     def farthest(self, x: Tensor, direction: Tensor) -> Tensor:
@@ -98,13 +98,13 @@ class ListedNodes(ValidNodes):
         return _Listed.of(self, x)
 
     def spread(self, x: Tensor) -> Tensor:
-        return _Spread.of(self, x) if x.ndim == 4 else x
+        return _Spread.of(self, x)
 
     def padded(self, x: Tensor) -> Tensor:
         return _Padded.of(self, x)
 
     def largest(self, x: Tensor, z: Tensor) -> Tensor:
-        return _LargestOfListed.of(self, self.spread(x), z)
+        return _LargestOfListed.of(self, x, z)
 
     def rows(self, x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
         """(i, clouds, the part of a list for node i) of every node that there is."""
@@ -204,25 +204,24 @@ class _LargestOfListed(Fused):
     @staticmethod
     def forward(ctx: Any, nodes: ListedNodes, x: Tensor, z: Tensor) -> Tensor:
         values = x.new_full((x.shape[0], z.shape[0], nodes.shape[1]), -math.inf)
-        place = torch.zeros_like(values, dtype=torch.int64)  # in the list
-        first = 0
-        for _, m, heights in nodes.rows(dot(x.unsqueeze(2), z.transpose(0, 1).unsqueeze(0))):
-            best, where = values[..., :m], place[..., :m]
-            higher = ~(heights <= best)  # NaN is taken too
-            best.copy_(torch.where(higher, heights, best))
-            where.copy_(torch.where(higher, torch.arange(first, first + m), where))
-            first += m
+        node = torch.zeros_like(values, dtype=index_dtype(len(nodes.clouds)))
+        for i, m, heights in nodes.rows(dot(x.unsqueeze(2), z.transpose(0, 1).unsqueeze(0))):
+            best = values[..., :m]
+            node[..., :m].masked_fill_(heights > best, i)
+            torch.maximum(best, heights, out=best)
         values[..., nodes.clouds[0] :] = 0
         ctx.nodes = nodes
-        ctx.save_for_backward(x, z, place)
+        ctx.save_for_backward(x, z, node)
         return values
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        x, z, place = ctx.saved_tensors
+        x, z, node = ctx.saved_tensors
         if needs_definition(g):
             return None, *gradient(partial(_LargestOfListed.definition, ctx.nodes), [x, z], g)
+        clouds = torch.tensor(ctx.nodes.clouds)
         m = ctx.nodes.clouds[0]  # clouds with nodes
-        at_node = g.new_zeros(*g.shape[:2], x.shape[-1]).scatter_(2, place[..., :m], g[..., :m])
+        place = (clouds.cumsum(0) - clouds)[node[..., :m].int()] + torch.arange(m)
+        at_node = g.new_zeros(*g.shape[:2], x.shape[-1]).scatter_(2, place, g[..., :m])
         d_x = dot(at_node.unsqueeze(2), z.unsqueeze(0))
         return None, d_x, dot(at_node.transpose(0, 1).unsqueeze(2), x.unsqueeze(0))

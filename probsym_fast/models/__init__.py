@@ -9,9 +9,11 @@ from probsym_fast.models.backbones.gin import GINBackbone
 from probsym_fast.models.backbones.language import LanguageBackbone, hf_backbone
 from probsym_fast.models.backbones.message_passing import MessagePassing
 from probsym_fast.models.backbones.mlp import MLP
+from probsym_fast.models.backbones.pyg import PyGBackbone
 from probsym_fast.models.backbones.timm import timm_backbone
 from probsym_fast.models.backbones.transformer import Transformer
 from probsym_fast.models.backbones.vision import VisionBackbone
+from probsym_fast.models.backbones.whole import WholeVisionBackbone
 from probsym_fast.models.forces import energy_and_forces
 from probsym_fast.models.graphs import FlatGraph, IdentifiedNodes, MeanReadout, PatchWeight, SlotReadout
 from probsym_fast.models.point_clouds import (
@@ -51,11 +53,13 @@ __all__ = [
     "PairTokens",
     "PatchWeight",
     "PooledReadout",
+    "PyGBackbone",
     "ScoredReadout",
     "SlotReadout",
     "Symmetrized",
     "Transformer",
     "VisionBackbone",
+    "WholeVisionBackbone",
     "energy_and_forces",
     "fuse",
     "hf_backbone",

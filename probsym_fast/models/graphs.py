@@ -95,7 +95,7 @@ class IdentifiedNodes(nn.Module):
     """The first linear map of a GNN on node features joined with the identifiers of their slots: (nodes, S, width).
 
     `W_x x[u] + W_id[rank[u]]`, without bias: a row of the permutation times a weight. Returns the graphs too, for
-    `GINBackbone`. Raises TypeError where x lacks the dtype of the weights (autocast: any floating dtype).
+    `GINBackbone` and `PyGBackbone`. Raises TypeError where x lacks the dtype of the weights (autocast: any floating dtype).
     """
 
     def __init__(self, N: int, width: int, node_features: int):

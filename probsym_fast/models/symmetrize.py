@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,8 +35,10 @@ from probsym_fast.models.backbones.fuse import fuse
 from probsym_fast.models.backbones.gin import GINBackbone
 from probsym_fast.models.backbones.mlp import MLP
 from probsym_fast.models.backbones.on_tokens import OnTokens
+from probsym_fast.models.backbones.pyg import PyGBackbone
 from probsym_fast.models.backbones.transformer import Transformer
 from probsym_fast.models.backbones.vision import VisionBackbone
+from probsym_fast.models.backbones.whole import WholeVisionBackbone
 from probsym_fast.models.graphs import FlatGraph, IdentifiedNodes, MeanReadout, SlotReadout
 from probsym_fast.models.point_clouds import (
     FlatCloud,
@@ -93,7 +97,7 @@ def symmetrize(
             `Distribution`. Learned means `VectorNeurons` for clouds, `GIN` for graphs, and an `Energy` for finite groups. The
             noise of clouds has the spread of the example's points.
         width: of "flat" and "identifiers", what the network takes. None: read from the network.
-        pool: how invariant outputs of a cloud's nodes are pooled, "sum" or "mean".
+        pool: how a network's outputs of nodes become one vector per cloud or graph, "sum" or "mean".
         embed, readout: in place of the chosen ones.
         settings: of `Symmetrized`: draws, reduce, score, chunk, memory.
 
@@ -120,7 +124,7 @@ def symmetrize(
     if isinstance(example, PointClouds):
         parts = _Clouds(net, group, example, tokens, output, out_features)
     elif isinstance(example, Graphs):
-        parts = _Graphs(net, group, example, tokens, output, out_features, width)
+        parts = _Graphs(net, group, example, tokens, output, out_features, width, pool)
     if not isinstance(distribution, Distribution):
         distribution = _distribution(distribution, group, example)
     embed = parts.embed() if embed is None and parts is not None else embed
@@ -136,27 +140,34 @@ def symmetrize(
 
 
 def _tried(backbone: nn.Module, embed: nn.Module, distribution: Distribution, example: Any) -> Tensor:
-    """The backbone's outputs of two samples. Leaves modes and buffers as they are."""
-    modules = backbone, embed, distribution
+    """The backbone's outputs of two samples."""
+
+    def outputs() -> Any:
+        g, _ = distribution(example, 2, Draws(seed=0))
+        arguments, named = embedded(embed, example, distribution.group, g)
+        try:
+            return backbone(*arguments, **named)
+        except (RuntimeError, TypeError, ValueError) as error:
+            given = [tuple(x.shape) for x in (*arguments, *named.values()) if isinstance(x, Tensor)]
+            raise ValueError(f"symmetrize: net must take inputs of shapes {given}, got {error}") from error
+
+    found = _run(outputs, backbone, embed, distribution)
+    if not isinstance(found, Tensor):
+        raise ValueError(f"symmetrize: net must return a Tensor, or readout be given, got {type(found).__name__}")
+    return found
+
+
+def _run(function: Callable[[], Any], *modules: nn.Module) -> Any:
+    """function() in eval mode, without gradients. Leaves modes and buffers as they are."""
     training = [(m, m.training) for module in modules for m in module.modules()]
     with torch.no_grad(), restored_buffers(*modules):
         try:
             for module in modules:
                 module.eval()
-            g, _ = distribution(example, 2, Draws(seed=0))
-            arguments, named = embedded(embed, example, distribution.group, g)
-            try:
-                outputs = backbone(*arguments, **named)
-            except (RuntimeError, TypeError, ValueError) as error:
-                given = [tuple(x.shape) for x in (*arguments, *named.values()) if isinstance(x, Tensor)]
-                raise ValueError(f"symmetrize: net must take inputs of shapes {given}, got {error}") from error
+            return function()
         finally:
             for module, mode in training:
                 module.training = mode
-    if not isinstance(outputs, Tensor):
-        got = type(outputs).__name__
-        raise ValueError(f"symmetrize: net must return a Tensor, or readout be given, got {got}")
-    return outputs
 
 
 def _distribution(name: str, group: Group, example: Any) -> Distribution:
@@ -284,7 +295,7 @@ class _Clouds:
 class _Graphs:
     """The parts for graphs."""
 
-    def __init__(self, net, group, graphs: Graphs, tokens, output, out_features, width):
+    def __init__(self, net, group, graphs: Graphs, tokens, output, out_features, width, pool):
         if not isinstance(group, Symmetric):
             raise ValueError(f"symmetrize: group must be Symmetric(n) for Graphs, got {group}")
         self.net, self.graphs, self.N, self.output, self.out_features = net, graphs, group.n, output, out_features
@@ -292,13 +303,13 @@ class _Graphs:
         self.edge_features = graphs.attributes.shape[1]
         if tokens is None:
             tokens = "flat"
-            if isinstance(net, VisionBackbone):
+            if isinstance(net, VisionBackbone | WholeVisionBackbone):
                 tokens = "patches"
             elif isinstance(net, OnTokens):
                 tokens = "sequence"
-            elif isinstance(net, GINBackbone):
+            elif isinstance(net, GINBackbone | PyGBackbone) or takes_edges(net):
                 tokens = "identifiers"
-        self.tokens, self.given_width = tokens, width
+        self.tokens, self.given_width, self.pool = tokens, width, pool
         if tokens in ("patches", "sequence") and not isinstance(net, OnTokens):
             wanted = "timm_backbone" if tokens == "patches" else "hf_backbone"
             raise ValueError(
@@ -330,7 +341,22 @@ class _Graphs:
         return net.grid[0]
 
     def backbone(self) -> nn.Module:
+        if self.tokens == "identifiers" and not isinstance(self.net, GINBackbone | PyGBackbone):
+            return self._of_pyg()
         return self.net if _takes_any_axes(self.net) or self.tokens != "flat" else Folded(self.net)
+
+    def _of_pyg(self) -> nn.Module:
+        """With outputs of nodes, pooled where graphs are asked for, or of graphs: as the network gives them."""
+        pool = self.pool if self.output == "invariant" else None
+        h = self.graphs.x.new_zeros(self.graphs.x.shape[0], 1, self.width())
+        backbone = PyGBackbone(self.net, rows="nodes", pool=pool)
+        try:
+            _run(lambda: backbone(h, self.graphs), backbone)
+        except ValueError as error:
+            if "rows (of nodes)" not in str(error):
+                raise
+            return PyGBackbone(self.net, rows="graphs")
+        return backbone
 
     def readout(self, y: Tensor, pool: str) -> nn.Module:
         size, nodes = self.out_features, self.graphs.x.shape[0]
@@ -357,6 +383,11 @@ class _Graphs:
                 )
             wanted = "(B, S, D)" if self.tokens == "flat" else "tokens (B, S, L, D)"
         raise ValueError(f"symmetrize: net must return {wanted} for output {self.output!r}, got {tuple(y.shape)}")
+
+
+def takes_edges(net: nn.Module) -> bool:
+    """Whether its forward takes edge_index, as networks of PyTorch Geometric do."""
+    return "edge_index" in inspect.signature(net.forward).parameters
 
 
 def _takes_any_axes(net: nn.Module) -> bool:

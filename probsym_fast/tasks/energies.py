@@ -69,6 +69,23 @@ class AtomTransformer:
         return Transformer(inputs, self.width, tokens=None, out_features=1, **sizes)
 
 
+class NoisyFrames(VectorNeurons):
+    """Matrices of Vector Neurons, plus noise of its own on every column, drawn with that of the atoms: (B, S, n + 3, 3, 1).
+
+    A molecule with two atoms, or all atoms in a plane, may give columns that depend on each other. Those that complete them
+    to a frame would be constants for autograd (`ops.orthogonal_frame`); with noise there are none, and forces are exact.
+    """
+
+    def noise_shape(self, batch: PointClouds, samples: int) -> tuple[int, ...]:
+        B, S, n, *others = super().noise_shape(batch, samples)
+        return B, S, n + self.dim, *others
+
+    def forward(self, batch: PointClouds, noise: Tensor) -> dict[str, Tensor]:
+        of_atoms, of_columns = noise.split([noise.shape[2] - self.dim, self.dim], 2)
+        matrices = super().forward(batch, of_atoms)["matrices"]
+        return {"matrices": matrices + of_columns.squeeze(-1).to(matrices)}
+
+
 @dataclass
 class LearnedFrames:
     """The learned distribution (method ps and canonical): Vector Neurons on atoms with their types.
@@ -77,13 +94,13 @@ class LearnedFrames:
         width: vectors per atom.
         neighbors: number of nearest neighbours.
         dropout: dropout of whole vectors.
-        noise: standard deviation of the noise on positions (canonical: 0).
+        noise: standard deviation of the noise on positions and on the frame's columns, Å (canonical: 0).
     """
 
     width: int = 8
     neighbors: int = 4
     dropout: float = 0.0
-    noise: float = 0.3
+    noise: float = 0.1
 
     def build(self, method: str, group: Group, types: int) -> Distribution:
         """The distribution of a method: ps, ga, pca, canonical or none. types: features per atom."""
@@ -94,7 +111,7 @@ class LearnedFrames:
         if method == "none":
             return Identity(group)
         settings = {"neighbors": self.neighbors, "dropout": self.dropout, "scores": False, "features": types}
-        network = VectorNeurons(channels=1, width=self.width, **settings)  # type: ignore[arg-type]
+        network = NoisyFrames(channels=1, width=self.width, **settings)  # type: ignore[arg-type]
         return Learned(group, network, Normal(0.0 if method == "canonical" else self.noise))
 
 
@@ -103,9 +120,7 @@ def _samples() -> Samples:
 
 
 def _training() -> Training:
-    return Training(
-        epochs=100, batch=32, lr=1e-3, weight_decay=0.0, warmup_steps=100, decay="linear", entropy=0.0, clip=10
-    )
+    return Training(epochs=100, batch=32, lr=1e-3, weight_decay=0.0, decay="linear", entropy=0.0, clip=1.0)
 
 
 @dataclass

@@ -20,6 +20,7 @@ from probsym_fast.models import (
     PairReadout,
     Symmetrized,
     VisionBackbone,
+    WholeVisionBackbone,
     timm_backbone,
 )
 from probsym_fast.tasks import measures
@@ -89,7 +90,7 @@ class Backbone:
     checkpointing: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
 
-    def build(self, read: Read, fresh: bool = True) -> VisionBackbone:
+    def build(self, read: Read, fresh: bool = True) -> VisionBackbone | WholeVisionBackbone:
         """The backbone. fresh: False reads no weights."""
         settings: dict[str, Any] = {
             "pretrained": self.pretrained and fresh,

@@ -45,6 +45,15 @@ def encoder() -> models.OnePass:
     return models.fuse(nn.TransformerEncoder(layer, 1, enable_nested_tensor=False))
 
 
+class OnEdges(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.map = nn.Linear(WIDTH, 2)
+
+    def forward(self, x, edge_index):
+        return self.map(x.index_add(0, edge_index[1], x[edge_index[0]]))
+
+
 # every public module: how it is built, and what runs it
 MODULES = {
     "GIN": (lambda: GIN(2, WIDTH), lambda net: net(GRAPHS, tokens(14, 2, 2))),
@@ -54,6 +63,10 @@ MODULES = {
     "IdentifiedNodes": (lambda: models.IdentifiedNodes(N, WIDTH, 2), lambda part: on_graphs(part)[0]),
     "PatchWeight": (lambda: models.PatchWeight(WIDTH, 2, 3), lambda part: part()),
     "GINBackbone": (lambda: models.GINBackbone(WIDTH, 2, 2, "tanh"), lambda net: net(tokens(14, 2, WIDTH), GRAPHS)),
+    "PyGBackbone": (
+        lambda: models.PyGBackbone(OnEdges(), pool="sum"),
+        lambda net: net(tokens(14, 2, WIDTH), GRAPHS),
+    ),
     "GraphTokens": (lambda: models.GraphTokens(N, WIDTH, GRID, 2, 3), on_graphs),
     "NodeTokens": (lambda: models.NodeTokens(N, WIDTH, GRID, 2), on_graphs),
     "MeanReadout": (models.MeanReadout, back_to_graphs(WIDTH)),
@@ -117,6 +130,8 @@ VISION = {
     "rotary by block": ("vit_base_patch16_rope_mixed_224", {}),
     "relative": ("vit_relpos_base_patch16_cls_224", {"rel_pos_type": "bias"}),
     "relative, an MLP": ("vit_relpos_small_patch16_224", {}),
+    "ConViT": ("convit_tiny", {"embed_dim": 12}),
+    "XCiT": ("xcit_nano_12_p16_224", {}),
     "BEiT, diagonal": ("beit_base_patch16_224", {"read": "diagonal"}),
     "BEiT, shared positions": (
         "beit_base_patch16_224",
@@ -128,7 +143,7 @@ VISION = {
 def vision(name: str) -> tuple:
     architecture, settings = VISION[name]
     make = lambda: models.timm_backbone(architecture, **TIMM | SMALL | settings)  # noqa: E731
-    return make, lambda net: net(tokens(2, GRID**2, SMALL["embed_dim"]))
+    return make, lambda net: net(tokens(2, GRID**2, net.width))
 
 
 def language(kind: str) -> tuple:

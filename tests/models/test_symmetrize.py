@@ -5,6 +5,8 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch_geometric.nn import global_add_pool
+from torch_geometric.nn.models import GIN
 
 import probsym_fast as psf
 from probsym_fast.models import Folded
@@ -54,6 +56,18 @@ def vit(read: str) -> nn.Module:
     return psf.models.timm_backbone("vit_tiny_patch16_224", grid=3, read=read, **sizes)
 
 
+class PooledGNN(nn.Module):
+    """A network of PyTorch Geometric's form that pools by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = GIN(8, 8, 2, out_channels=2)
+        self.in_channels = 8
+
+    def forward(self, x, edge_index, batch):
+        return global_add_pool(self.net(x, edge_index), batch)
+
+
 # name -> (network, group, batch, settings), shape of the prediction
 CASES = {
     "MLP on clouds": (lambda: mlp(30, 2), S5 * E3, clouds, {}, (4, 2)),
@@ -76,6 +90,9 @@ CASES = {
     "MLP, nodes": (lambda: mlp(64, 8), S6, graphs, {"output": "nodes", "out_features": 2}, (11, 2)),
     "ViT": (lambda: vit("pooled"), S6, graphs, {"out_features": 2}, (2, 2)),
     "ViT, nodes": (lambda: vit("diagonal"), S6, graphs, {"output": "nodes", "out_features": 2}, (11, 2)),
+    "GIN of PyG": (lambda: GIN(8, 8, 2, out_channels=2), S6, graphs, {}, (2, 2)),
+    "GIN of PyG, nodes": (lambda: GIN(8, 8, 2, out_channels=2), S6, graphs, {"output": "nodes"}, (11, 2)),
+    "GNN that pools": (PooledGNN, S6, graphs, {}, (2, 2)),
     "GIN": (lambda: psf.models.GINBackbone(64, 1, 2, "relu"), S6, graphs, {}, (2, 2)),
 }
 

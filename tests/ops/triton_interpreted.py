@@ -1093,7 +1093,7 @@ def edge_arguments(C, d, n, M, w, neighbors, running=False):
         ((2, 3, 3, 17, 5, 2), False, 2**26, False),
         ((2, 3, 3, 17, 5, 2), False, 2**26, True),
         ((3, 2, 2, 1, 34, 1), True, 2**26, False),
-        ((1, 5, 2, 3, 2, 2), False, 1, True),
+        ((1, 5, 2, 7, 2, 2), False, 1, True),
         ((2, 3, 3, 0, 3, 2), True, 2**26, False),
     ],
 )

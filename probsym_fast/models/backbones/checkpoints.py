@@ -10,13 +10,16 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from probsym_fast._untrusted import load_tensors, reason
 from probsym_fast.models.backbones.vision import VisionBackbone
+from probsym_fast.models.backbones.whole import WholeVisionBackbone
 
+Net = VisionBackbone | WholeVisionBackbone
 RUN = "model.backbone."  # where the checkpoints of `probsym fit` keep the backbone
 PARALLEL = "module."  # prefix of DistributedDataParallel
+WHOLE = "model."  # prefix of a `WholeVisionBackbone`
 TABLE = "relative_position_bias_table"
 WRAPPED = ("state_dict", "model", "model_ema", "module")  # where checkpoints keep their tensors
 HEADS = ("patch_embed", "head", "head_dist")
@@ -63,6 +66,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         state = {name[len(PARALLEL) :]: value for name, value in state.items()}
     if any(name.startswith(RUN) for name in state):
         state = {name[len(RUN) :]: value for name, value in state.items() if name.startswith(RUN)}
+    if all(name.startswith(WHOLE) for name in state):
+        state = {name[len(WHOLE) :]: value for name, value in state.items()}
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise ValueError(
@@ -71,7 +76,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
-def load_weights(backbone: VisionBackbone, path: str | Path, model: Any, own: tuple[int, int]) -> None:
+def load_weights(backbone: Net, path: str | Path, model: Any, own: tuple[int, int]) -> None:
     """Loads the tensors of `read_weights(path)` into the backbone, with positions resampled to its tokens.
 
     model: timm's, with parts that the backbone lacks; the file may hold them. own: the grid of timm's weights. Where the
@@ -83,14 +88,18 @@ def load_weights(backbone: VisionBackbone, path: str | Path, model: Any, own: tu
     unexpected names, and for the first tensor of another shape, that is not floating point, or not finite in the
     backbone's dtype.
     """
-    wanted = backbone.state_dict()
-    passed = _firsts(model.state_dict()) - _firsts(wanted) | {*HEADS}
+    net: nn.Module = backbone.model if isinstance(backbone, WholeVisionBackbone) else backbone  # with timm's names
+    wanted = net.state_dict()
+    if isinstance(backbone, WholeVisionBackbone):
+        passed = _firsts(HEADS) | {backbone.stem + "."}
+    else:
+        passed = _firsts(HEADS) | (_firsts(model.state_dict()) - _firsts(wanted))
 
     def kept(state: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value for name, value in state.items() if name.split(".")[0] not in passed}
+        return {name: value for name, value in state.items() if not f"{name}.".startswith(tuple(passed))}
 
     state = read_weights(path)
-    image, found = "patch_embed" in _firsts(state), kept(state)
+    image, found = "patch_embed." in _firsts(state), kept(state)
     if wanted.keys() != found.keys() and wanted.keys() == (converted := kept(_converted(state, model))).keys():
         image, found = False, converted  # resampled already
     missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
@@ -110,7 +119,7 @@ def load_weights(backbone: VisionBackbone, path: str | Path, model: Any, own: tu
                 f"timm_backbone: weights must hold {name} of shape {tuple(target.shape)}, "
                 f"got {tuple(found[name].shape)} in {path}"
             )
-    backbone.load_state_dict(found)
+    net.load_state_dict(found)
 
 
 def _converted(state: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
@@ -142,14 +151,14 @@ def _check_values(name: str, value: Tensor, dtype: torch.dtype, path: str | Path
         raise ValueError(f"timm_backbone: weights must be finite in {dtype}, got {got} in {path}")
 
 
-def _fitted(name: str, value: Tensor, target: Tensor, backbone: VisionBackbone, own: tuple[int, int] | None) -> Tensor:
+def _fitted(name: str, value: Tensor, target: Tensor, backbone: Net, own: tuple[int, int] | None) -> Tensor:
     """The tensor resampled to the backbone's tokens, or unchanged if it cannot be. own: the grid it has if that fits."""
     if value.ndim != target.ndim or value.shape[-1] != target.shape[-1]:
         return value
     if name == "pos_embed":
         old = value.shape[1] - (target.shape[1] - backbone.tokens)
         if backbone.grid is None:
-            return value if old < 1 else resample_positions(value, (1, old), (1, backbone.tokens))
+            return value if old in (0, backbone.tokens) else resample_positions(value, (1, old), (1, backbone.tokens))
         if own is None or math.prod(own) != old:
             own = backbone.grid if value.shape == target.shape else _square(old)
         return value if own is None or own == backbone.grid else resample_positions(value, own, backbone.grid)
@@ -169,7 +178,8 @@ def _square(count: int) -> tuple[int, int] | None:
 
 
 def _firsts(names: Iterable[str]) -> set[str]:
-    return {name.split(".")[0] for name in names}
+    """The first parts of the names, each with a point."""
+    return {name.split(".")[0] + "." for name in names}
 
 
 def _listed(names: list[str]) -> str:

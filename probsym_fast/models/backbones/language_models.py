@@ -22,7 +22,7 @@ def read_config(transformers: Any, name_or_config: Any, pretrained: bool, argume
             raise ValueError(
                 f"hf_backbone: a config must come with pretrained=False and no config_arguments, got {got}"
             )
-        config, unused = copy.deepcopy(name_or_config), {}
+        config, unused = copy.deepcopy(name_or_config), dict[str, Any]()
     else:
         config, unused = _found_config(transformers, name_or_config, arguments)
     if unused:

@@ -17,13 +17,14 @@ from probsym_fast._compilers import is_fake
 class OnTokens(nn.Module):
     """A network on tokens (..., L, D), any leading axes, which a model of another library takes as (M, L, D).
 
-    tokens: L. width: D. read: what of the outputs is returned. checkpointing: keep only what `run` is given for the
-    backward pass, which computes the rest again.
+    tokens: L. width: D. out_width: that of the outputs, here D. read: what of them is returned. checkpointing: keep only
+    what `run` is given for the backward pass, which computes the rest again.
     """
 
     def __init__(self, tokens: int, width: int, read: str, checkpointing: bool = False):
         super().__init__()
         self.tokens, self.width, self.read, self.checkpointing = tokens, width, read, checkpointing
+        self.out_width = width
         self.register_load_state_dict_post_hook(_after_loading)
 
     def extra_repr(self) -> str:
@@ -82,9 +83,10 @@ def _after_loading(net: OnTokens, _: Any) -> None:
     """A network built on the meta device whose weights were assigned still has its constants there."""
     device = next(net.parameters()).device
     for module in net.modules():
-        if missing := [name for name, x in constants(module).items() if x.is_meta and device.type != "meta"]:
-            for name in missing:
-                module._buffers[name] = torch.empty_like(module._buffers[name], device=device)
+        missing = {name: x for name, x in constants(module).items() if x.is_meta and device.type != "meta"}
+        for name, x in missing.items():
+            module._buffers[name] = torch.empty_like(x, device=device)
+        if missing:
             net.restore(module)
 
 

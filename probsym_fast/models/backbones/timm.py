@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -13,8 +15,9 @@ from torch import nn
 
 from probsym_fast._checks import as_number, check_count
 from probsym_fast.models.backbones.checkpoints import load_weights, resample_positions, train_extra
-from probsym_fast.models.backbones.timm_models import KINDS, drops_patches, on_grid, unsuitable
+from probsym_fast.models.backbones.timm_models import drops_patches, on_grid, taken
 from probsym_fast.models.backbones.vision import VisionBackbone
+from probsym_fast.models.backbones.whole import Stem, WholeVisionBackbone
 
 READS = ("pooled", "tokens", "diagonal")
 RESERVED = ("num_classes", "features_only", "patch_drop_rate")  # arguments of timm without meaning here
@@ -33,12 +36,13 @@ def timm_backbone(
     weights: str | Path | None = None,
     all_tokens: bool = False,
     **timm_arguments: Any,
-) -> VisionBackbone:
+) -> VisionBackbone | WholeVisionBackbone:
     """A vision transformer of timm on given tokens (..., L, D), any leading axes, such as (B, S, grid^2, D).
 
     timm's VisionTransformer (ViT, DeiT, AugReg, DINO, DINOv2, CLIP, SigLIP, ...), Beit (BEiT, BEiTv2), Eva (EVA, EVA-02,
-    DINOv3, PE, RoPE-ViT, ...) and VisionTransformerRelPos; docs/backbones.md lists all. Skips the patch embedding and the
-    classifier. Class, distillation and register tokens, positions, blocks, norms and pool are timm's, under timm's names.
+    DINOv3, PE, RoPE-ViT, ...) and VisionTransformerRelPos by their blocks; other models that keep the number of their tokens
+    (CaiT, XCiT, MLP-Mixer, ...) whole. docs/backbones.md lists all. Skips the patch embedding and the classifier. Class,
+    distillation and register tokens, positions, blocks, norms and pool are timm's, under timm's names.
 
     Args:
         name: timm's name, with or without the tag of the weights, such as "vit_base_patch16_224.augreg_in21k".
@@ -53,7 +57,8 @@ def timm_backbone(
             "tokens" (..., L, D): the patch tokens after the final norm, as timm's forward_features returns them (a model with
             fc_norm has no norm there). "diagonal" (..., grid, D): of these the tokens (i, i), on a square grid.
         patch_dropout: share of the patch tokens dropped, drawn per row of tokens, only in training. (low, high): the share
-            itself is drawn from U(low, high) in each forward pass. Only with read "pooled"; not with BEiT and RelPos.
+            itself is drawn from U(low, high) in each forward pass. Only with read "pooled"; not with BEiT, RelPos and
+            whole models.
         patch_dropout_always: drop patches in eval mode too, with torch's global generator; predictions are then random. As in
             the public code of Kim et al., to compare with its figures.
         checkpointing: keep only the inputs of the blocks for the backward pass, which computes the rest again.
@@ -80,16 +85,18 @@ def timm_backbone(
     except Exception as error:  # timm asserts, or its modules raise
         text = f"{type(error).__name__}: {error}"
         raise ValueError(f"timm_backbone: {name} must take the arguments, got {timm_arguments}: {text}") from error
-    if reason := unsuitable(model):
-        raise ValueError(f"timm_backbone: name must be {KINDS}, got {name!r}: {reason}")
-    old = tuple(model.patch_embed.grid_size)
-    if tokens is not None and on_grid(model) and math.isqrt(tokens) ** 2 == tokens:
+    stem = taken(model)
+    if isinstance(stem, str):
+        raise ValueError(f"timm_backbone: name must be a model of timm that runs on tokens, got {name!r}: {stem}")
+    old = stem.grid if stem else tuple(model.patch_embed.grid_size)
+    stride = stem.stride if stem else [size // side for size, side in zip(model.patch_embed.img_size, old, strict=True)]
+    if tokens is not None and (stem or on_grid(model)) and math.isqrt(tokens) ** 2 == tokens:
         shape, tokens = (math.isqrt(tokens),) * 2, None
-    _check_model(model, name, read, tokens, shape or old, high)
-    if shape is not None:
-        sides = [side * size // count for side, size, count in zip(shape, model.patch_embed.img_size, old, strict=True)]
+    _check_model(model, stem, name, read, tokens, shape or old, high)
+    if shape is not None and (stem is None or "img_size" in inspect.signature(type(model).__init__).parameters):
+        sides = [side * size for side, size in zip(shape, stride, strict=True)]
         timm_arguments["img_size"] = sides[0] if sides[0] == sides[1] else tuple(sides)
-    if getattr(model, "rope", None) is not None:  # tables for one grid are made once
+    if stem is None and getattr(model, "rope", None) is not None:  # tables for one grid are made once
         timm_arguments.setdefault("dynamic_img_size", False)
     native = model
     try:
@@ -97,6 +104,11 @@ def timm_backbone(
     except Exception as error:  # from the hub, its transport, safetensors or torch
         text = f"{type(error).__name__}: {error}"
         raise ValueError(f"timm_backbone: {name} must load (a local file: weights=path), got {text}") from error
+    if stem is not None:
+        whole = WholeVisionBackbone(model, replace(stem, grid=shape or old), read, checkpointing)
+        if weights is not None:
+            load_weights(whole, weights, model, old)
+        return whole
     shape = tuple(model.patch_embed.grid_size) if tokens is None else None
     L = math.prod(model.patch_embed.grid_size) if tokens is None else tokens
     if tokens is not None and model.pos_embed is not None:  # no grid: a ViT or DeiT
@@ -177,11 +189,13 @@ def _check_settings(
         refuse("timm_arguments", f"without {', '.join(reserved)}", given)
 
 
-def _check_model(model: Any, name: str, read: str, tokens: int | None, grid: tuple[int, int], dropout: float) -> None:
+def _check_model(
+    model: Any, stem: Stem | None, name: str, read: str, tokens: int | None, grid: tuple[int, int], dropout: float
+) -> None:
     """Raises where the settings do not suit this model."""
-    if read == "pooled" and not model.global_pool:
+    if read == "pooled" and not getattr(model, "global_pool", "fixed"):
         raise ValueError(f"timm_backbone: global_pool must be given for read 'pooled', got {model.global_pool!r}")
-    if tokens is not None and on_grid(model):
+    if tokens is not None and (stem or on_grid(model)):
         raise ValueError(
             f"timm_backbone: tokens must be a square for {name}, whose positions lie on a grid, got {tokens}; "
             f"for a line give grid=(1, {tokens})"
@@ -189,7 +203,6 @@ def _check_model(model: Any, name: str, read: str, tokens: int | None, grid: tup
     if read == "diagonal" and (tokens is not None or grid[0] != grid[1]):
         got = f"{tokens} tokens in a sequence" if tokens is not None else grid
         raise ValueError(f"timm_backbone: grid must be square for read 'diagonal', got {got}")
-    if dropout and not drops_patches(model):
-        raise ValueError(
-            f"timm_backbone: patch_dropout must be 0 for {name}, whose positions are relative, got {dropout}"
-        )
+    if dropout and (stem or not drops_patches(model)):
+        reason = "which runs whole" if stem else "whose positions are relative"
+        raise ValueError(f"timm_backbone: patch_dropout must be 0 for {name}, {reason}, got {dropout}")

@@ -4,48 +4,45 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from probsym_fast.models.backbones.whole import Stem, stem_of
 
-KINDS = "a ViT, BEiT or EVA of timm"
+GRIDS = ("Beit", "VisionTransformerRelPos")  # classes with tables of relative positions
 
 
-def unsuitable(model: Any) -> str | None:
-    """Why the model's blocks cannot take tokens; None if they can.
+def taken(model: Any) -> Stem | str | None:
+    """None: by its blocks, in `VisionBackbone`, which repeats the forward pass of some classes around their own blocks.
 
-    `VisionBackbone` repeats the forward pass of these classes around their own blocks. Another class may do more there.
+    A Stem: whole, in `WholeVisionBackbone`. A str: not, and why. The model may be on the meta device.
     """
     from timm.models import beit, deit, eva
     from timm.models import vision_transformer as vit
     from timm.models import vision_transformer_relpos as relpos
 
-    kinds = (
+    by_blocks = (
         vit.VisionTransformer,
         deit.VisionTransformerDistilled,
         beit.Beit,
         eva.Eva,
         relpos.VisionTransformerRelPos,
     )
-    kind = type(model).__name__
-    if type(model) not in kinds:
-        if any(type(module).__name__ == "PatchMerging" for module in model.modules()):
-            return f"{kind} merges its patches between blocks"
-        if any(isinstance(part, nn.Conv2d) and "patch_embed" not in key for key, part in model.named_modules()):
-            return f"{kind} has convolutions besides a patch embedding"
-        return f"{kind} is not a plain sequence of blocks"
-    if not len(model.blocks):
+    whole = type(model) not in by_blocks
+    found = stem_of(model) if whole else None
+    if isinstance(found, str):
+        return found
+    if not whole and not len(model.blocks):
         return "it has no blocks"
-    if on_grid(model) and not isinstance(model, beit.Beit):  # else `to_empty` would leave them undefined
+    if (whole or on_grid(model)) and not isinstance(model, beit.Beit):  # else `to_empty` would leave them undefined
         for module in model.modules():
             if module._non_persistent_buffers_set and not hasattr(module, "init_non_persistent_buffers"):
-                return f"{kind} needs a newer timm, which can compute its positions again"
-    return None
+                return f"{type(model).__name__} needs a newer timm, which can compute {type(module).__name__} again"
+    return found
 
 
 def on_grid(model: Any) -> bool:
-    """Whether the positions are defined on a grid only: relative or rotary ones."""
-    return type(model).__name__ in ("Beit", "VisionTransformerRelPos") or getattr(model, "rope", None) is not None
+    """Whether the positions of a model taken by blocks are defined on a grid only: relative or rotary ones."""
+    return type(model).__name__ in GRIDS or getattr(model, "rope", None) is not None
 
 
 def drops_patches(model: Any) -> bool:
-    """Whether tokens may be left out: not where positions are relative, in tables for all tokens."""
-    return type(model).__name__ not in ("Beit", "VisionTransformerRelPos")
+    """Whether tokens of a model taken by blocks may be left out: not where tables of positions are for all tokens."""
+    return type(model).__name__ not in GRIDS

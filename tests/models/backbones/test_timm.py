@@ -293,13 +293,13 @@ def test_settings_of_another_type(arguments, message):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("resnet18", "ResNet has convolutions besides a patch embedding"),
-        ("swin_tiny_patch4_window7_224", "SwinTransformer merges its patches between blocks"),
-        ("naflexvit_base_patch16_gap", "NaFlexVit is not a plain sequence of blocks"),
+        ("resnet18", "ResNet has no patch embedding"),
+        ("swin_tiny_patch4_window7_224", "SwinTransformer does not keep its tokens"),
+        ("naflexvit_base_patch16_gap", "NaFlexVit has no patch embedding"),
     ],
 )
 def test_unsuitable_models(name, reason):
-    message = f"^timm_backbone: name must be a ViT, BEiT or EVA of timm, got '{name}': {reason}$"
+    message = f"^timm_backbone: name must be a model of timm that runs on tokens, got '{name}': {reason}$"
     with pytest.raises(ValueError, match=message):
         timm_backbone(name)
 

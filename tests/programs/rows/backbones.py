@@ -59,6 +59,27 @@ ROWS.add(
     part=lambda: models.GINBackbone(D, 2, C, "tanh"),
     axes=("batch", "edges"),
 )
+
+
+class SumOfNeighbours(nn.Module):
+    """A network as those of PyTorch Geometric, without it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.others = nn.Linear(D, C), nn.Linear(D, C, bias=False)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        source, target = edge_index
+        return torch.tanh(self.own(x).index_add(0, target, self.others(x)[source]))
+
+
+ROWS.add(
+    "PyGBackbone",
+    run,
+    lambda size: (torch.randn(nodes(size), S, D), graphs(size)),
+    part=lambda: models.PyGBackbone(SumOfNeighbours(), pool="mean"),
+    axes=("batch", "edges"),
+)
 ROWS.add(
     "MessagePassing",
     run,
