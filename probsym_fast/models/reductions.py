@@ -135,13 +135,21 @@ def _of_rows(values: Tensor, model: nn.Module, batch: Any, each: Any) -> Any:
 
 def _weighted(each: Tensor, shares: Tensor) -> Tensor:
     """The sum of (S, rows, ...) weighted by shares (rows, S), in the dtype of `each`."""
+    _check_rows(each, shares)
     shares = shares.to(each.real.dtype if each.is_complex() else each.dtype)
-    return (shares.T.reshape(*each.shape[:2], *[1] * (each.ndim - 2)) * each).sum(0)
+    return (shares.T[(..., *[None] * (each.ndim - 2))] * each).sum(0)
 
 
 def _at(each: Tensor, sample: Tensor) -> Tensor:
     """(S, rows, ...) at the sample of each row."""
+    _check_rows(each, sample)
     return each[sample, torch.arange(sample.shape[0], device=sample.device)]
+
+
+def _check_rows(each: Tensor, values: Tensor) -> None:
+    if each.ndim < 2 or each.shape[1] != values.shape[0]:
+        wanted = f"{values.shape[0]} rows, by the readout's attribute rows"
+        raise ValueError(f"Symmetrized: prediction must have {wanted}, got {tuple(each.shape[1:])}")
 
 
 def _check_real(each: Any) -> None:

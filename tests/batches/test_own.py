@@ -242,10 +242,9 @@ def test_equivariance(make):
     assert few / many > 4  # 1 / sqrt(S): 11
     if isinstance(batch, Images):  # all elements once
         whole = torch.arange(8).expand(6, 8)
-        exact = psf.equivariance_error(
-            lambda x: f.apply_elements(x, whole), batch, group=Square(), output=Painted.layout
-        )
-        assert exact < 1e-5
+        for how in ({"reduce": "mean"}, {"reduce": "best", "score": lambda y: y["numbers"].sum(-1)}):
+            exact = lambda x, how=how: f.apply_elements(x, whole, **how)  # noqa: E731
+            assert psf.equivariance_error(exact, batch, group=Square(), output=Painted.layout) < 1e-5
 
 
 def test_a_sequence_has_the_noise_of_its_key():

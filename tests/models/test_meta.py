@@ -72,6 +72,10 @@ MODULES = {
     "MeanReadout": (models.MeanReadout, back_to_graphs(WIDTH)),
     "GraphReadout": (lambda: models.GraphReadout(WIDTH, 2), back_to_graphs(WIDTH)),
     "SlotReadout": (lambda: models.SlotReadout(N, WIDTH), back_to_graphs(WIDTH)),
+    "ScoredReadout": (
+        lambda: models.ScoredReadout(models.MeanReadout(), nn.Linear(WIDTH, 1)),
+        back_to_graphs(WIDTH),
+    ),
     "DiagonalReadout": (lambda: models.DiagonalReadout(N, WIDTH, GRID, 2), back_to_graphs(GRID, WIDTH)),
     "PairReadout": (lambda: models.PairReadout(N, WIDTH, GRID), back_to_graphs(GRID**2, WIDTH)),
     "NodeVectors": (models.NodeVectors, lambda part: part(CLOUDS, Euclidean(3), MOTIONS)),

@@ -240,6 +240,34 @@ def test_rows_of_other_structures():
         with pytest.raises(error, match=f"^{re.escape(f'Symmetrized: {message}')}"):
             f(graphs(), S, **how)
 
+    f.readout.rows = "graphs"
+    for how in (HOW["weighted"], HOW["best"]):
+        with pytest.raises(
+            ValueError,
+            match=r"^Symmetrized: prediction must have 3 rows, by the readout's attribute rows, got \(14, 2\)$",
+        ):
+            f(graphs(), S, **how)
+
+
+class Named(nn.Module):
+    """Outputs in a dict, with what has no samples."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return {"y": self.net(x), "mask": None, "layers": 1}
+
+
+def test_outputs_of_the_backbone_in_a_dict():
+    f, batch = model("tuple"), graphs()
+    expected = f(batch, S, seed=3, reduce="none")[0]
+    f.backbone, hook = Named(f.backbone), lambda _, given: (given[0]["y"], *given[1:])
+    f.readout.register_forward_pre_hook(hook)
+    for x, y in zip(f(batch, S, seed=3, reduce="none")[0], expected, strict=True):
+        assert torch.equal(x, y)
+
 
 # --- programs ---
 
@@ -253,13 +281,15 @@ def test_compiled_exported_and_differentiated():
         compiled = torch.compile(f, backend="eager", fullgraph=True)(batch, S, seed=seed)[0]
         for x, y in zip(*map(pytree.tree_leaves, (compiled, f(batch, S, seed=seed)[0])), strict=True):
             assert_near(x, y)
-    program = psf.export(f, batch, S)  # the best
     other = random_graphs([4, 6, 2, 5])
-    found = program.module()(other.x, other.edge_index, other.ptr, seed)
-    expected = f(other, S, seed=seed)[0]
-    assert pytree.tree_structure(found) == pytree.tree_structure(expected)
-    for x, y in zip(*map(pytree.tree_leaves, (found, expected)), strict=True):
-        assert_near(x, y)
+    for reduce in ("best", "weighted"):
+        f.reduce = reduce
+        program = psf.export(f, batch, S)
+        found = program.module()(other.x, other.edge_index, other.ptr, seed)
+        expected = f(other, S, seed=seed)[0]
+        assert pytree.tree_structure(found) == pytree.tree_structure(expected)
+        for x, y in zip(*map(pytree.tree_leaves, (found, expected)), strict=True):
+            assert_near(x, y)
     f.reduce = "mean"
     weights = dict(f.named_parameters())
 
