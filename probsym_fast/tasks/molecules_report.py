@@ -57,6 +57,7 @@ def symmetrized(task: Energies, model: EnergyForces) -> EnergyForces:
     return EnergyForces(*parts, Uniform(task.group()), scale=float(model.scale), forces=model.forces).eval()
 
 
+@torch.no_grad()
 def along_paths(task: Energies, model: EnergyForces, folder: Path) -> dict[str, float]:
     """How well forces agree with finite differences of the energy on straight paths, all points with the same noise.
 
