@@ -383,8 +383,8 @@ def _data(options: argparse.Namespace, rest: list[str]) -> int:
     elif options.name in simulated:
         load = g2 if options.name == "g2" else partial(dynamics, options.name.removeprefix("md_"))
         counts = [len(load(split, force=options.force)) for split in splits]
-        where = cache_dir() / ("g2" if options.name == "g2" else "dynamics")
-        print(f"{options.name}: {' + '.join(map(str, counts))} conformations in {where}")
+        folder = cache_dir() / ("g2" if options.name == "g2" else "dynamics")
+        print(f"{options.name}: {' + '.join(map(str, counts))} conformations in {folder}")
     else:
         names = ", ".join(["nbody", "graph8c", "exp", "pattern", *simulated, "published_pattern", *benchmark])
         raise ValueError(f"data: name must be one of {names}, got {options.name!r}")

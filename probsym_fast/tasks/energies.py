@@ -65,8 +65,7 @@ class AtomTransformer:
     def build(self, types: int) -> Transformer:
         """types: features of an atom besides its coordinates."""
         inputs = 3 + types + 6 * self.waves
-        sizes = {"layers": self.layers, "heads": self.heads, "feedforward": self.feedforward}
-        return Transformer(inputs, self.width, tokens=None, out_features=1, **sizes)
+        return Transformer(inputs, self.width, self.layers, self.heads, self.feedforward, tokens=None, out_features=1)
 
 
 class NoisyFrames(VectorNeurons):

@@ -57,19 +57,20 @@ def symmetrized(task: Energies, model: EnergyForces) -> EnergyForces:
     return EnergyForces(*parts, Uniform(task.group()), scale=float(model.scale), forces=model.forces).eval()
 
 
+@torch.no_grad()
 def along_paths(task: Energies, model: EnergyForces, folder: Path) -> dict[str, float]:
     """How well forces agree with finite differences of the energy on straight paths, all points with the same noise.
 
-    Paths lead from test conformations to the next ones. slope_error: root mean square of the central difference of E less
-    -F . x', relative to that of -F . x'. largest_jump: of E between neighbouring points beyond the mean of the two slopes,
-    meV. A model with jumps along the path has large ones.
+    Paths lead from test conformations to the next ones, or, where that is another molecule, stretch it by a tenth.
+    slope_error: root mean square of the central difference of E less -F . x', relative to that of -F . x'. largest_jump: of
+    E between neighbouring points beyond the mean of the two slopes, meV. A model with jumps along the path has large ones.
     """
     data, device = task.dataset("test"), next(model.parameters()).device
     last = min(PATHS, len(data) - 1)
-    # a path would be no motion between the last frame of a run and the first of another one: take neighbours in a run
     start = torch.arange(last) * max(1, (len(data) - 1) // last)
     (batch, _), (other, _) = data[start], data[start + 1]
-    same = (batch.features == other.features).flatten(1).all(1)  # type: ignore[union-attr]
+    assert batch.features is not None and other.features is not None  # `Conformers` gives them
+    same = torch.eq(batch.features, other.features).flatten(1).all(1)
     step = torch.where(same[:, None, None], other.positions - batch.positions, 0.1 * batch.positions)
     energies, slopes = [], []
     for t in torch.linspace(0, 1, POINTS):

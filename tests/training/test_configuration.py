@@ -156,7 +156,8 @@ def test_command_line_refuses_with_one_line(capsys, tmp_path):
     assert "nbody/gnn_O3_ps" in error
     (tmp_path / "something").touch()
     assert "already exists" in refused(capsys, "fit", "-c", "nbody/gnn_O3_ps", "--folder", str(tmp_path))
-    names = "nbody, graph8c, exp, pattern, published_pattern, peptides-func, peptides-struct, pcqm-contact"
+    names = "nbody, graph8c, exp, pattern, md_ethanol, md_aspirin, md_alanine_dipeptide, g2, published_pattern"
+    names += ", peptides-func, peptides-struct, pcqm-contact"
     assert f"must be one of {names}, got 'mnist'" in refused(capsys, "data", "get", "mnist")
     with pytest.raises(SystemExit, match="2"):
         cli.main(["fit"])
