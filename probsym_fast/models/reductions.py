@@ -137,7 +137,8 @@ def _weighted(each: Tensor, shares: Tensor) -> Tensor:
     """The sum of (S, rows, ...) weighted by shares (rows, S), in the dtype of `each`."""
     _check_rows(each, shares)
     shares = shares.to(each.real.dtype if each.is_complex() else each.dtype)
-    return (shares.T.reshape(*each.shape[:2], *[1] * (each.ndim - 2)) * each).sum(0)
+    index = (..., *[None] * (each.ndim - 2))  # a reshape would fix a program to more than one input
+    return (shares.T[index] * each).sum(0)
 
 
 def _at(each: Tensor, sample: Tensor) -> Tensor:
