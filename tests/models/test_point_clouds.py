@@ -165,7 +165,7 @@ def test_chunks_of_learned_elements():
     """The backward pass computes padded Vector Neurons again, layer by layer."""
     batch, group = clouds(), Symmetric(N) * Euclidean(3)
     network = VectorNeurons(channels=1, width=4, features=F, dropout=0.0).double()
-    model = molecules(ScalarReadout(), group, 2)
+    model = molecules(LayoutReadout("nc"), group, 2)
     model.distribution, found = Learned(group, network, tau=0.1), []
     for chunk in (None, 1):
         model.chunk = chunk
