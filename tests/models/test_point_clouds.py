@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from probsym_fast import Symmetrized, equivariance_error
-from probsym_fast.distributions import Identity, Uniform
+from probsym_fast.distributions import Identity, Learned, Uniform, VectorNeurons
 from probsym_fast.groups import Euclidean, PointClouds, Symmetric
 from probsym_fast.models import (
     LayoutReadout,
@@ -159,3 +159,18 @@ def test_chunks_and_reductions():
     assert torch.allclose(model(batch, S, seed=0)[0], y)
     each = model(batch, S, seed=0, reduce="none")[0]
     assert each.shape == (S, 3, N, 2) and torch.allclose(each.mean(0), y)
+
+
+def test_chunks_of_learned_elements():
+    """The backward pass computes padded Vector Neurons again, layer by layer."""
+    batch, group = clouds(), Symmetric(N) * Euclidean(3)
+    network = VectorNeurons(channels=1, width=4, features=F, dropout=0.0).double()
+    model = molecules(LayoutReadout("nc"), group, 2)
+    model.distribution, found = Learned(group, network, tau=0.1), []
+    for chunk in (None, 1):
+        model.chunk = chunk
+        y, penalties = model.train()(batch, S, seed=0)
+        loss = y.square().sum() + sum(penalties.values())
+        found.append([y, *torch.autograd.grad(loss, list(model.parameters()))])
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, atol=1e-9 * max(1.0, float(one.detach().abs().max())))

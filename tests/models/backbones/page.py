@@ -23,7 +23,7 @@ TAKEN = {  # timm's classes that are taken by their blocks, and names to show
 }
 WHOLE = {
     "Cait": "cait_xxs24_224",
-    "ConViT": "convit_tiny",
+    "ConVit": "convit_tiny",
     "ConvMixer": "convmixer_768_32",
     "DeepseekVitClassifier": "deepseek_vit_412m",
     "DeepseekVitEncoder": "deepseek_vit_412m_enc",
@@ -93,9 +93,20 @@ AFTER = """
 ```python
 import transformers
 
-sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-config = transformers.LlamaConfig(**sizes, vocab_size=8, num_key_value_heads=1)
-backbone = psf.models.hf_backbone(config, pretrained=False, tokens=10, read="mean", bidirectional=True)
+config = transformers.LlamaConfig(
+    vocab_size=8,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=32,
+)
+backbone = psf.models.hf_backbone(
+    config,
+    pretrained=False,
+    tokens=10,
+    read="mean",
+    bidirectional=True,
+)
 lengths = torch.randint(1, 11, (4, 3))  # of padded sequences
 assert backbone(torch.randn(4, 3, 10, 16), lengths).shape == (4, 3, 16)
 ```

@@ -90,7 +90,7 @@ def test_a_model_of_it(nodes):
     backbone = PyGBackbone(net, pool=None if nodes else "sum")
     embed, readout = IdentifiedNodes(5, WIDTH, 2), MeanReadout(nodes=nodes)
     group = psf.groups.Symmetric(5)
-    model = psf.Symmetrized(backbone, embed, readout, psf.distributions.Learned(group, psf.distributions.GIN(2)))
+    model = psf.Symmetrized(backbone, embed, readout, psf.distributions.Uniform(group))
     model = model.double().eval()
     expected = model(batch, 6, seed=1)[0]
     assert expected.shape == (sum(SIZES) if nodes else len(SIZES), 3)
@@ -98,8 +98,9 @@ def test_a_model_of_it(nodes):
     assert_near(model(batch, 6, seed=1, reduce="weighted", weights=torch.full((3, 6), 2.0).double())[0], expected)
     model.chunk = 2
     assert_near(model(batch, 6, seed=1)[0], expected)
-    error = [psf.equivariance_error(model, batch, samples=samples, seed=0) for samples in (4, 256)]
-    assert error[1] < 0.5 * error[0]
+    if nodes:
+        errors = [psf.equivariance_error(model, batch, samples=samples, seed=0) for samples in (2, 64)]
+        assert errors[1] < 0.5 * errors[0]
 
 
 class Needs(nn.Module):
