@@ -25,7 +25,6 @@ from probsym_fast.models.point_clouds import (
     PooledReadout,
 )
 from probsym_fast.models.scores import ScoredReadout
-from probsym_fast.models.symmetrize import symmetrize
 from probsym_fast.models.symmetrized import Symmetrized
 from probsym_fast.models.tokens import DiagonalReadout, GraphReadout, GraphTokens, NodeTokens, PairReadout
 
@@ -63,6 +62,5 @@ __all__ = [
     "energy_and_forces",
     "fuse",
     "hf_backbone",
-    "symmetrize",
     "timm_backbone",
 ]

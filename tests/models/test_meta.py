@@ -80,6 +80,15 @@ MODULES = {
     "PairReadout": (lambda: models.PairReadout(N, WIDTH, GRID), back_to_graphs(GRID**2, WIDTH)),
     "NodeVectors": (models.NodeVectors, lambda part: part(CLOUDS, Euclidean(3), MOTIONS)),
     "PairTokens": (models.PairTokens, lambda part: part(CLOUDS, Euclidean(3), MOTIONS)),
+    "FlatCloud": (models.FlatCloud, lambda part: part(CLOUDS, Euclidean(3), MOTIONS)),
+    "LayoutReadout": (
+        lambda: models.LayoutReadout("nv"),
+        lambda part: part(tokens(3, 2, 5, 3), CLOUDS, Euclidean(3), MOTIONS),
+    ),
+    "PooledReadout": (
+        models.PooledReadout,
+        lambda part: part(tokens(3, 2, 5, 4), CLOUDS, Euclidean(3), MOTIONS),
+    ),
     "NodeReadout": (
         lambda: models.NodeReadout(True),
         lambda part: part(tokens(3, 2, 5, 3), CLOUDS, Euclidean(3), MOTIONS),
@@ -96,6 +105,7 @@ MODULES = {
         lambda: models.fuse(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, 2))),
         lambda net: net(tokens(2, 5, WIDTH)),
     ),
+    "Folded": (lambda: models.Folded(nn.Linear(WIDTH, 2)), lambda net: net(tokens(2, 5, WIDTH))),
     "FusedEncoder": (
         encoder,
         lambda net: net(tokens(2, 5, WIDTH)),
@@ -165,7 +175,7 @@ def test_every_public_module_is_here():
     abstract = {"Discrete", "Distribution", "OnePass"}
     kinds = [x for x in (*vars(models).values(), *vars(distributions).values()) if inspect.isclass(x)]
     public = {x.__name__ for x in kinds if issubclass(x, nn.Module)} - abstract
-    assert public == {*MODULES, "VisionBackbone", "LanguageBackbone"}
+    assert public == {*MODULES, "VisionBackbone", "WholeVisionBackbone", "LanguageBackbone"}
 
 
 def outputs(found) -> list[torch.Tensor]:

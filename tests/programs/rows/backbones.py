@@ -21,6 +21,10 @@ def tiny_vit() -> nn.Module:
     )
 
 
+def tiny_convit() -> nn.Module:
+    return models.timm_backbone("convit_tiny", grid=GRID, read="tokens", depth=1, embed_dim=D // 2, num_heads=2)
+
+
 def tiny_bert() -> nn.Module:
     from transformers import BertConfig
 
@@ -103,9 +107,11 @@ def encoder() -> nn.Module:
     return in_one_pass(models.fuse(nn.TransformerEncoder(layer, 1, nn.LayerNorm(8), enable_nested_tensor=False)))
 
 
+ROWS.add("Folded", run, tokens(9, 8), part=lambda: models.Folded(nn.Linear(8, C)))
 ROWS.add("FusedEncoder", run, tokens(9, 8), covers=("FusedEncoder",), part=encoder)
 for name, maker, part in (
     ("VisionBackbone", "timm_backbone", tiny_vit),
     ("LanguageBackbone", "hf_backbone", tiny_bert),
 ):
     ROWS.add(name, run, tokens(GRID**2, D), covers=(name, maker), part=part)
+ROWS.add("WholeVisionBackbone", run, tokens(GRID**2, D), part=tiny_convit, slow=True)

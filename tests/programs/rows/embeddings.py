@@ -51,7 +51,7 @@ def moved(part: nn.Module, batch: PointClouds, frame: Tensor) -> Any:
     return part(batch, Euclidean(3), g)
 
 
-for name in ("NodeVectors", "PairTokens"):
+for name in ("NodeVectors", "PairTokens", "FlatCloud"):
     ROWS.add(
         name,
         moved,

@@ -49,3 +49,19 @@ for displacement in (False, True):
         axes=("batch", "nodes"),
         trains=False,
     )
+ROWS.add(
+    "LayoutReadout",
+    placed,
+    lambda size: (torch.randn(size.batch, S, size.nodes, 3), clouds(size), frames(size)),
+    part=lambda: models.LayoutReadout("nv"),
+    axes=("batch", "nodes"),
+    trains=False,
+)
+ROWS.add(
+    "PooledReadout",
+    placed,
+    lambda size: (torch.randn(size.batch, S, size.nodes, C), clouds(size), frames(size)),
+    part=models.PooledReadout,
+    axes=("batch", "nodes"),
+    trains=False,
+)
