@@ -19,10 +19,9 @@ from probsym_fast.models import (
     GraphTokens,
     PairReadout,
     Symmetrized,
-    VisionBackbone,
-    WholeVisionBackbone,
     timm_backbone,
 )
+from probsym_fast.models.backbones.on_tokens import OnTokens
 from probsym_fast.tasks import measures
 from probsym_fast.tasks.graphs import GRAPH_LIMITS, GraphDistribution
 from probsym_fast.tasks.trials import InTrials
@@ -90,7 +89,7 @@ class Backbone:
     checkpointing: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
 
-    def build(self, read: Read, fresh: bool = True) -> VisionBackbone | WholeVisionBackbone:
+    def build(self, read: Read, fresh: bool = True) -> OnTokens:
         """The backbone. fresh: False reads no weights."""
         settings: dict[str, Any] = {
             "pretrained": self.pretrained and fresh,
