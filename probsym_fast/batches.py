@@ -87,6 +87,8 @@ class PointClouds(Batch):
         owner, x = "PointClouds", self.positions
         _check_field(owner, "positions", x, "(B, n, d)", (None, None, None))
         B, n, d = x.shape
+        if not x.is_floating_point():
+            raise TypeError(f"{owner}: positions must be floating point, got {x.dtype}")
         if self.velocities is not None:
             _check_field(owner, "velocities", self.velocities, "(B, n, d) = ({}, {}, {})", (B, n, d), x.device)
         if self.edges is not None:
@@ -141,7 +143,7 @@ class PointClouds(Batch):
         if self.num_nodes is None:
             return values.unflatten(0, self.positions.shape[:2])
         given = self.positions.ndim == 3
-        n = self.positions.shape[1] if given else int(self.num_nodes.max()) if self.size else 0
+        n = self.positions.shape[1] if given else max(1, int(self.num_nodes.max())) if self.size else 1
         valid = torch.arange(n, device=values.device) < self.num_nodes[:, None]
         return values.new_zeros(*valid.shape, *values.shape[1:]).index_put((valid,), values)
 

@@ -14,6 +14,7 @@ from probsym_fast.distributions.distribution import (
 from probsym_fast.distributions.energy import Energy
 from probsym_fast.distributions.frames import Frame, WeightedFrame
 from probsym_fast.distributions.gin import GIN
+from probsym_fast.distributions.laplacian import laplacian_keys
 from probsym_fast.distributions.vector_neurons import VectorNeurons
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "UniformNoise",
     "VectorNeurons",
     "WeightedFrame",
+    "laplacian_keys",
 ]

@@ -45,6 +45,10 @@ class Distribution(nn.Module, ABC):
     def draw(self, batch: Any, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:
         """`forward` with checked arguments."""
 
+    def block(self, kind: str) -> int:
+        """Number of consecutive samples that depend on each other with this kind of draws (`Draws`)."""
+        return self.group.block(kind)
+
     def extra_repr(self) -> str:
         return str(self.group)
 
@@ -74,6 +78,9 @@ class Orbit(Distribution):
         super().__init__(group)
         if group.order is None:
             raise ValueError(f"Orbit: group must be finite, with an order, got {group}")
+
+    def block(self, kind: str) -> int:
+        return cast(int, self.group.order)
 
     def draw(self, batch: Batch, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:
         order = cast(int, self.group.order)

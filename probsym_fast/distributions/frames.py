@@ -25,7 +25,7 @@ class Frame(Distribution):
     """Frame averaging (FA): a few elements that the input itself gives, one of them at random per sample.
 
     Symmetric(n), graphs: nodes by ascending class `batch.frame`, ties broken at random. A batch without classes gets those
-    of the Laplacian's eigenvectors (`distributions.laplacian.laplacian_keys`). These depend on values: where programs are
+    of the Laplacian's eigenvectors (`distributions.laplacian_keys`). These depend on values: where programs are
     recorded (torch.compile, torch.export) and for fake tensors it raises RuntimeError.
 
     Orthogonal, SpecialOrthogonal, Euclidean, SpecialEuclidean, clouds with `positions` (B, n, d), of which `num_nodes` are
@@ -52,6 +52,7 @@ class Frame(Distribution):
     def _ordered(self, batch: Graphs, samples: int, draws: Draws) -> Any:
         group = self.group
         assert isinstance(group, Symmetric)
+        check_batch("Frame", batch, "frame")
         classes = self._computed(batch) if batch.frame is None else batch.frame
         ties = draws.uniform((batch.size, samples, group.n), "frame", device=batch.device)
         classes = batch.padded(classes[:, None].double(), group.n)  # (B, 1, n)
@@ -62,7 +63,7 @@ class Frame(Distribution):
         if torch.compiler.is_compiling() or is_fake(batch.ptr):
             raise RuntimeError(
                 "Frame: batch.frame must hold classes where a program is recorded, got None; compute them before with"
-                " distributions.laplacian.laplacian_keys(edge_index, ptr)"
+                " distributions.laplacian_keys(edge_index, ptr)"
             )
         return laplacian_keys(batch.edge_index, batch.ptr)
 
@@ -98,10 +99,11 @@ class WeightedFrame(Discrete):
     tuples that define no frame have none, and predictions change continuously where principal axes jump. There are
     n^(d - 1) tuples of n points (n^2 in space), twice as many frames in groups with reflections.
 
-    `forward` draws independent samples. `elements_and_weights` with all of them as samples gives the exact weighted mean,
-    with its gradient; see `Discrete`. smooth: the points get normal noise of this size relative to the root mean square
-    distance from the centroid, another for each place in a tuple. It decides where no tuple defines a frame, such as for
-    points on one line. Clouds, groups, dtypes and errors as in `Frame`.
+    `forward` draws independent samples. `elements_and_weights` with all of them as samples gives the weighted mean, with its
+    gradient; see `Discrete`. It is exact where some tuple defines a frame, else it has the noise of `smooth`. smooth: the
+    points get normal noise of this size relative to the root mean square distance from the centroid, another for each place
+    in a tuple. It decides where no tuple defines a frame, such as for points on one line. Clouds, groups, dtypes and errors
+    as in `Frame`.
     Source: Dym et al. 2024 (arXiv 2402.16077), who define weighted frames; here weights are squared volumes.
     """
 

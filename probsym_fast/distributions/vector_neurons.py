@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -12,7 +13,15 @@ from torch.nn import functional as F
 
 from probsym_fast._autocast import without_autocast
 from probsym_fast._checkpointing import checkpoint_layer
-from probsym_fast._checks import check_count, check_counts, check_int, check_share, looks_at_values, transformed
+from probsym_fast._checks import (
+    as_number,
+    check_count,
+    check_counts,
+    check_int,
+    check_share,
+    looks_at_values,
+    transformed,
+)
 from probsym_fast.batches import check_batch
 from probsym_fast.distributions.vector_layers import EdgeConvolution, Layer, uniform
 from probsym_fast.distributions.vector_nodes import ListedNodes, Nodes, ValidNodes
@@ -39,6 +48,10 @@ class VectorNeurons(nn.Module):
         features: F, invariant features of nodes to read, such as one-hot types; 0: none. A perceptron makes numbers of them:
             8 for each node, which multiply copies of its input vectors, and one for each vector of the first two layers,
             from 0 to 2.
+        column_noise: noise of their own for the columns of the matrices, as a share of that of the nodes. Fewer nodes than
+            dimensions (two atoms in space), or nodes in a plane without noise, give dependent columns, which
+            `ops.orthogonal_frame` completes by constants: the frames are then not equivariant, and have no gradient there.
+            With this noise they are, and have one.
 
     forward(batch, noise): adds noise (B, S, n, d, channels) to [positions - center, velocities]. Returns a dict with
     "scores" (B, S, n) and "matrices" (B, S, d, d), if built, in the dtype of the parameters or float32 if that is better,
@@ -64,6 +77,7 @@ class VectorNeurons(nn.Module):
         matrices: bool = True,
         dim: int = 3,
         features: int = 0,
+        column_noise: float = 0.0,
     ) -> None:
         super().__init__()
         owner = "VectorNeurons"
@@ -78,6 +92,11 @@ class VectorNeurons(nn.Module):
             owner, "width", width, least=2 if scores else 1
         )  # the frame of a score has width // 2 channels
         features = check_count(owner, "features", features, least=0)
+        if (share := as_number(column_noise)) is None:
+            raise TypeError(f"VectorNeurons: column_noise must be a number, got {type(column_noise).__name__}")
+        if not 0 <= share < math.inf:
+            raise ValueError(f"VectorNeurons: column_noise must be finite and >= 0, got {share}")
+        self.column_noise = share
         self.channels, self.width, self.dim, self.dropout, self.features = channels, width, dim, dropout, features
         self.scores, self.matrices = scores, matrices
         self.conv1 = EdgeConvolution(channels * (1 + GATES if features else 1), width, neighbors)
@@ -104,10 +123,16 @@ class VectorNeurons(nn.Module):
         return f"channels={self.channels}, width={self.width}, dim={self.dim}{features}, outputs={self.outputs}"
 
     def noise_shape(self, batch: PointClouds, samples: int) -> tuple[int, ...]:
-        """(B, S, n, d, channels)."""
+        """(B, S, n, d, channels); with column_noise (B, S, d + n, d, channels), that of the columns first."""
         check_batch("VectorNeurons", batch, *(name for name, _ in self._read()))
         B, n, d = batch.positions.shape
-        return B, samples, n, d, self.channels
+        if n < 1:
+            raise ValueError(f"VectorNeurons: positions must be (B, n, d) with n >= 1, got {(B, n, d)}")
+        return B, samples, n + self._noisy_columns, d, self.channels
+
+    @property
+    def _noisy_columns(self) -> int:
+        return self.dim if self.matrices and self.column_noise else 0
 
     def _read(self) -> Iterator[tuple[str, str]]:
         """The fields to read of a batch, and their shapes in words."""
@@ -124,8 +149,12 @@ class VectorNeurons(nn.Module):
             x, width = given[name], self.features if name == "features" else self.dim
             if x is None or tuple(x.shape) != (B, n, width):
                 raise ValueError(f"VectorNeurons: {name} must be {axes}, got {None if x is None else tuple(x.shape)}")
-        if noise.dim() != 5 or (B, n, d, self.channels) != (noise.shape[0], *noise.shape[2:]):
-            raise ValueError(f"VectorNeurons: noise must be {(B, 'S', n, d, self.channels)}, got {tuple(noise.shape)}")
+        rows = n + self._noisy_columns
+        if noise.dim() != 5 or (B, rows, d, self.channels) != (noise.shape[0], *noise.shape[2:]):
+            raise ValueError(
+                f"VectorNeurons: noise must be {(B, 'S', rows, d, self.channels)}, got {tuple(noise.shape)}"
+            )
+        of_columns, noise = noise.split_with_sizes([rows - n, n], 2)
         counts, S = batch.num_nodes, noise.shape[1]
         if counts is not None:
             inside = torch.arange(n, device=noise.device) < counts[:, None]
@@ -136,6 +165,14 @@ class VectorNeurons(nn.Module):
             if looks_at_values(x) and not x.isfinite().all():
                 raise ValueError(f"VectorNeurons: {name} must be finite, got NaN or infinity")
         given |= {"noise": noise, "center": batch.center}
+        outputs = self._of_valid(given, counts, S)
+        if self._noisy_columns:
+            columns = of_columns[..., 0].mT.to(outputs["matrices"])  # (B, S, d, d)
+            outputs["matrices"] = outputs["matrices"] + self.column_noise * columns
+        return outputs
+
+    def _of_valid(self, given: dict[str, Any], counts: Tensor | None, S: int) -> dict[str, Tensor]:
+        noise, (B, n) = given["noise"], given["positions"].shape[:2]
         with without_autocast(noise.device):
             if counts is None:
                 return self._outputs(given, Nodes())

@@ -69,10 +69,7 @@ class Symmetric(Group):
         """
         if g.shape != h.shape:
             raise ValueError(f"{self}: h must be (B, S, n) = {tuple(g.shape)} as g is, got {tuple(h.shape)}")
-        g.check_detached("compose")
-        h.check_detached("compose")
-        num_nodes = None if h.num_nodes is None else g.num_nodes
-        return Permutation(g.order.gather(-1, h.order), num_nodes, h.rank.gather(-1, g.rank))
+        return g @ h
 
     def inverse(self, g: Permutation) -> Permutation:
         """A hard permutation. RuntimeError if g requires a gradient."""

@@ -83,7 +83,8 @@ def estimate(
                 f"estimate: tolerance must be None under vmap, where no single error ends it, got {number}"
             )
         tolerance = number
-    block = model.distribution.group.block(draws.kind)
+    of_samples: Any = model.distribution if hasattr(model.distribution, "block") else model.distribution.group
+    block = of_samples.block(draws.kind)
     samples, step = (-(-count // block) * block for count in (samples, step))
     moments: Any = None  # `Moments` in the prediction's structure
     done = 0  # samples

@@ -160,4 +160,4 @@ def _of_valid(batch: PointClouds, x: Tensor, axis: int = 1) -> Tensor:
     if batch.num_nodes is None:
         return x
     valid = torch.arange(x.shape[axis], device=x.device) < batch.num_nodes[:, None]  # (B, n)
-    return torch.where(valid.view(x.shape[0], *(1,) * (axis - 1), -1, 1), x, 0)
+    return torch.where(valid.view(x.shape[0], *(1,) * (axis - 1), x.shape[axis], 1), x, 0)

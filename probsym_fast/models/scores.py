@@ -12,9 +12,9 @@ from probsym_fast.groups import Group
 class ScoredReadout(nn.Module):
     """A readout and a head that scores each sample: the prediction is {"prediction": the readout's, "score": (B,)}.
 
-    head: module on the backbone's outputs, (B, S, ...) -> (B, S) or (B, S, 1). As they depend on g^-1 x alone, the score is
-    invariant. With score="score", reduce="weighted" takes the softmax of the scores as weights, which the head then learns,
-    and reduce="best" takes the sample with the highest score:
+    head: module on the backbone's outputs, (B, S, ...) -> (B, S) or (B, S, 1); other shapes are a ValueError. As they depend
+    on g^-1 x alone, the score is invariant. With score="score", reduce="weighted" takes the softmax of the scores as weights,
+    which the head then learns, and reduce="best" takes the sample with the highest score:
 
         readout = ScoredReadout(MeanReadout(), nn.Linear(width, 1))
         model = Symmetrized(backbone, embed, readout, distribution, reduce="weighted", score="score")
@@ -35,4 +35,6 @@ class ScoredReadout(nn.Module):
 
     def forward(self, outputs: Any, batch: Any, group: Group, g: Any) -> dict[str, Any]:
         score: Tensor = self.head(outputs)
+        if score.ndim not in (2, 3) or score.shape[2:] not in ((), (1,)):
+            raise ValueError(f"ScoredReadout: head must return (B, S) or (B, S, 1), got {tuple(score.shape)}")
         return {"prediction": self.readout(outputs, batch, group, g), "score": score.flatten(1).mean(1)}

@@ -53,7 +53,25 @@ from probsym_fast.models.tokens import DiagonalReadout, GraphReadout, GraphToken
 
 DISTRIBUTIONS = "learned", "canonical", "uniform", "orbit", "frame", "none"
 TOKENS = {PointClouds: ("flat", "nodes", "pairs"), Graphs: ("flat", "patches", "sequence", "identifiers")}
-ENTRYWISE, ACTIVATIONS = (nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity), nn.ReLU.__module__
+# modules that act on the last axis or entry by entry, and so take any leading axes
+ENTRYWISE = (
+    *(
+        nn.Linear,
+        nn.LayerNorm,
+        nn.Dropout,
+        nn.Identity,
+        nn.ReLU,
+        nn.LeakyReLU,
+        nn.ELU,
+        nn.SELU,
+        nn.GELU,
+        nn.SiLU,
+        nn.Mish,
+    ),
+    *(nn.Tanh, nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid),
+)
+POOLS = "sum", "mean"
+COLUMN_NOISE = 0.1  # of learned frames, for clouds of few points
 OUTPUTS = {PointClouds: ("invariant", "nodes", "vectors", "positions"), Graphs: ("invariant", "nodes", "pairs")}
 
 
@@ -117,6 +135,8 @@ def symmetrize(
         raise ValueError(
             f"{owner}: {missing[0]} must be given for batches other than Graphs and PointClouds, got {got}"
         )
+    if pool not in POOLS:
+        raise ValueError(f"{owner}: pool must be one of {POOLS}, got {pool!r}")
     for name, value, known in (("tokens", tokens, TOKENS), ("output", output, OUTPUTS)):
         if kind is not None and value is not None and value not in known[kind]:
             raise ValueError(f"{owner}: {name} must be one of {known[kind]} for {kind.__name__}, got {value!r}")
@@ -208,6 +228,7 @@ def _by_vectors(group: Group, example: PointClouds, scale: float) -> Learned:
         scores="scores" in outputs,
         matrices="matrices" in outputs,
         dim=example.positions.shape[2],
+        column_noise=COLUMN_NOISE,
         features=0 if example.features is None else example.features.shape[2],
     )
     return Learned(group, network, Normal(scale))
@@ -237,6 +258,14 @@ class _Clouds:
     def __init__(self, net, group, clouds: PointClouds, tokens, output, out_features):
         self.net, self.clouds, self.output, self.out_features = net, clouds, output, out_features
         self.n, self.d = clouds.positions.shape[1:]
+        for factor in group.factors if isinstance(group, Product) else (group,):
+            n, d = getattr(factor, "n", self.n), getattr(factor, "d", self.d)
+            if isinstance(factor, Symmetric) and factor.axis == "n" and n != self.n:
+                raise ValueError(f"symmetrize: group must permute the n = {self.n} points of the example, got {factor}")
+            if isinstance(factor, Orthogonal | Motions) and d != self.d:
+                raise ValueError(
+                    f"symmetrize: group must act in the d = {self.d} dimensions of the example, got {factor}"
+                )
         if tokens is None:
             flat = not isinstance(net, nn.TransformerEncoder | Transformer) and _first_linear(net) == self.n * _width(
                 clouds
@@ -246,6 +275,12 @@ class _Clouds:
         if out_features is not None and not isinstance(net, nn.TransformerEncoder):
             got = f"{out_features} for {type(net).__name__}"
             raise ValueError(f"symmetrize: out_features must be None for a network with outputs of its own, got {got}")
+        if clouds.edges is not None and tokens == "nodes" and isinstance(net, nn.TransformerEncoder):
+            shape = tuple(clouds.edges.shape)
+            raise ValueError(
+                "symmetrize: example must have no edges for an nn.TransformerEncoder on nodes (tokens='pairs' reads them),"
+                f" got {shape}"
+            )
         if out_features is None and isinstance(net, nn.TransformerEncoder):
             raise ValueError("symmetrize: out_features must be given for an nn.TransformerEncoder, got None")
 
@@ -395,13 +430,7 @@ def _takes_any_axes(net: nn.Module) -> bool:
     if isinstance(net, MLP | Transformer | OnTokens | GINBackbone):
         return True
     parts = list(net) if isinstance(net, nn.Sequential) else [net]
-    return all(
-        isinstance(part, nn.Linear | nn.Dropout | nn.LayerNorm) or type(part).__module__ == ACTIVATIONS
-        for part in parts
-    )
-
-
-ACTIVATIONS = nn.ReLU.__module__
+    return all(type(part) in ENTRYWISE for part in parts)
 
 
 def _inputs_of(net: nn.Module) -> int | None:
@@ -424,11 +453,15 @@ class EncoderOnNodes(nn.Module):
         super().__init__()
         width = encoder.layers[0].self_attn.embed_dim
         self.embed = nn.Linear(in_features, width)
+        self.reason = ""
         try:
             self.encoder: nn.Module = fuse(encoder)
-        except ValueError:  # it computes what the op does not
-            self.encoder = _WithLengths(Folded(encoder))
+        except ValueError as error:  # it computes what the op does not
+            self.encoder, self.reason = _WithLengths(Folded(encoder)), str(error)
         self.head = nn.Linear(width, out_features)
+
+    def extra_repr(self) -> str:
+        return f"by modules: {self.reason}" if self.reason else ""
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         h = self.embed(x)

@@ -103,9 +103,21 @@ class Permutation:
     def device(self) -> torch.device:
         return self.order.device
 
-    def __matmul__(self, x: Tensor) -> Tensor:
-        """P x: `ops.permute(p, x)`."""
-        return self.product(x)
+    def __matmul__(self, x: Any) -> Any:
+        """P x: `ops.permute(p, x)`. Of another permutation Q of this shape: P Q, a hard permutation.
+
+        P Q has the valid nodes of P, or all N if either is of all. RuntimeError if P or Q requires a gradient, ValueError
+        for another shape.
+        """
+        if not isinstance(x, Permutation):
+            return self.product(x)
+        if x.shape != self.shape:
+            raise ValueError(f"Permutation: both must be {tuple(self.shape)}, got {tuple(x.shape)}")
+        self.check_detached("compose")
+        x.check_detached("compose")
+        num_nodes = None if x.num_nodes is None else self.num_nodes
+        order, rank = self.order.gather(-1, x.order), x.rank.gather(-1, self.rank)
+        return Permutation(order, num_nodes, rank, checked=True)
 
     def __getitem__(self, index: Any) -> Permutation:
         """The permutations at an index of the leading axes: ints, slices, `...`, masks or index tensors.

@@ -68,23 +68,6 @@ class AtomTransformer:
         return Transformer(inputs, self.width, self.layers, self.heads, self.feedforward, tokens=None, out_features=1)
 
 
-class NoisyFrames(VectorNeurons):
-    """Matrices of Vector Neurons, plus noise of its own on every column, drawn with that of the atoms: (B, S, n + 3, 3, 1).
-
-    A molecule with two atoms, or all atoms in a plane, may give columns that depend on each other. Those that complete them
-    to a frame would be constants for autograd (`ops.orthogonal_frame`); with noise there are none, and forces are exact.
-    """
-
-    def noise_shape(self, batch: PointClouds, samples: int) -> tuple[int, ...]:
-        B, S, n, *others = super().noise_shape(batch, samples)
-        return B, S, n + self.dim, *others
-
-    def forward(self, batch: PointClouds, noise: Tensor) -> dict[str, Tensor]:
-        of_atoms, of_columns = noise.split([noise.shape[2] - self.dim, self.dim], 2)
-        matrices = super().forward(batch, of_atoms)["matrices"]
-        return {"matrices": matrices + of_columns.squeeze(-1).to(matrices)}
-
-
 @dataclass
 class LearnedFrames:
     """The learned distribution (method ps and canonical): Vector Neurons on atoms with their types.
@@ -110,7 +93,8 @@ class LearnedFrames:
         if method == "none":
             return Identity(group)
         settings = {"neighbors": self.neighbors, "dropout": self.dropout, "scores": False, "features": types}
-        network = NoisyFrames(channels=1, width=self.width, **settings)  # type: ignore[arg-type]
+        noisy = {"column_noise": 1.0}  # molecules of two atoms, or in a plane
+        network = VectorNeurons(channels=1, width=self.width, **settings, **noisy)  # type: ignore[arg-type]
         return Learned(group, network, Normal(0.0 if method == "canonical" else self.noise))
 
 

@@ -94,7 +94,7 @@ class Labelled(Dataset):
 
     def __getitem__(self, index: Tensor) -> tuple[Graphs, Tensor]:
         some = index.tolist()
-        batch = collate([self.graphs[k] for k in some]).replace(key=index + self.first)
+        batch = collate([self.graphs[k] for k in some]).to(torch.float32).replace(key=index + self.first)
         return batch, torch.cat([self.targets[k] for k in some])
 
 

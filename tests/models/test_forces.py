@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from probsym_fast import PointClouds, Symmetrized
-from probsym_fast.distributions import Learned, Normal, Uniform
+from probsym_fast.distributions import Learned, Normal, Uniform, VectorNeurons
 from probsym_fast.groups import Euclidean
 from probsym_fast.models import NodeReadout, NodeVectors, PooledReadout, Transformer, energy_and_forces
-from probsym_fast.tasks.energies import NoisyFrames
 
 B, N, TYPES = 3, 5, 2
 
@@ -22,7 +21,7 @@ def clouds(num_nodes=None):
 
 def model(learned=True, **settings):
     group = Euclidean(3)
-    network = NoisyFrames(channels=1, width=4, neighbors=9, dropout=0, scores=False, features=TYPES)
+    network = VectorNeurons(channels=1, width=4, neighbors=9, dropout=0, scores=False, features=TYPES, column_noise=1.0)
     backbone = Transformer(3 + TYPES, width=8, layers=2, heads=2, feedforward=8, tokens=None, out_features=1)
     distribution = Learned(group, network, Normal(0.3)) if learned else Uniform(group)
     return (

@@ -40,6 +40,10 @@ def back_to_graphs(*shape: int):
     return lambda part: part(tokens(3, 2, *shape), GRAPHS, Symmetric(N), G)
 
 
+def back_to_clouds(part: nn.Module):
+    return part(tokens(3, 2, 5, 3), CLOUDS, Euclidean(3), MOTIONS)
+
+
 def encoder() -> models.OnePass:
     layer = nn.TransformerEncoderLayer(WIDTH, 2, 4, dropout=0.0, batch_first=True, norm_first=True)
     return models.fuse(nn.TransformerEncoder(layer, 1, enable_nested_tensor=False))
@@ -81,18 +85,12 @@ MODULES = {
     "NodeVectors": (models.NodeVectors, lambda part: part(CLOUDS, Euclidean(3), MOTIONS)),
     "PairTokens": (models.PairTokens, lambda part: part(CLOUDS, Euclidean(3), MOTIONS)),
     "FlatCloud": (models.FlatCloud, lambda part: part(CLOUDS, Euclidean(3), MOTIONS)),
-    "LayoutReadout": (
-        lambda: models.LayoutReadout("nv"),
-        lambda part: part(tokens(3, 2, 5, 3), CLOUDS, Euclidean(3), MOTIONS),
-    ),
-    "PooledReadout": (
-        models.PooledReadout,
-        lambda part: part(tokens(3, 2, 5, 4), CLOUDS, Euclidean(3), MOTIONS),
-    ),
     "NodeReadout": (
         lambda: models.NodeReadout(True),
-        lambda part: part(tokens(3, 2, 5, 3), CLOUDS, Euclidean(3), MOTIONS),
+        back_to_clouds,
     ),
+    "LayoutReadout": (lambda: models.LayoutReadout("nv"), back_to_clouds),
+    "PooledReadout": (models.PooledReadout, back_to_clouds),
     "MessagePassing": (
         lambda: models.MessagePassing(layers=1),
         lambda net: net(tokens(3, 2, 5, 6), tokens(3, 1, 5, 5, 2)),

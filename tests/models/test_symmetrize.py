@@ -19,8 +19,10 @@ def mlp(inputs: int, outputs: int) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, 16), nn.GELU(), nn.Linear(16, outputs))
 
 
-def encoder(norm_first: bool = True) -> nn.Module:
-    layer = nn.TransformerEncoderLayer(16, 2, 32, 0.0, activation="gelu", batch_first=True, norm_first=norm_first)
+def encoder(norm_first: bool = True, batch_first: bool = True) -> nn.Module:
+    layer = nn.TransformerEncoderLayer(
+        16, 2, 32, 0.0, activation="gelu", batch_first=batch_first, norm_first=norm_first
+    )
     return nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
 
 
@@ -137,7 +139,113 @@ def test_folded():
     assert_near(net(x, other), net.net(x, other.expand(2, 5, 2).contiguous()))
 
 
+class Extent(nn.Module):
+    """Not in one of the lists of modules that act entry by entry."""
+
+    def forward(self, x):
+        return torch.cat([x.amax(1), x.amin(1)], -1)
+
+
+@pytest.mark.parametrize("points", [1, 2])
+def test_learned_frames_of_few_points(points):
+    """Fewer vectors than dimensions: frames stay equivariant, and forces exact."""
+    torch.manual_seed(0)
+    batch = psf.PointClouds(torch.randn(8, points, 3).double())
+    net = mlp(3 * points, 3 * points).double() if points > 1 else mlp(3, 3).double()
+    model = psf.symmetrize(net, psf.groups.Orthogonal(3), batch, output="vectors").double().eval()
+    few, many = (psf.equivariance_error(model, batch, samples=S, moves=4, scale=1.0) for S in (8, 2048))
+    assert many < 0.2 * few
+
+
+def test_padded_diatomics_have_exact_forces():
+    torch.manual_seed(0)
+    batch = psf.PointClouds(torch.randn(6, 3).double(), ptr=torch.tensor([0, 2, 6]))
+    model = psf.symmetrize(SetOfPoints().double(), E3, batch).double().eval()
+    energy = lambda x: model(batch.replace(positions=x), samples=4, seed=0)[0].sum()  # noqa: E731
+    _, forces, _ = psf.models.energy_and_forces(model, batch, samples=4, seed=0)
+    step = 1e-5 * torch.eye(3).double()[0]
+    there, back = batch.positions.clone(), batch.positions.clone()
+    there[0, 1] += step
+    back[0, 1] -= step
+    torch.testing.assert_close((energy(back) - energy(there)) / 2e-5, forces[0, 1, 0], rtol=1e-5, atol=1e-8)
+
+
+class SetOfPoints(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.points, self.set = mlp(3, 16), mlp(16, 1)
+
+    def forward(self, x, mask):
+        return self.set((self.points(x) * mask[..., None]).sum(1))
+
+
+def test_no_axis_of_samples_is_taken_for_one_of_values():
+    """A softmax over axis 1 and a reduction over it see one input's values, not its samples."""
+    batch = clouds()
+    first = psf.PointClouds(batch.positions[:1], batch.velocities[:1])
+    for last in (nn.Softmax(dim=1), nn.Identity()):
+        net = nn.Sequential(nn.Linear(30, 8), last, nn.Linear(8, 2))
+        model = psf.symmetrize(net, E3, batch, distribution="uniform").eval()
+        one = psf.symmetrize(net, E3, first, distribution="uniform").eval()
+        each = model(batch, samples=3, seed=0, reduce="none")[0]
+        assert not torch.allclose(each[0], each[1])
+        alone = one(first, samples=3, seed=0, reduce="none")[0]
+        assert_near(each[:, :1], alone)
+    model = psf.symmetrize(Extent(), E3, batch, distribution="uniform").eval()
+    assert model(batch, samples=3)[0].shape == (4, 12)
+
+
+def test_a_whole_orbit_has_no_standard_error():
+    batch = psf.PointClouds(torch.randn(4, 5, 2).double())
+    model = psf.symmetrize(mlp(10, 2).double(), psf.groups.Dihedral(4), batch, distribution="orbit").eval()
+    found = model.estimate(batch, 128, tolerance=1e-9)
+    assert found.samples == 64 and found.standard_error.max() < 1e-12
+
+
+def test_scores_of_another_shape():
+    readout = psf.models.ScoredReadout(psf.models.PooledReadout(), nn.Linear(2, 1))
+    model = psf.symmetrize(mlp(6, 2), E3, clouds(), readout=readout)
+    with pytest.raises(
+        ValueError, match=re.escape("ScoredReadout: head must return (B, S) or (B, S, 1), got (4, 2, 5, 1)")
+    ):
+        model(clouds(), samples=2)
+
+
+def test_orders_of_graphs_on_clouds():
+    with pytest.raises(TypeError, match=re.escape("Frame: batch must have frame, got PointClouds without frame")):
+        psf.symmetrize(mlp(30, 2), S5, clouds(), distribution="frame")
+
+
+def test_empty_clouds():
+    """No clouds, and a cloud without points."""
+    model = psf.symmetrize(SetNetwork(), E3, molecules()).eval()
+    none = psf.PointClouds(
+        torch.zeros(0, 5, 3), features=torch.zeros(0, 5, 2), num_nodes=torch.zeros(0, dtype=torch.int64)
+    )
+    assert model(none, samples=2)[0].shape == (0, 2)
+    empty = psf.PointClouds(torch.zeros(0, 3), features=torch.zeros(0, 2), ptr=torch.tensor([0, 0]))
+    assert model(empty, samples=2)[0].isfinite().all()
+
+
 ERRORS = [
+    (
+        lambda: (
+            nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32), 1, None, False),
+            E3,
+            clouds(),
+            {"out_features": 1},
+        ),
+        "Folded: net must have batch_first=True, got TransformerEncoder with False",
+    ),
+    (lambda: (mlp(6, 2), E3, clouds(), {"pool": "max"}), "symmetrize: pool must be one of ('sum', 'mean'), got 'max'"),
+    (
+        lambda: (mlp(6, 2), psf.groups.Symmetric(8), clouds(), {}),
+        "symmetrize: group must permute the n = 5 points of the example, got Symmetric(8)",
+    ),
+    (
+        lambda: (mlp(6, 2), psf.groups.Euclidean(2), clouds(), {}),
+        "symmetrize: group must act in the d = 3 dimensions of the example, got Euclidean(2)",
+    ),
     (
         lambda: (mlp(7, 2), E3, clouds(), {}),
         "symmetrize: net must take inputs of shapes [(4, 2, 5, 6)], got mat1 and mat2",

@@ -175,3 +175,11 @@ def test_a_changed_field_counts_where_leading_axes_are_not_two():
     torch.testing.assert_close(permute(moved, x), permute(p, x, inverse=True))
     p.order, p.rank = p.rank, p.order
     torch.testing.assert_close(permute(p, x), permute(moved, x))
+
+
+def test_product_of_permutations():
+    p, q = (Permutation(torch.rand(2, 3, 5).argsort(-1)) for _ in range(2))
+    x = torch.randn(2, 3, 5, 2)
+    assert torch.equal((p @ q) @ x, p @ (q @ x))
+    with pytest.raises(ValueError, match=re.escape("Permutation: both must be (2, 3, 5), got (2, 3, 4)")):
+        p @ Permutation(torch.arange(4).expand(2, 3, 4))

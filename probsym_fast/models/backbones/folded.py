@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+SEQUENCES = nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.RNNBase  # of torch, by default with the batch second
 # names by which networks take the valid tokens, the clearest first, and what they mean
 MASKS = {
     "lengths": lambda lengths, L: lengths,
@@ -36,11 +37,15 @@ class Folded(nn.Module):
     (B, S) int64, the valid tokens of each sequence, reach the network under the first of these names that it takes:
     `lengths` (M,); `src_key_padding_mask`, `key_padding_mask` (M, L), True where not valid; `attention_mask`, `mask` (M, L),
     True where valid.
-    Raises ValueError where there are lengths and the network takes none of these.
+    Raises ValueError for batch_first=False, and where there are lengths and the network takes none of these.
     """
 
     def __init__(self, net: nn.Module):
         super().__init__()
+        for part in net if isinstance(net, nn.Sequential) else [net]:
+            sequences = isinstance(part, SEQUENCES)
+            if sequences and any(getattr(inner, "batch_first", True) is False for inner in part.modules()):
+                raise ValueError(f"Folded: net must have batch_first=True, got {type(part).__name__} with False")
         self.net, self._masks = net, masks_of(net)
 
     def forward(self, x: Tensor, *others: Tensor, lengths: Tensor | None = None) -> Any:

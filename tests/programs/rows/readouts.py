@@ -40,28 +40,17 @@ def placed(part: nn.Module, outputs: Tensor, batch: PointClouds, frame: Tensor) 
     return part(outputs, batch, Euclidean(3), g)
 
 
-for displacement in (False, True):
+for label, make in (
+    ("NodeReadout (positions)", lambda: models.NodeReadout(False)),
+    ("NodeReadout (displacements)", lambda: models.NodeReadout(True)),
+    ("PooledReadout", models.PooledReadout),
+    ("LayoutReadout", lambda: models.LayoutReadout("nv")),
+):
     ROWS.add(
-        f"NodeReadout ({'displacements' if displacement else 'positions'})",
+        label,
         placed,
         lambda size: (torch.randn(size.batch, S, size.nodes, 3), clouds(size), frames(size)),
-        part=lambda displacement=displacement: models.NodeReadout(displacement),
+        part=make,
         axes=("batch", "nodes"),
         trains=False,
     )
-ROWS.add(
-    "LayoutReadout",
-    placed,
-    lambda size: (torch.randn(size.batch, S, size.nodes, 3), clouds(size), frames(size)),
-    part=lambda: models.LayoutReadout("nv"),
-    axes=("batch", "nodes"),
-    trains=False,
-)
-ROWS.add(
-    "PooledReadout",
-    placed,
-    lambda size: (torch.randn(size.batch, S, size.nodes, C), clouds(size), frames(size)),
-    part=models.PooledReadout,
-    axes=("batch", "nodes"),
-    trains=False,
-)
