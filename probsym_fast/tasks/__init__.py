@@ -9,17 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 from probsym_fast.tasks.registry import TASKS, register
 from probsym_fast.training import configuration
+from probsym_fast.training.settings import Run, Samples, Training
 from probsym_fast.training.task import Computation, Experiment, Task
 
 if TYPE_CHECKING:
-    from probsym_fast.tasks.energies import Energies
-    from probsym_fast.tasks.ready_made import GraphClassification, GraphRegression, NodeClassification
+    from probsym_fast.tasks.energies import Energies, EnergiesConfig
+    from probsym_fast.tasks.ready_made import (
+        GraphClassification,
+        GraphClassificationConfig,
+        GraphRegression,
+        GraphRegressionConfig,
+        NodeClassification,
+        NodeClassificationConfig,
+    )
 
 READY_MADE = {  # class -> its module, imported when it is first asked for
-    "Energies": "energies",
-    "GraphClassification": "ready_made",
-    "GraphRegression": "ready_made",
-    "NodeClassification": "ready_made",
+    **dict.fromkeys(("Energies", "EnergiesConfig"), "energies"),
+    **dict.fromkeys(("GraphClassification", "GraphClassificationConfig"), "ready_made"),
+    **dict.fromkeys(("GraphRegression", "GraphRegressionConfig"), "ready_made"),
+    **dict.fromkeys(("NodeClassification", "NodeClassificationConfig"), "ready_made"),
 }
 
 
@@ -57,11 +65,18 @@ __all__ = [
     "TASKS",
     "Computation",
     "Energies",
+    "EnergiesConfig",
     "Experiment",
     "GraphClassification",
+    "GraphClassificationConfig",
     "GraphRegression",
+    "GraphRegressionConfig",
     "NodeClassification",
+    "NodeClassificationConfig",
+    "Run",
+    "Samples",
     "Task",
+    "Training",
     "load",
     "register",
 ]
