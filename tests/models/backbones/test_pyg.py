@@ -88,7 +88,7 @@ def test_a_model_of_it(nodes):
     torch.manual_seed(0)
     net, batch = pyg.models.GIN(WIDTH, WIDTH, 2, 3), GRAPHS.replace(edge_attr=None)
     backbone = PyGBackbone(net, pool=None if nodes else "sum")
-    embed, readout = IdentifiedNodes(5, WIDTH, 2), MeanReadout(nodes=nodes)
+    embed, readout = IdentifiedNodes(5, WIDTH, 2), MeanReadout("nodes" if nodes else "graphs")
     group = psf.groups.Symmetric(5)
     model = psf.Symmetrized(backbone, embed, readout, psf.distributions.Uniform(group))
     model = model.double().eval()
