@@ -28,7 +28,7 @@ class PointClouds(Batch):
     are never read. key: (B,) int64 in 0..2^43 - 1, keys of the clouds for fixed noise, or None.
 
     ptr: (B + 1,) int64. With it positions, velocities and features are (nodes, ...), the points of all clouds in one list:
-    cloud b has points ptr[b] to ptr[b + 1]. They are padded at once; `listed` and `padded` convert values between the two
+    cloud b has points ptr[b] to ptr[b + 1]. They are padded at once, to one point at least; `listed` and `padded` convert values between the two
     forms. This reads ptr, which waits for a GPU. RuntimeError where a program is recorded.
     """
 

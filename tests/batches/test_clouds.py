@@ -47,7 +47,7 @@ def test_padding_is_not_read():
     assert torch.equal(clouds.center, center)
     none = PointClouds(torch.zeros(0, 3), ptr=torch.tensor([0]))
     none.check()
-    assert none.size == 0 and none.positions.shape == (0, 0, 3) and none.center.shape == (0, 3)
+    assert none.size == 0 and none.positions.shape == (0, 1, 3) and none.center.shape == (0, 3)
 
 
 def test_gradients_go_through_padding():

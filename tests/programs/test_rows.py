@@ -11,6 +11,7 @@ from tests.programs.rows import ROWS, SIZES
 
 WITHOUT = {
     "energy_and_forces",  # refuses to be recorded, tested with it
+    "laplacian_keys",  # reads values
     "debug",
     "using_backend",
     "Discrete",
