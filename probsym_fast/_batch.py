@@ -28,7 +28,8 @@ class Batch:
     and everything below; a subclass overrides what is otherwise for it.
 
     axes: for each field the names of its sizes by axis; default: axis 0 of every field is "batch". A name with " + 1" is
-        one longer than that size, as offsets are. `check` compares sizes of one name, and `export` makes them dynamic.
+        one longer than that size, as offsets are. `check` compares sizes of one name, and `export` makes them dynamic, those
+        in `fixed` only where they are named.
     layouts: for each field that the group moves its layout, as in `Group.act`, without the batch axis; for `moved`.
     size: B, the size named "batch". dtype: that of the first floating-point field (of complex numbers that of their parts),
         else the default dtype. device: that of the first field.
@@ -41,6 +42,7 @@ class Batch:
     """
 
     axes: ClassVar[dict[str, dict[int, str]] | None] = None
+    fixed: ClassVar[tuple[str, ...]] = ()
     layouts: ClassVar[dict[str, str] | None] = None
 
     if TYPE_CHECKING:

@@ -28,8 +28,8 @@ class PointClouds(Batch):
     are never read. key: (B,) int64 in 0..2^43 - 1, keys of the clouds for fixed noise, or None.
 
     ptr: (B + 1,) int64. With it positions, velocities and features are (nodes, ...), the points of all clouds in one list:
-    cloud b has points ptr[b] to ptr[b + 1]. They are padded at once, to one point at least; `listed` and `padded` convert values between the two
-    forms. This reads ptr, which waits for a GPU. RuntimeError where a program is recorded.
+    cloud b has points ptr[b] to ptr[b + 1]. They are padded at once, to one point at least; `listed` and `padded` convert
+    values between the two forms. This reads ptr, which waits for a GPU. RuntimeError where a program is recorded.
     """
 
     positions: Tensor
@@ -39,6 +39,16 @@ class PointClouds(Batch):
     num_nodes: Tensor | None = None
     key: Tensor | None = None
     ptr: InitVar[Tensor | None] = None
+
+    axes: ClassVar = {
+        "positions": {0: "batch", 1: "points"},
+        "velocities": {0: "batch", 1: "points"},
+        "features": {0: "batch", 1: "points"},
+        "edges": {0: "batch", 1: "points", 2: "points"},
+        "num_nodes": {0: "batch"},
+        "key": {0: "batch"},
+    }
+    fixed: ClassVar = ("points",)
 
     def __post_init__(self, ptr: Tensor | None) -> None:
         if ptr is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ def export(
     example: Any,
     samples: int,
     *,
-    dynamic: Sequence[str] | None = None,
+    dynamic: Sequence[str] | Mapping[str, int | None] | None = None,
     backend: str = "auto",
     strict: bool = False,
 ) -> ExportedProgram:
@@ -41,9 +41,10 @@ def export(
         model: in eval mode.
         example: a batch: a dataclass of tensors. Its class names the sizes that may change in `axes` (`Batch.axes`).
         samples: group elements per graph or cloud, fixed in the program.
-        dynamic: sizes that may differ from the example's: "batch", "nodes", "edges" and "pairs" for `Graphs`, "batch" for
-            `PointClouds`, the names in its axes for a batch of your own. None: all that the example has. They are at least 2
-            in the example; the program takes 1 and 0, too.
+        dynamic: sizes that may differ from the example's: "batch", "nodes", "edges" and "pairs" for `Graphs`, "batch" and
+            "points" for `PointClouds`, the names in its axes for a batch of your own. A mapping gives the largest, such as
+            {"batch": None, "points": 64} for a `Transformer`, whose op takes up to 64 tokens. None: all that the example
+            has, without points. They are at least 2 in the example; the program takes 1 and 0, too.
         backend: "auto": the program calls this package's ops, which `import probsym_fast.ops` registers.
             "reference": it has only torch's own operations, for processes without this package and for C++. Its ops take
             the memory of dense matrices. "onnx": the same, without operations that torch.onnx.export lacks.
@@ -113,12 +114,15 @@ def _check_model(model: Symmetrized) -> None:
         raise ValueError("export: chunk must be a number or None in a program, got 'auto'; set model.chunk")
 
 
-def _shapes(example: Any, there: dict[str, Tensor], dynamic: Sequence[str] | None) -> list[dict[int, Any] | None]:
+def _shapes(
+    example: Any, there: dict[str, Tensor], dynamic: Sequence[str] | Mapping[str, int | None] | None
+) -> list[dict[int, Any] | None]:
     """dynamic_shapes of torch.export, for each field."""
     if isinstance(dynamic, str):
         raise TypeError(f"export: dynamic must be a sequence of names, got the str {dynamic!r}")
     axes, sizes = axes_of(example), sizes_of(example)
-    wanted = tuple(sizes) if dynamic is None else tuple(dynamic)
+    fixed = getattr(example, "fixed", ())
+    wanted = tuple(size for size in sizes if size not in fixed) if dynamic is None else tuple(dynamic)
     if unknown := [size for size in wanted if size not in sizes]:
         raise ValueError(
             f"export: dynamic must name some of {tuple(sizes)} for this {type(example).__name__}, got {unknown[0]!r}"
@@ -127,7 +131,11 @@ def _shapes(example: Any, there: dict[str, Tensor], dynamic: Sequence[str] | Non
         raise ValueError(
             f"export: example must have a size of at least 2 where it is dynamic, got {small[0]} = {sizes[small[0]]}"
         )
-    dims: dict[str, Any] = {size: torch.export.Dim(size) for size in wanted}
+    most = dict(dynamic) if isinstance(dynamic, Mapping) else {}
+    for size, limit in most.items():
+        if limit is not None and check_count("export", f"dynamic[{size!r}]", limit) < sizes[size]:
+            raise ValueError(f"export: dynamic[{size!r}] must be at least the example's {sizes[size]}, got {limit}")
+    dims: dict[str, Any] = {size: torch.export.Dim(size, max=most.get(size)) for size in wanted}
     shapes: list[dict[int, Any] | None] = []
     for name in there:
         named = {axis: named_size(size) for axis, size in axes.get(name, {}).items()}

@@ -196,7 +196,7 @@ def test_refused():
         dynamic=["pairs"],
     )
     refused(TypeError, "dynamic must be a sequence of names, got the str 'nodes'", model, batch, S, dynamic="nodes")
-    named = "('batch',) for this PointClouds, got 'nodes'"
+    named = "('batch', 'points') for this PointClouds, got 'nodes'"
     points, few = uniform_points()
     refused(ValueError, f"dynamic must name some of {named}", points.eval(), few, S, dynamic=["batch", "nodes"])
     message = "example must have a size of at least 2 where it is dynamic, got batch = 1"
@@ -218,3 +218,25 @@ def test_a_model_that_fixes_a_size():
     model, batch = flat_mlp()
     model.readout = Fixed()
     refused(ValueError, "dynamic must leave out sizes that the model fixes, got 'batch'", model.eval(), batch, S)
+
+
+def test_any_number_of_points_up_to_a_largest():
+    """Molecules padded to another size than the example's; the largest is that of the Transformer's op."""
+    torch.manual_seed(0)
+
+    def molecules(*sizes: int) -> psf.PointClouds:
+        nodes = sum(sizes)
+        ptr = torch.tensor([0, *sizes]).cumsum(0)
+        return psf.PointClouds(torch.randn(nodes, 3), features=torch.rand(nodes, 2), ptr=ptr)
+
+    example = molecules(4, 5, 3)
+    network = psf.models.Transformer(5, 16, 1, 2, 16, tokens=None, out_features=1)
+    model = psf.symmetrize(network, psf.groups.Euclidean(3), example).eval()
+    program = psf.export(model, example, 4, dynamic={"batch": None, "points": 64}).module()
+    other = molecules(7, 2, 9, 6)
+    found = program(other.positions, other.features, other.num_nodes, torch.tensor(3))
+    torch.testing.assert_close(found, model(other, samples=4, seed=3)[0])
+    with pytest.raises(
+        ValueError, match=re.escape("export: dynamic['points'] must be at least the example's 5, got 4")
+    ):
+        psf.export(model, example, 4, dynamic={"points": 4})
