@@ -15,6 +15,7 @@ from probsym_fast.distributions.energy import Energy
 from probsym_fast.distributions.frames import Frame, WeightedFrame
 from probsym_fast.distributions.gin import GIN
 from probsym_fast.distributions.laplacian import laplacian_keys
+from probsym_fast.distributions.minimal_frames import MinimalFrame
 from probsym_fast.distributions.vector_neurons import VectorNeurons
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Frame",
     "Identity",
     "Learned",
+    "MinimalFrame",
     "Noise",
     "Normal",
     "Orbit",

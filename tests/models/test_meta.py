@@ -111,6 +111,7 @@ MODULES = {
     "Uniform": (lambda: Uniform(Symmetric(N)), lambda p: p(GRAPHS, 2, seeded())[0].order),
     "Identity": (lambda: distributions.Identity(Symmetric(N)), lambda p: p(GRAPHS, 2)[0].order),
     "Frame": (lambda: distributions.Frame(Symmetric(N)), lambda p: p(GRAPHS, 2, seeded())[0].order),
+    "MinimalFrame": (lambda: distributions.MinimalFrame(Euclidean(3)), lambda p: p(CLOUDS, 2, seeded())[0].frame),
     "WeightedFrame": (lambda: distributions.WeightedFrame(Euclidean(3)), lambda p: p(CLOUDS, 2, seeded())[0].frame),
     "Orbit": (lambda: distributions.Orbit(Dihedral(3)), lambda p: p(GRAPHS, 4, seeded())[0]),
     "Energy": (

@@ -14,6 +14,7 @@ from probsym_fast.distributions import (
     Frame,
     Identity,
     Learned,
+    MinimalFrame,
     Normal,
     Orbit,
     Uniform,
@@ -162,6 +163,15 @@ ROWS.add(
     drawn,
     lambda size: (clouds(size), seed()),
     part=lambda: WeightedFrame(SpecialEuclidean(3)),
+    axes=free,
+    trains=False,
+    slow=True,
+)
+ROWS.add(
+    "MinimalFrame",
+    drawn,
+    lambda size: (clouds(size), seed()),
+    part=lambda: MinimalFrame(SpecialEuclidean(3)),
     axes=free,
     trains=False,
     slow=True,
