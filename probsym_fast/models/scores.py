@@ -13,7 +13,7 @@ class ScoredReadout(nn.Module):
     """A readout and a head that scores each sample: the prediction is {"prediction": the readout's, "score": (B,)}.
 
     head: module on the backbone's outputs, (B, S, ...) -> (B, S) or (B, S, 1); other shapes are a ValueError. As they depend
-    on g^-1 x alone, the score is invariant. With score="score", reduce="weighted" takes the softmax of the scores as weights,
+    on g^-1 x only, the score is invariant. With score="score", reduce="weighted" takes the softmax of the scores as weights,
     which the head then learns, and reduce="best" takes the sample with the highest score:
 
         readout = ScoredReadout(MeanReadout(), nn.Linear(width, 1))

@@ -120,7 +120,7 @@ def checked(model: Any, tokens: int, width: int) -> tuple[int, bool | None]:
             output = model.eval()(inputs_embeds=some.to(parameter)).last_hidden_state
         except Exception as error:  # anything that the model needs and lacks
             text = f"{type(error).__name__}: {error}"
-            raise ValueError(f"hf_backbone: the model must run on inputs_embeds alone, got {name}: {text}") from error
+            raise ValueError(f"hf_backbone: the model must run on inputs_embeds only, got {name}: {text}") from error
         outputs.append(output[:, :-1])
     model.train(training)
     if output.shape[:2] != (1, tokens):

@@ -82,9 +82,7 @@ class WholeVisionBackbone(OnTokens):
         model, training, kind = self.model, self.model.training, type(self.model).__name__
         found = model.eval().forward_features(tokens)
         if not (found.is_meta or torch.equal(found, expected)):
-            raise ValueError(
-                f"timm_backbone: the model must run on tokens alone, got {kind}, which reads the image too"
-            )
+            raise ValueError(f"timm_backbone: the model must run on tokens only, got {kind}, which reads the image too")
         self.out_width = found.shape[1 if self.features == "MDRC" else -1]
         if self.read == "pooled":
             try:

@@ -222,7 +222,7 @@ def test_weights_that_do_not_load(tmp_path):
         (
             transformers.LongformerConfig(**USUAL, attention_window=4),
             {},
-            "the model must run on inputs_embeds alone, got LongformerModel: RuntimeError: the model reads words besides",
+            "the model must run on inputs_embeds only, got LongformerModel: RuntimeError: the model reads words besides",
         ),
         (
             transformers.MambaConfig(hidden_size=12, num_hidden_layers=1),
