@@ -173,7 +173,7 @@ class Cyclic(_Polygon):
 
     axes: letters of the axes that it moves. Vectors "v" and points "p", of two coordinates, are rotated (exactly for
     multiples of 90 degrees). Any other axis, such as nodes "n", has n places and is shifted by k: what is at place j goes to
-    place j + k. The default acts on the plane alone; `Cyclic(6, "n")` shifts six nodes.
+    place j + k. The default acts on the plane only; `Cyclic(6, "n")` shifts six nodes.
     Raises TypeError unless n is an int and axes a str, ValueError for n below 1 and for axes with "c" or none.
     """
 

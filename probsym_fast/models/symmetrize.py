@@ -41,6 +41,7 @@ from probsym_fast.models.backbones.vision import VisionBackbone
 from probsym_fast.models.backbones.whole import WholeVisionBackbone
 from probsym_fast.models.graphs import FlatGraph, IdentifiedNodes, MeanReadout, SlotReadout
 from probsym_fast.models.point_clouds import (
+    POOLS,
     FlatCloud,
     LayoutReadout,
     NodeReadout,
@@ -55,22 +56,9 @@ DISTRIBUTIONS = "learned", "canonical", "uniform", "orbit", "frame", "none"
 TOKENS = {PointClouds: ("flat", "nodes", "pairs"), Graphs: ("flat", "patches", "sequence", "identifiers")}
 # modules that act on the last axis or entry by entry, and so take any leading axes
 ENTRYWISE = (
-    *(
-        nn.Linear,
-        nn.LayerNorm,
-        nn.Dropout,
-        nn.Identity,
-        nn.ReLU,
-        nn.LeakyReLU,
-        nn.ELU,
-        nn.SELU,
-        nn.GELU,
-        nn.SiLU,
-        nn.Mish,
-    ),
-    *(nn.Tanh, nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid),
+    *(nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, nn.Tanh, nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign),
+    *(nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid),
 )
-POOLS = "sum", "mean"
 COLUMN_NOISE = 0.1  # of learned frames, for clouds of few points
 OUTPUTS = {PointClouds: ("invariant", "nodes", "vectors", "positions"), Graphs: ("invariant", "nodes", "pairs")}
 

@@ -1,4 +1,4 @@
-"""Vector Neurons on molecules: features of nodes, positions alone, clouds of different sizes."""
+"""Vector Neurons on molecules: features of nodes, positions only, clouds of different sizes."""
 
 import re
 

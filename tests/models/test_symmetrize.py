@@ -189,6 +189,7 @@ def test_no_axis_of_samples_is_taken_for_one_of_values():
         one = psf.symmetrize(net, E3, first, distribution="uniform").eval()
         each = model(batch, samples=3, seed=0, reduce="none")[0]
         assert not torch.allclose(each[0], each[1])
+        assert_near(model(batch, samples=1, seed=0, reduce="none")[0], each[:1])
         alone = one(first, samples=3, seed=0, reduce="none")[0]
         assert_near(each[:, :1], alone)
     model = psf.symmetrize(Extent(), E3, batch, distribution="uniform").eval()
