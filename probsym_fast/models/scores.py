@@ -18,7 +18,8 @@ class ScoredReadout(nn.Module):
 
         readout = ScoredReadout(MeanReadout(), nn.Linear(width, 1))
         model = Symmetrized(backbone, embed, readout, distribution, reduce="weighted", score="score")
-        prediction = model(batch, samples=8)[0]["prediction"]
+        predictions, _ = model(batch, samples=8)
+        predictions["prediction"]
     """
 
     def __init__(self, readout: nn.Module, head: nn.Module):
