@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,7 +54,10 @@ def move_images(x: Tensor, plane: Tensor, *, inverse: bool = False, pad_mode: st
     back = torch.where(plane > 3, plane, -plane % 4)
     there, back = (plane, back) if inverse else (back, plane)
     B, S1, C, H, W = x.shape
-    rows = x.permute(0, 1, 3, 4, 2).reshape(B, S1, H * W, C)
+    rows = x.permute(0, 1, 3, 4, 2)
+    if torch.compiler.is_compiling():  # else the view below fixes a program to more than one input
+        rows = rows.clone(memory_format=torch.contiguous_format)
+    rows = rows.reshape(B, S1, H * W, C)
     place = _places(H, W, x.device)
     p = Permutation(place[back], None, place[there], checked=True)
     return ops.permute(p, rows).unflatten(2, (H, W)).permute(0, 1, 4, 2, 3)
@@ -104,9 +106,9 @@ def move_along(owner: Group, x: Tensor, axes: tuple[int, int], plane: Tensor, sq
     if square and H != W:
         raise ValueError(f"{owner}: images must be square for turns by 90 degrees, got {H} x {W}")
     last = x.movedim((h, w), (-2, -1))
-    rest = last.shape[2:-2]
-    y = move_images(last.reshape(*x.shape[:2], math.prod(rest), H, W), plane, inverse=inverse)
-    return y.reshape(*y.shape[:2], *rest, H, W).movedim((-2, -1), (h, w))
+    rest = tuple(last.shape[2:-2])
+    y = move_images(last.flatten(2, -3) if rest else last[:, :, None], plane, inverse=inverse)
+    return (y.unflatten(2, rest) if rest else y[:, :, 0]).movedim((-2, -1), (h, w))
 
 
 def turns_of(matrices: Tensor, close: float) -> Tensor | None:
