@@ -48,11 +48,9 @@ class Finite(Group):
         self.order, self._table, self._inverses = len(table), Constant(table), Constant(inverses)
         self._actions: dict[str, Constant] = {}
         for letters, x in actions.items():
-            own = set(letters)
-            if {"h", "w"} <= own and x.ndim == 3:
+            if {"h", "w"} <= set(letters) and x.ndim == 3:
                 self._set_plane(letters, x)
-                own -= {"h", "w"}
-            self._actions |= dict.fromkeys(own, Constant(x))
+            self._actions |= dict.fromkeys(letters, Constant(x))
         if actions:
             self.moves = "".join(actions)
 

@@ -113,7 +113,9 @@ def move_along(owner: Group, x: Tensor, axes: tuple[int, int], plane: Tensor, sq
 
 def turns_of(matrices: Tensor, close: float) -> Tensor | None:
     """(n,) int64: which symmetries of a square the matrices (n, 2, 2) are; None if one is none of them."""
-    same = (matrices[:, None] - torch.tensor(TURNS, dtype=matrices.dtype)).abs().amax((2, 3)) < close
+    same = (matrices[:, None] - torch.tensor(TURNS, dtype=matrices.dtype, device=matrices.device)).abs().amax(
+        (2, 3)
+    ) < close
     return same.to(torch.int64).argmax(1) if bool(same.any(1).all()) else None
 
 

@@ -183,6 +183,7 @@ def test_smooth_images_turn_as_functions_do(name):
     moved = group.act(g, batch.pixels, "chw")
     frames = plane_of(group, g, torch.float64)
     assert frames.shape == (1, S, 2, 2) and frames.dtype == torch.float64
+    assert_near(moved, move_images(batch.pixels, frames))
     back = places[None, None] @ frames[:, :, None]  # rows: (g^-1 p)^T = p^T g
     assert (moved[:, :, 0] - bump(back)).abs().max() < bound
     twice, once = group.act(h, moved, "chw"), group.act(group.compose(h, g), batch.pixels, "chw")
@@ -209,6 +210,16 @@ def test_products():
     assert torch.equal(plane_of(group, elements[0]), g)
     with pytest.raises(ValueError, match="must move different axes of x, got layout 'chw' with 'h' moved by two"):
         (Cyclic(4) * Orthogonal(2)).act((g, None), x[:, 0, 0], "chw")
+
+
+def test_shifts_of_rows_and_columns():
+    """Axes that are listed by name are shifted, each on its own."""
+    group, x = Cyclic(4, "h") * Cyclic(5, "w"), torch.randn(2, 3, 4, 5)
+    g = group.elements(psf.Images(x))
+    found = group.act(g, x, "chw")
+    assert found.shape == (2, 20, 3, 4, 5)
+    for s in (0, 7, 19):
+        assert torch.equal(found[:, s], x.roll((int(g[0][0, s]), int(g[1][0, s])), (-2, -1)))
 
 
 @pytest.mark.parametrize(
