@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from probsym_fast import distributions, groups, models, ops, profiling
 from probsym_fast._checks import debug
-from probsym_fast.batches import Batch, Graphs, PointClouds
+from probsym_fast.batches import Batch, Graphs, Images, PointClouds
 from probsym_fast.draws import Draws
 from probsym_fast.exporting import export
 from probsym_fast.models.chunks import Chunks
@@ -32,6 +32,7 @@ __all__ = [
     "Draws",
     "Estimate",
     "Graphs",
+    "Images",
     "Permutation",
     "PointClouds",
     "Profile",

@@ -44,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="probsym", description="Probabilistic symmetrization, fast.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="fit | test | profile | info | data")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="fit | test | sweep | profile | info | data"
+    )
     for name, about in (
         ("fit", "train a configuration and test it"),
         ("test", "test a trained configuration"),
@@ -65,6 +67,7 @@ def _main(arguments: Sequence[str] | None) -> int:
             )
         command.add_argument("--keys", action="store_true", help="list the configuration's keys and exit")
         _add_import(command)
+    _add_sweep(commands)
     _add_profile(commands)
     commands.add_parser(
         "info", help="show which backends are built and which each op uses, and list the configurations"
@@ -76,10 +79,11 @@ def _main(arguments: Sequence[str] | None) -> int:
         "--force", action="store_true", help="generate or read the data set again even if its file exists"
     )
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command not in ("fit", "test", "profile"):
+    if rest and options.command not in ("fit", "test", "sweep", "profile"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        run = {"fit": _run, "test": _run, "profile": _profile, "info": _info, "data": _data}[options.command]
+        functions = {"fit": _run, "test": _run, "sweep": _sweep, "profile": _profile, "info": _info, "data": _data}
+        run = functions[options.command]
         return run(options, rest)
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
@@ -126,6 +130,26 @@ def _import(modules: Sequence[str]) -> None:
         except ImportError as error:
             text = f"must name a module that can be imported, got {name!r}: {error}"
             raise ValueError(f"--import {text}") from error
+
+
+def _add_sweep(commands: argparse._SubParsersAction) -> None:
+    text = "train a comparison unattended: a process for every run, at low priority"
+    about = (
+        f"{text.capitalize()}. Runs that are finished are kept, stopped ones continue: give the same command again after "
+        "Ctrl-C or a crash. The folder gets table.md after every run. Override any key of the configuration with --key value."
+    )
+    command = commands.add_parser("sweep", help=text, description=about, allow_abbrev=False)
+    add = command.add_argument
+    add(
+        "-c",
+        "--config",
+        required=True,
+        help="a comparison: a YAML file, or a packaged name such as pattern/small_methods",
+    )
+    add("--jobs", type=int, default=1, metavar="N", help="runs at once (default: 1)")
+    add("--threads", type=int, metavar="N", help="threads of each run (default: torch's)")
+    add("--nice", type=int, default=10, metavar="N", help="lower the priority by N (default: 10)")
+    _add_import(command)
 
 
 def _add_profile(commands: argparse._SubParsersAction) -> None:
@@ -225,6 +249,32 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     _table(configuration.full_name(task.config), task.table(results))
     there = (f"   {name}: {folder / name}" for name in ("plots", "logs") if (folder / name).is_dir())
     print(f"figures: {folder / 'results.json'}{''.join(there)}")
+    return 0
+
+
+def _sweep(options: argparse.Namespace, rest: list[str]) -> int:
+    from probsym_fast import tasks
+    from probsym_fast.tasks.comparison import Comparison
+    from probsym_fast.tasks.sweep import Sweep
+    from probsym_fast.training import run as training
+
+    _import(options.modules)
+    task = tasks.load(options.config, rest)
+    if not isinstance(task, Comparison):
+        raise ValueError(f"sweep: config must be a comparison (task: comparison), got task {task.config.task!r}")
+    sweep = Sweep(
+        task, jobs=options.jobs, niceness=options.nice, threads=options.threads, modules=tuple(options.modules)
+    )
+    try:
+        results = sweep.run()
+    except training.Stopped as stop:
+        print("\nprobsym: stopped; the same command continues", file=sys.stderr)
+        return stop.status
+    except (training.Fault, RuntimeError) as error:
+        return _refuse(str(error))
+    print(sweep.table())
+    _table(tasks.configuration.full_name(task.config), task.table(results))
+    print(f"figures: {sweep.folder / 'results.json'}   table: {sweep.folder / 'table.md'}")
     return 0
 
 

@@ -91,14 +91,14 @@ class Comparison(Computation):
         first = _absolute(config.first) if config.first else None
         self.config = replace(config, first=first, runs=runs, common=_absolute(config.common))
         self.load = load
-        for label, keys, seed, where in self._runs(Path("unused")):  # reads all of them before training any
+        for label, keys, seed, where in self.runs(Path("unused")):  # reads all of them before training any
             figures = self._task(keys, seed, where).figures
             if label != "first" and figures and config.measure not in figures:
                 raise ValueError(
                     f"config: measure must be one of {', '.join(figures)} for {label}, got {config.measure!r}"
                 )
 
-    def _runs(self, folder: Path) -> Iterator[tuple[str, dict[str, Any], int, Path]]:
+    def runs(self, folder: Path) -> Iterator[tuple[str, dict[str, Any], int, Path]]:
         """(label, keys, seed, folder) of every run, in training order."""
         config = self.config
         if config.first:
@@ -108,20 +108,26 @@ class Comparison(Computation):
                 keys = {key: value for key, value in config.common.items() if key not in own} | own
                 yield f"{name}, seed {seed}", keys, seed, folder / name / f"seed{seed}"
 
-    def _task(self, keys: dict[str, Any], seed: int, folder: Path) -> Task:
+    @staticmethod
+    def arguments(keys: dict[str, Any], seed: int, folder: Path) -> tuple[str, list[str]]:
+        """The configuration and the flags of a run, as `probsym fit -c` takes them."""
         first = folder.parent.parent / "first"
         values = {key: str(first) if value == FIRST else value for key, value in keys.items()}
         values |= {"seed": seed, "folder": str(folder)}
         name = values.pop("config")
         flags = ((key, value if isinstance(value, str) else json.dumps(value)) for key, value in values.items())
-        task = self.load(name, [f"--{key}={value}" for key, value in flags])
+        return name, [f"--{key}={value}" for key, value in flags]
+
+    def _task(self, keys: dict[str, Any], seed: int, folder: Path) -> Task:
+        name, flags = self.arguments(keys, seed, folder)
+        task = self.load(name, flags)
         if not isinstance(task, Task):
             raise ValueError(f"config: runs must be experiments that train a model, got {name}")
         return task
 
-    def _check_there(self, folder: Path) -> None:
+    def check_there(self, folder: Path) -> None:
         """Raises ValueError if a finished or stopped run has another configuration."""
-        for _, keys, seed, where in self._runs(folder):
+        for _, keys, seed, where in self.runs(folder):
             task, path = self._task(keys, seed, where), where / "config.yaml"
             if (where / "results.json").is_file():
                 before = configuration.flat(configuration.read(path)) if path.is_file() else {}
@@ -133,19 +139,17 @@ class Comparison(Computation):
 
     def run(self, folder: Path) -> dict[str, Any]:
         config = self.config
-        self._check_there(folder)
+        self.check_there(folder)
         record(folder, config)
         values: dict[str, list[float]] = {name: [] for name in config.runs}
         curves: dict[str, list[dict[int, float]]] = {name: [] for name in config.runs}
-        for label, keys, seed, where in self._runs(folder):
+        for label, keys, seed, where in self.runs(folder):
             task = self._task(keys, seed, where)
             results = _trained(task, label, where)
             if label == "first":
                 continue
-            if config.measure not in results:
-                raise ValueError(f"config: measure must be one of {', '.join(results)}, got {config.measure!r}")
             name = where.parent.name
-            values[name].append(results[config.measure])
+            values[name].append(self.figure(results))
             curves[name].append(history(where).get(task.monitor.key, {}))
         plot_runs(
             folder / "plots" / "comparison.png", values, curves, config.measure, f"validation {task.monitor.name}"
@@ -158,6 +162,12 @@ class Comparison(Computation):
             "mean": {name: x.mean().item() for name, x in spread.items()},
             "std": {name: x.std(correction=min(1, len(x) - 1)).item() for name, x in spread.items()},
         }
+
+    def figure(self, results: dict[str, Any]) -> float:
+        """The measure in a run's results. ValueError if it is not there."""
+        if self.config.measure not in results:
+            raise ValueError(f"config: measure must be one of {', '.join(results)}, got {self.config.measure!r}")
+        return results[self.config.measure]
 
     def describe(self, results: dict[str, Any]) -> list[tuple[str, str]]:
         rows = [
@@ -206,11 +216,16 @@ def _absolute(keys: dict[str, Any]) -> dict[str, Any]:
 
 def _trained(task: Task, name: str, folder: Path) -> dict[str, Any]:
     """The results of the run, which is trained first unless it is finished."""
-    done = folder / "results.json"
-    if not done.is_file():
+    if not (folder / "results.json").is_file():
         begun = (folder / "config.yaml").is_file()
         print(f"{name}: {'continued' if begun else 'trained'} in {folder}", file=sys.stderr, flush=True)
         fit(task, resume=begun)
+    return results_of(folder)
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    """The figures of a finished run. ValueError for a damaged file."""
+    done = folder / "results.json"
     try:
         results = json.loads(done.read_text(encoding="utf-8"))
         if not isinstance(results, dict):
