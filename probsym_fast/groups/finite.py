@@ -26,7 +26,9 @@ class Finite(Group):
 
     table: (order, order) integers, table[g, h] = g h. actions: how the elements act, for each axis letter (or letters,
     such as "vp") either matrices (order, d, d), real or complex, or permutations (order, n) int64, where g moves what is at
-    place j to place permutations[g, j]. Without actions override `along`, and list the letters in `moves`.
+    place j to place permutations[g, j]. Matrices of the plane (order, 2, 2) under both "h" and "w", such as {"hw": matrices}
+    or {"vhw": matrices}, move images (`groups.move_images`). Without actions override `along`, and list the letters in
+    `moves`.
 
     `Finite.generated` makes the table from a few elements. Uniform draws are independent; "antithetic" ones mirror the
     number; "stratified" ones run through all elements in `order` consecutive samples.
@@ -48,11 +50,9 @@ class Finite(Group):
         self.order, self._table, self._inverses = len(table), Constant(table), Constant(inverses)
         self._actions: dict[str, Constant] = {}
         for letters, x in actions.items():
-            own = set(letters)
-            if {"h", "w"} <= own and x.ndim == 3:
+            if {"h", "w"} <= set(letters) and x.ndim == 3:
                 self._set_plane(letters, x)
-                own -= {"h", "w"}
-            self._actions |= dict.fromkeys(own, Constant(x))
+            self._actions |= dict.fromkeys(letters, Constant(x))
         if actions:
             self.moves = "".join(actions)
 
