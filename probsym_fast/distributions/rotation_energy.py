@@ -15,7 +15,7 @@ from probsym_fast.distributions.distribution import Penalties
 from probsym_fast.draws import Draws
 from probsym_fast.groups import Group, Orthogonal
 
-FLAT = 0.1  # smallest curvature of log p per squared step that an offset is divided by
+FLAT = 0.5  # smallest curvature of log p, per squared radian, that a slope is divided by
 
 
 class RotationEnergy(Scored):
@@ -31,16 +31,17 @@ class RotationEnergy(Scored):
 
     which is exp(s) normalised by the trapezoidal rule: for smooth scores n = 16 is close to the limit.
 
-    refine: each candidate's angle moves to the peak, within half a step of 2 pi / n, of the parabola through its own log p
-    and those of its two neighbours a, b on either side: by d steps, where
+    refine: each candidate's angle moves to the peak, within half a step h = 2 pi / n, of the parabola through its own log p
+    and its two neighbours': by d steps, where
 
-        d = clamp(((b - a) / 2) / max(c, 0.1), -1/2, 1/2),  c = 2 log p_k - a - b.
+        d = clamp((log p_{k+1} - log p_{k-1}) / 2 / max(c, h^2 / 2), -1/2, 1/2),  c = 2 log p_k - log p_{k-1} - log p_{k+1}.
 
-    Peaks are so found far finer than a step, 0 where p is flat, and uphill by half a step between peaks. d is continuous in
-    the scores, and equivariant as they are. Through it the elements have a gradient to the network, bounded by the 0.1,
-    which a plain mean over the samples of `forward` trains too, besides the penalties; it is 0 where d is clamped. The
-    probabilities themselves are trained by `elements_and_weights` (`Discrete`; also for `replacement`), whose gradients have
-    both parts. `best`: canonicalization, the candidate of the largest p, which depends on u only by the rest of the offset.
+    So peaks are found far finer than a step, nothing moves where p is flat, and between peaks it is half a step uphill. d is
+    continuous in the scores, with a gradient bounded by h^2 / 2 (a concentration of 1/2), and equivariant as they are. Through
+    it the elements have a gradient to the network, 0 where d is clamped, which a plain mean over the samples of `forward`
+    has too. The probabilities themselves are trained by the penalties and by `elements_and_weights` (`Discrete`, also for
+    `replacement`), whose gradients have both parts. `best`: canonicalization by the candidate of the largest p; it depends
+    on u by what the parabola leaves.
 
     Given the seed, results are reproducible: u too comes from `Draws`. Many samples of an input are a mean over the
     candidates of its one u, so they converge to a value that depends on u by the error of the trapezoidal rule.
@@ -97,7 +98,7 @@ class RotationEnergy(Scored):
         log_p = self.scored(batch, self._frames(angle).to(dtype), halves * self.n, axes)
         found = penalties(log_p, None if self.prior is None else self._prior(angle))
         if self.refine:
-            angle = angle + step * _peak(log_p.unflatten(1, (halves, self.n))).flatten(1)
+            angle = angle + step * _peak(log_p.unflatten(1, (halves, self.n)), FLAT * step**2).flatten(1)
         return self._frames(angle).to(dtype), log_p, found
 
     def _frames(self, angle: Tensor) -> Tensor:
@@ -113,10 +114,10 @@ class RotationEnergy(Scored):
         return one if self.group.special else torch.cat([(1 - self.reflected) * one, self.reflected * one], 1)
 
 
-def _peak(log_p: Tensor) -> Tensor:
+def _peak(log_p: Tensor, flat: float) -> Tensor:
     """(..., n) the place of the parabola's peak relative to each place of a circle of n, in -1/2..1/2."""
     before, after = log_p.roll(1, -1), log_p.roll(-1, -1)
-    curvature = (2 * log_p - before - after).clamp(min=FLAT)
+    curvature = (2 * log_p - before - after).clamp(min=flat)
     return ((after - before) / 2 / curvature).clamp(-0.5, 0.5)
 
 
