@@ -40,9 +40,9 @@ def move_images(x: Tensor, plane: Tensor, *, inverse: bool = False, pad_mode: st
     pad_mode: what matrices read outside the image: "zeros", each of the four pixels that lies outside as 0, or "replicate",
     the nearest pixel of the border.
 
-    Gradients: x, and matrices; of any order. The first is that of torch's `grid_sample`, which adds up in no fixed order on
-    a GPU; second derivatives, torch.func and forward mode go through the same formula in plain torch, at several times the
-    time and memory.
+    Gradients: x, and matrices, of any order; the first only in compiled programs. It is that of torch's `grid_sample`. Second
+    derivatives, torch.func and forward mode go through the same formula in basic operations of torch, at many times the time
+    and memory, and so does all of it on a GPU with `torch.use_deterministic_algorithms`.
 
     Raises: TypeError (dtypes), ValueError (shapes; numbers out of range or odd where H is not W, on a GPU only in debug
     mode).
@@ -142,11 +142,19 @@ def _interpolated(x: Tensor, matrices: Tensor, replicate: bool) -> Tensor:
     dtype = torch.promote_types(torch.promote_types(image.dtype, matrices.dtype), torch.float32)
     image, matrices = image.to(dtype), matrices.to(dtype)
     with without_autocast(x.device):
-        if torch.compiler.is_compiling():  # programs have first derivatives only
+        if _plain(image):
+            y = moved_image(image, matrices, replicate)
+        elif torch.compiler.is_compiling():  # programs have first derivatives only
             y = _sampled(image, _grid(matrices, *image.shape[2:]), S, replicate)
         else:
-            y = moved_image(image, matrices, replicate) if transformed() else _Sampled.apply(image, matrices, replicate)
+            y = _Sampled.apply(image, matrices, replicate)
     return y.to(x.dtype)
+
+
+def _plain(image: Tensor) -> bool:
+    """Whether to move by torch's basic operations: under torch.func, and where a GPU must be deterministic."""
+    exact = image.device.type != "cpu" and torch.are_deterministic_algorithms_enabled()
+    return exact or (not torch.compiler.is_compiling() and transformed())
 
 
 def _coordinates(H: int, W: int, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -271,10 +271,33 @@ def test_what_is_not_moved(arguments, error, message):
         move_images(torch.zeros(2, 3, 4, 4), torch.zeros(2, 1).long(), pad_mode="reflect")
 
 
-@pytest.mark.parametrize("matrices", [torch.eye(3)[None], torch.eye(2, dtype=torch.complex64)[None]])
-def test_images_need_real_matrices_of_the_plane(matrices):
-    with pytest.raises(ValueError, match=r"^Finite: actions\['hw'\] must be real matrices of the plane"):
-        Finite([[0]], {"hw": matrices})
+SHEAR = torch.tensor([[1.0, 1.0], [0.0, -1.0]])  # its own inverse
+
+
+@pytest.mark.parametrize(
+    ("element", "got"),
+    [
+        (torch.eye(3), "torch.float64 (2, 3, 3)"),
+        (torch.eye(2, dtype=torch.complex64), "torch.complex128 (2, 2, 2)"),
+        (SHEAR, "others"),
+    ],
+)
+def test_images_need_orthogonal_matrices(element, got):
+    message = f"Finite: actions['hw'] must be real orthogonal matrices (order, 2, 2) for images, got {got}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Finite([[0, 1], [1, 0]], {"hw": torch.stack([torch.eye(len(element)).to(element), element])})
+
+
+def test_a_subclass_says_what_it_moves():
+    class Frames(Orthogonal):
+        moves = "v"
+
+    group = Frames(2)
+    assert group.moves == "v" and group.keeps("hw")
+    with pytest.raises(ValueError, match="must use only the letters 'nvpc', got 'h' in 'chw'"):
+        group.act(torch.eye(2).expand(1, 1, 2, 2), torch.zeros(1, 1, 4, 4), "chw")
+    with pytest.raises(ValueError, match="the group must act on the plane"):
+        plane_of(group, torch.eye(2).expand(1, 1, 2, 2))
 
 
 # --- models ---
@@ -322,3 +345,14 @@ def test_models_of_any_angle():
     orbit = psf.Symmetrized(backbone, Moved(), Pooled(), psf.distributions.Orbit(Cyclic(8))).eval()
     one, every = (psf.equivariance_error(orbit, batch, samples=S, moves=4, scale=1.0) for S in (1, 8))
     assert every < one / 10
+
+
+def test_programs_for_images_of_any_size():
+    backbone = Folded(nn.Conv2d(2, 3, 3, padding=1))
+    parts = backbone, Moved(), LayoutReadout("chw"), psf.distributions.Uniform(SpecialOrthogonal(2))
+    model, seed = psf.Symmetrized(*parts).eval(), torch.tensor(5)
+    program = psf.export(model, psf.Images(torch.randn(3, 2, 8, 10)), 4, dynamic=("batch", "height", "width"))
+    for shape in ((5, 2, 12, 9), (1, 2, 7, 7)):
+        pixels = torch.randn(shape)
+        with torch.no_grad():
+            assert_near(program.module()(pixels, seed), model(psf.Images(pixels), 4, seed=seed)[0])
