@@ -54,3 +54,4 @@ for label, make in (
         axes=("batch", "nodes"),
         trains=False,
     )
+ROWS.add("confidence", models.confidence, lambda size: (torch.randn(S, size.batch, C),))
