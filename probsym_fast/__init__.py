@@ -2,8 +2,8 @@
 
     f(x) = mean over samples g ~ p(g|x) of  g . backbone(g^-1 . x)
 
-A `Symmetrized` model puts a distribution over group elements around any backbone. `Graphs` and `PointClouds` are what it
-takes, `groups`, `distributions` and `models` hold its parts, `ops` the fused functions below them. `profile` and
+A `Symmetrized` model puts a distribution over group elements around any backbone. `Graphs`, `PointClouds` and `Images` are
+what it takes, `groups`, `distributions` and `models` hold its parts, `ops` the fused functions below them. `profile` and
 `equivariance_error` measure it. The experiments (`tasks`, and the command `probsym`) need `pip install probsym_fast[train]`.
 """
 

@@ -14,7 +14,7 @@ from probsym_fast._checks import check_count, check_type, looks_at_values
 from probsym_fast.batches import Batch
 from probsym_fast.draws import Draws
 from probsym_fast.groups._constants import Constant
-from probsym_fast.groups._tables import CLOSE, Actions, as_actions, checked_actions, checked_table, generated
+from probsym_fast.groups._tables import CLOSE, Actions, as_actions, checked_actions, checked_table, equal, generated
 from probsym_fast.groups.elements import product
 from probsym_fast.groups.group import Group, check_layout, sample_axis
 from probsym_fast.groups.images import image_axes, move_along, turns_of
@@ -26,7 +26,9 @@ class Finite(Group):
 
     table: (order, order) integers, table[g, h] = g h. actions: how the elements act, for each axis letter (or letters,
     such as "vp") either matrices (order, d, d), real or complex, or permutations (order, n) int64, where g moves what is at
-    place j to place permutations[g, j]. Without actions override `along`, and list the letters in `moves`.
+    place j to place permutations[g, j]. Orthogonal matrices (order, 2, 2) under both "h" and "w", such as {"hw": matrices}
+    or {"vhw": matrices}, move images (`groups.move_images`). Without actions override `along`, and list the letters in
+    `moves`.
 
     `Finite.generated` makes the table from a few elements. Uniform draws are independent; "antithetic" ones mirror the
     number; "stratified" ones run through all elements in `order` consecutive samples.
@@ -48,19 +50,18 @@ class Finite(Group):
         self.order, self._table, self._inverses = len(table), Constant(table), Constant(inverses)
         self._actions: dict[str, Constant] = {}
         for letters, x in actions.items():
-            own = set(letters)
-            if {"h", "w"} <= own and x.ndim == 3:
+            if {"h", "w"} <= set(letters) and x.ndim == 3:
                 self._set_plane(letters, x)
-                own -= {"h", "w"}
-            self._actions |= dict.fromkeys(own, Constant(x))
+            self._actions |= dict.fromkeys(letters, Constant(x))
         if actions:
             self.moves = "".join(actions)
 
     def _set_plane(self, letters: str, matrices: Tensor) -> None:
+        wanted = f"Finite: actions[{letters!r}] must be real orthogonal matrices (order, 2, 2) for images"
         if matrices.is_complex() or matrices.shape[1] != 2:
-            kind = "complex" if matrices.is_complex() else "real"
-            wanted = "real matrices of the plane (order, 2, 2) for images"
-            raise ValueError(f"Finite: actions[{letters!r}] must be {wanted}, got {kind} {tuple(matrices.shape)}")
+            raise ValueError(f"{wanted}, got {matrices.dtype} {tuple(matrices.shape)}")
+        if not equal(matrices @ matrices.mT, torch.eye(2, dtype=matrices.dtype)):
+            raise ValueError(f"{wanted}, got others")
         self._plane, turns = Constant(matrices), turns_of(matrices, CLOSE)
         self._turns = None if turns is None else Constant(turns)
         self._square = turns is not None and bool((turns % 2).any())

@@ -20,7 +20,7 @@ class Orthogonal(Linear):
 
     def __init__(self, d: int = 3):
         super().__init__(d)
-        if self.d == 2:
+        if self.d == 2 and self.moves == Linear.moves:
             self.moves = "vphw"
 
     def frames(self, matrices: Tensor) -> Tensor:
@@ -67,13 +67,13 @@ class Orthogonal(Linear):
 
     def act(self, g: Tensor, x: Tensor, layout: str, *, inverse: bool = False, mean: bool = False) -> Tensor:
         check_layout(self, layout)
-        if (image := image_axes(self, layout)) is not None:
+        if "h" in (self.moves or "") and (image := image_axes(self, layout)) is not None:
             x = x if sample_axis(x, layout, g.shape) else x[:, None]
             x = move_along(self, x, image, g, False, inverse)
         return act_by_matrices(self, g, x, layout, inverse=inverse, mean=mean)
 
     def plane(self, g: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        return g if self.d == 2 else super().plane(g, dtype)
+        return g if "h" in (self.moves or "") else super().plane(g, dtype)
 
 
 class SpecialOrthogonal(Orthogonal):
