@@ -35,7 +35,7 @@ def test_confidence():
     ("call", "error", "message"),
     [
         (lambda: ImageScores(0), ValueError, "ImageScores: channels must be at least 1, got 0"),
-        (lambda: ImageScores(width=2.0), TypeError, "ImageScores: width must be an int, got float"),
+        (lambda: ImageScores(width=2.0), TypeError, "ImageScores: width must be an int, got float 2.0"),
         (lambda: ImageScores(3)(1), TypeError, "ImageScores: x must be a Tensor, got int"),
         (
             lambda: ImageScores(3)(torch.zeros(2, 1, 4, 4)),
