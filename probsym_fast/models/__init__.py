@@ -16,6 +16,9 @@ from probsym_fast.models.backbones.vision import VisionBackbone
 from probsym_fast.models.backbones.whole import WholeVisionBackbone
 from probsym_fast.models.forces import energy_and_forces
 from probsym_fast.models.graphs import FlatGraph, IdentifiedNodes, MeanReadout, PatchWeight, SlotReadout
+from probsym_fast.models.image_readouts import ClassReadout, MaskReadout, TokenReadout
+from probsym_fast.models.image_scores import ImageScores
+from probsym_fast.models.images import ImageTokens, MovedImages
 from probsym_fast.models.point_clouds import (
     FlatCloud,
     LayoutReadout,
@@ -24,12 +27,13 @@ from probsym_fast.models.point_clouds import (
     PairTokens,
     PooledReadout,
 )
-from probsym_fast.models.scores import ScoredReadout
+from probsym_fast.models.scores import ScoredReadout, confidence
 from probsym_fast.models.symmetrized import Symmetrized
 from probsym_fast.models.tokens import DiagonalReadout, GraphReadout, GraphTokens, NodeTokens, PairReadout
 
 __all__ = [
     "MLP",
+    "ClassReadout",
     "DiagonalReadout",
     "FlatCloud",
     "FlatGraph",
@@ -40,10 +44,14 @@ __all__ = [
     "GraphReadout",
     "GraphTokens",
     "IdentifiedNodes",
+    "ImageScores",
+    "ImageTokens",
     "LanguageBackbone",
     "LayoutReadout",
+    "MaskReadout",
     "MeanReadout",
     "MessagePassing",
+    "MovedImages",
     "NodeReadout",
     "NodeTokens",
     "NodeVectors",
@@ -56,9 +64,11 @@ __all__ = [
     "ScoredReadout",
     "SlotReadout",
     "Symmetrized",
+    "TokenReadout",
     "Transformer",
     "VisionBackbone",
     "WholeVisionBackbone",
+    "confidence",
     "energy_and_forces",
     "fuse",
     "hf_backbone",
