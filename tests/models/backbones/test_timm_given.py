@@ -37,7 +37,7 @@ def model_of(name: str) -> tuple[nn.Module, psf.Images]:
     architecture, settings, size = MODELS[name]
     settings = {key: value for key, value in {**SIZES, **settings}.items() if value is not None}
     model = timm.create_model(architecture, img_size=size, **settings).eval()
-    for parameter in model.parameters():
+    for parameter in filter(lambda x: x.numel() < 50_000, model.parameters()):
         nn.init.normal_(parameter, std=0.1 if parameter.ndim > 1 else 0.5)
     return model, images(model, size)
 
