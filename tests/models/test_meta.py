@@ -9,7 +9,7 @@ from torch import nn
 
 from probsym_fast import Symmetrized, distributions, models
 from probsym_fast.distributions import GIN, Learned, Uniform, VectorNeurons
-from probsym_fast.groups import Cyclic, Dihedral, Euclidean, Symmetric
+from probsym_fast.groups import Cyclic, Dihedral, Euclidean, Images, Symmetric
 from tests.helpers.graphs import random_graphs
 from tests.models.test_symmetrized import clouds
 
@@ -18,6 +18,7 @@ GRAPHS = random_graphs([5, 6, 3], dtype=torch.float32, edge_features=3)
 GRAPHS = GRAPHS.replace(pairs=GRAPHS.edge_index[:, ::2])
 CLOUDS = clouds(dtype=torch.float32)
 G = Symmetric(N).identity(GRAPHS, 2)
+IMAGES, TURNS = Images(torch.linspace(-1, 1, 96).sin().view(3, 2, 4, 4)), torch.tensor([[0, 5], [2, 3], [7, 6]])
 MOTIONS = Euclidean(3).identity(CLOUDS, 2)
 
 
@@ -34,6 +35,14 @@ def tokens(*shape: int) -> torch.Tensor:
 
 def on_graphs(part: nn.Module):
     return part(GRAPHS, Symmetric(N), G)
+
+
+def on_images(part: nn.Module):
+    return part(IMAGES, Dihedral(4), TURNS)
+
+
+def back_to_images(*shape: int):
+    return lambda part: part(tokens(3, 2, *shape), IMAGES, Dihedral(4), TURNS)
 
 
 def back_to_graphs(*shape: int):
@@ -73,6 +82,11 @@ MODULES = {
     ),
     "GraphTokens": (lambda: models.GraphTokens(N, WIDTH, GRID, 2, 3), on_graphs),
     "NodeTokens": (lambda: models.NodeTokens(N, WIDTH, GRID, 2), on_graphs),
+    "ImageTokens": (lambda: models.ImageTokens(WIDTH, 2, 2), on_images),
+    "MovedImages": (models.MovedImages, on_images),
+    "ClassReadout": (lambda: models.ClassReadout(nn.Linear(WIDTH, 2)), back_to_images(WIDTH)),
+    "TokenReadout": (models.TokenReadout, back_to_images(4, WIDTH)),
+    "MaskReadout": (lambda: models.MaskReadout(WIDTH, 2, 2), back_to_images(4, WIDTH)),
     "MeanReadout": (models.MeanReadout, back_to_graphs(WIDTH)),
     "GraphReadout": (lambda: models.GraphReadout(WIDTH, 2), back_to_graphs(WIDTH)),
     "SlotReadout": (lambda: models.SlotReadout(N, WIDTH), back_to_graphs(WIDTH)),

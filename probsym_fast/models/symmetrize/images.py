@@ -106,9 +106,8 @@ def example_for(net: nn.Module) -> Images:
     settings = getattr(net, "pretrained_cfg", None)
     size = settings.get("input_size") if isinstance(settings, dict) else None
     if not size:
-        raise ValueError(
-            f"symmetrize: example must be given for networks other than image models of timm, got None for {type(net).__name__}"
-        )
+        got = f"None for {type(net).__name__}"
+        raise ValueError(f"symmetrize: example must be given for networks other than image models of timm, got {got}")
     embedding: Any = getattr(net, "patch_embed", None)
     sides = getattr(embedding, "img_size", None) or size[1:]
     first = settings.get("first_conv")
