@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from probsym_fast import ops
 from probsym_fast._autocast import without_autocast
-from probsym_fast._checks import check_type, looks_at_values, transformed
+from probsym_fast._checks import check_type, looks_at_values, transformed, vmapped
 from probsym_fast.ops import Permutation
 from probsym_fast.ops.embed_image import PAD_MODES
 from probsym_fast.ops.reference.embed_image import TURNS, moved_image
@@ -203,7 +203,7 @@ class _Sampled(torch.autograd.Function):
         image, matrices, grid = ctx.saved_tensors
         needs = ctx.needs_input_grad[:2]
         with without_autocast(image.device):
-            if torch.is_grad_enabled():
+            if torch.is_grad_enabled() or vmapped(d_y):
                 return *_second(d_y, image, matrices, ctx.replicate, needs), None
             return *_first(d_y, image, grid, ctx.replicate, needs), None
 
@@ -225,10 +225,12 @@ def _first(d_y: Tensor, image: Tensor, grid: Tensor, replicate: bool, needs: tup
 
 
 def _second(d_y: Tensor, image: Tensor, matrices: Tensor, replicate: bool, needs: tuple[bool, bool]) -> Gradients:
-    """The same, to be differentiated further."""
-    own = image.view_as(image), matrices.view_as(matrices)  # one may depend on the other
-    wanted = [x for x, needed in zip(own, needs, strict=True) if needed]
-    found = iter(torch.autograd.grad(moved_image(*own, replicate), wanted, d_y, create_graph=True))
+    """The same, to be differentiated further, or of many d_y at once (torch.vmap)."""
+    further = torch.is_grad_enabled()
+    with torch.enable_grad():
+        own = image.view_as(image), matrices.view_as(matrices)  # one may depend on the other
+        wanted = [x for x, needed in zip(own, needs, strict=True) if needed]
+        found = iter(torch.autograd.grad(moved_image(*own, replicate), wanted, d_y, create_graph=further))
     d_image, d_matrices = (next(found) if needed else None for needed in needs)
     return d_image, d_matrices
 
