@@ -5,14 +5,24 @@ template <class T, int count> struct PixelOf {
   typedef T V __attribute__((vector_size(count * sizeof(T))));
   typedef typename Lanes<T>::Int Mask __attribute__((vector_size(count * sizeof(T))));
   static V load(const T* p) { return load_as<V>(p); }
+
+  // A pixel and the next, in one register where it is wide enough.
+  typedef T Pair __attribute__((vector_size(2 * count * sizeof(T))));
+  static Pair load_pair(const T* p) { return load_as<Pair>(p); }
+  template <int... l> static V half(Pair v, int first, std::integer_sequence<int, l...>) {
+    return first ? __builtin_shufflevector(v, v, (l + count)...) : __builtin_shufflevector(v, v, l...);
+  }
+  static V left(Pair v) { return half(v, 0, std::make_integer_sequence<int, count>{}); }
+  static V right(Pair v) { return half(v, 1, std::make_integer_sequence<int, count>{}); }
 };
 
-// f with the number of channels at a time.
+// f with the number of channels at a time, and whether these are all.
 template <class F> inline void with_pixel(const Images& x, F f) {
   switch (x.channels()) {
-    case 1: return f(std::integral_constant<int, 1>());
-    case 2: return f(std::integral_constant<int, 2>());
-    default: f(std::integral_constant<int, 4>());
+    case 1: return f(std::integral_constant<int, 1>(), std::true_type());
+    case 2: return f(std::integral_constant<int, 2>(), std::true_type());
+    case 4: return f(std::integral_constant<int, 4>(), std::true_type());
+    default: f(std::integral_constant<int, 4>(), std::false_type());
   }
 }
 
@@ -125,10 +135,10 @@ template <class T, class F> inline void for_each_part(const Images& x, int64_t f
 
 // Patches first.. of a sample from its image -> rows of `out`. A pixel is stored with all its channels, then overwritten by the next.
 template <class T> void cut_patches(const Images& x, const T* image, int64_t sample, int64_t first, int64_t count, T* out) {
-  with_pixel(x, [&](auto number) {
+  with_pixel(x, [&](auto number, auto all) {
     constexpr int many = decltype(number)::value;
     using Pixel = PixelOf<T, many>;
-    const int64_t n = x.channels(), below = x.stride(), C = x.C;
+    const int64_t n = all ? many : x.channels(), below = x.stride(), C = x.C;
     Places<T> places;
     for_each_part<T>(x, first, count, [&](int64_t i, int64_t j, int64_t size, int64_t offset) {
       T* to = out + offset;
@@ -143,9 +153,15 @@ template <class T> void cut_patches(const Images& x, const T* image, int64_t sam
       for (int64_t k = 0; k < size; ++k, to += C)
         for (int64_t c = 0; c < n; c += many) {
           const T* from = image + places.at[k] * n + c;
-          const auto a = Pixel::load(from), b = Pixel::load(from + below);
-          const auto upper = a + places.right[k] * (Pixel::load(from + n) - a), lower = b + places.right[k] * (Pixel::load(from + below + n) - b);
-          store(to + c, upper + places.lower[k] * (lower - upper));
+          if (all) {
+            const auto upper = Pixel::load_pair(from), both = upper + places.lower[k] * (Pixel::load_pair(from + below) - upper);
+            const auto left = Pixel::left(both);
+            store(to, left + places.right[k] * (Pixel::right(both) - left));
+            continue;
+          }
+          const auto a = Pixel::load(from), b = Pixel::load(from + n);
+          const auto left = a + places.lower[k] * (Pixel::load(from + below) - a), right = b + places.lower[k] * (Pixel::load(from + below + n) - b);
+          store(to + c, left + places.right[k] * (right - left));
         }
     });
   });
@@ -153,10 +169,10 @@ template <class T> void cut_patches(const Images& x, const T* image, int64_t sam
 
 // The transpose: adds the gradients of patches to that of the sample's image.
 template <class T> void spread_patches(const Images& x, const T* d, int64_t sample, int64_t first, int64_t count, T* image) {
-  with_pixel(x, [&](auto number) {
+  with_pixel(x, [&](auto number, auto all) {
     constexpr int many = decltype(number)::value;
     using Pixel = PixelOf<T, many>;
-    const int64_t n = x.channels(), below = x.stride(), C = x.C;
+    const int64_t n = all ? many : x.channels(), below = x.stride(), C = x.C;
     const auto add = [](T* p, typename Pixel::V v) { store(p, Pixel::load(p) + v); };
     Places<T> places;
     for_each_part<T>(x, first, count, [&](int64_t i, int64_t j, int64_t size, int64_t offset) {
@@ -187,11 +203,11 @@ template <class T> void spread_patches(const Images& x, const T* d, int64_t samp
 //   d_g += ((sum d_column x, sum d_column y), (-sum d_row x, -sum d_row y)).
 template <class T>
 void frame_gradient(const Images& x, const T* d, const T* image, int64_t sample, int64_t first, int64_t count, double* d_frame) {
-  with_pixel(x, [&](auto number) {
+  with_pixel(x, [&](auto number, auto all) {
     constexpr int many = decltype(number)::value;
     using Pixel = PixelOf<T, many>;
     using V = typename Pixel::V;
-    const int64_t n = x.channels(), below = x.stride(), C = x.C;
+    const int64_t n = all ? many : x.channels(), below = x.stride(), C = x.C;
     const auto total = [&](V v) {
       double sum = 0;
       for (int l = 0; l < many; ++l) sum += v[l];
@@ -206,11 +222,18 @@ void frame_gradient(const Images& x, const T* d, const T* image, int64_t sample,
       for (int64_t k = 0; k < size; ++k)
         for (int64_t c = 0; c < n; c += many) {
           const T *from = image + places.at[k] * n + c, *by = d + offset + k * C + c;
-          const V a = Pixel::load(from), b = Pixel::load(from + n), e = Pixel::load(from + below), f = Pixel::load(from + below + n);
-          const V upper = b - a, lower = f - e, left = e - a, right = f - b;
+          V left, right, left_down, right_down;  // of the row that is read, and differences down
+          if (all) {
+            const auto upper = Pixel::load_pair(from), down = Pixel::load_pair(from + below) - upper, both = upper + places.lower[k] * down;
+            left = Pixel::left(both), right = Pixel::right(both), left_down = Pixel::left(down), right_down = Pixel::right(down);
+          } else {
+            const V a = Pixel::load(from), b = Pixel::load(from + n);
+            left_down = Pixel::load(from + below) - a, right_down = Pixel::load(from + below + n) - b;
+            left = a + places.lower[k] * left_down, right = b + places.lower[k] * right_down;
+          }
           V v = Pixel::load(by);
           if (c + many == n) v = (V)((typename Pixel::Mask)v & given);
-          const V column = v * (upper + places.lower[k] * (lower - upper)), row = v * (left + places.right[k] * (right - left));
+          const V column = v * (right - left), row = v * (left_down + places.right[k] * (right_down - left_down));
           columns += column, rows += row;
           columns_x += T(k) * column, rows_x += T(k) * row;
         }
