@@ -135,6 +135,27 @@ def embed_matrix_case(dtype):
         through("embed_matrix", "backward")(tokens, *rest, True, True, True, True)
 
 
+def embed_image_case(dtype):
+    """A ViT's patches; more channels than four, patches that 16 does not divide, a matrix in float64."""
+    for B, S, C, H, W, P, D, kind in (
+        (2, 2, 3, 224, 224, 16, 384, torch.float32),
+        (2, 1, 5, 21, 28, 7, 70, torch.float64),
+    ):
+        pixels, weight = torch.zeros(B, C, H, W, dtype=dtype), torch.zeros(D, C, P, P, dtype=dtype)
+        frames, bias = torch.zeros(B, S, 2, 2, dtype=kind), torch.zeros(D, dtype=dtype) if C == 3 else None
+        for replicate in (False, True):
+            tokens = through("embed_image", "forward")(pixels, frames, weight, bias, replicate)
+            through("embed_image", "backward")(tokens, pixels, frames, weight, replicate, True, True, True, True)
+
+
+def embed_turned_case(dtype):
+    for B, S, C, H, P, D in ((2, 8, 3, 224, 16, 384), (2, 1, 5, 28, 7, 70)):
+        pixels, weight = torch.zeros(B, C, H, H, dtype=dtype), torch.zeros(D, C, P, P, dtype=dtype)
+        turns, bias = torch.zeros(B, S, dtype=torch.int64), torch.zeros(D, dtype=dtype) if C == 3 else None
+        tokens = through("embed_turned", "forward")(pixels, turns, weight, bias)
+        through("embed_turned", "backward")(tokens, pixels, turns, weight, True, True, True)
+
+
 def node_identifiers_case(dtype):
     for B, S, N, D in ((16, 10, 64, 64), (2, 1, 188, 7)):
         ptr, rank = torch.arange(0, B * N + 1, N), torch.arange(N).expand(B, S, N)
@@ -258,7 +279,9 @@ CASES = {
     "aggregate": aggregate_case,
     "linear_batch_norm_relu": linear_batch_norm_relu_case,
     "embed": lambda dtype: items_case("embed", dtype),
+    "embed_image": embed_image_case,
     "embed_matrix": embed_matrix_case,
+    "embed_turned": embed_turned_case,
     "gin": gin_case,
     "message_passing": message_passing_case,
     "mlp": mlp_case,
