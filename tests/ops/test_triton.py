@@ -435,6 +435,39 @@ def test_products_are_on_the_tensor_cores(dtype, precision, monkeypatch):
             assert re.search(r"cp\.async\S* \[.*\], 0x10", ptx) and re.search(r"st\.global\S*\.v4\.b32", ptx)
 
 
+@pytest.mark.parametrize(("name", "reads", "once"), [("embed_image", 4, 4), ("embed_turned", 1, 1)])
+def test_a_place_reads_its_pixels_once(name, reads, once, monkeypatch):
+    """In each channel, and is written once; coordinates are not computed again for a channel. Two places a thread."""
+    channels, places = 3, 2
+    for (kernel, _), launch in launches_of(name, torch.float32, monkeypatch):
+        if kernel.startswith("cut") and launch.named.get("p_slopes") is None and not launch.named.get("REPLICATE"):
+            made = compiled(launch, 90)
+            assert len(re.findall(r"ld\.global", made.asm["ptx"])) == once + reads * channels * places
+            assert len(re.findall(r"st\.global\S*\.v2\.b32", made.asm["ptx"])) == channels
+            return
+    raise AssertionError("no launch writes patches")
+
+
+def test_images_of_any_number_share_their_kernels(monkeypatch):
+    """Also 1 and multiples of 16."""
+    launches = Launches()
+    monkeypatch.setattr(_launch, "launch", launches)
+
+    def run(B):
+        pixels, weight, plane = torch.zeros(B, 3, 8, 8), torch.zeros(5, 3, 4, 4), torch.zeros(B, 2, 2, 2)
+        tokens = through("embed_image", "forward")(pixels, plane, weight, None, True)
+        through("embed_image", "backward")(tokens, pixels, plane, weight, True, True, True, True, True)
+        turns = torch.zeros(B, 2, dtype=torch.int64)
+        through("embed_turned", "backward")(tokens, pixels, turns, weight, True, True, True)
+
+    run(5)
+    first = set(launches.kept)
+    assert len({kernel for kernel, _ in first}) == 4 and len(first) == 7
+    for B in (1, 16, 7):
+        run(B)
+    assert set(launches.kept) == first
+
+
 NETWORKS = {"gin": 7, "message_passing": 6, "mlp": 3, "transformer": 6, "vector_edge_convolution": 6}  # op -> kernels
 NO_PRODUCTS = {"sum_rows", "pool", "product", "activate", "nearest", "norm_moments", "chosen", "chosen_gradient"}
 NO_PRODUCTS |= {"count", "fill", "maps_gradient"}
@@ -737,6 +770,12 @@ def test_more_than_32_bits_count_is_refused_before_a_launch(monkeypatch):
                 torch.empty(1, 1, 1, 1),
             ),
             "embed: tokens": (items, torch.empty(3, 1), ptr, order, order, *many, 1.0, *axis, weight, None),
+            "embed_turned: tokens": (
+                torch.empty(1, 1, 1, 1),
+                torch.empty(1, 2**31, dtype=torch.int64),
+                torch.empty(1, 1, 1, 1),
+                None,
+            ),
             "embed_matrix: tokens": (torch.empty(1, 4, 4, 1), None, order, order, *many, 1.0, *axis, weight, None),
         }
         for message, arguments in calls.items():

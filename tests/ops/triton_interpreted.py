@@ -360,6 +360,28 @@ def test_images_of_nothing(B, S):
     check("embed_turned", [x, torch.zeros(B, S, dtype=torch.int64), weight, bias], [0, 2, 3])
 
 
+def test_arguments_that_do_not_fit_images():
+    x, frames, turns = torch.zeros(2, 3, 4, 6), torch.zeros(2, 5, 2, 2), torch.zeros(2, 5, dtype=torch.int64)
+    weight = torch.zeros(7, 3, 2, 3)
+    for arguments, message in (
+        ((x[0], frames, weight, None), "pixels must have 4 axes, got (3, 4, 6)"),
+        ((x[:1], frames, weight, None), "pixels must be (2, 3, 4, 6), got (1, 3, 4, 6)"),
+        ((x[:, :2], frames, weight, None), "pixels must be (2, 3, 4, 6), got (2, 2, 4, 6)"),
+        ((x[..., :5], frames, weight, None), "pixels must be whole patches, got 4 x 5 of 2 x 3"),
+        ((x, frames, weight[..., :0], None), "pixels must be whole patches, got 4 x 6 of 2 x 0"),
+        ((x, turns, weight, None), "plane must have 4 axes, got (2, 5)"),
+        ((x, frames[..., :1], weight, None), "plane must be (2, 5, 2, 2), got (2, 5, 2, 1)"),
+        ((x, frames, weight[0], None), "weight must have 4 axes, got (3, 2, 3)"),
+        ((x, frames, weight, torch.zeros(6)), "bias must be (7,), got (6,)"),
+    ):
+        with pytest.raises(ValueError, match=f"^embed_image: {re.escape(message)}$"):
+            _lazy("embed_image", "forward")(*arguments, False)
+    for tokens in (torch.zeros(2, 5, 4, 6), torch.zeros(2, 5, 3, 7)):
+        message = re.escape(f"tokens must be (2, 5, 4, 7), got {tuple(tokens.shape)}")
+        with pytest.raises(ValueError, match=f"^embed_turned: {message}$"):
+            _lazy("embed_turned", "backward")(tokens, x, turns, weight, True, True, True)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("sizes", "N", "S", "D"), [([5, 1, 3, 7], 7, 3, 20), ([66], 66, 1, 1), ([2, 3], 3, 2, 530)])
 def test_node_identifiers(sizes, N, S, D, dtype):
@@ -653,6 +675,21 @@ def test_soft_permutation_of_nothing(shape, rows_in_memory):
     turned = _lazy("permutation_entropy", "backward")(torch.ones(()), x, x, x, num_nodes, 0.1)
     assert all(y.shape == shape for y in (*found, gradient, *turned))
     assert _lazy("permutation_entropy", "forward")(x, x, x, num_nodes, 0.1).isnan()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy
+def test_bad_planes_reach_no_memory_of_images(fences):
+    """Matrices of huge and of no numbers, turns out of range, odd ones of images that are not square."""
+    x, weight, tokens = (fences(torch.randn(size)) for size in ((1, 2, 4, 6), (5, 2, 2, 3), (1, 6, 4, 5)))
+    frames = torch.tensor([1e30, -1e-30, torch.inf, torch.nan, 1e4, 3e38]).view(1, 6, 1, 1) * torch.tensor(
+        [[1, 0.5], [0, 1]]
+    )
+    turns = fences(torch.tensor([[1, 7, -1, -(2**40), 2**40 + 3, 11]]))
+    for replicate in (False, True):
+        _lazy("embed_image", "forward")(x, fences(frames), weight, None, replicate)
+        _lazy("embed_image", "backward")(tokens, x, fences(frames), weight, replicate, True, True, True, True)
+    _lazy("embed_turned", "forward")(x, turns, weight, None)
+    _lazy("embed_turned", "backward")(tokens, x, turns, weight, True, True, True)
 
 
 def test_bad_numbers_reach_no_memory_of_soft_permutation(fences):

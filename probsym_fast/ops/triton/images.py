@@ -39,6 +39,11 @@ def in_patches(b_row, b_column, C: tl.constexpr, W: tl.constexpr, P: tl.constexp
     return b_token * (C * P * Q) + b_row % P * Q + b_column % Q
 
 
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a b in their dtype, under autocast too, which leaves products with `out` alone."""
+    return torch.mm(a, b, out=torch.empty(a.shape[0], b.shape[1], dtype=b.dtype, device=b.device))
+
+
 class Images:
     """Images and the samples that move them: on one device, contiguous.
 
@@ -82,9 +87,9 @@ class Images:
         for first in range(0, self.samples, step):
             yield first, min(self.samples, first + step)
 
-    def rows(self, like: Tensor, count: int) -> Tensor:
-        """Patches of so many samples, or their gradient."""
-        return torch.empty(count * self.L, self.K, dtype=like.dtype, device=like.device)
+    def rows(self, count: int) -> Tensor:
+        """Memory for the patches of so many samples."""
+        return torch.empty(count * self.L, self.K, dtype=self.weight.dtype, device=self.weight.device)
 
     def of(self, tokens: Tensor, first: int, last: int) -> Tensor:
         return tokens.view(self.samples * self.L, -1)[first * self.L : last * self.L]
@@ -93,7 +98,7 @@ class Images:
         tokens = self.weight.new_empty(self.B, self.S, self.L, self.weight.shape[0])
         W = self.weight.flatten(1).t()
         for first, last in self.parts():
-            patches, out = self.rows(self.pixels, last - first), self.of(tokens, first, last)
+            patches, out = self.rows(last - first), self.of(tokens, first, last)
             self.cut(first, last, patches, None, None)
             torch.mm(patches, W, out=out) if bias is None else torch.addmm(bias, patches, W, out=out)
         return tokens
@@ -111,13 +116,13 @@ class Images:
         for first, last in self.parts():
             d, d_patches, patches = self.of(d_tokens, first, last), None, None
             if needs_pixels or needs_plane:
-                d_patches = torch.mm(d, W, out=self.rows(W, last - first))
+                d_patches = product(d, W)
             if needs_weight:
-                patches = self.rows(W, last - first)
+                patches = self.rows(last - first)
             if needs_weight or needs_plane:
                 self.cut(first, last, patches, d_patches if needs_plane else None, slopes)
             if patches is not None:
-                part = torch.mm(patches.t(), d, out=torch.empty(self.K, d.shape[1], dtype=d.dtype, device=d.device))
+                part = product(patches.t(), d)
                 d_weight = part if d_weight is None else d_weight.float() + part
             if d_pixels is not None:
                 self.pull(first, last, d_patches, d_pixels)
