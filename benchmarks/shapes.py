@@ -70,6 +70,20 @@ def embed_matrix(N: int, sizes: list[int], samples: int, channels: int, dtype: t
     return Needs(f"action + tokens, PATTERN-like ({about})", bytes, operations, "forward")
 
 
+def embed_image(
+    op: str, B: int, S: int, C: int, H: int, P: int, D: int, dtype: torch.dtype, training: bool, to_pixels: bool
+) -> Needs:
+    """Three products in training, of tokens, weights and patches: the plane's and the pixels' gradients come from these."""
+    tokens, K = B * S * (H // P) ** 2, C * P * P
+    products = (3 if op == "embed_image" or to_pixels else 2) if training else 1
+    part = "forward and backward" if training else "forward"
+    which = part + ", also to pixels" * to_pixels
+    moved = "quarter turns" if op == "embed_turned" else "angles"
+    case = f"{op}, {which}, ({B} images of {H}, {S} {moved}, patch {P}, width {D}{name_of(dtype)})"
+    once = B * C * H * H * (1 + training + to_pixels) + (tokens + K) * D * (1 + training)
+    return Needs(case, dtype.itemsize * once, 2 * tokens * K * D * products, part)
+
+
 def readout(where: str, N: int, graphs: int, outputs: int, samples: int, dtype: torch.dtype) -> Needs:
     """Each token that some output needs is read once."""
     axes = 1 if where == "nodes" else 2

@@ -93,6 +93,22 @@ def embeddings(dtype: torch.dtype) -> Iterator[Case]:
     yield Case("embed_matrix", shapes.embed_matrix(188, sizes, S, 4, dtype), run, kind_of(dtype), facts)
 
 
+def images(dtype: torch.dtype) -> Iterator[Case]:
+    """Rotated images, forward and in training with the angles learned; every element of D4; gradients to pixels."""
+    sizes = 16, 8, 3, 224, 16, 384
+
+    def run(op, training, to_pixels):
+        B, S, C, H, P, D = sizes
+        plane = whole(B, S) if op == "embed_turned" else zeros(B, S, 2, 2, leaf=training)
+        weight, bias = zeros(D, C, P, P, dtype=dtype, leaf=training), zeros(D, dtype=dtype, leaf=training)
+        ops.embed_image(zeros(B, C, H, H, dtype=dtype, leaf=to_pixels), plane, weight, bias)
+
+    for op in ("embed_image", "embed_turned"):
+        for training, to_pixels in ((False, False), (True, False), (True, True)):
+            needs = shapes.embed_image(op, *sizes, dtype, training, to_pixels)
+            yield Case(op, needs, partial(run, op, training, to_pixels), kind_of(dtype))
+
+
 def readouts(dtype: torch.dtype) -> Iterator[Case]:
     def run(axes, B, S, N, items):
         tokens = zeros(B, S, GRID**axes, WIDTH, dtype=dtype)
@@ -191,5 +207,5 @@ def all_cases() -> Iterator[Case]:
     """Those of ops that have Triton kernels."""
     found = [soft_permutations(), nodes(), rotations(), draws(), edge_convolutions(), passes()]
     for dtype in (torch.float32, torch.bfloat16):
-        found += [embeddings(dtype), readouts(dtype), messages(dtype)]
+        found += [embeddings(dtype), images(dtype), readouts(dtype), messages(dtype)]
     yield from (case for some in found for case in some if case.op in KERNELS)

@@ -92,6 +92,13 @@ HINTS: dict[tuple[str, str], list[Callable[[Any], float]]] = {
     ("reduce_identifiers", "range(0, tl.where((i_block * BLOCK_I < b_nodes) & (j < b_nodes), D, 0), BLOCK_K)"): [
         lambda x: x.filled**2 * -(-x.D // x.BLOCK_K)
     ],
+    **{
+        (name, "range(tl.maximum(i_image * S, first), tl.minimum((i_image + 1) * S, last))"): [
+            lambda x: min(x.S, x.last - x.first)
+        ]
+        for name in ("pull_moved", "pull_turned")
+    },
+    ("pull_moved", "range(0, b_rows * b_columns, BLOCK_N)"): [lambda x: math.ceil(9 / x.BLOCK_N)],  # of a rotation
     ("add_samples", "range(tl.maximum(i_graph * S, first), tl.minimum((i_graph + 1) * S, last))"): [
         lambda x: min(x.S, x.last - x.first)
     ],

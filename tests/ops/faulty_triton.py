@@ -46,6 +46,12 @@ FAULTS = {
     "products in tf32": Fault(
         "node_identifiers.py", PRODUCT, "tl.dot(b_d, b_w, b_g)", "test_node_identifiers[atomics-sizes0-7-3-20-dtype0]"
     ),
+    "a part that begins at another image": Fault(
+        "embed_turned.py",
+        "first // S + tl.program_id(0) // blocks",
+        "tl.program_id(0) // blocks",
+        "test_images_in_parts[atomics]",
+    ),
     "what a later program writes over": Fault(
         "act_orthogonal.py",
         "m_v = o_v < n * C\n",

@@ -135,6 +135,27 @@ def embed_matrix_case(dtype):
         through("embed_matrix", "backward")(tokens, *rest, True, True, True, True)
 
 
+def embed_image_case(dtype):
+    """A ViT's patches; more channels than four, patches that 16 does not divide, a matrix in float64."""
+    for B, S, C, H, W, P, D, kind in (
+        (2, 2, 3, 224, 224, 16, 384, torch.float32),
+        (2, 1, 5, 21, 28, 7, 70, torch.float64),
+    ):
+        pixels, weight = torch.zeros(B, C, H, W, dtype=dtype), torch.zeros(D, C, P, P, dtype=dtype)
+        frames, bias = torch.zeros(B, S, 2, 2, dtype=kind), torch.zeros(D, dtype=dtype) if C == 3 else None
+        for replicate in (False, True):
+            tokens = through("embed_image", "forward")(pixels, frames, weight, bias, replicate)
+            through("embed_image", "backward")(tokens, pixels, frames, weight, replicate, True, True, True, True)
+
+
+def embed_turned_case(dtype):
+    for B, S, C, H, P, D in ((2, 8, 3, 224, 16, 384), (2, 1, 5, 28, 7, 70)):
+        pixels, weight = torch.zeros(B, C, H, H, dtype=dtype), torch.zeros(D, C, P, P, dtype=dtype)
+        turns, bias = torch.zeros(B, S, dtype=torch.int64), torch.zeros(D, dtype=dtype) if C == 3 else None
+        tokens = through("embed_turned", "forward")(pixels, turns, weight, bias)
+        through("embed_turned", "backward")(tokens, pixels, turns, weight, True, True, True)
+
+
 def node_identifiers_case(dtype):
     for B, S, N, D in ((16, 10, 64, 64), (2, 1, 188, 7)):
         ptr, rank = torch.arange(0, B * N + 1, N), torch.arange(N).expand(B, S, N)
@@ -258,7 +279,9 @@ CASES = {
     "aggregate": aggregate_case,
     "linear_batch_norm_relu": linear_batch_norm_relu_case,
     "embed": lambda dtype: items_case("embed", dtype),
+    "embed_image": embed_image_case,
     "embed_matrix": embed_matrix_case,
+    "embed_turned": embed_turned_case,
     "gin": gin_case,
     "message_passing": message_passing_case,
     "mlp": mlp_case,
@@ -410,6 +433,39 @@ def test_products_are_on_the_tensor_cores(dtype, precision, monkeypatch):
         assert cores == (dtype == "bfloat16" or precision == "tf32"), kernel
         if dtype == "bfloat16" and kernel in ("multiply", "multiply of embed"):
             assert re.search(r"cp\.async\S* \[.*\], 0x10", ptx) and re.search(r"st\.global\S*\.v4\.b32", ptx)
+
+
+@pytest.mark.parametrize(("name", "reads", "once"), [("embed_image", 4, 4), ("embed_turned", 1, 1)])
+def test_a_place_reads_its_pixels_once(name, reads, once, monkeypatch):
+    """In each channel, and is written once; coordinates are not computed again for a channel. Two places a thread."""
+    channels, places = 3, 2
+    for (kernel, _), launch in launches_of(name, torch.float32, monkeypatch):
+        if kernel.startswith("cut") and launch.named.get("p_slopes") is None and not launch.named.get("REPLICATE"):
+            made = compiled(launch, 90)
+            assert len(re.findall(r"ld\.global", made.asm["ptx"])) == once + reads * channels * places
+            assert len(re.findall(r"st\.global\S*\.v2\.b32", made.asm["ptx"])) == channels
+            return
+    raise AssertionError("no launch writes patches")
+
+
+def test_images_of_any_number_share_their_kernels(monkeypatch):
+    """Also 1 and multiples of 16."""
+    launches = Launches()
+    monkeypatch.setattr(_launch, "launch", launches)
+
+    def run(B):
+        pixels, weight, plane = torch.zeros(B, 3, 8, 8), torch.zeros(5, 3, 4, 4), torch.zeros(B, 2, 2, 2)
+        tokens = through("embed_image", "forward")(pixels, plane, weight, None, True)
+        through("embed_image", "backward")(tokens, pixels, plane, weight, True, True, True, True, True)
+        turns = torch.zeros(B, 2, dtype=torch.int64)
+        through("embed_turned", "backward")(tokens, pixels, turns, weight, True, True, True)
+
+    run(5)
+    first = set(launches.kept)
+    assert len({kernel for kernel, _ in first}) == 4 and len(first) == 7
+    for B in (1, 16, 7):
+        run(B)
+    assert set(launches.kept) == first
 
 
 NETWORKS = {"gin": 7, "message_passing": 6, "mlp": 3, "transformer": 6, "vector_edge_convolution": 6}  # op -> kernels
@@ -714,6 +770,12 @@ def test_more_than_32_bits_count_is_refused_before_a_launch(monkeypatch):
                 torch.empty(1, 1, 1, 1),
             ),
             "embed: tokens": (items, torch.empty(3, 1), ptr, order, order, *many, 1.0, *axis, weight, None),
+            "embed_turned: tokens": (
+                torch.empty(1, 1, 1, 1),
+                torch.empty(1, 2**31, dtype=torch.int64),
+                torch.empty(1, 1, 1, 1),
+                None,
+            ),
             "embed_matrix: tokens": (torch.empty(1, 4, 4, 1), None, order, order, *many, 1.0, *axis, weight, None),
         }
         for message, arguments in calls.items():

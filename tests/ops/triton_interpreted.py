@@ -33,6 +33,7 @@ from tests.helpers.interpreter import Programs, index_by_one_element, round_prod
 from tests.helpers.items import batch, weights
 from tests.helpers.networks import gin_weights, message_weights, mlp_weights, transformer_weights
 from tests.ops.test_backends import CALLS, Calls, matrices
+from tests.ops.test_embed_image import frames_of
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -289,6 +290,96 @@ def test_embed_matrix_of_nothing(B, S):
     soft = [torch.zeros(B, S, 4)] * 3
     arguments = [torch.randn(B, 4, 4, 2), torch.ones(B, dtype=torch.int64), order, order, *soft, 0.5, *axis]
     check("embed_matrix", [*arguments, weights(5, 2, 2, 2).float(), torch.randn(5)], [0, 4, 5, 6, 11, 12])
+
+
+# C, H, W, P, Q, D: more channels than are read at a time; images of a row and of a pixel
+IMAGES = [(3, 4, 12, 4, 6, 7), (6, 4, 6, 2, 3, 4), (2, 3, 1, 1, 1, 2)]
+
+
+def image_arguments(sizes, dtype=torch.float32):
+    C, H, W, P, Q, D = sizes
+    weight = weights(D, C, P, Q) / (C * P * Q) ** 0.5
+    return torch.randn(2, C, H, W).to(dtype), weight.to(dtype), torch.randn(D).to(dtype)
+
+
+@pytest.mark.parametrize(("dtype", "sizes"), in_dtypes(*((x,) for x in IMAGES)))
+@pytest.mark.parametrize("replicate", [False, True])
+def test_images_moved(sizes, replicate, dtype):
+    """Rotations, reflections, one that shows the image from afar; one sample."""
+    x, weight, bias = image_arguments(sizes, dtype)
+    check("embed_image", [x, frames_of(2, 3).float(), weight, bias, replicate], [0, 1, 2, 3], BOUND[dtype])
+    if sizes == IMAGES[-1]:
+        check("embed_image", [x, frames_of(2, 1).float(), weight, None, replicate], [0, 1, 2])
+
+
+def test_images_of_several_blocks():
+    x, weight, _ = image_arguments((1, 32, 32, 32, 32, 5))
+    check("embed_image", [x, frames_of(2, 1).float(), weight, None, False], [0, 1, 2])
+
+
+@pytest.mark.parametrize("replicate", [False, True])
+def test_images_by_any_matrix(replicate):
+    """No inverse, nearly none, a narrow one, one that magnifies; in float64 the gradient has its dtype."""
+    x, weight, _ = image_arguments((1, 4, 6, 2, 3, 5))
+    frames = torch.tensor(
+        [[0, 0, 0, 0], [1.1, 2.2, 0.55, 1.1], [1, 2.2, 0.5, 1.14], [2.1, 0, 1, 0.13], [0.11, 0.3, 0.21, 0.1]]
+    )
+    frames = frames.view(5, 2, 2).expand(2, 5, 2, 2).contiguous()
+    check("embed_image", [x, frames, weight, None, replicate], [0, 1, 2])
+    wide, d = frames.double(), torch.randn(2, 5, 4, 5)
+    if replicate:
+        found, expected = (
+            _lazy("embed_image", "backward")(d, x, f, weight, True, False, True, False, False)[1]
+            for f in (wide, frames)
+        )
+        assert found.dtype == torch.float64
+        assert_near(found.float(), expected.double(), BOUND)
+
+
+@pytest.mark.parametrize(("dtype", "sizes"), in_dtypes(((3, 18, 18, 6, 9, 7),), (IMAGES[1],)))
+def test_images_turned(sizes, dtype):
+    x, weight, bias = image_arguments(sizes, dtype)
+    turns = torch.stack([torch.arange(8), torch.arange(8).flip(0)])
+    turns = turns if sizes[1] == sizes[2] else turns // 2 * 2
+    check("embed_turned", [x, turns, weight, bias], [0, 2, 3])
+    check("embed_turned", [x, turns[:, 5:6], weight, None], [2])
+
+
+def test_images_in_parts(monkeypatch):
+    """Of three samples, which end within an image and beyond it."""
+    x, weight, bias = image_arguments((2, 6, 6, 3, 2, 4))
+    monkeypatch.setattr(importlib.import_module("probsym_fast.ops.triton.images"), "BYTES", 4 * 2 * 6 * 6 * 3)
+    check("embed_image", [x, frames_of(2, 4).float(), weight, bias, False], [0, 1, 2, 3])
+    check("embed_turned", [x, torch.arange(8).view(2, 4), weight, bias], [0, 2, 3])
+
+
+@pytest.mark.parametrize(("B", "S"), [(0, 3), (2, 0)])
+def test_images_of_nothing(B, S):
+    x, weight, bias = torch.randn(B, 2, 4, 6), torch.randn(5, 2, 2, 3), torch.randn(5)
+    check("embed_image", [x, torch.zeros(B, S, 2, 2), weight, bias, False], [0, 1, 2, 3])
+    check("embed_turned", [x, torch.zeros(B, S, dtype=torch.int64), weight, bias], [0, 2, 3])
+
+
+def test_arguments_that_do_not_fit_images():
+    x, frames, turns = torch.zeros(2, 3, 4, 6), torch.zeros(2, 5, 2, 2), torch.zeros(2, 5, dtype=torch.int64)
+    weight = torch.zeros(7, 3, 2, 3)
+    for arguments, message in (
+        ((x[0], frames, weight, None), "pixels must have 4 axes, got (3, 4, 6)"),
+        ((x[:1], frames, weight, None), "pixels must be (2, 3, 4, 6), got (1, 3, 4, 6)"),
+        ((x[:, :2], frames, weight, None), "pixels must be (2, 3, 4, 6), got (2, 2, 4, 6)"),
+        ((x[..., :5], frames, weight, None), "pixels must be whole patches, got 4 x 5 of 2 x 3"),
+        ((x, frames, weight[..., :0], None), "pixels must be whole patches, got 4 x 6 of 2 x 0"),
+        ((x, turns, weight, None), "plane must have 4 axes, got (2, 5)"),
+        ((x, frames[..., :1], weight, None), "plane must be (2, 5, 2, 2), got (2, 5, 2, 1)"),
+        ((x, frames, weight[0], None), "weight must have 4 axes, got (3, 2, 3)"),
+        ((x, frames, weight, torch.zeros(6)), "bias must be (7,), got (6,)"),
+    ):
+        with pytest.raises(ValueError, match=f"^embed_image: {re.escape(message)}$"):
+            _lazy("embed_image", "forward")(*arguments, False)
+    for tokens in (torch.zeros(2, 5, 4, 6), torch.zeros(2, 5, 3, 7)):
+        message = re.escape(f"tokens must be (2, 5, 4, 7), got {tuple(tokens.shape)}")
+        with pytest.raises(ValueError, match=f"^embed_turned: {message}$"):
+            _lazy("embed_turned", "backward")(tokens, x, turns, weight, True, True, True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -584,6 +675,21 @@ def test_soft_permutation_of_nothing(shape, rows_in_memory):
     turned = _lazy("permutation_entropy", "backward")(torch.ones(()), x, x, x, num_nodes, 0.1)
     assert all(y.shape == shape for y in (*found, gradient, *turned))
     assert _lazy("permutation_entropy", "forward")(x, x, x, num_nodes, 0.1).isnan()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy
+def test_bad_planes_reach_no_memory_of_images(fences):
+    """Matrices of huge and of no numbers, turns out of range, odd ones of images that are not square."""
+    x, weight, tokens = (fences(torch.randn(size)) for size in ((1, 2, 4, 6), (5, 2, 2, 3), (1, 6, 4, 5)))
+    frames = torch.tensor([1e30, -1e-30, torch.inf, torch.nan, 1e4, 3e38]).view(1, 6, 1, 1) * torch.tensor(
+        [[1, 0.5], [0, 1]]
+    )
+    turns = fences(torch.tensor([[1, 7, -1, -(2**40), 2**40 + 3, 11]]))
+    for replicate in (False, True):
+        _lazy("embed_image", "forward")(x, fences(frames), weight, None, replicate)
+        _lazy("embed_image", "backward")(tokens, x, fences(frames), weight, replicate, True, True, True, True)
+    _lazy("embed_turned", "forward")(x, turns, weight, None)
+    _lazy("embed_turned", "backward")(tokens, x, turns, weight, True, True, True)
 
 
 def test_bad_numbers_reach_no_memory_of_soft_permutation(fences):
