@@ -224,7 +224,7 @@ def test_chunks_and_estimates(make):
 
 def test_profiles(make):
     f, batch = make(3)
-    rows = psf.profile(f, batch, samples=[2], seconds=0.001, modes=["training", "inference"], repeats=3).rows
+    rows = psf.profile(f, batch, samples=[2], seconds=0.001, modes=["training", "inference"], repeats=16).rows
     assert all(row.latency > 0 and row.tax > 0 for row in rows) and rows[1].variance > 0
 
 
