@@ -34,7 +34,6 @@ from probsym_fast.groups import (
     SpecialOrthogonal,
     Symmetric,
     Unitary,
-    images,
 )
 from probsym_fast.ops import Permutation, node_identifiers, readout
 from probsym_fast.ops.reference.embed_image import moved_image
@@ -205,7 +204,7 @@ class Turned(nn.Module):
 def test_images(group, deterministic, monkeypatch):
     """Torch has no deterministic gradient of `grid_sample` on a GPU; there the plain formula takes its place."""
     plain = []
-    monkeypatch.setattr(images, "moved_image", lambda *x: plain.append(1) or moved_image(*x))
+    monkeypatch.setattr("probsym_fast.groups._bilinear.moved_image", lambda *x: plain.append(1) or moved_image(*x))
     batch = Images(torch.randn(3, 2, 6, 6), torch.zeros(3, 6, 6).long()).to("meta")
     model = Symmetrized(nn.Linear(6, 6), Turned(), models.LayoutReadout("chw"), Uniform(group)).to("meta")
     torch.use_deterministic_algorithms(deterministic)

@@ -157,6 +157,16 @@ def test_interpolation(pad_mode):
     assert_near(each, expected)
 
 
+def test_many_gradients_at_once():
+    x, g = images().pixels.requires_grad_(), Orthogonal(2).uniform(images(), S).requires_grad_()
+    y = move_images(x, g)
+    d_y = torch.randn(3, *y.shape, dtype=torch.float64)
+    found = torch.autograd.grad(y, (x, g), d_y, is_grads_batched=True, retain_graph=True)
+    each = [torch.autograd.grad(y, (x, g), one, retain_graph=True) for one in d_y]
+    for k in (0, 1):
+        assert_near(found[k], torch.stack([one[k] for one in each]))
+
+
 def test_only_what_is_needed_is_differentiated():
     x, g = images().pixels, Orthogonal(2).uniform(images(), S)
     for needs in ((True, False), (False, True)):
