@@ -348,6 +348,7 @@ def check_batch(owner: str, batch: Any, *fields: str) -> None:
     kind = type(batch).__name__
     if not hasattr(batch, "check"):
         way_out = "; convert it with psf.Graphs.from_data" if hasattr(batch, "edge_index") else ""
+        way_out = "; give psf.Images(pixels)" if isinstance(batch, Tensor) and batch.ndim == 4 else way_out
         raise TypeError(
             f"{owner}: batch must be Graphs, PointClouds or another batch with a check method, got {kind}{way_out}"
         )

@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 from probsym_fast.batches import Images
 from probsym_fast.distributions import Identity
 from probsym_fast.draws import seeded
-from probsym_fast.groups import Symmetric
-from probsym_fast.models import GraphReadout, Symmetrized
+from probsym_fast.groups import Cyclic
+from probsym_fast.models import ClassReadout, ImageTokens, Symmetrized
 from probsym_fast.tasks.vision import BACKBONE_LIMITS, Backbone
 from probsym_fast.training import configuration
 from probsym_fast.training.settings import TRAINING_LIMITS, Run, Samples, Training
@@ -33,19 +33,6 @@ TURN, ZOOM, SHIFT = (
     0.15,
     1 / 4,
 )  # largest rotation, scaling and shift (of half the side) of a training image
-
-
-class ImageTokens(nn.Module):
-    """An image cut into grid x grid patches: (B, 1, grid^2, width)."""
-
-    def __init__(self, side: int, width: int, grid: int):
-        super().__init__()
-        if side % grid:
-            raise ValueError(f"ImageTokens: grid must divide the side of {side} pixels, got {grid}")
-        self.patches = nn.Conv2d(1, width, side // grid, side // grid)
-
-    def forward(self, batch: Images, group: Any, g: Any) -> tuple[Tensor]:
-        return (self.patches(batch.pixels).flatten(2).mT[:, None],)
 
 
 class Digits(Dataset):
@@ -103,8 +90,8 @@ class DigitsTask(Task):
 
     def model(self, fresh: bool = True) -> Symmetrized:
         backbone = self.config.backbone.build("pooled", fresh)
-        embed = ImageTokens(SIDE, backbone.width, self.config.backbone.grid)
-        return Symmetrized(backbone, embed, GraphReadout(backbone.width, CLASSES), Identity(Symmetric(1)))
+        embed = ImageTokens(backbone.width, SIDE // self.config.backbone.grid, 1)
+        return Symmetrized(backbone, embed, ClassReadout(nn.Linear(backbone.width, CLASSES)), Identity(Cyclic(1)))
 
     def dataset(self, split: str) -> Digits:
         from sklearn.datasets import load_digits

@@ -17,8 +17,8 @@ N, WIDTH, GRID = 6, 8, 2
 GRAPHS = random_graphs([5, 6, 3], dtype=torch.float32, edge_features=3)
 GRAPHS = GRAPHS.replace(pairs=GRAPHS.edge_index[:, ::2])
 CLOUDS = clouds(dtype=torch.float32)
-IMAGES = Images(torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(2)))
 G = Symmetric(N).identity(GRAPHS, 2)
+IMAGES, TURNS = Images(torch.linspace(-1, 1, 96).sin().view(3, 2, 4, 4)), torch.tensor([[0, 5], [2, 3], [7, 6]])
 MOTIONS = Euclidean(3).identity(CLOUDS, 2)
 
 
@@ -35,6 +35,14 @@ def tokens(*shape: int) -> torch.Tensor:
 
 def on_graphs(part: nn.Module):
     return part(GRAPHS, Symmetric(N), G)
+
+
+def on_images(part: nn.Module):
+    return part(IMAGES, Dihedral(4), TURNS)
+
+
+def back_to_images(*shape: int):
+    return lambda part: part(tokens(3, 2, *shape), IMAGES, Dihedral(4), TURNS)
 
 
 def back_to_graphs(*shape: int):
@@ -74,6 +82,11 @@ MODULES = {
     ),
     "GraphTokens": (lambda: models.GraphTokens(N, WIDTH, GRID, 2, 3), on_graphs),
     "NodeTokens": (lambda: models.NodeTokens(N, WIDTH, GRID, 2), on_graphs),
+    "ImageTokens": (lambda: models.ImageTokens(WIDTH, 2, 2), on_images),
+    "MovedImages": (models.MovedImages, on_images),
+    "ClassReadout": (lambda: models.ClassReadout(nn.Linear(WIDTH, 2)), back_to_images(WIDTH)),
+    "TokenReadout": (models.TokenReadout, back_to_images(4, WIDTH)),
+    "MaskReadout": (lambda: models.MaskReadout(WIDTH, 2, 2), back_to_images(4, WIDTH)),
     "MeanReadout": (models.MeanReadout, back_to_graphs(WIDTH)),
     "GraphReadout": (lambda: models.GraphReadout(WIDTH, 2), back_to_graphs(WIDTH)),
     "SlotReadout": (lambda: models.SlotReadout(N, WIDTH), back_to_graphs(WIDTH)),
@@ -100,7 +113,7 @@ MODULES = {
         lambda: models.Transformer(layers=1, read=[0, 6, 12, 18, 24, 1]),
         lambda net: net(tokens(2, 25, 8)),
     ),
-    "ImageScores": (lambda: models.ImageScores(1, 4, 2), lambda net: net(IMAGES.pixels)),
+    "ImageScores": (lambda: models.ImageScores(2, 4, 2), lambda net: net(IMAGES.pixels)),
     "FusedMLP": (
         lambda: models.fuse(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, 2))),
         lambda net: net(tokens(2, 5, WIDTH)),
@@ -122,7 +135,7 @@ MODULES = {
     ),
     "RotationEnergy": (
         lambda: distributions.RotationEnergy(
-            SpecialOrthogonal(2), models.ImageScores(1, 4, 2), models.MovedImages(), n=4, prior=1.0
+            SpecialOrthogonal(2), models.ImageScores(2, 4, 2), models.MovedImages(), n=4, prior=1.0
         ),
         lambda p: p.elements_and_weights(IMAGES, 2, seeded())[1],
     ),

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from probsym_fast import cli, tasks
 from probsym_fast.groups import Graphs
-from probsym_fast.tasks import comparison, configuration, digits, measures, vision_data
+from probsym_fast.tasks import comparison, configuration, measures, vision_data
 from probsym_fast.tasks.vision import GraphClassification, GraphRegression, LinkPrediction, NodeClassification
 from probsym_fast.tasks.vision_data import SETS, LabelledGraphs
 from probsym_fast.training import run as training
@@ -423,8 +423,6 @@ def test_digits_are_real_images_moved_in_training_alone():
 def test_a_grid_that_does_not_divide_the_images():
     with pytest.raises(ValueError, match=r"backbone.grid must divide 8, got 3"):
         tasks.load("digits/vit_tiny", ["--backbone.grid=3"])
-    with pytest.raises(ValueError, match="grid must divide the side of 8 pixels, got 3"):
-        digits.ImageTokens(8, 4, 3)
 
 
 # --- comparisons ---

@@ -9,6 +9,8 @@ from torch import nn
 from probsym_fast._checks import check_type
 from probsym_fast.models.backbones.whole import STEMS
 
+KINDS = "PatchEmbed", "PatchEmbedWithSize"  # of timm; its others resample their weights
+
 
 def patch_embedding(model: nn.Module) -> tuple[nn.Conv2d, nn.Module]:
     """The convolution of a timm model's patch embedding, and the norm that follows.
@@ -32,11 +34,9 @@ def patch_embedding(model: nn.Module) -> tuple[nn.Conv2d, nn.Module]:
 
 def why_not(stem: Any) -> str:
     """Why a patch embedding is no convolution that tiles the image, with a norm at most; "" if it is."""
-    from timm.layers import patch_embed
-
     kind = type(stem).__name__
-    if type(stem) not in (patch_embed.PatchEmbed, patch_embed.PatchEmbedWithSize):
-        return f"a {kind}, which is more than that"
+    if not type(stem).__module__.startswith("timm.layers.patch_embed") or kind not in KINDS:
+        return f"a {kind}, which is no PatchEmbed of timm"
     convolution = stem.proj
     if type(convolution) is not nn.Conv2d:
         return f"a {type(convolution).__name__}"

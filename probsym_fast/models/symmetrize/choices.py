@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from probsym_fast.batches import Graphs, PointClouds
+from probsym_fast.batches import Graphs, Images, PointClouds
 from probsym_fast.distributions import (
     GIN,
     Distribution,
@@ -18,33 +18,43 @@ from probsym_fast.distributions import (
     Learned,
     Normal,
     Orbit,
+    RotationEnergy,
     Uniform,
     UniformNoise,
     VectorNeurons,
 )
 from probsym_fast.groups import Group, Orthogonal, Product, Symmetric
 from probsym_fast.groups.euclidean import Motions
+from probsym_fast.models.image_scores import ImageScores
+from probsym_fast.models.images import MovedImages
 from probsym_fast.models.point_clouds import FlatCloud
 
 DISTRIBUTIONS = "learned", "canonical", "uniform", "orbit", "frame", "none"
+SIDE = 32  # pixels of the images that are scored
+CONCENTRATION = 16.0  # of the prior of rotations: a standard deviation of about 14 degrees
 COLUMN_NOISE = 0.1  # of learned frames, for clouds of few points
 
 
-def distribution_of(name: str, group: Group, example: Any) -> Distribution:
+def distribution_of(name: str | None, group: Group, example: Any) -> Distribution:
     owner = "symmetrize"
+    if name is None:
+        name = "learned" if not isinstance(example, Images) else "uniform" if group.order is None else "orbit"
     if name not in DISTRIBUTIONS:
         raise ValueError(f"{owner}: distribution must be a Distribution or one of {DISTRIBUTIONS}, got {name!r}")
     if name == "uniform" or (name in ("learned", "canonical") and group.outputs == ()):  # translations only
         return Uniform(group)
     if name == "orbit":
         return Orbit(group)
-    if name == "frame":
+    if name == "frame" and not isinstance(example, Images):
         return Frame(group)
     if name == "none":
         return Identity(group)
     if isinstance(example, Graphs) and isinstance(group, Symmetric):
         scale = 0.0 if name == "canonical" else 1.0
         return Learned(group, GIN(example.x.shape[1]), UniformNoise(scale))
+    if isinstance(example, Images) and name in ("learned", "canonical"):
+        if (found := _by_scores(group, example, name == "canonical")) is not None:
+            return found
     if isinstance(example, PointClouds):
         if group.order is not None and name == "learned":
             width = example.positions.shape[1] * width_of(example)
@@ -53,6 +63,20 @@ def distribution_of(name: str, group: Group, example: Any) -> Distribution:
             return _by_vectors(group, example, 0.0 if name == "canonical" else _spread(example))
     got = f"{group} on {type(example).__name__}"
     raise ValueError(f"{owner}: distribution must be given where nothing is {name!r} for the group, got {got}")
+
+
+def _by_scores(group: Group, images: Images, best: bool) -> Distribution | None:
+    """Scores of small moved images. Canonicalization has a prior at the upright pose, by whose penalty it learns."""
+    network, embed = ImageScores(images.pixels.shape[1]).to(images.dtype), MovedImages(SIDE)
+    if group.order is not None:
+        upright = None
+        if best:
+            upright = torch.zeros(group.order)
+            upright[int(group.identity(images, 1)[0, 0])] = 1
+        return Energy(group, network, embed, prior=upright, best=best)
+    if isinstance(group, Orthogonal) and group.d == 2:
+        return RotationEnergy(group, network, embed, prior=CONCENTRATION if best else None, best=best)
+    return None
 
 
 def _takes_vectors(group: Group) -> bool:

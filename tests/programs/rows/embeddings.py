@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from probsym_fast import models
-from probsym_fast.groups import Euclidean, Graphs, Motion, PointClouds, Symmetric
+from probsym_fast.groups import Dihedral, Euclidean, Graphs, Images, Motion, PointClouds, SpecialOrthogonal, Symmetric
 from tests.programs.rows.base import Rows, Size
-from tests.programs.rows.inputs import GRID, C, D, N, S, clouds, frames, graphs, scores, soft
+from tests.programs.rows.inputs import GRID, C, D, N, S, clouds, frames, graphs, images, planes, scores, soft, turns
 
 ROWS = Rows("embeddings")
 
@@ -60,3 +61,13 @@ for name in ("NodeVectors", "PairTokens", "FlatCloud"):
         axes=("batch", "nodes"),
         trains=False,
     )
+
+
+def on_images(part: nn.Module, batch: Images, plane: Tensor) -> Tensor:
+    return part(batch, Dihedral(4) if plane.dtype == torch.int64 else SpecialOrthogonal(2), plane)[0]
+
+
+for label, plane in (("", planes), (" (turns)", turns)):
+    given = lambda size, plane=plane: (images(size), plane(size))  # noqa: E731
+    ROWS.add(f"ImageTokens{label}", on_images, given, part=lambda: models.ImageTokens(D, N // GRID, C))
+    ROWS.add(f"MovedImages{label}", on_images, given, part=models.MovedImages, trains=False)

@@ -62,3 +62,14 @@ def frames(size: Size) -> Tensor:
 
 def soft(batch: Graphs, given: Tensor) -> ops.SoftPermutation:
     return ops.soft_permutation(given, batch.num_nodes, tau=0.1)
+
+
+def planes(size: Size) -> Tensor:
+    """Turns of the plane."""
+    angle = 6 * torch.rand(size.batch, S)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
+
+
+def turns(size: Size) -> Tensor:
+    return torch.randint(0, 8, (size.batch, S))

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast import models
-from probsym_fast.groups import Euclidean, Graphs, Motion, PointClouds, Symmetric
+from probsym_fast.groups import Euclidean, Graphs, Images, Motion, PointClouds, SpecialOrthogonal, Symmetric
 from tests.programs.rows.base import Rows, Size
-from tests.programs.rows.inputs import GRID, C, D, N, S, clouds, frames, graphs, paired, scores, soft
+from tests.programs.rows.inputs import GRID, C, D, N, S, clouds, frames, graphs, images, paired, planes, scores, soft
 
 ROWS = Rows("readouts")
 
@@ -53,6 +53,30 @@ for label, make in (
         part=make,
         axes=("batch", "nodes"),
         trains=False,
+    )
+
+
+def of_images(part: nn.Module, outputs: Tensor, batch: Images, plane: Tensor) -> Tensor:
+    return part(outputs, batch, SpecialOrthogonal(2), plane)
+
+
+for label, make, shape in (
+    ("ClassReadout", lambda: models.ClassReadout(nn.Linear(D, C)), (D,)),
+    (
+        "ClassReadout (probabilities)",
+        lambda: models.ClassReadout(nn.Linear(D, C), average="probabilities"),
+        (D,),
+    ),
+    ("TokenReadout", models.TokenReadout, (GRID**2, D)),
+    ("MaskReadout", models.MaskReadout, (D, N, N)),
+    ("MaskReadout (tokens)", lambda: models.MaskReadout(D, C, N // GRID), (GRID**2, D)),
+):
+    ROWS.add(
+        label,
+        of_images,
+        lambda size, shape=shape: (torch.randn(size.batch, S, *shape), images(size), planes(size)),
+        part=make,
+        trains=label not in ("TokenReadout", "MaskReadout"),
     )
 ROWS.add(
     "confidence",

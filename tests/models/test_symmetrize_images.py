@@ -1,0 +1,191 @@
+"""`symmetrize` on images: trained classifiers post hoc, fine-tuning, other networks on pixels, and what it refuses."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import probsym_fast as psf
+from probsym_fast.distributions import Energy, Orbit, RotationEnergy, Uniform
+from tests.conftest import assert_near
+
+timm = pytest.importorskip("timm")
+D4, SO2, O2 = psf.groups.Dihedral(4), psf.groups.SpecialOrthogonal(2), psf.groups.Orthogonal(2)
+
+
+def classifier(**settings) -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"img_size": 32, "depth": 1, "embed_dim": 24, "num_heads": 2, "num_classes": 5}
+    model = timm.create_model("vit_tiny_patch16_224", **{**sizes, **settings})
+    nn.init.normal_(model.head.weight)
+    return model
+
+
+def images(size: int = 32) -> psf.Images:
+    return psf.Images(torch.randn(3, 3, size, size))
+
+
+class CNN(nn.Sequential):
+    def __init__(self):
+        first = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+        super().__init__(*first, nn.Flatten(), nn.Linear(8, 4))
+
+
+def test_a_trained_classifier_without_an_example():
+    net, batch = classifier().eval(), images()
+    model = psf.symmetrize(net, D4).eval()
+    assert type(model.distribution) is Orbit and model.reduce == "mean"
+    found, _ = model(batch, D4.order)
+    turned = [x.rot90(k, (-2, -1)) for x in (batch.pixels, batch.pixels.flip(-2)) for k in range(4)]
+    assert_near(found, torch.stack([net(x) for x in turned]).mean(0))
+    assert psf.equivariance_error(model, batch, samples=8, moves=4) < 1e-5
+    for group in (SO2, O2):
+        model = psf.symmetrize(net, group).eval()
+        assert type(model.distribution) is Uniform and model(batch, 4)[0].shape == (3, 5)
+    assert psf.symmetrize(classifier(in_chans=1, img_size=48), D4).embed.weight.shape[1] == 1
+
+
+@pytest.mark.parametrize("distribution", ["learned", "canonical"])
+@pytest.mark.parametrize("group", [D4, SO2, O2], ids=str)
+def test_fine_tuning(group, distribution):
+    net, batch = classifier(), images()
+    model = psf.symmetrize(net, group, distribution=distribution)
+    assert type(model.distribution) is (Energy if group is D4 else RotationEnergy)
+    assert (model.reduce == "weighted") == (distribution == "learned")
+    model.eval()
+    prediction, penalties = model(batch, 4, seed=0)
+    loss = prediction.square().sum()
+    if distribution == "canonical":
+        loss = loss + penalties["prior"]
+    loss.backward()
+    trained = [
+        p.grad is not None and p.grad.abs().sum() > 0
+        for n, p in model.distribution.named_parameters()
+        if "bias" not in n
+    ]
+    assert all(trained) and all(p.grad is not None for p in net.parameters())
+
+
+def test_weights_go_both_ways():
+    """Training the model trains the classifier; the state dict loads into a model of another classifier."""
+    net, batch = classifier(), images()
+    model = psf.symmetrize(net, D4, distribution="learned")
+    before = {name: x.clone() for name, x in net.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(batch, 4, seed=0)[0].square().sum().backward()
+    optimizer.step()
+    assert all(not torch.equal(x, before[name]) for name, x in net.state_dict().items())
+    other = classifier()
+    again = psf.symmetrize(other, D4, distribution="learned")
+    again.load_state_dict(model.state_dict())
+    assert_near(other.eval()(batch.pixels), net.eval()(batch.pixels))
+    assert torch.equal(again.eval()(batch, 8)[0], model.eval()(batch, 8)[0])
+
+
+# name -> (network, settings), shape of the prediction
+CASES = {
+    "CNN": (CNN, {}, (3, 4)),
+    "dense": (lambda: nn.Conv2d(3, 6, 3, padding=1), {"output": "masks"}, (3, 6, 32, 32)),
+    "ViT on pixels": (classifier, {"tokens": "pixels"}, (3, 5)),
+    "ViT, other classes": (classifier, {"out_features": 2}, (3, 2)),
+    "ViT, tokens": (classifier, {"output": "tokens"}, (3, 24, 2, 2)),
+    "ViT, masks": (classifier, {"output": "masks", "out_features": 6}, (3, 6, 32, 32)),
+    "ViT by name": (
+        lambda: psf.models.timm_backbone("vit_tiny_patch16_224", grid=4, depth=1, embed_dim=24, num_heads=2),
+        {"out_features": 2},
+        (3, 2),
+    ),
+    "overlapping patches": (
+        lambda: timm.create_model(
+            "xcit_nano_12_p16_224", img_size=32, depth=1, embed_dim=16, num_heads=2, num_classes=4
+        ),
+        {},
+        (3, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_networks(name):
+    torch.manual_seed(0)
+    make, settings, shape = CASES[name]
+    net, batch = make(), images()
+    model = psf.symmetrize(net, D4, batch, **settings)
+    assert model.training and all(m.training for m in model.modules())
+    model.eval()
+    assert model(batch, 8)[0].shape == shape
+    assert psf.equivariance_error(model, batch, samples=8, moves=3) < 1e-5
+
+
+def test_tokens_or_pixels_is_the_same():
+    net, batch = classifier(), images()
+    for group in (D4, SO2):
+        found = [
+            psf.symmetrize(net, group, tokens=tokens, distribution="uniform").eval()(batch, 3, seed=1)[0]
+            for tokens in ("patches", "pixels")
+        ]
+        assert_near(*found)
+
+
+def test_images_of_another_size():
+    model = psf.symmetrize(classifier(), D4, images(64)).eval()
+    assert model(images(64), 8)[0].shape == (3, 5) and model.backbone.tokens == 16
+
+
+ERRORS = [
+    (
+        lambda: psf.symmetrize(CNN(), D4),
+        "symmetrize: example must be given for networks other than image models of timm, got None for CNN",
+    ),
+    (
+        lambda: psf.symmetrize(classifier(), psf.groups.Symmetric(4)),
+        "Symmetric(4): the group must act on the plane, as Dihedral(4) does, got one without `plane`",
+    ),
+    (
+        lambda: psf.symmetrize(classifier(), D4, distribution="frame"),
+        "symmetrize: distribution must be given where nothing is 'frame' for the group, got Dihedral(4) on Images",
+    ),
+    (
+        lambda: psf.symmetrize(classifier(), D4, images(40)),
+        "symmetrize: example must have whole patches of 16 x 16 pixels, got images of (40, 40)",
+    ),
+    (
+        lambda: psf.symmetrize(CNN(), D4, images(), output="tokens"),
+        "symmetrize: tokens must be 'patches' for output 'tokens', got 'pixels'",
+    ),
+    (
+        lambda: psf.symmetrize(CNN(), D4, images(), output="masks"),
+        "symmetrize: net must return (B, S, classes, H, W) for output 'masks', got (3, 2, 4)",
+    ),
+    (
+        lambda: psf.symmetrize(CNN(), D4, images(), out_features=3),
+        "symmetrize: out_features must be None for a network with outputs of its own, got 3 for CNN",
+    ),
+    (
+        lambda: psf.symmetrize(classifier(), D4, output="masks"),
+        "symmetrize: out_features must be given for output 'masks' of tokens, got None",
+    ),
+    (
+        lambda: psf.symmetrize(classifier(), D4, output="nodes"),
+        "symmetrize: output must be one of ('invariant', 'tokens', 'masks') for Images, got 'nodes'",
+    ),
+    (
+        lambda: psf.symmetrize(CNN(), D4, images(), tokens="patches"),
+        "ImageTokens: model must have a patch embedding of timm, got CNN without patch_embed or stem",
+    ),
+]
+
+
+@pytest.mark.parametrize("case", range(len(ERRORS)))
+def test_errors(case):
+    make, message = ERRORS[case]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()
+
+
+def test_plain_pixels():
+    model = psf.symmetrize(classifier(), D4)
+    for call in (lambda x: psf.symmetrize(classifier(), D4, x), model):
+        with pytest.raises(TypeError, match=re.escape("got Tensor; give psf.Images(pixels)")):
+            call(images().pixels)
