@@ -37,9 +37,9 @@ class RotationEnergy(Scored):
         d = clamp((log p_{k+1} - log p_{k-1}) / 2 / max(c, h^2 / 2), -1/2, 1/2),  c = 2 log p_k - log p_{k-1} - log p_{k+1}.
 
     So peaks are found far finer than a step, nothing moves where p is flat, and between peaks it is half a step uphill. d is
-    continuous in the scores, with a gradient bounded by h^2 / 2 (a concentration of 1/2), and equivariant as they are. Through
-    it the elements have a gradient to the network, 0 where d is clamped, which a plain mean over the samples of `forward`
-    has too. The probabilities themselves are trained by the penalties and by `elements_and_weights` (`Discrete`, also for
+    continuous in the scores, bounded in its gradient by h^2 / 2 (a concentration of 1/2), and equivariant as they are. So the
+    elements have a gradient to the network, 0 where d is clamped, which a plain mean over the samples of `forward` has too.
+    The probabilities themselves are trained by the penalties and by `elements_and_weights` (`Discrete`, also for
     `replacement`), whose gradients have both parts. `best`: canonicalization by the candidate of the largest p; it depends
     on u by what the parabola leaves.
 
@@ -96,7 +96,7 @@ class RotationEnergy(Scored):
         dtype = self.group.dtype(batch)
         axes = "(B, n)" if halves == 1 else "(B, 2 n)"
         log_p = self.scored(batch, self._frames(angle).to(dtype), halves * self.n, axes)
-        found = penalties(log_p, None if self.prior is None else self._prior(angle))
+        found = penalties(log_p, None if self.prior is None else self._prior(angle, self.prior))
         if self.refine:
             angle = angle + step * _peak(log_p.unflatten(1, (halves, self.n)), FLAT * step**2).flatten(1)
         return self._frames(angle).to(dtype), log_p, found
@@ -108,9 +108,9 @@ class RotationEnergy(Scored):
         sign[self.n :] = -1
         return torch.stack([torch.stack([cos, -sin * sign], -1), torch.stack([sin, cos * sign], -1)], -2)
 
-    def _prior(self, angle: Tensor) -> Tensor:
+    def _prior(self, angle: Tensor, kappa: float) -> Tensor:
         """(B, M) probabilities of the candidates, sum 1."""
-        one = (self.prior * angle[:, : self.n].cos()).softmax(1)
+        one = (kappa * angle[:, : self.n].cos()).softmax(1)
         return one if self.group.special else torch.cat([(1 - self.reflected) * one, self.reflected * one], 1)
 
 

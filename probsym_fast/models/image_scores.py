@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from probsym_fast._checks import check_counts, check_dtype, check_type
 
@@ -16,8 +19,8 @@ class ImageScores(nn.Module):
         scores = ImageScores(channels=3)
         p = Energy(Dihedral(4), scores, MovedImages(side=32))
 
-    `layers` convolutions of 3 x 3 pixels and stride 2, with width, 2 width, 4 width, ... channels; each is normalised over its
-    image (`nn.GroupNorm` of one group) and passes a GELU. Then the mean over the places and a linear map, whose weights
+    `layers` convolutions of 3 x 3 pixels and stride 2, with width, 2 width, 4 width, ... channels; each is normalised over
+    its image (`nn.GroupNorm` of one group) and passes a GELU. Then the mean over the places and a linear map, whose weights
     begin small, so that p is nearly uniform. Images do not interact. An image of 32 x 32 pixels takes 0.7 million
     multiplications.
 
@@ -29,9 +32,10 @@ class ImageScores(nn.Module):
         super().__init__()
         self.channels, width, layers = check_counts("ImageScores", channels=channels, width=width, layers=layers)
         sizes = [self.channels, *(width * 2**k for k in range(layers))]
-        blocks = []
-        for before, after in zip(sizes, sizes[1:], strict=False):
-            blocks += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(1, after), nn.GELU()]
+        blocks: list[nn.Module] = []
+        for before, after in pairwise(sizes):
+            padding = 1 if blocks else 0  # `forward` pads the images
+            blocks += [nn.Conv2d(before, after, 3, stride=2, padding=padding), nn.GroupNorm(1, after), nn.GELU()]
         self.net = nn.Sequential(*blocks)
         self.score = nn.Linear(sizes[-1], 1)
         with torch.no_grad():
@@ -42,5 +46,8 @@ class ImageScores(nn.Module):
         if x.ndim < 4 or x.shape[-3] != self.channels:
             raise ValueError(f"ImageScores: x must be (..., {self.channels}, H, W), got {tuple(x.shape)}")
         check_dtype("ImageScores", self.score.weight.dtype, x=x)
-        features = self.net(x.flatten(0, -4)).mean((-2, -1))
+        images = F.pad(
+            x.flatten(0, -4), (1, 1, 1, 1)
+        )  # a copy: Inductor cannot save views of all sizes for the backward
+        features = self.net(images).mean((-2, -1))
         return self.score(features)[:, 0].unflatten(0, x.shape[:-3])

@@ -121,7 +121,7 @@ def test_the_best_is_the_mode():
 def test_offsets_of_peaks():
     """Exact for a parabola, 0 where flat or at a symmetric minimum, uphill by half a step elsewhere, never infinite."""
     flat = RotationEnergy(SpecialOrthogonal(2), Right(0.0), Positions(), n=N)
-    g, log_p, _ = flat.candidates(points([0.3]), Offset(0.0))
+    g, _, _ = flat.candidates(points([0.3]), Offset(0.0))
     assert_near(angle_of(g)[0, :8], 2 * math.pi / N * torch.arange(8, dtype=torch.float64))
     g.sum().backward()
     assert flat.network.weight.grad.isfinite().all()

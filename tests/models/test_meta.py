@@ -17,7 +17,6 @@ N, WIDTH, GRID = 6, 8, 2
 GRAPHS = random_graphs([5, 6, 3], dtype=torch.float32, edge_features=3)
 GRAPHS = GRAPHS.replace(pairs=GRAPHS.edge_index[:, ::2])
 CLOUDS = clouds(dtype=torch.float32)
-DIGITS = Images(torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(2)))
 G = Symmetric(N).identity(GRAPHS, 2)
 IMAGES, TURNS = Images(torch.linspace(-1, 1, 96).sin().view(3, 2, 4, 4)), torch.tensor([[0, 5], [2, 3], [7, 6]])
 MOTIONS = Euclidean(3).identity(CLOUDS, 2)
@@ -114,7 +113,7 @@ MODULES = {
         lambda: models.Transformer(layers=1, read=[0, 6, 12, 18, 24, 1]),
         lambda net: net(tokens(2, 25, 8)),
     ),
-    "ImageScores": (lambda: models.ImageScores(1, 4, 2), lambda net: net(DIGITS.pixels)),
+    "ImageScores": (lambda: models.ImageScores(2, 4, 2), lambda net: net(IMAGES.pixels)),
     "FusedMLP": (
         lambda: models.fuse(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, 2))),
         lambda net: net(tokens(2, 5, WIDTH)),
@@ -136,9 +135,9 @@ MODULES = {
     ),
     "RotationEnergy": (
         lambda: distributions.RotationEnergy(
-            SpecialOrthogonal(2), models.ImageScores(1, 4, 2), models.MovedImages(), n=4, prior=1.0
+            SpecialOrthogonal(2), models.ImageScores(2, 4, 2), models.MovedImages(), n=4, prior=1.0
         ),
-        lambda p: p.elements_and_weights(DIGITS, 2, seeded())[1],
+        lambda p: p.elements_and_weights(IMAGES, 2, seeded())[1],
     ),
     "Learned": (lambda: Learned(Symmetric(N), GIN(2, WIDTH), tau=0.1), lambda p: p(GRAPHS, 2, seeded())[0].log_r),
     "Symmetrized": (

@@ -54,11 +54,6 @@ for label, make in (
         axes=("batch", "nodes"),
         trains=False,
     )
-ROWS.add(
-    "confidence",
-    lambda x: models.confidence(x).to(x.dtype),  # itself in float64
-    lambda size: (torch.randn(S, size.batch, C),),
-)
 
 
 def of_images(part: nn.Module, outputs: Tensor, batch: Images, plane: Tensor) -> Tensor:
@@ -83,3 +78,8 @@ for label, make, shape in (
         part=make,
         trains=label not in ("TokenReadout", "MaskReadout"),
     )
+ROWS.add(
+    "confidence",
+    lambda x: models.confidence(x).to(x.dtype),  # itself in float64
+    lambda size: (torch.randn(S, size.batch, C),),
+)
