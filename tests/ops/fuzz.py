@@ -26,6 +26,7 @@ from probsym_fast.ops import (
     act_orthogonal,
     aggregate,
     embed_edges,
+    embed_image,
     embed_matrix,
     embed_nodes,
     gin,
@@ -269,6 +270,31 @@ def embed_matrix_case(d: Draw) -> Case:
         return embed_matrix(x.values, g.p(x), x.weight, x.bias, grid=grid, **settings)
 
     return tokens_case(d, g, 2, (len(g.sizes), g.N, g.N), call)
+
+
+def embed_image_case(d: Draw) -> Case:
+    B, S, C, D, P, Q = d.size(0, 4), d.size(1, 4), d.size(1, 6), d.size(1, 40), d.size(1, 9), d.size(1, 9)
+    H, W, unit, scale = P * d.size(1, 4), Q * d.size(1, 4), d.unit(), d.unit()
+    d.amplified = float(max(H, W))  # of coordinates
+    d.leaf("pixels", d.numbers(B, C + d.spoil(), H, W), unit)
+    d.leaf("weight", d.numbers(*(D, C, P, Q)[d.spoil() :]), scale)
+    if d.chance(0.5):
+        d.leaf("bias", d.numbers(D), unit * scale)
+    settings = {"pad_mode": "elsewhere" if d.spoil() else d.pick("zeros", "replicate")}
+    turns = None
+    if d.chance(0.4):
+        turns = d.integers(0, 8, B, S) if H == W else 2 * d.integers(0, 4, B, S)
+        if B and d.spoil():
+            turns[-1, -1] = d.pick(-1, 8, 2**40)
+        turns = d.index(turns)
+    else:
+        d.leaf("plane", torch.randn(B, S, 2, 2, generator=d.generator, dtype=torch.float64))
+
+    def call(backend, x):
+        plane = x.plane if turns is None else turns
+        return (embed_image(x.pixels, plane, x.weight, x.bias, **settings, backend=backend),)
+
+    return d.case(call, unit * scale)
 
 
 def readout_case(d: Draw) -> Case:
@@ -598,6 +624,7 @@ CASES: dict[str, tuple[str | None, Callable[[Draw], Case]]] = {  # public name: 
     "act_orthogonal": ("act_orthogonal", act_orthogonal_case),
     "aggregate": ("aggregate", aggregate_case),
     "embed_edges": ("embed", embed_edges_case),
+    "embed_image": ("embed_image", embed_image_case),
     "embed_matrix": ("embed_matrix", embed_matrix_case),
     "embed_nodes": ("embed", embed_nodes_case),
     "gin": ("gin", gin_case),

@@ -64,6 +64,16 @@ CALLS = {
             x[:, 0, :, :, None], p, weight[:, :1], x[0, 0, 0], grid=2, pad_mode="reflect", backend=backend
         )
     ),
+    "embed_image": lambda x, backend: ops.embed_image(
+        x[:, :1].tile(1, 1, 2, 2),
+        x[:, :, :2, :2],
+        x[0, 0, 0, :, None, None, None].repeat(1, 1, 3, 2),
+        x[0, 0, 0],
+        backend=backend,
+    ),
+    "embed_turned": lambda x, backend: ops.embed_image(
+        x, torch.arange(8, device=x.device).repeat(len(x), 1), x[:1], backend=backend
+    ),
     "node_identifiers": on_graphs(
         lambda x, edges, ptr, p, weight, backend: ops.node_identifiers(
             ptr, p, x[0, 0], nodes=3 * len(x), backend=backend

@@ -106,6 +106,13 @@ CASES = {
         on(lambda p, **others: ops.embed_matrix(p=p, grid=GRID, **others)),
         PERMUTATION | {"matrix": torch.randn(B, N, N, C), "weight": MAP, "bias": torch.randn(D)},
     ),
+    "embed_image": (
+        ops.embed_image,
+        {
+            **{"pixels": torch.randn(B, C, 6, 6), "plane": torch.randn(B, S, 2, 2)},
+            **{"weight": torch.randn(D, C, 3, 2), "bias": torch.randn(D)},
+        },
+    ),
     "readout": (
         on(lambda p, **others: ops.readout(p=p, **others)),
         PERMUTATION

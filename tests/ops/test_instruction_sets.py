@@ -8,6 +8,7 @@ from probsym_fast.ops import (
     act_orthogonal,
     aggregate,
     embed_edges,
+    embed_image,
     embed_matrix,
     embed_nodes,
     gin,
@@ -112,6 +113,19 @@ def test_graphs_to_tokens_and_back(instruction_set, D, C, edges, dtype):
             return permute(data.soft(scores, backend), x, inverse=True, backend=backend)
 
         check("permute", sorted_rows, [data.scores, torch.randn(3, 1, 20, width).double()], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("D", "C", "P", "Q"), [(1, 1, 4, 5), (33, 2, 8, 4), (70, 3, 4, 20), (200, 5, 2, 40)])
+def test_images_to_tokens(instruction_set, D, C, P, Q, dtype):
+    """Blocks of rows and of columns that are not full, pixels of one and of several vectors, rows in parts."""
+    angle = torch.tensor([[0.3, 2.0, 4.0], [1.0, -1.0, 6.0]])
+    frames = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).unflatten(-1, (2, 2)).double()
+    leaves = [torch.randn(2, C, 40, 40).double(), frames, weights(D, C, P, Q), torch.randn(D).double()]
+    check("embed_image", lambda b, *x: embed_image(*x, pad_mode="replicate", backend=b), leaves, dtype)
+    turns = torch.tensor([[0, 1, 7], [4, 2, 3]])
+    leaves.pop(1)
+    check("embed_turned", lambda b, x, w, c: embed_image(x, turns, w, c, backend=b), leaves, dtype)
 
 
 def test_an_unknown_instruction_set_is_refused():

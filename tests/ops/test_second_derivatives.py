@@ -52,6 +52,14 @@ SMOOTH = {
         [(2, 3, 3, 1), (2, 1, 2, 2), (2,)],
         lambda a, w, c, **b: ops.embed_matrix(a, shuffled(), w, c, grid=2, **b),
     ),
+    "embed_image": (
+        [(2, 1, 4, 4), (2, 2, 2, 2), (2, 1, 2, 4), (2,)],
+        lambda x, g, w, c, **b: ops.embed_image(x, g, w, c, **b),
+    ),
+    "embed_turned": (
+        [(2, 1, 4, 4), (2, 1, 2, 4), (2,)],
+        lambda x, w, c, **b: ops.embed_image(x, torch.tensor([[0, 5], [3, 6]]), w, c, **b),
+    ),
     "readout": (
         [(2, 2, 4, 2), (2, 1, 2, 2), (1,)],
         lambda x, w, c, **b: ops.readout(x, PTR, shuffled(), w, c, at=EDGES, **b),

@@ -66,6 +66,21 @@ ROWS.add(
     lambda size: (graphs(size), scores(size), torch.randn(size.batch, N, N, C), patches(P, P), torch.randn(D)),
 )
 ROWS.add(
+    "embed_image",
+    lambda x, g, w, b: ops.embed_image(x, g[..., :2, :2], w, b, pad_mode="replicate"),
+    lambda size: (torch.randn(size.batch, C, 6, 6), frames(size), patches(3, 2), torch.randn(D)),
+)
+ROWS.add(
+    "embed_image (turns)",
+    lambda x, turns, w, b: ops.embed_image(x, turns, w, b),
+    lambda size: (
+        torch.randn(size.batch, C, 6, 6),
+        torch.arange(8).repeat(size.batch, 1),
+        patches(3, 2),
+        torch.randn(D),
+    ),
+)
+ROWS.add(
     "linear_batch_norm_relu",
     ops.linear_batch_norm_relu,
     lambda size: (torch.randn(5 * size.batch, C), torch.randn(D, C), torch.rand(D), torch.randn(D)),
