@@ -37,6 +37,15 @@ def test_vit_on_graphs(monkeypatch, tmp_path):
     assert 0 <= example("vit_on_graphs").main(options) <= 1
 
 
+def test_images(tmp_path):
+    for name in ("timm", "sklearn", "matplotlib"):
+        pytest.importorskip(name)
+    picture = tmp_path / "images.png"
+    found = example("images").main(Namespace(epochs=3, images=2, seed=0, picture=str(picture)))
+    assert len(found) == 4 and all(0 <= value <= 1 for value in found.values())
+    assert picture.stat().st_size > 10_000
+
+
 def test_own_group():
     errors = example("own_group").main(Namespace(clouds=8, seed=0))
     assert errors[256] < errors[16] < errors[1] and errors[8] < 1e-5

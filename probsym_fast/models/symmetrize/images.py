@@ -102,17 +102,18 @@ def _on_patches(net: nn.Module) -> bool:
 
 
 def example_for(net: nn.Module) -> Images:
-    """One empty image of a timm model's size. ValueError for any other network."""
-    settings = getattr(net, "pretrained_cfg", None)
-    size = settings.get("input_size") if isinstance(settings, dict) else None
-    if not size:
+    """One image of a timm model's size. ValueError for any other network."""
+    found: Any = getattr(net, "pretrained_cfg", None)
+    settings = found if isinstance(found, dict) else {}
+    embedding: Any = getattr(net, "patch_embed", None)
+    own = getattr(embedding, "img_size", None)
+    known = own is not None and isinstance(getattr(embedding, "proj", None), nn.Conv2d)
+    if not (known or "input_size" in settings):
         got = f"None for {type(net).__name__}"
         raise ValueError(f"symmetrize: example must be given for networks other than image models of timm, got {got}")
-    embedding: Any = getattr(net, "patch_embed", None)
-    sides = getattr(embedding, "img_size", None) or size[1:]
+    size = settings.get("input_size", (3, *(own or ())))
     first = settings.get("first_conv")
-    first = first[0] if isinstance(first, tuple | list) else first
-    convolution = dict(net.named_modules()).get(first)
+    convolution = embedding.proj if known else dict(net.named_modules()).get(first if isinstance(first, str) else "")
     channels = getattr(convolution, "in_channels", size[0])
     like = next(net.parameters())
-    return Images(torch.zeros(1, channels, *sides, dtype=like.dtype, device=like.device))
+    return Images(torch.zeros(1, channels, *(own or size[1:]), dtype=like.dtype, device=like.device))

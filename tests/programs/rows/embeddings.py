@@ -13,6 +13,7 @@ from tests.programs.rows.base import Rows, Size
 from tests.programs.rows.inputs import GRID, C, D, N, S, clouds, frames, graphs, images, planes, scores, soft, turns
 
 ROWS = Rows("embeddings")
+SQUARE = Dihedral(4)
 
 
 def embedded(part: nn.Module, batch: Graphs, given: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ for name in ("NodeVectors", "PairTokens", "FlatCloud"):
 
 
 def on_images(part: nn.Module, batch: Images, plane: Tensor) -> Tensor:
-    return part(batch, Dihedral(4) if plane.dtype == torch.int64 else SpecialOrthogonal(2), plane)[0]
+    return part(batch, SQUARE if plane.dtype == torch.int64 else SpecialOrthogonal(2), plane)[0]
 
 
 for label, plane in (("", planes), (" (turns)", turns)):
