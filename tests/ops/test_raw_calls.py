@@ -65,6 +65,7 @@ FREE = {
     ),
     *(("aggregate", "x", what) for what in ("size", "empty")),
     ("vector_edge_convolution", "x", "size"),
+    ("embed_image", "pixels", "size"),
     *(("readout", "items", what) for what in ("size", "empty")),
     *(("node_identifiers", "weight", what) for what in ("size", "empty")),
     *(("permute", "x", what) for what in ("size", "empty")),
