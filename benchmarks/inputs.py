@@ -59,3 +59,8 @@ def messages_like(device: str) -> tuple[list[int], Tensor, Tensor]:
     torch.manual_seed(0)
     sizes = torch.randint(80, 222, (128 if device == "cuda" else 8,)).tolist()
     return sizes, *molecules(sizes)
+
+
+def images_like(device: str) -> tuple[int, int, int, int, int]:
+    """Images, samples, side, patch and width of tokens: a ViT-S/16 at 224."""
+    return (16 if device == "cpu" else 64), 8, 224, 16, 384

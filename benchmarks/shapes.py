@@ -101,3 +101,12 @@ def linear_batch_norm_relu(M: int, C: int) -> Needs:
     """x, y; x, d_y, d_x; z is computed twice."""
     case = f"linear_batch_norm_relu, forward and backward, {(M, C, C)}"
     return Needs(case, 4 * 5 * M * C, 8 * M * C * C)
+
+
+def embed_image(images: int, samples: int, side: int, patch: int, width: int, backward: bool) -> Needs:
+    """Pixels and tokens once, a product; with the gradient to the matrices one more, of the tokens' gradient."""
+    tokens = images * samples * (side // patch) ** 2
+    bytes = 4 * (images * 3 * side**2 + tokens * width) * (2 if backward else 1)
+    case = f"embed_image, {images} images of {side}^2, {samples} samples, patch {patch}, width {width}"
+    operations = 2 * tokens * 3 * patch**2 * width * (2 if backward else 1)
+    return Needs(case, bytes, operations, "forward and backward" if backward else "forward")

@@ -55,15 +55,15 @@ class Call {
       const auto* g = held.const_data_ptr<scalar_t>();
       frames_.assign(g, g + held.numel());
     });
-    for (const double value : frames_) PSF_CHECK_VALUE(std::isfinite(value), "embed_image: plane must be finite, got inf or nan");
+    for (const double value : frames_) PSF_CHECK_VALUE(std::isfinite(value), in_.op, ": plane must be finite, got inf or nan");
   }
   void read_turns(const Tensor& plane) {
     turns_ = plane.contiguous();
     const int64_t* turns = turns_.const_data_ptr<int64_t>();
     for (int64_t i = 0; i < samples(); ++i)
-      PSF_CHECK_VALUE(turns[i] >= 0 && turns[i] <= 7, "embed_image: plane must hold quarter turns 0 to 7, got ", turns[i]);
+      PSF_CHECK_VALUE(turns[i] >= 0 && turns[i] <= 7, in_.op, ": plane must hold quarter turns 0 to 7, got ", turns[i]);
     for (int64_t i = 0; i < samples() && H_ != W_; ++i)
-      PSF_CHECK_VALUE(turns[i] % 2 == 0, "embed_image: pixels must be square for quarter turn ", turns[i], ", got ", H_.size, " x ", W_.size);
+      PSF_CHECK_VALUE(turns[i] % 2 == 0, in_.op, ": pixels must be square for quarter turn ", turns[i], ", got ", H_.size, " x ", W_.size);
   }
 };
 

@@ -99,6 +99,7 @@ def embed_image(
     run = kernels.select(backend, weight.device, dtype)
     x, w, b = pixels.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     if turned:
+        reference.check_turns(pixels, plane)  # a kernel's errors name the operator
         out = run(x, plane, w, b)
     else:
         wide = torch.promote_types(plane.dtype, torch.promote_types(dtype, torch.float32))

@@ -65,6 +65,8 @@ FREE = {
     ),
     *(("aggregate", "x", what) for what in ("size", "empty")),
     ("vector_edge_convolution", "x", "size"),
+    ("embed_image", "pixels", "size"),
+    *(("embed_turned", "turns", what) for what in ("size", "empty")),
     *(("readout", "items", what) for what in ("size", "empty")),
     *(("node_identifiers", "weight", what) for what in ("size", "empty")),
     *(("permute", "x", what) for what in ("size", "empty")),
