@@ -9,6 +9,7 @@ from probsym_fast.ops._op import OPS, fill_table, using_backend
 from probsym_fast.ops.act_orthogonal import act_orthogonal
 from probsym_fast.ops.aggregate import aggregate
 from probsym_fast.ops.embed import embed_edges, embed_nodes
+from probsym_fast.ops.embed_image import embed_image
 from probsym_fast.ops.embed_matrix import embed_matrix
 from probsym_fast.ops.gin import gin
 from probsym_fast.ops.linear_batch_norm_relu import linear_batch_norm_relu
@@ -36,6 +37,7 @@ __all__ = [
     "aggregate",
     "debug",
     "embed_edges",
+    "embed_image",
     "embed_matrix",
     "embed_nodes",
     "gin",
