@@ -2,8 +2,8 @@
 
     f(x) = mean over samples g ~ p(g|x) of  g . backbone(g^-1 . x)
 
-A `Symmetrized` model puts a distribution over group elements around any backbone. `Graphs` and `PointClouds` are what it
-takes, `groups`, `distributions` and `models` hold its parts, `ops` the fused functions below them. `profile` and
+A `Symmetrized` model puts a distribution over group elements around any backbone. `Graphs`, `PointClouds` and `Images` are
+what it takes, `groups`, `distributions` and `models` hold its parts, `ops` the fused functions below them. `profile` and
 `equivariance_error` measure it. The experiments (`tasks`, and the command `probsym`) need `pip install probsym_fast[train]`.
 """
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from probsym_fast import distributions, groups, models, ops, profiling
 from probsym_fast._checks import debug
-from probsym_fast.batches import Batch, Graphs, PointClouds
+from probsym_fast.batches import Batch, Graphs, Images, PointClouds
 from probsym_fast.draws import Draws
 from probsym_fast.exporting import export
 from probsym_fast.models.chunks import Chunks
@@ -32,6 +32,7 @@ __all__ = [
     "Draws",
     "Estimate",
     "Graphs",
+    "Images",
     "Permutation",
     "PointClouds",
     "Profile",

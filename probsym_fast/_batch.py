@@ -18,11 +18,11 @@ class Batch:
     """A batch of B inputs. Subclasses are dataclasses with eq=False; fields are tensors, or None if they have a default.
 
         @dataclass(eq=False)
-        class Images(psf.Batch):
-            pixels: torch.Tensor  # (B, C, H, W)
-            mask: torch.Tensor | None = None  # (B, H, W)
+        class Fields(psf.Batch):
+            vectors: torch.Tensor  # (B, n, 3), one at each of n nodes
+            charges: torch.Tensor | None = None  # (B, n)
 
-            layouts = {"pixels": "chw", "mask": "hw"}
+            layouts = {"vectors": "nv", "charges": "n"}
 
     Such a batch is a pytree of the fields that are not None, and torch.load takes it. It has `to`, `pin_memory`, `replace`,
     and everything below; a subclass overrides what is otherwise for it.

@@ -20,6 +20,8 @@ from torch.autograd import forward_ad
 from probsym_fast._autocast import autocasts
 from probsym_fast._compilers import is_fake, traced
 
+MOST_KEYS = 2**43  # of inputs for fixed noise
+
 _on = os.environ.get("PROBSYM_DEBUG", "0") not in ("", "0")
 
 
@@ -135,6 +137,13 @@ def check_type(owner: str, name: str, value: Any, kind: type | UnionType, words:
     if not isinstance(value, kind):
         got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
         raise TypeError(f"{owner}: {name} must be {words}, got {got}")
+
+
+def check_key(owner: str, key: Tensor) -> None:
+    """ValueError unless keys (B,) are in 0..2^43 - 1, where values are read."""
+    if looks_at_values(key) and key.shape[0] and not (0 <= int(key.min()) and int(key.max()) < MOST_KEYS):
+        bad = next(one for one in key.tolist() if not 0 <= one < MOST_KEYS)
+        raise ValueError(f"{owner}: key must be in 0..2^43 - 1, got {bad}")
 
 
 def check_num_nodes(op: str, num_nodes: Tensor | None, B: int, N: int, device: torch.device) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Batches of point clouds and graphs."""
+"""Batches of point clouds, graphs and images."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from probsym_fast._batch import Batch, of_one_sample
-from probsym_fast._checks import looks_at_values
+from probsym_fast._checks import MOST_KEYS, check_key, looks_at_values
 from probsym_fast._compilers import is_fake
 from probsym_fast._geometric import OWNER, check_agreement, clouds_of, fields_of
+from probsym_fast._images import Images as Images
 
-MOST_NODES, MOST_KEYS = 2**20, 2**43  # nodes per graph and graph keys: together they name a node in 63 bits
+MOST_NODES = 2**63 // MOST_KEYS  # nodes per graph: with the graph's key they name a node in 63 bits
 
 
 @dataclass(eq=False)
@@ -107,7 +108,7 @@ class PointClouds(Batch):
             _check_field(owner, "features", self.features, "(B, n, F) = ({}, {}, *)", (B, n, None), x.device)
         if self.key is not None:
             _check_field(owner, "key", self.key, "(B,) = ({},)", (B,), x.device, torch.int64)
-            _check_key(owner, self.key)
+            check_key(owner, self.key)
         if self.num_nodes is None:
             return
         _check_field(owner, "num_nodes", self.num_nodes, "(B,) = ({},)", (B,), x.device, torch.int64)
@@ -248,7 +249,7 @@ class Graphs(Batch):
         if self.pairs is not None:
             _check_field(owner, "pairs", self.pairs, "(2, M)", (2, None), device, torch.int64)
         if self.key is not None:
-            _check_key(owner, self.key)
+            check_key(owner, self.key)
         _check_ptr(owner, self.ptr, nodes)
 
     @property
@@ -359,13 +360,6 @@ def check_all_valid(owner: str, batch: Batch, way_out: str = "") -> None:
     if (given := batch.num_nodes) is not None:
         got = tuple(given.shape) if isinstance(given, Tensor) else given
         raise ValueError(f"{owner}: num_nodes must be None (every node counts as valid), got {got}{way_out}")
-
-
-def _check_key(owner: str, key: Tensor) -> None:
-    """ValueError unless keys (B,) are in 0..2^43 - 1, where values are read."""
-    if looks_at_values(key) and key.shape[0] and not (0 <= int(key.min()) and int(key.max()) < MOST_KEYS):
-        bad = next(one for one in key.tolist() if not 0 <= one < MOST_KEYS)
-        raise ValueError(f"{owner}: key must be in 0..2^43 - 1, got {bad}")
 
 
 def _check_ptr(owner: str, offsets: Tensor, nodes: int) -> None:

@@ -42,9 +42,10 @@ def export(
         example: a batch: a dataclass of tensors. Its class names the sizes that may change in `axes` (`Batch.axes`).
         samples: group elements per graph or cloud, fixed in the program.
         dynamic: sizes that may differ from the example's: "batch", "nodes", "edges" and "pairs" for `Graphs`, "batch" and
-            "points" for `PointClouds`, the names in its axes for a batch of your own. A mapping gives the largest, such as
-            {"batch": None, "points": 64} for a `Transformer`, whose op takes up to 64 tokens. None: all that the example
-            has, without points. They are at least 2 in the example; the program takes 1 and 0, too.
+            "points" for `PointClouds`, "batch", "height" and "width" for `Images`, the names in its axes for a batch of your
+            own. A mapping gives the largest, such as {"batch": None, "points": 64} for a `Transformer`, whose op takes up to
+            64 tokens. None: all that the example has, without points, height and width. They are at least 2 in the example;
+            the program takes 1 and 0, too.
         backend: "auto": the program calls this package's ops, which `import probsym_fast.ops` registers.
             "reference": it has only torch's own operations, for processes without this package and for C++. Its ops take
             the memory of dense matrices. "onnx": the same, without operations that torch.onnx.export lacks.

@@ -22,8 +22,21 @@ from probsym_fast.distributions import (
     VectorNeurons,
     WeightedFrame,
 )
-from probsym_fast.groups import Dihedral, Draws, Euclidean, Lorentz, PointClouds, Symmetric, Unitary
+from probsym_fast.groups import (
+    Cyclic,
+    Dihedral,
+    Draws,
+    Euclidean,
+    Images,
+    Lorentz,
+    PointClouds,
+    SpecialOrthogonal,
+    Symmetric,
+    Unitary,
+    images,
+)
 from probsym_fast.ops import Permutation, node_identifiers, readout
+from probsym_fast.ops.reference.embed_image import moved_image
 from tests.helpers.graphs import random_graphs
 from tests.ops.test_backends import CALLS, matrices
 
@@ -179,6 +192,28 @@ def test_distributions_of_the_plane(kind):
     for other in (Unitary(2), Lorentz(2)):
         g = other.anywhere(clouds, 2, draws)
         other.frames(other.compose(other.inverse(g), g))
+
+
+class Turned(nn.Module):
+    def forward(self, batch, group, g):
+        return group.act(g, batch.pixels, "chw", inverse=True)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("group", [Dihedral(4), Cyclic(8), SpecialOrthogonal(2)], ids=repr)
+def test_images(group, deterministic, monkeypatch):
+    """Torch has no deterministic gradient of `grid_sample` on a GPU; there the plain formula takes its place."""
+    plain = []
+    monkeypatch.setattr(images, "moved_image", lambda *x: plain.append(1) or moved_image(*x))
+    batch = Images(torch.randn(3, 2, 6, 6), torch.zeros(3, 6, 6).long()).to("meta")
+    model = Symmetrized(nn.Linear(6, 6), Turned(), models.LayoutReadout("chw"), Uniform(group)).to("meta")
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        trained(model, batch)
+        group.act(group.uniform(batch, 2), batch.mask, "hw")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert bool(plain) is (deterministic and not isinstance(group, Dihedral))
 
 
 @pytest.mark.parametrize("kind", ["nodes", "pairs"])

@@ -14,9 +14,10 @@ from probsym_fast._checks import check_count, check_type, looks_at_values
 from probsym_fast.batches import Batch
 from probsym_fast.draws import Draws
 from probsym_fast.groups._constants import Constant
-from probsym_fast.groups._tables import Actions, as_actions, checked_actions, checked_table, generated
+from probsym_fast.groups._tables import CLOSE, Actions, as_actions, checked_actions, checked_table, equal, generated
 from probsym_fast.groups.elements import product
 from probsym_fast.groups.group import Group, check_layout, sample_axis
+from probsym_fast.groups.images import image_axes, move_along, turns_of
 from probsym_fast.ops import Permutation
 
 
@@ -25,7 +26,9 @@ class Finite(Group):
 
     table: (order, order) integers, table[g, h] = g h. actions: how the elements act, for each axis letter (or letters,
     such as "vp") either matrices (order, d, d), real or complex, or permutations (order, n) int64, where g moves what is at
-    place j to place permutations[g, j]. Without actions override `along`, and list the letters in `moves`.
+    place j to place permutations[g, j]. Orthogonal matrices (order, 2, 2) under both "h" and "w", such as {"hw": matrices}
+    or {"vhw": matrices}, move images (`groups.move_images`). Without actions override `along`, and list the letters in
+    `moves`.
 
     `Finite.generated` makes the table from a few elements. Uniform draws are independent; "antithetic" ones mirror the
     number; "stratified" ones run through all elements in `order` consecutive samples.
@@ -34,6 +37,9 @@ class Finite(Group):
     """
 
     order: int
+    _plane: Constant | None = None  # (order, 2, 2), and as symmetries of a square (order,) if they are
+    _turns: Constant | None = None
+    _square = False  # whether there are quarter turns among these
 
     def __init__(self, table: Tensor | list[list[int]], actions: Actions | None = None):
         with torch.device("cpu"):  # whatever the default
@@ -44,9 +50,21 @@ class Finite(Group):
         self.order, self._table, self._inverses = len(table), Constant(table), Constant(inverses)
         self._actions: dict[str, Constant] = {}
         for letters, x in actions.items():
+            if {"h", "w"} <= set(letters) and x.ndim == 3:
+                self._set_plane(letters, x)
             self._actions |= dict.fromkeys(letters, Constant(x))
         if actions:
             self.moves = "".join(actions)
+
+    def _set_plane(self, letters: str, matrices: Tensor) -> None:
+        wanted = f"Finite: actions[{letters!r}] must be real orthogonal matrices (order, 2, 2) for images"
+        if matrices.is_complex() or matrices.shape[1] != 2:
+            raise ValueError(f"{wanted}, got {matrices.dtype} {tuple(matrices.shape)}")
+        if not equal(matrices @ matrices.mT, torch.eye(2, dtype=matrices.dtype)):
+            raise ValueError(f"{wanted}, got others")
+        self._plane, turns = Constant(matrices), turns_of(matrices, CLOSE)
+        self._turns = None if turns is None else Constant(turns)
+        self._square = turns is not None and bool((turns % 2).any())
 
     @classmethod
     def generated(cls, actions: Actions) -> Finite:
@@ -109,7 +127,12 @@ class Finite(Group):
         check_layout(self, layout)
         x = x if sample_axis(x, layout, g.shape) else x[:, None]
         g = self.inverse(g) if inverse else g
+        if self._plane is not None and (image := image_axes(self, layout)) is not None:
+            dtype = torch.promote_types(x.real.dtype if x.is_complex() else x.dtype, torch.float32)
+            x = move_along(self, x, image, self.plane(self.inverse(g), dtype), self._square, inverse=True)
         for axis, letter in enumerate(layout, start=2):
+            if self._plane is not None and letter in "hw":
+                continue
             if (known := self._actions.get(letter)) and x.shape[axis] != (size := known.tensor.shape[1]):
                 got = (*g.shape, *x.shape[2:])
                 raise ValueError(f"{self}: axis {axis} of x must have size {size}, got {got}")
@@ -117,6 +140,11 @@ class Finite(Group):
                 x = self.along(g, x.movedim(axis, 2), letter).movedim(2, axis)
         x = x.expand(*g.shape, *x.shape[2:])
         return x.mean(1) if mean else x
+
+    def plane(self, g: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        if self._plane is None:
+            return super().plane(g, dtype)
+        return self._plane.on(g.device).to(dtype)[g] if self._turns is None else self._turns.on(g.device)[g]
 
     def along(self, g: Tensor, x: Tensor, letter: str) -> Tensor:
         """g . x along one axis: g (B, S), x (B, S or 1, size, ...), whose third axis has this letter -> (B, S, size, ...).
@@ -157,7 +185,10 @@ class _Polygon(Finite):
         with torch.device("cpu"):
             table, inverses, plane, places = self._parts(n)
         self.neutral = 0
-        self._set(table, inverses, {letter: plane if letter in "vp" else places for letter in axes})
+        actions = {letter: plane if letter in "vp" else places for letter in axes}
+        if set("vp") & set(axes) and not set("hw") & set(axes):
+            actions["hw"] = plane
+        self._set(table, inverses, actions)
 
     def __repr__(self) -> str:
         return self._printed
@@ -172,8 +203,9 @@ class Cyclic(_Polygon):
     """C_n: element k turns by k/n of a full turn.
 
     axes: letters of the axes that it moves. Vectors "v" and points "p", of two coordinates, are rotated (exactly for
-    multiples of 90 degrees). Any other axis, such as nodes "n", has n places and is shifted by k: what is at place j goes to
-    place j + k. The default acts on the plane only; `Cyclic(6, "n")` shifts six nodes.
+    multiples of 90 degrees), and with them images, axes "h" and "w". Any other axis, such as nodes "n", has n places and is
+    shifted by k: what is at place j goes to place j + k. The default acts on the plane only; `Cyclic(6, "n")` shifts six
+    nodes.
     Raises TypeError unless n is an int and axes a str, ValueError for n below 1 and for axes with "c" or none.
     """
 

@@ -23,8 +23,10 @@ class Group(ABC):
 
     A layout names the axes of a tensor after (B,) or (B, S), one letter each: "n" nodes (permuted), "v" a vector (rotated),
     "p" a point (rotated and translated), "c" channels (unchanged). Positions of particles are "np", velocities "nv",
-    features of pairs "nnc". The groups of this package refuse other letters. Your own group may use letters of its own and
-    lists them in `moves`; a `Product` then passes these axes only to it.
+    features of pairs "nnc". The groups of this package refuse other letters, but for "h" and "w" of those that act on the
+    plane (`Cyclic`, `Dihedral`, `SpecialOrthogonal(2)`, `Orthogonal(2)`): rows and columns of an image, moved together about
+    its centre (`groups.move_images`). Images are "chw", masks "hw", grids of tokens "hwc", fields of vectors "vhw". Your own
+    group may use letters of its own and lists them in `moves`; a `Product` then passes these axes only to it.
 
     moves: letters of the axes that the group moves; no other factor of a product may move them. None: unknown, and the group
         counts as moving every axis. outputs: names of the outputs that `project` reads; None: unknown. order: the number of
@@ -74,6 +76,10 @@ class Group(ABC):
         mean: average over the samples, (B, *layout). Differentiable in g and x. Raises ValueError for unknown letters
         and for shapes that do not fit the layout.
         """
+
+    def plane(self, g: Any, dtype: torch.dtype = torch.float32) -> Tensor:
+        """g as elements of the plane (`groups.plane_of`). Raises ValueError for a group that does not act on it."""
+        raise ValueError(f"{self}: the group must act on the plane, as Dihedral(4) does, got one without `plane`")
 
     def __repr__(self) -> str:
         return type(self).__name__
@@ -205,6 +211,13 @@ class Product(Group):
             parts.append(taken(factor.elements(batch), (number % order).expand(batch.size, -1)))
             number = number // order
         return tuple(reversed(parts))
+
+    def plane(self, g: tuple, dtype: torch.dtype = torch.float32) -> Tensor:
+        """That of the factor that moves images."""
+        for factor, element in zip(self.factors, g, strict=True):
+            if "h" in (factor.moves or ""):
+                return factor.plane(element, dtype)
+        return super().plane(g, dtype)
 
     @property
     def n(self) -> int | None:

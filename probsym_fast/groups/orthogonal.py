@@ -8,13 +8,20 @@ from torch import Tensor
 from probsym_fast import ops
 from probsym_fast.batches import Batch
 from probsym_fast.draws import Draws
+from probsym_fast.groups.group import check_layout, sample_axis
+from probsym_fast.groups.images import image_axes, move_along
 from probsym_fast.groups.linear import Linear, act_by_matrices
 
 
 class Orthogonal(Linear):
-    """O(d) on the vector ("v") and point ("p") axes. Elements are matrices (B, S, d, d)."""
+    """O(d) on the vector ("v") and point ("p") axes, O(2) also on images ("h" and "w"). Elements: matrices (B, S, d, d)."""
 
     special = False
+
+    def __init__(self, d: int = 3):
+        super().__init__(d)
+        if self.d == 2 and self.moves == Linear.moves:
+            self.moves = "vphw"
 
     def frames(self, matrices: Tensor) -> Tensor:
         return ops.orthogonal_frame(matrices, special=self.special)
@@ -59,7 +66,14 @@ class Orthogonal(Linear):
         return g.mT
 
     def act(self, g: Tensor, x: Tensor, layout: str, *, inverse: bool = False, mean: bool = False) -> Tensor:
+        check_layout(self, layout)
+        if "h" in (self.moves or "") and (image := image_axes(self, layout)) is not None:
+            x = x if sample_axis(x, layout, g.shape) else x[:, None]
+            x = move_along(self, x, image, g, False, inverse)
         return act_by_matrices(self, g, x, layout, inverse=inverse, mean=mean)
+
+    def plane(self, g: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return g if "h" in (self.moves or "") else super().plane(g, dtype)
 
 
 class SpecialOrthogonal(Orthogonal):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from probsym_fast.batches import Batch
+from probsym_fast.batches import Images
 from probsym_fast.distributions import Identity
 from probsym_fast.draws import seeded
 from probsym_fast.groups import Symmetric
@@ -33,18 +33,6 @@ TURN, ZOOM, SHIFT = (
     0.15,
     1 / 4,
 )  # largest rotation, scaling and shift (of half the side) of a training image
-
-
-@dataclass(eq=False)
-class Images(Batch):
-    """B images (B, 1, side, side); a batch for `Symmetrized` without symmetry."""
-
-    pixels: Tensor
-
-    def check(self) -> None:
-        super().check()
-        if self.pixels.ndim != 4:
-            raise ValueError(f"Images: pixels must be (B, C, height, width), got {tuple(self.pixels.shape)}")
 
 
 class ImageTokens(nn.Module):

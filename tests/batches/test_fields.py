@@ -26,6 +26,10 @@ def clouds() -> psf.PointClouds:
     return psf.PointClouds(torch.randn(2, 4, 3), torch.randn(2, 4, 3), torch.randn(2, 4, 4, 1))
 
 
+def images() -> psf.Images:
+    return psf.Images(torch.randn(2, 3, 4, 5), torch.arange(40).view(2, 4, 5), torch.tensor([3, 1]))
+
+
 def model() -> psf.Symmetrized:
     learned = psf.distributions.Learned(psf.groups.Symmetric(8), psf.distributions.GIN(2, 8))
     embed = psf.models.FlatGraph(N=8, width=8, node_features=2)
@@ -39,7 +43,7 @@ def assert_same(found, expected) -> None:
         assert (x is None and y is None) or torch.equal(x, y)
 
 
-@pytest.mark.parametrize("make", [graphs, clouds])
+@pytest.mark.parametrize("make", [graphs, clouds, images])
 def test_replaced_fields(make):
     batch = make()
     first, *others = [field.name for field in dataclasses.fields(batch)]
@@ -57,7 +61,7 @@ def test_a_batch_equals_only_itself():
     assert batch == batch and batch != copy.copy(batch) and len({batch, copy.copy(batch)}) == 2
 
 
-@pytest.mark.parametrize("make", [graphs, clouds])
+@pytest.mark.parametrize("make", [graphs, clouds, images])
 def test_pytrees_hold_the_fields_that_are_there(make):
     batch = make()
     leaves, spec = pytree.tree_flatten(batch)
@@ -84,7 +88,7 @@ def test_subclasses_with_more_fields():
     assert_same(moved, batch)
 
 
-@pytest.mark.parametrize("make", [graphs, clouds])
+@pytest.mark.parametrize("make", [graphs, clouds, images])
 def test_copies_and_files(make, tmp_path):
     batch = make()
     torch.save(batch, tmp_path / "batch.pt")

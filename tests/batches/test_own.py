@@ -1,4 +1,5 @@
-"""Batches of one's own through everything: images, padded sequences, and dense graphs that know nothing of `psf.Batch`."""
+"""Batches through everything: `psf.Images`, and of one's own images, padded sequences, and dense graphs that know nothing of
+`psf.Batch`."""
 
 import copy
 import pickle
@@ -81,6 +82,12 @@ class Painted(nn.Module):
 def of_images(B: int):
     parts = nn.Sequential(nn.Linear(2 * SIDE**2, SIDE**2), nn.Tanh()), Pixels(), Painted()
     return psf.Symmetrized(*parts, Uniform(Square())), Images(random(B, 2, SIDE, SIDE))
+
+
+def of_public_images(B: int):
+    """With a mask and keys."""
+    batch = psf.Images(random(B, 2, SIDE, SIDE), random(B, SIDE, SIDE), torch.arange(B) + 7)
+    return psf.Symmetrized(*list(of_images(B)[0].children())[:3], Uniform(psf.groups.Dihedral(4))), batch
 
 
 # --- sequences, padded, in a learned order ---
@@ -184,7 +191,7 @@ def of_dense(B: int):
     return psf.Symmetrized(*parts, Uniform(Symmetric(N))), Dense(matrix, num_nodes)
 
 
-MAKERS = {"images": of_images, "sequences": of_sequences, "dense graphs": of_dense}
+MAKERS = {"images": of_images, "psf.Images": of_public_images, "sequences": of_sequences, "dense graphs": of_dense}
 
 
 @pytest.fixture(params=MAKERS)
@@ -224,7 +231,7 @@ def test_profiles(make):
 @torch.no_grad()
 def test_one_graph_and_a_program_for_other_sizes(make):
     f, batch = make(3)
-    if isinstance(batch, Images):
+    if isinstance(f.readout, Painted):
         f.reduce, f.score = "weighted", lambda y: y["numbers"].sum(-1)
     f.eval()
     seed = torch.tensor(3)
@@ -242,11 +249,11 @@ def test_equivariance(make):
     f, batch = make(6)
     few, many = (psf.equivariance_error(f.eval(), batch, count, moves=2, scale=1) for count in (1, 128))
     assert few / many > 4  # 1 / sqrt(S): 11
-    if isinstance(batch, Images):  # all elements once
+    if isinstance(f.readout, Painted):  # all elements once
         whole = torch.arange(8).expand(6, 8)
         for how in ({"reduce": "mean"}, {"reduce": "best", "score": lambda y: y["numbers"].sum(-1)}):
             exact = lambda x, how=how: f.apply_elements(x, whole, **how)  # noqa: E731
-            assert psf.equivariance_error(exact, batch, group=Square(), output=Painted.layout) < 1e-5
+            assert psf.equivariance_error(exact, batch, group=f.distribution.group, output=Painted.layout) < 1e-5
 
 
 def test_a_sequence_has_the_noise_of_its_key():

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from probsym_fast import ops
-from probsym_fast.groups import Graphs, PointClouds
+from probsym_fast.groups import Graphs, Images, PointClouds
 from tests.programs.rows.base import Size
 
 S, N, C, D, GRID = 3, 8, 2, 6, 2  # samples, slots, channels, width, patches along an axis
@@ -42,6 +42,10 @@ def paired(size: Size, attributes: bool = False) -> Graphs:
 def clouds(size: Size) -> PointClouds:
     lead = size.batch, size.nodes
     return PointClouds(torch.randn(*lead, 3), torch.randn(*lead, 3), torch.randn(*lead, size.nodes, 2))
+
+
+def images(size: Size) -> Images:
+    return Images(torch.randn(size.batch, C, N, N), torch.arange(size.batch * N * N).view(size.batch, N, N) % 3)
 
 
 def scores(size: Size) -> Tensor:

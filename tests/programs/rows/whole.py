@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from probsym_fast import Symmetrized, models
 from probsym_fast.distributions import GIN, Learned, Uniform, UniformNoise, VectorNeurons
-from probsym_fast.groups import Euclidean, Symmetric
+from probsym_fast.groups import Euclidean, SpecialOrthogonal, Symmetric
 from tests.programs.rows.backbones import tiny_vit
 from tests.programs.rows.base import Rows
-from tests.programs.rows.inputs import GRID, C, D, N, S, clouds, graphs, seed
+from tests.programs.rows.inputs import GRID, C, D, N, S, clouds, graphs, images, seed
 
 ROWS = Rows("whole models")
 
@@ -51,6 +52,20 @@ def uniform_transformer() -> Symmetrized:
     return Symmetrized(backbone, models.PairTokens(), models.NodeReadout(displacement=True), distribution)
 
 
+class MovedPixels(nn.Module):
+    """Pixels and mask of g^-1: (B, S, C + 1, H, W)."""
+
+    def forward(self, batch: Any, group: Any, g: Any) -> tuple[Tensor]:
+        mask = group.act(g, batch.mask, "hw", inverse=True)[:, :, None].to(batch.dtype)
+        return (torch.cat([group.act(g, batch.pixels, "chw", inverse=True), mask], 2),)
+
+
+def pictures() -> Symmetrized:
+    """Pictures that turn along with the images."""
+    backbone = nn.Sequential(nn.Linear(N, N), nn.Tanh())  # torch's convolutions compile again for larger batches
+    return Symmetrized(backbone, MovedPixels(), models.LayoutReadout("chw"), Uniform(SpecialOrthogonal(2)))
+
+
 def run(model: Symmetrized, batch: Any, seed: Tensor) -> list[Tensor]:
     prediction, penalties = model(batch, S, seed=seed)
     return [prediction, *penalties.values()]
@@ -72,3 +87,4 @@ for make in (points_gnn, points_transformer, uniform_transformer):
         axes=("batch", "nodes") if make is points_gnn else ("batch",),
         slow=make is points_transformer,
     )
+ROWS.add("pictures", run, lambda size: (images(size), seed()), covers=("Symmetrized",), part=pictures)
