@@ -16,6 +16,8 @@ from probsym_fast.models.backbones.vision import VisionBackbone
 from probsym_fast.models.backbones.whole import WholeVisionBackbone
 from probsym_fast.models.forces import energy_and_forces
 from probsym_fast.models.graphs import FlatGraph, IdentifiedNodes, MeanReadout, PatchWeight, SlotReadout
+from probsym_fast.models.image_readouts import ClassReadout, MaskReadout, TokenReadout
+from probsym_fast.models.images import ImageTokens, MovedImages
 from probsym_fast.models.point_clouds import (
     FlatCloud,
     LayoutReadout,
@@ -30,6 +32,7 @@ from probsym_fast.models.tokens import DiagonalReadout, GraphReadout, GraphToken
 
 __all__ = [
     "MLP",
+    "ClassReadout",
     "DiagonalReadout",
     "FlatCloud",
     "FlatGraph",
@@ -40,10 +43,13 @@ __all__ = [
     "GraphReadout",
     "GraphTokens",
     "IdentifiedNodes",
+    "ImageTokens",
     "LanguageBackbone",
     "LayoutReadout",
+    "MaskReadout",
     "MeanReadout",
     "MessagePassing",
+    "MovedImages",
     "NodeReadout",
     "NodeTokens",
     "NodeVectors",
@@ -56,6 +62,7 @@ __all__ = [
     "ScoredReadout",
     "SlotReadout",
     "Symmetrized",
+    "TokenReadout",
     "Transformer",
     "VisionBackbone",
     "WholeVisionBackbone",

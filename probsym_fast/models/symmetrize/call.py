@@ -1,0 +1,125 @@
+"""A symmetrized model in one call: the parts around a network, chosen for its data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from probsym_fast._checks import check_count, check_type
+from probsym_fast._inputs import embedded
+from probsym_fast.batches import Graphs, PointClouds, check_batch
+from probsym_fast.distributions import Distribution
+from probsym_fast.draws import Draws
+from probsym_fast.groups import Group
+from probsym_fast.models.point_clouds import POOLS
+from probsym_fast.models.symmetrize.choices import distribution_of
+from probsym_fast.models.symmetrize.clouds import CloudParts
+from probsym_fast.models.symmetrize.graphs import GraphParts
+from probsym_fast.models.symmetrize.networks import run
+from probsym_fast.models.symmetrized import Symmetrized
+
+TOKENS = {PointClouds: ("flat", "nodes", "pairs"), Graphs: ("flat", "patches", "sequence", "identifiers")}
+OUTPUTS = {PointClouds: ("invariant", "nodes", "vectors", "positions"), Graphs: ("invariant", "nodes", "pairs")}
+
+
+def symmetrize(
+    net: nn.Module,
+    group: Group,
+    example: Graphs | PointClouds,
+    *,
+    tokens: str | None = None,
+    output: str = "invariant",
+    out_features: int | None = None,
+    distribution: str | Distribution = "learned",
+    width: int | None = None,
+    pool: str = "sum",
+    embed: nn.Module | None = None,
+    readout: nn.Module | None = None,
+    **settings: Any,
+) -> Symmetrized:
+    """A `Symmetrized` model around a network, with the parts that its data and its output ask for.
+
+    `print(model)` shows the parts. Each is an attribute (`model.embed`, `backbone`, `readout`, `distribution`) and can be
+    replaced, here or later. A network that takes one batch axis is `Folded`; an `nn.TransformerEncoder` gets linear maps from
+    the nodes' values to its width and to out_features, and runs as one op where it fits (`fuse`).
+
+    Args:
+        net: the network. group: the symmetry. example: a batch as the model will get. Its sizes (features, dimensions, nodes)
+            fix those of the parts. One forward pass of two samples on it checks that everything fits.
+        tokens: what the network takes, B inputs and S samples.
+            `PointClouds`: "nodes" (B, S, n, d (+ d) (+ F)), positions, velocities and features; "flat" (B, S, n ...), these
+            in one vector; "pairs" (B, S, n n, ...), a token per pair.
+            `Graphs`: "flat" (B, S, width), the first linear map of an MLP on adjacency and features; "patches", tokens of a
+            `timm_backbone`; "sequence", node features as tokens of an `hf_backbone`; "identifiers" (nodes, S, width) and the
+            graphs, for a GNN.
+            None: by the network.
+        output: "invariant", one vector per input; "nodes", invariant values of nodes; of clouds also "vectors", equivariant
+            ones of nodes, and "positions", vectors added to the nodes' positions; of graphs also "pairs".
+        out_features: outputs of a last linear map that the readout or the encoder makes. None: the network's outputs are
+            the prediction.
+        distribution: "learned" (probabilistic symmetrization), "canonical" (learned, without noise: one sample), "uniform"
+            (group averaging), "orbit" (every element of a finite group), "frame" (principal axes, or an order), "none", or a
+            `Distribution`. Learned means `VectorNeurons` for clouds, `GIN` for graphs, and an `Energy` for finite groups. The
+            noise of clouds has the spread of the example's points.
+        width: of "flat" and "identifiers", what the network takes. None: read from the network.
+        pool: how a network's outputs of nodes become one vector per cloud or graph, "sum" or "mean".
+        embed, readout: in place of the chosen ones.
+        settings: of `Symmetrized`: draws, reduce, score, chunk, memory.
+
+    Raises TypeError for arguments of another type. ValueError for unknown names, for data or groups without a choice (give
+    the part then), and where the network's outputs do not fit.
+    """
+    owner = "symmetrize"
+    check_type(owner, "net", net, nn.Module, "an nn.Module")
+    check_type(owner, "group", group, Group, "a Group")
+    check_batch(owner, example)
+    example.check()
+    out_features = None if out_features is None else check_count(owner, "out_features", out_features)
+    kind = next((kind for kind in TOKENS if isinstance(example, kind)), None)
+    missing = [n for n, part in (("embed", embed), ("readout", readout)) if part is None]
+    if kind is None and missing:
+        got = type(example).__name__
+        raise ValueError(
+            f"{owner}: {missing[0]} must be given for batches other than Graphs and PointClouds, got {got}"
+        )
+    if pool not in POOLS:
+        raise ValueError(f"{owner}: pool must be one of {POOLS}, got {pool!r}")
+    for name, value, known in (("tokens", tokens, TOKENS), ("output", output, OUTPUTS)):
+        if kind is not None and value is not None and value not in known[kind]:
+            raise ValueError(f"{owner}: {name} must be one of {known[kind]} for {kind.__name__}, got {value!r}")
+    parts: CloudParts | GraphParts | None = None
+    if isinstance(example, PointClouds):
+        parts = CloudParts(net, group, example, tokens, output, out_features)
+    elif isinstance(example, Graphs):
+        parts = GraphParts(net, group, example, tokens, output, out_features, width, pool)
+    if not isinstance(distribution, Distribution):
+        distribution = distribution_of(distribution, group, example)
+    embed = parts.embed() if embed is None and parts is not None else embed
+    backbone = net if parts is None else parts.backbone()
+    assert embed is not None
+    distribution.to(example.device)
+    embed.to(example.device)
+    if readout is None:
+        assert parts is not None
+        outputs = _tried(backbone, embed, distribution, example)
+        readout = parts.readout(outputs, pool).to(example.device)
+    return Symmetrized(backbone, embed, readout, distribution, **settings)
+
+
+def _tried(backbone: nn.Module, embed: nn.Module, distribution: Distribution, example: Any) -> Tensor:
+    """The backbone's outputs of two samples."""
+
+    def outputs() -> Any:
+        g, _ = distribution(example, 2, Draws(seed=0))
+        arguments, named = embedded(embed, example, distribution.group, g)
+        try:
+            return backbone(*arguments, **named)
+        except (RuntimeError, TypeError, ValueError) as error:
+            given = [tuple(x.shape) for x in (*arguments, *named.values()) if isinstance(x, Tensor)]
+            raise ValueError(f"symmetrize: net must take inputs of shapes {given}, got {error}") from error
+
+    found = run(outputs, backbone, embed, distribution)
+    if not isinstance(found, Tensor):
+        raise ValueError(f"symmetrize: net must return a Tensor, or readout be given, got {type(found).__name__}")
+    return found

@@ -1,0 +1,87 @@
+"""The distribution that a word stands for."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from probsym_fast.batches import Graphs, PointClouds
+from probsym_fast.distributions import (
+    GIN,
+    Distribution,
+    Energy,
+    Frame,
+    Identity,
+    Learned,
+    Normal,
+    Orbit,
+    Uniform,
+    UniformNoise,
+    VectorNeurons,
+)
+from probsym_fast.groups import Group, Orthogonal, Product, Symmetric
+from probsym_fast.groups.euclidean import Motions
+from probsym_fast.models.point_clouds import FlatCloud
+
+DISTRIBUTIONS = "learned", "canonical", "uniform", "orbit", "frame", "none"
+COLUMN_NOISE = 0.1  # of learned frames, for clouds of few points
+
+
+def distribution_of(name: str, group: Group, example: Any) -> Distribution:
+    owner = "symmetrize"
+    if name not in DISTRIBUTIONS:
+        raise ValueError(f"{owner}: distribution must be a Distribution or one of {DISTRIBUTIONS}, got {name!r}")
+    if name == "uniform" or (name in ("learned", "canonical") and group.outputs == ()):  # translations only
+        return Uniform(group)
+    if name == "orbit":
+        return Orbit(group)
+    if name == "frame":
+        return Frame(group)
+    if name == "none":
+        return Identity(group)
+    if isinstance(example, Graphs) and isinstance(group, Symmetric):
+        scale = 0.0 if name == "canonical" else 1.0
+        return Learned(group, GIN(example.x.shape[1]), UniformNoise(scale))
+    if isinstance(example, PointClouds):
+        if group.order is not None and name == "learned":
+            width = example.positions.shape[1] * width_of(example)
+            return Energy(group, nn.Sequential(nn.Linear(width, 64), nn.GELU(), nn.Linear(64, 1)), FlatCloud())
+        if _takes_vectors(group):
+            return _by_vectors(group, example, 0.0 if name == "canonical" else _spread(example))
+    got = f"{group} on {type(example).__name__}"
+    raise ValueError(f"{owner}: distribution must be given where nothing is {name!r} for the group, got {got}")
+
+
+def _takes_vectors(group: Group) -> bool:
+    """Whether `VectorNeurons` are equivariant to it."""
+    factors = group.factors if isinstance(group, Product) else (group,)
+    return all(isinstance(factor, Symmetric | Orthogonal | Motions) for factor in factors)
+
+
+def _by_vectors(group: Group, example: PointClouds, scale: float) -> Learned:
+    outputs = group.outputs or ()
+    network = VectorNeurons(
+        channels=1 if example.velocities is None else 2,
+        scores="scores" in outputs,
+        matrices="matrices" in outputs,
+        dim=example.positions.shape[2],
+        column_noise=COLUMN_NOISE,
+        features=0 if example.features is None else example.features.shape[2],
+    )
+    return Learned(group, network, Normal(scale))
+
+
+def _spread(clouds: PointClouds) -> float:
+    """Standard deviation of the valid points around their centroids."""
+    with torch.no_grad():
+        found = float(clouds.listed(clouds.positions - clouds.center[:, None]).square().mean().sqrt())
+    return float(f"{found:.2g}") if 0 < found < math.inf else 1.0
+
+
+def width_of(clouds: PointClouds) -> int:
+    """Values of a point: d (+ d) (+ F)."""
+    fields = clouds.positions, clouds.velocities, clouds.features
+    return sum(x.shape[2] for x in fields if x is not None)
