@@ -16,6 +16,7 @@ from probsym_fast.distributions.frames import Frame, WeightedFrame
 from probsym_fast.distributions.gin import GIN
 from probsym_fast.distributions.laplacian import laplacian_keys
 from probsym_fast.distributions.minimal_frames import MinimalFrame
+from probsym_fast.distributions.rotation_energy import RotationEnergy
 from probsym_fast.distributions.vector_neurons import VectorNeurons
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Noise",
     "Normal",
     "Orbit",
+    "RotationEnergy",
     "Uniform",
     "UniformNoise",
     "VectorNeurons",

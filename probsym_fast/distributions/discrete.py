@@ -21,24 +21,28 @@ SMALLEST = 2.0**-33  # added to uniform noise of 32 bits, whose logarithm is the
 class Discrete(Distribution):
     """M elements per input with probabilities p. Subclasses define `candidates`.
 
-    `forward` draws independent samples. A plain mean over them has no gradient to p: only the penalties train it.
-    Antithetic draws mirror the uniform numbers that pick the elements, stratified ones spread them evenly over blocks.
+    `forward` draws independent samples. A plain mean over them has no gradient to p: only the penalties train it. Antithetic
+    draws mirror the uniform numbers that pick the elements, stratified ones spread them evenly over blocks.
 
     `elements_and_weights` is for a weighted mean (`reduce="weighted"`), which has one. samples = M: every element, weighted
     by p: the exact mean. Fewer: samples without replacement, weighted by p / q, q the probability that an element is among
     them; without the division by the sum of weights, the weighted sum is an unbiased estimate of the mean, and so is its
     gradient. With the division both have a bias that falls with the number of samples.
-    replacement: independent samples, each of weight 1 with the gradient of `S / (S - 1) log p`. The gradient of their
-    weighted mean is that of the score function, with the mean of the others as baseline: unbiased for S >= 2 independent
-    draws. One sample has no gradient.
+    replacement: independent samples, each of weight 1 with the gradient of `S / (S - 1) log p`: straight-through, in that
+    the values are those of plain samples and only the gradient knows of p. The gradient of their weighted mean is that of
+    the score function, with the mean of the others as baseline: unbiased for S >= 2 independent draws. One sample has none.
+    best: no sampling. In `forward` every sample is the element of the largest p (canonicalization: one is enough), and
+    `elements_and_weights` gives the S largest, by falling p, weighted by p. It goes before `replacement`. Of equal ones it
+    takes the first: a model is then equivariant only where p has one maximum. Like it, it can be set later.
 
-    Raises TypeError if group is no `Group` or replacement no bool.
+    Raises TypeError if group is no `Group`, and replacement or best no bool.
     Source: sampling without replacement and its weights, Kool et al. 2020 (arXiv 2002.06043).
     """
 
-    def __init__(self, group: Group, replacement: bool = False):
+    def __init__(self, group: Group, replacement: bool = False, best: bool = False):
         super().__init__(group)
         self.replacement = check_bool(type(self).__name__, "replacement", replacement)
+        self.best = check_bool(type(self).__name__, "best", best)
 
     @abstractmethod
     def candidates(self, batch: Any, draws: Draws) -> tuple[Any, Tensor, Penalties]:
@@ -60,7 +64,7 @@ class Discrete(Distribution):
     ) -> tuple[Any, Tensor, Penalties]:
         """Elements (B, S), weights (B, S) >= 0 with a gradient to p, and penalties.
 
-        Raises as `forward`. ValueError for more samples than there are elements, unless `replacement`.
+        Raises as `forward`. ValueError for more samples than there are elements, unless they are drawn with replacement.
         """
         owner = type(self).__name__
         samples, draws = check_count(owner, "samples", samples), draws or Draws()
@@ -68,7 +72,7 @@ class Discrete(Distribution):
         batch.check()
         g, log_p, penalties = self._candidates(batch, draws)
         M = log_p.shape[1]
-        if self.replacement:
+        if self.replacement and not self.best:
             index = self._picked(log_p, samples, draws)
             chosen = log_p.gather(1, index)
             return taken(g, index), ((chosen - chosen.detach()) * (samples / max(1, samples - 1))).exp(), penalties
@@ -76,6 +80,9 @@ class Discrete(Distribution):
             raise ValueError(f"{owner}: samples must be at most the number of elements, {M}, got {samples}")
         if samples == M:
             return g, log_p.exp(), penalties
+        if self.best:
+            chosen, index = log_p.topk(samples)
+            return taken(g, index), chosen.exp(), penalties
         noise = draws.starting(0).fork(1).uniform((batch.size, 1, M), "without replacement", device=log_p.device)
         gumbel = -(-(noise[:, 0] + SMALLEST).log()).log()
         keys, index = (log_p.detach() + gumbel).topk(samples + 1)
@@ -85,7 +92,9 @@ class Discrete(Distribution):
         return taken(g, index), (log_p.exp() / torch.where(q > 0, q, 1)).to(log_p.dtype), penalties
 
     def _picked(self, log_p: Tensor, samples: int, draws: Draws) -> Tensor:
-        """(B, S) numbers of elements, by the inverse of the distribution function."""
+        """(B, S) numbers of elements: the best, or by the inverse of the distribution function."""
+        if self.best:
+            return log_p.argmax(1, keepdim=True).expand(-1, samples)
         block = self.group.block(draws.kind) if draws.kind == "stratified" else None
         shape, device = (log_p.shape[0], samples), log_p.device
         u = draws.fork(1).uniform(shape, "candidate", device=device, block=block)

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
-from probsym_fast._autocast import without_autocast
-from probsym_fast._checks import check_float, check_type, looks_at_values
-from probsym_fast._inputs import embedded
+from probsym_fast._checks import check_float, looks_at_values
 from probsym_fast.batches import Batch, check_batch
-from probsym_fast.distributions.discrete import Discrete
+from probsym_fast.distributions._scored import Scored, penalties
 from probsym_fast.distributions.distribution import Penalties
 from probsym_fast.draws import Draws
-from probsym_fast.groups import Group, narrow
+from probsym_fast.groups import Group
 
 
-class Energy(Discrete):
+class Energy(Scored):
     """p(g|x) proportional to exp(s(g^-1 x)) over all elements g of a finite group, for any network s: p(hg|hx) = p(g|x).
 
     network: any module. Without `embed` it takes a batch and returns (B,) or (B, 1) scores; it is called with the batch
@@ -29,8 +26,8 @@ class Energy(Discrete):
     the data are upright already: then it is -log p(identity | x).
 
     `forward` draws independent samples; `elements_and_weights` gives the whole orbit or some of it, with weights that train
-    the network: see `Discrete`, also for `replacement`. The network runs without autocast, as distributions do, and its
-    scores are normalised in float32 or better.
+    the network: see `Discrete`, also for `replacement` and for `best`, which makes it a canonicalization. The network runs
+    without autocast, as distributions do, and its scores are normalised in float32 or better.
 
     Raises TypeError for parts of another type. ValueError unless the group is finite, for a prior that is no distribution
     of its elements, and for scores of another shape.
@@ -46,19 +43,17 @@ class Energy(Discrete):
         *,
         prior: Tensor | None = None,
         replacement: bool = False,
+        best: bool = False,
     ):
-        super().__init__(group, replacement)
+        super().__init__(group, network, embed, replacement=replacement, best=best)
         if group.order is None:
             raise ValueError(f"Energy: group must be finite, with an order, got {group}")
-        check_type("Energy", "network", network, nn.Module, "an nn.Module")
-        check_type("Energy", "embed", embed, nn.Module | None, "an nn.Module or None")
         if prior is not None:
             check_float("Energy", prior=prior)
             if tuple(prior.shape) != (group.order,):
                 raise ValueError(f"Energy: prior must be ({group.order},), got {tuple(prior.shape)}")
             if looks_at_values(prior) and not ((prior >= 0).all() and abs(float(prior.sum()) - 1) < 1e-5):
                 raise ValueError(f"Energy: prior must be >= 0 with sum 1, got {prior.tolist()}")
-        self.network, self.embed = network, embed
         if prior is None:
             self.prior = None
         else:
@@ -73,33 +68,7 @@ class Energy(Discrete):
     def candidates(self, batch: Batch, draws: Draws) -> tuple[Any, Tensor, Penalties]:
         g = self.group.elements(batch)
         log_p = self._log_probabilities(batch, g)
-        penalties = {"entropy": -(log_p.exp() * log_p).sum(1).mean()}
-        if self.prior is not None:
-            prior = self.prior.to(log_p)
-            penalties["prior"] = (torch.special.xlogy(prior, prior) - prior * log_p).sum(1).mean()
-        return g, log_p, penalties
+        return g, log_p, penalties(log_p, self.prior)
 
-    def _log_probabilities(self, batch: Any, g: Any) -> Tensor:
-        with without_autocast(batch.device):
-            return self._normalised(batch, g)
-
-    def _normalised(self, batch: Any, g: Any) -> Tensor:
-        order = cast(int, self.group.order)
-        if self.embed is None:
-            scores = [self._score(batch, self.group.inverse(narrow(g, k, 1))) for k in range(order)]
-            found = torch.stack(scores, 1)
-        else:
-            arguments, keywords = embedded(self.embed, batch, self.group, g)
-            found = self._scores(self.network(*arguments, **keywords), (batch.size, order), "(B, order)")
-        return found.to(torch.promote_types(found.dtype, torch.float32)).log_softmax(1)
-
-    def _score(self, batch: Any, g: Any) -> Tensor:
-        return self._scores(self.network(batch.moved(self.group, g)), (batch.size,), "(B,)")
-
-    @staticmethod
-    def _scores(found: Any, shape: tuple[int, ...], axes: str) -> Tensor:
-        if not isinstance(found, Tensor):
-            raise TypeError(f"Energy: the network's scores must be a Tensor, got {type(found).__name__}")
-        if tuple(found.shape) not in (shape, (*shape, 1)):
-            raise ValueError(f"Energy: the network's scores must be {axes} = {shape}, got {tuple(found.shape)}")
-        return found.reshape(shape)
+    def _log_probabilities(self, batch: Batch, g: Any) -> Tensor:
+        return self.scored(batch, g, cast(int, self.group.order), "(B, order)")

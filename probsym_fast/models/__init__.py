@@ -17,6 +17,7 @@ from probsym_fast.models.backbones.whole import WholeVisionBackbone
 from probsym_fast.models.forces import energy_and_forces
 from probsym_fast.models.graphs import FlatGraph, IdentifiedNodes, MeanReadout, PatchWeight, SlotReadout
 from probsym_fast.models.image_readouts import ClassReadout, MaskReadout, TokenReadout
+from probsym_fast.models.image_scores import ImageScores
 from probsym_fast.models.images import ImageTokens, MovedImages
 from probsym_fast.models.point_clouds import (
     FlatCloud,
@@ -26,7 +27,7 @@ from probsym_fast.models.point_clouds import (
     PairTokens,
     PooledReadout,
 )
-from probsym_fast.models.scores import ScoredReadout
+from probsym_fast.models.scores import ScoredReadout, confidence
 from probsym_fast.models.symmetrized import Symmetrized
 from probsym_fast.models.tokens import DiagonalReadout, GraphReadout, GraphTokens, NodeTokens, PairReadout
 
@@ -43,6 +44,7 @@ __all__ = [
     "GraphReadout",
     "GraphTokens",
     "IdentifiedNodes",
+    "ImageScores",
     "ImageTokens",
     "LanguageBackbone",
     "LayoutReadout",
@@ -66,6 +68,7 @@ __all__ = [
     "Transformer",
     "VisionBackbone",
     "WholeVisionBackbone",
+    "confidence",
     "energy_and_forces",
     "fuse",
     "hf_backbone",

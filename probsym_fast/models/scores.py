@@ -1,12 +1,30 @@
-"""A readout whose prediction holds a score of each sample."""
+"""Scores of the samples: a readout whose prediction holds one of each, and the confidence of class logits."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from probsym_fast._checks import check_float
 from probsym_fast.groups import Group
+
+
+def confidence(logits: Tensor) -> Tensor:
+    """The largest softmax probability of class logits (..., K), K >= 2: (...), in float64, which keeps sure ones apart.
+
+    As score of reduce="best" it takes the sample that the classifier is surest of:
+
+        model = Symmetrized(backbone, embed, readout, Orbit(Dihedral(4)), reduce="best", score=confidence)
+
+    Gradients: the logits. Raises TypeError unless they are floating point, ValueError for another shape.
+    Source: Singhal et al. 2025 (arXiv 2507.10375) take the view that a trained model finds most typical, by other scores.
+    """
+    check_float("confidence", logits=logits)
+    if logits.ndim == 0 or logits.shape[-1] < 2:
+        raise ValueError(f"confidence: logits must be (..., K) with K >= 2, got {tuple(logits.shape)}")
+    return torch.softmax(logits.double(), -1).amax(-1)
 
 
 class ScoredReadout(nn.Module):
