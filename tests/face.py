@@ -51,6 +51,15 @@ def of_clouds() -> tuple[psf.Symmetrized, psf.PointClouds]:
     return psf.Symmetrized(*parts, Learned(group, VectorNeurons(width=6), tau=0.1), draws="antithetic", chunk=2), clouds
 
 
+def of_images() -> Tensor:
+    group = psf.groups.Symmetric(2) * psf.groups.Dihedral(4)
+    images: psf.Images = psf.Images(torch.randn(2, 3, 4, 4), mask=torch.ones(2, 4, 4)).to(torch.float64)
+    g = group.uniform(images, 1, psf.Draws(seed=1))
+    plane: Tensor = psf.groups.plane_of(group, g)
+    moved: psf.Images = images.moved(psf.groups.Dihedral(4), plane)
+    return psf.groups.move_images(moved.pixels, plane, inverse=True, pad_mode="replicate")
+
+
 def ops() -> Tensor:
     p: psf.SoftPermutation = psf.ops.soft_permutation(torch.randn(2, 3, 6), tau=0.1)
     hard: psf.Permutation = psf.Permutation(p.order)
@@ -79,6 +88,7 @@ def main(folder: Path) -> None:
     each: Tensor = scored(sequences, samples=2)[0]["prediction"]
     best: Tensor = scored(sequences, samples=2, reduce="best")[0]["prediction"]
     print(each.shape == best.shape, sequences.replace(num_nodes=None).size)
+    print(of_images().shape)
     task = psf.tasks.load("nbody/demo", ["--training.epochs", "1"])
     print(model, estimate.samples, error, positions.shape, task.config.name, ops(), sorted(psf.info()))
 

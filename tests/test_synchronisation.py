@@ -17,6 +17,7 @@ from probsym_fast.distributions import (
     Learned,
     Normal,
     Orbit,
+    RotationEnergy,
     Uniform,
     UniformNoise,
     VectorNeurons,
@@ -214,6 +215,20 @@ def test_images(group, deterministic, monkeypatch):
     finally:
         torch.use_deterministic_algorithms(False)
     assert bool(plain) is (deterministic and not isinstance(group, Dihedral))
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_energies_of_images(best):
+    batch, draws = Images(torch.randn(3, 1, 8, 8)).to("meta"), Draws(seed=1)
+    parts, settings = (models.ImageScores(1, 4, 2), models.MovedImages(6)), {"best": best}
+    finite = Energy(Dihedral(4), *parts, prior=torch.eye(8)[0], **settings)
+    turns = RotationEnergy(SpecialOrthogonal(2), *parts, n=8, prior=1.0, **settings)
+    for p in (finite.to("meta"), turns.to("meta")):
+        g, penalties = p(batch, 3, draws)
+        assert g.shape[:2] == (3, 3) and g.device.type == "meta"
+        for samples in (2, 8):
+            g, weights, _ = p.elements_and_weights(batch, samples, draws)
+            (weights.sum() + sum(penalties.values()) + g.sum()).backward(retain_graph=True)
 
 
 @pytest.mark.parametrize("kind", ["nodes", "pairs"])

@@ -184,11 +184,11 @@ class _Polygon(Finite):
         self._printed = f"{owner}({n})" if axes == "vp" else f"{owner}({n}, {axes!r})"
         with torch.device("cpu"):
             table, inverses, plane, places = self._parts(n)
-        self.neutral = 0
-        actions = {letter: plane if letter in "vp" else places for letter in axes}
-        if set("vp") & set(axes) and not set("hw") & set(axes):
-            actions["hw"] = plane
-        self._set(table, inverses, actions)
+            self.neutral = 0
+            actions = {letter: plane if letter in "vp" else places for letter in axes}
+            if set("vp") & set(axes) and not set("hw") & set(axes):
+                actions["hw"] = plane
+            self._set(table, inverses, actions)
 
     def __repr__(self) -> str:
         return self._printed

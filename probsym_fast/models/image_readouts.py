@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from probsym_fast._autocast import without_autocast
 from probsym_fast._checks import check_counts, check_type
 from probsym_fast.groups import Group
+from probsym_fast.models.backbones.timm_given import classifier_of
 from probsym_fast.models.images import checked_pad_mode, moved, sides
 
 AVERAGES = "logits", "probabilities"
@@ -36,12 +37,21 @@ class ClassReadout(nn.Module):
             raise ValueError(f"ClassReadout: average must be one of {AVERAGES}, got {average!r}")
         self.head, self.average = nn.Identity() if head is None else head, average
 
+    @classmethod
+    def of(cls, model: nn.Module, *, average: str = "logits") -> ClassReadout:
+        """The classifier of a timm model, its own parameters, on a `timm_backbone` with read="features".
+
+        Raises ValueError where the model has no classifier on its pooled features.
+        """
+        check_type("ClassReadout", "model", model, nn.Module, "an nn.Module")
+        return cls(classifier_of(model), average=average).train(model.training)
+
     def extra_repr(self) -> str:
         return f"average={self.average!r}"
 
     def forward(self, outputs: Tensor, batch: Any, group: Group, g: Any) -> Tensor:
         with without_autocast(outputs.device):
-            weight = next(self.head.parameters(), outputs)
+            weight = next(self.head.parameters(), outputs)  # a head of no weights takes what there is
             x = outputs.to(weight.dtype)
             if self.average == "probabilities":
                 return self.head(x).softmax(-1).mean(1)

@@ -162,6 +162,20 @@ def test_the_score_function_has_no_bias(samples):
     assert abs(means.mean() - exact) < 5 * means.std() / COUNT**0.5
 
 
+def test_the_best():
+    """Every sample is the most probable element; the weighted ones fall. It goes before `replacement`."""
+    batch = clouds(3, 2)
+    p = Table(Cyclic(5), LOGITS, best=True, replacement=True)
+    for kind in KINDS:
+        assert torch.equal(p(batch, 3, Draws(seed=1, kind=kind))[0], torch.ones(3, 3, dtype=torch.int64))
+    g, weights, _ = p.elements_and_weights(batch, 3, Draws(seed=1))
+    assert g[0].tolist() == [1, 3, 0]
+    assert_near(weights, p.logits.softmax(0)[[1, 3, 0]].expand(3, -1))
+    assert weights.requires_grad
+    p.best = False
+    assert not torch.equal(p(batch, 3, Draws(seed=1))[0], torch.ones(3, 3, dtype=torch.int64))
+
+
 def test_penalties():
     """The entropy of p, and the divergence from a prior."""
     group, batch = Dihedral(2), clouds(3, d=2)
@@ -187,6 +201,7 @@ def test_penalties():
         (lambda: Energy(Cyclic(2), 1), TypeError, "Energy: network must be an nn.Module, got int"),
         (lambda: Energy(Cyclic(2), Shape(), 1), TypeError, "Energy: embed must be an nn.Module or None, got int"),
         (lambda: Energy(Cyclic(2), Shape(), replacement=1), TypeError, "Energy: replacement must be a bool, got int 1"),
+        (lambda: Energy(Cyclic(2), Shape(), best=1), TypeError, "Energy: best must be a bool, got int 1"),
         (
             lambda: Energy(Cyclic(2), Shape(), prior=torch.ones(3)),
             ValueError,

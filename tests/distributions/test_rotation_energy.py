@@ -156,15 +156,15 @@ def test_penalties():
     divergence = math.log(i0(KAPPA) / i0(prior)) + ratio * (prior - KAPPA * math.cos(angle))
     p = RotationEnergy(SpecialOrthogonal(2), Right(), Positions(), n=N, prior=prior)
     _, found = p(batch, 2, Draws(seed=1))
-    assert float(found["prior"]) == pytest.approx(divergence, abs=1e-5)
+    assert found["prior"].item() == pytest.approx(divergence, abs=1e-5)
     entropy = float(scipy.stats.vonmises(KAPPA).entropy()) + math.log(N / 2 / math.pi)
-    assert float(found["entropy"]) == pytest.approx(entropy, abs=1e-5)
+    assert found["entropy"].item() == pytest.approx(entropy, abs=1e-5)
     sum(found.values()).backward()
     assert p.network.weight.grad.abs().min() > 1e-3
     for share in (0.0, 0.25):  # the scores of R(t) M are those of R(t), so that each half has 1/2
         p = RotationEnergy(Orthogonal(2), Right(), Positions(), n=N, prior=prior, reflected=share)
         more = math.log(2) + sum(q * math.log(q) for q in (share, 1 - share) if q)
-        assert float(p(batch, 2, Draws(seed=1))[1]["prior"]) == pytest.approx(divergence + more, abs=1e-5)
+        assert p(batch, 2, Draws(seed=1))[1]["prior"].item() == pytest.approx(divergence + more, abs=1e-5)
 
 
 def make(group=GROUPS[0], network=None, embed=None, **settings):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from probsym_fast import Symmetrized, distributions, models
+from probsym_fast import Images, Symmetrized, distributions, models
 from probsym_fast.distributions import GIN, Learned, Uniform, VectorNeurons
-from probsym_fast.groups import Cyclic, Dihedral, Euclidean, Symmetric
+from probsym_fast.groups import Cyclic, Dihedral, Euclidean, SpecialOrthogonal, Symmetric
 from tests.helpers.graphs import random_graphs
 from tests.models.test_symmetrized import clouds
 
@@ -17,6 +17,7 @@ N, WIDTH, GRID = 6, 8, 2
 GRAPHS = random_graphs([5, 6, 3], dtype=torch.float32, edge_features=3)
 GRAPHS = GRAPHS.replace(pairs=GRAPHS.edge_index[:, ::2])
 CLOUDS = clouds(dtype=torch.float32)
+IMAGES = Images(torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(2)))
 G = Symmetric(N).identity(GRAPHS, 2)
 MOTIONS = Euclidean(3).identity(CLOUDS, 2)
 
@@ -99,6 +100,7 @@ MODULES = {
         lambda: models.Transformer(layers=1, read=[0, 6, 12, 18, 24, 1]),
         lambda net: net(tokens(2, 25, 8)),
     ),
+    "ImageScores": (lambda: models.ImageScores(1, 4, 2), lambda net: net(IMAGES.pixels)),
     "FusedMLP": (
         lambda: models.fuse(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, 2))),
         lambda net: net(tokens(2, 5, WIDTH)),
@@ -117,6 +119,12 @@ MODULES = {
     "Energy": (
         lambda: distributions.Energy(Cyclic(N, "w"), nn.Linear(N, 1), FirstOfEach(), prior=torch.eye(N)[0]),
         lambda p: p.elements_and_weights(GRAPHS, N)[1],
+    ),
+    "RotationEnergy": (
+        lambda: distributions.RotationEnergy(
+            SpecialOrthogonal(2), models.ImageScores(1, 4, 2), models.MovedImages(), n=4, prior=1.0
+        ),
+        lambda p: p.elements_and_weights(IMAGES, 2, seeded())[1],
     ),
     "Learned": (lambda: Learned(Symmetric(N), GIN(2, WIDTH), tau=0.1), lambda p: p(GRAPHS, 2, seeded())[0].log_r),
     "Symmetrized": (

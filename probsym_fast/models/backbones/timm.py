@@ -15,21 +15,22 @@ from torch import nn
 
 from probsym_fast._checks import as_number, check_count
 from probsym_fast.models.backbones.checkpoints import load_weights, resample_positions, train_extra
+from probsym_fast.models.backbones.timm_given import backbone_of, stem_and_grid
 from probsym_fast.models.backbones.timm_models import drops_patches, on_grid, taken
-from probsym_fast.models.backbones.vision import VisionBackbone
+from probsym_fast.models.backbones.vision import POOLED, VisionBackbone
 from probsym_fast.models.backbones.whole import Stem, WholeVisionBackbone
 
-READS = ("pooled", "tokens", "diagonal")
+READS = ("pooled", "features", "tokens", "diagonal")
 RESERVED = ("num_classes", "features_only", "patch_drop_rate")  # arguments of timm without meaning here
 
 
 def timm_backbone(
-    name: str,
+    name: str | nn.Module,
     pretrained: bool = False,
     *,
     grid: int | tuple[int, int] | None = None,
     tokens: int | None = None,
-    read: Literal["pooled", "tokens", "diagonal"] = "pooled",
+    read: Literal["pooled", "features", "tokens", "diagonal"] = "pooled",
     patch_dropout: float | tuple[float, float] = 0.0,
     patch_dropout_always: bool = False,
     checkpointing: bool = False,
@@ -45,7 +46,9 @@ def timm_backbone(
     distillation and register tokens, positions, blocks, norms and pool are timm's, under timm's names.
 
     Args:
-        name: timm's name, with or without the tag of the weights, such as "vit_base_patch16_224.augreg_in21k".
+        name: timm's name, with or without the tag of the weights, such as "vit_base_patch16_224.augreg_in21k". Or a model
+            of timm, such as a trained classifier: the backbone shares its parameters, and training it trains the model. On
+            another grid than the model's own, positions are resampled copies. It takes no weights and timm_arguments.
         pretrained: load timm's weights, from the Hugging Face hub or its cache.
         grid: L = grid^2 tokens, or (rows, columns), row by row; default: the model's own grid. Positions are resampled as
             in timm (BEiT, RelPos: the tables of relative positions; Eva: rotary positions are made for the grid).
@@ -54,6 +57,7 @@ def timm_backbone(
             rotary positions lie on the grid: these models take squares, as grid = sqrt(tokens). For a line give
             grid=(1, tokens).
         read: "pooled" (..., D): timm's pool (class token, average, ...) and fc_norm of the tokens after the final norm.
+            "features": what timm's classifier takes, which differs only in a distilled DeiT: two tokens, (..., 2, D).
             "tokens" (..., L, D): the patch tokens after the final norm, as timm's forward_features returns them (a model with
             fc_norm has no norm there). "diagonal" (..., grid, D): of these the tokens (i, i), on a square grid.
         patch_dropout: share of the patch tokens dropped, drawn per row of tokens, only in training. (low, high): the share
@@ -76,8 +80,17 @@ def timm_backbone(
     shape = _shape(grid)
     tokens = None if tokens is None else check_count("timm_backbone", "tokens", tokens)
     _check_settings(read, grid, tokens, (low, high), pretrained, weights, timm_arguments)
+    if isinstance(name, nn.Module) and (wrong := _of_names(pretrained, tokens, weights, timm_arguments)):
+        raise ValueError(f"timm_backbone: {wrong} must not be given with a model, got it with {type(name).__name__}")
     if patch_dropout_always and high == 0:
         raise ValueError(f"timm_backbone: patch_dropout_always must be False where patch_dropout is 0, got {True}")
+    if isinstance(name, nn.Module):
+        stem, own = stem_and_grid(name)
+        if shape is None and own is None:
+            raise ValueError(f"timm_backbone: grid must be given for a {type(name).__name__} of any size, got None")
+        shape = shape or own
+        _check_model(name, stem, type(name).__name__, read, None, shape, high)
+        return backbone_of(name, stem, shape, read, (low, high), checkpointing, all_tokens, patch_dropout_always)
     _check_name(timm, name)
     try:
         with torch.device("meta"):  # the architecture, at no cost
@@ -120,6 +133,12 @@ def timm_backbone(
     if weights is not None:
         load_weights(backbone, weights, model if tokens is None else native, old)
     return backbone
+
+
+def _of_names(pretrained: bool, tokens: int | None, weights: Any, timm_arguments: dict[str, Any]) -> str:
+    """The first argument that only a name takes; "" if there is none."""
+    others = {"pretrained": pretrained, "tokens": tokens is not None, "weights": weights is not None}
+    return next((name for name, is_given in (others | timm_arguments).items() if is_given is not False), "")
 
 
 def _check_name(timm: ModuleType, name: str) -> None:
@@ -180,7 +199,7 @@ def _check_settings(
         refuse("grid or tokens", "None", f"{grid} and {tokens}")
     if not 0 <= rates[0] <= rates[1] < 1:
         refuse("patch_dropout", "0 <= low <= high < 1", rates)
-    if rates[1] > 0 and read != "pooled":
+    if rates[1] > 0 and read not in POOLED:
         refuse("patch_dropout", f"0 with read {read!r}, which returns every token", rates)
     if pretrained and weights is not None:
         refuse("pretrained", "False with weights", f"{pretrained} and {str(weights)!r}")
@@ -193,8 +212,8 @@ def _check_model(
     model: Any, stem: Stem | None, name: str, read: str, tokens: int | None, grid: tuple[int, int], dropout: float
 ) -> None:
     """Raises where the settings do not suit this model."""
-    if read == "pooled" and not getattr(model, "global_pool", "fixed"):
-        raise ValueError(f"timm_backbone: global_pool must be given for read 'pooled', got {model.global_pool!r}")
+    if read in POOLED and not getattr(model, "global_pool", "fixed"):
+        raise ValueError(f"timm_backbone: global_pool must be given for read {read!r}, got {model.global_pool!r}")
     if tokens is not None and (stem or on_grid(model)):
         raise ValueError(
             f"timm_backbone: tokens must be a square for {name}, whose positions lie on a grid, got {tokens}; "

@@ -12,6 +12,8 @@ from probsym_fast.models.backbones.attention import every_derivative
 from probsym_fast.models.backbones.blocks import known, read_block
 from probsym_fast.models.backbones.on_tokens import OnTokens, constants
 
+POOLED = "pooled", "features"  # what is read of the tokens together
+
 
 class VisionBackbone(OnTokens):
     """The blocks of a timm model on tokens (..., L, D), any leading axes; built by `timm_backbone`.
@@ -58,7 +60,7 @@ class VisionBackbone(OnTokens):
         self.norm_pre = getattr(model, "norm_pre", nn.Identity())
         self.blocks, self.norm = model.blocks, model.norm
         self.pool = model.global_pool
-        pooled = read == "pooled"
+        pooled = read in POOLED
         self.attn_pool = getattr(model, "attn_pool", None) if pooled else None
         self.fc_norm = model.fc_norm if pooled and not self.distilled else nn.Identity()
         self.head_drop = model.head_drop if pooled else nn.Identity()
@@ -70,9 +72,9 @@ class VisionBackbone(OnTokens):
         if self.read == "diagonal":
             assert self.grid is not None  # `timm_backbone` refuses it for a sequence
             return slice(P, None, self.grid[1] + 1)
-        if self.read == "pooled" and self.pool == "token":
+        if self.read in POOLED and self.pool == "token":
             return slice(0, 2 if self.distilled else 1)
-        return slice(0 if self.read == "pooled" and with_prefix else P, None)
+        return slice(0 if self.read in POOLED and with_prefix else P, None)
 
     def restore(self, module: nn.Module) -> None:
         set_constants(module)
@@ -84,7 +86,7 @@ class VisionBackbone(OnTokens):
         return copy
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., L, D) -> "pooled" (..., D), "tokens" (..., L, D) or "diagonal" (..., grid, D).
+        """x (..., L, D) -> "pooled" or "features" (..., [2,] D), "tokens" (..., L, D) or "diagonal" (..., grid, D).
 
         Raises ValueError for another shape, TypeError for integers and for a wider dtype than that of the weights
         (under autocast only for float64, which autocast does not cast).
@@ -106,7 +108,7 @@ class VisionBackbone(OnTokens):
         else:
             h = self.run(read_block, last, h, self.rows, self.splits, **positions[-1])
         h = self.norm(h)
-        return self._pooled(h) if self.read == "pooled" else h
+        return self._pooled(h) if self.read in POOLED else h
 
     def _rotary(self) -> Tensor | None:
         """Sines and cosines of the patches, (L, 2 d) or by block and head (depth, heads, L, 2 d)."""
@@ -153,11 +155,12 @@ class VisionBackbone(OnTokens):
         return torch.cat([h[:, :P], patches], 1), rotary
 
     def _pooled(self, h: Tensor) -> Tensor:
-        """(M, tokens read, D) -> (M, D)."""
+        """(M, tokens read, D) -> (M, D), or the features of a distilled model (M, 2, D)."""
         if self.attn_pool is not None:
             h = self.attn_pool(h)
         elif self.distilled:
-            return self.head_drop(h).mean(1)
+            h = self.head_drop(h)
+            return h if self.read == "features" else h.mean(1)
         elif self.pool == "token":
             h = h[:, 0]
         elif self.pool == "avg":

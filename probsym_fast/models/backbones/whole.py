@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from probsym_fast.models.backbones.attention import every_derivative
 from probsym_fast.models.backbones.on_tokens import OnTokens
-from probsym_fast.models.backbones.vision import set_constants
+from probsym_fast.models.backbones.vision import POOLED, set_constants
 
 STEMS = ("patch_embed", "stem", "encoder.patch_embed")  # where timm's models make tokens of images
 
@@ -84,14 +84,16 @@ class WholeVisionBackbone(OnTokens):
         if not (found.is_meta or torch.equal(found, expected)):
             raise ValueError(f"timm_backbone: the model must run on tokens only, got {kind}, which reads the image too")
         self.out_width = found.shape[1 if self.features == "MDRC" else -1]
-        if self.read == "pooled":
+        if self.read in POOLED:
             try:
                 y = model.forward_head(found, pre_logits=True)
             except NotImplementedError as error:
-                raise ValueError(f"timm_backbone: read must be tokens or diagonal for {kind}, got 'pooled'") from error
+                raise ValueError(
+                    f"timm_backbone: read must be tokens or diagonal for {kind}, got {self.read!r}"
+                ) from error
             if y.ndim != 2:
                 got = tuple(y.shape)
-                raise ValueError(f"timm_backbone: global_pool must be one that pools for read 'pooled', got {got}")
+                raise ValueError(f"timm_backbone: global_pool must be one that pools for read {self.read!r}, got {got}")
             self.out_width = y.shape[1]
         model.train(training)
 
@@ -99,14 +101,14 @@ class WholeVisionBackbone(OnTokens):
         set_constants(module)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., L, D) -> "pooled" (..., C), "tokens" (..., L, C) or "diagonal" (..., grid, C).
+        """x (..., L, D) -> "pooled" or "features" (..., C), "tokens" (..., L, C) or "diagonal" (..., grid, C).
 
         Raises ValueError for another shape, TypeError for integers and for a wider dtype than that of the weights.
         """
         return self.folded(self._sequences, x, next(self.model.parameters()).dtype)
 
     def _sequences(self, x: Tensor) -> Tensor:
-        if self.read == "pooled":
+        if self.read in POOLED:
             return every_derivative(
                 lambda x: self.model.forward_head(self.model.forward_features(x), pre_logits=True), x
             )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from probsym_fast import models
 from tests.programs.rows.base import Rows, Size
-from tests.programs.rows.inputs import GRID, C, D, S, graphs, nodes
+from tests.programs.rows.inputs import GRID, C, D, N, S, graphs, nodes
 
 ROWS = Rows("backbones")
 
@@ -48,6 +48,7 @@ def in_one_pass(net: models.OnePass) -> models.OnePass:
     return net
 
 
+ROWS.add("ImageScores", run, tokens(C, N, N), part=lambda: models.ImageScores(C, 4, 2))
 ROWS.add("MLP", run, tokens(D), part=lambda: in_one_pass(models.MLP([D, D, C])))
 ROWS.add(
     "FusedMLP",

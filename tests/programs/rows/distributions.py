@@ -17,15 +17,17 @@ from probsym_fast.distributions import (
     MinimalFrame,
     Normal,
     Orbit,
+    RotationEnergy,
     Uniform,
     UniformNoise,
     VectorNeurons,
     WeightedFrame,
 )
 from probsym_fast.draws import Draws
-from probsym_fast.groups import Cyclic, Euclidean, Finite, Motion, SpecialEuclidean, Symmetric
+from probsym_fast.groups import Cyclic, Euclidean, Finite, Motion, SpecialEuclidean, SpecialOrthogonal, Symmetric
+from probsym_fast.models import ImageScores, MovedImages
 from tests.programs.rows.base import Rows
-from tests.programs.rows.inputs import C, D, N, S, clouds, framed, graphs, nodes, seed
+from tests.programs.rows.inputs import C, D, N, S, clouds, framed, graphs, images, nodes, seed
 
 ROWS = Rows("distributions")
 
@@ -190,5 +192,12 @@ ROWS.add(
     weighed,
     lambda size: (clouds(size), seed()),
     part=lambda: Energy(Finite.generated({"vp": KLEIN}), Spread(), Moved()),
+    slow=True,
+)
+ROWS.add(
+    "RotationEnergy",
+    weighed,
+    lambda size: (images(size), seed()),
+    part=lambda: RotationEnergy(SpecialOrthogonal(2), ImageScores(C, 4, 1), MovedImages(), n=4, prior=1.0),
     slow=True,
 )

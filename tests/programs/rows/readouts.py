@@ -54,3 +54,8 @@ for label, make in (
         axes=("batch", "nodes"),
         trains=False,
     )
+ROWS.add(
+    "confidence",
+    lambda x: models.confidence(x).to(x.dtype),  # itself in float64
+    lambda size: (torch.randn(S, size.batch, C),),
+)
