@@ -4,6 +4,7 @@ Nothing here imports torch_geometric until it makes the first graph.
 """
 
 from probsym_fast.data._store import cache_dir
+from probsym_fast.data.digits import digits
 from probsym_fast.data.dynamics import Conformations, dynamics, g2
 from probsym_fast.data.exp import exp, read_exp
 from probsym_fast.data.graph6 import read_g6, write_g6
@@ -19,6 +20,7 @@ __all__ = [
     "MolecularGraphs",
     "NBody",
     "cache_dir",
+    "digits",
     "dynamics",
     "exp",
     "g2",

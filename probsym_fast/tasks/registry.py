@@ -19,6 +19,7 @@ NAMES = {  # task -> its module, configuration and constructor
     "automorphism": ("automorphism", "AutomorphismConfig", "Automorphism"),
     "vision": ("vision", "VisionConfig", "vision"),
     "digits": ("digits", "DigitsConfig", "DigitsTask"),
+    "rotated_mnist": ("rotated_mnist", "RotatedMNISTConfig", "RotatedMNIST"),
     "graph_regression": ("ready_made", "GraphRegressionConfig", "GraphRegression"),
     "graph_classification": ("ready_made", "GraphClassificationConfig", "GraphClassification"),
     "node_classification": ("ready_made", "NodeClassificationConfig", "NodeClassification"),
