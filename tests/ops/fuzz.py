@@ -272,7 +272,7 @@ def embed_matrix_case(d: Draw) -> Case:
     return tokens_case(d, g, 2, (len(g.sizes), g.N, g.N), call)
 
 
-def embed_image_case(d: Draw) -> Case:
+def embed_image_case(d: Draw, turned: bool = False) -> Case:
     B, S, C, D, P, Q = d.size(0, 4), d.size(1, 4), d.size(1, 6), d.size(1, 40), d.size(1, 9), d.size(1, 9)
     H, W, unit, scale = P * d.size(1, 4), Q * d.size(1, 4), d.unit(), d.unit()
     d.amplified = float(max(H, W))  # of coordinates
@@ -282,7 +282,7 @@ def embed_image_case(d: Draw) -> Case:
         d.leaf("bias", d.numbers(D), unit * scale)
     settings = {"pad_mode": "elsewhere" if d.spoil() else d.pick("zeros", "replicate")}
     turns = None
-    if d.chance(0.4):
+    if turned:
         turns = d.integers(0, 8, B, S) if H == W else 2 * d.integers(0, 4, B, S)
         if B and d.spoil():
             turns[-1, -1] = d.pick(-1, 8, 2**40)
@@ -295,6 +295,10 @@ def embed_image_case(d: Draw) -> Case:
         return (embed_image(x.pixels, plane, x.weight, x.bias, **settings, backend=backend),)
 
     return d.case(call, unit * scale)
+
+
+def embed_turned_case(d: Draw) -> Case:
+    return embed_image_case(d, turned=True)
 
 
 def readout_case(d: Draw) -> Case:
@@ -625,6 +629,7 @@ CASES: dict[str, tuple[str | None, Callable[[Draw], Case]]] = {  # public name: 
     "aggregate": ("aggregate", aggregate_case),
     "embed_edges": ("embed", embed_edges_case),
     "embed_image": ("embed_image", embed_image_case),
+    "embed_image (turns)": ("embed_turned", embed_turned_case),
     "embed_matrix": ("embed_matrix", embed_matrix_case),
     "embed_nodes": ("embed", embed_nodes_case),
     "gin": ("gin", gin_case),
