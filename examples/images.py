@@ -16,7 +16,7 @@ def scores(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     return model(psf.Images(x), samples=4)[0] if isinstance(model, psf.Symmetrized) else model(x)
 
 
-def train(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, epochs: int) -> torch.nn.Module:
+def train(model, x: torch.Tensor, y: torch.Tensor, epochs: int):
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=2e-3)
     for index in (some for _ in range(epochs) for some in torch.randperm(len(x)).split(100)):
         optimizer.zero_grad()
@@ -25,9 +25,9 @@ def train(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, epochs: int)
     return model.eval()
 
 
-def draw(model: psf.Symmetrized, x: torch.Tensor, path: str) -> None:
+def draw(model, x: torch.Tensor, path: str) -> None:
     p, order = model.distribution.log_probabilities(psf.Images(x)).exp().sort(1, descending=True)
-    seen = torch.cat([x[:, None], GROUP.act(order, x, "chw", inverse=True)], 1).flatten(0, 2)  # as the network sees x
+    seen = torch.cat([x[:, None], GROUP.act(order, x, "chw", inverse=True)], 1).flatten(0, 2).numpy()  # g^-1 x
     titles = [title for row in p.tolist() for title in ("image", *(f"p = {share:.2f}" for share in row))]
     figure, axes = pyplot.subplots(len(x), 5, figsize=(6, 1.4 * len(x)), squeeze=False, layout="constrained")
     for axis, picture, title in zip(axes.flat, seen, titles, strict=True):

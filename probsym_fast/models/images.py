@@ -59,11 +59,12 @@ class ImageTokens(nn.Module):
         Raises ValueError where it is no convolution whose patches tile the image, and says what it is.
         """
         convolution, norm = patch_embedding(model)
-        weight = convolution.weight
+        weight: Any = convolution.weight  # a parameter
+        bias: Any = convolution.bias
         D, C, P, Q = weight.shape
         with torch.device("meta"):
-            found = cls(D, (P, Q), C, pad_mode=pad_mode, bias=convolution.bias is not None)
-        found.weight, found.bias, found.norm = weight, convolution.bias, norm
+            found = cls(D, (P, Q), C, pad_mode=pad_mode, bias=bias is not None)
+        found.weight, found.bias, found.norm = weight, bias, norm
         return found.train(model.training)
 
     def extra_repr(self) -> str:
@@ -100,8 +101,8 @@ class MovedImages(nn.Module):
         x = batch.pixels
         longest = max(x.shape[2:])
         if self.side is not None and longest > self.side:
-            sizes = [max(1, round(size * self.side / longest)) for size in x.shape[2:]]
-            x = F.adaptive_avg_pool2d(x, sizes)
+            H, W = (max(1, round(size * self.side / longest)) for size in x.shape[2:])
+            x = F.adaptive_avg_pool2d(x, (H, W))
         return (moved(group, g, x, self.pad_mode, inverse=True),)
 
 

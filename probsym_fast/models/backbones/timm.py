@@ -85,12 +85,12 @@ def timm_backbone(
     if patch_dropout_always and high == 0:
         raise ValueError(f"timm_backbone: patch_dropout_always must be False where patch_dropout is 0, got {True}")
     if isinstance(name, nn.Module):
-        stem, own = stem_and_grid(name)
-        if shape is None and own is None:
+        given, own = stem_and_grid(name)
+        place = shape or own
+        if place is None:
             raise ValueError(f"timm_backbone: grid must be given for a {type(name).__name__} of any size, got None")
-        shape = shape or own
-        _check_model(name, stem, type(name).__name__, read, None, shape, high)
-        return backbone_of(name, stem, shape, read, (low, high), checkpointing, all_tokens, patch_dropout_always)
+        _check_model(name, given, type(name).__name__, read, None, place, high)
+        return backbone_of(name, given, place, read, (low, high), checkpointing, all_tokens, patch_dropout_always)
     _check_name(timm, name)
     try:
         with torch.device("meta"):  # the architecture, at no cost

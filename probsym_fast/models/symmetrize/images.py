@@ -38,7 +38,8 @@ class ImageParts:
             raise ValueError("symmetrize: out_features must be given for output 'masks' of tokens, got None")
         if tokens == "patches":
             self.patch = self._patch()
-            self.grid = tuple(size // side for size, side in zip(images.pixels.shape[2:], self.patch, strict=True))
+            H, W = images.pixels.shape[2:]
+            self.grid = H // self.patch[0], W // self.patch[1]
             self.made = net if ours else timm_backbone(net, grid=self.grid, read=self._read())
             if ours and (net.read in POOLED) != (output == "invariant"):
                 wanted = "pooled" if output == "invariant" else "tokens"

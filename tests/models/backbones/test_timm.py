@@ -235,7 +235,7 @@ def test_files_that_are_no_weights(tmp_path):
         ({"grid": 0}, "grid must be at least 1, got 0"),
         ({"tokens": -2}, "tokens must be at least 1, got -2"),
         ({"grid": 3, "tokens": 9}, "grid or tokens must be None, got 3 and 9"),
-        ({"read": "all"}, "read must be one of pooled, tokens, diagonal, got 'all'"),
+        ({"read": "all"}, "read must be one of pooled, features, tokens, diagonal, got 'all'"),
         ({"tokens": 9, "read": "diagonal"}, "grid must be square for read 'diagonal', got 9 tokens in a sequence"),
         ({"img_size": (32, 48), "read": "diagonal"}, r"square for read 'diagonal', got \(2, 3\)"),
         ({"patch_dropout_always": True}, "patch_dropout_always must be False where patch_dropout is 0, got True"),
