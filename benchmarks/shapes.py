@@ -71,17 +71,17 @@ def embed_matrix(N: int, sizes: list[int], samples: int, channels: int, dtype: t
 
 
 def embed_image(
-    op: str, B: int, S: int, C: int, H: int, P: int, D: int, dtype: torch.dtype, training: bool, to_pixels: bool
+    op: str, B: int, S: int, C: int, H: int, P: int, D: int, dtype: torch.dtype, gradients: str = ""
 ) -> Needs:
-    """Three products in training, of tokens, weights and patches: the plane's and the pixels' gradients come from these."""
+    """gradients: "", "plane" (one more product), "weight" (of it and the plane: two; of turns one), "pixels" (all: two)."""
     tokens, K = B * S * (H // P) ** 2, C * P * P
-    products = (3 if op == "embed_image" or to_pixels else 2) if training else 1
-    part = "forward and backward" if training else "forward"
-    which = part + ", also to pixels" * to_pixels
+    more = {"": 0, "plane": 1, "weight": 1 + (op == "embed_image"), "pixels": 2}[gradients]
+    part = "forward and backward" if gradients else "forward"
+    which = part + {"plane": ", to the plane only", "pixels": ", also to pixels"}.get(gradients, "")
     moved = "quarter turns" if op == "embed_turned" else "angles"
     case = f"{op}, {which}, ({B} images of {H}, {S} {moved}, patch {P}, width {D}{name_of(dtype)})"
-    once = B * C * H * H * (1 + training + to_pixels) + (tokens + K) * D * (1 + training)
-    return Needs(case, dtype.itemsize * once, 2 * tokens * K * D * products, part)
+    once = B * C * H * H * (1 + bool(gradients) + (gradients == "pixels")) + (tokens + K) * D * (1 + bool(gradients))
+    return Needs(case, dtype.itemsize * once, 2 * tokens * K * D * (1 + more), part)
 
 
 def readout(where: str, N: int, graphs: int, outputs: int, samples: int, dtype: torch.dtype) -> Needs:
@@ -101,12 +101,3 @@ def linear_batch_norm_relu(M: int, C: int) -> Needs:
     """x, y; x, d_y, d_x; z is computed twice."""
     case = f"linear_batch_norm_relu, forward and backward, {(M, C, C)}"
     return Needs(case, 4 * 5 * M * C, 8 * M * C * C)
-
-
-def embed_image(images: int, samples: int, side: int, patch: int, width: int, backward: bool) -> Needs:
-    """Pixels and tokens once, a product; with the gradient to the matrices one more, of the tokens' gradient."""
-    tokens = images * samples * (side // patch) ** 2
-    bytes = 4 * (images * 3 * side**2 + tokens * width) * (2 if backward else 1)
-    case = f"embed_image, {images} images of {side}^2, {samples} samples, patch {patch}, width {width}"
-    operations = 2 * tokens * 3 * patch**2 * width * (2 if backward else 1)
-    return Needs(case, bytes, operations, "forward and backward" if backward else "forward")

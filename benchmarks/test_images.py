@@ -1,6 +1,7 @@
 """Patch tokens of rotated images, beside torch's: grid_sample or copies, then a convolution."""
 
 import pytest
+import timm
 import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, conv2d, grid_sample
@@ -8,9 +9,12 @@ from torch.nn.functional import affine_grid, conv2d, grid_sample
 from benchmarks import shapes
 from benchmarks.harness import compare
 from benchmarks.inputs import images_like
+from probsym_fast import Images, symmetrize
 from probsym_fast._memory import peak_memory
+from probsym_fast.groups import SpecialOrthogonal
 from probsym_fast.models.graphs import PatchWeight
 from probsym_fast.ops import embed_image
+from probsym_fast.training.allocator import keep_freed_memory
 
 
 class Inputs:
@@ -46,23 +50,25 @@ class Inputs:
         return self.convolved(torch.stack(images, 1).flatten(0, 1))
 
 
-@pytest.mark.parametrize("part", ["forward", "forward and backward"])
-def test_any_angle(part, device, seconds, record):
+@pytest.mark.parametrize("gradients", ["", "plane", "weight"])
+def test_any_angle(gradients, device, seconds, record):
+    """weight: also that of the angles, as a training step with a learned p(g|x) needs both."""
     x = Inputs(device)
     d_tokens = torch.randn_like(x.ours(x.angles))
+    own = x.angles.requires_grad_(bool(gradients))
+    wanted = [own] + [w.requires_grad_() for w in (x.weight, x.contiguous) if gradients == "weight"]
 
     def run(call):
-        if part == "forward":
+        if not gradients:
             with torch.no_grad():
-                return call(x.angles)
-        angles = x.angles.clone().requires_grad_()
-        return torch.autograd.grad(call(angles), angles, d_tokens)[0]
+                return call(own)
+        return torch.autograd.grad(call(own), wanted, d_tokens, allow_unused=True)[0]
 
     torch.testing.assert_close(run(x.ours), run(x.theirs), rtol=1e-2, atol=5e-2 * run(x.theirs).abs().max().item())
-    needs = shapes.embed_image(x.B, x.S, x.side, x.P, x.D, "backward" in part)
+    needs = shapes.embed_image("embed_image", x.B, x.S, 3, x.side, x.P, x.D, torch.float32, gradients)
     variants = {"grid_sample + conv2d": lambda: run(x.theirs), "embed_image": lambda: run(x.ours)}
     rows = compare(
-        f"{needs.case}, any angle, {part}",
+        needs.case,
         variants,
         device=device,
         reference="grid_sample + conv2d",
@@ -78,11 +84,11 @@ def test_whole_orbit(group, device, seconds, record):
     turns = torch.arange(4 if group == "C4" else 8, device=device)
     ours = lambda: embed_image(x.pixels, turns.expand(x.B, -1), x.weight, x.bias)  # noqa: E731
     torch.testing.assert_close(ours(), x.copies(len(turns)), rtol=1e-4, atol=1e-4)
-    needs = shapes.embed_image(x.B, len(turns), x.side, x.P, x.D, False)
+    needs = shapes.embed_image("embed_turned", x.B, len(turns), 3, x.side, x.P, x.D, torch.float32)
     variants = {"copies + conv2d": lambda: x.copies(len(turns)), "embed_image": ours}
     with torch.no_grad():
         rows = compare(
-            f"{needs.case}, {group}",
+            needs.case,
             variants,
             device=device,
             reference="copies + conv2d",
@@ -93,3 +99,41 @@ def test_whole_orbit(group, device, seconds, record):
         for row in rows:  # beside the tokens
             row.extra = {"extra MB": round((peak_memory(variants[row.variant], device) - tokens) / 1e6, 1)}
     record(rows, ours)
+
+
+def classifier():
+    return timm.create_model("vit_small_patch16_224", num_classes=10)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "learned"])
+def test_step(kind, device, seconds, record):
+    """A training step of a ViT-S/16 under SO(2), S = 4, beside timm's own model on as many images that are there already."""
+    keep_freed_memory()
+    torch.manual_seed(0)
+    B, S = (4, 4) if device == "cpu" else (32, 4)
+    bare, group = classifier().to(device).train(), SpecialOrthogonal(2)
+    model = (
+        symmetrize(classifier(), group, distribution="learned" if kind == "learned" else "uniform").to(device).train()
+    )
+    images = torch.randn(B, 3, 224, 224, device=device)
+    many, labels = images.repeat_interleave(S, 0), torch.arange(B, device=device) % 10
+
+    def step(parameters, logits, target):
+        loss = torch.nn.functional.cross_entropy(logits(), target)
+        torch.autograd.grad(loss, parameters)
+
+    sides = {
+        "bare": (list(bare.parameters()), lambda: bare(many), labels.repeat_interleave(S)),
+        "symmetrized": (list(model.parameters()), lambda: model(Images(images), S)[0], labels),
+    }
+    rows = compare(
+        f"training step, ViT-S/16, {B} images of 224^2, S = {S}, SO(2), {kind}",
+        {name: lambda side=side: step(*side) for name, side in sides.items()},
+        device=device,
+        reference="bare",
+        seconds=seconds,
+        whole=True,
+    )
+    for row in rows:
+        row.extra = {"tax": round(1 / row.ratio, 3)}
+    record(rows, lambda: step(*sides["symmetrized"]))

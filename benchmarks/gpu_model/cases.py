@@ -105,7 +105,7 @@ def images(dtype: torch.dtype) -> Iterator[Case]:
 
     for op in ("embed_image", "embed_turned"):
         for training, to_pixels in ((False, False), (True, False), (True, True)):
-            needs = shapes.embed_image(op, *sizes, dtype, training, to_pixels)
+            needs = shapes.embed_image(op, *sizes, dtype, "pixels" if to_pixels else "weight" * training)
             yield Case(op, needs, partial(run, op, training, to_pixels), kind_of(dtype))
 
 

@@ -67,7 +67,8 @@ AFTER_TAKEN = """
 - `grid` may be a rectangle. Positions are resampled to it; rotary ones are made for it.
 - `tokens` is for sequences. Relative and rotary positions need a grid: `grid=(1, tokens)` is a line.
 - Weights come from timm, or from a local file under the names of timm or of their authors.
-- A model in place of the name, such as a trained classifier, gives the backbone with its own parameters: see [Images](images.md#any-timm-vit).
+- A model in place of the name, such as a trained classifier, gives the backbone with its own parameters:
+  see [Images](images.md#any-timm-vit).
 - With few tokens read, the last block computes its feed-forward only for these, and in plain ViTs and BEiTs its queries.
   Parallel blocks, and blocks with norms after the layers, compute all tokens.
 - `patch_dropout` needs positions that can be left out: not those of BEiT and RelPos.
