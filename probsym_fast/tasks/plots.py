@@ -63,7 +63,9 @@ def plot_runs(
         xlim=(-0.5, len(values) - 0.5),
     )
     right.set(xlabel="epoch", ylabel=curve.replace("_", " "))
-    right.legend(fontsize=8)
+    right.legend(fontsize=8, ncols=1 if len(values) < 8 else 2)
+    if len(values) > 5:
+        left.tick_params(axis="x", rotation=60)
     for axis in (left, right):
         axis.grid(alpha=0.3)
     figure.tight_layout()
