@@ -62,7 +62,7 @@ def _plot_samples(path: Path, task: RotatedMNIST, figures: dict[str, Any], count
         for split in ("test", "upright"):
             values = [figures[f"{split}_{name}{_ending(count, task.config.samples.test)}"] for count in counts]
             series[_title(task, split)] = (counts, values)
-        panels.append((label, "samples S", series, "log", "linear"))
+        panels.append((label, "samples S", series, "linear", "linear"))
     plot_grid(path, panels)
 
 
