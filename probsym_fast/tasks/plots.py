@@ -49,7 +49,8 @@ def plot_runs(
     """Plots every run's figure with mean and deviation, a column per configuration; and validation by epoch."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
     for k, (name, some) in enumerate(values.items()):
-        color, y = f"C{k}", np.asarray(some)
+        color = f"C{k}" if len(values) <= 10 else plt.get_cmap("tab20")(k)  # a colour each, up to 20
+        y = np.asarray(some)
         left.plot(np.full(len(y), k), y, "o", color=color, alpha=0.5)
         left.errorbar([k + 0.15], [y.mean()], [y.std(ddof=min(1, len(y) - 1))], fmt="s", color=color, capsize=4)
         for n, points in enumerate(curves[name]):
@@ -63,7 +64,9 @@ def plot_runs(
         xlim=(-0.5, len(values) - 0.5),
     )
     right.set(xlabel="epoch", ylabel=curve.replace("_", " "))
-    right.legend(fontsize=8)
+    right.legend(fontsize=8, **({} if len(values) < 8 else {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}))
+    if len(values) > 5:
+        left.tick_params(axis="x", rotation=60)
     for axis in (left, right):
         axis.grid(alpha=0.3)
     figure.tight_layout()

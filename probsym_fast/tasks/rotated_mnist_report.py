@@ -24,7 +24,8 @@ from probsym_fast.tasks.plots import plot_grid
 if TYPE_CHECKING:
     from probsym_fast.tasks.rotated_mnist import RotatedMNIST
 
-BINS, SHOWN, TIMED = 10, 8, 7  # bins of the diagram, images shown, steps timed
+BINS, FEW = 10, 0.005  # of the diagram: bins, and the smallest share of the images that gets a point
+SHOWN, TIMED = 8, 7  # images, steps
 NAMES = {"accuracy": "accuracy", "cross_entropy": "cross-entropy", "ece": "calibration error"}
 
 
@@ -61,7 +62,7 @@ def _plot_samples(path: Path, task: RotatedMNIST, figures: dict[str, Any], count
         for split in ("test", "upright"):
             values = [figures[f"{split}_{name}{_ending(count, task.config.samples.test)}"] for count in counts]
             series[_title(task, split)] = (counts, values)
-        panels.append((label, "samples S", series, "log", "linear"))
+        panels.append((label, "samples S", series, "linear", "linear"))
     plot_grid(path, panels)
 
 
@@ -111,7 +112,7 @@ def _plot_reliability(path: Path, task: RotatedMNIST, logits: dict[str, tuple[Te
     top.plot([0, 1], [0, 1], "k--", alpha=0.4, label="calibrated")
     for k, (split, (predicted, labels)) in enumerate(logits.items()):
         sure, right, share = reliability(predicted, labels)
-        some = share > 0  # no point where there is no image
+        some = share >= FEW  # the accuracy of a few images is noise
         top.plot(
             sure[some].tolist(), right[some].tolist(), "o-", color=f"C{k}", markersize=4, label=_title(task, split)
         )
