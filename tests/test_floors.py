@@ -12,7 +12,7 @@ ROOT = Path(probsym_fast.__file__).parent
 FLOORS = (  # a room may import itself and the rooms of the floors before its own
     {"_autocast", "_batch", "_compilers", "_files", "_memory", "_output", "_progress", "_untrusted"},
     {"_checks", "_plots"},
-    {"_checkpointing", "_inputs"},
+    {"_checkpointing", "_images", "_inputs"},
     {"ops", "data"},
     {"_geometric", "draws"},
     {"batches"},

@@ -66,7 +66,7 @@ def plot_runs(
     right.set(xlabel="epoch", ylabel=curve.replace("_", " "))
     right.legend(fontsize=8, **({} if len(values) < 8 else {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}))
     if len(values) > 5:
-        left.tick_params(axis="x", rotation=60)
+        plt.setp(left.get_xticklabels(), rotation=60, ha="right", rotation_mode="anchor")
     for axis in (left, right):
         axis.grid(alpha=0.3)
     figure.tight_layout()
