@@ -104,7 +104,7 @@ class RotationEnergy(Scored):
     def _frames(self, angle: Tensor) -> Tensor:
         """(B, M, 2, 2): R(t), and in the second half of O(2)'s candidates R(t) M."""
         cos, sin = angle.cos(), angle.sin()
-        sign = torch.ones_like(angle[0])
+        sign = angle.new_ones(angle.shape[1])
         sign[self.n :] = -1
         return torch.stack([torch.stack([cos, -sin * sign], -1), torch.stack([sin, cos * sign], -1)], -2)
 

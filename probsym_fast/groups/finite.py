@@ -129,7 +129,7 @@ class Finite(Group):
         g = self.inverse(g) if inverse else g
         if self._plane is not None and (image := image_axes(self, layout)) is not None:
             dtype = torch.promote_types(x.real.dtype if x.is_complex() else x.dtype, torch.float32)
-            x = move_along(self, x, image, self.plane(self.inverse(g), dtype), self._square, inverse=True)
+            x = move_along(self, x, image, self.plane(self.inverse(g), dtype), inverse=True)
         for axis, letter in enumerate(layout, start=2):
             if self._plane is not None and letter in "hw":
                 continue

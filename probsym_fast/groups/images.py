@@ -95,15 +95,18 @@ def image_axes(owner: Group, layout: str) -> tuple[int, int] | None:
     return layout.index("h"), layout.index("w")
 
 
-def move_along(owner: Group, x: Tensor, axes: tuple[int, int], plane: Tensor, square: bool, inverse: bool) -> Tensor:
-    """g . x on the image axes of x (B, S or 1, *layout) -> (B, S, *layout).
+def check_sides(group: Group, H: int, W: int) -> None:
+    """ValueError for images H x W that some element of the group does not map to themselves, whatever the elements drawn."""
+    for factor in getattr(group, "factors", (group,)):
+        if "h" in (factor.moves or "") and getattr(factor, "_square", False) and H != W:
+            raise ValueError(f"{factor}: images must be square for turns by 90 degrees, got {H} x {W}")
 
-    square: the elements have quarter turns, so H must be W.
-    """
+
+def move_along(owner: Group, x: Tensor, axes: tuple[int, int], plane: Tensor, inverse: bool) -> Tensor:
+    """g . x on the image axes of x (B, S or 1, *layout) -> (B, S, *layout). Raises as `check_sides`."""
     h, w = (2 + axis for axis in axes)
     H, W = x.shape[h], x.shape[w]
-    if square and H != W:
-        raise ValueError(f"{owner}: images must be square for turns by 90 degrees, got {H} x {W}")
+    check_sides(owner, H, W)
     last = x.movedim((h, w), (-2, -1))
     rest = tuple(last.shape[2:-2])
     y = move_images(last.flatten(2, -3) if rest else last[:, :, None], plane, inverse=inverse)

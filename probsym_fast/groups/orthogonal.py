@@ -69,7 +69,7 @@ class Orthogonal(Linear):
         check_layout(self, layout)
         if "h" in (self.moves or "") and (image := image_axes(self, layout)) is not None:
             x = x if sample_axis(x, layout, g.shape) else x[:, None]
-            x = move_along(self, x, image, g, False, inverse)
+            x = move_along(self, x, image, g, inverse)
         return act_by_matrices(self, g, x, layout, inverse=inverse, mean=mean)
 
     def plane(self, g: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

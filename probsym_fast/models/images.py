@@ -13,6 +13,7 @@ from probsym_fast import ops
 from probsym_fast._checks import check_count, check_counts, check_dtype
 from probsym_fast.batches import Images, check_batch
 from probsym_fast.groups import Group, move_images, plane_of
+from probsym_fast.groups.images import check_sides
 from probsym_fast.models.backbones.patch_embeddings import patch_embedding
 from probsym_fast.ops.embed_image import PAD_MODES
 
@@ -74,6 +75,7 @@ class ImageTokens(nn.Module):
     def forward(self, batch: Images, group: Group, g: Any) -> tuple[Tensor]:
         check_batch("ImageTokens", batch, "pixels")
         check_dtype("ImageTokens", self.weight.dtype, pixels=batch.pixels)
+        check_sides(group, *batch.pixels.shape[2:])
         plane = plane_of(group, g, torch.promote_types(self.weight.dtype, torch.float32))
         tokens = ops.embed_image(batch.pixels, plane, self.weight, self.bias, pad_mode=self.pad_mode)
         return (self.norm(tokens),)

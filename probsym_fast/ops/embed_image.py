@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from probsym_fast._checks import check_type
 from probsym_fast.ops._op import Op
 from probsym_fast.ops._patches import check_devices, common_dtype, rows_like
 from probsym_fast.ops.reference import embed_image as reference
@@ -92,6 +93,8 @@ def embed_image(
     op = "embed_image"
     if pad_mode not in PAD_MODES:
         raise ValueError(f"{op}: pad_mode must be one of {PAD_MODES}, got {pad_mode!r}")
+    for name, x in (("pixels", pixels), ("plane", plane), ("weight", weight)):
+        check_type(op, name, x, Tensor, "a Tensor")
     turned = isinstance(plane, Tensor) and plane.dtype == torch.int64
     kernels = TURNED if turned else OP
     dtype = common_dtype(op, kernels, backend, weight=weight, pixels=pixels, bias=bias)

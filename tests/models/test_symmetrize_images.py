@@ -189,3 +189,41 @@ def test_plain_pixels():
     for call in (lambda x: psf.symmetrize(classifier(), D4, x), model):
         with pytest.raises(TypeError, match=re.escape("got Tensor; give psf.Images(pixels)")):
             call(images().pixels)
+
+
+@pytest.mark.parametrize("distribution", ["none", "uniform", "orbit", "learned"])
+def test_images_that_are_not_square(distribution):
+    """Refused whatever elements are drawn; half turns and reflections take them."""
+    net = classifier(img_size=(16, 32))
+    with pytest.raises(
+        ValueError, match=re.escape("Dihedral(4): images must be square for turns by 90 degrees, got 16 x 32")
+    ):
+        psf.symmetrize(net, D4, distribution=distribution)
+    model = psf.symmetrize(net, psf.groups.Dihedral(2), distribution=distribution).eval()
+    x = psf.Images(torch.randn(2, 3, 16, 32))
+    found, flipped = (model(y, 4)[0] for y in (x, psf.Images(x.pixels.flip(-1))))
+    assert found.shape == (2, 5)
+    if distribution == "orbit":
+        assert_near(found, flipped)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_new_heads_have_the_models_dtype(dtype):
+    for output in ("invariant", "masks"):
+        model = psf.symmetrize(classifier().to(dtype), D4, output=output, out_features=3)
+        assert model(psf.Images(images().pixels.to(dtype)), 2)[0].dtype == dtype
+
+
+def test_a_program_of_one_sample():
+    """For any number of images, though one sample of one image is one sequence."""
+    model = psf.symmetrize(classifier(), psf.groups.SpecialOrthogonal(2), distribution="canonical").eval()
+    program = psf.export(model, images(), samples=1).module()
+    for count in (1, 2):
+        some = images().pixels[:count]
+        seed = torch.tensor(3)
+        torch.testing.assert_close(program(some, seed), model(psf.Images(some), seed=seed)[0])
+
+
+def test_an_empty_batch():
+    model = psf.symmetrize(classifier(), psf.groups.Orthogonal(2), distribution="learned")
+    assert model(psf.Images(images().pixels[:0]), 2)[0].shape[0] == 0

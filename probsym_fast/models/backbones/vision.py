@@ -103,7 +103,8 @@ class VisionBackbone(OnTokens):
         positions = self._positions(rotary)
         for block, named in zip(blocks, positions, strict=False):
             h = self.run(block, h, **named)
-        if self.all_tokens or self.rows == slice(0, None):
+        # some of the tokens as queries would bind an exported program to more than one sequence
+        if self.all_tokens or self.rows == slice(0, None) or torch.compiler.is_exporting():
             h = self.run(last, h, **positions[-1])[:, self.rows]
         else:
             h = self.run(read_block, last, h, self.rows, self.splits, **positions[-1])

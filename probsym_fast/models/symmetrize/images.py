@@ -65,7 +65,7 @@ class ImageParts:
         if self.tokens == "pixels":
             return MovedImages()
         if isinstance(self.net, OURS):
-            return ImageTokens(self.net.width, self.patch, self.images.pixels.shape[1])
+            return ImageTokens(self.net.width, self.patch, self.images.pixels.shape[1]).to(self.images.dtype)
         return ImageTokens.of(self.net)
 
     def backbone(self) -> nn.Module:
@@ -86,9 +86,9 @@ class ImageParts:
         if self.output == "tokens":
             return TokenReadout(self.grid)
         if self.output == "masks":
-            return MaskReadout(width, size, self.patch, grid=self.grid)
+            return MaskReadout(width, size, self.patch, grid=self.grid).to(self.images.dtype)
         if size is not None:
-            return ClassReadout(nn.Linear(width, size))
+            return ClassReadout(nn.Linear(width, size).to(self.images.dtype))
         return ClassReadout() if isinstance(self.net, OURS) else ClassReadout.of(self.net)
 
 
@@ -108,7 +108,8 @@ def example_for(net: nn.Module) -> Images:
     settings = found if isinstance(found, dict) else {}
     embedding: Any = getattr(net, "patch_embed", None)
     own = getattr(embedding, "img_size", None)
-    known = own is not None and isinstance(getattr(embedding, "proj", None), nn.Conv2d)
+    in_front = hasattr(embedding, "backbone")  # a CNN, whose features proj takes
+    known = own is not None and isinstance(getattr(embedding, "proj", None), nn.Conv2d) and not in_front
     if not (known or "input_size" in settings):
         got = f"None for {type(net).__name__}"
         raise ValueError(f"symmetrize: example must be given for networks other than image models of timm, got {got}")
