@@ -93,7 +93,7 @@ def embed_image(
     op = "embed_image"
     if pad_mode not in PAD_MODES:
         raise ValueError(f"{op}: pad_mode must be one of {PAD_MODES}, got {pad_mode!r}")
-    for name, x in (("pixels", pixels), ("plane", plane), ("weight", weight)):
+    for name, x in (("pixels", pixels), ("weight", weight)):
         check_type(op, name, x, Tensor, "a Tensor")
     turned = isinstance(plane, Tensor) and plane.dtype == torch.int64
     kernels = TURNED if turned else OP

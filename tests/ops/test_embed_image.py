@@ -204,6 +204,8 @@ def test_bad_input(backend):
         ({"weight": weight[0]}, ValueError, "weight must be (D, C, P, Q), got (2, 2, 3)"),
         ({"weight": weight[:0]}, ValueError, "weight must be (D, C, P, Q), got (0, 2, 2, 3)"),
         ({"bias": bias[1:]}, ValueError, "bias must be (5,), got (4,)"),
+        ({"pixels": None}, TypeError, "pixels must be a Tensor, got NoneType"),
+        ({"weight": None}, TypeError, "weight must be a Tensor, got NoneType"),
         ({"plane": [0, 1]}, TypeError, "plane must be a floating point or int64 Tensor, got list"),
         ({"plane": turns.int()}, TypeError, "plane must be a floating point or int64 Tensor, got torch.int32"),
         ({"plane": turns[:1]}, ValueError, "plane must be (B, S) with B = 2 and S >= 1, got (1, 2)"),
