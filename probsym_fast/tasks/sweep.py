@@ -199,7 +199,8 @@ class Sweep:
             done = [where for where in places if (where / "results.json").is_file()]
             values = torch.tensor([self.comparison.figure(results_of(where)) for where in done], dtype=torch.float64)
             costs = [cost for where in done if (cost := self.costs.get(self._key(where)))]
-            figure = f"{values.mean():.4f} ± {values.std(correction=min(1, len(done) - 1)):.4f}" if done else ""
+            figure = f"{values.mean():.4f}" if done else ""
+            figure += f" ± {values.std():.4f}" if len(done) > 1 else ""
             cells = [name, figure, f"{len(done)} of {len(places)}"]
             if costs:
                 mean = [sum(getattr(c, key) for c in costs) / len(costs) for key in ("seconds", "cpu_seconds")]
