@@ -64,7 +64,8 @@ class ClassReadout(nn.Module):
 class TokenReadout(nn.Module):
     """Tokens on their grid, turned back to the image and averaged over samples: (B, S, L, D) -> (B, D, rows, columns).
 
-    grid: (rows, columns) of the L tokens, or the number of both. None: L is a square.
+    grid: (rows, columns) of the L tokens, or the number of both. None: L is a square (for
+        torch.compile with dynamic=True give the grid).
     pad_mode: what a turned grid shows where it ends, unless the turns are by 90 degrees: "replicate", the nearest token of
         its border, or "zeros".
 
@@ -147,8 +148,7 @@ def on_grid(owner: str, tokens: Tensor, grid: tuple[int, int] | None) -> Tensor:
     if tokens.ndim != 4:
         raise ValueError(f"{owner}: outputs must be tokens (B, S, L, D), got {tuple(tokens.shape)}")
     L = tokens.shape[2]
-    side = math.isqrt(L)
-    rows, columns = grid or (side, side)
+    rows, columns = grid or (math.isqrt(L),) * 2
     if rows * columns != L:
         wanted = "a square number" if grid is None else f"{rows} x {columns} = {rows * columns}"
         raise ValueError(f"{owner}: the number of tokens must be {wanted}, got {L}")

@@ -67,9 +67,9 @@ for label, make, shape in (
         lambda: models.ClassReadout(nn.Linear(D, C), average="probabilities"),
         (D,),
     ),
-    ("TokenReadout", models.TokenReadout, (GRID**2, D)),
+    ("TokenReadout", lambda: models.TokenReadout(GRID), (GRID**2, D)),
     ("MaskReadout", models.MaskReadout, (D, N, N)),
-    ("MaskReadout (tokens)", lambda: models.MaskReadout(D, C, N // GRID), (GRID**2, D)),
+    ("MaskReadout (tokens)", lambda: models.MaskReadout(D, C, N // GRID, grid=GRID), (GRID**2, D)),
 ):
     ROWS.add(
         label,
