@@ -1,4 +1,4 @@
-// Between images in memory (image.h) and patches. Made for each_isa.h; vectors.h stands before it.
+// Between images in memory (image.h) and patches. For each_isa.h, after vectors.h.
 
 // The channels of a pixel that are read at once.
 template <class T, int count> struct PixelOf {

@@ -1,4 +1,4 @@
-// Products with a matrix in panels, summed in registers over its whole length. Made for each_isa.h; vectors.h stands before it.
+// Products with a matrix in panels, summed in registers over its whole length. For each_isa.h, after vectors.h.
 
 constexpr int panel_vectors = PSF_VECTOR_BYTES == 64 ? 4 : 2, panel_rows = PSF_VECTOR_BYTES == 16 ? 4 : 6;
 template <class T> constexpr int64_t panel_columns = panel_vectors * lanes<T>;

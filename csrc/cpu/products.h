@@ -1,4 +1,4 @@
-// Products of small matrices. Made for each_isa.h; vectors.h stands before it.
+// Products of small matrices. For each_isa.h, after vectors.h.
 
 // out (I, K): out[i] = sum_r a[i step_i + r step_r] b[r], b (R, K), in tiles of 4 by a few vectors, summed in registers. Rows of
 // b and out are `step` values apart.

@@ -1,4 +1,4 @@
-// Rows of numbers: sums and products of n of them. Made for each_isa.h; simd.h stands before it.
+// Rows of numbers: sums and products of n of them. For each_isa.h, after simd.h.
 
 template <class T> inline void axpy(T* y, T a, const T* x, int64_t n) {
   int64_t i = 0;

@@ -38,7 +38,7 @@ def posed(pixels: Tensor, poses: str, generator: torch.Generator) -> Tensor:
 class PosedImages(Dataset):
     """Images (M, C, H, W) with labels (M,) int64; an index tensor gives (Images, labels (B,)).
 
-    An image's `key` is its number. augment: the poses by which images move at each access, anew in each epoch.
+    An image's `key` is its number. augment: the poses by which an image moves each time it is read, new in each epoch.
     """
 
     def __init__(self, pixels: Tensor, labels: Tensor, augment: str = "upright", seed: int = 0):

@@ -86,7 +86,7 @@ def upright(count: int, seed: int) -> torch.Tensor:
 
 
 def trained(p, steps: int, penalty: float = 0.0):
-    """By the penalties alone, on upright images."""
+    """Only the penalties train it, on upright images."""
     torch.set_num_threads(1)  # tiny
     optimizer = torch.optim.Adam(p.parameters(), 1e-2)
     for step in range(steps):

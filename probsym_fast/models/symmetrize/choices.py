@@ -1,4 +1,4 @@
-"""The distribution that a word stands for."""
+"""The distributions that `symmetrize` makes by name."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def in_patches(b_row, b_column, C: tl.constexpr, W: tl.constexpr, P: tl.constexp
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a b in their dtype, under autocast too, which leaves products with `out` alone."""
+    """a b in their dtype, also under autocast, which does not cast products with `out`."""
     return torch.mm(a, b, out=torch.empty(a.shape[0], b.shape[1], dtype=b.dtype, device=b.device))
 
 
