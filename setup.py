@@ -39,6 +39,7 @@ def extension():
     if "CUDA_HOME" not in os.environ and "CUDA_PATH" not in os.environ and (found := toolkit()):
         os.environ["CUDA_HOME"] = found  # read by torch at import
     try:
+        import pybind11
         import torch
         from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
     except ImportError as error:
@@ -88,7 +89,7 @@ def extension():
             f"probsym_fast.{name}",
             files,
             depends=sources("**/*.h"),
-            include_dirs=[str(ROOT / "csrc")],
+            include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],  # torch's own copy may refuse the stable ABI
             extra_compile_args={"cxx": [*cxx, *flags], "nvcc": ["-O3"]},
             extra_link_args=checked,
             **more,

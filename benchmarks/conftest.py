@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import harness
 from benchmarks.harness import Row, machine
 from probsym_fast._files import write_atomically
 
@@ -18,6 +19,7 @@ ROWS: list[Row] = []
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", choices=["cpu", "cuda"], help="device to run on")
     parser.addoption("--seconds", type=float, default=4.0, help="time per case")
+    parser.addoption("--without-compiled", action="store_true", help="leave out torch.compile, which takes minutes")
     parser.addoption("--save-results", action="store_true", help="write <machine>.json and .md after every case")
     parser.addoption(
         "--results", type=Path, default=RESULTS, help="folder for the results (default: benchmarks/results)"
@@ -26,6 +28,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    harness.COMPILED = not config.getoption("--without-compiled")
     if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("--device must be cpu when no CUDA device is visible, got cuda")
 
@@ -67,7 +70,8 @@ def table(rows: list[Row]) -> str:
     for r in rows:
         quartiles = f"{r.low * 1e3:.3g} to {r.high * 1e3:.3g}"
         host, share = f"{r.host * 1e3:.3g}" if r.host else "", f"{r.share:.1%}" if r.share else ""
-        note = ", ".join(f"{k} {v}" for k, v in r.extra.items())
+        extra = ({"kernels ms": f"{r.busy * 1e3:.3g}"} if r.busy else {}) | r.extra
+        note = ", ".join(f"{k} {v}" for k, v in extra.items())
         lines.append(
             f"| {r.case} | {r.variant} | {r.median * 1e3:.3g} | {quartiles} | {host} | {r.ratio:.3g} | {share} | {note} |"
         )

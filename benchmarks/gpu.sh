@@ -8,6 +8,7 @@
 #   sanitizer         finds memory errors and races, op by op (needs compute-sanitizer)
 #   benchmarks, each with a results file that is rewritten after every case:
 #   ops, graph-ops, graph-ops-bf16   every op against its reference and torch.compile of it
+#   images                           tokens of turned images, and training steps of a ViT on them
 #   passes, passes-others            backbones in one pass: those of n-body, and the others
 #   steps, vision, vision-compiled   training steps and inference: without ViTs, with them, with them compiled
 #   samples, scaling                 time and memory against S; the part of one device among many
@@ -19,14 +20,15 @@
 #   WHEELS          a folder with wheels of packages that the machine lacks and cannot download
 #   SELECT          selects tests and cases, like pytest's -k
 #   SECONDS_EACH    seconds per benchmark case (1.5)       LIMIT    seconds per command (600)
+#   PROCESSES       of the tests (8)                COMPILED    0 leaves out torch.compile, which takes minutes (1)
 #   PYTHON          the interpreter (python3)       TORCH_CUDA_ARCH_LIST    GPUs to build for (only this one)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 RESULTS=${OUT:+$OUT/benchmarks/results}
 RESULTS=${RESULTS:-benchmarks/results}
-PARTS=(build op-tests model-tests sanitizer ops graph-ops graph-ops-bf16 passes passes-others steps vision vision-compiled)
-PARTS+=(samples scaling)
+PARTS=(build op-tests model-tests sanitizer ops graph-ops graph-ops-bf16 images passes passes-others steps vision)
+PARTS+=(vision-compiled samples scaling)
 LIMIT=${LIMIT:-600}
 TRAINING="lightning jsonargparse yaml matplotlib rich torchmetrics timm torch_geometric"
 
@@ -85,13 +87,14 @@ selected() {  # -k of a part's own selection (or nothing) and of SELECT
 }
 run_tests() {
   local several=() chosen=()
-  [ -n "$(ask 'import importlib.util as u; print(u.find_spec("xdist") or "")')" ] && several=(-n 8)
+  [ -n "$(ask 'import importlib.util as u; print(u.find_spec("xdist") or "")')" ] && several=(-n "${PROCESSES:-8}")
   mapfile -t chosen < <(selected)
   limited "$PYTHON" -m pytest -q -m gpu "${several[@]}" "${chosen[@]}" "$@"
 }
 run_benchmarks() {  # part, selection, files
   local part=$1 chosen=()
   mapfile -t chosen < <(selected "$2")
+  [ "${COMPILED:-1}" != 0 ] || chosen+=(--without-compiled)
   shift 2
   limited "$PYTHON" -m pytest -q "$@" --device cuda --seconds "${SECONDS_EACH:-1.5}" --save-results --results "$RESULTS" \
     --part "$part" "${chosen[@]}"
@@ -117,6 +120,7 @@ run() {
     ops) run_benchmarks ops "" benchmarks/test_ops.py ;;
     graph-ops) run_benchmarks graph-ops "not bfloat16" benchmarks/test_graph_ops.py ;;
     graph-ops-bf16) run_benchmarks graph-ops-bf16 bfloat16 benchmarks/test_graph_ops.py ;;
+    images) run_benchmarks images "" benchmarks/test_images.py ;;
     passes) run_benchmarks passes n-body benchmarks/test_passes.py ;;
     passes-others) run_benchmarks passes-others "not n-body" benchmarks/test_passes.py ;;
     steps) run_benchmarks steps "not ViT and not dead_tokens and not batches" benchmarks/test_steps.py ;;

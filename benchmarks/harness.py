@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -31,7 +32,17 @@ class Row:
     operations: int = 0
     share: float = 0.0  # of the limit: the larger of bytes over bandwidth and operations over rate, over the median
     host: float = 0.0  # on a GPU: median time until the work of one call is queued
+    busy: float = 0.0  # on a GPU: time of all kernels of one call
+    kernels: list[dict] = field(default_factory=list)  # on a GPU: the longest, as `kernels_of` finds them
     extra: dict = field(default_factory=dict)
+
+
+COMPILED = True  # False leaves out the variants of torch.compile
+
+
+def chosen(variants: dict[str, Callable]) -> dict[str, Callable]:
+    """Those to time."""
+    return variants if COMPILED else {name: run for name, run in variants.items() if "compiled" not in name}
 
 
 def compare(
@@ -59,9 +70,33 @@ def compare(
         low, median, high = statistics.quantiles(values, n=4)
         limit = max(bytes and bytes / bandwidth(device), operations and operations / rate(device, dtype))
         row = Row(case, name, low, median, high, len(values), base / median, bytes, operations, limit / median)
-        row.host = statistics.median(host[name]) if host else 0.0
+        if host:
+            row.host = statistics.median(host[name])
+            found = kernels_of(variants[name])
+            row.busy, row.kernels = sum(x["seconds"] * x["count"] for x in found), found[:KEPT]
         rows.append(row)
     return rows
+
+
+KEPT, PROFILED = 25, 8  # kernels of a row; calls that are profiled
+
+
+def kernels_of(run: Callable[[], object]) -> list[dict]:
+    """Kernels of one call on a GPU, the longest first: name, launches (count) and median seconds of a launch."""
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(PROFILED):
+            run()
+        torch.cuda.synchronize()
+    times = defaultdict(list)
+    for event in profile.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            times[event.name].append(event.device_time / 1e6)
+    found = [
+        {"kernel": name, "count": len(values) / PROFILED, "seconds": statistics.median(values)}
+        for name, values in times.items()
+    ]
+    return sorted(found, key=lambda x: -x["seconds"] * x["count"])
 
 
 def interleave_on_gpu(

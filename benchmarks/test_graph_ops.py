@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import shapes
-from benchmarks.harness import Row, compare
+from benchmarks.harness import Row, chosen, compare
 from benchmarks.inputs import dense_graphs, messages_like, molecules, one_hot, pattern_like, peptides_like, read_like
 from benchmarks.shapes import GRID, WIDTH, Needs
 from benchmarks.test_ops import kernel
@@ -55,7 +55,7 @@ def run_all(op, needs: Needs, call, scores, num_nodes, leaves, device, seconds, 
     if device == "cuda":
         pairs["compiled"] = tuple(torch.compile(f, dynamic=False) for f in pairs["reference"])
     for name, function in (("forward", forward), ("forward and backward, incl. permutation", both)):
-        variants = {variant: partial(function, *pair) for variant, pair in pairs.items()}
+        variants = chosen({variant: partial(function, *pair) for variant, pair in pairs.items()})
         check(variants)
         counted = needs.counts | {"dtype": dtype} if name == "forward" else {}
         rows = compare(f"{needs.case}, {name}", variants, device=device, seconds=seconds, **counted)
@@ -172,6 +172,7 @@ def test_aggregate(dtype, device, seconds, record):
     variants = {name: partial(run, partial(call, backend=backend)) for name, backend in backends.items()}
     if device == "cuda":
         variants["compiled"] = partial(run, torch.compile(partial(call, backend="reference"), dynamic=False))
+    variants = chosen(variants)
     check(variants)
     needs = shapes.aggregate(edges.shape[1], tuple(x.shape), dtype)
     rows = compare(needs.case, variants, device=device, seconds=seconds, **needs.counts)
@@ -222,6 +223,7 @@ def test_linear_batch_norm_relu(device, seconds, record):
         "torch": lambda: torch.autograd.grad(plain(*leaves), leaves, d_y),
         "compiled": lambda: torch.autograd.grad(compiled(*leaves), leaves, d_y),
     }
+    variants = chosen(variants)
     check(variants)
     needs = shapes.linear_batch_norm_relu(*x.shape)
     rows = compare(needs.case, variants, device=device, seconds=seconds, **needs.counts)

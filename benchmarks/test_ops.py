@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import shapes
-from benchmarks.harness import Row, compare
+from benchmarks.harness import Row, chosen, compare
 from benchmarks.shapes import ITERATIONS, TAU
 from probsym_fast import PointClouds, ops
 from probsym_fast.distributions.vector_layers import EdgeConvolution
@@ -99,6 +99,7 @@ def test_soft_permutation_and_entropy(number, device, seconds, record):
         "published": lambda: dense_core(scores, weights, published),
         "scaling": lambda: dense_core(scores, weights, scaling),
     }
+    variants = chosen(variants)
     exact = through_ops(scores.detach().double().requires_grad_(), [w.double() for w in weights], "reference")
     for name, function in variants.items():
         error = (function().double() - exact).abs().max() / exact.abs().max()
@@ -153,6 +154,7 @@ def test_orthogonal_frame(special, device, seconds, record):
         "reference": lambda: run("reference"),
         "compiled": lambda: torch.autograd.grad(compiled(a), a, w)[0],
     }
+    variants = chosen(variants)
     close = [f() for f in variants.values()]
     assert all((x - close[1]).abs().median() < 1e-4 for x in close)
     needs = shapes.orthogonal_frame(2000, special)
@@ -176,6 +178,7 @@ def test_act_orthogonal(mean, device, seconds, record):
         "reference": lambda: run("reference"),
         "compiled": lambda: torch.autograd.grad(compiled(v, g), (v, g), w),
     }
+    variants = chosen(variants)
     results = [f() for f in variants.values()]
     for found in results:
         for x, y in zip(found, results[1], strict=True):

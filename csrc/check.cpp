@@ -123,7 +123,7 @@ void Arguments::soft(const std::optional<Tensor>& t, const std::optional<Tensor>
 }
 
 void Arguments::same_shape(const char* name, const Tensor& x, const char* as, const Tensor& y) const {
-  PSF_CHECK_VALUE(x.sizes() == y.sizes(), op, ": ", name, " must be (", listed(y.sizes()), ") as ", as, " is, got (",
+  PSF_CHECK_VALUE(x.sizes().equals(y.sizes()), op, ": ", name, " must be (", listed(y.sizes()), ") as ", as, " is, got (",
                     listed(x.sizes()), ")");
 }
 

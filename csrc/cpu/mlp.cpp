@@ -14,7 +14,7 @@ struct Call {
   std::optional<MlpParts> parts;
 
   Call(const char* op, const Tensor& x, const Tensor& weights, const Integers& widths, int64_t activation, bool first, bool last)
-      : in(op), E("widths[0]", checked(op, widths), widths.front()) {
+      : in(op), E{"widths[0]", checked(op, widths), widths.front()} {
     in.floats("x", x, {&M, &E});
     in.count("activation", activation, 0, 3);
     parts.emplace(widths, activation, first, last);
