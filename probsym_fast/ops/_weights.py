@@ -15,6 +15,13 @@ def kept_rows(M: int) -> int:
     return (M + PADDING - 1) // PADDING * PADDING + 1
 
 
+def kept_memory(rows: int, width: int, used: int, x: Tensor) -> Tensor:
+    """(rows, width) like x, of which the caller sets the first `used` numbers: the others are zero."""
+    kept = x.new_empty(rows, width)
+    kept.view(-1)[used:].zero_()
+    return kept
+
+
 def needs_kept(recompute: bool, *inputs: Tensor) -> bool:
     """Whether a backward pass follows that reads the layers' inputs."""
     return not recompute and torch.is_grad_enabled() and any(x.requires_grad for x in inputs)

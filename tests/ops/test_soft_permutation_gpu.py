@@ -124,5 +124,7 @@ def test_the_device_of_the_scores_is_used():
 @built
 def test_tensors_of_two_devices_are_refused():
     op = torch.ops.probsym_fast.soft_permutation
-    with pytest.raises(RuntimeError, match="soft_permutation: num_nodes must be on cuda:0, got cpu"):
+    with pytest.raises(
+        RuntimeError, match="soft_permutation: num_nodes must be a dense tensor on cuda:0, got one on cpu"
+    ):
         op(torch.randn(1, 1, 3, device="cuda"), torch.tensor([3]), 0.1, 20, True)

@@ -1,5 +1,5 @@
 """The Triton kernels without a GPU: values and gradients under the interpreter, and every configuration compiled."""
-# ruff: noqa: E402 - the imports stand behind the question whether triton is there
+# ruff: noqa: E402 - the imports come after the question whether triton is there
 
 import ast
 import importlib
@@ -370,6 +370,22 @@ def test_compiled_soft_permutation(B, S, N, dtype, monkeypatch):
     found = through("permutation_entropy", "backward")(torch.ones((), dtype=dtype), *soft, num_nodes, settings[0])
     for x, y in zip(found, torch.autograd.grad(expected, exact), strict=True):
         assert_near(x, y, GRADIENT)
+
+
+def test_kernels_keep_to_what_triton_3_6_parses():
+    """It refuses an assignment to nested tuples, and only where a kernel is launched for the first time."""
+    kernels = 0
+    for path in Path(triton_ops.__file__).parent.glob("*.py"):
+        for function in ast.walk(ast.parse(path.read_text())):
+            marks = [ast.unparse(x) for x in getattr(function, "decorator_list", ())]
+            if not any(mark.startswith(("kernel", "triton.jit")) for mark in marks):
+                continue
+            kernels += 1
+            for node in ast.walk(function):
+                for target in node.targets if isinstance(node, ast.Assign) else ():
+                    nested = [x for x in getattr(target, "elts", ()) if isinstance(x, (ast.Tuple, ast.List))]
+                    assert not nested, f"{path.name}:{node.lineno}: {ast.unparse(node)}"
+    assert kernels > 60
 
 
 def test_one_thread_at_a_time_parses(monkeypatch, tmp_path):

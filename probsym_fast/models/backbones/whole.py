@@ -96,6 +96,7 @@ class WholeVisionBackbone(OnTokens):
                 raise ValueError(f"timm_backbone: global_pool must be one that pools for read {self.read!r}, got {got}")
             self.out_width = y.shape[1]
         model.train(training)
+        forget_positions(model)
 
     def restore(self, module: nn.Module) -> None:
         set_constants(module)
@@ -118,6 +119,13 @@ class WholeVisionBackbone(OnTokens):
         else:
             y = y.flatten(1, 2) if self.features == "MRCD" else y.flatten(2).transpose(1, 2)
         return y if self.read == "tokens" else y[:, :: self.grid[1] + 1]
+
+
+def forget_positions(model: nn.Module) -> None:
+    """Those that an older timm's ConViT keeps from its first pass, and does not move to another device."""
+    for module in model.modules():
+        if "rel_indices" in vars(module):
+            module.rel_indices = torch.zeros(1, 1, 1, 3)
 
 
 def features_of(model: Any, stem: Stem | str) -> tuple[Tensor, Any]:

@@ -49,7 +49,8 @@ def _cut_moved(
     m_x = o_x < H * W
     b_row, b_column = place_in_patches(o_x, W, P, Q)
     b_across, b_down = source(p_frames + (first + i_z) * 4, b_row, b_column, H, W)
-    (b_left, b_fx), (b_top, b_fy) = split(b_across, W, REPLICATE), split(b_down, H, REPLICATE)
+    b_left, b_fx = split(b_across, W, REPLICATE)
+    b_top, b_fy = split(b_down, H, REPLICATE)
     m_0, m_1 = m_x & (b_top >= 0) & (b_top < H), m_x & (b_top >= -1) & (b_top < H - 1)
     m_left, m_right = (b_left >= 0) & (b_left < W), (b_left >= -1) & (b_left < W - 1)
     p_0 = p_pixels + (first + i_z) // S * (C * H * W) + (b_top * W + b_left)
@@ -149,7 +150,8 @@ def _pull_moved(
             b_p, b_q = b_row + b_n // b_columns, b_column + b_n % b_columns
             m_n = (o_x < count) & (b_n < b_rows * b_columns) & (b_p < H) & (b_q < W)
             b_from_x, b_from_y = source(p_frame, b_p, b_q, H, W)
-            (b_0, b_fx), (b_1, b_fy) = split(b_from_x, W, REPLICATE), split(b_from_y, H, REPLICATE)
+            b_0, b_fx = split(b_from_x, W, REPLICATE)
+            b_1, b_fy = split(b_from_y, H, REPLICATE)
             b_share = tl.where(b_0 == b_j, 1 - b_fx, tl.where(b_0 + 1 == b_j, b_fx, 0.0))
             b_share *= tl.where(b_1 == b_i, 1 - b_fy, tl.where(b_1 + 1 == b_i, b_fy, 0.0))
             m_c = (m_n & (b_share > 0))[:, None] & (o_c < C)[None, :]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from probsym_fast.ops._weights import kept_rows
+from probsym_fast.ops._weights import kept_memory, kept_rows
 from probsym_fast.ops.message_passing import beyond_kernels, weights_of
 from probsym_fast.ops.reference._parts import Parts
 from probsym_fast.ops.triton import Refused
@@ -170,7 +170,7 @@ def forward(x, edges, weights, width, layers, out_features, keep, allow_bf16=Fal
     call = Call(x, edges, weights, width, layers, out_features)
     M, n = call.M, call.n
     y = torch.empty(M, n, out_features, dtype=x.dtype, device=x.device)
-    kept = torch.empty(kept_rows(M) if keep else 0, (layers + 1) * n * width, dtype=x.dtype, device=x.device)
+    kept = kept_memory(kept_rows(M) if keep else 0, (layers + 1) * n * width, (layers + 1) * M * n * width, x)
     with torch.autocast(x.device.type, enabled=False):
         for some in call.parts(8 * n * width):
             places = call.places(kept, some) if keep else call.fresh(some, False)

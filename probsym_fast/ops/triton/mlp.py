@@ -13,7 +13,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from probsym_fast.ops._weights import kept_rows
+from probsym_fast.ops._weights import kept_memory, kept_rows
 from probsym_fast.ops.mlp import ACTIVATIONS, beyond_kernels, weights_of
 from probsym_fast.ops.reference._parts import Parts
 from probsym_fast.ops.reference.mlp import ROWS, values_kept
@@ -111,7 +111,8 @@ class Call:
 def forward(x, weights, widths, activation, first, last, keep, allow_bf16=False) -> tuple[Tensor, Tensor]:
     call = Call(x, weights, widths, activation, first, last)
     y = torch.empty(call.M, call.widths[-1], dtype=x.dtype, device=x.device)
-    kept = torch.empty(_kept_rows(call.M) if keep else 0, values_kept(widths, last), dtype=x.dtype, device=x.device)
+    width = values_kept(widths, last)
+    kept = kept_memory(_kept_rows(call.M) if keep else 0, width, call.M * max(call.kept.values(), default=0), x)
     for some in call.some(2 * max(call.widths)):
         call.run(some, call.places(kept, some) if keep else {}, y[some])
     return y, kept

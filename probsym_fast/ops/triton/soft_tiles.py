@@ -51,8 +51,8 @@ class SoftTiles:
         self.columns = torch.empty(self.blocks, 2, samples, N, dtype=torch.float32, device=t.device)
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
-        """d_t, d_log_r, d_log_c (B, S, N)."""
-        columns = self.columns.sum(0)
-        found = self.rows[0] + columns[0], self.rows[1], columns[1]
+        """d_t, d_log_r, d_log_c (B, S, N), each with memory of its own, as a compiled program expects."""
+        d_t, d_log_c = (self.columns[:, k].sum(0) for k in range(2))
+        found = d_t.add_(self.rows[0]), self.rows[1].clone(), d_log_c
         d_t, d_log_r, d_log_c = (x.view(self.shape).to(self.dtype) for x in found)
         return d_t, d_log_r, d_log_c

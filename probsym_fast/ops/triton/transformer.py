@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from probsym_fast.ops._weights import kept_rows
+from probsym_fast.ops._weights import kept_memory, kept_rows
 from probsym_fast.ops.reference._parts import Parts
 from probsym_fast.ops.transformer import beyond_kernels, weights_of
 from probsym_fast.ops.triton import Refused
@@ -242,7 +242,7 @@ def forward(x, weights, lengths, sizes, read, gelu, eps, keep, allow_bf16=False)
     M, outputs, features = call.M, call.outputs, call.out or call.W
     y = torch.empty(M, outputs, features, dtype=x.dtype, device=x.device)
     width = (call.layers * call.L + outputs) * call.W
-    kept = torch.empty(kept_rows(M) if keep else 0, width, dtype=x.dtype, device=x.device)
+    kept = kept_memory(kept_rows(M) if keep else 0, width, M * width, x)
     with torch.autocast(x.device.type, enabled=False):
         for some in call.parts(8 * call.W + call.hidden):
             own, lengths = call.inputs(some)
