@@ -37,6 +37,17 @@ def soft_permutation(shape: tuple[int, int, int]) -> Needs:
     return Needs(case, numbers * (4 * (1 + 3 + 3 + 1 + 1) + 8 * 3), numbers * ITERATIONS * 2 * (6 + 6 + 12))
 
 
+def permute(B: int, N: int) -> Needs:
+    """Forward and backward of the values and of the permutation, one number a slot."""
+    return Needs(f"permute, forward and backward, {(B, 1, N)}", B * N * (4 * 4 + 2 * 8 + 6 * 4), B * N * 30)
+
+
+def noise(shape: tuple[int, ...], normal: bool) -> Needs:
+    return Needs(
+        f"noise, {'normal' if normal else 'uniform'}, {shape}", 8 * torch.Size(shape).numel(), 0, "forward"
+    )  # float64
+
+
 def orthogonal_frame(M: int, special: bool) -> Needs:
     case = f"orthogonal_frame{' special' if special else ''}, forward and backward, ({M}, 3, 3)"
     return Needs(case, M * 9 * 4 * 6, M * (120 + 150))
@@ -90,6 +101,11 @@ def readout(where: str, N: int, graphs: int, outputs: int, samples: int, dtype: 
     about = f"N {N}, {graphs} graphs, {outputs} outputs, {samples} samples{name_of(dtype)}"
     bytes = dtype.itemsize * samples * WIDTH * min(graphs * GRID**axes, outputs)
     return Needs(f"readout of {where} ({about})", bytes, 2 * samples * outputs * WIDTH, "forward")
+
+
+def node_identifiers(B: int, S: int, n: int, D: int) -> Needs:
+    """Of graphs of n nodes; the identifiers themselves are few."""
+    return Needs(f"node_identifiers ({B} graphs of {n} nodes, {S} samples, width {D})", 4 * B * n * S * D, 0, "forward")
 
 
 def aggregate(edges: int, shape: tuple[int, ...], dtype: torch.dtype) -> Needs:

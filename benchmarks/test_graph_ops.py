@@ -152,6 +152,26 @@ def test_readout(where, dtype, device, seconds, record):
     )
 
 
+def test_node_identifiers(device, seconds, record):
+    """Those of EXP: 64 slots of width 64."""
+    B, S, N, D, n = 100, 10, 64, 64, 45
+    ptr = torch.arange(0, B * n + 1, n, device=device)
+    weight = torch.randn(N, D, device=device, requires_grad=True)
+    scores = torch.randn(B, S, N, device=device, requires_grad=True)
+    run_all(
+        "node_identifiers",
+        shapes.node_identifiers(B, S, n, D),
+        lambda p, backend: ops.node_identifiers(ptr, p, weight, nodes=B * n, backend=backend),
+        scores,
+        ptr.diff(),
+        (weight,),
+        device,
+        seconds,
+        record,
+        dtype=torch.float32,
+    )
+
+
 @every_dtype
 def test_aggregate(dtype, device, seconds, record):
     """The messages of a GIN: 64 channels of 10 samples, forward and backward."""

@@ -142,6 +142,41 @@ def test_peak_memory(backend, device, record):
         assert megabytes < 30
 
 
+def test_permute(device, seconds, record):
+    """The values in their order, on a given permutation; the gradient to the permutation too."""
+    B, N = 64, 1000
+    scores = torch.randn(B, 1, N, device=device, requires_grad=True)
+    x, weight = (torch.randn(B, 1, N, device=device, requires_grad=True) for _ in range(2))
+    p = ops.soft_permutation(scores)
+    leaves = x, p.scores, p.log_r, p.log_c
+
+    def run(backend):
+        return torch.autograd.grad(ops.permute(p, x, inverse=True, backend=backend), leaves, weight, retain_graph=True)
+
+    variants = {"kernel": lambda: run(kernel("permute", device)), "reference": lambda: run("reference")}
+    for found, wanted in zip(*(f() for f in variants.values()), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+    needs = shapes.permute(B, N)
+    record(compare(needs.case, variants, device=device, seconds=seconds / 2, **needs.counts), variants["kernel"])
+
+
+@pytest.mark.parametrize("normal", [False, True])
+def test_noise(normal, device, seconds, record):
+    """Numbers from a counter, in float64; torch: its own generator."""
+    shape, seed = (128, 10, 188), torch.tensor(3, device=device)
+    own = torch.randn if normal else torch.rand
+    variants = {
+        backend: lambda backend=backend: ops.noise(seed, shape, "model", normal=normal, backend=backend)
+        for backend in (kernel("noise", device), "reference")
+    }
+    variants = {"kernel": next(iter(variants.values())), "reference": variants["reference"]}
+    variants["torch"] = lambda: own(shape, dtype=torch.float64, device=device)
+    torch.testing.assert_close(variants["kernel"](), variants["reference"]())
+    needs = shapes.noise(shape, normal)
+    rows = compare(f"{needs.case}, forward", variants, device=device, seconds=seconds / 2, **needs.counts)
+    record(rows, variants["kernel"])
+
+
 @pytest.mark.parametrize("special", [False, True])
 def test_orthogonal_frame(special, device, seconds, record):
     a = torch.randn(2000, 3, 3, device=device, requires_grad=True)

@@ -145,10 +145,8 @@ def nodes() -> Iterator[Case]:
     def sort():
         ops.permute(permutation(64, 1, 1000), zeros(64, 1, 1000), inverse=True)
 
-    needs = Needs("permute, forward and backward, (64, 1, 1000)", 64_000 * (4 * 4 + 2 * 8 + 6 * 4), 64_000 * 30)
-    yield Case("permute", needs, sort)
-    needs = Needs(f"node_identifiers, forward, {(B * n, S, D)}", 4 * B * n * S * D, 0, "forward")
-    yield Case("node_identifiers", needs, identifiers, facts={"filled": n / N})
+    yield Case("permute", shapes.permute(64, 1000), sort)
+    yield Case("node_identifiers", shapes.node_identifiers(B, S, n, D), identifiers, facts={"filled": n / N})
     yield Case("linear_batch_norm_relu", shapes.linear_batch_norm_relu(M, D), layer)
 
 
@@ -173,8 +171,7 @@ def draws() -> Iterator[Case]:
         ops.noise(whole(), shape, "model", normal=normal)
 
     for normal in (False, True):
-        case = f"noise, {'normal' if normal else 'uniform'}, {shape}"
-        yield Case("noise", Needs(case, 8 * torch.Size(shape).numel(), 0, "forward"), partial(run, normal))
+        yield Case("noise", shapes.noise(shape, normal), partial(run, normal))
 
 
 def edge_convolutions() -> Iterator[Case]:
