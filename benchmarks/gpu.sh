@@ -107,7 +107,7 @@ run() {
         ask 'import probsym_fast, json; print(json.dumps(probsym_fast.info(), indent=1))'
       ;;
     op-tests) run_tests tests/ops tests/test_synchronisation.py ;;
-    model-tests) run_tests tests/batches tests/groups tests/distributions tests/models tests/training tests/tasks ;;
+    model-tests) run_tests tests/batches tests/groups tests/distributions tests/models tests/programs tests/training tests/tasks ;;
     sanitizer)  # without torch's caching allocator, which would hide accesses outside a tensor
       local tool chosen=()
       mapfile -t chosen < <(selected)

@@ -111,10 +111,21 @@ def interleave_on_gpu(
     stop = time.perf_counter() + seconds
     while time.perf_counter() < stop or min(map(len, times.values())) < rounds:
         for name, function in variants.items():
-            found, of_host = device_times(function, repeats[name], queued=queued)
+            found, _ = device_times(function, repeats[name], queued=queued)
             times[name].append(statistics.median(found))
-            host[name].append(of_host)
+            host[name].append(host_time(function))
     return times, host
+
+
+def host_time(run: Callable[[], object], calls: int = 3) -> float:
+    """Seconds until the work of one call is queued on an idle GPU; with many calls its queue would fill, and the host wait."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    host = (time.perf_counter() - start) / calls
+    torch.cuda.synchronize()
+    return host
 
 
 def fastest(ways: dict[str, Callable], device: str) -> float:

@@ -17,6 +17,12 @@ from probsym_fast.ops import embed_image
 from probsym_fast.training.allocator import keep_freed_memory
 
 
+@pytest.fixture(autouse=True)
+def float32_convolutions(monkeypatch):
+    """As ours are; on a GPU cuDNN takes tf32 unless it is told."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 class Inputs:
     def __init__(self, device: str):
         torch.manual_seed(0)

@@ -81,14 +81,24 @@ def test_a_gpus_time_is_its_own_and_the_hosts_stands_beside_it(clock):
     assert found[1:] == pytest.approx([5e-3] * 9) and host == pytest.approx(5e-3)
 
 
+def test_kernels_of_a_call(gpu):
+    """Each with its launches a call, the longest first."""
+    x = torch.randn(2**24, device=gpu)
+    found = harness.kernels_of(lambda: [x.mul_(1.0), x.mul_(1.0), x[:8].add_(0.0)])
+    assert [x["count"] for x in found] == [2, 1] and found[0]["seconds"] > found[1]["seconds"] > 0
+
+
 def test_shares_on_a_gpu_are_of_the_rate_of_the_products_dtype(clock, monkeypatch):
     """Of half precision by the matrix units, ten times the rate of float32 here."""
     monkeypatch.setattr(harness, "rate", lambda device, dtype: 1e12 if dtype == torch.float32 else 1e13)
     monkeypatch.setattr(harness, "bandwidth", lambda device: 1e12)
+    kernels = [{"kernel": "sum", "count": 2.0, "seconds": 7e-4}, {"kernel": "fill", "count": 1.0, "seconds": 1e-4}]
+    monkeypatch.setattr(harness, "kernels_of", lambda run: kernels)
     for dtype, share in ((torch.float32, 0.5), (torch.bfloat16, 0.05)):
         variants = {"reference": clock.run, "kernel": clock.run}
         rows = harness.compare("case", variants, device="cuda", operations=10**9, dtype=dtype, seconds=0)
         assert [row.share for row in rows] == pytest.approx([share] * 2)
         assert [row.host for row in rows] == pytest.approx([5e-3] * 2)
+        assert [row.busy for row in rows] == pytest.approx([1.5e-3] * 2) and rows[0].kernels == kernels
     (row,) = harness.compare("case", {"step": clock.run}, device="cuda", reference="step", seconds=0, whole=True)
     assert row.median == pytest.approx(5e-3)

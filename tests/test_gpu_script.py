@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 WITHOUT_TRAINING = ["ops", "graph-ops", "graph-ops-bf16", "passes", "passes-others"]
 BENCHMARKS = [*WITHOUT_TRAINING, "steps", "vision", "vision-compiled", "samples", "scaling"]
+BENCHMARKS.insert(3, "images")
 PARTS = ["build", "op-tests", "model-tests", "sanitizer", *BENCHMARKS]
 TRAINED = ["model-tests", *(x for x in BENCHMARKS if x not in WITHOUT_TRAINING)]
 
@@ -120,6 +121,7 @@ def test_named_parts_and_settings(gpu_sh, tmp_path):
     (tmp_path / "wheels").mkdir()
     (tmp_path / "wheels" / "some-1-py3-none-any.whl").touch()
     settings = {"SELECT": "pattern and not bf16", "SECONDS_EACH": "0.2", "WHEELS": str(tmp_path / "wheels")}
+    settings |= {"COMPILED": "0"}
     done = gpu_sh("ops", "build", hidden="xdist", TORCH_CUDA_ARCH_LIST="8.0", **settings)
     assert done.returncode == 0 and ending(done)["ran"] == "build,ops"
     (install, _), (_, built_with), (benchmark, environment) = done.commands
@@ -127,12 +129,17 @@ def test_named_parts_and_settings(gpu_sh, tmp_path):
     assert install[:2] == ["-m", "pip"] and "--no-index" in install and install[-1].endswith("some-1-py3-none-any.whl")
     assert environment["PYTHONPATH"].split(":")[:2] == [str(ROOT), carried]
     assert built_with["TORCH_CUDA_ARCH_LIST"] == "8.0"
-    assert benchmark[-2:] == ["-k", "(pattern and not bf16)"] and benchmark[benchmark.index("--seconds") + 1] == "0.2"
+    assert (
+        benchmark[-3:] == ["-k", "(pattern and not bf16)", "--without-compiled"]
+        and benchmark[benchmark.index("--seconds") + 1] == "0.2"
+    )
     assert benchmark[benchmark.index("--results") + 1] == "benchmarks/results"
     ((command, _),) = gpu_sh("op-tests", hidden="xdist").commands
     assert "-n" not in command and "-k" not in command
     ((command, _),) = gpu_sh("vision-compiled", SELECT="PATTERN or Peptides").commands
     assert command[-2:] == ["-k", "(ViT and compiled) and (PATTERN or Peptides)"]
+    ((command, _),) = gpu_sh("model-tests", PROCESSES="15").commands
+    assert command[command.index("-n") + 1] == "15" and "tests/programs" in command
 
 
 def test_a_part_that_takes_too_long_is_stopped_and_the_others_run(gpu_sh):
