@@ -117,7 +117,7 @@ def _look_up_pairs(
     p_begin, p_pair, p_values, p_token, p_offset, p_row, p_scaled, keys, M, C, copies, scale,
     BY_TOKEN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Of each pair in the lists: row, the weight row offset C + channel if listed BY_TOKEN, else the token; scaled, scale value.
+    """Of each pair in the lists: row, if BY_TOKEN the weight row offset C + channel, else the token; scaled, scale value.
 
     The sums read both at once, and then the row: without them three loads wait for each other.
     """
