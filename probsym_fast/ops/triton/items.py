@@ -25,7 +25,7 @@ from probsym_fast.ops.triton._launch import bucket, cdiv, check_axes, check_coun
 from probsym_fast.ops.triton._sort_by_key import group
 
 BLOCK = 128
-SPLIT = 1024  # entries of a weight row per program, on average
+SPLIT, PROGRAMS = 16, 4096  # weight gradient: fewest entries of a weight row per program, on average; programs wanted
 
 
 @triton.jit
@@ -112,40 +112,64 @@ def _find_pairs(p_values, p_token, p_offset, p_key, pairs, M, C, copies, BY_TOKE
     tl.store(p_key + o_x, tl.where(b_value != 0, b_key, -1), mask=o_x < pairs)
 
 
-@kernel({"BLOCK_T": 8, "BLOCK_E": 8, "num_warps": 4}, {"BLOCK_T": 16, "BLOCK_E": 4, "num_warps": 2})
-def _scatter(
-    p_begin, p_pair, p_offset, p_values, p_weight, p_bias, p_tokens, tokens, M, C, D, copies, scale,
-    BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
+@kernel({"num_warps": 4})
+def _look_up_pairs(
+    p_begin, p_pair, p_values, p_token, p_offset, p_row, p_scaled, keys, M, C, copies, scale,
+    BY_TOKEN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_T tokens: the bias, at once, where there are no pairs; else bias + the sum of scale value W[offset, channel]."""
-    i_t = tl.program_id(0).to(tl.int64) * BLOCK_T
-    o_t, o_e = i_t + tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_E)
-    o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    m_t, m_d = o_t < tokens, o_d < D
-    b_begin = tl.load(p_begin + o_t, mask=m_t, other=0)
-    b_end = tl.load(p_begin + o_t + 1, mask=m_t, other=0)
-    b_bias = tl.zeros((BLOCK_D,), tl.float32)
-    if p_bias is not None:
-        b_bias = tl.load(p_bias + o_d, mask=m_d, other=0).to(tl.float32)
-    b_rows = tl.broadcast_to(b_bias.to(p_tokens.dtype.element_ty)[None, :], (BLOCK_T, BLOCK_D))
-    m_out = (m_t & (b_end == b_begin))[:, None] & m_d[None, :]
-    tl.store(p_tokens + o_t[:, None] * D + o_d[None, :], b_rows, mask=m_out)
-    for t in range(tl.where(tl.max(b_end - b_begin, 0) > 0, tl.minimum(tokens - i_t, BLOCK_T).to(tl.int32), 0)):
-        b_first, b_last = tl.load(p_begin + i_t + t), tl.load(p_begin + i_t + t + 1)
-        if b_last > b_first:
-            b_sum = tl.zeros((BLOCK_E, BLOCK_D), tl.float32)
-            for k in range(b_first, b_last, BLOCK_E):
-                m_e = k + o_e < b_last
-                b_pair = tl.load(p_pair + k + o_e, mask=m_e, other=0)
-                b_entry, b_c = b_pair // C, b_pair % C
-                b_item = (b_entry // copies % M).to(tl.int64)
-                b_value = tl.load(p_values + b_item * C + b_c, mask=m_e, other=0).to(tl.float32)
-                b_row = tl.load(p_offset + b_entry, mask=m_e, other=0).to(tl.int64) * C + b_c
-                p_w = p_weight + b_row[:, None] * D + o_d[None, :]
-                b_w = tl.load(p_w, mask=m_e[:, None] & m_d[None, :], other=0).to(tl.float32)
-                b_sum += (scale * b_value)[:, None] * b_w
-            b_out = b_bias + tl.sum(b_sum, 0)
-            tl.store(p_tokens + (i_t + t) * D + o_d, b_out.to(p_tokens.dtype.element_ty), mask=m_d)
+    """Of each pair in the lists: row, if BY_TOKEN the weight row offset C + channel, else the token; scaled, scale value.
+
+    The sums read both at once, and then the row: without them three loads wait for each other.
+    """
+    o_x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    m_x = o_x < tl.load(p_begin + keys)
+    b_pair = tl.load(p_pair + o_x, mask=m_x, other=0)
+    b_entry, b_c = b_pair // C, b_pair % C
+    b_item = (b_entry // copies % M).to(tl.int64)
+    b_value = tl.load(p_values + b_item * C + b_c, mask=m_x, other=0).to(tl.float32)
+    if BY_TOKEN:
+        b_row = tl.load(p_offset + b_entry, mask=m_x, other=0) * C + b_c
+    else:
+        b_row = tl.load(p_token + b_entry, mask=m_x, other=0)
+    tl.store(p_row + o_x, b_row, mask=m_x)
+    tl.store(p_scaled + o_x, scale * b_value, mask=m_x)
+
+
+@triton.jit
+def sum_of_rows(p_row, p_scaled, p_from, b_first, b_last, o_d, D, BLOCK_E: tl.constexpr):
+    """(BLOCK_D,): the sum of scaled from[row] over the pairs from b_first to b_last - 1, BLOCK_E at a time."""
+    o_e = tl.arange(0, BLOCK_E)
+    b_sum = tl.zeros((o_d.shape[0],), tl.float32)
+    for k in range(b_first, b_last, BLOCK_E):
+        m_e = k + o_e < b_last
+        b_scaled = tl.load(p_scaled + k + o_e, mask=m_e, other=0)
+        b_row = tl.load(p_row + k + o_e, mask=m_e, other=0).to(tl.int64)
+        p_x = p_from + b_row[:, None] * D + o_d[None, :]
+        b_x = tl.load(p_x, mask=m_e[:, None] & (o_d < D)[None, :], other=0).to(tl.float32)
+        b_sum += tl.sum(b_scaled[:, None] * b_x, 0)
+    return b_sum
+
+
+@kernel(
+    {"PARTS": 1, "BLOCK_E": 4, "num_warps": 4},
+    {"PARTS": 4, "BLOCK_E": 4, "num_warps": 1},
+    {"PARTS": 1, "BLOCK_E": 8, "num_warps": 4},
+    {"PARTS": 2, "BLOCK_E": 4, "num_warps": 2},
+)
+def _scatter(
+    p_begin, p_row, p_scaled, p_weight, p_bias, p_tokens, D,
+    PARTS: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One token: the bias + the sum of scaled W[row] over its pairs, in PARTS parts of BLOCK_D."""
+    i_token = tl.program_id(0).to(tl.int64)
+    b_first, b_last = tl.load(p_begin + i_token), tl.load(p_begin + i_token + 1)
+    for d in range(0, D, BLOCK_D // PARTS):
+        o_d = d + tl.arange(0, BLOCK_D // PARTS)
+        b_out = tl.zeros((BLOCK_D // PARTS,), tl.float32)
+        if p_bias is not None:
+            b_out = tl.load(p_bias + o_d, mask=o_d < D, other=0).to(tl.float32)
+        b_out += sum_of_rows(p_row, p_scaled, p_weight, b_first, b_last, o_d, D, BLOCK_E)
+        tl.store(p_tokens + i_token * D + o_d, b_out.to(p_tokens.dtype.element_ty), mask=o_d < D)
 
 
 @kernel({"num_warps": 4}, {"num_warps": 2})
@@ -174,33 +198,21 @@ def _gather(
     tl.store(p_values + i_item * C + o_c, b_value.to(p_values.dtype.element_ty), mask=m_c)
 
 
-@kernel({"BLOCK_E": 8, "num_warps": 4}, {"BLOCK_E": 16, "num_warps": 8})
+@kernel({"BLOCK_E": 4, "num_warps": 1}, {"BLOCK_E": 8, "num_warps": 1}, {"BLOCK_E": 8, "num_warps": 2})
 def _weight_gradient(
-    p_begin, p_pair, p_token, p_values, p_tokens, p_out, rows, M, C, D, copies, splits, scale,
-    BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """One weight row (offset, channel) and one part of its pairs: out[part, row] = scale sum of value tokens[token]."""
+    p_begin, p_row, p_scaled, p_tokens, p_out, rows, D, splits, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """One weight row (offset, channel) and one part of its pairs: out[part, row] = the sum of scaled tokens[row]."""
     i_row, i_split = tl.program_id(0), tl.program_id(2)
     o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    o_e = tl.arange(0, BLOCK_E)
-    m_d = o_d < D
     b_first = tl.load(p_begin + i_row)
     b_last = tl.load(p_begin + i_row + 1)
     b_part = (b_last - b_first + splits - 1) // splits
     b_first += i_split * b_part
     b_last = tl.minimum(b_last, b_first + b_part)
-    b_sum = tl.zeros((BLOCK_E, BLOCK_D), tl.float32)
-    for k in range(b_first, b_last, BLOCK_E):
-        m_e = k + o_e < b_last
-        b_pair = tl.load(p_pair + k + o_e, mask=m_e, other=0)
-        b_item = (b_pair // C // copies % M).to(tl.int64)
-        b_value = tl.load(p_values + b_item * C + b_pair % C, mask=m_e, other=0).to(tl.float32)
-        b_token = tl.load(p_token + b_pair // C, mask=m_e, other=0).to(tl.int64)
-        p_x = p_tokens + b_token[:, None] * D + o_d[None, :]
-        b_x = tl.load(p_x, mask=m_e[:, None] & m_d[None, :], other=0).to(tl.float32)
-        b_sum += b_value[:, None] * b_x
-    b_out = scale * tl.sum(b_sum, 0)
-    tl.store(p_out + (i_split.to(tl.int64) * rows + i_row) * D + o_d, b_out.to(p_out.dtype.element_ty), mask=m_d)
+    b_out = sum_of_rows(p_row, p_scaled, p_tokens, b_first, b_last, o_d, D, BLOCK_E)
+    p_line = p_out + (i_split.to(tl.int64) * rows + i_row) * D + o_d
+    tl.store(p_line, b_out.to(p_out.dtype.element_ty), mask=o_d < D)
 
 
 @dataclass
@@ -259,34 +271,39 @@ class Items:
             **{name: (x, samples) for name, x in zip(("order", "t", "log_r", "log_c"), soft, strict=True)},
         )
 
-    def pairs(self, values: Tensor, by_token: bool) -> tuple[Tensor, Tensor]:
-        """begin, pair: the pairs entry C + channel of values that are not zero, by token or by weight row, as `group` lists.
+    def pairs(self, values: Tensor, scale: float, by_token: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """begin, row, scaled: the pairs of an entry and a channel whose value is not zero, by token or by weight row.
 
-        Lists of pairs, since of one-hot values all but one are zero: nothing is read for the others.
+        begin as `group` gives it, the other two as `_look_up_pairs` does. Lists of pairs, since of one-hot values all but one
+        are zero: nothing is read for the others.
         """
-        C = values.shape[1]
+        C, values = values.shape[1], values.contiguous()
         pairs, keys = self.token.shape[0] * C, self.tokens if by_token else self.offsets * C
         check_counts(pairs_of_entries_and_channels=pairs, weight_rows=self.offsets * C)
-        key = torch.empty(pairs, dtype=torch.int32, device=values.device)
+        key, row = (torch.empty(pairs, dtype=torch.int32, device=values.device) for _ in range(2))
+        scaled = torch.empty(pairs, dtype=torch.float32, device=values.device)
+
+        def grid(settings):
+            return (cdiv(pairs, BLOCK),)
+
         _find_pairs(
-            lambda settings: (cdiv(pairs, BLOCK),), values, self.token, self.offset, key, pairs, self.M, C,
-            self.copies, BY_TOKEN=by_token, BLOCK=BLOCK,
+            grid, values, self.token, self.offset, key, pairs, self.M, C, self.copies, BY_TOKEN=by_token, BLOCK=BLOCK
+        )
+        begin, pair = group(key, keys)
+        _look_up_pairs(
+            grid, begin, pair, values, self.token, self.offset, row, scaled, keys, self.M, C, self.copies,
+            float(scale), BY_TOKEN=by_token, BLOCK=BLOCK,
         )  # fmt: skip
-        return group(key, keys)
+        return begin, row, scaled
 
     def scatter(self, values: Tensor, scale: float, W: Tensor, bias: Tensor | None) -> Tensor:
         """tokens (B, S, L, D), of W's dtype."""
-        (_, C, D), block, values = W.shape, width_block(W.shape[-1], 256), values.contiguous()
+        _, C, D = W.shape
         tokens = torch.empty(self.B, self.S, self.L, D, dtype=W.dtype, device=W.device)
-        begin, pair = self.pairs(values, by_token=True)
-        bias = None if bias is None else bias.contiguous()
-
-        def grid(settings):
-            return cdiv(self.tokens, settings["BLOCK_T"]), cdiv(D, block)
-
+        lists, bias = self.pairs(values, scale, by_token=True), None if bias is None else bias.contiguous()
         _scatter(
-            grid, begin, pair, self.offset, values, W, bias, tokens, self.tokens, self.M, C, D, self.copies, float(scale),
-            sizes=(self.tokens, D, C, self.S * self.M // max(1, self.tokens)), BLOCK_D=block,
+            lambda settings: (self.tokens,), *lists, W, bias, tokens, D,
+            sizes=(self.tokens, D, C, self.S * self.M // max(1, self.tokens)), BLOCK_D=max(16, min(1024, bucket(D))),
         )  # fmt: skip
         return tokens
 
@@ -309,19 +326,14 @@ class Items:
     def weight_gradient(self, values: Tensor, scale: float, tokens: Tensor, W: Tensor) -> Tensor:
         """dW like W, summed in float32 for any dtype."""
         (offsets, C, D), block = W.shape, width_block(W.shape[-1], 256)
-        rows = offsets * C
-        splits = max(1, min(64, self.S * self.M // (offsets * SPLIT)))
+        rows, blocks = offsets * C, cdiv(W.shape[-1], block)
+        splits = max(1, min(64, PROGRAMS // max(1, rows * blocks), self.S * self.M // max(1, rows * SPLIT)))
         dtype = W.dtype if splits == 1 else torch.float32
         out = torch.empty(splits, rows, D, dtype=dtype, device=W.device)
-        values = values.contiguous()
-        begin, pair = self.pairs(values, by_token=False)
-
-        def grid(settings):
-            return rows, cdiv(D, block), splits
-
+        lists = self.pairs(values, scale, by_token=False)
         _weight_gradient(
-            grid, begin, pair, self.token, values, tokens.contiguous(), out, rows, self.M, C, D, self.copies, splits,
-            float(scale), sizes=(rows, D, self.S * self.M // offsets), BLOCK_D=block,
+            lambda settings: (rows, blocks, splits), *lists, tokens.contiguous(), out, rows, D, splits,
+            sizes=(rows, D, self.S * self.M // offsets), BLOCK_D=block,
         )  # fmt: skip
         return (out[0] if splits == 1 else out.sum(0).to(W.dtype)).view(W.shape)
 

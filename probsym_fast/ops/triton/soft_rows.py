@@ -25,9 +25,9 @@ from probsym_fast.ops.triton.products import BYTES, multiply
 from probsym_fast.ops.triton.used_tokens import UsedTokens, rows_before
 
 PRODUCTS = BYTES
-PLACES = 256  # that a program takes at a time
+PLACES = 128  # that a program takes
 BLOCK = 256
-PARTS = 16  # most programs a sample: each writes sums of all places
+PARTS = 32  # most programs a sample and block of places: each writes the sums of its places
 
 
 @kernel({"num_warps": 4})
@@ -85,14 +85,22 @@ def _place_ends(
     tl.store(p_at + tl.program_id(1) * ends + o_e, tl.where(b_at >= 0, 2 * b_at + b_axis, -1), mask=m_e)
 
 
-@kernel({"num_warps": 4})
+@kernel(
+    {"BLOCK_R": 2, "BLOCK_K": 4, "num_warps": 4},
+    {"BLOCK_R": 4, "BLOCK_K": 2, "num_warps": 4},
+    {"BLOCK_R": 4, "BLOCK_K": 4, "num_warps": 8},
+    {"BLOCK_R": 2, "BLOCK_K": 2, "num_warps": 4},
+)
 def _reduce_rows(
     p_begin, p_at, p_value, p_ptr, p_order, p_slots, p_cells, p_before, p_z, p_t, p_log_r, p_log_c, p_rows, p_columns,
     first, samples, ends, S, N, C, places, graphs, grid, patch, Q, parts, scale, by_tau,
-    AXES: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
+    AXES: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Every parts-th row of G of a sample. rows[block of places, (t, log_r), sample, slot]: sums of the row;
-    columns[part, (t, log_c), sample, place]: sums over the rows."""
+    """Every parts-th block of BLOCK_R rows of G of a sample, for a block of places.
+
+    rows[block of places, (t, log_r), sample, slot]: sums of the row; columns[part, (t, log_c), sample, place]: sums over the
+    rows. Several rows at a time, since each waits for a chain of loads: node, ends, their numbers in Z, Z.
+    """
     i_sample, i_part = first + tl.program_id(0) // parts, tl.program_id(0) % parts
     i_graph, i_at = i_sample // S, i_sample.to(tl.int64) * N
     b_node = tl.load(p_ptr + i_graph)
@@ -104,49 +112,51 @@ def _reduce_rows(
     b_before = rows_before(p_before, i_sample, S, graphs) - rows_before(p_before, first, S, graphs)
     p_sample = p_z + b_before.to(tl.int64) * b_area * C
     p_list = p_at + i_sample % S * Q * ends
-    o_k = tl.arange(0, BLOCK_K)
-    for p in range(0, places, BLOCK_P):
-        o_p = p + tl.arange(0, BLOCK_P)
-        b_slot = tl.load(p_slots + o_p, mask=o_p < places, other=-1).to(tl.int32)
-        m_p = (b_slot >= 0) & (b_slot < b_nodes)
-        b_t = tl.load(p_t + i_at + b_slot, mask=m_p, other=0).to(tl.float32)
-        b_log_c = tl.load(p_log_c + i_at + b_slot, mask=m_p, other=0).to(tl.float32)
-        b_column = tl.load(p_cell + o_p // patch, mask=m_p, other=0) * b_area * C
-        b_row = b_column + o_p % patch  # where Z begins if p is the row, and if it is the column
-        if AXES == 2:
-            b_row = b_column * tl.load(p_cell + grid) + o_p % patch * patch
-        b_column += o_p % patch
-        b_d_t = tl.zeros((BLOCK_P,), tl.float32)
-        b_d_c = tl.zeros((BLOCK_P,), tl.float32)
-        for i in range(i_part, tl.where(tl.max(m_p.to(tl.int32), 0) > 0, b_nodes, 0), parts):
-            b_u = tl.load(p_order + i_at + i)
-            m_u = (b_u >= 0) & (b_u < b_nodes)
-            p_first = p_begin + i_graph.to(tl.int64) * N + b_u
-            b_first, b_last = tl.load(p_first, mask=m_u, other=0), tl.load(p_first + 1, mask=m_u, other=0)
-            b_g = tl.zeros((BLOCK_P,), tl.float32)
-            for k in range(b_first, b_last, BLOCK_K):
-                m_k = k + o_k < b_last
-                b_value = tl.load(p_value + k + o_k, mask=m_k, other=0)
-                for copy in range(Q):
-                    b_at = tl.load(p_list + copy * ends + k + o_k, mask=m_k, other=-1)
-                    b_from = tl.where((b_at % 2 == 0)[:, None], b_row[None, :], b_column[None, :])
-                    b_from += (b_at // 2)[:, None]
-                    b_z = tl.load(p_sample + b_from, mask=(b_at >= 0)[:, None] & m_p[None, :], other=0)
-                    b_g += tl.sum(b_value[:, None] * b_z, 0)
-            b_t_i = tl.load(p_t + i_at + i).to(tl.float32)
-            b_r_i = tl.load(p_log_r + i_at + i).to(tl.float32)
-            b_sign = (b_slot < i).to(tl.float32) - (b_slot > i).to(tl.float32)
-            b_log_p = b_r_i + b_log_c - b_sign * (b_t - b_t_i) * by_tau
-            b_q = tl.where(m_p, scale * b_g * tl.exp(b_log_p), 0.0)
-            b_pull = b_sign * b_q * by_tau
-            p_row = p_rows + (2 * (p // BLOCK_P) * samples + i_sample.to(tl.int64)) * N + i
-            tl.store(p_row, tl.sum(b_pull, 0))
-            tl.store(p_row + samples.to(tl.int64) * N, tl.sum(b_q, 0))
-            b_d_t -= b_pull
-            b_d_c += b_q
-        p_part = p_columns + (i_part.to(tl.int64) * 2 * samples + i_sample) * places + o_p
-        tl.store(p_part, b_d_t, mask=o_p < places)
-        tl.store(p_part + samples.to(tl.int64) * places, b_d_c, mask=o_p < places)
+    o_k, o_r = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_R)
+    o_p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
+    b_slot = tl.load(p_slots + o_p, mask=o_p < places, other=-1).to(tl.int32)
+    m_p = (b_slot >= 0) & (b_slot < b_nodes)
+    b_t = tl.load(p_t + i_at + b_slot, mask=m_p, other=0).to(tl.float32)
+    b_log_c = tl.load(p_log_c + i_at + b_slot, mask=m_p, other=0).to(tl.float32)
+    b_column = tl.load(p_cell + o_p // patch, mask=m_p, other=0) * b_area * C
+    b_row = b_column + o_p % patch  # where Z begins if p is the row, and if it is the column
+    if AXES == 2:
+        b_row = b_column * tl.load(p_cell + grid) + o_p % patch * patch
+    b_column += o_p % patch
+    b_d_t = tl.zeros((BLOCK_P,), tl.float32)
+    b_d_c = tl.zeros((BLOCK_P,), tl.float32)
+    b_rows = tl.where(tl.max(m_p.to(tl.int32), 0) > 0, b_nodes, 0)
+    for i in range(i_part * BLOCK_R, b_rows, parts * BLOCK_R):
+        b_i = i + o_r
+        m_i = b_i < b_nodes
+        b_u = tl.load(p_order + i_at + b_i, mask=m_i, other=-1)
+        m_u = (b_u >= 0) & (b_u < b_nodes)
+        p_first = p_begin + i_graph.to(tl.int64) * N + b_u
+        b_first, b_last = tl.load(p_first, mask=m_u, other=0), tl.load(p_first + 1, mask=m_u, other=0)
+        b_t_i = tl.load(p_t + i_at + b_i, mask=m_i, other=0).to(tl.float32)
+        b_r_i = tl.load(p_log_r + i_at + b_i, mask=m_i, other=0).to(tl.float32)
+        b_g = tl.zeros((BLOCK_R, BLOCK_P), tl.float32)
+        for k in range(0, tl.max(b_last - b_first, 0), BLOCK_K):
+            b_end = b_first[:, None] + (k + o_k)[None, :]
+            m_end = b_end < b_last[:, None]
+            b_value = tl.load(p_value + b_end, mask=m_end, other=0)
+            for copy in range(Q):
+                b_at = tl.load(p_list + copy * ends + b_end, mask=m_end, other=-1)[:, :, None]
+                b_from = tl.where(b_at % 2 == 0, b_row[None, None, :], b_column[None, None, :]) + b_at // 2
+                b_z = tl.load(p_sample + b_from, mask=(b_at >= 0) & m_p[None, None, :], other=0)
+                b_g += tl.sum(b_value[:, :, None] * b_z, 1)
+        b_sign = (b_slot[None, :] < b_i[:, None]).to(tl.float32) - (b_slot[None, :] > b_i[:, None]).to(tl.float32)
+        b_log_p = b_r_i[:, None] + b_log_c[None, :] - b_sign * (b_t[None, :] - b_t_i[:, None]) * by_tau
+        b_q = tl.where(m_i[:, None] & m_p[None, :], scale * b_g * tl.exp(b_log_p), 0.0)
+        b_pull = b_sign * b_q * by_tau
+        p_row = p_rows + (2 * tl.program_id(1) * samples + i_sample.to(tl.int64)) * N + b_i
+        tl.store(p_row, tl.sum(b_pull, 1), mask=m_i)
+        tl.store(p_row + samples.to(tl.int64) * N, tl.sum(b_q, 1), mask=m_i)
+        b_d_t -= tl.sum(b_pull, 0)
+        b_d_c += tl.sum(b_q, 0)
+    p_part = p_columns + (i_part.to(tl.int64) * 2 * samples + i_sample) * places + o_p
+    tl.store(p_part, b_d_t, mask=o_p < places)
+    tl.store(p_part + samples.to(tl.int64) * places, b_d_c, mask=o_p < places)
 
 
 @kernel({"num_warps": 4})
@@ -213,20 +223,22 @@ def permutation_gradient(
         lambda settings: (count, x.S * copies), begin, end, key, x.items, x.ptr, x.rank, x.places, used.cells, values,
         at, value, ends, x.M, x.S, x.N, C, x.B, x.grid, x.patch, copies, AXES=x.axes, BLOCK=BLOCK,
     )  # fmt: skip
-    parts, block = min(PARTS, x.N), min(PLACES, bucket(places))
+    parts, block = min(PARTS, cdiv(x.N, 2)), min(PLACES, bucket(places))
     blocks = cdiv(places, block)
     rows = torch.zeros(blocks, 2, samples, x.N, dtype=torch.float32, device=t.device)
     columns = torch.empty(parts, 2, samples, places, dtype=torch.float32, device=t.device)
-    weight, flat = W.transpose(0, 1).reshape(C * offsets, D), tokens.reshape(-1, D)
+    weight, flat = W.transpose(0, 1).reshape(C * offsets, D).t(), tokens.reshape(-1, D)
+    if weight.dtype == torch.float32:  # products without tensor cores want the columns next to each other
+        weight = weight.contiguous()
     step = max(1, min(samples, PRODUCTS // (4 * x.L * C * offsets)))
     z = torch.empty(step * x.L, C * offsets, dtype=torch.float32, device=t.device)
     for first in range(0, samples, step):
         last = min(samples, first + step)
-        multiply(used, first, last, flat, weight.t(), None, z, compact=False)
+        multiply(used, first, last, flat, weight, None, z, compact=False)
         _reduce_rows(
-            lambda settings, some=last - first: (some * parts,), begin, at, value, x.ptr, order, x.slots, used.cells,
+            lambda settings, some=last - first: (some * parts, blocks), begin, at, value, x.ptr, order, x.slots, used.cells,
             used.before, z, t, log_r, log_c, rows, columns, first, samples, ends, x.S, x.N, C, places, x.B, x.grid, x.patch,
-            copies, parts, float(scale), 1.0 / tau, AXES=x.axes, BLOCK_P=block, BLOCK_K=4,
+            copies, parts, float(scale), 1.0 / tau, sizes=(x.N, ends // max(1, x.B * x.N)), AXES=x.axes, BLOCK_P=block,
         )  # fmt: skip
     narrow = min(256, bucket(x.N))
     _add_places(
