@@ -72,20 +72,20 @@ def compare(
         row = Row(case, name, low, median, high, len(values), base / median, bytes, operations, limit / median)
         if host:
             row.host = statistics.median(host[name])
-            found = kernels_of(variants[name])
+            found = kernels_of(variants[name], PROFILED if median < LONG else 1)
             row.busy, row.kernels = sum(x["seconds"] * x["count"] for x in found), found[:KEPT]
         rows.append(row)
     return rows
 
 
-KEPT, PROFILED = 25, 8  # kernels of a row; calls that are profiled
+KEPT, PROFILED, LONG = 25, 8, 5e-3  # kernels of a row; calls that are profiled, of calls that are no longer than this
 
 
-def kernels_of(run: Callable[[], object]) -> list[dict]:
+def kernels_of(run: Callable[[], object], calls: int = PROFILED) -> list[dict]:
     """Kernels of one call on a GPU, the longest first: name, launches (count) and median seconds of a launch."""
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        for _ in range(PROFILED):
+        for _ in range(calls):
             run()
         torch.cuda.synchronize()
     times = defaultdict(list)
@@ -93,7 +93,7 @@ def kernels_of(run: Callable[[], object]) -> list[dict]:
         if event.device_type == torch.autograd.DeviceType.CUDA:
             times[event.name].append(event.device_time / 1e6)
     found = [
-        {"kernel": name, "count": len(values) / PROFILED, "seconds": statistics.median(values)}
+        {"kernel": name, "count": len(values) / calls, "seconds": statistics.median(values)}
         for name, values in times.items()
     ]
     return sorted(found, key=lambda x: -x["seconds"] * x["count"])

@@ -93,7 +93,7 @@ def test_shares_on_a_gpu_are_of_the_rate_of_the_products_dtype(clock, monkeypatc
     monkeypatch.setattr(harness, "rate", lambda device, dtype: 1e12 if dtype == torch.float32 else 1e13)
     monkeypatch.setattr(harness, "bandwidth", lambda device: 1e12)
     kernels = [{"kernel": "sum", "count": 2.0, "seconds": 7e-4}, {"kernel": "fill", "count": 1.0, "seconds": 1e-4}]
-    monkeypatch.setattr(harness, "kernels_of", lambda run: kernels)
+    monkeypatch.setattr(harness, "kernels_of", lambda run, calls: kernels)
     for dtype, share in ((torch.float32, 0.5), (torch.bfloat16, 0.05)):
         variants = {"reference": clock.run, "kernel": clock.run}
         rows = harness.compare("case", variants, device="cuda", operations=10**9, dtype=dtype, seconds=0)

@@ -152,11 +152,23 @@ def test_what_a_call_would_launch():
 
 
 def test_measured_stands_beside_predicted(tmp_path):
-    """Of the same architecture, and of our variants."""
-    rows = [{"case": "a", "variant": "kernel", "median": 2e-6}, {"case": "b", "variant": "reference", "median": 1.0}]
-    data = {"machine": {"device": "NVIDIA H100 80GB HBM3"}, "rows": rows}
+    """Of the same architecture, and of our variants; a share is of that machine's own limit."""
+    launches = [{"kernel": "_frames", "count": 1.0, "seconds": 4e-6}]
+    launches.append({"kernel": "void psf::cuda::each_row<psf::cuda::SoftPermutation<float>, 6, false>(psf", "seconds": 1e-6})
+    case = "orthogonal_frame, forward and backward, (2000, 3, 3)"
+    row = {"case": case, "variant": "kernel", "median": 1e-5, "host": 3e-4, "kernels": launches}
+    machine = {"device": "NVIDIA H200", "bandwidth_GB_s": 4000.0, "float32_GFLOP_s": 5e4, "bfloat16_TFLOP_s": 800.0}
+    data = {"machine": machine, "rows": [row, row | {"variant": "reference", "median": 1.0}]}
     (tmp_path / "nvidia.json").write_text(json.dumps(data))
-    assert table.measured(tmp_path, 90) == {"a": 2e-6} and table.measured(tmp_path, 80) == {}
+    assert measured.results(tmp_path, 80) == []
+    (found,) = measured.results(tmp_path, 90)
+    assert found.device.name == "H200" and found.times == {case: 1e-5}
+    assert found.kernels(case) == {"frames": 4e-6, "SoftPermutation": 1e-6}
+    calls = [(x, recorded(x.run)) for x in all_cases() if x.needs.case == case]
+    (made,) = table.rows(calls, 90, table.compile_all(table.launches(calls), 90), found)
+    assert (made.device, made.measured, made.host) == ("H200", 1e-5, 3e-4)
+    assert made.share == pytest.approx(made.bytes / 4e12 / 1e-5)
+    assert {x["kernel"]: x["measured"] for x in made.kernels} == {"frames": 4e-6, "frames_backward": None}
 
 
 def test_the_table_has_every_op_on_every_architecture():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import triton
 
-from benchmarks.gpu_model import check, page, table
+from benchmarks.gpu_model import check, cuda, measured, page, table
 from benchmarks.gpu_model.devices import DEVICES
 from probsym_fast._files import write_atomically
 
@@ -19,18 +19,22 @@ def main() -> None:
     parser.add_argument("--architectures", type=int, nargs="+", choices=list(DEVICES), default=list(DEVICES))
     arguments = parser.parse_args()
     calls, rows = table.calls(), []
+    seen: list[table.Row] = []
     for architecture in arguments.architectures:
         compiled = table.compile_all(table.launches(calls), architecture)
-        rows += table.rows(calls, architecture, compiled, table.measured(arguments.folder, architecture))
+        rows += table.rows(calls, architecture, compiled)
+        for found in measured.results(arguments.folder, architecture):
+            seen += table.rows(calls, architecture, compiled, found)
+            seen += table.of_cuda(found) if architecture == cuda.ARCHITECTURE else ()
         print(f"{DEVICES[architecture].name}: {len(compiled)} kernels", flush=True)
-    rows += table.of_cuda(arguments.folder)
-    text = page.page(rows, triton.__version__)
+    rows += table.of_cuda()
+    text = page.page(rows, seen, triton.__version__)
     if not arguments.write:
         print(text)
         return
     from tests.ops.test_triton import one_of_each  # the launches that the tests compile in any case
 
-    data = table.as_json(rows, check.checked(one_of_each()))
+    data = table.as_json(rows + seen, check.checked(one_of_each()))
     for suffix, content in (("json", data), ("md", text)):
         path = arguments.folder / f"gpu-predicted.{suffix}"
         write_atomically(path, lambda file, content=content: file.write(content.encode()))

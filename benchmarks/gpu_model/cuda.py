@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks import shapes
 from benchmarks.gpu_model import sass
 from benchmarks.gpu_model.counts import Executed, add, iterations
-from benchmarks.gpu_model.devices import DEVICES
+from benchmarks.gpu_model.devices import Device
 from benchmarks.gpu_model.model import Compiled, Predicted, timed
 from benchmarks.gpu_model.sass import Code
 from benchmarks.shapes import ITERATIONS, SOFT
@@ -60,7 +60,7 @@ def compiled() -> dict[str, Code]:
     return found
 
 
-def predicted(codes: dict[str, Code]) -> Iterator[tuple[shapes.Needs, list[Predicted]]]:
+def predicted(codes: dict[str, Code], device: Device) -> Iterator[tuple[shapes.Needs, list[Predicted]]]:
     """The four kernels of the soft permutation and its entropy, for every shape."""
     for shape in SOFT["cuda"] if codes else ():
         (B, S, N), (K, threads) = shape, _team(shape[2])
@@ -69,7 +69,7 @@ def predicted(codes: dict[str, Code]) -> Iterator[tuple[shapes.Needs, list[Predi
             code = codes[f"{kernel}<float, {K}, {int(threads > 32)}>"]
             made = Compiled(code, "", threads // 32, _saved(kernel, K, threads), iterations(code, "", {}))
             executed = _executed(code, turns) if threads == 32 else "loops of several warps"
-            found.append(timed(kernel, made, B * S, B * S * N * bytes, executed, "float32", DEVICES[ARCHITECTURE]))
+            found.append(timed(kernel, made, B * S, B * S * N * bytes, executed, "float32", device))
         yield shapes.soft_permutation(shape), found
 
 

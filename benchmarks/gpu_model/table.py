@@ -17,19 +17,21 @@ from benchmarks.gpu_model import cuda
 from benchmarks.gpu_model.cases import Case, all_cases
 from benchmarks.gpu_model.devices import DEVICES, GUIDE
 from benchmarks.gpu_model.launches import Launch, all_compiled
+from benchmarks.gpu_model.measured import Results
 from benchmarks.gpu_model.model import OVERHEAD, WAIT, Compiled, examined, library, predict
 from benchmarks.gpu_model.record import Part, recorded
 
 RESULTS = Path(__file__).parents[1] / "results"
-OURS = "kernel", "one pass"  # variants of the benchmarks that are ours
 Calls = list[tuple[Case, list[Part]]]
 
 
 @dataclass
 class Row:
-    """A case on one architecture. Times in seconds, None where a loop's turns are unknown. limit: of the part `of`."""
+    """A case on one device. Times in seconds, None where a loop's turns are unknown. limit: of the part `of`, on a device
+    that was measured by its measured rates. The share then is of the measured time, too."""
 
     architecture: int
+    device: str
     op: str
     case: str
     of: str
@@ -41,7 +43,8 @@ class Row:
     forward: float | None
     both: float | None  # forward and backward
     share: float | None
-    measured: float | None
+    measured: float | None = None
+    host: float | None = None  # measured, of one call
     kernels: list[dict[str, Any]] = field(default_factory=list)  # those of `Predicted`, with direction and count
 
     @property
@@ -79,14 +82,14 @@ def launches(some: Calls) -> Iterator[Launch]:
 
 
 def rows(
-    some: Calls, architecture: int, compiled: dict[tuple[str, str], Compiled], times: dict[str, float]
+    some: Calls, architecture: int, compiled: dict[tuple[str, str], Compiled], found: Results | None = None
 ) -> list[Row]:
-    """times: measured on this architecture, by case."""
-    return [_row(case, parts, architecture, compiled, times) for case, parts in some]
+    """found: measured on a GPU of this architecture, for which the times are predicted; None: the one of DEVICES."""
+    return [_row(case, parts, architecture, compiled, found) for case, parts in some]
 
 
-def _row(case: Case, parts: list[Part], architecture: int, compiled: dict, times: dict[str, float]) -> Row:
-    device, needs = DEVICES[architecture], case.needs
+def _row(case: Case, parts: list[Part], architecture: int, compiled: dict, found: Results | None) -> Row:
+    device, needs = found.device if found else DEVICES[architecture], case.needs
     kernels: dict[tuple, dict[str, Any]] = {}
     totals: dict[str, float | None] = {"forward": 0.0, "backward": 0.0}
     calls_of_library = 0
@@ -95,8 +98,8 @@ def _row(case: Case, parts: list[Part], architecture: int, compiled: dict, times
             if isinstance(step, Launch):
                 key = part.direction, *step.key, step.grid
                 if key not in kernels:
-                    found = predict(step, compiled[step.key], device, case.facts)
-                    kernels[key] = {"direction": part.direction, "count": 0, **asdict(found)}
+                    one = predict(step, compiled[step.key], device, case.facts)
+                    kernels[key] = {"direction": part.direction, "count": 0, **asdict(one)}
                 kernels[key]["count"] += 1
                 seconds = kernels[key]["seconds"]
             else:
@@ -107,39 +110,43 @@ def _row(case: Case, parts: list[Part], architecture: int, compiled: dict, times
     both = None if forward is None or backward is None else forward + backward
     limit = max(needs.bytes / device.bandwidth, needs.operations / device.rate(case.kind))
     predicted = forward if needs.of == "forward" else both
-    measured = times.get(needs.case + (", forward" if needs.of == "forward" else ""))
     count = sum(x["count"] for x in kernels.values())
-    share = limit / predicted if predicted and limit else None
-    return Row(
-        architecture, case.op, needs.case, needs.of, needs.bytes, needs.operations, limit, count, calls_of_library, forward,
-        both, share, measured, list(kernels.values()),
+    row = Row(
+        architecture, device.name, case.op, needs.case, needs.of, needs.bytes, needs.operations, limit, count,
+        calls_of_library, forward, both, limit / predicted if predicted and limit else None,
+        kernels=list(kernels.values()),
     )  # fmt: skip
+    if found is not None:
+        _measure(row, found, case.kind)
+    return row
 
 
-def measured(folder: Path, architecture: int) -> dict[str, float]:
-    """Median seconds by case, of the benchmarks' results from a GPU of this architecture; {} if none has run."""
-    name = DEVICES[architecture].name.split(" SXM")[0]
-    found: dict[str, float] = {}
-    for path in sorted(folder.glob("*.json")):
-        data = json.loads(path.read_text())
-        if name in data.get("machine", {}).get("device", ""):
-            found |= {row["case"]: row["median"] for row in data["rows"] if row["variant"] in OURS}
-    return found
+def _measure(row: Row, found: Results, kind: str) -> None:
+    """Adds what was measured."""
+    times = found.kernels(row.case)
+    for x in row.kernels:
+        x["measured"] = times.get(x["kernel"])
+    here = found.rows.get(row.case + (", forward" if row.of == "forward" else "")) or found.rows.get(row.case)
+    if here is not None:
+        row.limit = found.limit(row.bytes, row.operations, kind)
+        row.measured, row.host, row.share = here["median"], here["host"], row.limit / here["median"]
 
 
-def of_cuda(folder: Path) -> Iterator[Row]:
-    """The kernels of csrc/cuda. folder: that may have measured results."""
-    device = DEVICES[cuda.ARCHITECTURE]
-    times = measured(folder, cuda.ARCHITECTURE)
-    for needs, kernels in cuda.predicted(cuda.compiled()):
+def of_cuda(found: Results | None = None) -> Iterator[Row]:
+    """The kernels of csrc/cuda."""
+    device = found.device if found else DEVICES[cuda.ARCHITECTURE]
+    for needs, kernels in cuda.predicted(cuda.compiled(), device):
         limit = max(needs.bytes / device.bandwidth, needs.operations / device.float32)
         seconds = [x.seconds for x in kernels]
         both = None if None in seconds else sum(seconds) + OVERHEAD  # with the sum of the entropies
-        shown = [{"direction": "", "count": 1, **asdict(x)} for x in kernels]
-        yield Row(
-            cuda.ARCHITECTURE, "soft_permutation (CUDA C++)", needs.case, needs.of, needs.bytes, needs.operations, limit,
-            len(kernels) + 1, 0, None, both, both and limit / both, times.get(needs.case), shown,
+        row = Row(
+            cuda.ARCHITECTURE, device.name, "soft_permutation (CUDA C++)", needs.case, needs.of, needs.bytes,
+            needs.operations, limit, len(kernels) + 1, 0, None, both, both and limit / both,
+            kernels=[{"direction": "", "count": 1, **asdict(x)} for x in kernels],
         )  # fmt: skip
+        if found is not None:
+            _measure(row, found, "float32")
+        yield row
 
 
 def as_json(found: list[Row], checked: dict[str, Any]) -> str:
