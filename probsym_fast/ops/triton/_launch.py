@@ -113,12 +113,15 @@ class Kernel:
         Of an argument: its type and, unless it is ragged, what divides it. A tensor that is not on a GPU has a key of its
         own, so triton sees it and refuses it.
         """
-        key, given = [device.index, torch.are_deterministic_algorithms_enabled()], []
+        key: list[Any] = [device.index, torch.are_deterministic_algorithms_enabled()]
+        given: list[Any] = []
         for x, ragged in zip(arguments, self.ragged, strict=False):
             if isinstance(x, Tensor):
-                x, dtype, there = x.data_ptr(), x.dtype, x.is_cuda
-                key += dtype, there, ragged or x % 16 == 0
-            elif type(x) is int:
+                address = x.data_ptr()
+                key += x.dtype, x.is_cuda, ragged or address % 16 == 0
+                given.append(address)
+                continue
+            if type(x) is int:
                 narrow = -(2**31) <= x < 2**31
                 key.append(narrow if ragged else 2 + narrow + 2 * (x == 1) + 4 * (x % 16 == 0))
             else:

@@ -90,10 +90,10 @@ def _of_rows(p_x, p_other, o_r, m_r, width, ACT: tl.constexpr, BLOCK_R: tl.const
 
 
 @kernel(
-    {"TILE": 1024, "num_warps": 4, "maxnreg": 64},
+    {"TILE": 1024, "num_warps": 4, "maxnreg": 72},
     {"TILE": 512, "num_warps": 4, "maxnreg": 48},
-    {"TILE": 512, "num_warps": 2, "maxnreg": 72},
-    {"TILE": 2048, "num_warps": 8, "maxnreg": 64},
+    {"TILE": 512, "num_warps": 2, "maxnreg": 80},
+    {"TILE": 2048, "num_warps": 8, "maxnreg": 72},
 )
 def _sum_rows(
     p_x, p_begin, p_entry, p_ptr, p_own, p_bias, p_z, p_other, p_sums, p_parts, nodes, graphs, width, features, STEPS,
@@ -243,11 +243,11 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     _check(x, edge_index, ptr, own, d_sums)
     d_sums, ptr = d_sums.contiguous(), None if ptr is None else ptr.contiguous()
-    assert own is not None or not needs_own
-    if not needs_x:
-        return None, sum_of_products(x.contiguous(), d_sums).to(own.dtype) if needs_own else None
-    adjacency = _adjacency(x, edge_index, ptr, 1)
     if not needs_own:
-        return sum_rows(d_sums, adjacency, ptr, own), None
+        return sum_rows(d_sums, _adjacency(x, edge_index, ptr, 1), ptr, own) if needs_x else None, None
+    assert own is not None  # its gradient is asked for
+    if not needs_x:
+        return None, sum_of_products(x.contiguous(), d_sums).to(own.dtype)
+    adjacency = _adjacency(x, edge_index, ptr, 1)
     d_x, d_own = sum_rows_and_products(d_sums, adjacency, ptr, own, other=x.contiguous())
     return d_x, d_own.to(own.dtype)
