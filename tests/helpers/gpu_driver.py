@@ -16,9 +16,12 @@ class Driver:
         )
 
     def launcher_cls(self, source, metadata):
-        return lambda x, y, z, stream, function, packed, more, enter, leave, *arguments: self.launched.append(
-            ((x, y, z), arguments)
-        )
+        def launch(x, y, z, stream, function, packed, more, enter, leave, *arguments):
+            for hook in filter(None, (enter, leave)):
+                hook(more)
+            self.launched.append(((x, y, z), arguments))
+
+        return launch
 
     def get_current_device(self):
         return 0

@@ -666,6 +666,10 @@ def test_a_compiled_kernel_is_launched_without_binding(monkeypatch):
     assert len(bound) == 3
     kernel(lambda settings: (0,), *bound[0], BLOCK=256)
     assert len(driver.launched) == 7
+    heard = []
+    monkeypatch.setattr(triton.knobs.runtime, "launch_enter_hook", lambda launched: heard.append(launched.get()))
+    launch(512, 7)
+    assert [x["name"] for x in heard] == ["_count"] and len(bound) == 3
 
 
 def ragged_batch(B: int, generator: torch.Generator) -> None:

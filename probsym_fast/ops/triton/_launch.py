@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
+from triton import knobs
+from triton.runtime import driver
 from triton.runtime.cache import get_cache_manager
 
 from probsym_fast._checks import debugging
@@ -41,10 +43,24 @@ class Ready(NamedTuple):
     settings: dict
     constants: tuple  # the constexpr arguments, which follow the others
 
-    def __call__(self, grid: Callable[[dict], tuple], arguments: tuple) -> None:
+    def __call__(self, device: torch.device, grid: Callable[[dict], tuple], given: list) -> None:
+        """given: the arguments, tensors as addresses, which the launcher need not look up."""
         size = grid(self.settings)
-        if 0 not in size:
-            self.compiled[(*size, 1, 1)[:3]](*arguments, *self.constants)
+        if 0 in size:
+            return
+        x, y, z = (*size, 1, 1)[:3]
+        compiled, hooks = self.compiled, knobs.runtime
+        if listens(hooks.launch_enter_hook) or listens(hooks.launch_exit_hook):
+            compiled[x, y, z](*given, *self.constants)
+        else:  # no dictionary for hooks, and none is called
+            stream = driver.active.get_current_stream(device.index)
+            fixed = stream, compiled.function, compiled.packed_metadata, None, None, None
+            compiled.run(x, y, z, *fixed, *given, *self.constants)
+
+
+def listens(hook: Any) -> bool:
+    """Whether a hook of triton, or any of its chain, is set."""
+    return bool(getattr(hook, "calls", hook))
 
 
 class Kernel:
@@ -70,27 +86,49 @@ class Kernel:
         The kernel must not read its outputs: it runs several times while configurations are measured.
         """
         device = next(x for x in arguments if isinstance(x, Tensor)).device
-        with on_device(device):
-            try:
-                key = self._key(device, arguments, sizes, constants)
-                if key in self.ready:
-                    self.ready[key](grid, arguments)
-                else:
-                    settings = constants | self._choose(device, grid, arguments, sizes, constants)
-                    self._keep(key, len(arguments), settings, launch(self, grid, arguments, settings))
-                if debugging() and device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
-                    torch.cuda.synchronize(device)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:
-                shapes = [tuple(x.shape) if isinstance(x, Tensor) else x for x in arguments]
-                message = f"the kernel {self.name} failed on {device} for {shapes}: {error}"
-                raise KernelFailure(message) from error
+        if device.type == "cuda" and device.index != torch.cuda.current_device():
+            with torch.cuda.device(device):
+                self(grid, *arguments, sizes=sizes, **constants)
+            return
+        try:
+            key, given = self._key(device, arguments, sizes, constants)
+            ready = self.ready.get(key)
+            if ready is not None:
+                ready(device, grid, given)
+            else:
+                settings = constants | self._choose(device, grid, arguments, sizes, constants)
+                self._keep(key, len(arguments), settings, launch(self, grid, arguments, settings))
+            if debugging() and device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+                torch.cuda.synchronize(device)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            shapes = [tuple(x.shape) if isinstance(x, Tensor) else x for x in arguments]
+            message = f"the kernel {self.name} failed on {device} for {shapes}: {error}"
+            raise KernelFailure(message) from error
 
-    def _key(self, device, arguments, sizes, constants) -> tuple:
-        """All that the configuration and the compiled kernel depend on."""
-        mode = device.index, torch.are_deterministic_algorithms_enabled()
-        return *mode, *map(kind, arguments, self.ragged), *constants.items(), *map(bucket, sizes)
+    def _key(self, device, arguments, sizes, constants) -> tuple[tuple, list]:
+        """All that the configuration and the compiled kernel depend on; and the arguments, tensors as addresses.
+
+        Of an argument: its type and, unless it is ragged, what divides it. A tensor that is not on a GPU has a key of its
+        own, so triton sees it and refuses it.
+        """
+        key: list[Any] = [device.index, torch.are_deterministic_algorithms_enabled()]
+        given: list[Any] = []
+        for x, ragged in zip(arguments, self.ragged, strict=False):
+            if isinstance(x, Tensor):
+                address = x.data_ptr()
+                key += x.dtype, x.is_cuda, ragged or address % 16 == 0
+                given.append(address)
+                continue
+            if type(x) is int:
+                narrow = -(2**31) <= x < 2**31
+                key.append(narrow if ragged else 2 + narrow + 2 * (x == 1) + 4 * (x % 16 == 0))
+            else:
+                key.append(type(x))
+            given.append(x)
+        key += *constants, *constants.values(), *map(bucket, sizes)
+        return tuple(key), given
 
     def _keep(self, key, count, settings, compiled) -> None:
         """compiled: None where nothing was, by an empty grid or under the interpreter."""
@@ -170,25 +208,6 @@ def launch(kernel: Kernel, grid: Callable, arguments: tuple, settings: dict) -> 
     """Compiles a kernel where it is new, launches and returns it; an empty grid launches nothing."""
     size = grid(settings)
     return None if 0 in size else kernel.function[size](*arguments, **(OPTIONS | settings))
-
-
-NOTHING = contextlib.nullcontext()
-
-
-def on_device(device: torch.device) -> contextlib.AbstractContextManager:
-    """Makes a GPU the current one for a scope."""
-    here = device.type != "cuda" or device.index == torch.cuda.current_device()
-    return NOTHING if here else torch.cuda.device(device)
-
-
-def kind(x: Any, ragged: bool) -> Any:
-    """What triton compiles for: the type of an argument and, unless it is ragged, what divides it."""
-    if type(x) is int:
-        narrow = -(2**31) <= x < 2**31
-        return narrow if ragged else (narrow, x == 1, x % 16 == 0)
-    if isinstance(x, Tensor):
-        return x.dtype if ragged else (x.dtype, x.data_ptr() % 16 == 0)
-    return type(x)
 
 
 def kernel(*configurations: dict, ieee: tuple[dict, ...] = ()) -> Callable:

@@ -19,7 +19,7 @@ from probsym_fast.ops.gin import ACTIVATIONS, beyond_kernels, weights_of
 from probsym_fast.ops.reference._parts import Parts
 from probsym_fast.ops.triton import Refused
 from probsym_fast.ops.triton._launch import cdiv, check_axes, check_counts, check_tensors, kernel, width_block
-from probsym_fast.ops.triton.aggregate import lists, sum_of_products, sum_rows
+from probsym_fast.ops.triton.aggregate import lists, sum_of_products, sum_rows, sum_rows_and_products
 from probsym_fast.ops.triton.rows import activate, activation, learn, linear
 
 BYTES = 2**28  # of states and gradients at a time
@@ -138,10 +138,16 @@ class Call:
             d_sums = linear(rows, weight).view_as(before)
             if d is not None:
                 learn(*inner[k - 1], rows, self.sums(k, before).view(-1, self.W))
-                d_own[k] += sum_of_products(before, d_sums, self.act)
-            d_z = sum_rows(d_sums, self.out_of, own=self.own[k], act=self.act, z=before)
+                d_z, own = sum_rows_and_products(d_sums, self.out_of, None, self.own[k], act=self.act, z=before)
+                d_own[k] += own
+            else:
+                d_z = sum_rows(d_sums, self.out_of, own=self.own[k], act=self.act, z=before)
         if first is not None:
             first += d_z.view(-1, self.W).sum(0)
+            if needs_x:
+                d_x, own = sum_rows_and_products(d_z, self.out_of, None, self.own[0], other=x)
+                d_own[0] += own
+                return d_x
             d_own[0] += sum_of_products(x, d_z)
         return sum_rows(d_z, self.out_of, own=self.own[0]) if needs_x else d_z
 
