@@ -118,7 +118,7 @@ def interleave_on_gpu(
 
 
 def host_time(run: Callable[[], object], calls: int = 3) -> float:
-    """Seconds until the work of one call is queued on an idle GPU; with many calls its queue would fill, and the host wait."""
+    """Seconds until the work of one call is queued on an idle GPU; many calls would fill its queue, and the host wait."""
     torch.cuda.synchronize()
     start = time.perf_counter()
     for _ in range(calls):

@@ -8,8 +8,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks.gpu_model import check, sass, source, table
-from benchmarks.gpu_model.cases import zeros
+from benchmarks.gpu_model import check, measured, sass, source, table
+from benchmarks.gpu_model.cases import all_cases, zeros
 from benchmarks.gpu_model.counts import KINDS, _turns, executed, iterations, waits
 from benchmarks.gpu_model.devices import DEVICES, resident
 from benchmarks.gpu_model.launches import Launch
@@ -154,7 +154,9 @@ def test_what_a_call_would_launch():
 def test_measured_stands_beside_predicted(tmp_path):
     """Of the same architecture, and of our variants; a share is of that machine's own limit."""
     launches = [{"kernel": "_frames", "count": 1.0, "seconds": 4e-6}]
-    launches.append({"kernel": "void psf::cuda::each_row<psf::cuda::SoftPermutation<float>, 6, false>(psf", "seconds": 1e-6})
+    launches.append(
+        {"kernel": "void psf::cuda::each_row<psf::cuda::SoftPermutation<float>, 6, false>(psf", "seconds": 1e-6}
+    )
     case = "orthogonal_frame, forward and backward, (2000, 3, 3)"
     row = {"case": case, "variant": "kernel", "median": 1e-5, "host": 3e-4, "kernels": launches}
     machine = {"device": "NVIDIA H200", "bandwidth_GB_s": 4000.0, "float32_GFLOP_s": 5e4, "bfloat16_TFLOP_s": 800.0}

@@ -9,12 +9,14 @@ from benchmarks.gpu_model.table import Row
 FULL = 90  # the architecture with every column
 
 
-def page(rows: list[Row], triton: str) -> str:
+def page(rows: list[Row], seen: list[Row], triton: str) -> str:
+    """seen: rows of devices that have measured."""
     names = "; ".join(f"{k // 10}.{k % 10}: {x.name} ({x.source})" for k, x in DEVICES.items())
     parts = [
         "# Predicted times of the GPU kernels",
-        "No figure on this page was measured, except in the column *measured*. `python -m benchmarks.gpu_model --write` "
-        f"makes it from the compiled code (triton {triton}). How to read it: docs/gpu.md.",
+        "No figure on this page was measured, except in columns that say *measured*. "
+        f"`python -m benchmarks.gpu_model --write` makes it from the compiled code (triton {triton}). "
+        "How to read it: docs/gpu.md.",
         f"Devices: {names}; {GUIDE}. Between kernels: {OVERHEAD * 1e6:.0f} µs. A dependent load: {WAIT} cycles.",
         f"## Ops on {DEVICES[FULL].name}",
         "Times in µs. *launches*: our kernels + the library's calls. *share*: of the limit (the larger of bytes over "
@@ -30,14 +32,47 @@ def page(rows: list[Row], triton: str) -> str:
         "kernel if it has none. *bits*: the widest load and store there. *of*: what its predicted time is made of.",
         _kernels([row for row in rows if row.architecture == FULL]),
     ]
+    for device in dict.fromkeys(row.device for row in seen):
+        parts += _beside(device, [row for row in seen if row.device == device])
     return "\n\n".join(parts) + "\n"
+
+
+def _beside(device: str, rows: list[Row]) -> list[str]:
+    """What a device measured, beside what is predicted for it."""
+    lines = ["| op | case | limit | predicted | measured | measured / predicted | share, measured | host, measured |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for x in rows:
+        if x.measured:
+            ratio = number(x.measured / x.predicted) if x.predicted else "–"
+            cells = [x.op, x.case, us(x.limit), us(x.predicted), us(x.measured), ratio, percent(x.share), us(x.host)]
+            lines.append(f"| {' | '.join(cells)} |")
+    kernels = [
+        "| kernel | case | predicted | measured | measured / predicted | predicted from |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        found = {}
+        for x in row.kernels:  # of several launches the longest is predicted, and the median is measured
+            if x.get("measured") and (x["seconds"] or 0) >= (found.get(x["kernel"], x)["seconds"] or 0):
+                found[x["kernel"]] = x
+        for name, x in found.items():
+            ratio = number(x["measured"] / x["seconds"]) if x["seconds"] else "–"
+            cells = [name, row.case, us(x["seconds"]), us(x["measured"]), ratio, x["of"] or "–"]
+            kernels.append(f"| {' | '.join(cells)} |")
+    return [
+        f"## Measured on {device}, beside what is predicted for it",
+        "Times in µs, of the part that the case names. The limit is by the bandwidth and the rates measured on that machine. "
+        "*host*: until one call is queued.",
+        "\n".join(lines),
+        "Kernels: the median of all launches in a call, forward and backward.",
+        "\n".join(kernels),
+    ]
 
 
 def _ops(rows: list[Row]) -> str:
     lines = [
-        "| op | case | MB | GFLOP | limit | launches | forward, predicted | both, predicted | share, predicted | mostly "
-        "| measured |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| op | case | MB | GFLOP | limit | launches | forward, predicted | both, predicted | share, predicted | mostly |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for x in rows:
         own = [k for k in x.kernels if x.of != "forward" or k["direction"] == "forward"]
@@ -45,7 +80,7 @@ def _ops(rows: list[Row]) -> str:
         cells = [
             x.op, x.case + (", forward" if x.of == "forward" and "forward" not in x.case else ""), number(x.bytes / 1e6),
             number(x.operations / 1e9), us(x.limit), f"{x.launches} + {x.library}", us(x.forward), us(x.both),
-            percent(x.share), f"{longest['kernel']} ({longest['of'] or '–'})", us(x.measured) if x.measured else "",
+            percent(x.share), f"{longest['kernel']} ({longest['of'] or '–'})",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -64,8 +99,7 @@ def _others(rows: list[Row]) -> str:
         cells = []
         for k in others:
             x = found[k]
-            more = f", measured {us(x.measured)}" if x.measured else ""
-            cells.append(f"{us(x.predicted)} ({percent(x.share) or '–'}){more}")
+            cells.append(f"{us(x.predicted)} ({percent(x.share) or '–'})")
         lines.append(f"| {case} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

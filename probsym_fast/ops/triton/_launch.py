@@ -68,12 +68,12 @@ class Kernel:
 
     Uses the first configuration if the choice must not vary or nothing can be measured: in deterministic mode, in a
     CUDA graph capture, without a GPU. Otherwise the fastest for the bucket of the sizes, measured once and kept in
-    triton's cache. ieee: the configurations for PRECISION "ieee", which has no tensor cores and unrolls products into
-    scalar ones.
+    triton's cache. precisions: the configurations for some values of PRECISION. "ieee" has no tensor cores and unrolls
+    products into scalar ones. "tf32x3" keeps both halves of every factor.
     """
 
-    def __init__(self, function: Any, configurations: tuple[dict, ...], ieee: tuple[dict, ...] = ()):
-        self.function, self.configurations, self.ieee = function, configurations, ieee
+    def __init__(self, function: Any, configurations: tuple[dict, ...], precisions: dict | None = None):
+        self.function, self.configurations, self.precisions = function, configurations, precisions or {}
         self.name = function.__name__.strip("_")
         self.parameters = tuple(inspect.signature(function.fn).parameters)
         self.ragged = tuple(name in RAGGED for name in self.parameters)
@@ -138,7 +138,7 @@ class Kernel:
 
     def among(self, constants: dict) -> tuple[dict, ...]:
         """The configurations for these constexpr arguments."""
-        return self.ieee if self.ieee and constants["PRECISION"] == "ieee" else self.configurations
+        return self.precisions.get(constants.get("PRECISION", ""), self.configurations)
 
     def _choose(self, device, grid, arguments, sizes, constants) -> dict:
         configurations = self.among(constants)
@@ -210,12 +210,12 @@ def launch(kernel: Kernel, grid: Callable, arguments: tuple, settings: dict) -> 
     return None if 0 in size else kernel.function[size](*arguments, **(OPTIONS | settings))
 
 
-def kernel(*configurations: dict, ieee: tuple[dict, ...] = ()) -> Callable:
-    """Decorator: triton.jit with configurations."""
+def kernel(*configurations: dict, **precisions: tuple[dict, ...]) -> Callable:
+    """Decorator: triton.jit with configurations; precisions: others for some values of PRECISION."""
 
     def decorate(function: Callable) -> Kernel:
         ragged = [name for name in inspect.signature(function).parameters if name in RAGGED]
-        return Kernel(triton.jit(do_not_specialize=ragged)(function), configurations or ({"num_warps": 4},), ieee)
+        return Kernel(triton.jit(do_not_specialize=ragged)(function), configurations or ({"num_warps": 4},), precisions)
 
     return decorate
 
@@ -270,10 +270,11 @@ def fresh_like(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
-def precision(dtype: torch.dtype) -> str:
-    """The precision of float32 products on tensor cores.
+def precision(dtype: torch.dtype, full: str = "ieee") -> str:
+    """The precision of float32 products.
 
     "tf32", which holds the digits of bfloat16 and float16, if the op's dtype is one of these or torch allows it
-    (torch.backends.cuda.matmul); else "ieee".
+    (torch.backends.cuda.matmul). Else `full`: "ieee", in float32 without tensor cores, or "tf32x3". That splits a number into
+    two of tf32, which hold 22 of its 24 bits, and leaves out the product of the two lower ones: 2^-21 of a product.
     """
-    return "tf32" if dtype != torch.float32 or torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    return "tf32" if dtype != torch.float32 or torch.backends.cuda.matmul.fp32_precision == "tf32" else full

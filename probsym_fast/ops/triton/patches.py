@@ -4,15 +4,17 @@ A token is a patch of A'[i, j] = A[order[i], order[j]], a row of patch^2 C value
 cells; places without a valid slot are zero. The forward pass writes the patches of the used tokens once, some samples at a
 time, for a product that reads 16 bytes at a time: 0.13 MB a sample of 118 nodes in 188 slots, at C = 4 in bfloat16, beside
 0.3 MB of tokens. Gathered while multiplying, each number is a read and a write of its own in every block of the width.
-The weight's gradient gathers them while reading: with x = q C + c, `rows_of_patches` gives a block of tokens times BLOCK_O
-of o times BLOCK_X of x. It looks up the nodes of a token's places once for each o and each x, not for each value.
+The weight's gradient writes
+them again, and is the product of their transpose and the tokens' gradient. Kept from the forward pass they would take
+memory until then.
 Tokens that are not used cost only their write, and no gradient.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -22,34 +24,14 @@ from probsym_fast.ops.triton._launch import (
     check_counts,
     check_tensors,
     kernel,
-    precision,
     width_block,
 )
 from probsym_fast.ops.triton.items import patch_of
-from probsym_fast.ops.triton.products import BYTES, multiply
+from probsym_fast.ops.triton.products import BYTES, multiply, multiply_transposed
 from probsym_fast.ops.triton.used_tokens import UsedTokens, rows_before
 
 BLOCK = 256
-LINE = 16  # values x at a time; with fewer, triton 3.9 cannot compile the transposed product for 10.0
-PROGRAMS, SPLIT = 1024, 512  # weight gradient: programs wanted at a time; fewest tokens per program
-
-
-@triton.jit
-def begin_of_columns(p_columns, b_token, o_x, C, grid, patch):
-    """(tokens, BLOCK_X): where the values x of a patch line are in a graph's matrix line; -1 for a zero."""
-    b_cell = (b_token // (grid * grid) * grid + b_token % grid) * patch
-    m_x = (o_x < patch * C)[None, :]
-    b_column = tl.load(p_columns + (b_cell[:, None] + (o_x // C)[None, :]), mask=m_x, other=-1)
-    return tl.where(b_column >= 0, b_column * C + (o_x % C)[None, :], -1)
-
-
-@triton.jit
-def rows_of_patches(p_matrix, p_lines, b_cell, b_column, o_o, line, patch):
-    """(tokens, BLOCK_O BLOCK_X): the values (o, x) of the patches; b_cell: first line of places, over all samples."""
-    b_line = tl.load(p_lines + (b_cell[:, None] + o_o[None, :]), mask=(o_o < patch)[None, :], other=-1)
-    p_a = p_matrix + (b_line.to(tl.int64) * line)[:, :, None] + b_column[:, None, :]
-    b_a = tl.load(p_a, mask=(b_line >= 0)[:, :, None] & (b_column >= 0)[:, None, :], other=0)
-    return tl.reshape(b_a, (b_a.shape[0], b_a.shape[1] * b_a.shape[2]))
+LINE = 16  # numbers that divide a row of patches, so that they move 16 bytes at a time
 
 
 @kernel({"num_warps": 4})
@@ -109,47 +91,6 @@ def _write_bias(
     tl.store(p_token, tl.broadcast_to(b_bias[None, :], (BLOCK_M, BLOCK_D)), mask=m_m[:, None] & (o_d < D)[None, :])
 
 
-@kernel(
-    {"BLOCK_M": 32, "BLOCK_K": 64, "num_warps": 8, "num_stages": 2, "maxnreg": 255},
-    {"BLOCK_M": 32, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3, "maxnreg": 255},
-    {"BLOCK_M": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3, "maxnreg": 255},
-    ieee=({"BLOCK_M": 16, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2, "maxnreg": 255},),
-)
-def _multiply_transposed(
-    p_matrix, p_lines, p_columns, p_rows, p_before, p_d, p_out, S, graphs, N, C, D, grid, patch, splits,
-    PRECISION: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """out[part, (o, x)] = the sum of patch(token)[o, x] d[token] over one part of the used tokens."""
-    BLOCK_O: tl.constexpr = BLOCK_K // BLOCK_X
-    blocks, width = tl.cdiv(D, BLOCK_D), patch * C
-    columns = tl.cdiv(width, BLOCK_X)
-    i_block, i_split = tl.program_id(0) // blocks, tl.program_id(1)
-    o_d = (tl.program_id(0) % blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
-    i_o, i_x = i_block // columns * BLOCK_O, i_block % columns * BLOCK_X
-    o_o, o_x = i_o + tl.arange(0, BLOCK_O), i_x + tl.arange(0, BLOCK_X)
-    m_d = o_d < D
-    b_used = tl.load(p_before + graphs) * S
-    b_part = tl.cdiv(b_used, splits)
-    b_first = i_split * b_part
-    b_last = tl.minimum(b_used, b_first + b_part)
-    b_sum = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
-    for m in range(b_first, b_last, BLOCK_M):
-        o_m = m + tl.arange(0, BLOCK_M)
-        m_m = o_m < b_last
-        b_token = tl.load(p_rows + o_m, mask=m_m, other=0)
-        b_column = begin_of_columns(p_columns, b_token, o_x, C, grid, patch)
-        b_a = rows_of_patches(p_matrix, p_lines, b_token // grid * patch, b_column, o_o, N * C, patch)
-        p_token = p_d + b_token.to(tl.int64)[:, None] * D + o_d[None, :]
-        b_d = tl.load(p_token, mask=m_m[:, None] & m_d[None, :], other=0)
-        b_sum = tl.dot(tl.trans(b_a), b_d, b_sum, input_precision=PRECISION)
-    o_k = tl.arange(0, BLOCK_K)
-    b_o, b_x = i_o + o_k // BLOCK_X, i_x + o_k % BLOCK_X
-    m_k = (b_o < patch) & (b_x < width)
-    b_row = i_split.to(tl.int64) * patch * width + b_o * width + b_x
-    p_part = p_out + b_row[:, None] * D + o_d[None, :]
-    tl.store(p_part, b_sum.to(p_out.dtype.element_ty), mask=m_k[:, None] & m_d[None, :])
-
-
 class Patches:
     """The permuted matrices of all samples: on one device, contiguous.
 
@@ -194,18 +135,9 @@ class Patches:
             **{name: (x, samples) for name, x in zip(("rank", "t", "log_r", "log_c"), soft, strict=True)},
         )
 
-    def _constants(self, W: Tensor) -> dict:
-        D = W.shape[-1]
-        most = 512 // W.element_size()  # fits the registers if rows move in 16 bytes
-        block = width_block(D, most if D % 16 == 0 else most // 2)
-        return {"PRECISION": precision(W.dtype), "BLOCK_X": LINE, "BLOCK_D": block}
-
-    def times(self, W: Tensor, bias: Tensor | None) -> Tensor:
-        """tokens (B, S, L, D) in W's dtype. W (patch^2, C, D)."""
-        check_counts(weights=W.numel())
-        (offsets, C, D), block = W.shape, width_block(W.shape[-1], 256)
-        tokens = torch.empty(self.B, self.S, self.L, D, dtype=W.dtype, device=W.device)
-        width = cdiv(offsets * C, LINE) * LINE  # rows begin at 32 bytes or more
+    def _parts(self, W: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+        """first, last, patches (a row of patch^2 C values, then zeros, for each used token) of some samples at a time."""
+        width = cdiv(W.shape[0] * self.C, LINE) * LINE  # rows begin at 32 bytes or more
         step = max(1, min(self.samples, BYTES // (W.element_size() * self.L * width)))
         patches = torch.empty(step * self.L, width, dtype=W.dtype, device=W.device)
         (matrix, *tables), (word, each) = self.gathered, word_of(self.matrix)
@@ -213,9 +145,17 @@ class Patches:
             last = min(self.samples, first + step)
             _cut(
                 lambda settings, count=last - first: (cdiv(count * self.L, 16),), matrix.view(-1).view(word), *tables,
-                patches.view(word), first, last, self.S, self.B, self.N, each, self.grid, self.patch, width * each // C,
-                BLOCK_M=16, BLOCK_X=64,
+                patches.view(word), first, last, self.S, self.B, self.N, each, self.grid, self.patch,
+                width * each // self.C, BLOCK_M=16, BLOCK_X=64,
             )  # fmt: skip
+            yield first, last, patches
+
+    def times(self, W: Tensor, bias: Tensor | None) -> Tensor:
+        """tokens (B, S, L, D) in W's dtype. W (patch^2, C, D)."""
+        check_counts(weights=W.numel())
+        D, block = W.shape[-1], width_block(W.shape[-1], 256)
+        tokens = torch.empty(self.B, self.S, self.L, D, dtype=W.dtype, device=W.device)
+        for first, last, patches in self._parts(W):
             multiply(self.used, first, last, patches, W.view(-1, D), bias, tokens.view(-1, D), compact=True)
         _write_bias(
             lambda settings: (cdiv(self.tokens, 16), cdiv(D, block)), self.used.rows, self.used.before, bias,
@@ -227,20 +167,15 @@ class Patches:
         """dW like W, summed in float32 for any dtype."""
         if not self.tokens:
             return torch.zeros_like(W)
-        (offsets, C, D), constants = W.shape, self._constants(W)
-        tiles = cdiv(offsets * C, 64) * cdiv(D, constants["BLOCK_D"])
-        splits = max(1, min(64, PROGRAMS // tiles, self.tokens // SPLIT))
-        out = torch.empty(splits, offsets * C, D, dtype=W.dtype if splits == 1 else torch.float32, device=W.device)
-
-        def grid(settings):
-            lines = cdiv(self.patch, settings["BLOCK_K"] // LINE)
-            return lines * cdiv(self.patch * C, LINE) * cdiv(D, constants["BLOCK_D"]), splits
-
-        _multiply_transposed(
-            grid, *self.gathered, d_tokens, out, self.S, self.B, self.N, C, D, self.grid, self.patch, splits,
-            sizes=(self.tokens, self.patch * C, self.patch, D), **constants,
-        )  # fmt: skip
-        return (out[0] if splits == 1 else out.sum(0).to(W.dtype)).view(W.shape)
+        d_rows = d_tokens.view(-1, W.shape[-1])
+        parts = (
+            multiply_transposed(self.used, first, last, patches, d_rows, W.shape[0] * self.C)
+            for first, last, patches in self._parts(W)
+        )
+        out = next(parts)
+        for part in parts:
+            out.add_(part)
+        return out.to(W.dtype).view(W.shape)
 
 
 def word_of(matrix: Tensor) -> tuple[torch.dtype, int]:

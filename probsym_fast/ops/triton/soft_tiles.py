@@ -36,23 +36,23 @@ def reduce_tile(b_g, o_i, o_j, b_nodes, N, p_soft, p_columns, plane, by_tau):
 class SoftTiles:
     """What the programs read and write for all samples, in float32.
 
-    soft: (3, B S, N) t, log_r, log_c. rows: (2, B S, N) gradients of t and log_r. columns: (blocks, 2, B S, N) of t and
-    log_c.
+    soft: (3, B S, N) t, log_r, log_c. rows: (parts, 2, B S, N) gradients of t and log_r. columns: (blocks, 2, B S, N) of t
+    and log_c. A program holds `block` rows of all columns; if `square`, as many columns, and rows have a part for each block.
     """
 
-    def __init__(self, t: Tensor, log_r: Tensor, log_c: Tensor):
+    def __init__(self, t: Tensor, log_r: Tensor, log_c: Tensor, most: int = 64, square: bool = False):
         self.shape, self.dtype, N = t.shape, t.dtype, t.shape[-1]
         self.soft = torch.stack([x.reshape(-1, N).float() for x in (t, log_r, log_c)])
         self.plane = self.soft[0].numel()
-        self.block = width_block(N, 64)
+        self.block = width_block(N, most)
         self.blocks = cdiv(N, self.block)
         samples = self.soft.shape[1]
-        self.rows = torch.empty(2, samples, N, dtype=torch.float32, device=t.device)
+        self.rows = torch.empty(self.blocks if square else 1, 2, samples, N, dtype=torch.float32, device=t.device)
         self.columns = torch.empty(self.blocks, 2, samples, N, dtype=torch.float32, device=t.device)
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
         """d_t, d_log_r, d_log_c (B, S, N), each with memory of its own, as a compiled program expects."""
-        d_t, d_log_c = (self.columns[:, k].sum(0) for k in range(2))
-        found = d_t.add_(self.rows[0]), self.rows[1].clone(), d_log_c
+        (d_t, d_log_r), (of_columns, d_log_c) = ([x[:, k].sum(0) for k in range(2)] for x in (self.rows, self.columns))
+        found = d_t.add_(of_columns), d_log_r, d_log_c
         d_t, d_log_r, d_log_c = (x.view(self.shape).to(self.dtype) for x in found)
         return d_t, d_log_r, d_log_c
