@@ -45,7 +45,7 @@ def export(
             "points" for `PointClouds`, "batch", "height" and "width" for `Images`, the names in its axes for a batch of your
             own. A mapping gives the largest, such as {"batch": None, "points": 64} for a `Transformer`, whose op takes up to
             64 tokens. None: all that the example has, without points, height and width. They are at least 2 in the example;
-            the program takes 1 and 0, too.
+            the program takes 1, too, and 0 if the network does.
         backend: "auto": the program calls this package's ops, which `import probsym_fast.ops` registers.
             "reference": it has only torch's own operations, for processes without this package and for C++. Its ops take
             the memory of dense matrices. "onnx": the same, without operations that torch.onnx.export lacks.
@@ -76,9 +76,11 @@ def export(
     from torch.fx.experimental import _config
 
     config: Any = _config  # its functions are added when it is imported
-    # with backed_size_oblivious a program for many graphs takes one graph as well
+    # A program for many inputs takes one, too: torch sees to it for sizes of fields. Where the number of inputs is one less
+    # than a size, as of offsets (B + 1,), only with backed_size_oblivious, which fixes it in some networks of one sample.
+    derived = any(named_size(size)[1] for name in there for size in axes_of(example).get(name, {}).values())
     ops = using_backend("auto" if backend == "auto" else "reference")
-    with torch.no_grad(), ops, config.patch(backed_size_oblivious=True):
+    with torch.no_grad(), ops, config.patch(backed_size_oblivious=derived):
         try:
             found = torch.export.export(program, inputs, dynamic_shapes=(*shapes, None), strict=strict)
         except UserError as error:

@@ -214,11 +214,32 @@ def test_new_heads_have_the_models_dtype(dtype):
         assert model(psf.Images(images().pixels.to(dtype)), 2)[0].dtype == dtype
 
 
-def test_a_program_of_one_sample():
+SMALL = {"img_size": 32, "depth": 1, "embed_dim": 24, "num_heads": 2, "num_classes": 5}
+
+
+# what would fix the number of sequences, of timm's models: attention with a bias, outputs that are not contiguous, linear
+# maps of expanded inputs, convolutions
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_tiny_patch16_224",
+        "beit_base_patch16_224",
+        "vit_relpos_small_patch16_224",
+        "cait_xxs24_224",
+        "convit_tiny",
+        "vit_base_patch16_siglip_224",
+        "samvit_base_patch16",
+        "xcit_nano_12_p16_224",
+    ],
+)
+def test_a_program_of_one_sample(name):
     """For any number of images, though one sample of one image is one sequence."""
-    model = psf.symmetrize(classifier(), psf.groups.SpecialOrthogonal(2), distribution="canonical").eval()
+    torch.manual_seed(0)
+    local = {"local_up_to_layer": 1, "depth": 2} if name == "convit_tiny" else {}  # a block with attention by place
+    net = timm.create_model(name, **{**SMALL, **local})
+    model = psf.symmetrize(net, SO2, images(), distribution="canonical").eval()
     program = psf.export(model, images(), samples=1).module()
-    for count in (1, 2):
+    for count in (1, 2, 3):
         some = images().pixels[:count]
         seed = torch.tensor(3)
         torch.testing.assert_close(program(some, seed), model(psf.Images(some), seed=seed)[0])
