@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.gpu_model.devices import DEVICES, Device
 
 OURS = "kernel", "one pass", "embed_image"  # variants of the benchmarks that are ours
+BEFORE = "-before"  # ends the name of a results file
 TEMPLATE = re.compile(r"psf::cuda::(?:\w+<psf::cuda::)?(\w+)<")  # names of csrc/cuda as a profiler has them
 
 
@@ -56,10 +57,10 @@ def devices(architecture: int) -> list[Device]:
 
 
 def results(folder: Path, architecture: int) -> list[Results]:
-    """Of every GPU of this architecture that has a results file in the folder."""
+    """Of every GPU of this architecture that has a results file in the folder; those of `BEFORE` are of older kernels."""
     found: dict[str, Results] = {}
     for path in sorted(folder.glob("*.json")):
-        data = json.loads(path.read_text())
+        data = {} if path.stem.endswith(BEFORE) else json.loads(path.read_text())
         machine = data.get("machine", {}) if isinstance(data, dict) else {}
         for device in devices(architecture):
             if device.name.split(" SXM")[0] in machine.get("device", "").split():
