@@ -43,8 +43,8 @@ class OnePass(nn.Module):
     recompute: the backward pass of the op computes the layers again instead of keeping their inputs: a fifth slower, and
     memory does not grow with the layers. `chunk="auto"` sets it where all samples fit then. one_pass: None; set it to False
     to run the modules one by one, or to True to take the op for few sequences too, and on a GPU, where the modules of a
-    `Transformer` are faster and the others were not measured. For training by forces set it to False: second derivatives of the op go through its reference, after
-    its own gradient, which takes about a third longer than the modules do.
+    `Transformer` are faster and the others were not measured. For training by forces set it to False: second derivatives
+    of the op go through its reference, after its own gradient, which takes about a third longer than the modules do.
     """
 
     op: str  # the name of the op
