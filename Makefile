@@ -9,8 +9,9 @@ SANITIZED = build/sanitized
 FUZZ = 2000
 WORKERS = 2
 TRITON = 3.6.0
+OLDEST = 2.11.0
 
-.PHONY: demo test bench wheel aarch64 lint types docs figures interpret sanitize clean
+.PHONY: demo test bench wheel aarch64 oldest lint types docs figures interpret sanitize clean
 # Without a GPU the demo skips the kernels of csrc/cuda: nvcc takes minutes.
 demo: export PROBSYM_CUDA ?= $(if $(wildcard /dev/nvidia0),1,0)
 demo: .venv/ready
@@ -46,6 +47,15 @@ aarch64: .venv/ready
 	for file in $(filter-out csrc/autograd.cpp,$(wildcard csrc/*.cpp csrc/cpu/*.cpp)); do \
 		$(BIN)/python -m ziglang c++ -target aarch64-linux-gnu.2.28 -O3 -std=c++17 -fPIC -DTORCH_TARGET_VERSION=0x020b000000000000 \
 			-Icsrc $$include -c $$file -o build/aarch64/$$(basename $$file).o || exit 1; \
+	done
+
+# Shows that the CPU kernels compile with the headers of the oldest torch, in C++17: nothing is linked or run.
+oldest: .venv/ready
+	$(PIP) --no-deps --target build/torch-$(OLDEST) torch==$(OLDEST)
+	include=$$($(BIN)/python -c 'import sysconfig, pybind11; print("-I" + pybind11.get_include(), "-I" + sysconfig.get_path("include"))'); \
+	for file in $(filter-out csrc/autograd.cpp,$(wildcard csrc/*.cpp csrc/cpu/*.cpp)); do \
+		c++ -std=c++17 -fsyntax-only -Wno-psabi -DTORCH_TARGET_VERSION=0x020b000000000000 -DTORCH_EXTENSION_NAME=_C \
+			-Icsrc $$include -Ibuild/torch-$(OLDEST)/torch/include $$file || exit 1; \
 	done
 
 # The figures of the documentation, which are checked in.
