@@ -35,6 +35,7 @@ from probsym_fast.ops.transformer import weights_of as transformer_count
 from probsym_fast.ops.triton import KERNELS, _launch
 from probsym_fast.ops.triton import _lazy as through
 from probsym_fast.ops.triton import _sort_by_key as _group
+from probsym_fast.ops.triton.items import Items, weight_rows
 from tests.conftest import GRADIENT, VALUE, assert_near
 from tests.helpers import ptx
 from tests.helpers.gpu_clock import Clock
@@ -449,7 +450,7 @@ def test_products_are_on_the_tensor_cores(dtype, precision, monkeypatch):
         whole = dtype == "float32" and precision == "ieee"  # the digits of float32
         assert cores == (not whole or kernel != "reduce_identifiers"), kernel
         if whole and cores:
-            assert len(re.findall(r"(wgmma\.mma_async|mma\.sync)\S*tf32", ptx)) % 3 == 0, kernel
+            assert len(re.findall(r"(wgmma\.mma_async|mma\.sync)\S*tf32", ptx)) >= 3, kernel
         if dtype == "bfloat16" and kernel in ("multiply", "multiply of embed"):
             assert re.search(r"cp\.async\S* \[.*\], 0x10", ptx) and re.search(r"st\.global\S*\.v4\.b32", ptx)
 
@@ -487,7 +488,7 @@ def test_images_of_any_number_share_their_kernels(monkeypatch):
     assert set(launches.kept) == first
 
 
-NETWORKS = {"gin": 7, "message_passing": 6, "mlp": 3, "transformer": 6, "vector_edge_convolution": 6}  # op -> kernels
+NETWORKS = {"gin": 6, "message_passing": 6, "mlp": 3, "transformer": 6, "vector_edge_convolution": 6}  # op -> kernels
 NO_PRODUCTS = {"sum_rows", "pool", "product", "activate", "nearest", "norm_moments", "chosen", "chosen_gradient"}
 NO_PRODUCTS |= {"count", "fill", "maps_gradient"}
 NARROW_READS = {"count", "fill", "nearest"}  # of integers, and of clouds, in whatever number
@@ -776,6 +777,42 @@ def test_a_failing_kernel_names_itself_and_the_shapes(monkeypatch):
         RuntimeError, match=r"^aggregate: the kernel count failed on cpu for \[\(3,\).*no such instruction"
     ):
         through("aggregate", "forward")(torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.int64), None, None)
+
+
+def test_a_matrix_and_a_weight_of_two_dtypes_are_refused(monkeypatch):
+    """A direct call, which nothing converts: patches are copied in words of the matrix."""
+    monkeypatch.setattr(_launch, "launch", Launches())
+    axis = padded_axis(4, 2, "zeros", False, torch.device("cpu"))
+    order, matrix = torch.arange(4).expand(1, 1, 4).contiguous(), torch.zeros(1, 4, 4, 4)
+    for given, weight in ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)):
+        arguments = (
+            matrix.to(given),
+            None,
+            order,
+            order,
+            *[None] * 3,
+            1.0,
+            *axis,
+            torch.zeros(6, 4, 2, 2, dtype=weight),
+            None,
+        )
+        with pytest.raises(TypeError, match=rf"^embed_matrix: weight must be {given} as matrix is, got {weight}$"):
+            through("embed_matrix", "forward")(*arguments)
+
+
+def test_items_of_no_graph_have_no_entries(monkeypatch):
+    """Their values are the bias: a program that looked for entries would read an empty table."""
+    launches = Launches()
+    monkeypatch.setattr(_launch, "launch", launches)
+    axis = padded_axis(4, 2, "zeros", False, torch.device("cpu"))
+    order, weight = torch.empty(0, 1, 4, dtype=torch.int64), torch.zeros(6, 1, 2)
+    items, ptr, tokens = (
+        torch.zeros(1, 5, dtype=torch.int64),
+        torch.zeros(1, dtype=torch.int64),
+        torch.zeros(0, 1, 2, 6),
+    )
+    Items(items, ptr, order, axis[0], axis[1], 2).gather(tokens, 1.0, weight_rows(weight), None)
+    assert [x.named["S"] for x in launches.every if x.kernel == "gather"] == [0, 0]
 
 
 def test_more_than_32_bits_count_is_refused_before_a_launch(monkeypatch):

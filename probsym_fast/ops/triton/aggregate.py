@@ -90,10 +90,10 @@ def _of_rows(p_x, p_other, o_r, m_r, width, ACT: tl.constexpr, BLOCK_R: tl.const
 
 
 @kernel(
-    {"TILE": 1024, "num_warps": 4, "maxnreg": 72},
+    {"TILE": 1024, "num_warps": 4, "maxnreg": 96},
     {"TILE": 512, "num_warps": 4, "maxnreg": 48},
-    {"TILE": 512, "num_warps": 2, "maxnreg": 80},
-    {"TILE": 2048, "num_warps": 8, "maxnreg": 72},
+    {"TILE": 512, "num_warps": 2, "maxnreg": 96},
+    {"TILE": 2048, "num_warps": 8, "maxnreg": 96},
 )
 def _sum_rows(
     p_x, p_begin, p_entry, p_ptr, p_own, p_bias, p_z, p_other, p_sums, p_parts, nodes, graphs, width, features, STEPS,

@@ -317,8 +317,8 @@ class Items:
             return self.M, cdiv(C, block)
 
         _gather(
-            grid, self.token, self.offset, tokens.contiguous(), W, bias, values, self.tokens, self.M, self.S, C, D,
-            self.copies, float(scale), sizes=(self.M, self.S, C, D), BLOCK_C=block,
+            grid, self.token, self.offset, tokens.contiguous(), W, bias, values, self.tokens, self.M,
+            self.S if self.B else 0, C, D, self.copies, float(scale), sizes=(self.M, self.S, C, D), BLOCK_C=block,
             BLOCK_D=width_block(D, 1024 if block == 1 else 512 if block <= 4 else 128),
         )  # fmt: skip
         return values

@@ -54,7 +54,7 @@ def _gather_slots(
 
 @kernel({"num_warps": 4})
 def _find_slots(
-    p_places, p_counts, p_cells, p_before, p_begin, p_at, samples, plane, S, graphs, N, grid, patch, BLOCK: tl.constexpr
+    p_places, p_counts, p_cells, p_before, p_begin, p_at, samples, total, S, graphs, N, grid, patch, BLOCK: tl.constexpr
 ):
     """Where z holds dA' if a slot has one place, in items of C numbers: of slots i, j at begin[sample] + at[0, graph, i] +
     at[1, graph, j]. -1: no place."""
@@ -67,7 +67,7 @@ def _find_slots(
     b_column = b_cell * patch * patch + b_place % patch
     p_line = p_at + i_graph * N + o_n
     tl.store(p_line, tl.where(b_place >= 0, b_row, -1), mask=o_n < N)
-    tl.store(p_line + plane, tl.where(b_place >= 0, b_column, -1), mask=o_n < N)
+    tl.store(p_line + total, tl.where(b_place >= 0, b_column, -1), mask=o_n < N)
     o_s = tl.arange(0, BLOCK)
     for s in range(0, tl.where(tl.program_id(1) == 0, S, 0), BLOCK):
         b_sample = i_graph * S + tl.minimum(s + o_s, S - 1)
@@ -77,7 +77,7 @@ def _find_slots(
 
 @kernel({"num_warps": 4})  # one configuration: it adds to its output, so it must not be measured
 def _add_samples(
-    p_d, p_begin, p_at, p_rank, p_counts, p_out, first, last, plane, S, N, C, BLOCK: tl.constexpr
+    p_d, p_begin, p_at, p_rank, p_counts, p_out, first, last, total, S, N, C, BLOCK: tl.constexpr
 ):  # fmt: skip
     """out[graph, u, v, c] += the sum over the graph's samples first..last - 1; the graph's first sample overwrites."""
     i_graph = first // S + (tl.program_id(0) // N).to(tl.int64)
@@ -94,7 +94,7 @@ def _add_samples(
         b_i = tl.load(p_rank + i_sample * N + i_u)
         b_j = tl.load(p_rank + i_sample * N + b_v, mask=m_x, other=-1)
         b_row = tl.load(p_slot + b_i, mask=(b_i >= 0) & (b_i < N), other=-1)
-        b_column = tl.load(p_slot + plane + b_j, mask=(b_j >= 0) & (b_j < N), other=-1)
+        b_column = tl.load(p_slot + total + b_j, mask=(b_j >= 0) & (b_j < N), other=-1)
         b_begin = tl.load(p_begin + i_sample) - tl.load(p_begin + first)
         m_d = m_x & (tl.minimum(b_row, b_column) >= 0)
         b_sum += tl.load(p_d + (b_begin + b_row + b_column) * C + b_c, mask=m_d, other=0).to(tl.float32)
@@ -239,6 +239,6 @@ class MatrixGradient:
         _reduce_matrix(
             grid, x.matrix, d_acted, self.begin, self.at, x.order, x.counts, tiles.soft, tiles.rows, tiles.columns, first,
             x.S, x.N, x.C // word, tiles.blocks, x.B * x.N, tiles.plane, 1.0 / tau, sizes=(last - first, x.N, x.C),
-            PRECISION=precision(x.matrix.dtype, "tf32x3"),
-            WORD=word, BLOCK=tiles.block, BLOCK_K=LINE // d_acted.element_size(),
+            PRECISION=precision(x.matrix.dtype, "tf32x3"), WORD=word, BLOCK=tiles.block,
+            BLOCK_K=16 if word == 1 else LINE // d_acted.element_size(),  # of single numbers more would spill
         )  # fmt: skip

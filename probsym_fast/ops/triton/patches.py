@@ -18,6 +18,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from probsym_fast.ops.triton import Refused
 from probsym_fast.ops.triton._launch import (
     cdiv,
     check_axes,
@@ -134,6 +135,9 @@ class Patches:
             bias=(bias, (D,)),
             **{name: (x, samples) for name, x in zip(("rank", "t", "log_r", "log_c"), soft, strict=True)},
         )
+        for name, x in (("weight", weight), ("tokens", tokens)):  # patches are copied word by word
+            if x is not None and x.dtype != self.matrix.dtype:
+                raise Refused(TypeError, f"{name} must be {self.matrix.dtype} as matrix is, got {x.dtype}")
 
     def _parts(self, W: Tensor) -> Iterator[tuple[int, int, Tensor]]:
         """first, last, patches (a row of patch^2 C values, then zeros, for each used token) of some samples at a time."""
