@@ -18,6 +18,7 @@ SPLITS, SPLIT = 256, 512  # transposed product: programs wanted; fewest tokens p
 @kernel(
     {"BLOCK_M": 128, "num_warps": 8, "num_stages": 3, "maxnreg": 255},
     ieee=({"BLOCK_M": 64, "num_warps": 8, "num_stages": 2, "maxnreg": 255},),
+    tf32x3=({"BLOCK_M": 128, "num_warps": 8, "num_stages": 2, "maxnreg": 255},),
 )
 def _multiply(
     p_a, p_b, p_bias, p_out, p_rows, p_before, first, last, S, graphs, K, X, row_a, row_b, column_b, programs,
