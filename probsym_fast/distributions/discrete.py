@@ -27,7 +27,9 @@ class Discrete(Distribution):
     `elements_and_weights` is for a weighted mean (`reduce="weighted"`), which has one. samples = M: every element, weighted
     by p: the exact mean. Fewer: samples without replacement, weighted by p / q, q the probability that an element is among
     them; without the division by the sum of weights, the weighted sum is an unbiased estimate of the mean, and so is its
-    gradient. With the division both have a bias that falls with the number of samples.
+    gradient. With the division both have a bias that falls with the number of samples. Without it P(sum of weights > w) falls
+    only as w^-(S + 1), with the sum of the products of S + 1 different p as a factor, largest for uniform p: S = 1 has no
+    finite variance. Then divide, or draw with replacement.
     replacement: independent samples, each of weight 1 with the gradient of `S / (S - 1) log p`: straight-through, in that
     the values are those of plain samples and only the gradient knows of p. The gradient of their weighted mean is that of
     the score function, with the mean of the others as baseline: unbiased for S >= 2 independent draws. One sample has none.

@@ -59,6 +59,7 @@ class RotationEnergy(Scored):
     """
 
     group: Orthogonal
+    shares_noise = True  # u: samples of a call are no independent ones, for `estimate`
 
     def __init__(
         self,

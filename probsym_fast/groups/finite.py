@@ -99,6 +99,14 @@ class Finite(Group):
             graph = int((counts != n).nonzero()[0])
             raise ValueError(f"{self}: every graph must have {n} nodes, got {int(counts[graph])} in graph {graph}")
 
+    def _check_numbers(self, g: Tensor, name: str = "g") -> None:
+        """TypeError unless g is an int64 Tensor, ValueError for numbers of no element (on a GPU only in debug mode)."""
+        check_type(str(self), name, g, Tensor, "a Tensor")
+        if g.dtype != torch.int64:
+            raise TypeError(f"{self}: {name} must be int64, got {g.dtype}")
+        if looks_at_values(g) and len(bad := g[(g < 0) | (g >= self.order)]):
+            raise ValueError(f"{self}: {name} must hold numbers 0 to {self.order - 1}, got {int(bad[0])}")
+
     def elements(self, batch: Batch) -> Tensor:
         self._check(batch)
         return torch.arange(self.order, device=batch.device).expand(batch.size, -1)
@@ -118,13 +126,19 @@ class Finite(Group):
         return {"independent": 1, "antithetic": 2}.get(kind, self.order)
 
     def compose(self, g: Tensor, h: Tensor) -> Tensor:
+        self._check_numbers(g)
+        self._check_numbers(h, "h")
         return self._table.on(g.device)[g, h]
 
     def inverse(self, g: Tensor) -> Tensor:
+        self._check_numbers(g)
         return self._inverses.on(g.device)[g]
 
     def act(self, g: Tensor, x: Tensor, layout: str, *, inverse: bool = False, mean: bool = False) -> Tensor:
         check_layout(self, layout)
+        self._check_numbers(g)
+        if g.ndim != 2:
+            raise ValueError(f"{self}: g must be (B, S), got {tuple(g.shape)}")
         x = x if sample_axis(x, layout, g.shape) else x[:, None]
         g = self.inverse(g) if inverse else g
         if self._plane is not None and (image := image_axes(self, layout)) is not None:
@@ -144,6 +158,7 @@ class Finite(Group):
     def plane(self, g: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         if self._plane is None:
             return super().plane(g, dtype)
+        self._check_numbers(g)
         return self._plane.on(g.device).to(dtype)[g] if self._turns is None else self._turns.on(g.device)[g]
 
     def along(self, g: Tensor, x: Tensor, letter: str) -> Tensor:

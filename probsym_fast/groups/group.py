@@ -130,8 +130,9 @@ def sample_axis(x: Tensor, layout: str, shape: Sequence[int]) -> bool:
     """Whether x has a sample axis before those of the layout.
 
     ValueError unless x has the axes of the layout after (B,) or (B, S), and its B and S are those of the elements, whose
-    shape begins with (B, S).
+    shape begins with (B, S). TypeError unless x is a Tensor.
     """
+    check_type("act", "x", x, Tensor, "a Tensor")
     if x.ndim not in (len(layout) + 1, len(layout) + 2):
         raise ValueError(
             f"act: x must be (B, [S,] *{layout!r}), {len(layout)} axes after the batch, got {tuple(x.shape)}"
@@ -214,6 +215,7 @@ class Product(Group):
 
     def plane(self, g: tuple, dtype: torch.dtype = torch.float32) -> Tensor:
         """That of the factor that moves images."""
+        self._check_parts(g)
         for factor, element in zip(self.factors, g, strict=True):
             if "h" in (factor.moves or ""):
                 return factor.plane(element, dtype)
@@ -230,14 +232,24 @@ class Product(Group):
             return self.order
         return math.lcm(*(f.block(kind) for f in self.factors))
 
+    def _check_parts(self, g: Any, name: str = "g") -> None:
+        """Raises unless g is a tuple of an element for each factor."""
+        check_type(str(self), name, g, tuple, "a tuple of the factors' elements")
+        if len(g) != len(self.factors):
+            raise ValueError(f"{self}: {name} must have {len(self.factors)} parts, got {len(g)}")
+
     def compose(self, g: tuple, h: tuple) -> tuple:
+        self._check_parts(g)
+        self._check_parts(h, "h")
         return tuple(f.compose(a, b) for f, a, b in zip(self.factors, g, h, strict=True))
 
     def inverse(self, g: tuple) -> tuple:
+        self._check_parts(g)
         return tuple(f.inverse(a) for f, a in zip(self.factors, g, strict=True))
 
     def act(self, g: tuple, x: Tensor, layout: str, *, inverse: bool = False, mean: bool = False) -> Tensor:
         check_layout(self, layout)
+        self._check_parts(g)
         for letter in self._shared_letters:
             if letter in layout:
                 raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,12 +10,10 @@ from torch import Tensor
 from probsym_fast import ops
 from probsym_fast._checks import check_type, looks_at_values
 from probsym_fast.groups._bilinear import interpolated
+from probsym_fast.groups.group import Group
 from probsym_fast.ops import Permutation
 from probsym_fast.ops.embed_image import PAD_MODES
 from probsym_fast.ops.reference.embed_image import TURNS
-
-if TYPE_CHECKING:
-    from probsym_fast.groups.group import Group
 
 
 def plane_of(group: Group, g: Any, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -23,8 +21,12 @@ def plane_of(group: Group, g: Any, dtype: torch.dtype = torch.float32) -> Tensor
 
     int64 numbers (B, S) of the eight symmetries of a square (as `Dihedral(4)` counts them) where every element of the group
     is one of them, else matrices (B, S, 2, 2): of finite groups in `dtype`, of others as they are. Of a `Product` those of
-    the factor that moves images. Differentiable in g. Raises ValueError for a group that does not act on the plane.
+    the factor that moves images. Differentiable in g. Raises TypeError for arguments of another type or dtype, ValueError for
+    a group that does not act on the plane and for other elements than its own.
     """
+    check_type("plane_of", "group", group, Group, "a Group")
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"plane_of: dtype must be a floating point dtype, got {dtype!r}")
     return group.plane(g, dtype)
 
 
@@ -43,8 +45,10 @@ def move_images(x: Tensor, plane: Tensor, *, inverse: bool = False, pad_mode: st
     derivatives, torch.func and forward mode go through the same formula in basic operations of torch, at many times the time
     and memory, and so does all of it on a GPU with `torch.use_deterministic_algorithms`.
 
-    Raises: TypeError (dtypes), ValueError (shapes; numbers out of range or odd where H is not W, on a GPU only in debug
-    mode).
+    NaN and infinity in x spread to the pixels that read them, as in any sum.
+
+    Raises: TypeError (dtypes), ValueError (shapes; numbers out of range or odd where H is not W, and matrices that are not
+    finite, on a GPU only in debug mode).
     """
     _check(x, plane, pad_mode)
     x = x if x.ndim == 5 else x[:, None]
@@ -77,7 +81,13 @@ def _check(x: Tensor, plane: Tensor, pad_mode: str) -> None:
         raise ValueError(
             f"{op}: x must be (B, [S,] C, H, W) with B and S of {tuple(plane.shape)}, got {tuple(x.shape)}"
         )
-    if rest or not looks_at_values(plane) or not plane.numel():
+    if not all(x.shape[-2:]):
+        raise ValueError(f"{op}: x must have pixels, got {tuple(x.shape)}")
+    if not looks_at_values(plane) or not plane.numel():
+        return
+    if rest:
+        if not plane.isfinite().all():
+            raise ValueError(f"{op}: plane must be finite, got inf or nan")
         return
     if len(bad := plane[(plane < 0) | (plane > 7)]):
         raise ValueError(f"{op}: plane must hold numbers 0 to 7, got {int(bad[0])}")

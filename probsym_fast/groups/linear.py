@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from probsym_fast import ops
-from probsym_fast._checks import check_count
+from probsym_fast._checks import check_count, check_type
 from probsym_fast.batches import Batch
 from probsym_fast.draws import Draws
 from probsym_fast.groups.elements import product
@@ -69,6 +69,7 @@ def act_by_matrices(
     inverse: by the transposes of real matrices.
     """
     check_layout(owner, layout)
+    check_matrices(owner, g)
     has_samples = sample_axis(x, layout, g.shape)
     axes = [i for i, letter in enumerate(layout) if letter in "vp"]
     for k, axis in enumerate(axes):
@@ -89,3 +90,12 @@ def act_by_matrices(
         return x
     x = x if has_samples else x[:, None].expand(x.shape[0], g.shape[1], *x.shape[1:])
     return x.mean(1) if mean else x
+
+
+def check_matrices(owner: Linear, g: Tensor) -> None:
+    """TypeError unless g is a Tensor of floating point or complex numbers, ValueError unless it is (B, S, d, d)."""
+    check_type(str(owner), "g", g, Tensor, "a Tensor")
+    if not (g.is_floating_point() or g.is_complex()):
+        raise TypeError(f"{owner}: g must be a floating point or complex Tensor, got {g.dtype}")
+    if g.ndim != 4 or tuple(g.shape[2:]) != (owner.d, owner.d):
+        raise ValueError(f"{owner}: g must be (B, S, {owner.d}, {owner.d}), got {tuple(g.shape)}")

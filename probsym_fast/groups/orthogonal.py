@@ -10,7 +10,7 @@ from probsym_fast.batches import Batch
 from probsym_fast.draws import Draws
 from probsym_fast.groups.group import check_layout, sample_axis
 from probsym_fast.groups.images import image_axes, move_along
-from probsym_fast.groups.linear import Linear, act_by_matrices
+from probsym_fast.groups.linear import Linear, act_by_matrices, check_matrices
 
 
 class Orthogonal(Linear):
@@ -68,12 +68,16 @@ class Orthogonal(Linear):
     def act(self, g: Tensor, x: Tensor, layout: str, *, inverse: bool = False, mean: bool = False) -> Tensor:
         check_layout(self, layout)
         if "h" in (self.moves or "") and (image := image_axes(self, layout)) is not None:
+            check_matrices(self, g)
             x = x if sample_axis(x, layout, g.shape) else x[:, None]
             x = move_along(self, x, image, g, inverse)
         return act_by_matrices(self, g, x, layout, inverse=inverse, mean=mean)
 
     def plane(self, g: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        return g if "h" in (self.moves or "") else super().plane(g, dtype)
+        if "h" not in (self.moves or ""):
+            return super().plane(g, dtype)
+        check_matrices(self, g)
+        return g
 
 
 class SpecialOrthogonal(Orthogonal):

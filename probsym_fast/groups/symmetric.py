@@ -77,6 +77,7 @@ class Symmetric(Group):
 
     def act(self, g: Permutation, x: Tensor, layout: str, *, inverse: bool = False, mean: bool = False) -> Tensor:
         check_layout(self, layout)
+        check_type(str(self), "g", g, Permutation, "a Permutation")
         has_samples = sample_axis(x, layout, g.shape)
         x = x if has_samples else x[:, None]
         for axis, letter in enumerate(layout, start=2):

@@ -13,6 +13,7 @@ from probsym_fast.models.passes import Pass
 from probsym_fast.models.predictions import leaves, mapped
 from probsym_fast.models.reductions import Reduction
 
+REDUCTIONS = "mean", "weighted"
 LEAST_BLOCKS = 8  # before `estimate` may stop: the standard error of two blocks is 0 wherever they agree
 
 
@@ -64,15 +65,16 @@ def estimate(
 ) -> Estimate:
     """`Symmetrized.estimate`.
 
-    Means of blocks of samples are independent, so the variance of their mean is theirs divided by their number.
+    Means of blocks of samples are independent, so the variance of their mean is theirs divided by their number. With weights,
+    or noise that all samples of a call share, a step is a block: a call of its own.
     """
     samples, step = check_counts("estimate", samples=samples, step=step)
     if model.training:
         raise RuntimeError("estimate: the model must be in eval mode, got training mode")
     if model.samples_mesh is not None:
         raise ValueError(f"estimate: the model's samples_mesh must be None, got {model.samples_mesh}")
-    if model.reduce != "mean":
-        raise ValueError(f"estimate: the model's reduce must be 'mean', got {model.reduce!r}")
+    if model.reduce not in REDUCTIONS:
+        raise ValueError(f"estimate: the model's reduce must be one of {REDUCTIONS}, got {model.reduce!r}")
     if tolerance is not None:
         if (number := as_number(tolerance)) is None:
             raise TypeError(f"estimate: tolerance must be a number, got {type(tolerance).__name__} {tolerance!r}")
@@ -83,22 +85,32 @@ def estimate(
                 f"estimate: tolerance must be None under vmap, where no single error ends it, got {number}"
             )
         tolerance = number
-    of_samples: Any = model.distribution if hasattr(model.distribution, "block") else model.distribution.group
-    block = of_samples.block(draws.kind)
-    samples, step = (-(-count // block) * block for count in (samples, step))
+    calls = model.reduce == "weighted" or getattr(model.distribution, "shares_noise", False)  # each step is one
+    block = min(step, samples) if calls else _block(model, draws)
+    samples, step = (-(-count // block) * block for count in (samples, block if calls else step))
+    reduction = model._reduction(None, None, None) if calls else Reduction("none")
+    reduction.check(batch, step, model.distribution)
     moments: Any = None  # `Moments` in the prediction's structure
     done = 0  # samples
     while done < samples:
         count = min(step, samples - done)
-        one = Pass(model, batch, count, draws=draws.starting(done), reduction=Reduction("none"))
-        each, _ = model.chunks.run(one)
+        noise = draws.fork(done // step) if calls else draws.starting(done)
+        one = Pass(model, batch, count, draws=noise, reduction=reduction)
+        found, _ = model.chunks.run(one)
         done += count
-        moments = mapped(lambda x: Moments(x.dtype), each) if moments is None else moments
-        for found, x in zip(leaves(moments), leaves(each), strict=True):
-            found.add(x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(0, (-1, block)).mean(1))
+        moments = mapped(lambda x: Moments(x.dtype), found) if moments is None else moments
+        for each, x in zip(leaves(moments), leaves(found), strict=True):
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            each.add(x[None] if calls else x.unflatten(0, (-1, block)).mean(1))
         if tolerance is not None and done >= LEAST_BLOCKS * block:
-            errors = [found.error for found in leaves(moments)]
+            errors = [each.error for each in leaves(moments)]
             if max((float(error.max()) for error in errors if error.numel()), default=0.0) <= tolerance:
                 break
     prediction, error = (mapped(lambda x, name=name: getattr(x, name), moments) for name in ("prediction", "error"))
     return Estimate(prediction, error, done)
+
+
+def _block(model: Any, draws: Draws) -> int:
+    """Samples that depend on each other."""
+    of_samples = model.distribution if hasattr(model.distribution, "block") else model.distribution.group
+    return of_samples.block(draws.kind)

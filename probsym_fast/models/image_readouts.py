@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from probsym_fast._autocast import without_autocast
@@ -64,8 +65,7 @@ class ClassReadout(nn.Module):
 class TokenReadout(nn.Module):
     """Tokens on their grid, turned back to the image and averaged over samples: (B, S, L, D) -> (B, D, rows, columns).
 
-    grid: (rows, columns) of the L tokens, or the number of both. None: L is a square (for
-        torch.compile with dynamic=True give the grid).
+    grid: (rows, columns) of the L tokens, or the number of both. None: L is a square.
     pad_mode: what a turned grid shows where it ends, unless the turns are by 90 degrees: "replicate", the nearest token of
         its border, or "zeros".
 
@@ -148,8 +148,13 @@ def on_grid(owner: str, tokens: Tensor, grid: tuple[int, int] | None) -> Tensor:
     if tokens.ndim != 4:
         raise ValueError(f"{owner}: outputs must be tokens (B, S, L, D), got {tuple(tokens.shape)}")
     L = tokens.shape[2]
-    rows, columns = grid or (math.isqrt(L),) * 2
+    rows, columns = grid or (_root(L),) * 2
     if rows * columns != L:
         wanted = "a square number" if grid is None else f"{rows} x {columns} = {rows * columns}"
         raise ValueError(f"{owner}: the number of tokens must be {wanted}, got {L}")
     return tokens.unflatten(2, (rows, columns))
+
+
+def _root(count: int) -> int:
+    """The square root, rounded; also of a size that a program leaves open, which `math.isqrt` does not take."""
+    return math.isqrt(count) if type(count) is int and not torch.compiler.is_compiling() else int(count**0.5 + 0.5)

@@ -4,11 +4,13 @@ Every row is one input with weights of its own, so that its gradient is known by
 errors over the rows: at most 5 for each of the 1 + 16 numbers.
 """
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from probsym_fast import Images
+from probsym_fast import Images, Symmetrized
 from probsym_fast.distributions import Energy, RotationEnergy
 from probsym_fast.groups import Cyclic, Dihedral, Draws, Orthogonal, SpecialOrthogonal
 from probsym_fast.models import MovedImages
@@ -111,3 +113,65 @@ def test_straight_through(kind):
     else:
         errors = by_rows(p, plain) - exact
         assert (errors.mean(0).abs() > 2 * BOUND * errors.std(0) / COUNT**0.5)[1:].any()
+
+
+class Number(nn.Module):
+    """`outputs` as a model's: (B, S, C, H, W) -> (B, S)."""
+
+    def forward(self, x):
+        return (x.flatten(2) @ OUT).tanh()
+
+
+class Mean(nn.Module):
+    def forward(self, outputs, batch, group, g):
+        return outputs.mean(1)
+
+
+@pytest.mark.parametrize("reduce", ["mean", "weighted"])
+@pytest.mark.parametrize("replacement", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_standard_errors(kind, replacement, reduce):
+    """Of `estimate`: the deviation over rows of one input, also where the samples of a call depend on each other."""
+    p = KINDS[kind](replacement=replacement)
+    model = Symmetrized(Number(), MovedImages(), Mean(), p, reduce=reduce).eval()
+    found = model.estimate(BATCH, 60, seed=5, step=3)
+    assert found.samples == 60
+    told, true = found.standard_error.square().mean().sqrt(), found.prediction.std()
+    assert 0.94 < told / true < 1.06
+    if reduce == "mean" or replacement:  # no bias
+        exact = whole(KINDS[kind](), ORDER[kind], 1)[:, 0]  # of angles a row for each offset
+        error = (true**2 + exact.std() ** 2).sqrt() / COUNT**0.5
+        assert (found.prediction.mean() - exact.mean()).abs() < BOUND * error
+
+
+def test_the_error_of_a_whole_orbit():
+    """0 for a group's, and that of the offset for angles."""
+    for kind, zero in (("D4", True), ("SO2", False)):
+        model = Symmetrized(Number(), MovedImages(), Mean(), KINDS[kind](), reduce="weighted").eval()
+        found = model.estimate(BATCH, 20 * ORDER[kind], seed=5, step=ORDER[kind], tolerance=1e-9)
+        assert found.samples == (8 if zero else 20) * ORDER[kind]
+        assert bool((found.standard_error < 1e-12).all()) == zero
+        if not zero:
+            assert 0.94 < found.standard_error.square().mean().sqrt() / found.prediction.std() < 1.06
+
+
+def test_estimates_that_are_no_means():
+    model = Symmetrized(Number(), MovedImages(), Mean(), KINDS["D4"](), reduce="max").eval()
+    with pytest.raises(
+        ValueError, match=r"estimate: the model's reduce must be one of \('mean', 'weighted'\), got 'max'"
+    ):
+        model.estimate(BATCH, 4)
+    model.reduce = "weighted"
+    with pytest.raises(ValueError, match="Energy: samples must be at most the number of elements, 8, got 9"):
+        model.estimate(BATCH, 18, step=9)
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_tails_without_replacement(samples):
+    """Undivided, of uniform p: P(sum of weights > S w) is C(8, S + 1) / 8^(S + 1) w^-(S + 1) for large w (`Discrete`)."""
+    p, w = Energy(Dihedral(4), Scores(), MovedImages()), 4.0
+    with torch.no_grad():
+        p.network.weight.zero_()
+        seen = [p.elements_and_weights(BATCH, samples, Draws(seed=seed))[1].sum(1) > samples * w for seed in range(20)]
+    share, expected = float(torch.cat(seen).double().mean()), math.comb(8, samples + 1) / (8 * w) ** (samples + 1)
+    assert 0.75 < share / expected < 1.25

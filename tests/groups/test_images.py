@@ -366,3 +366,71 @@ def test_programs_for_images_of_any_size():
         pixels = torch.randn(shape)
         with torch.no_grad():
             assert_near(program.module()(pixels, seed), model(psf.Images(pixels), 4, seed=seed)[0])
+
+
+X, TURNS, FRAMES = torch.rand(2, 3, 4, 4), torch.zeros(2, 1, dtype=torch.int64), torch.eye(2).expand(2, 1, 2, 2)
+PAIR = psf.groups.Symmetric(3) * psf.groups.Cyclic(4)
+C4, C5, ROTATIONS = psf.groups.Cyclic(4), psf.groups.Cyclic(5), psf.groups.SpecialOrthogonal(2)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: plane_of(None, TURNS), TypeError, "plane_of: group must be a Group, got NoneType"),
+        (
+            lambda: plane_of(C5, TURNS, torch.int64),
+            TypeError,
+            "plane_of: dtype must be a floating point dtype, got torch.int64",
+        ),
+        (lambda: plane_of(C4, 7), TypeError, "Cyclic(4): g must be a Tensor, got int"),
+        (lambda: plane_of(C4, FRAMES), TypeError, "Cyclic(4): g must be int64, got torch.float32"),
+        (lambda: plane_of(C5, TURNS - 1), ValueError, "Cyclic(5): g must hold numbers 0 to 4, got -1"),
+        (lambda: plane_of(PAIR, TURNS), TypeError, f"{PAIR}: g must be a tuple of the factors' elements, got Tensor"),
+        (lambda: plane_of(PAIR, (TURNS,)), ValueError, f"{PAIR}: g must have 2 parts, got 1"),
+        (
+            lambda: plane_of(ROTATIONS, TURNS),
+            TypeError,
+            "SpecialOrthogonal(2): g must be a floating point or complex Tensor, got torch.int64",
+        ),
+        (lambda: C4.act(7, X, "chw"), TypeError, "Cyclic(4): g must be a Tensor, got int"),
+        (lambda: C4.act(TURNS.bool(), X, "chw"), TypeError, "Cyclic(4): g must be int64, got torch.bool"),
+        (lambda: C4.act(TURNS + 7, X, "chw"), ValueError, "Cyclic(4): g must hold numbers 0 to 3, got 7"),
+        (lambda: C4.act(TURNS[:, 0], X, "chw"), ValueError, "Cyclic(4): g must be (B, S), got (2,)"),
+        (lambda: C4.act(TURNS, None, "chw"), TypeError, "act: x must be a Tensor, got NoneType"),
+        (lambda: C4.compose(TURNS, TURNS + 4), ValueError, "Cyclic(4): h must hold numbers 0 to 3, got 4"),
+        (lambda: C4.inverse(TURNS + 4), ValueError, "Cyclic(4): g must hold numbers 0 to 3, got 4"),
+        (lambda: ROTATIONS.act(None, X, "chw"), TypeError, "SpecialOrthogonal(2): g must be a Tensor, got NoneType"),
+        (
+            lambda: ROTATIONS.act(torch.eye(3).expand(2, 1, 3, 3), X, "chw"),
+            ValueError,
+            "SpecialOrthogonal(2): g must be (B, S, 2, 2), got (2, 1, 3, 3)",
+        ),
+        (
+            lambda: PAIR.act(TURNS, X, "nhw"),
+            TypeError,
+            f"{PAIR}: g must be a tuple of the factors' elements, got Tensor",
+        ),
+        (
+            lambda: psf.groups.Symmetric(3).act(TURNS, X, "nhw".replace("hw", "cc")),
+            TypeError,
+            "Symmetric(3): g must be a Permutation, got Tensor",
+        ),
+        (
+            lambda: move_images(X, FRAMES * float("nan")),
+            ValueError,
+            "move_images: plane must be finite, got inf or nan",
+        ),
+        (lambda: move_images(X[..., :0], FRAMES), ValueError, "move_images: x must have pixels, got (2, 3, 4, 0)"),
+    ],
+)
+def test_elements_that_are_none(call, error, message):
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        call()
+
+
+@pytest.mark.parametrize("plane", [TURNS + 1, FRAMES], ids=["exact", "interpolated"])
+def test_nan_in_pixels_spreads(plane):
+    x = X.clone()
+    x[0, 1, 2, 0] = torch.nan
+    for y in (move_images(x, plane), psf.ops.embed_image(x, plane, torch.rand(5, 3, 4, 4))):
+        assert y.isnan().flatten(1).any(1).tolist() == [True, False]

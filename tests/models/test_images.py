@@ -120,6 +120,23 @@ def test_borders_of_turned_maps():
     assert_near(TokenReadout(8, pad_mode="zeros")(tokens, batch, SO2, g), lost)
 
 
+@pytest.mark.parametrize("readout", [TokenReadout(), MaskReadout(6, 5, 2)], ids=["tokens", "masks"])
+def test_one_program_for_grids_of_any_size(readout):
+    """Squares, without a grid."""
+    seen = []
+
+    def backend(graph, inputs):
+        seen.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    run = torch.compile(readout, fullgraph=True, dynamic=True, backend=backend)
+    for side in (3, 4, 7, 12):
+        tokens, g = torch.randn(3, 2, side**2, 6), SO2.uniform(images(), 2).float()
+        assert_near(run(tokens, None, SO2, g), readout(tokens, None, SO2, g))
+    assert len(seen) == 1
+
+
 READOUTS = {
     "classes": ("features", lambda: ClassReadout(nn.Linear(12, 5))),
     "probabilities": ("features", lambda: ClassReadout(nn.Linear(12, 5), average="probabilities")),
