@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import torch
 
+from probsym_fast._files import write_atomically
+from probsym_fast.tasks.by_samples import Figures, by_samples, plot, table
 from probsym_fast.tasks.plots import plot_runs
 from probsym_fast.training import configuration
 from probsym_fast.training.configuration import Limit
@@ -22,7 +24,8 @@ from probsym_fast.training.task import Computation, Experiment, Task
 
 FIRST = "@first"  # as a value of a run's key: the folder of the first run
 OWN = ("seed", "folder")  # keys that the comparison sets for every run
-TAKEN = ("first", "plots", "config.yaml", "results.json", LOCK, ".", "..")  # names used in the comparison's folder
+# names used in the comparison's folder
+TAKEN = ("first", "plots", "samples.md", "config.yaml", "results.json", LOCK, ".", "..")
 PLACES = ("config", "data", "backbone.weights")  # keys that may hold a path
 
 
@@ -71,7 +74,11 @@ class ComparisonConfig(Run):
 
 
 class Comparison(Computation):
-    """Mean and spread of a measure over the seeds, one row per configuration."""
+    """Mean and spread of a measure over the seeds, one row per configuration.
+
+    Where runs test with more numbers of samples (`also_test`), `samples.md` and plots/samples.png have all their figures
+    against the number of samples, with mean and deviation over the seeds.
+    """
 
     continues = True
 
@@ -154,6 +161,8 @@ class Comparison(Computation):
         plot_runs(
             folder / "plots" / "comparison.png", values, curves, config.measure, f"validation {task.monitor.name}"
         )
+        if self.write_samples(folder):
+            plot(folder / "plots" / "samples.png", self.by_samples(folder))
         spread = {name: torch.tensor(x, dtype=torch.float64) for name, x in values.items()}
         return {
             "measure": config.measure,
@@ -162,6 +171,22 @@ class Comparison(Computation):
             "mean": {name: x.mean().item() for name, x in spread.items()},
             "std": {name: x.std(correction=min(1, len(x) - 1)).item() for name, x in spread.items()},
         }
+
+    def by_samples(self, folder: Path) -> Figures:
+        """The finished runs' figures against the number of samples in the test."""
+        found = []
+        for label, keys, seed, where in self.runs(folder):
+            if label != "first" and (where / "results.json").is_file():
+                samples = getattr(self._task(keys, seed, where).config, "samples", None)
+                if samples is not None:
+                    found.append((where.parent.name, samples.test, results_of(where)))
+        return by_samples(found)
+
+    def write_samples(self, folder: Path) -> bool:
+        """Writes `samples.md`, the table of `by_samples`; False where no run was tested with other numbers of samples."""
+        if figures := self.by_samples(folder):
+            write_atomically(folder / "samples.md", lambda file: file.write(table(figures).encode()))
+        return bool(figures)
 
     def figure(self, results: dict[str, Any]) -> float:
         """The measure in a run's results. ValueError if it is not there."""

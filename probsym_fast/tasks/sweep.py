@@ -47,7 +47,8 @@ class Sweep:
     """Trains the runs of a `Comparison` that are not finished, `jobs` at a time, each by `probsym fit` in its own process.
 
     Stopped runs continue from their last checkpoint. A run that fails is reported and the others go on. The comparison's
-    folder gets `table.md`, `costs.json` and `logs/`, written after every run, and at the end what the comparison writes.
+    folder gets `table.md`, `costs.json`, `logs/` and `samples.md` (`Comparison`), written after every run, and at the end what
+    the comparison writes.
 
     niceness: added to that of this process. threads: of torch and OpenMP in each process; None: theirs. modules: imported by
     the runs first, as `probsym fit --import` does.
@@ -186,6 +187,7 @@ class Sweep:
         text = json.dumps({key: asdict(cost) for key, cost in self.costs.items()}, indent=2) + "\n"
         write_atomically(self.folder / "costs.json", lambda file: file.write(text.encode()))
         write_atomically(self.folder / "table.md", lambda file: file.write(self.table().encode()))
+        self.comparison.write_samples(self.folder)
 
     def table(self) -> str:
         """A row of Markdown per configuration, over its finished runs; times and memory are means per run."""

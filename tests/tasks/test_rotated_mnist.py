@@ -1,6 +1,8 @@
 """Rotated digits, on scikit-learn's small ones: every method trains, reports and starts from other weights."""
 
 import json
+from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 import torch
@@ -8,7 +10,9 @@ import torch
 from probsym_fast import cli, tasks
 from probsym_fast.draws import seeded
 from probsym_fast.tasks import rotated_mnist_data, rotated_mnist_report
+from probsym_fast.tasks.comparison import Comparison, ComparisonConfig
 from probsym_fast.tasks.rotated_mnist import RotatedMNIST, RotatedMNISTConfig
+from probsym_fast.training.run import compute
 
 SMALL = {
     "dataset": "digits",
@@ -138,3 +142,34 @@ def test_calibration_of_a_known_case():
 def test_refused(flags, message):
     with pytest.raises(ValueError, match=f"^config: {message}"):
         tasks.load("rotated_mnist/ps", [*FLAGS, *flags])
+
+
+def test_calibration_against_samples_over_the_seeds(tmp_path):
+    """Of a comparison: every seed's figures for every number of samples, with mean and deviation."""
+    runs = {"ga": {"config": "rotated_mnist/ga", "also_test": [1, 2]}, "none": {"config": "rotated_mnist/none"}}
+    common = {**SMALL, "training.progress": False}
+    made = Comparison(ComparisonConfig(runs=runs, common=common, seeds=[1, 2], folder=str(tmp_path)), tasks.load)
+    compute(made)
+    assert (tmp_path / "plots" / "samples.png").is_file()
+    found = made.by_samples(tmp_path)
+    assert sorted(found) == [f"{a}_{b}" for a in ("test", "upright") for b in ("accuracy", "cross_entropy", "ece")]
+    of = found["test_ece"]
+    assert {name: sorted(points) for name, points in of.items()} == {"ga": [1, 2, 8], "none": [1]}
+    each = [json.loads((tmp_path / "ga" / f"seed{seed}" / "results.json").read_text()) for seed in (1, 2)]
+    assert of["ga"] == {S: [x[f"test_ece{end}"] for x in each] for S, end in ((1, "_S1"), (2, "_S2"), (8, ""))}
+    rows = [row.split(" | ") for row in (tmp_path / "samples.md").read_text().splitlines()]
+    cell = rows[2][rows[0].index("test ece")]
+    assert cell == f"{mean(of['ga'][1]):.4f} ± {stdev(of['ga'][1]):.4f}" and len(rows) == 6
+
+
+def test_a_comparison_of_one_number_of_samples_has_no_table_of_them(tmp_path):
+    runs, common = {"none": {"config": "rotated_mnist/none"}}, {**SMALL, "training.progress": False}
+    compute(Comparison(ComparisonConfig(runs=runs, common=common, seeds=[1], folder=str(tmp_path)), tasks.load))
+    assert not (tmp_path / "samples.md").exists() and not (tmp_path / "plots" / "samples.png").exists()
+
+
+def test_the_methods_configuration_tests_several_numbers_of_samples():
+    made = tasks.load("rotated_mnist/small_methods", [])
+    runs = [run for run in made.runs(Path("x")) if run[0] != "first"]
+    counts = {where.parent.name: made._task(keys, seed, where).also_test for _, keys, seed, where in runs}
+    assert counts["ps"] and counts["orbit tuned"] and not counts["none"]

@@ -1,0 +1,76 @@
+"""Figures of a comparison's runs against the number of samples in the test: mean and deviation over the seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from probsym_fast._plots import save
+
+Figures = dict[str, dict[str, dict[int, list[float]]]]  # figure -> configuration -> S -> a value per run
+
+
+def by_samples(runs: list[tuple[str, int, dict[str, Any]]]) -> Figures:
+    """From runs (configuration, S of its test, results): the figures that some run has for other S, as <figure>_S<number>."""
+    names = {base for _, _, results in runs for key in results for base, _ in [_parts(key)] if base in results}
+    found: Figures = {name: {} for name in sorted(names)}
+    for label, own, results in runs:
+        for key, value in results.items():
+            base, count = _parts(key)
+            name, S = (key, own) if key in found else (base, count)
+            if name in found:
+                found[name].setdefault(label, {}).setdefault(S, []).append(value)
+    return found
+
+
+def _parts(key: str) -> tuple[str, int]:
+    """ "test_ece_S4" -> ("test_ece", 4); ("", 0) for another key."""
+    base, _, count = key.rpartition("_S")
+    return (base, int(count)) if count.isdecimal() else ("", 0)
+
+
+def table(figures: Figures) -> str:
+    """Markdown: a row per configuration and S, a column per figure."""
+    labels = list(dict.fromkeys(label for of in figures.values() for label in of))
+    heads = ["configuration", "S", *(name.replace("_", " ") for name in figures), "runs"]
+    rows = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for label in labels:
+        for S in sorted({S for of in figures.values() for S in of.get(label, {})}):
+            each = [of.get(label, {}).get(S, []) for of in figures.values()]
+            rows.append("| " + " | ".join([label, str(S), *map(_cell, each), str(max(map(len, each)))]) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def _cell(values: list[float]) -> str:
+    if not values:
+        return ""
+    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+
+
+def plot(path: Path, figures: Figures) -> None:
+    """A panel per figure, a line per configuration, with bars of one deviation over the seeds."""
+    columns = min(3, len(figures))
+    rows = -(-len(figures) // columns)
+    drawn, axes = plt.subplots(rows, columns, figsize=(5 * columns, 3.8 * rows), squeeze=False)
+    for axis in axes.flat[len(figures) :]:
+        axis.remove()
+    for axis, (name, of) in zip(axes.flat, figures.items(), strict=False):
+        for k, (label, points) in enumerate(of.items()):
+            at = sorted(points)
+            spread = [stdev(points[S]) if len(points[S]) > 1 else 0.0 for S in at]
+            color = f"C{k}" if len(of) <= 10 else plt.get_cmap("tab20")(k)  # a colour each, up to 20
+            axis.errorbar(at, [mean(points[S]) for S in at], spread, fmt="o-", color=color, capsize=3, label=label)
+        axis.set(xlabel="samples S", ylabel=name.replace("_", " "), xscale="log")
+        shown = sorted({S for points in of.values() for S in points})
+        axis.set_xticks(shown, [str(S) for S in shown], minor=False)
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes.flat[0].legend(fontsize=7)
+    drawn.tight_layout()
+    save(drawn, path)
