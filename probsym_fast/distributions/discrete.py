@@ -46,6 +46,13 @@ class Discrete(Distribution):
         self.replacement = check_bool(type(self).__name__, "replacement", replacement)
         self.best = check_bool(type(self).__name__, "best", best)
 
+    @property
+    def most(self) -> int | None:
+        """The largest number of samples of `elements_and_weights`, the number of elements; None: unknown or without limit."""
+        return None if self.replacement and not self.best else self.number
+
+    number: int | None = None  # M, where all inputs have as many elements
+
     @abstractmethod
     def candidates(self, batch: Any, draws: Draws) -> tuple[Any, Tensor, Penalties]:
         """All elements (B, M), the logarithms (B, M) of their probabilities, and penalties.

@@ -59,6 +59,10 @@ class Energy(Scored):
         else:
             self.register_buffer("prior", prior)
 
+    @property
+    def number(self) -> int | None:  # type: ignore[override]  # read-only here
+        return self.group.order
+
     def log_probabilities(self, batch: Batch) -> Tensor:
         """log p(g|x) of all elements, (B, order), in the order of `group.elements`. Gradients: the network's."""
         check_batch("Energy", batch)

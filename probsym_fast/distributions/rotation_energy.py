@@ -90,6 +90,10 @@ class RotationEnergy(Scored):
         prior = "" if self.prior is None else f", prior={self.prior}, reflected={self.reflected}"
         return f"{self.group}, n={self.n}, refine={self.refine}{prior}"
 
+    @property
+    def number(self) -> int | None:  # type: ignore[override]  # read-only here
+        return self.n if self.group.special else 2 * self.n
+
     def candidates(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Penalties]:
         halves, step = 1 if self.group.special else 2, 2 * math.pi / self.n
         u = draws.uniform((batch.size, 1), "offset", device=batch.device)

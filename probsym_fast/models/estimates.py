@@ -14,6 +14,7 @@ from probsym_fast.models.predictions import leaves, mapped
 from probsym_fast.models.reductions import Reduction
 
 REDUCTIONS = "mean", "weighted"
+STEP = 8
 LEAST_BLOCKS = 8  # before `estimate` may stop: the standard error of two blocks is 0 wherever they agree
 
 
@@ -61,14 +62,14 @@ class Moments:
 
 @torch.no_grad()
 def estimate(
-    model: nn.Module, batch: Batch, samples: int, draws: Draws, tolerance: float | None, step: int
+    model: nn.Module, batch: Batch, samples: int, draws: Draws, tolerance: float | None, step: int | None
 ) -> Estimate:
     """`Symmetrized.estimate`.
 
     Means of blocks of samples are independent, so the variance of their mean is theirs divided by their number. With weights,
     or noise that all samples of a call share, a step is a block: a call of its own.
     """
-    samples, step = check_counts("estimate", samples=samples, step=step)
+    samples, step = check_counts("estimate", samples=samples, step=_step(model) if step is None else step)
     if model.training:
         raise RuntimeError("estimate: the model must be in eval mode, got training mode")
     if model.samples_mesh is not None:
@@ -114,3 +115,9 @@ def _block(model: Any, draws: Draws) -> int:
     """Samples that depend on each other."""
     of_samples = model.distribution if hasattr(model.distribution, "block") else model.distribution.group
     return of_samples.block(draws.kind)
+
+
+def _step(model: Any) -> int:
+    """Samples of a step where none are given."""
+    most = getattr(model.distribution, "most", None) if model.reduce == "weighted" else None
+    return STEP if most is None else min(STEP, most)

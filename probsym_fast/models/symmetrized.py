@@ -207,9 +207,11 @@ class Symmetrized(nn.Module):
         *,
         seed: int | Tensor | None = None,
         tolerance: float | None = None,
-        step: int = 8,
+        step: int | None = None,
     ) -> Estimate:
         """Inference with its standard error: draws `step` samples at a time until the error is small enough.
+
+        step: None: 8, and with weights at most the elements of the distribution.
 
         Stops once the largest standard error of all outputs is at most the tolerance, or after `samples` samples.
         tolerance None: always `samples`. The error is read after every step, which waits for the GPU. Samples that
@@ -217,11 +219,11 @@ class Symmetrized(nn.Module):
         of few blocks may be far too small, so it stops only after at least 8 blocks (`estimates.LEAST_BLOCKS`). The
         noise is that of `forward`. Runs without gradients.
 
-        With reduce="weighted" every step is a call of its own, with `step` samples (at most what the distribution gives
-        weights for) and noise of its own. The prediction is the mean of these weighted means, a step counts as one block,
-        and at least 8 steps are drawn before it stops. The error is that of this mean: it leaves out the bias of the weighted
-        mean of `step` samples, O(1 / step). Steps are calls of their own for a plain mean, too, where all samples of a call
-        share noise, as those of `RotationEnergy` do (its `shares_noise`).
+        With reduce="weighted" every step is a call of its own, with `step` samples (at most as many as the distribution has
+        elements) and noise of its own. The prediction is the mean of these weighted means, a step counts as one block, and at
+        least 8 steps are drawn before it stops. The error is that of this mean: it leaves out the bias of the weighted mean of
+        `step` samples, O(1 / step). Steps are calls of their own for a plain mean, too, where all samples of a call share
+        noise, as those of `RotationEnergy` do (its `shares_noise`).
 
         Raises RuntimeError in training mode, where samples interact, and under torch.vmap for a tolerance. TypeError for
         a tolerance that is no number, ValueError for one below 0, with a samples_mesh and for another reduce than "mean"

@@ -47,8 +47,8 @@ class Sweep:
     """Trains the runs of a `Comparison` that are not finished, `jobs` at a time, each by `probsym fit` in its own process.
 
     Stopped runs continue from their last checkpoint. A run that fails is reported and the others go on. The comparison's
-    folder gets `table.md`, `costs.json`, `logs/` and `samples.md` (`Comparison`), written after every run, and at the end what
-    the comparison writes.
+    folder gets `table.md`, `costs.json`, `logs/` and `samples.md` (`Comparison`), written after every run, and at the end
+    what the comparison writes.
 
     niceness: added to that of this process. threads: of torch and OpenMP in each process; None: theirs. modules: imported by
     the runs first, as `probsym fit --import` does.

@@ -175,3 +175,15 @@ def test_tails_without_replacement(samples):
         seen = [p.elements_and_weights(BATCH, samples, Draws(seed=seed))[1].sum(1) > samples * w for seed in range(20)]
     share, expected = float(torch.cat(seen).double().mean()), math.comb(8, samples + 1) / (8 * w) ** (samples + 1)
     assert 0.75 < share / expected < 1.25
+
+
+def test_steps_of_few_elements():
+    """By default at most the elements; a larger step is refused, unless samples repeat."""
+    for kind, order in ORDER.items():
+        model = Symmetrized(Number(), MovedImages(), Mean(), KINDS[kind](), reduce="weighted").eval()
+        assert model.distribution.most == order
+        assert model.estimate(BATCH, 16).samples == -(-16 // min(8, order)) * min(8, order)
+        with pytest.raises(ValueError, match=f"samples must be at most the number of elements, {order}, got 12"):
+            model.estimate(BATCH, 24, step=12)
+        model.distribution.replacement = True
+        assert model.distribution.most is None and model.estimate(BATCH, 24, step=12).samples == 24

@@ -248,3 +248,11 @@ def test_a_program_of_one_sample(name):
 def test_an_empty_batch():
     model = psf.symmetrize(classifier(), psf.groups.Orthogonal(2), distribution="learned")
     assert model(psf.Images(images().pixels[:0]), 2)[0].shape[0] == 0
+
+
+@pytest.mark.parametrize("group", [D4, O2], ids=str)
+@pytest.mark.parametrize("distribution", [None, "learned", "canonical"])
+def test_an_empty_example(group, distribution):
+    empty = psf.Images(images().pixels[:0])
+    model = psf.symmetrize(CNN(), group, empty, distribution=distribution).eval()
+    assert model(empty, 1)[0].shape == (0, 4) and model(images(), 1)[0].shape == (3, 4)

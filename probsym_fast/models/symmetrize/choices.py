@@ -71,8 +71,9 @@ def _by_scores(group: Group, images: Images, best: bool) -> Distribution | None:
     if group.order is not None:
         upright = None
         if best:
+            one = Images(images.pixels.new_zeros(1, *images.pixels.shape[1:]))  # the example may have none
             upright = torch.zeros(group.order)
-            upright[int(group.identity(images, 1)[0, 0])] = 1
+            upright[int(group.identity(one, 1)[0, 0])] = 1
         return Energy(group, network, embed, prior=upright, best=best)
     if isinstance(group, Orthogonal) and group.d == 2:
         return RotationEnergy(group, network, embed, prior=CONCENTRATION if best else None, best=best)
