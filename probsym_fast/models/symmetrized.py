@@ -221,8 +221,8 @@ class Symmetrized(nn.Module):
 
         With reduce="weighted" every step is a call of its own, with `step` samples (at most as many as the distribution has
         elements) and noise of its own. The prediction is the mean of these weighted means, a step counts as one block, and at
-        least 8 steps are drawn before it stops. The error is that of this mean: it leaves out the bias of the weighted mean of
-        `step` samples, O(1 / step). Steps are calls of their own for a plain mean, too, where all samples of a call share
+        least 8 steps are drawn before it stops. The error is that of this mean: it leaves out the bias of the weighted mean
+        of `step` samples, O(1 / step). Steps are calls of their own for a plain mean, too, where all samples of a call share
         noise, as those of `RotationEnergy` do (its `shares_noise`).
 
         Raises RuntimeError in training mode, where samples interact, and under torch.vmap for a tolerance. TypeError for
