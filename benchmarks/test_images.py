@@ -19,7 +19,7 @@ from probsym_fast.training.allocator import keep_freed_memory
 
 @pytest.fixture(autouse=True)
 def float32_convolutions(monkeypatch):
-    """As ours are; on a GPU cuDNN takes tf32 unless it is told."""
+    """As ours are: by default cuDNN uses tf32."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 

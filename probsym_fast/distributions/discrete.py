@@ -51,7 +51,10 @@ class Discrete(Distribution):
         """The largest number of samples of `elements_and_weights`, the number of elements; None: unknown or without limit."""
         return None if self.replacement and not self.best else self.number
 
-    number: int | None = None  # M, where all inputs have as many elements
+    @property
+    def number(self) -> int | None:
+        """M, where all inputs have as many elements."""
+        return None
 
     @abstractmethod
     def candidates(self, batch: Any, draws: Draws) -> tuple[Any, Tensor, Penalties]:

@@ -60,7 +60,7 @@ class Energy(Scored):
             self.register_buffer("prior", prior)
 
     @property
-    def number(self) -> int | None:  # type: ignore[override]  # read-only here
+    def number(self) -> int | None:
         return self.group.order
 
     def log_probabilities(self, batch: Batch) -> Tensor:

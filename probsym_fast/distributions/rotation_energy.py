@@ -91,7 +91,7 @@ class RotationEnergy(Scored):
         return f"{self.group}, n={self.n}, refine={self.refine}{prior}"
 
     @property
-    def number(self) -> int | None:  # type: ignore[override]  # read-only here
+    def number(self) -> int | None:
         return self.n if self.group.special else 2 * self.n
 
     def candidates(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Penalties]:

@@ -43,11 +43,14 @@ def table(figures: Figures) -> str:
     for label in labels:
         for S in sorted({S for of in figures.values() for S in of.get(label, {})}):
             each = [of.get(label, {}).get(S, []) for of in figures.values()]
-            rows.append("| " + " | ".join([label, str(S), *map(_cell, each), str(max(map(len, each)))]) + " |")
+            rows.append(
+                "| " + " | ".join([label, str(S), *map(mean_and_deviation, each), str(max(map(len, each)))]) + " |"
+            )
     return "\n".join(rows) + "\n"
 
 
-def _cell(values: list[float]) -> str:
+def mean_and_deviation(values: list[float]) -> str:
+    """Of one run only the value, of none nothing."""
     if not values:
         return ""
     return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")

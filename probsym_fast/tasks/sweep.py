@@ -17,9 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
-
 from probsym_fast._files import write_atomically
+from probsym_fast.tasks.by_samples import mean_and_deviation
 from probsym_fast.tasks.comparison import Comparison, results_of
 from probsym_fast.training.callbacks import Stopped
 from probsym_fast.training.ownership import owned
@@ -199,10 +198,8 @@ class Sweep:
         for name in config.runs:
             places = [where for _, _, _, where in self.comparison.runs(self.folder) if where.parent.name == name]
             done = [where for where in places if (where / "results.json").is_file()]
-            values = torch.tensor([self.comparison.figure(results_of(where)) for where in done], dtype=torch.float64)
+            figure = mean_and_deviation([self.comparison.figure(results_of(where)) for where in done])
             costs = [cost for where in done if (cost := self.costs.get(self._key(where)))]
-            figure = f"{values.mean():.4f}" if done else ""
-            figure += f" ± {values.std():.4f}" if len(done) > 1 else ""
             cells = [name, figure, f"{len(done)} of {len(places)}"]
             if costs:
                 mean = [sum(getattr(c, key) for c in costs) / len(costs) for key in ("seconds", "cpu_seconds")]

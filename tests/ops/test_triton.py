@@ -489,10 +489,10 @@ def test_images_of_any_number_share_their_kernels(monkeypatch):
 
 
 NETWORKS = {"gin": 6, "message_passing": 6, "mlp": 3, "transformer": 6, "vector_edge_convolution": 6}  # op -> kernels
-NO_PRODUCTS = {"sum_rows", "pool", "product", "activate", "nearest", "norm_moments", "chosen", "chosen_gradient"}
+NO_PRODUCTS = {"sum_rows", "pool", "activate", "nearest", "norm_moments", "chosen", "chosen_gradient"}
 NO_PRODUCTS |= {"count", "fill", "maps_gradient"}
 NARROW_READS = {"count", "fill", "nearest"}  # of integers, and of clouds, in whatever number
-NARROW_WRITES = NARROW_READS | {"sum_rows", "pool", "product", "norm_moments", "choose", "chosen"}
+NARROW_WRITES = NARROW_READS | {"sum_rows", "pool", "norm_moments", "choose", "chosen"}
 NARROW_WRITES |= {"attention", "attention_gradient"}
 
 

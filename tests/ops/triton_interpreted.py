@@ -110,6 +110,16 @@ def scans_of_blocks(monkeypatch):
 CALLS_OF_TRITON = [name for name in KERNELS if name in CALLS]  # with a gradient
 
 
+def check_memory(results, arguments) -> None:
+    """As a compiled program expects it of an op: each result begins its own memory, and all of it is set."""
+    made = [x for x in results if isinstance(x, torch.Tensor) and x.numel()]
+    assert all(x.storage_offset() == 0 for x in made)
+    assert len({x.untyped_storage().data_ptr() for x in made}) == len(made)
+    numbers = [x for x in arguments if isinstance(x, torch.Tensor) and x.is_floating_point()]
+    if all(x.isfinite().all() for x in numbers):
+        assert all(x.isfinite().all() for x in made)
+
+
 class Through(torch.autograd.Function):
     """The launchers of an op as the dispatcher calls them, by the names in the op's schemas."""
 
@@ -117,6 +127,7 @@ class Through(torch.autograd.Function):
     def forward(ctx, name, *arguments):
         out = _lazy(name, "forward")(*arguments)
         out = out if isinstance(out, tuple) else (out,)
+        check_memory(out, arguments)
         ctx.name, ctx.arguments, ctx.out = name, arguments, out
         return out[0]  # of several results the first has the gradient
 
@@ -130,6 +141,7 @@ class Through(torch.autograd.Function):
         known |= {f"needs_{x}": needed for x, needed in zip(names, ctx.needs_input_grad[1:], strict=True)}
         found = _lazy(ctx.name, "backward")(*(known[x.name] for x in op.backward._schema.arguments))
         found = found if isinstance(found, tuple) else (found,)
+        check_memory(found, (d_out, *ctx.arguments))
         gives = dict(zip((x.name for x in op.backward._schema.returns), found, strict=True))
         for x, needed in zip(names, ctx.needs_input_grad[1:], strict=True):
             if needed:

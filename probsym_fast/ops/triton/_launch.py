@@ -110,15 +110,15 @@ class Kernel:
     def _key(self, device, arguments, sizes, constants) -> tuple[tuple, list]:
         """All that the configuration and the compiled kernel depend on; and the arguments, tensors as addresses.
 
-        Of an argument: its type and, unless it is ragged, what divides it. A tensor that is not on a GPU has a key of its
-        own, so triton sees it and refuses it.
+        Of an argument: its type and, unless it is ragged, what divides it. A tensor that is not on this GPU has a key of
+        its own, so triton sees it and refuses it.
         """
         key: list[Any] = [device.index, torch.are_deterministic_algorithms_enabled()]
         given: list[Any] = []
         for x, ragged in zip(arguments, self.ragged, strict=False):
             if isinstance(x, Tensor):
                 address = x.data_ptr()
-                key += x.dtype, x.is_cuda, ragged or address % 16 == 0
+                key += x.dtype, x.get_device(), ragged or address % 16 == 0
                 given.append(address)
                 continue
             if type(x) is int:

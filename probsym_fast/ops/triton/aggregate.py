@@ -17,7 +17,6 @@ from probsym_fast.ops.triton.items import graph_of
 from probsym_fast.ops.triton.rows import activation
 
 AHEAD: tl.constexpr = tl.constexpr(4)  # entries of a list whose loads do not wait for each other
-PART = 4096  # values that one program sums in the gradient of `own`
 LEAST_TILE: tl.constexpr = tl.constexpr(512)  # of the configurations of `_sum_rows`
 MANY = 1024  # programs, beyond which each takes whole rows
 
@@ -137,16 +136,6 @@ def _sum_rows(
         tl.store(p_parts + tl.program_id(1) * parts + i_part + o_s, tl.where(o_s == 0, b_part, 0.0), mask=m_s)
 
 
-@kernel({"num_warps": 4})
-def _product(p_x, p_y, p_out, count, ACT: tl.constexpr, BLOCK: tl.constexpr):
-    """out[part] = the sum of x y, or act(x) y, over a part."""
-    i_part = tl.program_id(0).to(tl.int64)
-    o_k = i_part * BLOCK + tl.arange(0, BLOCK)
-    b_x = read(p_x + o_k, o_k < count, None, ACT)
-    b_y = tl.load(p_y + o_k, mask=o_k < count, other=0).to(tl.float32)
-    tl.store(p_out + i_part, tl.sum(b_x * b_y, 0))
-
-
 def _check(x: Tensor, edges: Tensor, ptr: Tensor | None, own: Tensor | None, d_sums: Tensor | None = None) -> None:
     rows, (_, E) = x.shape[0], check_axes("edge_index", edges, 2)
     offsets = 1 if ptr is None else check_axes("ptr", ptr, 1)[0]
@@ -216,13 +205,6 @@ def _sum_rows_of(x, adjacency, ptr, own, bias, act, z, other, sums, products) ->
     return sums, parts
 
 
-def sum_of_products(x: Tensor, y: Tensor, act: str = "") -> Tensor:
-    """() float32, of all x y, or act(x) y; both contiguous."""
-    parts = torch.empty(cdiv(x.numel(), PART), dtype=torch.float32, device=x.device)
-    _product(lambda settings: (parts.numel(),), x, y, parts, x.numel(), ACT=act, BLOCK=PART)
-    return parts.sum()
-
-
 def _adjacency(x: Tensor, edges: Tensor, ptr: Tensor | None, from_axis: int) -> tuple[Tensor, Tensor]:
     return lists(edges.contiguous(), from_axis, x.shape[0] - (0 if ptr is None else ptr.shape[0] - 1))
 
@@ -247,7 +229,7 @@ def backward(
         return sum_rows(d_sums, _adjacency(x, edge_index, ptr, 1), ptr, own) if needs_x else None, None
     assert own is not None  # its gradient is asked for
     if not needs_x:
-        return None, sum_of_products(x.contiguous(), d_sums).to(own.dtype)
+        return None, (x.float() * d_sums).sum().to(own.dtype)
     adjacency = _adjacency(x, edge_index, ptr, 1)
     d_x, d_own = sum_rows_and_products(d_sums, adjacency, ptr, own, other=x.contiguous())
     return d_x, d_own.to(own.dtype)

@@ -19,7 +19,7 @@ from probsym_fast.ops.gin import ACTIVATIONS, beyond_kernels, weights_of
 from probsym_fast.ops.reference._parts import Parts
 from probsym_fast.ops.triton import Refused
 from probsym_fast.ops.triton._launch import cdiv, check_axes, check_counts, check_tensors, kernel, width_block
-from probsym_fast.ops.triton.aggregate import lists, sum_of_products, sum_rows, sum_rows_and_products
+from probsym_fast.ops.triton.aggregate import lists, sum_rows, sum_rows_and_products
 from probsym_fast.ops.triton.rows import activate, activation, learn, linear
 
 BYTES = 2**28  # of states and gradients at a time
@@ -148,7 +148,7 @@ class Call:
                 d_x, own = sum_rows_and_products(d_z, self.out_of, None, self.own[0], other=x)
                 d_own[0] += own
                 return d_x
-            d_own[0] += sum_of_products(x, d_z)
+            d_own[0] += (x * d_z).sum()
         return sum_rows(d_z, self.out_of, own=self.own[0]) if needs_x else d_z
 
 

@@ -13,6 +13,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from probsym_fast.ops.triton import Refused
 from probsym_fast.ops.triton._launch import bucket, cdiv, check_counts, kernel, precision
 from probsym_fast.ops.triton.items import places_of_slots
 from probsym_fast.ops.triton.patches import Patches
@@ -162,6 +163,8 @@ class MatrixGradient:
     """
 
     def __init__(self, x: Patches, most_places: int):
+        if not 1 <= most_places <= max(1, x.slots.shape[0]):
+            raise Refused(ValueError, f"most_places must be 1 to the {x.slots.shape[0]} places, got {most_places}")
         self.x, self.most = x, most_places
         self.places = places_of_slots(x.slots, x.N, self.most)
         self.line = x.N * x.C

@@ -54,18 +54,19 @@ def _find_ends(
 @kernel({"num_warps": 4})
 def _place_ends(
     p_begin, p_end, p_key, p_items, p_ptr, p_rank, p_places, p_cells, p_values, p_at, p_value,
-    ends, M, S, N, C, graphs, grid, patch, Q, AXES: tl.constexpr, BLOCK: tl.constexpr,
+    ends, M, S, N, C, graphs, grid, patch, Q, programs, AXES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """at[sample of the graph, copy, end in the lists' order]: 2 x + axis, x = where Z of the end's other side begins.
 
-    x counts from the sample's rows; -1 if that side has no such copy. value: of each end, in that order.
+    x counts from the sample's rows; -1 if that side has no such copy. value: of each end, in that order. `programs` take a
+    sample's copy; all are on one axis of the grid, as the others end at 65,535.
     """
-    i_sample, i_copy = tl.program_id(1) // Q, tl.program_id(1) % Q
-    o_e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    i_line, o_e = tl.program_id(0) // programs, tl.program_id(0) % programs * BLOCK + tl.arange(0, BLOCK)
+    i_sample, i_copy = i_line // Q, i_line % Q
     m_e = o_e < tl.load(p_begin + graphs * N)
     b_end = tl.load(p_end + o_e, mask=m_e, other=0)
     b_item, b_axis, b_c = (b_end // C % M).to(tl.int64), b_end // C // M, b_end % C
-    if tl.program_id(1) == 0:
+    if i_line == 0:
         b_value = tl.load(p_values + b_item * C + b_c, mask=m_e, other=0)
         tl.store(p_value + o_e, b_value.to(tl.float32), mask=m_e)
     b_at = b_c * patch
@@ -82,7 +83,7 @@ def _place_ends(
         b_cell = tl.load(p_cell + b_q // patch, mask=b_q >= 0, other=0) * b_area * C
         b_line = b_cell * tl.load(p_cell + grid, mask=m_e, other=0) + b_q % patch * patch
         b_at = tl.where(b_q >= 0, b_c * b_area + tl.where(b_axis == 0, b_cell + b_q % patch, b_line), -1)
-    tl.store(p_at + tl.program_id(1) * ends + o_e, tl.where(b_at >= 0, 2 * b_at + b_axis, -1), mask=m_e)
+    tl.store(p_at + i_line * ends + o_e, tl.where(b_at >= 0, 2 * b_at + b_axis, -1), mask=m_e)
 
 
 @kernel(
@@ -220,8 +221,9 @@ def permutation_gradient(
     begin, end = group(key, x.B * x.N)
     used = UsedTokens(x.slots, x.ptr.diff(), x.S, x.N, x.grid, x.axes)
     _place_ends(
-        lambda settings: (count, x.S * copies), begin, end, key, x.items, x.ptr, x.rank, x.places, used.cells, values,
-        at, value, ends, x.M, x.S, x.N, C, x.B, x.grid, x.patch, copies, AXES=x.axes, BLOCK=BLOCK,
+        lambda settings: (count * x.S * copies,), begin, end, key, x.items, x.ptr, x.rank, x.places, used.cells, values,
+        at, value, ends, x.M, x.S, x.N, C, x.B, x.grid, x.patch, copies, count, AXES=x.axes,
+        BLOCK=BLOCK,
     )  # fmt: skip
     parts, block = min(PARTS, cdiv(x.N, 2)), min(PLACES, bucket(places))
     blocks = cdiv(places, block)

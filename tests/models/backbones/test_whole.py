@@ -77,6 +77,19 @@ def test_every_parameter_gets_a_gradient(key):
         assert_near(same[name], gradient, GRADIENT)
 
 
+def test_positions_outside_the_buffers_are_forgotten():
+    """As an older timm has them, which would stay on the device of the first pass."""
+    model = timm.create_model("convit_tiny", img_size=48, **MODELS["convit"][1])
+    attention = [x for x in model.modules() if hasattr(x, "rel_indices")]
+    for module in attention:
+        module._buffers.pop("rel_indices", None)
+        module.rel_indices = torch.zeros(1, 1, 1, 3)
+    net = timm_backbone(model)
+    assert attention and all(x.rel_indices.shape == (1, 1, 1, 3) for x in attention)
+    assert net(torch.randn(2, net.tokens, net.width)).isfinite().all()
+    assert all(x.rel_indices.shape == (1, net.tokens, net.tokens, 3) for x in attention)
+
+
 def test_weights(tmp_path):
     """Of timm's model, with its patch embedding and head, and of a run."""
     net, model, _ = net_and_model("cait")
