@@ -1,5 +1,6 @@
 """The model of the GPU kernels: what it reads, counts and says, and that its check notices what has become worse."""
 
+import ast
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from benchmarks.gpu_model.devices import DEVICES, resident
 from benchmarks.gpu_model.launches import Launch
 from benchmarks.gpu_model.record import recorded
 from probsym_fast import ops
+from probsym_fast.ops import triton as triton_ops
 from probsym_fast.ops.triton import KERNELS, act_orthogonal, linear_batch_norm_relu
 
 KEPT = {"stack": 0, "load": 128, "store": 64, "iteration": [100.0, 40.0]}
@@ -149,6 +151,14 @@ def test_what_a_call_would_launch():
     (aggregated,) = recorded(lambda: ops.aggregate(zeros(9, 4, leaf=False), torch.zeros(2, 3, dtype=torch.int64)))
     assert {"count", "fill"} <= {x.kernel for x in aggregated.steps if isinstance(x, Launch)}
     assert "cumsum" in {x.name for x in aggregated.steps if not isinstance(x, Launch)}
+
+
+def test_every_hint_is_of_a_loop_that_is_there():
+    """A loop that was rewritten would otherwise lose its prediction, and leave its hint behind."""
+    loops = set()
+    for path in Path(triton_ops.__file__).parent.glob("*.py"):
+        loops |= {ast.unparse(x.iter) for x in ast.walk(ast.parse(path.read_text())) if isinstance(x, ast.For)}
+    assert {text for _, text in source.HINTS} <= loops
 
 
 def test_measured_stands_beside_predicted(tmp_path):

@@ -84,7 +84,7 @@ def embeddings(dtype: torch.dtype) -> Iterator[Case]:
         shapes.embed(444, B, M, S, dtype),
         partial(sparse, B, S, M),
         kind_of(dtype),
-        {"mean_nodes": sum(sizes) / B},
+        {"mean_nodes": sum(sizes) / B, "channels": 8},
     )
     sizes, S = pattern_like("cuda")
     B, used = len(sizes), [min(GRID, -(-n // 14)) / GRID for n in sizes]
@@ -119,7 +119,7 @@ def readouts(dtype: torch.dtype) -> Iterator[Case]:
         sizes, S, N = read_like(where, "cuda")
         B, items = len(sizes), sum(sizes)
         needs, call = shapes.readout(where, N, B, items, S, dtype), partial(run, axes, B, S, N, items)
-        yield Case("readout", needs, call, kind_of(dtype), {"mean_nodes": sum(sizes) / B})
+        yield Case("readout", needs, call, kind_of(dtype), {"mean_nodes": sum(sizes) / B, "channels": 1})
 
 
 def messages(dtype: torch.dtype) -> Iterator[Case]:

@@ -56,38 +56,39 @@ def _nodes(x: Any) -> float:
 # (kernel, what its loop runs over) -> trips; the arguments of the launch are attributes, tensors included,
 # and `launched` is its grid
 HINTS: dict[tuple[str, str], list[Callable[[Any], float]]] = {
-    ("sum_rows", "range(0, tl.max(b_count, 0), AHEAD)"): [lambda x: _per(x.p_entry.shape[0], x.nodes, 4) * _nodes(x)],
-    ("sum_rows", "range(b_first, b_last, BLOCK_R)"): [
-        lambda x: _per(x.nodes, x.graphs, x.TILE // x.BLOCK_W) * (1 - _nodes(x))
+    ("sum_rows", "range(tl.program_id(1) * BLOCK_W, width, BLOCK_W * tl.num_programs(1))"): [
+        lambda x: _per(x.width, x.launched[1], x.BLOCK_W) * (1 - _nodes(x)),
+        lambda x: _per(x.width, x.launched[1], x.BLOCK_W) * _nodes(x),
+        lambda x: _per(x.width, x.launched[1], x.BLOCK_W),
     ],
+    ("sum_rows", "range(0, tl.max(b_count, 0), AHEAD)"): [lambda x: _per(x.p_entry.shape[0], x.nodes, 4)],
+    ("sum_rows", "range(b_first, b_last, BLOCK_R)"): [lambda x: _per(x.nodes, x.graphs, x.TILE // x.BLOCK_W)],
     ("pool", "range(b_first, b_last, BLOCK_E)"): [lambda x: _per(x.nodes, x.p_ptr.shape[0] - 1, x.BLOCK_E)],
     ("iterate_backward", "range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0))"): [
         lambda x: -(-x.rows // x.ROWS) / x.launched[0]
     ],
     **{(name, "range(0, b_n, BLOCK)"): [lambda x: -(-x.N // x.BLOCK)] * 3 for name in ("keys", "to_scores")},
     # of lists of (entry, channel) pairs: one channel of each entry is not zero
-    ("scatter", "range(tl.where(tl.max(b_end - b_begin, 0) > 0, tl.minimum(tokens - i_t, BLOCK_T).to(tl.int32), 0))"): [
-        lambda x: x.BLOCK_T
+    ("scatter", "range(b_first, b_last, BLOCK_E)"): [
+        lambda x: _per(x.p_row.shape[0] / x.p_weight.shape[1], x.launched[0], x.BLOCK_E)
     ],
-    ("scatter", "range(b_first, b_last, BLOCK_E)"): [lambda x: _per(x.p_pair.shape[0] / x.C, x.tokens, x.BLOCK_E)],
     ("weight_gradient", "range(b_first, b_last, BLOCK_E)"): [
-        lambda x: _per(x.p_pair.shape[0] / x.C, x.rows / x.C * x.splits, x.BLOCK_E)
+        lambda x: _per(x.p_row.shape[0] / x.channels, x.rows * x.splits, x.BLOCK_E)
     ],
-    ("reduce_rows", "range(i_part, tl.where(tl.max(m_p.to(tl.int32), 0) > 0, b_nodes, 0), parts)"): [
-        lambda x: x.mean_nodes / x.parts * x.mean_nodes / x.N
+    ("reduce_rows", "range(i_part * BLOCK_R, b_rows, parts * BLOCK_R)"): [
+        lambda x: _per(x.mean_nodes, x.parts, x.BLOCK_R) * x.mean_nodes / x.N
     ],
-    ("reduce_rows", "range(b_first, b_last, BLOCK_K)"): [
+    ("reduce_rows", "range(0, tl.max(b_last - b_first, 0), BLOCK_K)"): [
         lambda x: _per(x.ends / x.C, x.graphs * x.mean_nodes, x.BLOCK_K)
     ],
     ("cut", "range(0, tl.where(tl.program_id(0) * BLOCK_M < b_rows, row, 0), BLOCK_X)"): [
         lambda x: x.used * -(-x.row // x.BLOCK_X)
     ],
-    ("multiply_transposed", "range(b_first, b_last, BLOCK_M)"): [
-        lambda x: _per(x.used * x.p_rows.shape[0], x.splits, x.BLOCK_M)
+    ("multiply_transposed", "range(i_part.to(tl.int32) * b_part, b_last, BLOCK_M)"): [
+        lambda x: _per(x.used * x.p_rows.shape[0] * (x.last - x.first) / (x.S * x.graphs), x.splits, x.BLOCK_M)
     ],
-    ("reduce_matrix", "range(0, b_width, BLOCK_K)"): [
-        lambda x: x.filled**2 * -(-x.filled * x.N * x.C // x.BLOCK_K),
-        lambda x: x.filled**2 * -(-x.filled * x.N * x.C // x.BLOCK_K),
+    ("reduce_matrix", "range(0, 2 * b_steps)"): [
+        lambda x: 2 * x.filled**2 * -(-x.filled * x.N * x.words * x.WORD // x.BLOCK_K)
     ],
     ("reduce_identifiers", "range(0, tl.where((i_block * BLOCK_I < b_nodes) & (j < b_nodes), D, 0), BLOCK_K)"): [
         lambda x: x.filled**2 * -(-x.D // x.BLOCK_K)
