@@ -386,7 +386,10 @@ def test_weights_of_a_head(chunk):
         few, many = (psf.equivariance_error(f, batch, samples=count) for count in (1, 64))
         assert few / many > 3  # 1 / sqrt(S): 8
     assert_near(f(batch, S, seed=3, reduce="mean")[0]["prediction"]["graph"], each["prediction"]["graph"].mean(0))
-    with pytest.raises(ValueError, match=r"^estimate: the model's reduce must be 'mean', got 'weighted'$"):
+    f.reduce = "max"
+    with pytest.raises(
+        ValueError, match=r"^estimate: the model's reduce must be one of \('mean', 'weighted'\), got 'max'$"
+    ):
         f.estimate(batch, S)
 
 

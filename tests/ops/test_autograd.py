@@ -149,7 +149,7 @@ def test_second_derivatives_keep_nothing(side):
         return torch.autograd.grad(first.square().sum(), a)[0]
 
     assert torch.equal(step(), step(checkpoints=False))
-    assert peak_memory(lambda: [step().sum().item() for _ in range(20)], "cpu") == peak_memory(step, "cpu")
+    assert peak_memory(lambda: [step().sum().item() for _ in range(20)], "cpu") <= peak_memory(step, "cpu")
 
 
 def test_names_without_meaning_are_refused(side):
@@ -173,4 +173,4 @@ def test_a_checkpoint_that_ends_its_recomputation_early_leaves_nothing_behind(si
         a.grad = None
 
     step()
-    assert peak_memory(lambda: [step() for _ in range(20)], "cpu") == peak_memory(step, "cpu")
+    assert peak_memory(lambda: [step() for _ in range(20)], "cpu") <= peak_memory(step, "cpu")
