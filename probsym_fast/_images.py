@@ -46,6 +46,8 @@ class Images(Batch):
                     f"{owner}: {name} must have {len(axes)} axes ({', '.join(axes)}), got {tuple(x.shape)}"
                 )
         super().check()
+        if 0 in self.pixels.shape[1:]:
+            raise ValueError(f"{owner}: pixels must have a channel and a pixel or more, got {tuple(self.pixels.shape)}")
         if not self.pixels.is_floating_point():
             raise TypeError(f"{owner}: pixels must be floating point, got {self.pixels.dtype}")
         if self.key is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast._autocast import without_autocast
-from probsym_fast._checks import check_type
+from probsym_fast._checks import check_type, looks_at_values
 from probsym_fast._inputs import embedded
 from probsym_fast.batches import Batch
 from probsym_fast.distributions.discrete import Discrete
@@ -19,7 +19,8 @@ from probsym_fast.groups import Group, narrow
 class Scored(Discrete):
     """A `Discrete` with log p the log-softmax over candidates g of the scores s(g^-1 x) of a network.
 
-    Raises TypeError for parts of another type.
+    Raises TypeError for parts of another type. A call raises ValueError for scores that are not finite (on a GPU only in
+    debug mode).
     """
 
     def __init__(self, group: Group, network: nn.Module, embed: nn.Module | None, **settings: bool):
@@ -51,6 +52,8 @@ class Scored(Discrete):
             raise TypeError(f"{owner}: the network's scores must be a Tensor, got {type(found).__name__}")
         if tuple(found.shape) not in (shape, (*shape, 1)):
             raise ValueError(f"{owner}: the network's scores must be {axes} = {shape}, got {tuple(found.shape)}")
+        if looks_at_values(found) and not found.isfinite().all():
+            raise ValueError(f"{owner}: the network's scores must be finite, got NaN or infinity")
         return found.reshape(shape)
 
 

@@ -55,6 +55,14 @@ def test_the_mask_moves_along():
         ({"pixels": None}, TypeError, "pixels must be a Tensor, got NoneType"),
         ({"pixels": torch.zeros(3, 4, 4)}, ValueError, "pixels must have 4 axes (B, C, H, W), got (3, 4, 4)"),
         ({"pixels": torch.zeros(2, 3, 4, 4).byte()}, TypeError, "pixels must be floating point, got torch.uint8"),
+        *(
+            (
+                {"pixels": torch.zeros(shape), "mask": None},
+                ValueError,
+                f"pixels must have a channel and a pixel or more, got {shape}",
+            )
+            for shape in ((2, 0, 4, 4), (2, 3, 0, 4), (2, 3, 4, 0))
+        ),
         ({"mask": torch.zeros(2, 1, 4, 4)}, ValueError, "mask must have 3 axes (B, H, W), got (2, 1, 4, 4)"),
         ({"mask": torch.zeros(2, 5, 4)}, ValueError, "axis 1 of mask must be height = 4, got (2, 5, 4)"),
         ({"mask": torch.zeros(2, 4, 5)}, ValueError, "axis 2 of mask must be width = 4, got (2, 4, 5)"),

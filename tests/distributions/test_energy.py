@@ -1,12 +1,13 @@
 """Discrete distributions and energies: equivariance, sampling, weights without bias, penalties, what is refused."""
 
+import math
 import re
 
 import pytest
 import torch
 from torch import nn
 
-from probsym_fast import Symmetrized, equivariance_error, models
+from probsym_fast import PointClouds, Symmetrized, equivariance_error, models
 from probsym_fast.distributions import Discrete, Energy, Uniform
 from probsym_fast.draws import KINDS
 from probsym_fast.groups import Cyclic, Dihedral, Draws, Orthogonal
@@ -34,6 +35,14 @@ class Coordinates(nn.Module):
 
     def forward(self, batch, group, g):
         return group.act(g, batch.positions, "np", inverse=True).flatten(2)
+
+
+class Bad(nn.Module):
+    """A score of infinity for the first input, 0 for the others."""
+
+    def forward(self, x):
+        scores = torch.zeros(x.size if isinstance(x, PointClouds) else x.shape[:2])
+        return scores.index_fill(0, torch.tensor(0), math.inf)
 
 
 def energies(group) -> dict[str, Energy]:
@@ -216,6 +225,15 @@ def test_penalties():
             lambda: Energy(Cyclic(2), nn.Identity(), Coordinates())(clouds(d=2), 1),
             ValueError,
             "Energy: the network's scores must be (B, order) = (2, 2), got (2, 2, 10)",
+        ),
+        *(
+            (
+                lambda embed=embed, settings=settings: Energy(Cyclic(2), Bad(), embed, **settings)(clouds(d=2), 1),
+                ValueError,
+                "Energy: the network's scores must be finite, got NaN or infinity",
+            )
+            for embed in (None, Coordinates())
+            for settings in ({}, {"best": True}, {"replacement": True})
         ),
         (
             lambda: Energy(Cyclic(2), nn.Identity())(clouds(d=2), 1),
