@@ -130,7 +130,7 @@ def recomputes(backbone: nn.Module, batch: Any) -> bool:
     if not isinstance(backbone, OnePass) or backbone.recompute:
         return False
     weight = next(backbone.parameters(), None)
-    backbone.recompute = weight is not None and backbone.why_modules(batch.device, weight.dtype) is None
+    backbone.recompute = weight is not None and backbone.why_not(batch.device, weight.dtype) is None
     return backbone.recompute
 
 

@@ -306,10 +306,10 @@ def test_modules_give_the_same_either_way(name):
     leaves = [x.double().requires_grad_() if isinstance(x, torch.Tensor) else x for x in inputs]
     where = {GINBackbone: "out", MLP: "layers.1"}.get(type(module), "embed")
     first = module.get_submodule(where)
-    assert module.why_modules(leaves[0].device, torch.float64) is None and "one pass" in str(module)
+    assert module.why_not(leaves[0].device, torch.float64) is None and "one pass" in str(module)
     found = module(*leaves)
     handle = first.register_forward_hook(lambda *_: None)  # what a hook would see is computed by modules
-    assert module.why_modules(leaves[0].device, torch.float64) == f"{where} has a hook"
+    assert module.why_not(leaves[0].device, torch.float64) == f"{where} has a hook"
     assert f"by modules: {where} has a hook" in str(module)
     expected = module(*leaves)
     handle.remove()
@@ -377,7 +377,7 @@ def test_parts_in_another_order_go_by_modules():
     module.one_pass = True
     parts = module.layers._modules
     parts["0"] = parts.pop("0")  # the activation now comes last
-    assert module.why_modules(x.device, x.dtype) == "the parts have another order"
+    assert module.why_not(x.device, x.dtype) == "the parts have another order"
     assert torch.equal(module(x), module.layers(x))
 
 
@@ -393,7 +393,7 @@ def test_what_a_pass_would_miss_goes_by_modules(monkeypatch):
     def why(change=lambda module: None, dtype=torch.float32, **settings):
         module = Transformer(6, 8, 2, 2, 12, 5, **settings)
         change(module)
-        return module.why_modules(device, dtype)
+        return module.why_not(device, dtype)
 
     assert why() is None and why(dropout=0.1) == "dropout drops 0.1"
     assert why(lambda m: m.eval(), dropout=0.1) is None
@@ -414,34 +414,34 @@ def test_what_a_pass_would_miss_goes_by_modules(monkeypatch):
     assert why(lambda m: setattr(m, "one_pass", False)) == "one_pass is False"
     module = Transformer(6, 8, 2, 2, 12, 5)
     with torch.autocast("cpu", torch.float16):
-        assert module.why_modules(device, torch.float32) is None  # in float32
+        assert module.why_not(device, torch.float32) is None  # in float32
         module.one_pass = True
         y = module(x)
     assert torch.equal(y, module(x).half())
     with torch.autocast("cpu", torch.bfloat16):
-        assert MLP([6, 8, 3]).why_modules(device, torch.float32) == "autocast is on"
-    assert MLP([6, 8, 3]).bfloat16().why_modules(device, torch.bfloat16) == "in bfloat16 the modules are faster"
+        assert MLP([6, 8, 3]).why_not(device, torch.float32) == "autocast is on"
+    assert MLP([6, 8, 3]).bfloat16().why_not(device, torch.bfloat16) == "in bfloat16 the modules are faster"
     for wide in (
         Transformer(6, 132, 1, 2, 12, 5),
         Transformer(6, 128, 1, 2, 129, 5),
         MessagePassing(width=129),
         GINBackbone(129, 1, 3, "relu"),
     ):
-        assert wide.why_modules(device, torch.float32) is None
+        assert wide.why_not(device, torch.float32) is None
         for multiplies, dtype in ((False, torch.bfloat16), (True, torch.bfloat16), (True, torch.float16)):
             monkeypatch.setattr(fused, "multiplies_bf16", lambda multiplies=multiplies: multiplies)
             takes = multiplies and dtype == torch.bfloat16 and isinstance(wide, Transformer)
             with torch.autocast("cpu", dtype):
-                assert wide.why_modules(device, torch.float32) == (None if takes else "autocast is on")
-    assert Transformer(6, 512, 2, 2, 12, 5).why_modules(device, torch.float32) == (
+                assert wide.why_not(device, torch.float32) == (None if takes else "autocast is on")
+    assert Transformer(6, 512, 2, 2, 12, 5).why_not(device, torch.float32) == (
         "5 tokens, width 512, feedforward 12, 2 layers"
     )
     backbone = GINBackbone(6, 2, 3, "relu")
     backbone.activation = nn.SiLU()
-    assert backbone.why_modules(device, torch.float32) == "activation is SiLU, not ReLU"
-    assert MLP([6, 129, 3]).why_modules(device, torch.float32) == "width 129"
-    assert MLP([6, 3]).why_modules(device, torch.float32) == "fewer than two linear maps"
-    assert MessagePassing(layers=0).why_modules(device, torch.float32) == "width 60, 0 layers"
+    assert backbone.why_not(device, torch.float32) == "activation is SiLU, not ReLU"
+    assert MLP([6, 129, 3]).why_not(device, torch.float32) == "width 129"
+    assert MLP([6, 3]).why_not(device, torch.float32) == "fewer than two linear maps"
+    assert MessagePassing(layers=0).why_not(device, torch.float32) == "width 60, 0 layers"
 
 
 @pytest.mark.skipif("triton" not in OPS["transformer"].backends("cuda"), reason="no triton")
@@ -463,10 +463,10 @@ def test_a_gpu_takes_the_pass_where_it_is_asked_for():
         (fused(64, 1), heads.format(32, 64)),
         (MessagePassing(out_features=257), "its kernels take at most 256 features of the width or output, got 257"),
     ):
-        assert module.why_modules(gpu, torch.float32) == (expected or "one_pass is not True on cuda")
+        assert module.why_not(gpu, torch.float32) == (expected or "one_pass is not True on cuda")
         module.one_pass = True
-        assert module.why_modules(gpu, torch.float32) == expected
-    assert modules()["transformer"][0].why_modules(gpu, torch.float64) == "no kernel for cuda, float64"
+        assert module.why_not(gpu, torch.float32) == expected
+    assert modules()["transformer"][0].why_not(gpu, torch.float64) == "no kernel for cuda, float64"
 
 
 @built
@@ -489,7 +489,7 @@ def test_a_hook_on_any_part_is_called(name):
     module(*inputs)
     handle.remove()
     assert len(calls) > len(parts) / 2
-    assert module.why_modules(inputs[0].device, torch.float32) is None
+    assert module.why_not(inputs[0].device, torch.float32) is None
 
 
 @built
@@ -500,11 +500,11 @@ def test_weights_registered_again_keep_their_places():
     expected, weight = module(x), linear.weight
     del linear.weight
     linear.register_parameter("weight", weight)
-    assert list(linear._parameters) == ["bias", "weight"] and module.why_modules(x.device, x.dtype) is None
+    assert list(linear._parameters) == ["bias", "weight"] and module.why_not(x.device, x.dtype) is None
     torch.testing.assert_close(module(x), expected)
     again = copy.deepcopy(module)
-    assert again.why_modules(x.device, x.dtype) is None
-    assert pickle.loads(pickle.dumps(module)).why_modules(x.device, x.dtype) is None
+    assert again.why_not(x.device, x.dtype) is None
+    assert pickle.loads(pickle.dumps(module)).why_not(x.device, x.dtype) is None
 
 
 @pytest.mark.parametrize(("graphs", "samples"), [(1, 4), (1, 1), (3, 1), (3, 4)])
@@ -651,7 +651,7 @@ def test_gin_of_any_size(layers, out):
     x, graphs, weights = torch.randn(8, 3, 2), ring(2), 0.1 * torch.randn(gin_weights(2, layers, out).numel())
     y, expected = (gin(x, *graphs, weights, layers=layers, out_features=out, backend=b) for b in ("auto", "reference"))
     assert torch.equal(y, expected)
-    assert "its kernels take at most" in GINBackbone(2, layers, out, "relu").why_modules(x.device, x.dtype)
+    assert "its kernels take at most" in GINBackbone(2, layers, out, "relu").why_not(x.device, x.dtype)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,8 +61,12 @@ class OnePass(nn.Module):
         """Called once all parts are there: remembers them."""
         self._structure = structure(self)
 
-    def why_modules(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Why inputs like these go through the modules one by one; None: all layers run as one op."""
+    def why_modules(self, *inputs: Any) -> str | None:
+        """Why a call with these inputs runs the modules one by one; None: it runs all layers as one op."""
+        return self.why_not(inputs[0].device, inputs[0].dtype) or self.unfit(*inputs)
+
+    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why inputs of this device and dtype, whatever their sizes, never run as one op; None: some do."""
         if (reason := self.why_not_as_built()) is not None:
             return reason
         autocast = autocasts(device) and dtype != torch.float64  # which it leaves as it is
@@ -118,9 +124,20 @@ class OnePass(nn.Module):
         """From how many sequences on the op is faster: a vector of 16 takes as long for one."""
         return 1
 
-    def too_few(self, count: int) -> bool:
-        """Whether there are too few sequences. A program takes the op for any number, and so does one_pass = True."""
-        return self.one_pass is None and not torch.compiler.is_compiling() and count < self.fewest()
+    def unfit(self, *inputs: Any) -> str | None:
+        """Why inputs of these sizes do not run as one op."""
+        raise NotImplementedError
+
+    def asked(self) -> bool:
+        """Whether to take the op also where it is not faster, for few inputs: in a program, and with one_pass = True."""
+        return bool(self.one_pass) or torch.compiler.is_compiling()
+
+    def too_few(self, shape: Sequence[int], what: str = "sequences") -> str | None:
+        """Why inputs with these leading axes are too few for the op to be faster."""
+        if self.asked():
+            return None
+        count, fewest = math.prod(shape), self.fewest()
+        return f"{count} {what}, fewer than {fewest}" if count < fewest else None
 
     def faster_than_half(self, bf16: bool) -> bool:
         """Whether the op is faster on a CPU than the modules in bfloat16; bf16: it multiplies in bfloat16 too."""
@@ -132,7 +149,7 @@ class OnePass(nn.Module):
 
     def extra_repr(self) -> str:
         weight = next(self.parameters(), None)
-        reason = "no weights" if weight is None else self.why_modules(weight.device, weight.dtype)
+        reason = "no weights" if weight is None else self.why_not(weight.device, weight.dtype)
         return "one pass" if reason is None else f"by modules: {reason}"
 
 

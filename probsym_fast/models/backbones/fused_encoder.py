@@ -63,9 +63,7 @@ class FusedEncoder(OnePass):
                 f"FusedEncoder: lengths must be {tuple(lead)} int64, got {tuple(lengths.shape)} {lengths.dtype}"
             )
         x, lengths = x.reshape(-1, *x.shape[-2:]), None if lengths is None else lengths.flatten()
-        # under a transform the op is its reference, which has every derivative; the encoder has not
-        reason = self.why_not_as_built() if transformed() else self.why_modules(x.device, x.dtype)
-        if x.shape[1] > TOKENS or reason is not None or self.too_few(x.shape[0]):
+        if self.why_modules(x) is not None:
             y = every_derivative(lambda x: self._by_modules(x, lengths), x)
         else:
             y = ops.transformer(
@@ -85,7 +83,7 @@ class FusedEncoder(OnePass):
         return y.reshape(*lead, *y.shape[1:])
 
     def _by_modules(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        if lengths is None:
+        if lengths is None or not x.shape[0]:  # its attention cannot mask no sequences
             return self.encoder(x)
         check_values(x, x, lengths)
         after = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
@@ -101,6 +99,13 @@ class FusedEncoder(OnePass):
     def too_large(self) -> str | None:
         width, feedforward = self.encoder.layers[0].linear1.in_features, self.encoder.layers[0].linear1.out_features
         return f"width {width}, feedforward {feedforward}" if width > WIDTH or feedforward > FEEDFORWARD else None
+
+    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        # under a transform the op is its reference, which has every derivative; the encoder has not
+        return self.why_not_as_built() if transformed() else super().why_not(device, dtype)
+
+    def unfit(self, x: Tensor, lengths: Tensor | None = None) -> str | None:
+        return f"{x.shape[-2]} tokens" if x.shape[-2] > TOKENS else self.too_few(x.shape[:-2])
 
     def fewest(self) -> int:
         return fewest_sequences(self.encoder.layers[0].linear1.in_features)

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast import ops
-from probsym_fast._checks import check_counts
+from probsym_fast._checks import check_bool, check_counts
 from probsym_fast.groups import Graphs
 from probsym_fast.models.backbones.fused import HALF_WIDTH, OnePass, row
 from probsym_fast.models.backbones.mlp import ACTIVATIONS
 from probsym_fast.ops.gin import beyond_kernels
+from probsym_fast.ops.reference.gin import check_values
 
 WIDTH, GRAPH = 256, 512  # up to this width, and to so many nodes a graph, all layers run in one pass
 
@@ -49,20 +50,24 @@ class GINBackbone(OnePass):
         self.out = nn.Linear(width, out_features)
         if activation not in ACTIVATIONS:
             raise ValueError(f"GINBackbone: activation must be one of {list(ACTIVATIONS)}, got {activation!r}")
+        final = check_bool("GINBackbone", "final", final)
         self.activation = ACTIVATIONS[activation]()
         self.final = ACTIVATIONS[activation]() if final else nn.Identity()
         self._activation, self._final = activation, final
         self.built()
 
     def forward(self, h: Tensor, batch: Graphs) -> Tensor:
-        asked = self.one_pass or torch.compiler.is_compiling()
-        large = not asked and len(h) > GRAPH * batch.size  # a thread has a graph to itself
-        if large or self.why_modules(h.device, h.dtype) is not None:
+        if self.why_modules(h, batch) is not None:
             return self._by_modules(h, batch)
         return self.as_autocast(lambda h: self._in_one_pass(h, batch), h)
 
     def too_large(self) -> str | None:
         return f"width {len(self.bias)}" if len(self.bias) > WIDTH else None
+
+    def unfit(self, h: Tensor, batch: Graphs) -> str | None:
+        if self.asked() or len(h) <= GRAPH * batch.size:  # a thread has a graph to itself
+            return None
+        return f"{len(h)} nodes in {batch.size} graphs, more than {GRAPH} each"
 
     def faster_than_half(self, bf16: bool) -> bool:
         return len(self.bias) <= HALF_WIDTH
@@ -87,6 +92,7 @@ class GINBackbone(OnePass):
         )
 
     def _by_modules(self, h: Tensor, batch: Graphs) -> Tensor:
+        check_values(h, batch.edge_index, batch.ptr)  # as the op does
         for k, eps in enumerate(self.eps):
             h = ops.aggregate(h, batch.edge_index, own=1 + eps)
             h = self.activation(h + self.bias if k == 0 else self.layers[k - 1](h))

@@ -84,9 +84,10 @@ class MessagePassing(OnePass):
         self.built()
 
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        n, features = x.shape[-2], self.embed.in_features
-        if x.shape[-1] != features:
+        features = self.embed.in_features
+        if x.ndim < 2 or x.shape[-1] != features:
             raise ValueError(f"MessagePassing: x must be (..., n, {features}), got {tuple(x.shape)}")
+        n = x.shape[-2]
         if edges.shape[-3:] != (n, n, self.edge_features):
             raise ValueError(
                 f"MessagePassing: edges must be (..., {n}, {n}, {self.edge_features}), got {tuple(edges.shape)}"
@@ -100,8 +101,7 @@ class MessagePassing(OnePass):
                 raise ValueError(
                     f"MessagePassing: edges must be of 1 or x's {x.shape[axis]} {name}, got {edges.shape[axis]}"
                 )
-        alike = edges.dtype == x.dtype or autocasts(x.device)
-        if alike and self.why_modules(x.device, x.dtype) is None and not self.too_few(x.shape[0] * x.shape[1]):
+        if self.why_modules(x, edges) is None:
             y = self.as_autocast(self._in_one_pass, x, edges)
         else:
             y = self._by_modules(x, edges)
@@ -110,6 +110,11 @@ class MessagePassing(OnePass):
     def too_large(self) -> str | None:
         width, layers = self.embed.out_features, len(self.layers)
         return f"width {width}, {layers} layers" if width > WIDTH or not layers else None
+
+    def unfit(self, x: Tensor, edges: Tensor) -> str | None:
+        if edges.dtype != x.dtype and not autocasts(x.device):
+            return f"x is {x.dtype}, edges are {edges.dtype}".replace("torch.", "")
+        return self.too_few(x.shape[:-2], "graphs")
 
     def fewest(self) -> int:
         return fewest_sequences(self.embed.out_features)

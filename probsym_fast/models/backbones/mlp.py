@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
 
 from probsym_fast import ops
-from probsym_fast._checks import check_int, check_type
+from probsym_fast._checks import check_bool, check_int, check_type
 from probsym_fast.models.backbones.fused import OnePass, row
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
@@ -27,8 +26,7 @@ class Layers(OnePass):
     last: bool
 
     def forward(self, x: Tensor) -> Tensor:
-        fits = x.ndim > 0 and x.shape[-1] == self.widths[0] and not self.too_few(math.prod(x.shape[:-1]))
-        if not fits or self.why_modules(x.device, x.dtype) is not None:
+        if self.why_modules(x) is not None:
             return self.layers(x)
         y = ops.mlp(
             x.reshape(-1, self.widths[0]),
@@ -40,6 +38,11 @@ class Layers(OnePass):
             recompute=self.recompute,
         )
         return y.reshape(*x.shape[:-1], self.widths[-1])
+
+    def unfit(self, x: Tensor) -> str | None:
+        if not x.ndim or x.shape[-1] != self.widths[0]:  # a linear map says so
+            return f"{x.shape[-1] if x.ndim else 'no'} features, not {self.widths[0]}"
+        return self.too_few(x.shape[:-1], "rows")
 
     def fewest(self) -> int:
         return ROWS
@@ -73,6 +76,7 @@ class MLP(Layers):
             raise ValueError(f"MLP: widths must be at least 1 each, got {widths}")
         if activation not in ACTIVATIONS:
             raise ValueError(f"MLP: activation must be one of {list(ACTIVATIONS)}, got {activation!r}")
+        last = check_bool("MLP", "last", last)
         self.widths, self.activation, self.first, self.last = widths, activation, True, last
         self.layers = nn.Sequential()
         for size, out in pairwise(widths):

@@ -134,8 +134,7 @@ class Transformer(OnePass):
         x = x.reshape(math.prod(lead), *x.shape[-2:])
         if lengths is not None:
             lengths = self._checked(lengths, lead).flatten()
-        one_pass = self.why_modules(x.device, x.dtype) is None and not self.too_few(x.shape[0])
-        if one_pass and (L is not None or x.shape[1] <= TOKENS):
+        if self.why_modules(x) is None:
             y = self.as_autocast(lambda x: self._in_one_pass(x, lengths), x)
         else:
             y = every_derivative(lambda x: self._by_modules(x, lengths), x)
@@ -157,6 +156,11 @@ class Transformer(OnePass):
 
     def fewest(self) -> int:
         return fewest_sequences(self._size[1])
+
+    def unfit(self, x: Tensor, lengths: Tensor | None = None) -> str | None:
+        if self.positions is None and x.shape[-2] > TOKENS:
+            return f"{x.shape[-2]} tokens"
+        return self.too_few(x.shape[:-2])
 
     def faster_than_half(self, bf16: bool) -> bool:
         return bf16 or faster_than_half(*self._size[1:3])

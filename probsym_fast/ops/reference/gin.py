@@ -47,14 +47,12 @@ def check_values(x: Tensor, edge_index: Tensor, ptr: Tensor, *_) -> None:
     for one, two in pairwise(begin):
         if two < one:
             raise ValueError(f"gin: ptr must rise, got {two} after {one}")
-    for column, (u, v) in enumerate(edge_index.T.tolist()):
-        if not (0 <= u < nodes and 0 <= v < nodes):
-            raise ValueError(
-                f"gin: edge_index must hold node numbers 0 to {nodes - 1}, got {u} and {v} in column {column}"
-            )
+    for column in ((edge_index < 0) | (edge_index >= nodes)).any(0).nonzero().flatten().tolist():
+        u, v = edge_index[:, column].tolist()
+        raise ValueError(f"gin: edge_index must hold node numbers 0 to {nodes - 1}, got {u} and {v} in column {column}")
     graph = torch.searchsorted(ptr.contiguous(), edge_index.contiguous(), right=True) - 1
-    for column, (b, c) in enumerate(graph.T.tolist()):
-        if b != c:
-            raise ValueError(
-                f"gin: edge_index must join nodes of one graph, got column {column} from graph {b} to graph {c}"
-            )
+    for column in (graph[0] != graph[1]).nonzero().flatten().tolist():
+        b, c = graph[:, column].tolist()
+        raise ValueError(
+            f"gin: edge_index must join nodes of one graph, got column {column} from graph {b} to graph {c}"
+        )

@@ -46,7 +46,7 @@ def test_long_sequences_and_reasons_go_to_the_encoder():
     fused, x = fuse(plain), torch.randn(3, 70, 12)
     assert torch.equal(fused(x), plain(x))
     plain.layers[1].norm2.register_forward_hook(lambda *_: None)
-    assert fused.why_modules(x.device, x.dtype) == ("encoder.layers.1.norm2 has a hook")
+    assert fused.why_not(x.device, x.dtype) == ("encoder.layers.1.norm2 has a hook")
     assert torch.equal(fused(x[:, :7]), plain(x[:, :7]))
 
 
@@ -131,9 +131,9 @@ def test_settings_changed_after_it_was_fused_count():
     for change in (of_layer("activation", torch.tanh), of_attention("add_zero_attn", True), of_attention("dropout", 1)):
         plain, x = encoder(), torch.randn(2, 5, 12)
         fused = fuse(plain)
-        assert fused.why_modules(x.device, x.dtype) is None
+        assert fused.why_not(x.device, x.dtype) is None
         change(plain)
-        assert "encoder.layers.1" in fused.why_modules(x.device, x.dtype)
+        assert "encoder.layers.1" in fused.why_not(x.device, x.dtype)
 
 
 def test_bad_input():
@@ -166,7 +166,7 @@ def test_the_numbers_of_a_sequential(act, before, after):
     for a, b in zip(*(torch.autograd.grad(out, wanted, weights) for out in (y, expected)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
     fused.train()
-    assert fused.why_modules(x.device, x.dtype) == "layers.2 drops 0.5"
+    assert fused.why_not(x.device, x.dtype) == "layers.2 drops 0.5"
     torch.manual_seed(0)
     y = fused(x)
     torch.manual_seed(0)
@@ -176,7 +176,7 @@ def test_the_numbers_of_a_sequential(act, before, after):
 def test_dropout_of_a_whole_number_drops():
     plain = layers(6, 20, 3).append(nn.Dropout(1)).eval()
     fused, x = fuse(plain).train(), torch.randn(4, 6)
-    assert fused.why_modules(x.device, x.dtype) == "layers.3 drops 1"
+    assert fused.why_not(x.device, x.dtype) == "layers.3 drops 1"
     assert not fused(x).any()
 
 

@@ -28,7 +28,7 @@ def outputs(net: Transformer, x: torch.Tensor, lengths: torch.Tensor | None = No
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["all", "lengths"])
 def test_modules_give_what_the_op_gives(tokens, lengths):
     net, x = network(tokens), torch.randn(2, 3, 7, 4, dtype=torch.float64)
-    assert net.why_modules(x.device, x.dtype) is None
+    assert net.why_not(x.device, x.dtype) is None
     net.one_pass = True  # for few sequences too
     found = outputs(net, x, lengths)
     net.one_pass = False
