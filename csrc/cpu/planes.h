@@ -171,7 +171,7 @@ void layer_norm(const T* x, int64_t rows, int64_t width, const T* gain, const T*
       square[i % 4] += distance * distance;
     }
     const Vec<T> variance = ((square[0] + square[1]) + (square[2] + square[3])) * (T(1) / T(width));
-    const Vec<T> scale = T(1) / square_root<T>(variance + eps);
+    const Vec<T> scale = T(1) / square_root<T>(variance + eps) + (variance - variance);  // NaN where the variance overflows
     for (int64_t i = 0; i < width; ++i) store(y + i * lanes<T>, (load(x + i * lanes<T>) - mean) * scale * gain[i] + shift[i]);
     store(moments + 2 * r * lanes<T>, mean);
     store(moments + (2 * r + 1) * lanes<T>, scale);
@@ -256,7 +256,10 @@ struct Tanh {
   }
 };
 struct Silu {  // x / (1 + exp(-x))
-  template <class T> static Vec<T> sigmoid(Vec<T> x) { return reciprocal<T>(T(1) + exponential<T>(x < T(-80) ? splat<T>(80) : -x)); }
+  template <class T> static Vec<T> sigmoid(Vec<T> x) {  // 0 below -80, so that x times it is, too
+    const Vec<T> s = reciprocal<T>(T(1) + exponential<T>(x < T(-80) ? Vec<T>{} : -x));
+    return x < T(-80) ? Vec<T>{} : s;
+  }
   template <class T> static Vec<T> value(Vec<T> x) { return x * sigmoid<T>(x); }
   template <class T> static Vec<T> slope(Vec<T> x) {
     const Vec<T> s = sigmoid<T>(x);

@@ -61,7 +61,9 @@ def moments(b_x, m_r, o_w, W, eps):
     """Mean and 1 / sqrt(variance + eps) of rows; 0 and 0 of those that are none."""
     b_mean = tl.sum(b_x, 1) / W
     b_away = tl.where((o_w < W)[None, :], b_x - b_mean[:, None], 0.0)
-    return b_mean, tl.where(m_r, 1.0 / tl.sqrt_rn(tl.sum(b_away * b_away, 1) / W + eps), 0.0)
+    b_variance = tl.sum(b_away * b_away, 1) / W
+    b_inverse = 1.0 / tl.sqrt_rn(b_variance + eps) + (b_variance - b_variance)  # NaN where the variance overflows
+    return b_mean, tl.where(m_r, b_inverse, 0.0)
 
 
 @triton.jit
