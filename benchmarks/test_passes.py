@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 
-from benchmarks.harness import chosen, compare, operations_of
+from benchmarks.harness import chosen, compare
 from benchmarks.inputs import molecules
+from benchmarks.operations import operations_of
 from probsym_fast.groups import Graphs
 from probsym_fast.models import MLP, GINBackbone, MessagePassing, OnePass, Transformer
 from probsym_fast.models.backbones.fused import by_modules
@@ -32,7 +33,7 @@ SIZES = 2000, 400, 100
 
 @pytest.mark.parametrize("name", ["n-body Transformer", "n-body GNN"])
 def test_one_thread(name, device, seconds, record):
-    """The same with one thread. The share is of the rate of all."""
+    """The same with one thread, and its rate."""
     if device != "cpu":
         pytest.skip("of CPUs")
     threads = torch.get_num_threads()

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.harness import compare, operations_of, rate
+from benchmarks.harness import Row, chosen, compare, limit
+from benchmarks.operations import countable, operations_of
 from probsym_fast import tasks
 from probsym_fast.models import timm_backbone
 from probsym_fast.profiling.cases import prepared
@@ -24,13 +25,15 @@ def case(
     autocast: torch.dtype | None = None,
     compiled: str | None = None,
     mode: str | None = None,
+    counted: bool = False,
 ) -> Steps:
-    """The `training_steps` of a configuration."""
+    """The `training_steps` of a configuration. counted: by modules, for `operations_of`."""
     keep_freed_memory()  # as training does, for both sides
     torch.manual_seed(0)
     task = tasks.load(name, overrides)
     config = task.config
     model = task.model().to(device)
+    model = countable(model) if counted else model
     batch, target = task.inputs(move(task.dataset("train")[torch.arange(config.training.batch)], device))
 
     def loss(prediction: Any, penalties: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -66,10 +69,9 @@ def vision(
 
 
 NBODY = {"n-body GNN-PS": "nbody/gnn_O3_ps", "n-body Transformer-PS": "nbody/transformer_S5xO3_ps"}
-CASES: dict[str, Callable[[str], Steps]] = {
-    **{name: partial(case, path) for name, path in NBODY.items()},
-    "EXP-classify MLP-PS": lambda device: case("exp_classify/mlp_ps", device),
-    "EXP-classify GIN-ID-PS": lambda device: case("exp_classify/gin_ps", device),
+SMALL_MODELS = NBODY | {"EXP-classify MLP-PS": "exp_classify/mlp_ps", "EXP-classify GIN-ID-PS": "exp_classify/gin_ps"}
+CASES: dict[str, Callable[..., Steps]] = {
+    **{name: partial(case, path) for name, path in SMALL_MODELS.items()},
     **{
         f"{name} ViT-B/16-PS, S = {samples}": partial(vision, name, samples=samples)
         for name in VISION
@@ -104,17 +106,16 @@ def test_training_step(name, device, seconds, record):
         pytest.skip(f"no case of {device}")
     this = OF[device][name](device)
     variants = {"step": this.step, "bare backbone": this.bare, "distribution and embedding": this.distribution}
-    if device == "cpu" and "n-body" in name:
-        variants["bare backbone, compiled"] = case(NBODY[name], device, compiled="backbone").bare
+    dtype, counted = torch.bfloat16 if "bf16" in name else torch.float32, this
+    if name in SMALL_MODELS:
+        counted = case(SMALL_MODELS[name], device, counted=True)
+        if device == "cpu":
+            variants["bare backbone, compiled"] = case(SMALL_MODELS[name], device, compiled="backbone").bare
     settings = {"reference": "bare backbone", "seconds": 3 * seconds, "whole": True}
-    rows = compare(f"{name}, training step", variants, device=device, **settings)
-    rows[0].extra = {"tax": round(1 / rows[0].ratio, 2)}
-    if device == "cuda":
-        dtype = torch.bfloat16 if "bf16" in name else torch.float32
-        for row, function in zip(rows[:2], (this.step, this.bare), strict=True):
-            row.operations = operations_of(function)
-            row.share = row.operations / rate(device, dtype) / row.median
-        rows[0].extra["share of"] = f"the matrix rate in {str(dtype).removeprefix('torch.')}"
+    rows = compare(f"{name}, training step", chosen(variants), device=device, **settings)
+    rows[0].extra = taxes(rows)
+    if name in SMALL_MODELS or device == "cuda":
+        with_shares(rows, [counted.step, counted.bare, counted.distribution, counted.bare], device, dtype)
     record(rows, this.bare)
 
 
@@ -122,13 +123,41 @@ def test_training_step(name, device, seconds, record):
 @pytest.mark.parametrize("name", NBODY)
 def test_inference(name, samples, device, seconds, record):
     """A forward pass without gradients. tax: time over that of the bare backbone by modules."""
-    case = prepared(tasks.load(NBODY[name], []), None, device)
-    steps = inference_steps(case.model, case.batch, samples)
-    variants = {"step": steps.step, "bare backbone": steps.bare, "distribution and embedding": steps.distribution}
+
+    def steps(compiled: bool = False, counted: bool = False) -> Steps:
+        case = prepared(tasks.load(NBODY[name], []), None, device)
+        model = countable(case.model) if counted else case.model
+        return inference_steps(model, case.batch, samples, compiled=compiled)
+
+    this, counted = steps(), steps(counted=True)
+    variants = {
+        "step": this.step,
+        "bare backbone": this.bare,
+        "distribution and embedding": this.distribution,
+        "bare backbone, compiled": steps(compiled=True).bare,
+    }
     settings = {"reference": "bare backbone", "seconds": seconds, "whole": True}
-    rows = compare(f"{name}, inference, S = {samples}", variants, device=device, **settings)
-    rows[0].extra = {"tax": round(1 / rows[0].ratio, 2)}
-    record(rows, steps.bare)
+    rows = compare(f"{name}, inference, S = {samples}", chosen(variants), device=device, **settings)
+    rows[0].extra = taxes(rows)
+    with_shares(rows, [counted.step, counted.bare, counted.distribution, counted.bare], device, torch.float32)
+    record(rows, this.bare)
+
+
+def taxes(rows: list[Row]) -> dict[str, Any]:
+    """Time of the first row, the step, over that of the bare backbone, plain and compiled."""
+    found = {"tax": round(1 / rows[0].ratio, 2)}
+    if rows[3:]:
+        found["of compiled"] = round(rows[0].median / rows[3].median, 2)
+    return found
+
+
+def with_shares(rows: list[Row], counted: list[Callable], device: str, dtype: torch.dtype) -> None:
+    """Operations of every row, and its share of the rate of products."""
+    seconds_of_one = limit(device, dtype, 0, 1)
+    for row, function in zip(rows, counted, strict=False):
+        row.operations = operations_of(function)
+        row.share = row.operations * seconds_of_one / row.median
+    rows[0].extra["share of"] = f"the rate of products in {str(dtype).removeprefix('torch.')}"
 
 
 @pytest.mark.parametrize("name", VISION)

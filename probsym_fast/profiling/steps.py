@@ -112,10 +112,18 @@ def training_steps(
     return Steps(step, bare, distribution)
 
 
-def inference_steps(model: Symmetrized, batch: Any, samples: int, *, autocast: torch.dtype | None = None) -> Steps:
-    """Steps of a forward pass in eval mode, without gradients."""
+def inference_steps(
+    model: Symmetrized, batch: Any, samples: int, *, autocast: torch.dtype | None = None, compiled: bool = False
+) -> Steps:
+    """Steps of a forward pass in eval mode, without gradients. compiled: torch.compile of the bare backbone."""
     model.eval()
-    made = cache(lambda: bare_backbone(model, batch, samples))
+
+    @cache
+    def made() -> tuple[nn.Module, list[tuple[Inputs, int]]]:
+        backbone, parts = bare_backbone(model, batch, samples)
+        if compiled:
+            backbone.compile()
+        return backbone, parts
 
     def within(function: Callable[[], Any]) -> Callable[[], Any]:
         def run() -> Any:
