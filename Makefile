@@ -68,7 +68,7 @@ types: .venv/ready
 # The Triton kernels under the interpreter of another triton: make interpret TRITON=3.6.0
 interpret: .venv/ready
 	$(PIP) --no-deps --target build/triton-$(TRITON) triton==$(TRITON)
-	PYTHONPATH=build/triton-$(TRITON) TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -p no:cacheprovider tests/ops/triton_interpreted.py
+	PYTHONPATH=build/triton-$(TRITON) TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -p no:cacheprovider tests/ops/triton/interpreted
 
 # Tests the CPU kernels under the address and undefined-behaviour sanitizers, in a copy of the package.
 sanitize: .venv/ready
@@ -79,7 +79,7 @@ sanitize: .venv/ready
 	cd $(SANITIZED) && export PYTHONPATH=$$PWD ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" && \
 		$(abspath $(BIN))/python -m tests.ops.fuzz --cases $(FUZZ) && \
-		$(abspath $(BIN))/python -m pytest -q -p no:cacheprovider tests/ops --ignore tests/ops/test_triton.py -m "not slow"
+		$(abspath $(BIN))/python -m pytest -q -p no:cacheprovider tests/ops --ignore tests/ops/triton -m "not slow"
 
 # The kernels build against the torch of this environment, hence no build isolation. Every step can be repeated: an
 # interrupted set-up continues, and a change in csrc/ rebuilds only the kernels.

@@ -277,7 +277,7 @@ def test_what_is_recorded_stays_on_the_device(kind):
 def test_launchers_of_the_triton_kernels(deterministic, monkeypatch):
     """With nothing launched."""
     from probsym_fast.ops.triton import KERNELS, _launch
-    from tests.ops.test_triton import CASES
+    from tests.ops.triton.cases import CASES
 
     launched = []
     monkeypatch.setattr(_launch, "launch", lambda kernel, grid, *_: launched.append(kernel.name))

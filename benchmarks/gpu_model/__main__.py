@@ -32,7 +32,7 @@ def main() -> None:
     if not arguments.write:
         print(text)
         return
-    from tests.ops.test_triton import one_of_each  # the launches that the tests compile in any case
+    from tests.ops.triton.cases import one_of_each  # the launches that the tests compile in any case
 
     data = table.as_json(rows + seen, check.checked(one_of_each()))
     for suffix, content in (("json", data), ("md", text)):

@@ -1,4 +1,4 @@
-"""Runs tests of triton_interpreted.py on kernels with a fault each, for tests/test_faults.py.
+"""Runs tests of triton/interpreted/ on kernels with a fault each, for tests/test_faults.py.
 
     TRITON_INTERPRET=1 python -m tests.ops.faulty_triton FOLDER
 
@@ -22,17 +22,20 @@ class Fault(NamedTuple):
     file: str  # in probsym_fast/ops/triton
     text: str
     instead: str
-    test: str  # of triton_interpreted.py
+    test: str  # in tests/ops/triton/interpreted
 
 
 PRODUCT = "tl.dot(b_d, b_w, b_g, input_precision=PRECISION)"
 CHANNELS = "channels(p_weight, p_bias, p_mean, p_variance, o_c, o_c < C, eps)"
 ZEROS = "b_y = tl.zeros((BLOCK_S, BLOCK), tl.float32)\n"
-ACT = "test_act_orthogonal[atomics-dtype1-60-2-9"
-BATCH_NORM = "test_linear_batch_norm_relu[atomics-70-1-dtype0]"
+ACT = "test_orthogonal.py::test_act_orthogonal[atomics-dtype1-60-2-9"
+BATCH_NORM = "test_linear_batch_norm_relu.py::test_linear_batch_norm_relu[atomics-70-1-dtype0]"
 FAULTS = {
     "a wrong mask": Fault(
-        "aggregate.py", "(b_from >= 0)[:, None]", "(b_from > 0)[:, None]", "test_aggregate[atomics-False-shape0-dtype0]"
+        "aggregate.py",
+        "(b_from >= 0)[:, None]",
+        "(b_from > 0)[:, None]",
+        "test_aggregate.py::test_aggregate[atomics-False-shape0-dtype0]",
     ),
     "an accumulator that is not reset": Fault(
         "act_orthogonal.py",
@@ -44,13 +47,16 @@ FAULTS = {
         "linear_batch_norm_relu.py", CHANNELS, CHANNELS.replace("p_weight, p_bias", "p_bias, p_weight"), BATCH_NORM
     ),
     "products in tf32": Fault(
-        "node_identifiers.py", PRODUCT, "tl.dot(b_d, b_w, b_g)", "test_node_identifiers[atomics-sizes0-7-3-20-dtype0]"
+        "node_identifiers.py",
+        PRODUCT,
+        "tl.dot(b_d, b_w, b_g)",
+        "test_node_identifiers.py::test_node_identifiers[atomics-sizes0-7-3-20-dtype0]",
     ),
     "a part that begins at another image": Fault(
         "embed_turned.py",
         "first // S + tl.program_id(0) // blocks",
         "tl.program_id(0) // blocks",
-        "test_images_in_parts[atomics]",
+        "test_images.py::test_images_in_parts[atomics]",
     ),
     "what a later program writes over": Fault(
         "act_orthogonal.py",
@@ -70,7 +76,7 @@ def run(tests: list[str], output: Path, folder: Path | None = None) -> list:
             os.dup2(file.fileno(), 2)
         if folder:
             package.__path__.insert(0, str(folder))
-        names = [f"tests/ops/triton_interpreted.py::{x}" for x in tests]
+        names = [f"tests/ops/triton/interpreted/{x}" for x in tests]
         status = pytest.main(["-qx", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:xdist", *names])
         sys.stdout.flush()
         os._exit(int(status))

@@ -1,0 +1,30 @@
+"""node_identifiers: rows of a weight for the slots of nodes."""
+
+import pytest
+import torch
+
+from tests.helpers.items import batch, weights
+from tests.ops.triton.inputs import soft_arguments
+from tests.ops.triton.interpreted.checks import DTYPES, check
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("sizes", "N", "S", "D"), [([5, 1, 3, 7], 7, 3, 20), ([66], 66, 1, 1), ([2, 3], 3, 2, 530)])
+def test_node_identifiers(sizes, N, S, D, dtype):
+    data = batch(sizes, N, S=S)
+    arguments = [*soft_arguments(data), weights(N, D).to(dtype), int(data.ptr[-1])]
+    check("node_identifiers", arguments, [3, 4, 5, 7])
+
+
+def test_node_identifiers_of_many_samples(monkeypatch):
+    monkeypatch.setattr("probsym_fast.ops.triton.node_identifiers.SPLIT", 8)
+    data = batch([3, 2, 3], 3, S=7)
+    check("node_identifiers", [*soft_arguments(data), weights(3, 5).float(), 8], [3, 4, 5, 7])
+
+
+@pytest.mark.parametrize(("B", "S", "nodes"), [(0, 3, 0), (2, 2, 0), (2, 0, 4)])
+def test_node_identifiers_of_nothing(B, S, nodes):
+    """No graphs; graphs without nodes; no samples."""
+    ptr, rank = torch.tensor([0] + [nodes // 2] * (B > 0) + [nodes] * (B > 1)), torch.arange(4).expand(B, S, 4)
+    soft = [torch.zeros(B, S, 4)] * 3
+    check("node_identifiers", [ptr, rank, rank, *soft, 0.5, weights(4, 5).float(), nodes], [3, 4, 5, 7])
