@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from probsym_fast._checks import check_count, check_type
 from probsym_fast._inputs import embedded
 from probsym_fast.batches import Graphs, Images, PointClouds, check_batch
-from probsym_fast.distributions import Distribution
+from probsym_fast.distributions import Discrete, Distribution
 from probsym_fast.draws import Draws
 from probsym_fast.groups import Group
 from probsym_fast.models.point_clouds import POOLS
@@ -78,11 +78,12 @@ def symmetrize(
             the prediction; of a timm model those of its own classifier.
         distribution: "learned" (probabilistic symmetrization), "canonical" (learned, without noise: one sample), "uniform"
             (group averaging), "orbit" (every element of a finite group), "frame" (principal axes, or an order), "none", or a
-            `Distribution`. Learned means `VectorNeurons` for clouds, `GIN` for graphs, and an `Energy` for finite groups. The
-            noise of clouds has the spread of the example's points. For images it means an `Energy` or a `RotationEnergy` of
-            `ImageScores`, with reduce="weighted", so that a loss trains it; a canonical one learns by its penalty "prior".
-            None: "learned" for clouds and graphs. For images, whose networks often are trained already, what needs no
-            training: "orbit" of a finite group (samples=group.order takes all), else "uniform".
+            `Distribution`. Learned means `VectorNeurons` for clouds, whose noise has the spread of the example's points, and
+            `GIN` for graphs. For finite groups and for images it means an `Energy` (`RotationEnergy` of SO(2) and O(2)) with
+            reduce="weighted", so that a loss trains it; of a finite group it takes at most group.order samples. A canonical
+            one of these learns by its penalty "prior", for inputs that mostly come upright. A `Distribution` of your own
+            keeps reduce="mean". None: "learned" for clouds and graphs. For images, whose networks often are trained already,
+            what needs no training: "orbit" of a finite group (samples=group.order takes all), else "uniform".
         width: of "flat" and "identifiers", what the network takes. None: read from the network.
         pool: how a network's outputs of nodes become one vector per cloud or graph, "sum" or "mean".
         embed, readout: in place of the chosen ones.
@@ -117,10 +118,10 @@ def symmetrize(
         parts = GraphParts(net, group, example, tokens, output, out_features, width, pool)
     elif isinstance(example, Images):
         parts = ImageParts(net, example, tokens, output, out_features)
-        if distribution == "learned":
-            settings.setdefault("reduce", "weighted")
     if not isinstance(distribution, Distribution):
         distribution = distribution_of(distribution, group, example)
+        if isinstance(distribution, Discrete) and not distribution.best and settings.get("reduce") is None:
+            settings["reduce"] = "weighted"
     embed = parts.embed() if embed is None and parts is not None else embed
     backbone = net if parts is None else parts.backbone()
     assert embed is not None
