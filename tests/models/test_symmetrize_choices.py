@@ -7,7 +7,7 @@ from torch_geometric.nn.models import GIN
 
 import probsym_fast as psf
 from probsym_fast.distributions import Energy
-from tests.models.test_symmetrize import E3, S6, encoder, graphs, mlp
+from tests.models.test_symmetrize import E3, S6, encoder, graphs, mlp, vit
 
 D4, C4 = psf.groups.Dihedral(4), psf.groups.Cyclic(4)
 INVERSION = psf.groups.Finite.generated({"vp": -torch.eye(3)[None]})
@@ -101,3 +101,40 @@ def test_canonicalization_by_a_finite_group(name):
         psf.groups.elements.tensors(every), psf.groups.elements.tensors(group.identity(batch, 1)), strict=True
     ):
         assert torch.equal(e[:, at : at + 1], i)
+
+
+MORE = {  # parts with weights of their own
+    "encoder, fused": (encoder, E3, points, {"out_features": 1}, ""),
+    "encoder, by modules": (lambda: encoder(False), E3, padded, {"out_features": 1}, ""),
+    "MLP, nodes": (lambda: mlp(64, 8), S6, graphs, {"output": "nodes", "out_features": 2}, ""),
+    "ViT": (lambda: vit("pooled"), S6, graphs, {"out_features": 2}, ""),
+    "ViT, nodes": (lambda: vit("diagonal"), S6, graphs, {"output": "nodes", "out_features": 2}, ""),
+    "ViT on images": (
+        lambda: vit("pooled"),
+        D4,
+        lambda: psf.Images(torch.randn(2, 3, 12, 12)),
+        {"out_features": 2},
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", CHOICES | MORE)
+def test_parts_have_the_dtype_of_the_example(monkeypatch, name, dtype):
+    monkeypatch.setitem(CHOICES, name, (CHOICES | MORE)[name])
+    model, batch, _ = built(name, dtype)
+    assert model(batch, 2)[0].dtype == dtype
+    parts = {"embed", "backbone", "readout"} | ({"distribution"} if dtype == torch.float64 else set())
+    others = [n for n, p in model.named_parameters() if n.split(".")[0] in parts and p.dtype != dtype]
+    assert others == []
+
+
+def test_a_network_keeps_its_dtype():
+    """What symmetrize is given it does not cast, also where a part shares it."""
+    timm = pytest.importorskip("timm")
+    sizes = {"img_size": 32, "depth": 1, "embed_dim": 24, "num_heads": 2, "num_classes": 5}
+    net = timm.create_model("vit_tiny_patch16_224", **sizes)
+    with pytest.raises((TypeError, ValueError)):  # it does not fit
+        psf.symmetrize(net, D4, psf.Images(torch.randn(2, 3, 32, 32).double()))
+    assert {p.dtype for p in net.parameters()} == {torch.float32}

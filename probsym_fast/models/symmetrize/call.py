@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from probsym_fast._checks import check_count, check_type
@@ -17,7 +18,7 @@ from probsym_fast.models.symmetrize.choices import distribution_of
 from probsym_fast.models.symmetrize.clouds import CloudParts
 from probsym_fast.models.symmetrize.graphs import GraphParts
 from probsym_fast.models.symmetrize.images import ImageParts, example_for
-from probsym_fast.models.symmetrize.networks import run
+from probsym_fast.models.symmetrize.networks import like, run
 from probsym_fast.models.symmetrized import Symmetrized
 
 TOKENS = {
@@ -52,7 +53,8 @@ def symmetrize(
     `print(model)` shows the parts. Each is an attribute (`model.embed`, `backbone`, `readout`, `distribution`) and can be
     replaced, here or later. A network that takes one batch axis is `Folded`; an `nn.TransformerEncoder` gets linear maps from
     the nodes' values to its width and to out_features, and runs as one op where it fits (`fuse`). The network's parameters
-    are the model's: training one trains the other.
+    are the model's: training one trains the other. New ones have the device and the dtype of the example (those of learned
+    elements at least float32).
 
         classifier = timm.create_model("vit_small_patch16_224", pretrained=True)
         model = psf.symmetrize(classifier, psf.groups.Dihedral(4)).eval()
@@ -120,9 +122,13 @@ def symmetrize(
         parts = ImageParts(net, example, tokens, output, out_features)
     if not isinstance(distribution, Distribution):
         distribution = distribution_of(distribution, group, example)
+        # scores take what the network takes; what gives elements has at least float32
+        scores = isinstance(distribution, Discrete)
+        distribution.to(example.dtype if scores else torch.promote_types(example.dtype, torch.float32))
         if isinstance(distribution, Discrete) and not distribution.best and settings.get("reduce") is None:
             settings["reduce"] = "weighted"
-    embed = parts.embed() if embed is None and parts is not None else embed
+    if embed is None and parts is not None:
+        embed = like(parts.embed(), net, example)
     backbone = net if parts is None else parts.backbone()
     assert embed is not None
     distribution.to(example.device)
@@ -130,7 +136,7 @@ def symmetrize(
     if readout is None:
         assert parts is not None
         outputs = _tried(backbone, embed, distribution, example)
-        readout = parts.readout(outputs, pool).to(example.device)
+        readout = like(parts.readout(outputs, pool), net, example)
     return Symmetrized(backbone, embed, readout, distribution, **settings)
 
 

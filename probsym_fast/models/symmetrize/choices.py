@@ -70,7 +70,7 @@ def distribution_of(name: str | None, group: Group, example: Any) -> Distributio
 
 def _by_scores(group: Group, images: Images, best: bool) -> Distribution | None:
     """Scores of small moved images. Canonicalization has a prior at the upright pose, by whose penalty it learns."""
-    network, embed = ImageScores(images.pixels.shape[1]).to(images.dtype), MovedImages(SIDE)
+    network, embed = ImageScores(images.pixels.shape[1]), MovedImages(SIDE)
     if group.order is not None:
         one = Images(images.pixels.new_zeros(1, *images.pixels.shape[1:]))  # the example may have none
         return Energy(group, network, embed, prior=_at_identity(group, one) if best else None, best=best)

@@ -37,6 +37,16 @@ def run(function: Callable[[], Any], *modules: nn.Module) -> Any:
                 module.training = mode
 
 
+def like(part: nn.Module, net: nn.Module, example: Any) -> nn.Module:
+    """The part on the device and in the dtype of the example, but for modules inside it that hold what is the network's."""
+    kept = {id(x) for x in (*net.parameters(), *net.buffers())}
+    if not any(id(x) in kept for x in (*part.parameters(), *part.buffers())):
+        return part.to(example.device, example.dtype)
+    for child in part.children():
+        like(child, net, example)
+    return part
+
+
 def first_linear(net: nn.Module) -> int | None:
     """The inputs of the network's first linear map."""
     return next((m.in_features for m in net.modules() if isinstance(m, nn.Linear)), None)
