@@ -134,14 +134,17 @@ def symmetrize(
     distribution.to(example.device)
     embed.to(example.device)
     if readout is None:
-        assert parts is not None
-        outputs = _tried(backbone, embed, distribution, example)
+        assert parts is not None and kind is not None
+        others = [name for name in TOKENS[kind] if name != parts.tokens]
+        chose = f"; symmetrize chose tokens={parts.tokens!r}, others are {', '.join(map(repr, others))}"
+        chosen = tokens is None and missing[0] == "embed"
+        outputs = _tried(backbone, embed, distribution, example, chose if chosen else "")
         readout = like(parts.readout(outputs, pool), net, example)
     return Symmetrized(backbone, embed, readout, distribution, **settings)
 
 
-def _tried(backbone: nn.Module, embed: nn.Module, distribution: Distribution, example: Any) -> Tensor:
-    """The backbone's outputs of two samples."""
+def _tried(backbone: nn.Module, embed: nn.Module, distribution: Distribution, example: Any, chose: str) -> Tensor:
+    """The backbone's outputs of two samples. chose: for errors, a choice that may be the reason."""
 
     def outputs() -> Any:
         g, _ = distribution(example, 2, Draws(seed=0))
@@ -150,7 +153,7 @@ def _tried(backbone: nn.Module, embed: nn.Module, distribution: Distribution, ex
             return backbone(*arguments, **named)
         except (RuntimeError, TypeError, ValueError) as error:
             given = [tuple(x.shape) for x in (*arguments, *named.values()) if isinstance(x, Tensor)]
-            raise ValueError(f"symmetrize: net must take inputs of shapes {given}, got {error}") from error
+            raise ValueError(f"symmetrize: net must take inputs of shapes {given}, got {error}{chose}") from error
 
     found = run(outputs, backbone, embed, distribution)
     if not isinstance(found, Tensor):

@@ -61,7 +61,7 @@ class CloudParts:
             return FlatCloud()
         if self.tokens == "pairs":
             return PairTokens()
-        return NodeVectors(lengths=self.clouds.num_nodes is not None)
+        return NodeVectors(lengths=None)
 
     def backbone(self) -> nn.Module:
         net = self.net
@@ -71,7 +71,7 @@ class CloudParts:
                 width += self.clouds.edges.shape[3]
             return like(EncoderOnNodes(net, width, self.out_features), net, self.clouds)
         given = net if takes_any_axes(net) else Folded(net)
-        if self.tokens == "nodes" and self.clouds.num_nodes is not None and not isinstance(net, Transformer):
+        if self.tokens == "nodes" and not isinstance(net, Transformer):
             given = WithLengths(given)
         return given
 
