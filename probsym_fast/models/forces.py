@@ -29,8 +29,8 @@ def energy_and_forces(
     Also runs under torch.no_grad and torch.inference_mode.
 
     To train by forces, set `one_pass = False` on parts that would run as one op (`OnePass`, the edge convolutions of Vector
-    Neurons): second derivatives cost less step by step. Calls `Symmetrized.forward` of the model, so that a subclass may call
-    this function in its own.
+    Neurons): second derivatives cost less step by step. Any part may use torch's fused attention (see `Symmetrized`).
+    Calls `Symmetrized.forward` of the model, so that a subclass may call this function in its own.
 
     In training mode, where clouds of a batch share statistics (Vector Neurons), it is the gradient of the sum of the batch's
     energies. Raises ValueError for another prediction, RuntimeError where a program is recorded, and as the model.

@@ -21,26 +21,26 @@ class NodeVectors(nn.Module):
     batch, the first tensor is all. Features of pairs have one sample where the group leaves them unchanged (`Group.keeps`).
 
     lengths: append the number of valid nodes, (B, S) int64, at least 1, for a backbone that takes it (`Transformer`,
-    `fuse` of an nn.TransformerEncoder); other nodes are 0. Without it a batch with num_nodes is a ValueError, since the
-    backbone would take every node.
+    `fuse` of an nn.TransformerEncoder); other nodes are 0. None: only for a batch with num_nodes. Without it a batch with
+    num_nodes is a ValueError, since the backbone would take every node.
     """
 
-    def __init__(self, lengths: bool = False):
+    def __init__(self, lengths: bool | None = False):
         super().__init__()
-        self.lengths = check_bool("NodeVectors", "lengths", lengths)
+        self.lengths = None if lengths is None else check_bool("NodeVectors", "lengths", lengths)
 
     def extra_repr(self) -> str:
         return f"lengths={self.lengths}"
 
     def forward(self, batch: PointClouds, group: Group, g: Any) -> tuple[Tensor, ...]:
         check_batch("NodeVectors", batch, "positions")
-        if not self.lengths:
+        if self.lengths is False:
             check_all_valid("NodeVectors", batch, "; for a backbone that takes lengths set lengths=True")
         x = _coordinates(batch, group, g)
         given = [x]
         if (edges := _given(batch, "edges")) is not None:
             given.append(edges[:, None] if group.keeps("nnc") else group.act(g, edges, "nnc", inverse=True))
-        if self.lengths:
+        if self.lengths or (self.lengths is None and batch.num_nodes is not None):
             B, S, n, _ = x.shape
             counts = torch.full((B,), n, device=x.device) if batch.num_nodes is None else batch.num_nodes.clamp(min=1)
             given.append(counts[:, None].expand(B, S))

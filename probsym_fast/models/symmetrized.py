@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from probsym_fast._checks import check_count, check_type
 from probsym_fast.batches import check_batch
 from probsym_fast.distributions import Distribution
 from probsym_fast.draws import check_kind as check_draws
 from probsym_fast.groups import Batch, Draws
-from probsym_fast.groups.elements import samples_of
+from probsym_fast.groups.elements import samples_of, tensors
+from probsym_fast.models.backbones.attention import every_derivative
 from probsym_fast.models.chunks import Chunks, check_sizes, step_with_smaller_chunks
 from probsym_fast.models.estimates import Estimate, estimate
 from probsym_fast.models.passes import Pass
@@ -50,6 +52,8 @@ class Symmetrized(nn.Module):
     samples_mesh: processes over which `forward` spreads the samples (one axis of a DeviceMesh), with the same batch and
         generators in the same state. Each draws all elements and keeps its own; in inference it draws only its own.
         `models.processes.mean_over_processes` explains the gradients.
+    Where a second derivative is wanted (create_graph=True), every part may call `F.scaled_dot_product_attention`, whose fused
+    kernels have the first only: its gradient is then that of the formula. First derivatives stay torch's.
     torch.func transforms work on the model (`torch.func.functional_call`): the ops use their references, and chunks keep all
     intermediate results. vmap needs randomness="same". In training mode the transform must take the buffers as inputs too,
     since running statistics are updated in place.
@@ -190,7 +194,12 @@ class Symmetrized(nn.Module):
         if self.samples_mesh is not None and reduction.kind != "mean":
             raise ValueError(f"Symmetrized: reduce must be 'mean' with a samples_mesh, got {reduction.kind!r}")
         draws = Draws(generator, seed=seed, kind=self.draws, device=batch.device)
-        return self.chunks.run(Pass(self, batch, samples, draws=draws, reduction=reduction))
+        return self._run(Pass(self, batch, samples, draws=draws, reduction=reduction))
+
+    def _run(self, forward: Pass) -> tuple[Any, dict[str, Tensor]]:
+        """In chunks. Any part may have torch's fused attention: its second derivatives are added here, for all of them."""
+        given = [x for x in tree_leaves(forward.batch) if isinstance(x, Tensor)]
+        return every_derivative(lambda *_: self.chunks.run(forward), *given, *tensors(forward.given))
 
     def _reduction(self, reduce: str | None, weights: Tensor | None, score: Score | None) -> Reduction:
         """With the model's own for what is not given, as far as it has a use."""
@@ -248,7 +257,7 @@ class Symmetrized(nn.Module):
         batch.check()
         samples, reduction = samples_of(g), self._reduction(reduce, weights, score)
         reduction.check(batch, samples, None)
-        return self.chunks.run(Pass(self, batch, samples, elements=g, reduction=reduction))[0]
+        return self._run(Pass(self, batch, samples, elements=g, reduction=reduction))[0]
 
     def step_with_smaller_chunks(self, step: Callable[[], Any], samples: int) -> Any:
         """step(): a forward pass with `samples` samples, the loss and its backward pass.

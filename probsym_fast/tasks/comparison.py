@@ -158,9 +158,8 @@ class Comparison(Computation):
             name = where.parent.name
             values[name].append(self.figure(results))
             curves[name].append(history(where).get(task.monitor.key, {}))
-        plot_runs(
-            folder / "plots" / "comparison.png", values, curves, config.measure, f"validation {task.monitor.name}"
-        )
+        measure = ", ".join(x for x in (config.measure, task.unit(config.measure)) if x)
+        plot_runs(folder / "plots" / "comparison.png", values, curves, measure, f"validation {task.monitor.name}")
         if self.write_samples(folder):
             plot(folder / "plots" / "samples.png", self.by_samples(folder))
         spread = {name: torch.tensor(x, dtype=torch.float64) for name, x in values.items()}

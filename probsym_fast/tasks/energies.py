@@ -85,7 +85,11 @@ class LearnedFrames:
     noise: float = 0.1
 
     def build(self, method: str, group: Group, types: int) -> Distribution:
-        """The distribution of a method: ps, ga, pca, canonical or none. types: features per atom."""
+        """The distribution of a method: ps, ga, pca, canonical or none. types: features per atom.
+
+        Forces through the axes of pca grow without bound as two variances of a molecule come close: a symmetric one, such as
+        a square, has very large forces.
+        """
         if method == "ga":
             return Uniform(group)
         if method == "pca":
@@ -117,8 +121,8 @@ class EnergiesConfig(Run):
         energy: name of the field with the energy, () or (1,).
         forces: name of the field with the forces (n, 3), in units of energy over those of pos; null: there are none.
         symmetry: "O3" or "SO3"; both remove translation.
-        method: "ps" learned distribution, "ga" uniform, "pca" principal axes with random signs, "canonical" learned without
-            noise, one sample, "none" no group.
+        method: "ps" learned distribution, "ga" uniform, "pca" principal axes with random signs (very large forces
+            where two variances are close), "canonical" learned without noise, one sample, "none" no group.
         energy_weight: weight of the energies' squared error. Both errors are divided by the forces' mean square in the
             training set (for energies: times 1 Å squared); without forces, by the energies' variance, and the weight is 1.
         force_weight: weight of the forces' squared error.

@@ -59,6 +59,9 @@ class Molecules(Energies):
     def measures(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         return {name: 1000 * value for name, value in super().measures(prediction, target).items()}  # in meV
 
+    def unit(self, figure: str) -> str:
+        return {"test_energy_mae": "meV", "test_force_mae": "meV/Å"}.get(figure, "")
+
     def report(self, model: Symmetrized, folder: Path) -> dict[str, Any]:
         from probsym_fast.tasks.molecules_report import report
 

@@ -52,6 +52,10 @@ class Task(Experiment):
 
     figures: tuple[str, ...] = ()  # names of the report's measures; empty: only the report knows
 
+    def unit(self, figure: str) -> str:
+        """The unit of a measure in the results, for plots; "": none."""
+        return ""
+
     @property
     def monitor(self) -> Monitor:
         """Picks the best checkpoint: the validation loss, unless the task chooses another measure."""

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from probsym_fast import cli
-from probsym_fast.tasks import comparison, configuration
+from probsym_fast.tasks import comparison, configuration, plots
 from probsym_fast.tasks.comparison import Comparison, ComparisonConfig
+from probsym_fast.tasks.molecules import Molecules
 from probsym_fast.training import run as training
 from tests.helpers.tiny import Tiny, TinyConfig
 
@@ -127,3 +128,22 @@ def test_resume_is_refused_where_it_would_be_ignored(tmp_path, monkeypatch, caps
     assert "fit: --resume must be left out where" in capsys.readouterr().err and not (tmp_path / "run").exists()
     monkeypatch.setattr(training, "compute", lambda experiment: {"measure": "m", "seeds": [], "mean": {}})
     assert cli.main(["fit", "-c", "pattern/small_methods", "--resume", f"--folder={tmp_path / 'run'}"]) == 0
+
+
+class WithUnit(Tiny):
+    def unit(self, figure):
+        return {"test_mse": "Å²"}.get(figure, "")
+
+
+@pytest.mark.parametrize(("task", "expected"), [(Tiny, "test mse"), (WithUnit, "test mse, Å²")])
+def test_the_plot_names_the_measure_and_its_unit(config, monkeypatch, task, expected):
+    labels = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: labels.append(figure.axes[0].get_ylabel()))
+    some = lambda name, flags: task(configuration.parse(TinyConfig, SMALL | {"name": name}, flags))  # noqa: E731
+    training.compute(Comparison(replace(config, seeds=[1]), some))
+    assert labels == [expected]
+
+
+def test_units_of_molecules():
+    figures = ("test_energy_mae", "test_force_mae")
+    assert [Molecules.unit(None, name) for name in figures] == ["meV", "meV/Å"]

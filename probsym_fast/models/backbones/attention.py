@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 
 from probsym_fast._checks import transformed
 
 FUSED = "ScaledDotProduct"  # how torch's nodes of fused attention are called
+PREPARED = "probsym_fast: prepared for"  # in a node's metadata: the last backward pass that it has a hook for
 Gradients = Sequence[Tensor | None]
 
 
-def every_derivative(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """run(x), of blocks that may call `F.scaled_dot_product_attention`.
+def every_derivative(run: Callable[..., Any], *inputs: Tensor) -> Any:
+    """run(*inputs), a pytree, of blocks that may call `F.scaled_dot_product_attention` between the inputs and the outputs.
 
     Under torch.func and in forward mode attention is its plain formula, as inside `sdpa_kernel(SDPBackend.MATH)`. Else it
     is torch's fused one, and so is its gradient, until a backward pass has `create_graph=True`: then attention's part of the
@@ -26,26 +28,35 @@ def every_derivative(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """
     if transformed():
         with sdpa_kernel(SDPBackend.MATH):
-            return run(x)
-    y = run(x)
+            return run(*inputs)
+    outputs = run(*inputs)
     if not torch.compiler.is_compiling():
-        last = (y if y._base is None else y._base).grad_fn  # a view loses its own if it is changed in place
-        if last is not None:
-            last.register_prehook(partial(_prepare, x.grad_fn))
-    return y
+        first = {x.grad_fn for x in inputs}
+        tensors = [y for y in tree_leaves(outputs) if isinstance(y, Tensor)]
+        # a view loses its own node if it is changed in place; a node that held itself would stay alive
+        for last in {(y if y._base is None else y._base).grad_fn for y in tensors} - first:
+            if last is not None:
+                last.register_prehook(partial(_prepare, first))
+    return outputs
 
 
-def _prepare(first: Any, _: Gradients) -> None:
-    """Before a backward pass with create_graph=True: hooks for it, on the nodes from this one to the first."""
+def _prepare(first: set, _: Gradients) -> None:
+    """Before a backward pass with create_graph=True: hooks for it, on the nodes from this one to the first ones.
+
+    Regions may overlap, as a backbone's and its model's do: a node gets one hook a pass.
+    """
     if torch.is_grad_enabled():
+        this = torch._C._current_graph_task_id()
         nodes = _fused(torch._C._current_autograd_node(), first)  # the hook would keep it alive if it held it
+        nodes = [node for node in nodes if node.metadata.get(PREPARED) != this]
         for node, saved in zip(nodes, _in_own_pass(lambda: [*map(_saved, nodes)]), strict=True):
+            node.metadata[PREPARED] = this
             _Replaced(node, saved)
 
 
-def _fused(last: Any, first: Any) -> list:
+def _fused(last: Any, first: set) -> list:
     """The nodes of fused attention."""
-    found, seen, todo = [], {first, None}, [last]
+    found, seen, todo = [], {*first, None}, [last]
     while todo:
         if (node := todo.pop()) not in seen:
             seen.add(node)

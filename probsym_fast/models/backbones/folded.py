@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from typing import Any
 
 import torch
@@ -30,13 +29,19 @@ def masks_of(net: nn.Module) -> list[str]:
     return [name for name in MASKS if name in inspect.signature(net.forward).parameters]
 
 
+def _needs(net: nn.Module) -> list[tuple[str, int]]:
+    """The names in MASKS without a default in the network's forward, and their places among the positional inputs."""
+    parameters = inspect.signature(net.forward).parameters.values()
+    return [(p.name, k) for k, p in enumerate(parameters) if p.name in MASKS and p.default is p.empty]
+
+
 class Folded(nn.Module):
     """net on (B, S, ...) as on (B S, ...): for networks that take one batch axis, such as `nn.TransformerEncoder`.
 
     forward(x, *others, lengths=None): all inputs (B, S, ...); those with one sample, (B, 1, ...), are repeated. lengths
     (B, S) int64, the valid tokens of each sequence, reach the network under the first of these names that it takes:
     `lengths` (M,); `src_key_padding_mask`, `key_padding_mask` (M, L), True where not valid; `attention_mask`, `mask` (M, L),
-    True where valid.
+    True where valid. Without lengths an x (B, S, L, ...) has all tokens valid for those that have no default.
     Raises ValueError for batch_first=False, and where there are lengths and the network takes none of these.
     """
 
@@ -46,17 +51,19 @@ class Folded(nn.Module):
             sequences = isinstance(part, SEQUENCES)
             if sequences and any(getattr(inner, "batch_first", True) is False for inner in part.modules()):
                 raise ValueError(f"Folded: net must have batch_first=True, got {type(part).__name__} with False")
-        self.net, self._masks = net, masks_of(net)
+        self.net, self._masks, self._needs = net, masks_of(net), _needs(net)
 
     def forward(self, x: Tensor, *others: Tensor, lengths: Tensor | None = None) -> Any:
         B, S = x.shape[:2]
         given = [y.expand(B, S, *y.shape[2:]).reshape(B * S, *y.shape[2:]) for y in (x, *others)]
-        named = {}
+        names = [name for name, place in self._needs if place >= len(given)] if x.ndim == 4 else []
         if lengths is not None:
             if not self._masks:
                 name = type(self.net).__name__
                 raise ValueError(f"Folded: {name} must take one of {', '.join(MASKS)} for padded inputs, got none")
-            name = self._masks[0]
-            named[name] = MASKS[name](lengths.reshape(math.prod(lengths.shape)), x.shape[2])
+            names = names or self._masks[:1]
+        elif names:
+            lengths = torch.full((B, S), x.shape[2], device=x.device)
+        named = {name: MASKS[name](lengths.reshape(B * S), x.shape[2]) for name in names if lengths is not None}
         y = self.net(*given, **named)
         return torch.utils._pytree.tree_map(lambda part: part.unflatten(0, (B, S)), y)

@@ -103,5 +103,6 @@ def _inputs(net: nn.Module) -> tuple[str, ...]:
 def _weights(edge_attr: Tensor) -> Tensor:
     """(E, 1) -> (E,)."""
     if edge_attr.shape[1] != 1:
-        raise ValueError(f"PyGBackbone: edge_attr must have one channel as a weight, got {tuple(edge_attr.shape)}")
+        got = f"{tuple(edge_attr.shape)}; PyGBackbone(net, inputs=()) leaves it out"
+        raise ValueError(f"PyGBackbone: edge_attr must have one channel as a weight, got {got}")
     return edge_attr[:, 0]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from probsym_fast._checks import check_count, check_type
 from probsym_fast._inputs import embedded
 from probsym_fast.batches import Graphs, Images, PointClouds, check_batch
-from probsym_fast.distributions import Distribution
+from probsym_fast.distributions import Discrete, Distribution
 from probsym_fast.draws import Draws
 from probsym_fast.groups import Group
 from probsym_fast.models.point_clouds import POOLS
@@ -17,7 +18,7 @@ from probsym_fast.models.symmetrize.choices import distribution_of
 from probsym_fast.models.symmetrize.clouds import CloudParts
 from probsym_fast.models.symmetrize.graphs import GraphParts
 from probsym_fast.models.symmetrize.images import ImageParts, example_for
-from probsym_fast.models.symmetrize.networks import run
+from probsym_fast.models.symmetrize.networks import like, run
 from probsym_fast.models.symmetrized import Symmetrized
 
 TOKENS = {
@@ -52,7 +53,8 @@ def symmetrize(
     `print(model)` shows the parts. Each is an attribute (`model.embed`, `backbone`, `readout`, `distribution`) and can be
     replaced, here or later. A network that takes one batch axis is `Folded`; an `nn.TransformerEncoder` gets linear maps from
     the nodes' values to its width and to out_features, and runs as one op where it fits (`fuse`). The network's parameters
-    are the model's: training one trains the other.
+    are the model's: training one trains the other. New ones have the device and the dtype of the example (those of learned
+    elements at least float32).
 
         classifier = timm.create_model("vit_small_patch16_224", pretrained=True)
         model = psf.symmetrize(classifier, psf.groups.Dihedral(4)).eval()
@@ -78,11 +80,12 @@ def symmetrize(
             the prediction; of a timm model those of its own classifier.
         distribution: "learned" (probabilistic symmetrization), "canonical" (learned, without noise: one sample), "uniform"
             (group averaging), "orbit" (every element of a finite group), "frame" (principal axes, or an order), "none", or a
-            `Distribution`. Learned means `VectorNeurons` for clouds, `GIN` for graphs, and an `Energy` for finite groups. The
-            noise of clouds has the spread of the example's points. For images it means an `Energy` or a `RotationEnergy` of
-            `ImageScores`, with reduce="weighted", so that a loss trains it; a canonical one learns by its penalty "prior".
-            None: "learned" for clouds and graphs. For images, whose networks often are trained already, what needs no
-            training: "orbit" of a finite group (samples=group.order takes all), else "uniform".
+            `Distribution`. Learned means `VectorNeurons` for clouds, whose noise has the spread of the example's points, and
+            `GIN` for graphs. For finite groups and for images it means an `Energy` (`RotationEnergy` of SO(2) and O(2)) with
+            reduce="weighted", so that a loss trains it; of a finite group it takes at most group.order samples. A canonical
+            one of these learns by its penalty "prior", for inputs that mostly come upright. A `Distribution` of your own
+            keeps reduce="mean". None: "learned" for clouds and graphs. For images, whose networks often are trained already,
+            what needs no training: "orbit" of a finite group (samples=group.order takes all), else "uniform".
         width: of "flat" and "identifiers", what the network takes. None: read from the network.
         pool: how a network's outputs of nodes become one vector per cloud or graph, "sum" or "mean".
         embed, readout: in place of the chosen ones.
@@ -117,24 +120,31 @@ def symmetrize(
         parts = GraphParts(net, group, example, tokens, output, out_features, width, pool)
     elif isinstance(example, Images):
         parts = ImageParts(net, example, tokens, output, out_features)
-        if distribution == "learned":
-            settings.setdefault("reduce", "weighted")
     if not isinstance(distribution, Distribution):
         distribution = distribution_of(distribution, group, example)
-    embed = parts.embed() if embed is None and parts is not None else embed
+        # scores take what the network takes; what gives elements has at least float32
+        scores = isinstance(distribution, Discrete)
+        distribution.to(example.dtype if scores else torch.promote_types(example.dtype, torch.float32))
+        if isinstance(distribution, Discrete) and not distribution.best and settings.get("reduce") is None:
+            settings["reduce"] = "weighted"
+    if embed is None and parts is not None:
+        embed = like(parts.embed(), net, example)
     backbone = net if parts is None else parts.backbone()
     assert embed is not None
     distribution.to(example.device)
     embed.to(example.device)
     if readout is None:
-        assert parts is not None
-        outputs = _tried(backbone, embed, distribution, example)
-        readout = parts.readout(outputs, pool).to(example.device)
+        assert parts is not None and kind is not None
+        others = [name for name in TOKENS[kind] if name != parts.tokens]
+        chose = f"; symmetrize chose tokens={parts.tokens!r}, others are {', '.join(map(repr, others))}"
+        chosen = tokens is None and missing[0] == "embed"
+        outputs = _tried(backbone, embed, distribution, example, chose if chosen else "")
+        readout = like(parts.readout(outputs, pool), net, example)
     return Symmetrized(backbone, embed, readout, distribution, **settings)
 
 
-def _tried(backbone: nn.Module, embed: nn.Module, distribution: Distribution, example: Any) -> Tensor:
-    """The backbone's outputs of two samples."""
+def _tried(backbone: nn.Module, embed: nn.Module, distribution: Distribution, example: Any, chose: str) -> Tensor:
+    """The backbone's outputs of two samples. chose: for errors, a choice that may be the reason."""
 
     def outputs() -> Any:
         g, _ = distribution(example, 2, Draws(seed=0))
@@ -143,7 +153,7 @@ def _tried(backbone: nn.Module, embed: nn.Module, distribution: Distribution, ex
             return backbone(*arguments, **named)
         except (RuntimeError, TypeError, ValueError) as error:
             given = [tuple(x.shape) for x in (*arguments, *named.values()) if isinstance(x, Tensor)]
-            raise ValueError(f"symmetrize: net must take inputs of shapes {given}, got {error}") from error
+            raise ValueError(f"symmetrize: net must take inputs of shapes {given}, got {error}{chose}") from error
 
     found = run(outputs, backbone, embed, distribution)
     if not isinstance(found, Tensor):

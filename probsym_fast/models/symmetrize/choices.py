@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from probsym_fast.batches import Graphs, Images, PointClouds
 from probsym_fast.distributions import (
@@ -24,6 +24,7 @@ from probsym_fast.distributions import (
     VectorNeurons,
 )
 from probsym_fast.groups import Group, Orthogonal, Product, Symmetric
+from probsym_fast.groups.elements import tensors
 from probsym_fast.groups.euclidean import Motions
 from probsym_fast.models.image_scores import ImageScores
 from probsym_fast.models.images import MovedImages
@@ -55,10 +56,12 @@ def distribution_of(name: str | None, group: Group, example: Any) -> Distributio
     if isinstance(example, Images) and name in ("learned", "canonical"):
         if (found := _by_scores(group, example, name == "canonical")) is not None:
             return found
-    if isinstance(example, PointClouds):
-        if group.order is not None and name == "learned":
+    if isinstance(example, PointClouds) and name in ("learned", "canonical"):
+        if group.order is not None:
             width = example.positions.shape[1] * width_of(example)
-            return Energy(group, nn.Sequential(nn.Linear(width, 64), nn.GELU(), nn.Linear(64, 1)), FlatCloud())
+            network = nn.Sequential(nn.Linear(width, 64), nn.GELU(), nn.Linear(64, 1))
+            one, best = PointClouds(example.positions.new_zeros(1, *example.positions.shape[1:])), name == "canonical"
+            return Energy(group, network, FlatCloud(), prior=_at_identity(group, one) if best else None, best=best)
         if _takes_vectors(group):
             return _by_vectors(group, example, 0.0 if name == "canonical" else _spread(example))
     got = f"{group} on {type(example).__name__}"
@@ -67,17 +70,21 @@ def distribution_of(name: str | None, group: Group, example: Any) -> Distributio
 
 def _by_scores(group: Group, images: Images, best: bool) -> Distribution | None:
     """Scores of small moved images. Canonicalization has a prior at the upright pose, by whose penalty it learns."""
-    network, embed = ImageScores(images.pixels.shape[1]).to(images.dtype), MovedImages(SIDE)
+    network, embed = ImageScores(images.pixels.shape[1]), MovedImages(SIDE)
     if group.order is not None:
-        upright = None
-        if best:
-            one = Images(images.pixels.new_zeros(1, *images.pixels.shape[1:]))  # the example may have none
-            upright = torch.zeros(group.order)
-            upright[int(group.identity(one, 1)[0, 0])] = 1
-        return Energy(group, network, embed, prior=upright, best=best)
+        one = Images(images.pixels.new_zeros(1, *images.pixels.shape[1:]))  # the example may have none
+        return Energy(group, network, embed, prior=_at_identity(group, one) if best else None, best=best)
     if isinstance(group, Orthogonal) and group.d == 2:
         return RotationEnergy(group, network, embed, prior=CONCENTRATION if best else None, best=best)
     return None
+
+
+def _at_identity(group: Group, one: Any) -> Tensor:
+    """(order,) probability 1 at the identity, of the elements of a finite group. one: a batch of one input."""
+    pairs = zip(
+        tensors(group.elements(one)), tensors(group.identity(one, 1)), strict=True
+    )  # (1, order), (1, 1) and more axes
+    return torch.stack([(e == i).reshape(*e.shape[:2], -1).all(2)[0] for e, i in pairs]).all(0).float().cpu()
 
 
 def _takes_vectors(group: Group) -> bool:

@@ -21,7 +21,7 @@ from probsym_fast.models.point_clouds import (
     PooledReadout,
 )
 from probsym_fast.models.symmetrize.choices import width_of
-from probsym_fast.models.symmetrize.networks import EncoderOnNodes, WithLengths, first_linear, takes_any_axes
+from probsym_fast.models.symmetrize.networks import EncoderOnNodes, WithLengths, first_linear, like, takes_any_axes
 
 
 class CloudParts:
@@ -61,7 +61,7 @@ class CloudParts:
             return FlatCloud()
         if self.tokens == "pairs":
             return PairTokens()
-        return NodeVectors(lengths=self.clouds.num_nodes is not None)
+        return NodeVectors(lengths=None)
 
     def backbone(self) -> nn.Module:
         net = self.net
@@ -69,9 +69,9 @@ class CloudParts:
             width = width_of(self.clouds)
             if self.tokens == "pairs" and self.clouds.edges is not None:
                 width += self.clouds.edges.shape[3]
-            return EncoderOnNodes(net, width, self.out_features)
+            return like(EncoderOnNodes(net, width, self.out_features), net, self.clouds)
         given = net if takes_any_axes(net) else Folded(net)
-        if self.tokens == "nodes" and self.clouds.num_nodes is not None and not isinstance(net, Transformer):
+        if self.tokens == "nodes" and not isinstance(net, Transformer):
             given = WithLengths(given)
         return given
 

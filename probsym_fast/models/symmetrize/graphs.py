@@ -19,6 +19,16 @@ from probsym_fast.models.symmetrize.networks import inputs_of, run, takes_any_ax
 from probsym_fast.models.tokens import DiagonalReadout, GraphReadout, GraphTokens, NodeTokens, PairReadout
 
 
+def wanted(net: nn.Module) -> str:
+    """What makes a backbone of a bare model of another library, which takes images or words."""
+    library = type(net).__module__
+    if library.startswith("timm.models.") and hasattr(net, "forward_features"):
+        return "timm_backbone(model, grid=...)"
+    if library.startswith("transformers.") and hasattr(net, "get_input_embeddings"):
+        return "hf_backbone(name, tokens=...)"
+    return ""
+
+
 class GraphParts:
     """The parts for graphs."""
 
@@ -28,6 +38,8 @@ class GraphParts:
         self.net, self.graphs, self.N, self.output, self.out_features = net, graphs, group.n, output, out_features
         self.node_features = graphs.x.shape[1]
         self.edge_features = graphs.attributes.shape[1]
+        if made_by := wanted(net):
+            raise ValueError(f"symmetrize: net must be made by {made_by} for Graphs, got {type(net).__name__}")
         if tokens is None:
             tokens = "flat"
             if isinstance(net, VisionBackbone | WholeVisionBackbone):
@@ -38,9 +50,9 @@ class GraphParts:
                 tokens = "identifiers"
         self.tokens, self.given_width, self.pool = tokens, width, pool
         if tokens in ("patches", "sequence") and not isinstance(net, OnTokens):
-            wanted = "timm_backbone" if tokens == "patches" else "hf_backbone"
+            made_by = "timm_backbone" if tokens == "patches" else "hf_backbone"
             raise ValueError(
-                f"symmetrize: net must be made by {wanted} for tokens {tokens!r}, got {type(net).__name__}"
+                f"symmetrize: net must be made by {made_by} for tokens {tokens!r}, got {type(net).__name__}"
             )
         if output == "pairs" and tokens != "patches":
             raise ValueError(f"symmetrize: tokens must be 'patches' for output 'pairs', got {tokens!r}")

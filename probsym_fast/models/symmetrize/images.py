@@ -65,7 +65,7 @@ class ImageParts:
         if self.tokens == "pixels":
             return MovedImages()
         if isinstance(self.net, OURS):
-            return ImageTokens(self.net.width, self.patch, self.images.pixels.shape[1]).to(self.images.dtype)
+            return ImageTokens(self.net.width, self.patch, self.images.pixels.shape[1])
         return ImageTokens.of(self.net)
 
     def backbone(self) -> nn.Module:
@@ -86,9 +86,9 @@ class ImageParts:
         if self.output == "tokens":
             return TokenReadout(self.grid)
         if self.output == "masks":
-            return MaskReadout(width, size, self.patch, grid=self.grid).to(self.images.dtype)
+            return MaskReadout(width, size, self.patch, grid=self.grid)
         if size is not None:
-            return ClassReadout(nn.Linear(width, size).to(self.images.dtype))
+            return ClassReadout(nn.Linear(width, size))
         return ClassReadout() if isinstance(self.net, OURS) else ClassReadout.of(self.net)
 
 

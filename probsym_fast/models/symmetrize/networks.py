@@ -15,6 +15,7 @@ from probsym_fast.models.backbones.fuse import fuse
 from probsym_fast.models.backbones.gin import GINBackbone
 from probsym_fast.models.backbones.mlp import MLP
 from probsym_fast.models.backbones.on_tokens import OnTokens
+from probsym_fast.models.backbones.pyg import PyGBackbone
 from probsym_fast.models.backbones.transformer import Transformer
 
 # modules that act on the last axis or entry by entry, and so take any leading axes
@@ -35,6 +36,16 @@ def run(function: Callable[[], Any], *modules: nn.Module) -> Any:
         finally:
             for module, mode in training:
                 module.training = mode
+
+
+def like(part: nn.Module, net: nn.Module, example: Any) -> nn.Module:
+    """The part on the device and in the dtype of the example, but for modules inside it that hold what is the network's."""
+    kept = {id(x) for x in (*net.parameters(), *net.buffers())}
+    if not any(id(x) in kept for x in (*part.parameters(), *part.buffers())):
+        return part.to(example.device, example.dtype)
+    for child in part.children():
+        like(child, net, example)
+    return part
 
 
 def first_linear(net: nn.Module) -> int | None:
@@ -59,6 +70,8 @@ def inputs_of(net: nn.Module) -> int | None:
     """What the network takes, as far as it says so."""
     if isinstance(net, MLP):
         return net.widths[0]
+    if isinstance(net, PyGBackbone):
+        return inputs_of(net.net)
     for name in ("in_channels", "in_features", "width"):
         if isinstance(found := getattr(net, name, None), int):
             return found
@@ -91,13 +104,16 @@ class EncoderOnNodes(nn.Module):
 
 
 class WithLengths(nn.Module):
-    """A network whose last input are lengths: given to a folded one, left out for one that acts node by node."""
+    """A network whose last input may be lengths (B, S): given to a folded one, left out for one that acts node by node.
+
+    Other inputs, features of pairs, have more axes.
+    """
 
     def __init__(self, net: nn.Module):
         super().__init__()
         self.net = net
 
     def forward(self, x: Tensor, *others: Tensor) -> Any:
-        if not isinstance(self.net, Folded):
-            return self.net(x, *others[:-1])
-        return self.net(x, *others[:-1], lengths=others[-1] if others else None)
+        lengths = others[-1] if others and others[-1].ndim == 2 else None
+        others = others if lengths is None else others[:-1]
+        return self.net(x, *others, lengths=lengths) if isinstance(self.net, Folded) else self.net(x, *others)

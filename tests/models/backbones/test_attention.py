@@ -71,7 +71,7 @@ def built(name: str) -> tuple[nn.Module, Tensor]:
 
 
 def fused(y: Tensor) -> list:
-    return attention._fused(y.grad_fn, None)
+    return attention._fused(y.grad_fn, set())
 
 
 def second(net, x: Tensor, function=None) -> list[Tensor]:
