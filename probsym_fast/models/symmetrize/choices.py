@@ -57,8 +57,9 @@ def distribution_of(name: str | None, group: Group, example: Any) -> Distributio
             return found
     if isinstance(example, PointClouds):
         if group.order is not None and name == "learned":
-            width = example.positions.shape[1] * width_of(example)
-            return Energy(group, nn.Sequential(nn.Linear(width, 64), nn.GELU(), nn.Linear(64, 1)), FlatCloud())
+            n = example.positions.shape[1]
+            scores = nn.Sequential(nn.Linear(n * width_of(example), 64), nn.GELU(), nn.Linear(64, 1))
+            return Energy(group, scores, FlatCloud(n))
         if _takes_vectors(group):
             return _by_vectors(group, example, 0.0 if name == "canonical" else _spread(example))
     got = f"{group} on {type(example).__name__}"
