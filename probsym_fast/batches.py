@@ -8,10 +8,10 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from probsym_fast._batch import Batch, of_one_sample
-from probsym_fast._checks import MOST_KEYS, check_key, looks_at_values
+from probsym_fast._checks import MOST_KEYS, check_count, check_key, looks_at_values
 from probsym_fast._compilers import is_fake
 from probsym_fast._geometric import OWNER, check_agreement, clouds_of, fields_of
 from probsym_fast._images import Images as Images
@@ -29,8 +29,13 @@ class PointClouds(Batch):
     are never read. key: (B,) int64 in 0..2^43 - 1, keys of the clouds for fixed noise, or None.
 
     ptr: (B + 1,) int64. With it positions, velocities and features are (nodes, ...), the points of all clouds in one list:
-    cloud b has points ptr[b] to ptr[b + 1]. They are padded at once, to one point at least; `listed` and `padded` convert
-    values between the two forms. This reads ptr, which waits for a GPU. RuntimeError where a program is recorded.
+    cloud b has points ptr[b] to ptr[b + 1]. They are padded at once, to the largest cloud and one point at least; `listed`
+    and `padded` convert values between the two forms. This reads ptr, which waits for a GPU. RuntimeError where a program is
+    recorded.
+
+    n: pads to so many points, the same in every batch: for networks of one size (an MLP on all coordinates) and for
+    Symmetric(n). Clouds that are (B, m, d) already, m <= n, are padded too, and get num_nodes. Edges (B, m, m, C) are padded
+    with them. TypeError unless n is an int, ValueError for a cloud of more points.
     """
 
     positions: Tensor
@@ -40,6 +45,7 @@ class PointClouds(Batch):
     num_nodes: Tensor | None = None
     key: Tensor | None = None
     ptr: InitVar[Tensor | None] = None
+    n: InitVar[int | None] = None
 
     axes: ClassVar = {
         "positions": {0: "batch", 1: "points"},
@@ -51,11 +57,17 @@ class PointClouds(Batch):
     }
     fixed: ClassVar = ("points",)
 
-    def __post_init__(self, ptr: Tensor | None) -> None:
+    def __post_init__(self, ptr: Tensor | None, n: int | None) -> None:
+        n = None if n is None else check_count("PointClouds", "n", n)
         if ptr is not None:
-            self._pad(ptr)
+            self._pad(ptr, n)
+        elif n is not None:
+            self._pad_further(n)
+        if n is not None and self.edges is not None and self.edges.ndim == 4:
+            more = n - self.edges.shape[1]
+            self.edges = nn.functional.pad(self.edges, (0, 0, 0, more, 0, more)) if more > 0 else self.edges
 
-    def _pad(self, ptr: Tensor) -> None:
+    def _pad(self, ptr: Tensor, n: int | None) -> None:
         owner, x = "PointClouds", self.positions
         if self.num_nodes is not None:
             raise ValueError(f"{owner}: num_nodes must be None with ptr, got {tuple(self.num_nodes.shape)}")
@@ -66,15 +78,38 @@ class PointClouds(Batch):
                 f"{owner}: ptr must be None where a program is recorded; pad the clouds before, with num_nodes"
             )
         _check_ptr(owner, ptr, x.shape[0])
-        self.num_nodes = ptr.diff()
+        self.num_nodes = counts = ptr.diff()
+        most = int(counts.max()) if len(counts) else 0
+        if n is not None and most > n:
+            raise ValueError(f"{owner}: n must be at least the {most} points of cloud {int(counts.argmax())}, got {n}")
+        valid = torch.arange(max(1, most) if n is None else n, device=x.device) < counts[:, None]
         for name in ("positions", "velocities", "features"):
             if (values := getattr(self, name)) is not None:
                 _check_field(owner, name, values, "(nodes, *) = ({}, *)", (x.shape[0], None), x.device)
-                setattr(self, name, self.padded(values))
+                setattr(self, name, _padded(values, valid))
+
+    def _pad_further(self, n: int) -> None:
+        """Clouds (B, m, d) to n points."""
+        owner, x = "PointClouds", self.positions
+        _check_field(owner, "positions", x, "(B, n, d)", (None, None, None))
+        B, m, _ = x.shape
+        if m > n:
+            raise ValueError(f"{owner}: n must be at least the {m} points of positions {tuple(x.shape)}, got {n}")
+        if self.num_nodes is None and m < n:
+            self.num_nodes = torch.full((B,), m, device=x.device)
+        for name in ("positions", "velocities", "features"):
+            if (values := getattr(self, name)) is not None:
+                _check_field(owner, name, values, "(B, n, *) = ({}, {}, *)", (B, m, None), x.device)
+                setattr(self, name, nn.functional.pad(values, (0, 0, 0, n - m)))
 
     @classmethod
     def from_data(
-        cls, batch: Any, features: str | Sequence[str] = (), *, types: Sequence[int] | None = None
+        cls,
+        batch: Any,
+        features: str | Sequence[str] = (),
+        *,
+        types: Sequence[int] | None = None,
+        n: int | None = None,
     ) -> PointClouds:
         """From a PyTorch Geometric `Batch`, or one `Data`, with positions `pos` (nodes, d).
 
@@ -82,11 +117,12 @@ class PointClouds(Batch):
         in this order. Integers and bools become the dtype of `pos`, which must hold them exactly. types: the values of an
         integer field (nodes,), such as atomic numbers (1, 6, 7, 8); it is then joined as one-hot features, one per type.
         Velocities are read from `vel` and keys from `key`, if present. Edges, y and other fields are ignored.
+        n: pads to so many points, the same in every batch; default: to the largest cloud of this one.
 
         Raises TypeError for what is no `Data` or `Batch`. ValueError for a missing field, for a value that is not in types,
-        and where batch and ptr disagree.
+        for a cloud of more than n points, and where batch and ptr disagree.
         """
-        clouds = cls(**clouds_of(batch, features, types))
+        clouds = cls(**clouds_of(batch, features, types), n=n)
         clouds.check()
         return clouds
 
@@ -151,12 +187,9 @@ class PointClouds(Batch):
 
     def padded(self, values: Tensor) -> Tensor:
         """Values of points in one list (nodes, ...) -> (B, n, ...), 0 at points that are not valid."""
-        if self.num_nodes is None:
+        if (valid := self.valid) is None:
             return values.unflatten(0, self.positions.shape[:2])
-        given = self.positions.ndim == 3
-        n = self.positions.shape[1] if given else max(1, int(self.num_nodes.max())) if self.size else 1
-        valid = torch.arange(n, device=values.device) < self.num_nodes[:, None]
-        return values.new_zeros(*valid.shape, *values.shape[1:]).index_put((valid,), values)
+        return _padded(values, valid)
 
     @property
     def size(self) -> int:
@@ -341,6 +374,11 @@ class Graphs(Batch):
     def pooled(self, values: Tensor) -> Tensor:
         """Sums over the nodes of each graph: (nodes, ...) -> (B, ...)."""
         return values.new_zeros(self.size, *values.shape[1:]).index_add(0, self.graph, values)
+
+
+def _padded(values: Tensor, valid: Tensor) -> Tensor:
+    """Values (nodes, ...) of the valid points (B, n) in order -> (B, n, ...), 0 at the others."""
+    return values.new_zeros(*valid.shape, *values.shape[1:]).index_put((valid,), values)
 
 
 def check_batch(owner: str, batch: Any, *fields: str) -> None:

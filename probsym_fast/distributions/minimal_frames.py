@@ -44,14 +44,14 @@ class MinimalFrame(Distribution):
         B, n, d = y.shape
         size = y.detach().square().sum(-1).amax(1).sqrt() if n else y.new_zeros(B)  # (B,)
         size = torch.where(size > 0, size, 1)[:, None]
-        ties = draws.fork(0).uniform((B, samples, d, n), "frame", device=y.device)
+        ties = draws.fork(0).uniform((B, samples, n, d), "frame", device=y.device)  # more padding only appends
         rest = (y / size[..., None])[:, None].expand(-1, samples, -1, -1)  # (B, S, n, d), orthogonal to the axes so far
         other = draws.fork(1).normal((B, samples, d, d), "axes", device=y.device)
         axes: list[Tensor] = []
         for k in range(d):
             found = _without(other[:, :, k], axes)
             if n and not (linear.special and k == d - 1):
-                far = rest.detach().square().sum(-1) + self.smooth * ties[:, :, k]
+                far = rest.detach().square().sum(-1) + self.smooth * ties[..., k]
                 place = torch.where(valid[:, None], far, -1).argmax(-1)[..., None, None].expand(-1, -1, 1, d)
                 point = rest.gather(2, place)[:, :, 0]
                 outside = point.detach().square().sum(-1, keepdim=True).sqrt() > max(self.smooth, SMOOTH)

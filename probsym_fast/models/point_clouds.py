@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probsym_fast._checks import check_bool, check_type
+from probsym_fast._checks import check_bool, check_count, check_type
 from probsym_fast.batches import check_all_valid, check_batch
-from probsym_fast.groups import Group, PointClouds
+from probsym_fast.groups import Group, PointClouds, Product, Symmetric
 
 POOLS = "sum", "mean"
 
@@ -51,11 +51,27 @@ class FlatCloud(nn.Module):
     """All values of `NodeVectors` but those of pairs in one vector, for an MLP: (B, S, n (d (+ d) (+ F))).
 
     Values of nodes that are not valid are 0.
+
+    n: the nodes that the vector has room for, for batches that are padded to fewer; the others are 0. None: as many as the
+    batch has. ValueError for a batch with more. Symmetric(n) takes no batch with fewer: pad it with `PointClouds(..., n=n)`.
     """
+
+    def __init__(self, n: int | None = None):
+        super().__init__()
+        self.n = None if n is None else check_count("FlatCloud", "n", n)
+
+    def extra_repr(self) -> str:
+        return "" if self.n is None else f"n={self.n}"
 
     def forward(self, batch: PointClouds, group: Group, g: Any) -> tuple[Tensor]:
         check_batch("FlatCloud", batch, "positions")
-        return (_coordinates(batch, group, g).flatten(2),)
+        x = _coordinates(batch, group, g)
+        if self.n is not None:
+            if x.shape[2] > self.n:
+                got = tuple(batch.positions.shape)
+                raise ValueError(f"FlatCloud: positions must be (B, n, d) with n of at most {self.n}, got {got}")
+            x = nn.functional.pad(x, (0, 0, 0, self.n - x.shape[2]))
+        return (x.flatten(2),)
 
 
 class PairTokens(nn.Module):
@@ -142,7 +158,13 @@ class PooledReadout(nn.Module):
 
 
 def _coordinates(batch: PointClouds, group: Group, g: Any) -> Tensor:
-    """g^-1 applied to positions, velocities and features: (B, S, n, d (+ d) (+ F))."""
+    """g^-1 applied to positions, velocities and features: (B, S, n, d (+ d) (+ F)). ValueError for another n than S_n's."""
+    for factor in group.factors if isinstance(group, Product) else (group,):
+        if isinstance(factor, Symmetric) and factor.axis == "n" and factor.n != batch.positions.shape[1]:
+            n, got = factor.n, tuple(batch.positions.shape)
+            raise ValueError(
+                f"{factor}: positions must be (B, n, d) with n = {n}, got {got}; pad them: PointClouds(..., n={n})"
+            )
     given = {"np": batch.positions, "nv": _given(batch, "velocities"), "nc": _given(batch, "features")}
     parts = [
         group.act(g, _of_valid(batch, x), layout, inverse=True) for layout, x in given.items() if x is not None

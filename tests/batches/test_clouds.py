@@ -40,6 +40,49 @@ def test_points_of_all_clouds_are_padded():
     assert torch.equal(whole.padded(whole.listed(whole.positions)), whole.positions)
 
 
+def test_a_fixed_number_of_points():
+    """Every batch has n points: from ptr, and from clouds that are padded already, with their edges."""
+    ptr, edges = torch.tensor([0, 3, 3, 8]), torch.randn(3, 5, 5, 2)
+    fields = dict(zip(("positions", "velocities", "features"), torch.randn(8, 8).split([3, 3, 2], 1), strict=True))
+    short, long = (PointClouds(**fields, edges=edges, ptr=ptr, n=n) for n in (None, 7))
+    long.check()
+    assert long.positions.shape == long.velocities.shape == (3, 7, 3) and long.features.shape == (3, 7, 2)
+    assert long.num_nodes.tolist() == [3, 0, 5] and long.edges.shape == (3, 7, 7, 2)
+    assert torch.equal(long.edges[:, :5, :5], edges) and not long.edges[:, 5:].any() and not long.edges[:, :, 5:].any()
+    again = PointClouds(**named(short), n=7)
+    again.check()
+    assert_same(again, long)
+    whole = PointClouds(torch.ones(2, 4, 3), n=6)
+    assert whole.num_nodes.tolist() == [4, 4] and whole.positions[:, 4:].abs().sum() == 0
+    assert PointClouds(torch.ones(2, 4, 3), n=4).num_nodes is None
+    assert PointClouds(torch.zeros(0, 3), ptr=torch.tensor([0]), n=4).positions.shape == (0, 4, 3)
+    assert torch.equal(long.listed(long.positions), short.listed(short.positions))
+    x = torch.randn(2, 4, 3)
+    inside = torch.compile(lambda x: PointClouds(x, n=6).positions, fullgraph=True, backend="eager")
+    assert torch.equal(inside(x), PointClouds(x, n=6).positions)
+
+
+def named(clouds: PointClouds) -> dict:
+    return {name: getattr(clouds, name) for name in PointClouds.axes}
+
+
+def test_a_number_of_points_that_is_too_small():
+    ptr, x = torch.tensor([0, 3, 3, 8]), torch.ones(2, 4, 3)
+    for make, kind, message in (
+        (lambda: listed(ptr=ptr, n=4), ValueError, "n must be at least the 5 points of cloud 2, got 4"),
+        (lambda: PointClouds(x, n=3), ValueError, "n must be at least the 4 points of positions (2, 4, 3), got 3"),
+        (lambda: PointClouds(x, n=0), ValueError, "n must be at least 1, got 0"),
+        (lambda: PointClouds(x, n=5.0), TypeError, "n must be an int, got float 5.0"),
+        (
+            lambda: PointClouds(x, features=torch.ones(2, 5, 1), n=6),
+            ValueError,
+            "features must be (B, n, *) = (2, 4, *), got (2, 5, 1)",
+        ),
+    ):
+        with refused(kind, f"PointClouds: {message}"):
+            make()
+
+
 def test_padding_is_not_read():
     clouds = listed()
     center = clouds.center
@@ -138,6 +181,11 @@ def test_molecules_of_pytorch_geometric():
     assert types.tolist() == [2, 0, 0, 1, 0, 0, 0, 0] and torch.equal(clouds.listed(clouds.positions), data.pos)
     assert torch.equal(clouds.listed(clouds.features[..., 3:]), data.charge)
     assert psf.PointClouds.from_data(data, "z").features[0, :, 0].tolist() == [8, 1, 1, 0, 0]
+    long = psf.PointClouds.from_data(data, ("z", "charge"), types=(1, 6, 8), n=16)
+    assert long.positions.shape == (2, 16, 3) and long.features.shape == (2, 16, 4)
+    assert torch.equal(long.listed(long.features), clouds.listed(clouds.features))
+    with refused(ValueError, "PointClouds: n must be at least the 5 points of cloud 1, got 4"):
+        psf.PointClouds.from_data(data, n=4)
     one = psf.PointClouds.from_data(molecule(8, 1, 1, vel=torch.ones(3, 3)))
     assert one.size == 1 and one.features is None and one.velocities.sum() == 9
 

@@ -229,6 +229,76 @@ def test_empty_clouds():
     assert model(empty, samples=2)[0].isfinite().all()
 
 
+# --- one size of a flat network, clouds of any size up to it ---
+
+TURN = psf.groups.Finite.generated({"vp": torch.diag(torch.tensor([-1.0, -1.0, 1.0]))[None]})
+
+
+def ragged(*sizes: int, n: int | None = None, seed: int = 0) -> psf.PointClouds:
+    generator = torch.Generator().manual_seed(seed)
+    x, f = (torch.randn(sum(sizes), width, generator=generator) for width in (3, 2))
+    return psf.PointClouds(x, features=f, ptr=torch.tensor([0, *sizes]).cumsum(0), n=n)
+
+
+FLAT = {name: (E3, {"distribution": name}) for name in ("learned", "canonical", "uniform", "frame")} | {
+    "weighted frame": (E3, {"distribution": psf.distributions.WeightedFrame(E3)}),
+    "minimal frame": (E3, {"distribution": psf.distributions.MinimalFrame(E3)}),
+    "finite, learned": (TURN, {"reduce": "weighted"}),
+    "positions": (E3, {"output": "positions"}),
+}
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_a_flat_network_on_the_next_batch(name):
+    """Of smaller clouds than the example's: it predicts as on those padded to its size, whatever the padding holds."""
+    torch.manual_seed(0)
+    group, settings = FLAT[name]
+    positions = settings.get("output") == "positions"
+    model = psf.symmetrize(mlp(6 * 5, 6 * 3 if positions else 2), group, ragged(3, 6), **settings).eval()
+    short, long = ragged(2, 4), ragged(2, 4, n=6)
+    for x in (long.positions, long.features):
+        x[~long.valid] = torch.nan
+    found, padded = (model(batch, samples=2, seed=3)[0] for batch in (short, long))
+    assert_near(found, padded[:, :4] if positions else padded)
+    with pytest.raises(ValueError, match=r"positions must be \(B, n, d\) with n of at most 6, got \(1, 7, 3\)$"):
+        model(ragged(7), samples=2)
+
+
+def test_permuted_clouds_of_one_n():
+    """Symmetric(n) takes clouds of any size that are padded to n, also in chunks, compiled and exported."""
+    torch.manual_seed(0)
+    group, example = psf.groups.Symmetric(8) * E3, ragged(3, 5, n=8)
+    model = psf.symmetrize(mlp(8 * 5, 2), group, example).eval()
+    batch = ragged(2, 7, 4, n=8)
+    few, many = (psf.equivariance_error(model, batch, samples=S, moves=2, scale=1) for S in (4, 1024))
+    assert few / many > 5  # 1 / sqrt(S): 16
+    whole = model(batch, samples=4, seed=3)[0]
+    hidden = batch.replace()
+    for x in (hidden.positions, hidden.features):
+        x[~hidden.valid] = torch.nan
+    assert_near(model(hidden, samples=4, seed=3)[0], whole)
+    program = psf.export(model, example, 4).module()
+    found = program(batch.positions, batch.features, batch.num_nodes, torch.tensor(3))
+    assert_near(found, whole)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert_near(compiled(batch, samples=4, seed=3)[0], whole)
+    model.chunk = 3
+    assert_near(model(batch, samples=4, seed=3)[0], whole)
+    message = "Symmetric(8): positions must be (B, n, d) with n = 8, got (1, 4, 3); pad them: PointClouds(..., n=8)"
+    model = psf.symmetrize(mlp(8 * 5, 2), group, example, distribution="uniform")
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        model(ragged(4), samples=2)
+
+
+def test_a_flat_network_exported_for_any_number_of_points():
+    torch.manual_seed(0)
+    model = psf.symmetrize(mlp(9 * 5, 2), E3, ragged(3, 9), distribution="uniform").eval()
+    program = psf.export(model, ragged(3, 6), 4, dynamic={"batch": None, "points": 9}).module()
+    other = ragged(2, 7, 1)
+    found = program(other.positions, other.features, other.num_nodes, torch.tensor(3))
+    assert_near(found, model(other, samples=4, seed=3)[0])
+
+
 ERRORS = [
     (
         lambda: (
@@ -242,7 +312,12 @@ ERRORS = [
     (lambda: (mlp(6, 2), E3, clouds(), {"pool": "max"}), "symmetrize: pool must be one of ('sum', 'mean'), got 'max'"),
     (
         lambda: (mlp(6, 2), psf.groups.Symmetric(8), clouds(), {}),
-        "symmetrize: group must permute the n = 5 points of the example, got Symmetric(8)",
+        "symmetrize: group must permute the n = 5 points of the example, got Symmetric(8); pad the clouds:"
+        " PointClouds(..., n=8) or from_data(..., n=8)",
+    ),
+    (
+        lambda: (mlp(6, 2), psf.groups.Symmetric(4), clouds(), {}),
+        "symmetrize: group must permute the n = 5 points of the example, got Symmetric(4)",
     ),
     (
         lambda: (mlp(6, 2), psf.groups.Euclidean(2), clouds(), {}),

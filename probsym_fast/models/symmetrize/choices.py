@@ -58,10 +58,10 @@ def distribution_of(name: str | None, group: Group, example: Any) -> Distributio
             return found
     if isinstance(example, PointClouds) and name in ("learned", "canonical"):
         if group.order is not None:
-            width = example.positions.shape[1] * width_of(example)
-            network = nn.Sequential(nn.Linear(width, 64), nn.GELU(), nn.Linear(64, 1))
+            n = example.positions.shape[1]
+            scores = nn.Sequential(nn.Linear(n * width_of(example), 64), nn.GELU(), nn.Linear(64, 1))
             one, best = PointClouds(example.positions.new_zeros(1, *example.positions.shape[1:])), name == "canonical"
-            return Energy(group, network, FlatCloud(), prior=_at_identity(group, one) if best else None, best=best)
+            return Energy(group, scores, FlatCloud(n), prior=_at_identity(group, one) if best else None, best=best)
         if _takes_vectors(group):
             return _by_vectors(group, example, 0.0 if name == "canonical" else _spread(example))
     got = f"{group} on {type(example).__name__}"

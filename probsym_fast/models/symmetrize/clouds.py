@@ -33,7 +33,10 @@ class CloudParts:
         for factor in group.factors if isinstance(group, Product) else (group,):
             n, d = getattr(factor, "n", self.n), getattr(factor, "d", self.d)
             if isinstance(factor, Symmetric) and factor.axis == "n" and n != self.n:
-                raise ValueError(f"symmetrize: group must permute the n = {self.n} points of the example, got {factor}")
+                way_out = f"; pad the clouds: PointClouds(..., n={n}) or from_data(..., n={n})" if n > self.n else ""
+                raise ValueError(
+                    f"symmetrize: group must permute the n = {self.n} points of the example, got {factor}{way_out}"
+                )
             if isinstance(factor, Orthogonal | Motions) and d != self.d:
                 raise ValueError(
                     f"symmetrize: group must act in the d = {self.d} dimensions of the example, got {factor}"
@@ -58,7 +61,7 @@ class CloudParts:
 
     def embed(self) -> nn.Module:
         if self.tokens == "flat":
-            return FlatCloud()
+            return FlatCloud(self.n)
         if self.tokens == "pairs":
             return PairTokens()
         return NodeVectors(lengths=None)
@@ -100,7 +103,7 @@ class CloudParts:
 
 
 class _Unflattened(nn.Module):
-    """A readout of nodes, for outputs of all nodes in one vector: (B, S, n C) as (B, S, n, C)."""
+    """A readout of nodes, for outputs of all nodes in one vector: (B, S, n C) as (B, S, n, C), the batch's own nodes."""
 
     def __init__(self, n: int, readout: nn.Module):
         super().__init__()
@@ -111,4 +114,7 @@ class _Unflattened(nn.Module):
         return getattr(self.readout, "layout", None)
 
     def forward(self, outputs: Tensor, batch: Any, group: Group, g: Any) -> Tensor:
-        return self.readout(outputs.unflatten(2, (self.n, -1)), batch, group, g)
+        given = outputs.unflatten(2, (self.n, -1)).narrow(
+            2, 0, batch.positions.shape[1]
+        )  # `FlatCloud` added the others
+        return self.readout(given, batch, group, g)
