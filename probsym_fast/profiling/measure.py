@@ -13,6 +13,7 @@ import torch
 
 from probsym_fast._memory import peak_memory
 from probsym_fast._progress import announced
+from probsym_fast.models.backbones.fused import paths_of
 from probsym_fast.models.predictions import real_leaves
 from probsym_fast.ops import using_backend
 from probsym_fast.profiling.arguments import TIMED, check_backends, check_values
@@ -89,8 +90,10 @@ def measure(row: Row, case: Case, seconds: float, repeats: int) -> None:
     model, batch = case.model, case.batch
     try:
         steps = steps_of(row.mode, case, row.samples)
-        if row.mode in TIMED:
+        with paths_of(model.backbone) as paths:
             steps.step()  # creates optimiser states, finds "auto" chunks
+        row.path = "; ".join(paths) or None
+        if row.mode in TIMED:
             model.zero_grad()  # frees the last step's gradients
             row.peak = peak_memory(steps.step, batch.device)
             times = interleave({"step": steps.step, "bare": steps.bare}, batch.device, seconds, rounds=3)

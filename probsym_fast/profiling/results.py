@@ -22,6 +22,7 @@ class Row:
     """Figures for one number of samples S, mode, backend, chunk and kind of draws; None where not measured.
 
     at_once: samples per pass; with chunk "auto" the number found to fit.
+    path: how a backbone that can run in one pass ran: "one pass", or "modules: " and the reason; None for other backbones.
     latency: median seconds per step (low, high: quartiles).
     throughput: graphs per second; sampled graphs are S times as many.
     peak: bytes of a step beyond model and batch.
@@ -37,6 +38,7 @@ class Row:
     draws: str
     samples: int
     at_once: int | None = None
+    path: str | None = None
     latency: float | None = None
     low: float | None = None
     high: float | None = None
@@ -76,7 +78,20 @@ class Profile:
 
     def table(self) -> str:
         """Plain text, one line per row."""
-        head = ("mode", "backend", "chunk", "draws", "S", "ms", "graphs/s", "peak MB", "tax", "variance", "gain")
+        head = (
+            "mode",
+            "backend",
+            "chunk",
+            "draws",
+            "S",
+            "ms",
+            "graphs/s",
+            "peak MB",
+            "tax",
+            "variance",
+            "gain",
+            "backbone",
+        )
         lines = [head, *(cells(row) for row in self.rows)]
         return aligned(lines, str.rjust)
 
@@ -229,4 +244,5 @@ def cells(row: Row) -> tuple[str, ...]:
         number(row.tax, ".2f"),
         with_error(row.variance, row.error, ".2e"),
         with_error(row.gain, row.gain_error, ".3g"),
+        row.path or "",
     )

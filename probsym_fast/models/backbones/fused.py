@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -61,9 +62,10 @@ class OnePass(nn.Module):
         """Called once all parts are there: remembers them."""
         self._structure = structure(self)
 
-    def why_modules(self, *inputs: Any) -> str | None:
+    def why_modules(self, *inputs: Any, **named: Any) -> str | None:
         """Why a call with these inputs runs the modules one by one; None: it runs all layers as one op."""
-        return self.why_not(inputs[0].device, inputs[0].dtype) or self.unfit(*inputs)
+        first = inputs[0] if inputs else next(iter(named.values()))
+        return self.why_not(first.device, first.dtype) or self.unfit(*inputs, **named)
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why inputs of this device and dtype, whatever their sizes, never run as one op; None: some do."""
@@ -124,7 +126,7 @@ class OnePass(nn.Module):
         """From how many sequences on the op is faster: a vector of 16 takes as long for one."""
         return 1
 
-    def unfit(self, *inputs: Any) -> str | None:
+    def unfit(self, *inputs: Any, **named: Any) -> str | None:
         """Why inputs of these sizes do not run as one op."""
         raise NotImplementedError
 
@@ -151,6 +153,29 @@ class OnePass(nn.Module):
         weight = next(self.parameters(), None)
         reason = "no weights" if weight is None else self.why_not(weight.device, weight.dtype)
         return "one pass" if reason is None else f"by modules: {reason}"
+
+
+@contextmanager
+def paths_of(module: nn.Module) -> Iterator[list[str]]:
+    """How the backbones in one pass within the module run meanwhile: "one pass" or "modules: <reason>", each once."""
+    found: list[str] = []
+
+    def before(backbone: nn.Module, inputs: tuple, named: dict[str, Any]) -> None:
+        reason = backbone.why_modules(*inputs, **named)  # type: ignore[operator]
+        path = "one pass" if reason is None else f"modules: {reason}"
+        if path not in found:
+            found.append(path)
+
+    inner = {
+        id(part) for one in module.modules() if isinstance(one, OnePass) for part in one.modules() if part is not one
+    }
+    outer = [one for one in module.modules() if isinstance(one, OnePass) and id(one) not in inner]
+    hooks = [one.register_forward_pre_hook(before, with_kwargs=True) for one in outer]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def fewest_sequences(width: int) -> int:
