@@ -1,4 +1,4 @@
-"""Predefined frames: orders of graphs' nodes, principal axes of clouds, and weighted frames of tuples of points."""
+"""Predefined frames: orders of graphs' nodes, and principal axes of clouds."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probsym_fast import ops
 from probsym_fast._checks import as_number
 from probsym_fast._compilers import is_fake
 from probsym_fast.batches import check_batch
-from probsym_fast.distributions.discrete import Discrete
 from probsym_fast.distributions.distribution import Distribution, Penalties
 from probsym_fast.distributions.laplacian import laplacian_keys
 from probsym_fast.draws import Draws
@@ -89,58 +87,6 @@ class Frame(Distribution):
         place = draws.place(samples, block, y.device)
         axes = axes * (every[(len(every) * u).long()] * signs.to(y)[place])[:, :, None]
         return _element(self.group, axes.to(linear.dtype(batch)), batch)
-
-
-class WeightedFrame(Discrete):
-    """Weighted frames: every (d - 1)-tuple of a cloud's points gives a frame, with a probability that grows with its volume.
-
-    Gram-Schmidt of the points relative to the centroid, and the axis that completes them: in the special groups with
-    determinant 1, else with both signs. The probability is proportional to the squared volume that the tuple spans, so
-    tuples that define no frame have none, and predictions change continuously where principal axes jump. There are
-    n^(d - 1) tuples of n points (n^2 in space), twice as many frames in groups with reflections.
-
-    `forward` draws independent samples. `elements_and_weights` with all of them as samples gives the weighted mean, with its
-    gradient; see `Discrete`. It is exact where some tuple defines a frame, else it has the noise of `smooth`. smooth: the
-    points get normal noise of this size relative to the root mean square distance from the centroid, another for each place
-    in a tuple. It decides where no tuple defines a frame, such as for points on one line. Clouds, groups, dtypes and errors
-    as in `Frame`.
-    Source: Dym et al. 2024 (arXiv 2402.16077), who define weighted frames; here weights are squared volumes.
-    """
-
-    def __init__(self, group: Group, smooth: float = SMOOTH, replacement: bool = False):
-        self.linear = _linear("WeightedFrame", group, False)
-        super().__init__(group, replacement)
-        self.smooth = _checked_smooth("WeightedFrame", smooth)
-
-    def count(self, batch: Any) -> int:
-        """The number of frames of each cloud, M."""
-        return batch.positions.shape[1] ** (self.linear.d - 1) * (1 if self.linear.special else 2)
-
-    def candidates(self, batch: Any, draws: Draws) -> tuple[Any, Tensor, Penalties]:
-        y, valid = _centered("WeightedFrame", batch, self.linear.d)
-        B, n, d = y.shape
-        size = (y.detach().square().sum((1, 2))[:, None, None] / _counts(valid)).sqrt()[..., None]
-        noise = draws.normal((B, 1, n, d, d), "points", device=y.device)[:, 0]  # (B, n, place in the tuple, d)
-        scale = self.smooth * torch.where(size > 0, size, 1)
-        points = y[:, :, None] + scale * noise[:, :, : d - 1]
-        if d > 1:
-            places = torch.meshgrid(*[torch.arange(n, device=y.device)] * (d - 1), indexing="ij")
-            number = torch.stack([place.flatten() for place in places], -1)  # (n^(d - 1), d - 1)
-        else:
-            number = torch.zeros(1, 0, dtype=torch.int64, device=y.device)
-        tuples = points[:, number, torch.arange(d - 1, device=y.device)]  # (B, M, d - 1, d)
-        last = noise[:, :1, -1:].expand(B, number.shape[0], 1, d)  # any vector: only its rest counts
-        columns = torch.cat([tuples, last], 2).mT  # (B, M, d, d)
-        frames = ops.orthogonal_frame(columns)
-        along = (frames * columns).sum(-2)[..., : d - 1].square().log().sum(-1)  # (B, M) of the squared volume
-        some = valid | ~valid.any(1, keepdim=True)  # a cloud without points has any frame
-        log_p = torch.where(some[:, number].all(-1), along, -torch.inf).log_softmax(1)
-        first, completing = frames[..., :-1], frames[..., -1:] * _orientation(frames)
-        frames = torch.cat([first, completing], -1)
-        if not self.linear.special:
-            frames = torch.cat([frames, torch.cat([first, -completing], -1)], 1)
-            log_p = torch.cat([log_p, log_p], 1) - math.log(2)
-        return _element(self.group, frames.to(self.linear.dtype(batch)), batch), log_p, {}
 
 
 def _linear(owner: str, group: Any, symmetric: bool) -> Orthogonal:
