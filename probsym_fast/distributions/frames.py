@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probsym_fast._checks import as_number
+from probsym_fast._checks import as_number, looks_at_values
 from probsym_fast._compilers import is_fake
 from probsym_fast.batches import check_batch
 from probsym_fast.distributions.distribution import Distribution, Penalties
@@ -35,6 +35,7 @@ class Frame(Distribution):
     variances are close). A GPU waits for the eigenvectors.
 
     Raises TypeError for other groups, also products, and unless smooth is a number; ValueError unless it is finite and >= 0.
+    A call raises ValueError for valid positions that are not finite (on a GPU only in debug mode).
     Source: Puny et al. 2022 (arXiv 2110.03336).
     """
 
@@ -108,7 +109,10 @@ def _checked_smooth(owner: str, smooth: Any) -> float:
 
 
 def _centered(owner: str, batch: Any, d: int) -> tuple[Tensor, Tensor]:
-    """Positions relative to the centroid of the valid ones, float64 (B, n, d), 0 where not valid; and which are (B, n)."""
+    """Positions relative to the centroid of the valid ones, float64 (B, n, d), 0 where not valid; and which are (B, n).
+
+    ValueError unless the valid ones and their squares are finite, where values are read.
+    """
     check_batch(owner, batch, "positions")
     x = batch.positions.double()
     if x.shape[-1] != d:
@@ -119,6 +123,11 @@ def _centered(owner: str, batch: Any, d: int) -> tuple[Tensor, Tensor]:
     else:
         valid = nodes < batch.num_nodes[:, None]
     x = torch.where(valid[..., None], x, 0)
+    if looks_at_values(x):
+        if not x.isfinite().all():
+            raise ValueError(f"{owner}: positions must be finite, got NaN or infinity")
+        if not x.square().sum().isfinite():
+            raise ValueError(f"{owner}: positions must have finite squares, got {float(x.abs().max()):.1e}")
     center = x.sum(1, keepdim=True) / _counts(valid)
     return torch.where(valid[..., None], x - center, 0), valid
 
