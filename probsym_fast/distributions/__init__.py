@@ -12,12 +12,13 @@ from probsym_fast.distributions.distribution import (
     UniformNoise,
 )
 from probsym_fast.distributions.energy import Energy
-from probsym_fast.distributions.frames import Frame, WeightedFrame
+from probsym_fast.distributions.frames import Frame
 from probsym_fast.distributions.gin import GIN
 from probsym_fast.distributions.laplacian import laplacian_keys
 from probsym_fast.distributions.minimal_frames import MinimalFrame
 from probsym_fast.distributions.rotation_energy import RotationEnergy
 from probsym_fast.distributions.vector_neurons import VectorNeurons
+from probsym_fast.distributions.weighted_frames import WeightedFrame
 
 __all__ = [
     "GIN",

@@ -37,6 +37,8 @@ class Discrete(Distribution):
     `elements_and_weights` gives the S largest, by falling p, weighted by p. It goes before `replacement`. Of equal ones it
     takes the first: a model is then equivariant only where p has one maximum. Like it, it can be set later.
 
+    Subclasses whose candidates depend on noise that all samples of a call share set `shares_noise` (`Distribution`).
+
     Raises TypeError if group is no `Group`, and replacement or best no bool.
     Source: sampling without replacement and its weights, Kool et al. 2020 (arXiv 2002.06043).
     """
@@ -60,16 +62,21 @@ class Discrete(Distribution):
     def candidates(self, batch: Any, draws: Draws) -> tuple[Any, Tensor, Penalties]:
         """All elements (B, M), the logarithms (B, M) of their probabilities, and penalties.
 
-        draws: noise that all samples share; it does not depend on the first sample.
+        draws: noise that all samples share; it does not depend on the first sample. A class that draws from it says so by
+        `shares_noise = True`: samples of a call then depend on each other, and no number of them averages this noise.
         """
 
     def _candidates(self, batch: Batch, draws: Draws) -> tuple[Any, Tensor, Penalties]:
         return self.candidates(batch, draws.starting(0).fork(0))
 
+    def _taken(self, g: Any, index: Tensor | None, draws: Draws) -> Any:
+        """The elements index (B, S), or all, of what `_candidates` gives. draws: noise of each sample's own."""
+        return g if index is None else taken(g, index)
+
     def draw(self, batch: Batch, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:
         draws = draws or Draws()
         g, log_p, penalties = self._candidates(batch, draws)
-        return taken(g, self._picked(log_p, samples, draws)), penalties
+        return self._taken(g, self._picked(log_p, samples, draws), draws), penalties
 
     def elements_and_weights(
         self, batch: Batch, samples: int, draws: Draws | None = None
@@ -87,21 +94,26 @@ class Discrete(Distribution):
         if self.replacement and not self.best:
             index = self._picked(log_p, samples, draws)
             chosen = log_p.gather(1, index)
-            return taken(g, index), ((chosen - chosen.detach()) * (samples / max(1, samples - 1))).exp(), penalties
+            return (
+                self._taken(g, index, draws),
+                ((chosen - chosen.detach()) * (samples / max(1, samples - 1))).exp(),
+                penalties,
+            )
         if samples > M:
             raise ValueError(f"{owner}: samples must be at most the number of elements, {M}, got {samples}")
+        draws = draws.starting(0)
         if samples == M:
-            return g, log_p.exp(), penalties
+            return self._taken(g, None, draws), log_p.exp(), penalties
         if self.best:
             chosen, index = log_p.topk(samples)
-            return taken(g, index), chosen.exp(), penalties
-        noise = draws.starting(0).fork(1).uniform((batch.size, 1, M), "without replacement", device=log_p.device)
+            return self._taken(g, index, draws), chosen.exp(), penalties
+        noise = draws.fork(1).uniform((batch.size, 1, M), "without replacement", device=log_p.device)
         gumbel = -(-(noise[:, 0] + SMALLEST).log()).log()
         keys, index = (log_p.detach() + gumbel).topk(samples + 1)
         index = index[:, :samples]
         log_p = log_p.gather(1, index)
         q = -torch.expm1(-(log_p.detach() - keys[:, samples:]).exp())  # of being among the first
-        return taken(g, index), (log_p.exp() / torch.where(q > 0, q, 1)).to(log_p.dtype), penalties
+        return self._taken(g, index, draws), (log_p.exp() / torch.where(q > 0, q, 1)).to(log_p.dtype), penalties
 
     def _picked(self, log_p: Tensor, samples: int, draws: Draws) -> Tensor:
         """(B, S) numbers of elements: the best, or by the inverse of the distribution function."""

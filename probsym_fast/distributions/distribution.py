@@ -23,8 +23,14 @@ AT_ONCE = 2**18  # noise values that a network takes at once, where samples do n
 class Distribution(nn.Module, ABC):
     """Draws S group elements per graph: forward(batch, samples, draws) -> (elements, penalties). Subclasses define `draw`.
 
+    shares_noise: whether samples of one call share noise, so that more of them do not average it; default False. `estimate`
+    then averages calls of their own, whose deviation gives the standard error. Else samples, or blocks of `block` of them,
+    must be independent of each other.
+
     Raises TypeError if group is no `Group`.
     """
+
+    shares_noise: bool = False
 
     def __init__(self, group: Group):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Predefined frames: orders of graphs' nodes, principal axes of clouds, and weighted frames of tuples of points."""
+"""Predefined frames: orders of graphs' nodes, and principal axes of clouds."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probsym_fast import ops
-from probsym_fast._checks import as_number
+from probsym_fast._checks import as_number, looks_at_values
 from probsym_fast._compilers import is_fake
 from probsym_fast.batches import check_batch
-from probsym_fast.distributions.discrete import Discrete
 from probsym_fast.distributions.distribution import Distribution, Penalties
 from probsym_fast.distributions.laplacian import laplacian_keys
 from probsym_fast.draws import Draws
@@ -37,6 +35,7 @@ class Frame(Distribution):
     variances are close). A GPU waits for the eigenvectors.
 
     Raises TypeError for other groups, also products, and unless smooth is a number; ValueError unless it is finite and >= 0.
+    A call raises ValueError for valid positions that are not finite (on a GPU only in debug mode).
     Source: Puny et al. 2022 (arXiv 2110.03336).
     """
 
@@ -91,58 +90,6 @@ class Frame(Distribution):
         return _element(self.group, axes.to(linear.dtype(batch)), batch)
 
 
-class WeightedFrame(Discrete):
-    """Weighted frames: every (d - 1)-tuple of a cloud's points gives a frame, with a probability that grows with its volume.
-
-    Gram-Schmidt of the points relative to the centroid, and the axis that completes them: in the special groups with
-    determinant 1, else with both signs. The probability is proportional to the squared volume that the tuple spans, so
-    tuples that define no frame have none, and predictions change continuously where principal axes jump. There are
-    n^(d - 1) tuples of n points (n^2 in space), twice as many frames in groups with reflections.
-
-    `forward` draws independent samples. `elements_and_weights` with all of them as samples gives the weighted mean, with its
-    gradient; see `Discrete`. It is exact where some tuple defines a frame, else it has the noise of `smooth`. smooth: the
-    points get normal noise of this size relative to the root mean square distance from the centroid, another for each place
-    in a tuple. It decides where no tuple defines a frame, such as for points on one line. Clouds, groups, dtypes and errors
-    as in `Frame`.
-    Source: Dym et al. 2024 (arXiv 2402.16077), who define weighted frames; here weights are squared volumes.
-    """
-
-    def __init__(self, group: Group, smooth: float = SMOOTH, replacement: bool = False):
-        self.linear = _linear("WeightedFrame", group, False)
-        super().__init__(group, replacement)
-        self.smooth = _checked_smooth("WeightedFrame", smooth)
-
-    def count(self, batch: Any) -> int:
-        """The number of frames of each cloud, M."""
-        return batch.positions.shape[1] ** (self.linear.d - 1) * (1 if self.linear.special else 2)
-
-    def candidates(self, batch: Any, draws: Draws) -> tuple[Any, Tensor, Penalties]:
-        y, valid = _centered("WeightedFrame", batch, self.linear.d)
-        B, n, d = y.shape
-        size = (y.detach().square().sum((1, 2))[:, None, None] / _counts(valid)).sqrt()[..., None]
-        noise = draws.normal((B, 1, n, d, d), "points", device=y.device)[:, 0]  # (B, n, place in the tuple, d)
-        scale = self.smooth * torch.where(size > 0, size, 1)
-        points = y[:, :, None] + scale * noise[:, :, : d - 1]
-        if d > 1:
-            places = torch.meshgrid(*[torch.arange(n, device=y.device)] * (d - 1), indexing="ij")
-            number = torch.stack([place.flatten() for place in places], -1)  # (n^(d - 1), d - 1)
-        else:
-            number = torch.zeros(1, 0, dtype=torch.int64, device=y.device)
-        tuples = points[:, number, torch.arange(d - 1, device=y.device)]  # (B, M, d - 1, d)
-        last = noise[:, :1, -1:].expand(B, number.shape[0], 1, d)  # any vector: only its rest counts
-        columns = torch.cat([tuples, last], 2).mT  # (B, M, d, d)
-        frames = ops.orthogonal_frame(columns)
-        along = (frames * columns).sum(-2)[..., : d - 1].square().log().sum(-1)  # (B, M) of the squared volume
-        some = valid | ~valid.any(1, keepdim=True)  # a cloud without points has any frame
-        log_p = torch.where(some[:, number].all(-1), along, -torch.inf).log_softmax(1)
-        first, completing = frames[..., :-1], frames[..., -1:] * _orientation(frames)
-        frames = torch.cat([first, completing], -1)
-        if not self.linear.special:
-            frames = torch.cat([frames, torch.cat([first, -completing], -1)], 1)
-            log_p = torch.cat([log_p, log_p], 1) - math.log(2)
-        return _element(self.group, frames.to(self.linear.dtype(batch)), batch), log_p, {}
-
-
 def _linear(owner: str, group: Any, symmetric: bool) -> Orthogonal:
     """The group's rotations. TypeError unless it is one of clouds."""
     linear = group if isinstance(group, Orthogonal) else getattr(group, "linear", None)
@@ -162,7 +109,10 @@ def _checked_smooth(owner: str, smooth: Any) -> float:
 
 
 def _centered(owner: str, batch: Any, d: int) -> tuple[Tensor, Tensor]:
-    """Positions relative to the centroid of the valid ones, float64 (B, n, d), 0 where not valid; and which are (B, n)."""
+    """Positions relative to the centroid of the valid ones, float64 (B, n, d), 0 where not valid; and which are (B, n).
+
+    ValueError unless the valid ones and their squares are finite, where values are read.
+    """
     check_batch(owner, batch, "positions")
     x = batch.positions.double()
     if x.shape[-1] != d:
@@ -173,6 +123,11 @@ def _centered(owner: str, batch: Any, d: int) -> tuple[Tensor, Tensor]:
     else:
         valid = nodes < batch.num_nodes[:, None]
     x = torch.where(valid[..., None], x, 0)
+    if looks_at_values(x):
+        if not x.isfinite().all():
+            raise ValueError(f"{owner}: positions must be finite, got NaN or infinity")
+        if not x.square().sum().isfinite():
+            raise ValueError(f"{owner}: positions must have finite squares, got {float(x.abs().max()):.1e}")
     center = x.sum(1, keepdim=True) / _counts(valid)
     return torch.where(valid[..., None], x - center, 0), valid
 

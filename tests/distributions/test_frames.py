@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from probsym_fast import PointClouds, Symmetrized, equivariance_error, models
-from probsym_fast.distributions import Frame, WeightedFrame
+from probsym_fast.distributions import Frame, MinimalFrame, WeightedFrame
 from probsym_fast.groups import Draws, Euclidean, Motion, Orthogonal, SpecialEuclidean, SpecialOrthogonal, Symmetric
 from tests.conftest import assert_near
 from tests.groups.test_groups import N, S
@@ -242,3 +242,22 @@ def test_gradients_to_the_positions(kind):
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
         call()
+
+
+@pytest.mark.parametrize("kind", [Frame, MinimalFrame, WeightedFrame])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e200])
+def test_positions_that_are_not_finite(kind, bad):
+    """Are refused by name, but where they are padding."""
+    group, message = SpecialEuclidean(3), "be finite, got NaN or infinity"
+    x = clouds().positions.clone()
+    x[1, N - 1, 2] = bad
+    if bad == 1e200:  # finite, but its square is not
+        message = "have finite squares, got 1.0e+200"
+    with pytest.raises(ValueError, match=f"^{kind.__name__}: positions must {re.escape(message)}$"):
+        kind(group)(PointClouds(x), 2)
+    batch = PointClouds(x, num_nodes=torch.tensor([N, N - 1]))
+    g = kind(group)(batch, 2)[0].frame
+    assert_near(g.mT @ g, torch.eye(3, dtype=g.dtype).expand_as(g))
+    if hasattr(kind, "elements_and_weights"):
+        with pytest.raises(ValueError, match=f"^{kind.__name__}: positions must {re.escape(message)}$"):
+            kind(group).elements_and_weights(PointClouds(x), 2)
