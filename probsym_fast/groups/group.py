@@ -154,7 +154,7 @@ def wanted(outputs: Mapping[str, Tensor], name: str, group: str) -> Tensor:
 class Product(Group):
     """G_1 x G_2 x ...: elements are tuples; the actions commute. Written `Symmetric(5) * Euclidean(3)`.
 
-    Each factor moves its own axes and reads its own outputs. Conflicts raise only where they occur: `act` raises
+    Each factor moves its own axes and reads its own outputs. Conflicts raise only where they occur: `act` and `plane` raise
     ValueError for a layout letter that two factors move (`Group.moves`), `project` for an output that two factors read
     (`Group.outputs`) and for a penalty that two factors return. Uniform elements never conflict. Raises TypeError if a
     factor is no group, ValueError without factors.
@@ -214,8 +214,9 @@ class Product(Group):
         return tuple(reversed(parts))
 
     def plane(self, g: tuple, dtype: torch.dtype = torch.float32) -> Tensor:
-        """That of the factor that moves images."""
+        """That of the factor that moves images. Raises ValueError where two do, as `act`."""
         self._check_parts(g)
+        self._check_movers("hw")
         for factor, element in zip(self.factors, g, strict=True):
             if "h" in (factor.moves or ""):
                 return factor.plane(element, dtype)
@@ -238,18 +239,8 @@ class Product(Group):
         if len(g) != len(self.factors):
             raise ValueError(f"{self}: {name} must have {len(self.factors)} parts, got {len(g)}")
 
-    def compose(self, g: tuple, h: tuple) -> tuple:
-        self._check_parts(g)
-        self._check_parts(h, "h")
-        return tuple(f.compose(a, b) for f, a, b in zip(self.factors, g, h, strict=True))
-
-    def inverse(self, g: tuple) -> tuple:
-        self._check_parts(g)
-        return tuple(f.inverse(a) for f, a in zip(self.factors, g, strict=True))
-
-    def act(self, g: tuple, x: Tensor, layout: str, *, inverse: bool = False, mean: bool = False) -> Tensor:
-        check_layout(self, layout)
-        self._check_parts(g)
+    def _check_movers(self, layout: str) -> None:
+        """ValueError for an axis that two factors move, or may move."""
         for letter in self._shared_letters:
             if letter in layout:
                 raise ValueError(
@@ -262,6 +253,20 @@ class Product(Group):
                 raise ValueError(
                     f"{self}: the factors must move different axes of x, and {factor} does not list its own in `moves`"
                 )
+
+    def compose(self, g: tuple, h: tuple) -> tuple:
+        self._check_parts(g)
+        self._check_parts(h, "h")
+        return tuple(f.compose(a, b) for f, a, b in zip(self.factors, g, h, strict=True))
+
+    def inverse(self, g: tuple) -> tuple:
+        self._check_parts(g)
+        return tuple(f.inverse(a) for f, a in zip(self.factors, g, strict=True))
+
+    def act(self, g: tuple, x: Tensor, layout: str, *, inverse: bool = False, mean: bool = False) -> Tensor:
+        check_layout(self, layout)
+        self._check_parts(g)
+        self._check_movers(layout)
         last = len(self.factors) - 1
         for k, (factor, element) in enumerate(zip(self.factors, g, strict=True)):
             known = LETTERS + (factor.moves or "")  # other factors' letters are channels for this one

@@ -22,7 +22,7 @@ def plane_of(group: Group, g: Any, dtype: torch.dtype = torch.float32) -> Tensor
     int64 numbers (B, S) of the eight symmetries of a square (as `Dihedral(4)` counts them) where every element of the group
     is one of them, else matrices (B, S, 2, 2): of finite groups in `dtype`, of others as they are. Of a `Product` those of
     the factor that moves images. Differentiable in g. Raises TypeError for arguments of another type or dtype, ValueError for
-    a group that does not act on the plane and for other elements than its own.
+    a group that does not act on the plane, a product of two that do, and for other elements than its own.
     """
     check_type("plane_of", "group", group, Group, "a Group")
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):

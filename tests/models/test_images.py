@@ -210,6 +210,33 @@ def test_errors(case):
         make()
 
 
+class Unlisted(psf.groups.Cyclic):
+    """A group of someone's that does not say which axes it moves."""
+
+    def __init__(self):
+        super().__init__(4)
+        self.moves = None
+
+
+@pytest.mark.parametrize(
+    ("second", "reason"),
+    [
+        (psf.groups.Dihedral(1), "got layout 'hw' with 'h' moved by two"),
+        (SO2, "got layout 'hw' with 'h' moved by two"),
+        (Unlisted(), "and Unlisted(4) does not list its own in `moves`"),
+    ],
+    ids=["finite", "angles", "unknown"],
+)
+@pytest.mark.parametrize("embed", [ImageTokens(4, 2, 2).double(), MovedImages()], ids=["tokens", "pixels"])
+def test_two_groups_of_the_plane_in_one_product(embed, second, reason):
+    """Neither factor is left out, in whatever order."""
+    batch, first = images(), psf.groups.Cyclic(4)
+    for group in (first * second, second * first):
+        message = f"{group}: the factors must move different axes of x, {reason}"
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            embed(batch, group, group.uniform(batch, 2))
+
+
 def test_types():
     batch = images()
     with pytest.raises(TypeError, match=r"^ImageTokens: pixels must be torch.float32 as the weights are, got torch"):
