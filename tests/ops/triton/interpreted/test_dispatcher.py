@@ -102,6 +102,7 @@ def test_the_order_of_programs_changes_no_bit(name, programs, in_place_of_cpu_ke
         assert torch.equal(y, z)
 
 
+@pytest.mark.exhaustive  # minutes; tests/programs/test_gpu.py compares all ops under autocast, on a GPU
 @every_kernel
 def test_kernels_compute_in_their_dtype_under_autocast(name, in_place_of_cpu_kernels):
     """Forward and backward, bit for bit, as the kernels of the CPU do."""

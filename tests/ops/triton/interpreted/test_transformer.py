@@ -42,6 +42,15 @@ def test_transformer_of_some_sequences_at_a_time(monkeypatch):
         torch.testing.assert_close(parts, whole, equal_nan=True)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy
+def test_a_norm_whose_variance_overflows():
+    """Every output of its sequence is NaN, as on a CPU."""
+    x, row, sizes = sequences(3, 4, layers=1, heads=1)
+    x[1, 2, 0] = 1e30
+    y, _ = launcher("transformer", "forward")(x, row, None, sizes, [], True, 1e-5, False)
+    assert y[1].isnan().all() and y[[0, 2]].isfinite().all()
+
+
 @pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")  # of numpy, where the kernel takes another value
 @pytest.mark.parametrize("more", [{}, {"in_features": 0, "out_features": 0}])
 def test_transformer_of_lengths(more, monkeypatch):
