@@ -72,7 +72,25 @@ def test_any_angle(gradients, device, seconds, record):
 
     torch.testing.assert_close(run(x.ours), run(x.theirs), rtol=1e-2, atol=5e-2 * run(x.theirs).abs().max().item())
     needs = shapes.embed_image("embed_image", x.B, x.S, 3, x.side, x.P, x.D, torch.float32, gradients)
-    variants = {"grid_sample + conv2d": lambda: run(x.theirs), "embed_image": lambda: run(x.ours)}
+    patches, maps = (
+        torch.randn(d_tokens[..., 0].numel(), 3 * x.P**2, device=device),
+        torch.randn(3 * x.P**2, x.D, device=device),
+    )
+    gradient = d_tokens.flatten(0, -2)
+
+    def products():
+        """What is left of either side where moving and cutting images are free."""
+        patches @ maps
+        if gradients:
+            gradient @ maps.mT
+        if gradients == "weight":
+            gradient.mT @ patches
+
+    variants = {
+        "grid_sample + conv2d": lambda: run(x.theirs),
+        "embed_image": lambda: run(x.ours),
+        "the products alone": products,
+    }
     rows = compare(
         needs.case,
         variants,
