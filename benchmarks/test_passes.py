@@ -11,6 +11,7 @@ from benchmarks.operations import operations_of
 from probsym_fast.groups import Graphs
 from probsym_fast.models import MLP, GINBackbone, MessagePassing, OnePass, Transformer
 from probsym_fast.models.backbones.fused import by_modules
+from probsym_fast.ops._extension import multiplies_bf16
 
 READ = range(0, 25, 6)
 
@@ -49,6 +50,48 @@ def test_one_thread(name, device, seconds, record):
 @pytest.mark.parametrize("name", CASES)
 def test_passes(name, M, device, seconds, record):
     record(*measure(name, M, device, seconds))
+
+
+FEW = {  # sequences, graphs or groups of 20 rows: where the modules begin to be slower
+    "n-body Transformer": (1, 16),
+    "n-body GNN": (20, 320),
+    "MLP of width 64": (1, 100),
+}
+
+
+@pytest.mark.parametrize(("name", "M"), [(name, M) for name, some in FEW.items() for M in some])
+def test_few(name, M, device, seconds, record):
+    record(*measure(name, M, device, seconds))
+
+
+@pytest.mark.parametrize("name", ["n-body Transformer", "n-body GNN"])
+def test_bfloat16(name, device, seconds, record):
+    """Forward, and forward and backward, in float32 and under autocast to bfloat16; 2000 at once."""
+    if device == "cpu" and not multiplies_bf16():
+        pytest.skip("the processor has no AMX")
+    torch.manual_seed(0)
+    make, inputs = CASES[name]
+    backbone, given = make().to(device), tuple(x.to(device) for x in inputs(2000))
+    backbone.one_pass = True
+    modules, wanted = by_modules(backbone), torch.randn_like(backbone(*given))
+
+    def run(some: OnePass, half: bool, both: bool):
+        some.zero_grad()
+        with torch.set_grad_enabled(both), torch.autocast(device, torch.bfloat16, enabled=half):
+            y = some(*given)
+        if both:
+            y.float().backward(wanted)
+
+    for label, both in (("forward", False), ("forward and backward", True)):
+        variants = {
+            "one pass, float32": lambda both=both: run(backbone, False, both),
+            "one pass, bfloat16": lambda both=both: run(backbone, True, both),
+            "modules, bfloat16": lambda both=both: run(modules, True, both),
+        }
+        settings = {"reference": "one pass, float32", "seconds": 2 * seconds, "whole": True}
+        rows = compare(f"{name}, 2000 at once, {label}, autocast", variants, device=device, **settings)
+        record.rows(rows)
+    record([], variants["one pass, bfloat16"])
 
 
 def operations(name: str, M: int) -> int:
