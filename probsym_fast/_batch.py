@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import MISSING, fields
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -69,16 +70,20 @@ class Batch:
         torch.serialization.add_safe_globals([cls])  # torch.load takes it, in exported programs too
 
     def check(self) -> None:
-        """Raises TypeError where a field is no Tensor, RuntimeError for devices, ValueError for sizes (`axes`)."""
+        """Raises TypeError where a field is no Tensor, RuntimeError for devices, ValueError for sizes (`axes`).
+
+        Also TypeError for a class that is no dataclass, and ValueError where `axes` or `layouts` name no field.
+        """
         owner, named, first = type(self).__name__, axes_of(self), ""
+        if not torch.compiler.is_compiling():
+            _check_annotations(type(self))
+        _check_names(self, "layouts", self.layouts)
         sizes: dict[str, int] = {}
-        for field in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
+        for field in _fields(self):
             name, x = field.name, getattr(self, field.name)
             if x is None and field.default is not MISSING:
                 continue
-            if not isinstance(x, Tensor):
-                wanted = "a Tensor" if field.default is MISSING else "a Tensor or None"
-                raise TypeError(f"{owner}: {name} must be {wanted}, got {type(x).__name__}")
+            _check_tensor(owner, field, x)
             first = first or name
             if x.device != self.device:
                 raise RuntimeError(f"{owner}: {name} must be on {self.device} as {first} is, got {x.device}")
@@ -97,6 +102,7 @@ class Batch:
         """
         if self.layouts is None:
             raise NotImplementedError(f"{type(self).__name__}: layouts must name the layouts of the fields that move")
+        _check_names(self, "layouts", self.layouts)
         given = {name: x for name in self.layouts if (x := getattr(self, name)) is not None}
         return self.replace(**{name: self.carried(group, g, x, self.layouts[name]) for name, x in given.items()})
 
@@ -112,7 +118,7 @@ class Batch:
         """The batch with other values for these fields. TypeError for a name that is no field."""
         values = _values(self)
         if unknown := [name for name in changes if name not in values]:
-            raise TypeError(f"{type(self).__name__}.replace: fields must be of {', '.join(values)}, got {unknown[0]}")
+            raise TypeError(f"{type(self).__name__}.replace: fields must be of {_listed(values)}, got {unknown[0]}")
         return type(self)(**{**values, **changes})
 
     def to(self: T, *where: Any, **named: Any) -> T:
@@ -134,23 +140,37 @@ class Batch:
 
     @property
     def device(self) -> torch.device:
-        return _tensors(self)[0].device
+        for field in _fields(self):
+            x = getattr(self, field.name)
+            if x is not None or field.default is MISSING:
+                _check_tensor(type(self).__name__, field, x)
+                return x.device
+        raise ValueError(f"{type(self).__name__}: some field must be a Tensor, got {_listed(_values(self))} all None")
 
 
 def axes_of(batch: Any) -> dict[str, dict[int, str]]:
-    """The names of its fields' sizes, by field and axis (`Batch.axes`); none for a class without axes that is no `Batch`."""
+    """The names of its fields' sizes, by field and axis (`Batch.axes`); none for a class without axes that is no `Batch`.
+
+    ValueError where they name no field.
+    """
     axes = getattr(batch, "axes", None)
     if axes is None:
-        axes = {name: {0: "batch"} for name in _values(batch)} if isinstance(batch, Batch) else {}
+        return {name: {0: "batch"} for name in _values(batch)} if isinstance(batch, Batch) else {}
+    _check_names(batch, "axes", axes)
     return axes
 
 
 def sizes_of(batch: Any) -> dict[str, int]:
     """Name -> size, of the fields that are there."""
     sizes: dict[str, int] = {}
+    there = {field.name: field for field in _fields(batch)}
     for name, axes in axes_of(batch).items():
         x = getattr(batch, name)
         for axis, size in axes.items() if x is not None else ():
+            _check_tensor(type(batch).__name__, there[name], x)
+            if x.ndim <= axis:
+                wanted = f"have {axis + 1} axes or more"
+                raise ValueError(f"{type(batch).__name__}: {name} must {wanted}, got {tuple(x.shape)}")
             known, more = named_size(size)
             sizes.setdefault(known, x.shape[axis] - more)
     return sizes
@@ -169,12 +189,52 @@ def of_one_sample(values: Tensor) -> Tensor:
     return values[:, 0]
 
 
+def _fields(batch: Any) -> tuple[Field, ...]:
+    """The dataclass's fields. TypeError for an object of another class."""
+    if not is_dataclass(batch):
+        kind = type(batch).__name__
+        raise TypeError(f"{kind}: must be a dataclass, got a class without @dataclass(eq=False) above it")
+    return fields(batch)
+
+
+def _check_annotations(kind: type) -> None:
+    """TypeError for a subclass of a dataclass that adds fields and is no dataclass itself."""
+    if "__dataclass_fields__" in vars(kind) or not is_dataclass(kind):
+        return
+    known = {field.name for field in fields(kind)}
+    for name, annotation in inspect.get_annotations(kind).items():
+        if name not in known and "ClassVar" not in str(annotation):
+            got = f"the field {name} in a class without @dataclass(eq=False) above it"
+            raise TypeError(f"{kind.__name__}: must be a dataclass, got {got}")
+
+
+def _check_names(batch: Any, name: str, given: Any) -> None:
+    """ValueError where the class attribute `axes` or `layouts` names what is no field, TypeError unless it is a dict."""
+    owner = type(batch).__name__
+    if given is None:
+        return
+    if not isinstance(given, dict):
+        raise TypeError(f"{owner}: {name} must be a dict by field, got {type(given).__name__}")
+    if unknown := [key for key in given if key not in _values(batch)]:
+        raise ValueError(f"{owner}: {name} must name fields, of {_listed(_values(batch))}, got {unknown[0]!r}")
+
+
+def _check_tensor(owner: str, field: Field, x: Any) -> None:
+    if not isinstance(x, Tensor):
+        wanted = "a Tensor" if field.default is MISSING else "a Tensor or None"
+        raise TypeError(f"{owner}: {field.name} must be {wanted}, got {type(x).__name__}")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
 def _tensors(batch: Any) -> list[Tensor]:
     return [x for x in _values(batch).values() if isinstance(x, Tensor)]
 
 
 def _values(batch: Any) -> dict[str, Any]:
-    return {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return {field.name: getattr(batch, field.name) for field in _fields(batch)}
 
 
 def _each(function: Callable[[Tensor], Any], batch: T) -> T:
@@ -185,7 +245,7 @@ def _each(function: Callable[[Tensor], Any], batch: T) -> T:
 def _flatten(batch: Any) -> tuple[list[Any], list[list[str]]]:
     """What is not None; the names of these fields and of the others."""
     there = {name: x for name, x in _values(batch).items() if x is not None}
-    return list(there.values()), [list(there), [field.name for field in fields(batch) if field.name not in there]]
+    return list(there.values()), [list(there), [field.name for field in _fields(batch) if field.name not in there]]
 
 
 def _flatten_with_keys(batch: Any) -> tuple[list[Any], list[list[str]]]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from probsym_fast._checks import check_bool, check_count
 from probsym_fast.batches import Batch, check_batch
-from probsym_fast.distributions.distribution import Distribution, Penalties
+from probsym_fast.distributions.distribution import Distribution, Penalties, returned
 from probsym_fast.draws import Draws
 from probsym_fast.groups import Group
 from probsym_fast.groups.elements import taken
@@ -67,7 +67,8 @@ class Discrete(Distribution):
         """
 
     def _candidates(self, batch: Batch, draws: Draws) -> tuple[Any, Tensor, Penalties]:
-        return self.candidates(batch, draws.starting(0).fork(0))
+        found = self.candidates(batch, draws.starting(0).fork(0))
+        return returned(type(self).__name__, "candidates", found, "elements, log_p, penalties")
 
     def _taken(self, g: Any, index: Tensor | None, draws: Draws) -> Any:
         """The elements index (B, S), or all, of what `_candidates` gives. draws: noise of each sample's own."""

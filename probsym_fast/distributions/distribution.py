@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,15 @@ from probsym_fast.ops.permutation import Relaxation, check_relaxation
 
 Penalties = dict[str, Tensor]
 AT_ONCE = 2**18  # noise values that a network takes at once, where samples do not depend on each other
+
+
+def returned(owner: str, method: str, found: Any, names: str = "elements, penalties") -> Any:
+    """What the method returned. TypeError unless it is a tuple of these, the penalties a dict."""
+    if isinstance(found, tuple) and len(found) == len(names.split(", ")) and isinstance(found[-1], Mapping):
+        return found
+    kinds = ", ".join(type(x).__name__ for x in found) if isinstance(found, tuple) else ""
+    got = f"{type(found).__name__} ({kinds})" if kinds else type(found).__name__
+    raise TypeError(f"{owner}: {method} must return a tuple ({names}) with a dict of penalties, got {got}")
 
 
 class Distribution(nn.Module, ABC):
@@ -40,12 +50,13 @@ class Distribution(nn.Module, ABC):
     def forward(self, batch: Batch, samples: int, draws: Draws | None = None, **given: Any) -> tuple[Any, Penalties]:
         """The elements, batched (B, S), and penalties for the loss (scalars). given: further arguments of `draw`.
 
-        Raises TypeError if samples is no int, ValueError if it is below 1, and what the batch's `check` raises.
+        Raises TypeError if samples is no int, and unless `draw` returns such a tuple. ValueError if samples is below 1, and
+        what the batch's `check` raises.
         """
         samples = check_count(type(self).__name__, "samples", samples)
         check_batch(type(self).__name__, batch)
         batch.check()
-        return self.draw(batch, samples, draws, **given)
+        return returned(type(self).__name__, "draw", self.draw(batch, samples, draws, **given))
 
     @abstractmethod
     def draw(self, batch: Any, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:
@@ -215,4 +226,5 @@ class Learned(Distribution):
         outputs = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]} if parts[1:] else parts[0]
         if self.noise.fixed is not None:  # fixes the ties too
             draws = draws.seeded(self.noise.fixed)
-        return self.group.project(outputs, batch, relaxation=Relaxation(self.tau, self.iterations), draws=draws)
+        found = self.group.project(outputs, batch, relaxation=Relaxation(self.tau, self.iterations), draws=draws)
+        return returned(str(self.group), "project", found)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import wraps
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,8 @@ from probsym_fast.batches import Batch
 from probsym_fast.draws import Draws
 from probsym_fast.groups.elements import taken
 from probsym_fast.ops.permutation import Relaxation
+
+PACKAGE = __name__.partition(".")[0]
 
 
 class Group(ABC):
@@ -36,6 +39,11 @@ class Group(ABC):
     moves: str | None = None
     outputs: tuple[str, ...] | None = None
     order: int | None = None
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        if "act" in vars(cls) and cls.__module__.partition(".")[0] != PACKAGE:  # those of this package are tested
+            cls.act = _checked(cls.act)  # type: ignore[method-assign]
 
     @abstractmethod
     def identity(self, batch: Batch, samples: int) -> Any:
@@ -74,7 +82,8 @@ class Group(ABC):
         """g . x (or g^-1 . x): x is (B, *layout) or (B, S, *layout); returns (B, S, *layout).
 
         mean: average over the samples, (B, *layout). Differentiable in g and x. Raises ValueError for unknown letters
-        and for shapes that do not fit the layout.
+        and for shapes that do not fit the layout. What the `act` of your own group returns is checked: TypeError unless it is
+        a Tensor, ValueError for another shape.
         """
 
     def plane(self, g: Any, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -112,6 +121,26 @@ class Group(ABC):
         if not isinstance(other, Group):
             return NotImplemented
         return Product(self, other)
+
+
+def _checked(act: Callable[..., Any]) -> Callable[..., Any]:
+    """The `act` of a group from elsewhere, which checks what it returns: TypeError for its type, ValueError for its shape."""
+
+    @wraps(act)
+    def checked(self: Group, g: Any, x: Any, layout: Any, **settings: Any) -> Any:
+        y, owner = act(self, g, x, layout, **settings), type(self).__name__
+        if not isinstance(x, Tensor) or not isinstance(layout, str):
+            return y
+        if not isinstance(y, Tensor):
+            raise TypeError(f"{owner}: act must return a Tensor, got {type(y).__name__}")
+        rest = x.shape[x.ndim - len(layout) :]
+        axes, leading = ("(B, *layout)", 1) if settings.get("mean") else ("(B, S, *layout)", 2)
+        if y.ndim != leading + len(rest) or y.shape[0] != x.shape[0] or y.shape[leading:] != rest:
+            wanted = f"{axes} = {(x.shape[0], *['S'] * (leading - 1), *rest)} for layout {layout!r}"
+            raise ValueError(f"{owner}: act must return {wanted}, got {tuple(y.shape)}")
+        return y
+
+    return checked
 
 
 LETTERS = "nvpc"

@@ -11,6 +11,7 @@ from torch import Tensor
 from probsym_fast._checkpointing import checkpointed, checkpointing_layers
 from probsym_fast._inputs import embedded
 from probsym_fast.batches import Batch
+from probsym_fast.distributions.distribution import returned
 from probsym_fast.draws import Draws
 from probsym_fast.groups import narrow
 from probsym_fast.groups.elements import samples_of, tensors
@@ -66,8 +67,9 @@ class Pass:
         """The elements with weights (B, S) that the distribution gives them, and the penalties."""
         self.batch.check()
         distribution: Any = self.model.distribution
-        g, weights, penalties = self._drawn(distribution.elements_and_weights, size)
-        check_weights(type(distribution).__name__, weights, (self.batch.size, samples_of(g)))
+        owner, found = type(distribution).__name__, self._drawn(distribution.elements_and_weights, size)
+        g, weights, penalties = returned(owner, "elements_and_weights", found, "elements, weights, penalties")
+        check_weights(owner, weights, (self.batch.size, samples_of(g)))
         return g, weights, penalties
 
     def _drawn(self, draw: Callable[..., Any], size: int) -> Any:

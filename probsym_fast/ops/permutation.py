@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -50,25 +51,41 @@ class Permutation:
     product: ClassVar[Callable[..., Tensor]]  # `ops.permute`
 
     @staticmethod
-    def from_orders(orders: Sequence[Tensor], N: int | None = None) -> Permutation:
-        """(B, S, N): one graph an order (n,) or (S, n), of n = 1..N nodes; identity beyond. N: default the largest n.
+    def from_orders(orders: Any, N: int | None = None) -> Permutation:
+        """(B, S, N): one graph an order (n,) or (S, n), of 1..N nodes; identity beyond. N: default the longest.
 
-        Raises TypeError unless the orders are int64 tensors, ValueError for shapes and unless they are permutations.
+        orders: a list of orders, each a list, a NumPy array or a Tensor of ints; or one array or Tensor (B, n) or (B, S, n).
+        -1 after the nodes of an order is padding, in all samples of a graph as often: [[2, 0, 1, -1], [1, 0, -1, -1]].
+
+        Raises TypeError unless the entries are ints, ValueError for shapes, for -1 elsewhere and unless they are permutations
+        (on a GPU only in debug mode).
         """
         owner = "Permutation.from_orders"
-        if not isinstance(orders, Sequence):
-            raise TypeError(f"{owner}: orders must be a list of Tensors, got {type(orders).__name__}")
-        for k, x in enumerate(orders):
-            _check_index(f"orders[{k}]", x, owner)
-        if not orders or any(x.ndim > 2 or x.shape[:-1] != orders[0].shape[:-1] or x.shape[-1] < 1 for x in orders):
-            got = [tuple(x.shape) for x in orders][:16]
+        if not isinstance(orders, Sequence | Tensor | numpy.ndarray) or isinstance(orders, str):
+            kind = type(orders).__name__
+            raise TypeError(f"{owner}: orders must be a list of orders, an array or a Tensor, got {kind}")
+        found = [_as_order(f"{owner}: orders[{k}]", x) for k, x in enumerate(orders)] if len(orders) else []
+        if not found or any(
+            not 1 <= x.ndim <= 2 or x.shape[:-1] != found[0].shape[:-1] or not x.numel() for x in found
+        ):
+            got = [tuple(x.shape) for x in found][:16]
             raise ValueError(f"{owner}: orders must be one or more of (n,), or of (S, n) with one S, got {got}")
-        sizes = [x.shape[-1] for x in orders]
-        N = max(sizes) if N is None else check_count(owner, "N", N, least=max(sizes))
-        rows = torch.arange(N, device=orders[0].device).repeat(len(orders), math.prod(orders[0].shape[:-1]), 1)
-        for row, x in zip(rows, orders, strict=True):
+        most = max(x.shape[-1] for x in found)
+        N = most if N is None else check_count(owner, "N", N, least=most)
+        device = found[0].device
+        rows = torch.full((len(found), math.prod(found[0].shape[:-1]), N), -1, device=device)
+        for row, x in zip(rows, found, strict=True):
             row[:, : x.shape[-1]] = x
-        return Permutation(rows, torch.tensor(sizes, device=rows.device))
+        nodes, slots = rows != -1, torch.arange(N, device=device)
+        counts = nodes.sum(-1)  # (B, S)
+        if looks_at_values(rows):
+            wrong = (nodes != (slots < counts[:, :1, None])).any(-1).any(-1)
+            for b in wrong.nonzero().flatten().tolist()[:1]:
+                raise ValueError(
+                    f"{owner}: orders[{b}] must have -1 only after its nodes, in each sample as often,"
+                    f" got {found[b].tolist()[:16]}"
+                )
+        return Permutation(torch.where(nodes, rows, slots), counts[:, 0])
 
     def __post_init__(self, checked: bool):
         if checked:
@@ -340,6 +357,22 @@ def _check_index(name: str, index: Tensor, owner: str = "Permutation") -> None:
         raise TypeError(f"{owner}: {name} must be an int64 Tensor, got {got}")
     if index.ndim < 1:
         raise ValueError(f"{owner}: {name} must be (..., N), got {tuple(index.shape)}")
+
+
+def _as_order(name: str, x: Any) -> Tensor:
+    """A list, an array or a Tensor of ints as an int64 Tensor. TypeError for others."""
+    wanted = f"{name} must be a list, an array or a Tensor of ints, got"
+    if not isinstance(x, Tensor):
+        try:
+            array = numpy.array(x)
+        except ValueError as error:
+            raise TypeError(f"{wanted} {type(x).__name__} {x!r}"[:200]) from error
+        if array.dtype.kind not in "iu" and array.size:
+            raise TypeError(f"{wanted} {array.dtype}")
+        return torch.from_numpy(array.astype(numpy.int64))
+    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+        raise TypeError(f"{wanted} {x.dtype}")
+    return x.to(torch.int64)
 
 
 def inverse(order: Tensor) -> Tensor:

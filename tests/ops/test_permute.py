@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 
@@ -145,6 +146,52 @@ def test_parts_of_permutations():
     assert p.to("meta").device.type == p.to(device="meta").num_nodes.device.type == "meta"
 
 
+def test_orders_as_lists_arrays_and_with_padding():
+    """All forms of the same orders; -1 is padding."""
+    wanted, counts = [[[2, 0, 1, 3]], [[1, 0, 2, 3]]], [3, 2]
+    padded = [[2, 0, 1, -1], [1, 0, -1, -1]]
+    for orders in (
+        [[2, 0, 1], [1, 0]],
+        ([2, 0, 1, -1], (1, 0)),
+        padded,
+        [numpy.array([2, 0, 1], dtype=numpy.int32), numpy.array([0, 1])[::-1]],
+        numpy.array(padded),
+        numpy.array(padded, dtype=numpy.int16)[:, None],
+        torch.tensor(padded),
+        torch.tensor(padded, dtype=torch.int32),
+        [torch.tensor([2, 0, 1]), [1, 0, -1]],
+    ):
+        p = Permutation.from_orders(orders, N=4)
+        assert p.order.dtype == torch.int64 and p.order.tolist() == wanted and p.num_nodes.tolist() == counts
+    two = Permutation.from_orders([[[1, 0, -1], [0, 1, -1]], [[2, 1, 0], [1, 2, 0]]])
+    assert (
+        two.shape == (2, 2, 3) and two.num_nodes.tolist() == [2, 3] and two.order[0].tolist() == [[1, 0, 2], [0, 1, 2]]
+    )
+    for orders, error, message in (
+        (
+            [[0, -1, 1]],
+            ValueError,
+            "orders[0] must have -1 only after its nodes, in each sample as often, got [0, -1, 1]",
+        ),
+        (
+            [[0], [[0, -1], [1, 0]]][1:],
+            ValueError,
+            "orders[0] must have -1 only after its nodes, in each sample as often, got [[0, -1], [1, 0]]",
+        ),
+        ([[0.0, 1.0]], TypeError, "orders[0] must be a list, an array or a Tensor of ints, got float64"),
+        ([[True, False]], TypeError, "orders[0] must be a list, an array or a Tensor of ints, got bool"),
+        (["ab"], TypeError, "orders[0] must be a list, an array or a Tensor of ints, got <U2"),
+        ([[[0, 1], [0]]], TypeError, "orders[0] must be a list, an array or a Tensor of ints, got list [[0, 1], [0]]"),
+        ([2, 0, 1], ValueError, "orders must be one or more of (n,), or of (S, n) with one S, got [(), (), ()]"),
+        ([[]], ValueError, "orders must be one or more of (n,), or of (S, n) with one S, got [(0,)]"),
+    ):
+        with pytest.raises(error, match=f"^{re.escape(f'Permutation.from_orders: {message}')}$"):
+            Permutation.from_orders(orders)
+    for orders in ([[0, 2]], [[0, -2]], [[-1, -1]], [[1, 1, -1]]):
+        with pytest.raises(ValueError, match=r"^Permutation: (order|num_nodes)"):
+            Permutation.from_orders(orders)
+
+
 def test_from_orders():
     p = Permutation.from_orders([torch.tensor([2, 0, 1]), torch.tensor([1, 0])], N=4)
     assert p.order.tolist() == [[[2, 0, 1, 3]], [[1, 0, 2, 3]]] and p.num_nodes.tolist() == [3, 2]
@@ -155,9 +202,9 @@ def test_from_orders():
         (
             [torch.tensor([0.0])],
             TypeError,
-            "Permutation.from_orders: orders[0] must be an int64 Tensor, got torch.float32",
+            "Permutation.from_orders: orders[0] must be a list, an array or a Tensor of ints, got torch.float32",
         ),
-        (3, TypeError, "Permutation.from_orders: orders must be a list of Tensors, got int"),
+        (3, TypeError, "Permutation.from_orders: orders must be a list of orders, an array or a Tensor, got int"),
         ([torch.tensor([1, 1])], ValueError, "Permutation: order[0, 0] must hold each of 0..1 once, got [1, 1]"),
     ):
         with pytest.raises(error, match=f"^{re.escape(message)}"):
