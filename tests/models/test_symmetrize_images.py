@@ -46,6 +46,39 @@ def test_a_trained_classifier_without_an_example():
     assert psf.symmetrize(classifier(in_chans=1, img_size=48), D4).embed.weight.shape[1] == 1
 
 
+def test_all_elements_where_no_samples_are_given():
+    """Of a finite group's orbit, in eager, chunked and recorded calls; other numbers keep their meaning."""
+    batch = images()
+    model = psf.symmetrize(classifier(), D4).eval()
+    whole = model(batch, 8)[0]
+    assert torch.equal(model(batch)[0], whole) and torch.equal(model.train()(batch)[0], whole)
+    model.eval()
+    assert psf.equivariance_error(model, batch, moves=4) < 1e-5
+    assert model(batch, reduce="none")[0].shape[0] == 8 and model(batch, 1, reduce="none")[0].shape[0] == 1
+    assert torch.equal(model(batch, 1, seed=1)[0], model(batch, samples=1, seed=1)[0])
+    assert (model(batch, 1, seed=1)[0] - whole).abs().max() > 1e-3
+    model.chunk = 3
+    assert_near(model(batch)[0], whole)
+    model.chunk = None
+    found = model.estimate(batch, 64, seed=0)
+    assert_near(found.prediction, whole)
+    assert found.samples == 64 and found.standard_error.max() < 1e-5
+    program = psf.export(model, batch, samples=8).module()
+    assert_near(program(batch.pixels, torch.tensor(0)), whole)
+    torch._dynamo.reset()
+    recorded = torch.compile(model, backend="aot_eager", fullgraph=True)
+    assert_near(recorded(batch)[0], whole)
+    model.distribution = psf.distributions.Orbit(psf.groups.Cyclic(2))  # another one is asked again
+    assert model(batch, reduce="none")[0].shape[0] == 2
+
+
+@pytest.mark.parametrize("distribution", ["learned", "canonical", "uniform", "none"])
+def test_one_sample_where_none_are_given(distribution):
+    batch = images()
+    model = psf.symmetrize(classifier(), D4, distribution=distribution).eval()
+    assert model(batch, seed=0, reduce="none")[0].shape[0] == 1
+
+
 @pytest.mark.parametrize("distribution", ["learned", "canonical"])
 @pytest.mark.parametrize("group", [D4, SO2, O2], ids=str)
 def test_fine_tuning(group, distribution):
