@@ -224,6 +224,34 @@ def test_plain_pixels():
             call(images().pixels)
 
 
+@pytest.mark.parametrize("sizes", [(64, 64), (16, 64), (33, 33)], ids=str)
+@pytest.mark.parametrize("name", ["ViT", "by name"])
+def test_images_of_another_size_than_the_example(name, sizes):
+    """Also where they have as many patches, at other places."""
+    net = classifier() if name == "ViT" else CASES["ViT by name"][0]()
+    model = psf.symmetrize(net, psf.groups.Cyclic(2), images(), out_features=2).eval()
+    message = (
+        f"ImageTokens: pixels must be images of 32 x 32, got {sizes[0]} x {sizes[1]}; for images of another size make the"
+        " model with an example, psf.symmetrize(net, group, example)"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        model(psf.Images(torch.randn(2, 3, *sizes)))
+
+
+@pytest.mark.parametrize("group", [D4, SO2], ids=str)
+@pytest.mark.parametrize("distribution", [None, "learned", "canonical"])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "cait_xxs24_224", "resnet18"])
+def test_a_network_without_memory(name, distribution, group):
+    """On the meta device: shapes only."""
+    with torch.device("meta"):
+        net = timm.create_model(name, **(SMALL if name != "resnet18" else {"num_classes": 5}))
+    model = psf.symmetrize(net, group, images().to("meta"), distribution=distribution).eval()
+    found, _ = model(images().to("meta"), 2)
+    assert found.is_meta and found.shape == (3, 5) and all(p.is_meta for p in model.parameters())
+    if distribution == "canonical" and group is D4:
+        assert model.distribution.prior.is_meta
+
+
 @pytest.mark.parametrize("distribution", ["none", "uniform", "orbit", "learned"])
 def test_images_that_are_not_square(distribution):
     """Refused whatever elements are drawn; half turns and reflections take them."""
