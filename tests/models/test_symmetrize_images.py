@@ -100,6 +100,30 @@ def test_fine_tuning(group, distribution):
     assert all(trained) and all(p.grad is not None for p in net.parameters())
 
 
+def test_a_frozen_classifier():
+    """Only p(g|x) is trained: by its prior on upright images, or by the loss."""
+    net, batch = classifier().requires_grad_(False), images()
+    model = psf.symmetrize(net, D4, distribution="canonical").eval()
+    before = {name: x.clone() for name, x in net.state_dict().items()}
+    pose = model.distribution
+    optimizer, found = torch.optim.Adam(pose.parameters(), lr=0.01), []
+    for _ in range(60):
+        _, penalties = pose(batch, samples=1)
+        optimizer.zero_grad()
+        penalties["prior"].backward()
+        optimizer.step()
+        found.append(penalties["prior"].item())
+    assert found[-1] < 0.1 < 2 < found[0]
+    assert all(torch.equal(x, before[name]) for name, x in net.state_dict().items())
+    turned = psf.Images(batch.pixels.rot90(1, (-2, -1)))
+    assert_near(model(batch)[0], net.eval()(batch.pixels))  # at the identity
+    assert_near(model(turned)[0], model(batch)[0])
+    learned = psf.symmetrize(net, D4, distribution="learned").eval()
+    learned(batch, 4, seed=0)[0].square().sum().backward()
+    trained = {name.split(".")[0] for name, p in learned.named_parameters() if p.grad is not None}
+    assert trained == {"distribution"}
+
+
 def test_weights_go_both_ways():
     """Training the model trains the classifier; the state dict loads into a model of another classifier."""
     net, batch = classifier(), images()
@@ -116,10 +140,41 @@ def test_weights_go_both_ways():
     assert torch.equal(again.eval()(batch, 8)[0], model.eval()(batch, 8)[0])
 
 
+class One(nn.Module):
+    """One tensor of what a network of another library returns."""
+
+    def __init__(self, net: nn.Module, name: str):
+        super().__init__()
+        self.net, self.name = net, name
+
+    def forward(self, x):
+        return self.net(x)[self.name]
+
+
+def segmentation() -> nn.Module:
+    models = pytest.importorskip("torchvision").models
+    return One(models.segmentation.lraspp_mobilenet_v3_large(weights_backbone=None, num_classes=6), "out")
+
+
+def hugging_face() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    sizes = {
+        "hidden_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "num_labels": 5,
+    }
+    config = transformers.ViTConfig(image_size=32, patch_size=8, **sizes)
+    return One(transformers.ViTForImageClassification(config), "logits")
+
+
 # name -> (network, settings), shape of the prediction
 CASES = {
     "CNN": (CNN, {}, (3, 4)),
     "dense": (lambda: nn.Conv2d(3, 6, 3, padding=1), {"output": "masks"}, (3, 6, 32, 32)),
+    "torchvision's segmentation": (segmentation, {"output": "masks"}, (3, 6, 32, 32)),
+    "Hugging Face's ViT": (hugging_face, {}, (3, 5)),
     "ViT on pixels": (classifier, {"tokens": "pixels"}, (3, 5)),
     "ViT, other classes": (classifier, {"out_features": 2}, (3, 2)),
     "ViT, tokens": (classifier, {"output": "tokens"}, (3, 24, 2, 2)),
