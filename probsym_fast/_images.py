@@ -17,7 +17,8 @@ class Images(Batch):
     """B images of C channels, rows from top to bottom.
 
     pixels: (B, C, H, W), floating point. mask: (B, H, W) labels (integers) or values of the pixels, or None. key: (B,) int64
-    in 0..2^43 - 1, keys of the images for fixed noise, or None.
+    in 0..2^43 - 1, or None: names of the images for noise of a fixed seed, `Normal(fixed=seed)` of a `Learned`. Nothing
+    else reads it: draws of `Uniform`, `Energy` and `RotationEnergy` depend on the seed and an image's place in the batch.
 
     Groups of the plane move pixels and mask about the image's centre (`groups.Group`).
     """

@@ -66,6 +66,11 @@ class Distribution(nn.Module, ABC):
         """Number of consecutive samples that depend on each other with this kind of draws (`Draws`)."""
         return self.group.block(kind)
 
+    @property
+    def default_samples(self) -> int:
+        """Samples of a model's forward pass where none are given."""
+        return 1
+
     def extra_repr(self) -> str:
         return str(self.group)
 
@@ -87,8 +92,9 @@ class Identity(Distribution):
 class Orbit(Distribution):
     """All elements of a finite group: samples = `group.order` takes each exactly once, in the order of `group.elements`.
 
-    So does any multiple of it. Other numbers of samples are drawn without replacement: a random element, times these in
-    turn. Raises TypeError if group is no `Group`, ValueError unless it is finite.
+    So does any multiple of it. A model takes `group.order` where no samples are given. Other numbers of samples are drawn
+    without replacement: a random element, times these in turn. Raises TypeError if group is no `Group`, ValueError unless it
+    is finite.
     """
 
     def __init__(self, group: Group):
@@ -97,6 +103,10 @@ class Orbit(Distribution):
             raise ValueError(f"Orbit: group must be finite, with an order, got {group}")
 
     def block(self, kind: str) -> int:
+        return cast(int, self.group.order)
+
+    @property
+    def default_samples(self) -> int:
         return cast(int, self.group.order)
 
     def draw(self, batch: Batch, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:

@@ -16,12 +16,14 @@ from probsym_fast.models.symmetrized import Symmetrized
 def energy_and_forces(
     model: Symmetrized,
     batch: PointClouds,
-    samples: int = 1,
+    samples: int | None = None,
     generator: torch.Generator | numpy.random.Generator | None = None,
     *,
     seed: int | Tensor | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The energy E (B, 1), the forces -dE/dx (B, n, d) and the penalties of a model with one output per cloud.
+
+    samples, generator, seed: as in `Symmetrized.forward`.
 
     The gradient goes through everything that depends on positions: the tokens, and the group elements where the distribution
     learns them. Its noise counts as given, so the forces are exactly those of the energy with that noise, and conserve it.

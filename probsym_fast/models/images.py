@@ -29,6 +29,7 @@ class ImageTokens(nn.Module):
         width: D. patch: pixels along each side of a patch, or (rows, columns). channels: of the images.
         pad_mode: what turned images show where the image ends, unless the turns are by 90 degrees: "zeros" (the mean of
             normalised images), or "replicate", the nearest pixel of its border.
+        size: (rows, columns) of the images, or one number, for a backbone of so many patches. None: any.
 
     Raises TypeError where the pixels lack the dtype of the weights (autocast: any floating dtype), ValueError for groups that
     do not act on the plane and sizes that do not fit.
@@ -42,19 +43,21 @@ class ImageTokens(nn.Module):
         *,
         pad_mode: str = "zeros",
         bias: bool = True,
+        size: int | tuple[int, int] | None = None,
     ):
         super().__init__()
         owner = "ImageTokens"
         width, channels = check_counts(owner, width=width, channels=channels)
         P, Q = sides(owner, "patch", patch)
         self.pad_mode = checked_pad_mode(owner, pad_mode)
+        self.size = None if size is None else sides(owner, "size", size)
         bound = 1 / math.sqrt(channels * P * Q)
         self.weight = nn.Parameter(torch.empty(width, channels, P, Q).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(width).uniform_(-bound, bound)) if bias else None
         self.norm: nn.Module = nn.Identity()
 
     @classmethod
-    def of(cls, model: nn.Module, *, pad_mode: str = "zeros") -> ImageTokens:
+    def of(cls, model: nn.Module, *, pad_mode: str = "zeros", size: int | tuple[int, int] | None = None) -> ImageTokens:
         """The patch embedding of a timm model, with its norm if it has one: the model's own parameters, not copies.
 
         Raises ValueError where it is no convolution whose patches tile the image, and says what it is.
@@ -64,17 +67,25 @@ class ImageTokens(nn.Module):
         bias: Any = convolution.bias
         D, C, P, Q = weight.shape
         with torch.device("meta"):
-            found = cls(D, (P, Q), C, pad_mode=pad_mode, bias=bias is not None)
+            found = cls(D, (P, Q), C, pad_mode=pad_mode, bias=bias is not None, size=size)
         found.weight, found.bias, found.norm = weight, bias, norm
         return found.train(model.training)
 
     def extra_repr(self) -> str:
         D, C, P, Q = self.weight.shape
-        return f"width={D}, patch=({P}, {Q}), channels={C}, pad_mode={self.pad_mode!r}, bias={self.bias is not None}"
+        size = "" if self.size is None else f", size={self.size}"
+        return (
+            f"width={D}, patch=({P}, {Q}), channels={C}, pad_mode={self.pad_mode!r}, bias={self.bias is not None}{size}"
+        )
 
     def forward(self, batch: Images, group: Group, g: Any) -> tuple[Tensor]:
         check_batch("ImageTokens", batch, "pixels")
         check_dtype("ImageTokens", self.weight.dtype, pixels=batch.pixels)
+        if self.size is not None and (found := tuple(batch.pixels.shape[2:])) != self.size:
+            raise ValueError(
+                f"ImageTokens: pixels must be images of {self.size[0]} x {self.size[1]}, got {found[0]} x {found[1]}; for"
+                " images of another size make the model with an example, psf.symmetrize(net, group, example)"
+            )
         check_sides(group, *batch.pixels.shape[2:])
         plane = plane_of(group, g, torch.promote_types(self.weight.dtype, torch.float32))
         tokens = ops.embed_image(batch.pixels, plane, self.weight, self.bias, pad_mode=self.pad_mode)

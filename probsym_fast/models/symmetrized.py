@@ -91,7 +91,7 @@ class Symmetrized(nn.Module):
         def __call__(
             self,
             batch: Batch,
-            samples: int = 1,
+            samples: int | None = None,
             generator: torch.Generator | numpy.random.Generator | None = None,
             *,
             seed: int | Tensor | None = None,
@@ -157,7 +157,7 @@ class Symmetrized(nn.Module):
     def forward(
         self,
         batch: Batch,
-        samples: int = 1,
+        samples: int | None = None,
         generator: torch.Generator | numpy.random.Generator | None = None,
         *,
         seed: int | Tensor | None = None,
@@ -170,6 +170,8 @@ class Symmetrized(nn.Module):
         The noise comes from `generator` (None: torch's global one) or from `seed`, an int or a () int64 tensor. A seed
         gives the same numbers in eager, compiled and exported programs. Raises RuntimeError for a generator where a
         program is recorded (torch.compile, torch.export), and under torch.jit.trace.
+
+        samples: None: those of the distribution (`default_samples`), one, or of an `Orbit` every element.
 
         reduce: None: the model's own. "mean"; "none": the prediction of each sample, (S, ...); "max": the elementwise
             maximum; "best": per input the prediction of the sample with the highest score, the first of equals; "weighted":
@@ -188,6 +190,8 @@ class Symmetrized(nn.Module):
         for another reduce, and for weights or scores that do not fit. Also raises what the batch's `check` raises.
         """
         check_batch("Symmetrized", batch)
+        if samples is None:
+            samples = getattr(self.distribution, "default_samples", 1)
         samples = check_count("Symmetrized", "samples", samples)
         reduction = self._reduction(reduce, weights, score)
         reduction.check(batch, samples, self.distribution)

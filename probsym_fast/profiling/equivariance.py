@@ -24,7 +24,7 @@ from probsym_fast.models.predictions import leaves, spread
 def equivariance_error(
     model: Symmetrized | Callable[[Any], Any],
     batch: Batch,
-    samples: int = 1,
+    samples: int | None = None,
     *,
     group: Group | None = None,
     output: Any = None,
@@ -40,6 +40,7 @@ def equivariance_error(
 
     model: a `Symmetrized`, or any function from a batch to the prediction; the latter needs `group` and `output`.
     batch: `Graphs`, `PointClouds` or another batch with the methods `moved` (g x) and `carried` (g f(x)).
+    samples: of each prediction; None: as in `Symmetrized.forward`.
     group: the group of g; None: the model's own.
     output: layout of the prediction, as in `Group.act`: "np" positions, "nv" vectors, "nc" values of nodes, "c" invariant.
         Of a dict, a tuple or another pytree one layout for all, or the same structure of layouts. None: the `layout` of
@@ -56,7 +57,8 @@ def equivariance_error(
             f"{owner}: must be called outside torch.vmap, since it returns one float, got a call under it"
         )
     check_batch(owner, batch, "moved", "carried")
-    samples, moves = check_count(owner, "samples", samples), check_count(owner, "moves", moves)
+    samples = None if samples is None else check_count(owner, "samples", samples)
+    moves = check_count(owner, "moves", moves)
     ours = model if isinstance(model, Symmetrized) else None
     if not callable(model):
         raise TypeError(f"{owner}: model must be a Symmetrized or a function, got {type(model).__name__}")
@@ -133,5 +135,5 @@ def _has_penalties(y: Any) -> bool:
     return pair and all(getattr(x, "ndim", None) == 0 for x in leaves(y[1]))
 
 
-def _prediction(model: Symmetrized, samples: int, batch: Any, generator: torch.Generator) -> Any:
+def _prediction(model: Symmetrized, samples: int | None, batch: Any, generator: torch.Generator) -> Any:
     return model(batch, samples, generator)[0]

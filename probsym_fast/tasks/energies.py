@@ -198,7 +198,7 @@ class EnergyForces(Symmetrized):
                 part.detached_statistics = self.forces
         return self
 
-    def forward(self, batch: Any, samples: int = 1, generator: Any = None, **settings: Any) -> Any:
+    def forward(self, batch: Any, samples: int | None = None, generator: Any = None, **settings: Any) -> Any:
         if not self.forces:
             energy, penalties = super().forward(batch, samples, generator, **settings)
             return energy * self.scale, penalties

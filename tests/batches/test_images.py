@@ -26,6 +26,32 @@ def test_fields():
     images(mask=torch.rand(2, 4, 4)).check()
 
 
+class Turns(torch.nn.Module):
+    """Matrices from the noise alone."""
+
+    outputs = ("matrices",)
+
+    def noise_shape(self, batch, samples):
+        return batch.size, samples, 2, 2
+
+    def forward(self, batch, noise):
+        return {"matrices": noise}
+
+
+def test_what_reads_the_key():
+    """Fixed noise of a learned distribution follows the images' keys; other distributions draw by the place in the batch."""
+    batch, group = images(), SpecialOrthogonal(2)
+    swapped = images(pixels=batch.pixels.flip(0), mask=None, key=batch.key.flip(0))
+    net = psf.models.ImageScores(channels=3)
+    energy = psf.distributions.RotationEnergy(group, net, psf.models.MovedImages(), refine=False)
+    fixed = psf.distributions.Learned(group, Turns(), psf.distributions.Normal(fixed=3))
+    for distribution, by_key in ((fixed, True), (psf.distributions.Uniform(group), False), (energy, False)):
+        g, again = (distribution(x, 2, psf.Draws(seed=1))[0] for x in (batch, swapped))
+        renamed, _ = distribution(batch.replace(key=batch.key + 1), 2, psf.Draws(seed=1))
+        assert torch.equal(g, again.flip(0)) is by_key
+        assert torch.equal(g, renamed) is not by_key
+
+
 def test_the_mask_moves_along():
     """Labels keep their pixels in exact groups. Matrices take the nearest label, and 0 outside."""
     pixels = torch.arange(1.0, 33).view(2, 1, 4, 4)

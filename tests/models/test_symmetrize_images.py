@@ -46,6 +46,39 @@ def test_a_trained_classifier_without_an_example():
     assert psf.symmetrize(classifier(in_chans=1, img_size=48), D4).embed.weight.shape[1] == 1
 
 
+def test_all_elements_where_no_samples_are_given():
+    """Of a finite group's orbit, in eager, chunked and recorded calls; other numbers keep their meaning."""
+    batch = images()
+    model = psf.symmetrize(classifier(), D4).eval()
+    whole = model(batch, 8)[0]
+    assert torch.equal(model(batch)[0], whole) and torch.equal(model.train()(batch)[0], whole)
+    model.eval()
+    assert psf.equivariance_error(model, batch, moves=4) < 1e-5
+    assert model(batch, reduce="none")[0].shape[0] == 8 and model(batch, 1, reduce="none")[0].shape[0] == 1
+    assert torch.equal(model(batch, 1, seed=1)[0], model(batch, samples=1, seed=1)[0])
+    assert (model(batch, 1, seed=1)[0] - whole).abs().max() > 1e-3
+    model.chunk = 3
+    assert_near(model(batch)[0], whole)
+    model.chunk = None
+    found = model.estimate(batch, 64, seed=0)
+    assert_near(found.prediction, whole)
+    assert found.samples == 64 and found.standard_error.max() < 1e-5
+    program = psf.export(model, batch, samples=8).module()
+    assert_near(program(batch.pixels, torch.tensor(0)), whole)
+    torch._dynamo.reset()
+    recorded = torch.compile(model, backend="aot_eager", fullgraph=True)
+    assert_near(recorded(batch)[0], whole)
+    model.distribution = psf.distributions.Orbit(psf.groups.Cyclic(2))  # another one is asked again
+    assert model(batch, reduce="none")[0].shape[0] == 2
+
+
+@pytest.mark.parametrize("distribution", ["learned", "canonical", "uniform", "none"])
+def test_one_sample_where_none_are_given(distribution):
+    batch = images()
+    model = psf.symmetrize(classifier(), D4, distribution=distribution).eval()
+    assert model(batch, seed=0, reduce="none")[0].shape[0] == 1
+
+
 @pytest.mark.parametrize("distribution", ["learned", "canonical"])
 @pytest.mark.parametrize("group", [D4, SO2, O2], ids=str)
 def test_fine_tuning(group, distribution):
@@ -67,6 +100,30 @@ def test_fine_tuning(group, distribution):
     assert all(trained) and all(p.grad is not None for p in net.parameters())
 
 
+def test_a_frozen_classifier():
+    """Only p(g|x) is trained: by its prior on upright images, or by the loss."""
+    net, batch = classifier().requires_grad_(False), images()
+    model = psf.symmetrize(net, D4, distribution="canonical").eval()
+    before = {name: x.clone() for name, x in net.state_dict().items()}
+    pose = model.distribution
+    optimizer, found = torch.optim.Adam(pose.parameters(), lr=0.01), []
+    for _ in range(60):
+        _, penalties = pose(batch, samples=1)
+        optimizer.zero_grad()
+        penalties["prior"].backward()
+        optimizer.step()
+        found.append(penalties["prior"].item())
+    assert found[-1] < 0.1 < 2 < found[0]
+    assert all(torch.equal(x, before[name]) for name, x in net.state_dict().items())
+    turned = psf.Images(batch.pixels.rot90(1, (-2, -1)))
+    assert_near(model(batch)[0], net.eval()(batch.pixels))  # at the identity
+    assert_near(model(turned)[0], model(batch)[0])
+    learned = psf.symmetrize(net, D4, distribution="learned").eval()
+    learned(batch, 4, seed=0)[0].square().sum().backward()
+    trained = {name.split(".")[0] for name, p in learned.named_parameters() if p.grad is not None}
+    assert trained == {"distribution"}
+
+
 def test_weights_go_both_ways():
     """Training the model trains the classifier; the state dict loads into a model of another classifier."""
     net, batch = classifier(), images()
@@ -83,10 +140,41 @@ def test_weights_go_both_ways():
     assert torch.equal(again.eval()(batch, 8)[0], model.eval()(batch, 8)[0])
 
 
+class One(nn.Module):
+    """One tensor of what a network of another library returns."""
+
+    def __init__(self, net: nn.Module, name: str):
+        super().__init__()
+        self.net, self.name = net, name
+
+    def forward(self, x):
+        return self.net(x)[self.name]
+
+
+def segmentation() -> nn.Module:
+    models = pytest.importorskip("torchvision").models
+    return One(models.segmentation.lraspp_mobilenet_v3_large(weights_backbone=None, num_classes=6), "out")
+
+
+def hugging_face() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    sizes = {
+        "hidden_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "num_labels": 5,
+    }
+    config = transformers.ViTConfig(image_size=32, patch_size=8, **sizes)
+    return One(transformers.ViTForImageClassification(config), "logits")
+
+
 # name -> (network, settings), shape of the prediction
 CASES = {
     "CNN": (CNN, {}, (3, 4)),
     "dense": (lambda: nn.Conv2d(3, 6, 3, padding=1), {"output": "masks"}, (3, 6, 32, 32)),
+    "torchvision's segmentation": (segmentation, {"output": "masks"}, (3, 6, 32, 32)),
+    "Hugging Face's ViT": (hugging_face, {}, (3, 5)),
     "ViT on pixels": (classifier, {"tokens": "pixels"}, (3, 5)),
     "ViT, other classes": (classifier, {"out_features": 2}, (3, 2)),
     "ViT, tokens": (classifier, {"output": "tokens"}, (3, 24, 2, 2)),
@@ -189,6 +277,34 @@ def test_plain_pixels():
     for call in (lambda x: psf.symmetrize(classifier(), D4, x), model):
         with pytest.raises(TypeError, match=re.escape("got Tensor; give psf.Images(pixels)")):
             call(images().pixels)
+
+
+@pytest.mark.parametrize("sizes", [(64, 64), (16, 64), (33, 33)], ids=str)
+@pytest.mark.parametrize("name", ["ViT", "by name"])
+def test_images_of_another_size_than_the_example(name, sizes):
+    """Also where they have as many patches, at other places."""
+    net = classifier() if name == "ViT" else CASES["ViT by name"][0]()
+    model = psf.symmetrize(net, psf.groups.Cyclic(2), images(), out_features=2).eval()
+    message = (
+        f"ImageTokens: pixels must be images of 32 x 32, got {sizes[0]} x {sizes[1]}; for images of another size make the"
+        " model with an example, psf.symmetrize(net, group, example)"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        model(psf.Images(torch.randn(2, 3, *sizes)))
+
+
+@pytest.mark.parametrize("group", [D4, SO2], ids=str)
+@pytest.mark.parametrize("distribution", [None, "learned", "canonical"])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "cait_xxs24_224", "resnet18"])
+def test_a_network_without_memory(name, distribution, group):
+    """On the meta device: shapes only."""
+    with torch.device("meta"):
+        net = timm.create_model(name, **(SMALL if name != "resnet18" else {"num_classes": 5}))
+    model = psf.symmetrize(net, group, images().to("meta"), distribution=distribution).eval()
+    found, _ = model(images().to("meta"), 2)
+    assert found.is_meta and found.shape == (3, 5) and all(p.is_meta for p in model.parameters())
+    if distribution == "canonical" and group is D4:
+        assert model.distribution.prior.is_meta
 
 
 @pytest.mark.parametrize("distribution", ["none", "uniform", "orbit", "learned"])

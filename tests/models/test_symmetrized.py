@@ -146,7 +146,8 @@ def test_bad_input():
         f(batch, 0)
     for samples in (2.5, "4", True, None):
         given = re.escape(f"{type(samples).__name__} {samples!r}")
-        for reader, name in ((f, "Symmetrized"), (f.distribution, "Learned")):
+        readers = [(f.distribution, "Learned")] + [(f, "Symmetrized")] * (samples is not None)
+        for reader, name in readers:
             with pytest.raises(TypeError, match=f"^{name}: samples must be an int, got {given}$"):
                 reader(batch, samples)
     with pytest.raises(

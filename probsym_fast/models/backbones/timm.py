@@ -15,7 +15,7 @@ from torch import nn
 
 from probsym_fast._checks import as_number, check_count
 from probsym_fast.models.backbones.checkpoints import load_weights, resample_positions, train_extra
-from probsym_fast.models.backbones.timm_given import backbone_of, stem_and_grid
+from probsym_fast.models.backbones.timm_given import backbone_of, dropout_of, stem_and_grid
 from probsym_fast.models.backbones.timm_models import drops_patches, on_grid, taken
 from probsym_fast.models.backbones.vision import POOLED, VisionBackbone
 from probsym_fast.models.backbones.whole import Stem, WholeVisionBackbone
@@ -31,7 +31,7 @@ def timm_backbone(
     grid: int | tuple[int, int] | None = None,
     tokens: int | None = None,
     read: Literal["pooled", "features", "tokens", "diagonal"] = "pooled",
-    patch_dropout: float | tuple[float, float] = 0.0,
+    patch_dropout: float | tuple[float, float] | None = None,
     patch_dropout_always: bool = False,
     checkpointing: bool = False,
     weights: str | Path | None = None,
@@ -61,11 +61,12 @@ def timm_backbone(
             "tokens" (..., L, D): the patch tokens after the final norm, as timm's forward_features returns them (a model with
             fc_norm has no norm there). "diagonal" (..., grid, D): of these the tokens (i, i), on a square grid.
         patch_dropout: share of the patch tokens dropped, drawn per row of tokens, only in training. (low, high): the share
-            itself is drawn from U(low, high) in each forward pass. Only with read "pooled"; not with BEiT, RelPos and
-            whole models.
+            itself is drawn from U(low, high) in each forward pass. Only with a read of the pooled tokens; not with BEiT,
+            RelPos and whole models. None: that of the given model (`patch_drop_rate` of timm), 0 for a name.
         patch_dropout_always: drop patches in eval mode too, with torch's global generator; predictions are then random. As in
             the public code of Kim et al., to compare with its figures.
-        checkpointing: keep only the inputs of the blocks for the backward pass, which computes the rest again.
+        checkpointing: keep only the inputs of the blocks for the backward pass, which computes the rest again. Also on where
+            the given model has it on (`set_grad_checkpointing` of timm).
         weights: local weights of the same architecture, see `read_weights`. Positions of another grid are resampled (a file
             does not record that its tokens form a sequence: for a grid, a square number of them counts as one).
         all_tokens: compute the last block also for the tokens that are not read (same result, for comparison).
@@ -76,7 +77,7 @@ def timm_backbone(
     ModuleNotFoundError without timm. Source: Kim et al. 2023 (arXiv 2306.02866).
     """
     timm = train_extra("timm_backbone", "timm")
-    low, high = _rates(patch_dropout)
+    low, high = _rates(0.0 if patch_dropout is None else patch_dropout)
     shape = _shape(grid)
     tokens = None if tokens is None else check_count("timm_backbone", "tokens", tokens)
     _check_settings(read, grid, tokens, (low, high), pretrained, weights, timm_arguments)
@@ -90,6 +91,8 @@ def timm_backbone(
         if place is None:
             raise ValueError(f"timm_backbone: grid must be given for a {type(name).__name__} of any size, got None")
         _check_model(name, given, type(name).__name__, read, None, place, high)
+        if patch_dropout is None:
+            low = high = dropout_of(name, given, read)
         return backbone_of(name, given, place, read, (low, high), checkpointing, all_tokens, patch_dropout_always)
     _check_name(timm, name)
     try:

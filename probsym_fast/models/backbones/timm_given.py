@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast.models.backbones.timm_models import taken
-from probsym_fast.models.backbones.vision import VisionBackbone
+from probsym_fast.models.backbones.vision import POOLED, VisionBackbone
 from probsym_fast.models.backbones.whole import Stem, WholeVisionBackbone, features_of
 
 OWNER = "timm_backbone"
@@ -35,6 +35,20 @@ def stem_and_grid(model: Any) -> tuple[Stem | None, tuple[int, int] | None]:
     return None, None if grid is None else (int(grid[0]), int(grid[1]))
 
 
+def dropout_of(model: Any, stem: Stem | None, read: str) -> float:
+    """The share of patches that the model drops in training, for a backbone by its blocks; whole ones drop theirs themselves.
+
+    ValueError where it is more than 0 and every token is read.
+    """
+    rate = float(getattr(getattr(model, "patch_drop", None), "prob", 0.0))
+    if rate and read not in POOLED:
+        raise ValueError(
+            f"{OWNER}: patch_dropout must be 0 with read {read!r}, which returns every token, got {rate} of the given"
+            f" {type(model).__name__}; set its patch_drop.prob = 0"
+        )
+    return 0.0 if stem else rate
+
+
 def backbone_of(
     model: Any,
     stem: Stem | None,
@@ -47,6 +61,7 @@ def backbone_of(
 ) -> VisionBackbone | WholeVisionBackbone:
     """The backbone of a timm model, with its parameters. On another grid than its own positions are resampled copies."""
     kind, copied = type(model).__name__, copy_of(model)
+    checkpointing = checkpointing or bool(getattr(model, "grad_checkpointing", False))
     own = stem.grid if stem else model.patch_embed.grid_size
     if grid != own:
         _resize(copied, stem, grid, kind)

@@ -58,7 +58,7 @@ def symmetrize(
 
         classifier = timm.create_model("vit_small_patch16_224", pretrained=True)
         model = psf.symmetrize(classifier, psf.groups.Dihedral(4)).eval()
-        logits, _ = model(psf.Images(pixels), samples=8)  # of the whole orbit, without training
+        logits, _ = model(psf.Images(pixels))  # of the whole orbit, without training
 
     Args:
         net: the network. group: the symmetry. example: a batch as the model will get. Its sizes (features, dimensions, nodes)
@@ -85,7 +85,7 @@ def symmetrize(
             reduce="weighted", so that a loss trains it; of a finite group it takes at most group.order samples. A canonical
             one of these learns by its penalty "prior", for inputs that mostly come upright. A `Distribution` of your own
             keeps reduce="mean". None: "learned" for clouds and graphs. For images, whose networks often are trained already,
-            what needs no training: "orbit" of a finite group (samples=group.order takes all), else "uniform".
+            what needs no training: "orbit" of a finite group, else "uniform".
         width: of "flat" and "identifiers", what the network takes. None: read from the network.
         pool: how a network's outputs of nodes become one vector per cloud or graph, "sum" or "mean".
         embed, readout: in place of the chosen ones.

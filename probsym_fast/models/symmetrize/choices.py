@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from probsym_fast.batches import Graphs, Images, PointClouds
 from probsym_fast.distributions import (
@@ -80,11 +81,12 @@ def _by_scores(group: Group, images: Images, best: bool) -> Distribution | None:
 
 
 def _at_identity(group: Group, one: Any) -> Tensor:
-    """(order,) probability 1 at the identity, of the elements of a finite group. one: a batch of one input."""
+    """(order,) probability 1 at the identity, of the elements of a finite group. one: a batch of one input, of any device."""
+    one = tree_map(lambda x: torch.zeros_like(x, device="cpu"), one)
     pairs = zip(
         tensors(group.elements(one)), tensors(group.identity(one, 1)), strict=True
     )  # (1, order), (1, 1) and more axes
-    return torch.stack([(e == i).reshape(*e.shape[:2], -1).all(2)[0] for e, i in pairs]).all(0).float().cpu()
+    return torch.stack([(e == i).reshape(*e.shape[:2], -1).all(2)[0] for e, i in pairs]).all(0).float()
 
 
 def _takes_vectors(group: Group) -> bool:

@@ -64,9 +64,10 @@ class ImageParts:
     def embed(self) -> nn.Module:
         if self.tokens == "pixels":
             return MovedImages()
+        H, W = self.images.pixels.shape[2:]
         if isinstance(self.net, OURS):
-            return ImageTokens(self.net.width, self.patch, self.images.pixels.shape[1])
-        return ImageTokens.of(self.net)
+            return ImageTokens(self.net.width, self.patch, self.images.pixels.shape[1], size=(H, W))
+        return ImageTokens.of(self.net, size=(H, W))
 
     def backbone(self) -> nn.Module:
         return Folded(self.net) if self.tokens == "pixels" else self.made

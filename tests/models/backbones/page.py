@@ -71,7 +71,7 @@ AFTER_TAKEN = """
   see [Images](images.md#any-timm-vit).
 - With few tokens read, the last block computes its feed-forward only for these, and in plain ViTs and BEiTs its queries.
   Parallel blocks, and blocks with norms after the layers, compute all tokens.
-- `patch_dropout` needs positions that can be left out: not those of BEiT and RelPos.
+- `patch_dropout` needs positions that can be left out: not those of BEiT and RelPos. A given model's own is taken over.
 
 These run whole, in timm's own forward pass, with the tokens in place of the patch embedding's. They compute all tokens, and
 drop no patches. That an image and its tokens give the same numbers is checked when the backbone is built:

@@ -280,7 +280,6 @@ def test_settings_that_are_refused(arguments, message):
         ({"tokens": True}, "tokens must be an int, got bool True"),
         ({"patch_dropout": "0.5"}, "patch_dropout must be a number or two, got '0.5'"),
         ({"patch_dropout": (0.1, "0.5")}, r"patch_dropout must be a number or two, got \(0.1, '0.5'\)"),
-        ({"patch_dropout": None}, "patch_dropout must be a number or two, got None"),
         ({"patch_dropout": True}, "patch_dropout must be a number or two, got True"),
         ({"name": None}, "name must be a str, got NoneType None"),
     ],

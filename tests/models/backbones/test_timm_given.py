@@ -31,11 +31,12 @@ MODELS = {
 }
 
 
-def model_of(name: str) -> tuple[nn.Module, psf.Images]:
+def model_of(name: str, size: tuple[int, int] | None = None, **more) -> tuple[nn.Module, psf.Images]:
     """In eval mode, with weights at random where timm has zeros."""
     torch.manual_seed(0)
-    architecture, settings, size = MODELS[name]
-    settings = {key: value for key, value in {**SIZES, **settings}.items() if value is not None}
+    architecture, settings, own = MODELS[name]
+    size = size or own
+    settings = {key: value for key, value in {**SIZES, **settings, **more}.items() if value is not None}
     model = timm.create_model(architecture, img_size=size, **settings).eval()
     for parameter in filter(lambda x: x.numel() < 50_000, model.parameters()):
         nn.init.normal_(parameter, std=0.1 if parameter.ndim > 1 else 0.5)
@@ -129,6 +130,53 @@ def overlapping(**settings) -> nn.Module:
     model = model_of("ViT")[0]
     model.patch_embed.proj = nn.Conv2d(3, 24, **settings)
     return model
+
+
+def seen_by_blocks(run, block: nn.Module) -> int:
+    """The number of tokens that the block takes."""
+    seen = []
+    handle = block.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
+    run()
+    handle.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize(("name", "side"), [("ViT", 64), ("DINOv2", 56), ("EVA-02", 56), ("DINOv3", 64)])
+def test_patches_dropped_by_the_model_itself(name, side):
+    """In training as many as in timm, at random; none in eval mode, or where another share is asked for."""
+    model, batch = model_of(name, (side, side), patch_drop_rate=0.5)
+    mine, none = parts(model), parts(model, patch_dropout=0.0)
+    prefix = model.num_prefix_tokens
+    for training, patches in ((True, 8), (False, 16)):
+        for each in (model, mine, none):
+            each.train(training)
+        assert seen_by_blocks(lambda: model(batch.pixels), model.blocks[0]) == prefix + patches
+        assert seen_by_blocks(lambda: mine(batch), mine.backbone.blocks[0]) == prefix + patches
+        assert seen_by_blocks(lambda: none(batch), none.backbone.blocks[0]) == prefix + 16
+        assert torch.equal(mine(batch)[0], mine(batch)[0]) is not training
+    assert_near(mine(batch)[0], model(batch.pixels))
+
+
+def test_dropped_patches_are_not_read():
+    model, _ = model_of("ViT", patch_drop_rate=0.5)
+    message = (
+        "timm_backbone: patch_dropout must be 0 with read 'tokens', which returns every token, got 0.5 of the given"
+        " VisionTransformer; set its patch_drop.prob = 0"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        timm_backbone(model, read="tokens")
+    model.patch_drop.prob = 0
+    assert timm_backbone(model, read="tokens").patch_dropout == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["ViT", "CaiT"])
+def test_checkpointing_of_the_model_itself(name):
+    model, batch = model_of(name)
+    for on in (False, True):
+        model.set_grad_checkpointing(on)
+        mine = parts(model)
+        assert (mine.backbone.checkpointing if name == "ViT" else mine.backbone.model.grad_checkpointing) is on
+        assert_near(mine(batch)[0], model(batch.pixels))
 
 
 def batch_normed() -> nn.Module:
