@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -45,7 +45,7 @@ class PointClouds(Batch):
     num_nodes: Tensor | None = None
     key: Tensor | None = None
     ptr: InitVar[Tensor | None] = None
-    n: InitVar[int | None] = None
+    n: InitVar[int | None] = field(default=None, kw_only=True)
 
     axes: ClassVar = {
         "positions": {0: "batch", 1: "points"},
