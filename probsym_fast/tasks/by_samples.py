@@ -74,6 +74,7 @@ def plot(path: Path, figures: Figures) -> None:
         axis.set_xticks(shown, [str(S) for S in shown], minor=False)
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes.flat[0].legend(fontsize=7)
     drawn.tight_layout()
+    names = axes.flat[0].get_legend_handles_labels()
+    drawn.legend(*names, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))  # beside the panels: it hides no line
     save(drawn, path)
