@@ -30,13 +30,18 @@ def cases(
 
 
 def cases_by_axis(training: bool) -> list:
-    """(row, axis): every axis of every row, in training of those that train. Slow: further axes in training, of slow rows."""
+    """(row, axis): every axis of every row, in training of those that train. Slow: further axes in training, of slow rows.
+
+    By hand: in eval, further axes and variants of rows that are also compiled in training, which has the same forward pass.
+    """
     found = []
     for name, row in ROWS.items():
         for axis in row.axes:
             slow = row.slow or (training and (axis != "batch" or "points" in name))
+            by_hand = not training and row.trains and (axis != "batch" or "(" in name)
             if row.trains or not training:
-                found.append(pytest.param(row, axis, id=f"{name}-{axis}", marks=[pytest.mark.slow] if slow else []))
+                marks = [pytest.mark.slow] * slow + [pytest.mark.exhaustive] * by_hand
+                found.append(pytest.param(row, axis, id=f"{name}-{axis}", marks=marks))
     return found
 
 
