@@ -76,5 +76,7 @@ def plot(path: Path, figures: Figures) -> None:
         axis.grid(alpha=0.3)
     drawn.tight_layout()
     names = axes.flat[0].get_legend_handles_labels()
-    drawn.legend(*names, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))  # beside the panels: it hides no line
+    drawn.legend(
+        *names, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5)
+    )  # beside the panels: it hides no line
     save(drawn, path)
