@@ -22,7 +22,7 @@ from probsym_fast.tasks.nbody import DIMENSION, NBodyConfig, NBodyTask
 
 
 class VelocityEGNN(nn.Module):
-    """Four layers of `egnn_pytorch.EGNN` and, after each, x += a(h) v.
+    """Layers of `egnn_pytorch.EGNN` and, after each, x += a(h) v.
 
     nodes: (B, S, n, 6) positions and velocities. pairs: (B, 1 or S, n, n, 2) charge products and squared distances.
     Returns positions (B, S, n, 3).

@@ -137,7 +137,7 @@ def fastest(ways: dict[str, Callable], device: str) -> float:
 
 
 def once_on_a_gpu(measure: Callable) -> Callable:
-    """A CPU's limits are measured anew for every case: shared machines change their speed, and cases their threads."""
+    """A CPU's limits are measured again for every case: shared machines change their speed, and cases their threads."""
     kept = cache(measure)
 
     @wraps(measure)

@@ -89,7 +89,7 @@ def test_any_angle(gradients, device, seconds, record):
     variants = {
         "grid_sample + conv2d": lambda: run(x.theirs),
         "embed_image": lambda: run(x.ours),
-        "the products alone": products,
+        "only the products": products,
     }
     rows = compare(
         needs.case,

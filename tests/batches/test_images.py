@@ -27,7 +27,7 @@ def test_fields():
 
 
 class Turns(torch.nn.Module):
-    """Matrices from the noise alone."""
+    """Matrices from the noise only."""
 
     outputs = ("matrices",)
 
