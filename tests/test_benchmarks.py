@@ -4,12 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import harness
+from benchmarks.operations import operations_of
+from probsym_fast.ops import linear_batch_norm_relu
 from probsym_fast.ops.triton import _device_time
 from tests.helpers.gpu_clock import Clock
 
@@ -18,6 +21,8 @@ ROOT = Path(__file__).parents[1]
 CASES = """
 import os, signal
 from benchmarks import harness
+from benchmarks.operations import operations_of
+from probsym_fast.ops import linear_batch_norm_relu
 from benchmarks.harness import compare
 
 harness.bandwidth = harness.rate = lambda *_: 1e9  # a measurement of seconds, which is not what is tested
@@ -102,3 +107,15 @@ def test_shares_on_a_gpu_are_of_the_rate_of_the_products_dtype(clock, monkeypatc
         assert [row.busy for row in rows] == pytest.approx([1.5e-3] * 2) and rows[0].kernels == kernels
     (row,) = harness.compare("case", {"step": clock.run}, device="cuda", reference="step", seconds=0, whole=True)
     assert row.median == pytest.approx(5e-3)
+
+
+@pytest.mark.parametrize("needs_x", [True, False])
+def test_operations_of_a_fused_op_are_those_of_its_products(needs_x):
+    """As counted in its definition, which multiplies by torch's products."""
+    x, linear = torch.randn(50, 7, requires_grad=needs_x), torch.randn(9, 7, requires_grad=True)
+
+    def step(backend: str) -> None:
+        linear_batch_norm_relu(x, linear, torch.ones(9), torch.zeros(9), backend=backend)[0].sum().backward()
+
+    found = {backend: operations_of(partial(step, backend)) for backend in ("auto", "reference")}
+    assert found["auto"] == found["reference"] == (2 + needs_x) * 2 * 50 * 7 * 9
