@@ -37,6 +37,7 @@ GROUPS: dict[str, tuple[Group, str, int]] = {  # group, poses that it makes, ele
     "O2": (Orthogonal(2), "O2", 0),
 }
 ONE = ("none", "augment")  # methods without a group: all samples are equal
+LEARNED = ("ps", "canonical")  # methods with a learned p(g|x)
 LIMITS = {
     "backbone.patch": COUNT,
     "backbone.width": COUNT,
@@ -46,7 +47,7 @@ LIMITS = {
     "distribution.layers": COUNT,
     "distribution.angles": at_least(3),
     "also_test": Limit(
-        "numbers of samples >= 1, none twice", lambda x: all(s >= 1 for s in x) and len(x) == len(set(x))
+        "numbers of samples >= 1, none twice", lambda x: x is None or (all(s >= 1 for s in x) and len(x) == len(set(x)))
     ),
     **SAMPLES_LIMITS,
     **TRAINING_LIMITS,
@@ -105,16 +106,17 @@ class RotatedMNISTConfig(Run):
         backbone: the vision transformer.
         distribution: the network of p(g|x).
         samples: elements per image.
-        also_test: more numbers of samples to test with; their figures end in _S<number>.
+        also_test: more numbers of samples to test with; their figures end in _S<number>; null: 1, 2, 4, 8 and 16, as far as
+            there are so many elements.
         training: optimiser, epochs, devices.
     """
 
     of_method: ClassVar[dict[str, dict[str, Any]]] = {
         **{one: {"samples": {"train": 1, "valid": 1, "test": 1}, "also_test": []} for one in ONE},
         "canonical": {"samples": {"train": 2, "valid": 1, "test": 1}, "also_test": [2]},
-        "ga": {"samples": {"train": 2, "valid": 8, "test": 8}, "also_test": [1, 2, 4, 16]},
-        "orbit": {"samples": {"train": 4, "valid": 8, "test": 8}, "also_test": [1, 2, 4]},
-        "best": {"samples": {"train": 4, "valid": 8, "test": 8}, "also_test": [1, 2, 4]},
+        "ga": {"samples": {"train": 2, "valid": 8, "test": 8}},
+        "orbit": {"samples": {"train": 4, "valid": 8, "test": 8}},
+        "best": {"samples": {"train": 4, "valid": 8, "test": 8}},
     }
 
     task: Literal["rotated_mnist"] = "rotated_mnist"
@@ -127,7 +129,7 @@ class RotatedMNISTConfig(Run):
     backbone: SmallViT = field(default_factory=SmallViT)
     distribution: Scores = field(default_factory=Scores)
     samples: Samples = field(default_factory=lambda: Samples(train=2, valid=2, test=2, trials=1))
-    also_test: list[int] = field(default_factory=lambda: [1, 4, 8])
+    also_test: list[int] | None = None
     training: Training = field(
         default_factory=lambda: Training(
             epochs=20,
@@ -166,9 +168,29 @@ class RotatedMNIST(InTrials):
             )
         if config.method in ONE and {config.samples.train, config.samples.valid, config.samples.test} != {1}:
             raise ValueError(f"config: method {config.method} takes 1 sample, got {config.samples}")
+        most, samples = self.most(config), config.samples
+        for key, counts in (
+            ("samples.train", [samples.train]),
+            ("samples.valid", [samples.valid]),
+            ("samples.test", [samples.test]),
+            ("also_test", config.also_test or []),
+        ):
+            if config.method in LEARNED and most is not None and max(counts, default=0) > most:
+                elements = f"the number of elements, {most}, for method {config.method} and {config.symmetry}"
+                raise ValueError(f"config: {key} must be at most {elements}, got {max(counts)}")
         self.config, self.group = config, GROUPS[config.symmetry][0]
-        self.also_test = tuple(config.also_test)
+        usual = [S for S in (1, 2, 4, 8, 16) if S != samples.test and S <= (most or S)]
+        self.also_test = tuple(usual if config.also_test is None else config.also_test)
         self._splits: dict[str, PosedImages] = {}
+
+    @staticmethod
+    def most(config: RotatedMNISTConfig) -> int | None:
+        """The number of elements that samples are taken from; None: any, for uniform elements and without a group."""
+        if config.method in ("ga", *ONE):
+            return None
+        group, _, order = GROUPS[config.symmetry]
+        angles = config.distribution.angles
+        return order or (angles if isinstance(group, SpecialOrthogonal) else 2 * angles)
 
     @property
     def figures(self) -> tuple[str, ...]:  # type: ignore[override]  # read-only here

@@ -72,6 +72,36 @@ def test_weights_start_backbone_tokens_and_classifier(tmp_path):
     assert other.model(fresh=False) is not None
 
 
+@pytest.mark.parametrize(
+    "flags, key, most, got",
+    [
+        (["--symmetry=C4", "--samples.valid=8"], "samples.valid", 4, 8),
+        (["--samples.test=5"], "samples.test", 4, 5),
+        (["--symmetry=O2", "--samples.train=9"], "samples.train", 8, 9),
+        (["--also_test=[1,16]"], "also_test", 4, 16),
+        (["--symmetry=D4", "--method=canonical", "--also_test=[9]"], "also_test", 8, 9),
+    ],
+)
+def test_more_samples_than_elements_are_refused_before_the_training(flags, key, most, got):
+    with pytest.raises(ValueError, match=rf"^config: {key} must be at most .*, {most}, for method .*, got {got}$"):
+        tasks.load("rotated_mnist/ps", [*FLAGS, *flags])
+
+
+@pytest.mark.parametrize(
+    "method, symmetry, counts",
+    [
+        ("ps", "SO2", (1, 4)),
+        ("ps", "D4", (1, 4, 8)),
+        ("ps", "C4", (1, 4)),
+        ("ga", "C4", (1, 2, 4, 16)),
+        ("none", "D4", ()),
+    ],
+)
+def test_tests_with_other_numbers_of_samples_go_as_far_as_there_are_elements(method, symmetry, counts):
+    flags = [f"--symmetry={symmetry}", "--train_poses=upright"]
+    assert tasks.load(f"rotated_mnist/{method}", [*FLAGS, *flags]).also_test == counts
+
+
 def test_methods_share_first_weights_and_orbits_are_invariant():
     models = []
     for method in ("none", "ps", "orbit"):
