@@ -73,7 +73,7 @@ def test_weights_start_backbone_tokens_and_classifier(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "flags, key, most, got",
+    ("flags", "key", "most", "got"),
     [
         (["--symmetry=C4", "--samples.valid=8"], "samples.valid", 4, 8),
         (["--samples.test=5"], "samples.test", 4, 5),
@@ -88,7 +88,7 @@ def test_more_samples_than_elements_are_refused_before_the_training(flags, key, 
 
 
 @pytest.mark.parametrize(
-    "method, symmetry, counts",
+    ("method", "symmetry", "counts"),
     [
         ("ps", "SO2", (1, 4)),
         ("ps", "D4", (1, 4, 8)),
