@@ -66,6 +66,10 @@ class Distribution(nn.Module, ABC):
         """Number of consecutive samples that depend on each other with this kind of draws (`Draws`)."""
         return self.group.block(kind)
 
+    def is_exact(self, samples: int, weighted: bool) -> bool:
+        """Whether the mean over this many samples has no noise, so that another call gives the same; weighted: with weights."""
+        return False
+
     @property
     def default_samples(self) -> int:
         """Samples of a model's forward pass where none are given."""
@@ -88,6 +92,9 @@ class Identity(Distribution):
     def draw(self, batch: Batch, samples: int, draws: Draws | None = None) -> tuple[Any, Penalties]:
         return self.group.identity(batch, samples), {}
 
+    def is_exact(self, samples: int, weighted: bool) -> bool:
+        return True
+
 
 class Orbit(Distribution):
     """All elements of a finite group: samples = `group.order` takes each exactly once, in the order of `group.elements`.
@@ -104,6 +111,9 @@ class Orbit(Distribution):
 
     def block(self, kind: str) -> int:
         return cast(int, self.group.order)
+
+    def is_exact(self, samples: int, weighted: bool) -> bool:
+        return samples % cast(int, self.group.order) == 0
 
     @property
     def default_samples(self) -> int:

@@ -63,6 +63,10 @@ class Energy(Scored):
     def number(self) -> int | None:
         return self.group.order
 
+    def is_exact(self, samples: int, weighted: bool) -> bool:
+        chosen = self.best or (weighted and not self.replacement and samples == self.number)
+        return chosen and not self.shares_noise
+
     def log_probabilities(self, batch: Batch) -> Tensor:
         """log p(g|x) of all elements, (B, order), in the order of `group.elements`. Gradients: the network's."""
         check_batch("Energy", batch)

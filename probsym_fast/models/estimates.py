@@ -21,7 +21,7 @@ LEAST_BLOCKS = 8  # before `estimate` may stop: the standard error of two blocks
 class Estimate(NamedTuple):
     """prediction: the mean over samples. standard_error: of each entry, in the same structure and shapes.
 
-    It is NaN after a single block. For a complex entry it is that of the distance |.| in the plane: the root of the summed
+    It is 0 where the samples are exact, such as a whole `Orbit`, and NaN after a single block of others. For a complex entry it is that of the distance |.| in the plane: the root of the summed
     squares of the real and the imaginary part's errors. samples: the number of samples drawn.
     """
 
@@ -33,8 +33,8 @@ class Estimate(NamedTuple):
 class Moments:
     """Mean and variance of blocks that come in parts, (n, ...) each; Chan's formula, in float32 or better."""
 
-    def __init__(self, dtype: torch.dtype):
-        self.dtype, self.blocks = dtype, 0
+    def __init__(self, dtype: torch.dtype, exact: bool):
+        self.dtype, self.exact, self.blocks = dtype, exact, 0
         self.mean = self.squares = torch.zeros(())
 
     def add(self, part: Tensor) -> None:
@@ -54,7 +54,9 @@ class Moments:
 
     @property
     def error(self) -> Tensor:
-        """The standard error of the mean; NaN for one block."""
+        """The standard error of the mean; 0 for an exact one, NaN for one other block."""
+        if self.exact:
+            return torch.zeros_like(self.squares)
         if self.blocks == 1:
             return torch.full_like(self.squares, torch.nan)
         return (self.squares / (self.blocks - 1) / self.blocks).sqrt()
@@ -67,7 +69,7 @@ def estimate(
     """`Symmetrized.estimate`.
 
     Means of blocks of samples are independent, so the variance of their mean is theirs divided by their number. With weights,
-    or noise that all samples of a call share, a step is a block: a call of its own.
+    or noise that all samples of a call share, a step is a block: a call of its own. One block is enough where it is exact.
     """
     samples, step = check_counts("estimate", samples=samples, step=_step(model) if step is None else step)
     if model.training:
@@ -89,6 +91,10 @@ def estimate(
     calls = model.reduce == "weighted" or getattr(model.distribution, "shares_noise", False)  # each step is one
     block = min(step, samples) if calls else _block(model, draws)
     samples, step = (-(-count // block) * block for count in (samples, block if calls else step))
+    of_block = getattr(model.distribution, "is_exact", None)
+    exact = of_block is not None and of_block(block, model.reduce == "weighted")
+    if exact:  # another block would be the same
+        samples = step = block
     reduction = model._reduction(None, None, None) if calls else Reduction("none")
     reduction.check(batch, step, model.distribution)
     moments: Any = None  # `Moments` in the prediction's structure
@@ -99,7 +105,7 @@ def estimate(
         one = Pass(model, batch, count, draws=noise, reduction=reduction)
         found, _ = model.chunks.run(one)
         done += count
-        moments = mapped(lambda x: Moments(x.dtype), found) if moments is None else moments
+        moments = mapped(lambda x: Moments(x.dtype, exact), found) if moments is None else moments
         for each, x in zip(leaves(moments), leaves(found), strict=True):
             x = x.to(torch.promote_types(x.dtype, torch.float32))
             each.add(x[None] if calls else x.unflatten(0, (-1, block)).mean(1))

@@ -230,7 +230,8 @@ class Symmetrized(nn.Module):
         tolerance None: always `samples`. The error is read after every step, which waits for the GPU. Samples that
         depend on each other count as one block, so step and samples are rounded up to whole blocks. The standard error
         of few blocks may be far too small, so it stops only after at least 8 blocks (`estimates.LEAST_BLOCKS`). The
-        noise is that of `forward`. Runs without gradients.
+        noise is that of `forward`. A whole `Orbit`, and a weighted mean over all elements of an `Energy`, have no noise:
+        they are computed once, with a standard error of 0. Runs without gradients.
 
         With reduce="weighted" every step is a call of its own, with `step` samples (at most as many as the distribution has
         elements) and noise of its own. The prediction is the mean of these weighted means, a step counts as one block, and at

@@ -150,7 +150,7 @@ class RotatedMNIST(InTrials):
     """Cross-entropy of class logits averaged over samples; accuracy and calibration in the tested poses and upright."""
 
     Config: ClassVar[type] = RotatedMNISTConfig
-    measure = "cross_entropy"
+    measure, things = "cross_entropy", "images"
     whole_set_measures = True
 
     def __init__(self, config: RotatedMNISTConfig):

@@ -27,6 +27,7 @@ class Predicted(NamedTuple):
 class InTrials(Task):
     """A task with `samples: Samples` whose test runs `samples.trials` times, each with new noise."""
 
+    things = "graphs"  # what the data set holds
     also_test: tuple[int, ...] = ()  # more numbers of samples to test with; their figures end in _S<number>
 
     @property
@@ -38,7 +39,7 @@ class InTrials(Task):
     def predictions(self, model: Symmetrized, split: str, samples: int, trial: int) -> Iterator[Predicted]:
         """The model's predictions for every batch, in float32."""
         device, loader = next(model.parameters()).device, self.loader(split)
-        text = f"{split}: {len(self.dataset(split))} graphs, {samples} samples, trial {trial + 1}"
+        text = f"{split}: {len(self.dataset(split))} {self.things}, {samples} samples, trial {trial + 1}"
         with announced(text, len(loader)) as advance:
             for k, loaded in enumerate(loader):
                 batch, target = self.inputs(loaded)

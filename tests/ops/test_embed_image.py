@@ -14,7 +14,15 @@ from tests.helpers.items import DTYPES, assert_same, bit_equal_on_any_threads, c
 BACKENDS = OPS["embed_image"].backends("cpu")
 PADDING = {"zeros": "zeros", "replicate": "border"}
 # C, H, W, P, Q, D
-SIZES = [(3, 12, 12, 4, 4, 7), (1, 8, 12, 8, 4, 33), (4, 14, 21, 7, 7, 16), (2, 5, 3, 5, 1, 3), (5, 32, 32, 32, 32, 20)]
+SIZES = [
+    (3, 12, 12, 4, 4, 7),
+    (1, 8, 12, 8, 4, 33),
+    (4, 14, 21, 7, 7, 16),
+    (2, 5, 3, 5, 1, 3),
+    (3, 28, 28, 14, 14, 9),  # those of the usual vision transformers
+    (3, 32, 32, 16, 16, 8),
+    (5, 32, 32, 32, 32, 20),
+]
 
 
 def frames_of(B: int, S: int, device="cpu") -> torch.Tensor:

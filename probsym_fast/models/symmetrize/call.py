@@ -17,7 +17,7 @@ from probsym_fast.models.point_clouds import POOLS
 from probsym_fast.models.symmetrize.choices import distribution_of
 from probsym_fast.models.symmetrize.clouds import CloudParts
 from probsym_fast.models.symmetrize.graphs import GraphParts
-from probsym_fast.models.symmetrize.images import ImageParts, example_for
+from probsym_fast.models.symmetrize.images import ImageParts, check_moves_images, example_for
 from probsym_fast.models.symmetrize.networks import like, run
 from probsym_fast.models.symmetrized import Symmetrized
 
@@ -119,6 +119,8 @@ def symmetrize(
     elif isinstance(example, Graphs):
         parts = GraphParts(net, group, example, tokens, output, out_features, width, pool)
     elif isinstance(example, Images):
+        if embed is None:
+            check_moves_images(group)
         parts = ImageParts(net, example, tokens, output, out_features)
     if not isinstance(distribution, Distribution):
         distribution = distribution_of(distribution, group, example)

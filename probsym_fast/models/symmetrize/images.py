@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast.batches import Images
+from probsym_fast.groups import Group
 from probsym_fast.models.backbones.folded import Folded
 from probsym_fast.models.backbones.patch_embeddings import patch_embedding
 from probsym_fast.models.backbones.timm import timm_backbone
@@ -91,6 +92,15 @@ class ImageParts:
         if size is not None:
             return ClassReadout(nn.Linear(width, size))
         return ClassReadout() if isinstance(self.net, OURS) else ClassReadout.of(self.net)
+
+
+def check_moves_images(group: Group) -> None:
+    """ValueError for a group, or a factor of one, that moves no axis of images."""
+    axes = "".join(Images.layouts.values())
+    for factor in getattr(group, "factors", (group,)):
+        if factor.moves is not None and not set(factor.moves) & set(axes):
+            wanted = "a group that acts on images, such as Cyclic(4), Dihedral(4) or SpecialOrthogonal(2)"
+            raise ValueError(f"symmetrize: group must be {wanted}, got {factor}, which moves the axes {factor.moves!r}")
 
 
 def _on_patches(net: nn.Module) -> bool:
