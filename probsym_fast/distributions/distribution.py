@@ -67,7 +67,7 @@ class Distribution(nn.Module, ABC):
         return self.group.block(kind)
 
     def is_exact(self, samples: int, weighted: bool) -> bool:
-        """Whether the mean over this many samples has no noise, so that another call gives the same; weighted: with weights."""
+        """Whether the mean over this many samples has no noise: every call gives the same. weighted: with their weights."""
         return False
 
     @property

@@ -21,8 +21,9 @@ LEAST_BLOCKS = 8  # before `estimate` may stop: the standard error of two blocks
 class Estimate(NamedTuple):
     """prediction: the mean over samples. standard_error: of each entry, in the same structure and shapes.
 
-    It is 0 where the samples are exact, such as a whole `Orbit`, and NaN after a single block of others. For a complex entry it is that of the distance |.| in the plane: the root of the summed
-    squares of the real and the imaginary part's errors. samples: the number of samples drawn.
+    It is 0 where the samples are exact, such as a whole `Orbit`, and NaN after a single block of others. For a complex entry
+    it is that of the distance |.| in the plane: the root of the summed squares of the real and the imaginary part's errors.
+    samples: the number of samples drawn.
     """
 
     prediction: Any
