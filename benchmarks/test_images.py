@@ -9,11 +9,13 @@ from torch.nn.functional import affine_grid, conv2d, grid_sample
 from benchmarks import shapes
 from benchmarks.harness import compare
 from benchmarks.inputs import images_like
+from benchmarks.steps import steps_of
 from probsym_fast import Images, symmetrize
 from probsym_fast._memory import peak_memory
 from probsym_fast.groups import SpecialOrthogonal
 from probsym_fast.models.graphs import PatchWeight
 from probsym_fast.ops import embed_image
+from probsym_fast.tasks import load
 from probsym_fast.training.allocator import keep_freed_memory
 
 
@@ -123,6 +125,29 @@ def test_whole_orbit(group, device, seconds, record):
         for row in rows:  # beside the tokens
             row.extra = {"extra MB": round((peak_memory(variants[row.variant], device) - tokens) / 1e6, 1)}
     record(rows, ours)
+
+
+METHODS = ("none", "ga", "orbit", "canonical", "ps", "best")
+
+
+@pytest.mark.parametrize("symmetry", ["SO2", "C4", "D4"])
+def test_methods(symmetry, device, seconds, record):
+    """Training steps of the task `rotated_mnist`: its methods with the elements they train with, in turn."""
+    flags = [] if symmetry == "SO2" else [f"--symmetry={symmetry}", "--train_poses=C4", "--test_poses=C4"]
+    steps = {}
+    for method in METHODS:
+        some = [] if method == "none" else flags
+        samples = load(f"rotated_mnist/{method}", some).config.samples.train
+        steps[f"{method}, S = {samples}"] = steps_of(f"rotated_mnist/{method}", some, device, samples)[1]
+    rows = compare(
+        f"training step, rotated digits, 50 images, {'SO(2), orbits of C8' if not flags else symmetry}",
+        steps,
+        device=device,
+        reference="none, S = 1",
+        seconds=seconds,
+        whole=True,
+    )
+    record(rows, next(iter(steps.values())))
 
 
 def classifier():
