@@ -353,9 +353,3 @@ def test_another_configuration_does_not_overwrite_a_folder(few, tmp_path, capsys
     assert cli.main(arguments) == 0  # the same again
     assert cli.main([*arguments, "--threshold", "0.5"]) == 1
     assert "holds another configuration" in capsys.readouterr().err
-
-
-def test_every_configuration_loads():
-    for name in available():
-        task = tasks.load(name)
-        assert replace(task.config) == task.config

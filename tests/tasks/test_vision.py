@@ -14,7 +14,6 @@ from probsym_fast.tasks import comparison, configuration, measures, vision_data
 from probsym_fast.tasks.vision import GraphClassification, GraphRegression, LinkPrediction, NodeClassification
 from probsym_fast.tasks.vision_data import SETS, LabelledGraphs
 from probsym_fast.training import run as training
-from probsym_fast.training.configuration import available
 from probsym_fast.training.logs import history
 
 NO_GRAPHS = [f"--graphs.{split}=null" for split in ("train", "valid", "test")]
@@ -479,9 +478,3 @@ def test_bad_comparisons(pair, change, text):
         setattr(pair, key, value)
     with pytest.raises(ValueError, match=text):
         comparison.Comparison(pair, tasks.load)
-
-
-def test_all_configurations_load():
-    assert len(available()) > 60
-    for name in available():
-        tasks.load(name)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -386,7 +386,9 @@ def test_packaged_configurations_have_the_recorded_values():
     for name, own in record["configurations"].items():
         defaults = record["defaults"][own["task"]]
         expected = {key: x for key, x in defaults.items() if not any(k.startswith(f"{key}.") for k in own)} | own
-        assert configuration.flat(asdict(tasks.load(name).config)) == expected, name
+        config = tasks.load(name).config
+        assert configuration.flat(asdict(config)) == expected, name
+        assert replace(config) == config, name  # what a class makes of its values it makes once
 
 
 def test_a_method_brings_its_samples(tmp_path):
