@@ -59,7 +59,7 @@ class VectorNeurons(nn.Module):
     nodes have the score 0: padding changes nothing. Where a CPU runs it as it is, time grows with the valid nodes.
     Gradients: of any order, to the parameters, the noise and the batch. Time and memory grow as B S n^2 width d.
     Where `ops.vector_edge_convolution` has a kernel the edge convolutions run as one op each, and no tensor of pairs is
-    written; on a GPU where their `one_pass` is True. Under torch.func transforms it runs in plain torch; in training mode
+    written, unless their `one_pass` is False. Under torch.func transforms it runs in plain torch; in training mode
     they must take its buffers as inputs too.
     Raises ValueError for shapes, and for valid positions, velocities, features or noise that are not finite (on a GPU only
     in debug mode).

@@ -51,12 +51,14 @@ def test_a_place_reads_its_pixels_once(name, reads, once, monkeypatch):
     raise AssertionError("no launch writes patches")
 
 
-NETWORKS = {"gin": 6, "message_passing": 6, "mlp": 3, "transformer": 6, "vector_edge_convolution": 6}  # op -> kernels
+NETWORKS = {"gin": 6, "message_passing": 6, "mlp": 3, "transformer": 6, "vector_edge_convolution": 10}  # op -> kernels
+
+OF_CHANNELS = {"parameters", "statistics", "channel_gradients", "weight_gradients"}  # of vector_edge_convolution
 
 NO_PRODUCTS = {"sum_rows", "pool", "activate", "nearest", "norm_moments", "chosen", "chosen_gradient"}
-NO_PRODUCTS |= {"count", "fill", "maps_gradient"}
+NO_PRODUCTS |= {"count", "fill", "maps_gradient", *OF_CHANNELS}
 
-NARROW_READS = {"count", "fill", "nearest"}  # of integers, and of clouds, in whatever number
+NARROW_READS = {"count", "fill", "nearest", *OF_CHANNELS}  # of integers, and of clouds, in whatever number
 
 NARROW_WRITES = NARROW_READS | {"sum_rows", "pool", "norm_moments", "choose", "chosen"}
 NARROW_WRITES |= {"attention", "attention_gradient"}
