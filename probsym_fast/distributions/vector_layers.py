@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from probsym_fast._autocast import promoted
 from probsym_fast.distributions._statistics import move_statistics
 from probsym_fast.distributions.vector_steps import EdgeActivation, NormMoments, PairNormMoments, VectorActivation
 from probsym_fast.ops.reference.vector_edge_convolution import (
@@ -123,7 +124,7 @@ class EdgeConvolution(Layer):
         return self.one_pass and not constants and OP.has_kernel_for(device, dtype)
 
     def extra_repr(self) -> str:
-        dtype = torch.promote_types(self.feature.dtype, torch.float32)
+        dtype = promoted(self.feature.dtype, torch.float32)
         found = self.takes_op(self.feature.device, dtype)
         return f"neighbors={self.neighbors}, {'one pass' if found else 'by steps'}"
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from probsym_fast._autocast import without_autocast
+from probsym_fast._autocast import promoted, without_autocast
 from probsym_fast._checkpointing import checkpoint_layer
 from probsym_fast._checks import (
     as_number,
@@ -197,8 +197,8 @@ class VectorNeurons(nn.Module):
 
     def _outputs(self, given: dict[str, Tensor], nodes: Nodes) -> dict[str, Tensor]:
         (B, S, n, d), noise = given["noise"].shape[:4], given["noise"]
-        dtype = torch.promote_types(self.conv1.feature.dtype, torch.float32)  # below it nodes would tie
-        positions, center = (x.to(torch.promote_types(x.dtype, dtype)) for x in (given["positions"], given["center"]))
+        dtype = promoted(self.conv1.feature.dtype, torch.float32)  # below it nodes would tie
+        positions, center = (x.to(promoted(x.dtype, dtype)) for x in (given["positions"], given["center"]))
         vectors = [positions - center[:, None], *([given["velocities"].to(positions)] if self.channels == 2 else [])]
         x = (torch.stack(vectors, -1)[:, None] + noise).to(dtype)
         x = x.flatten(0, 1).permute(3, 2, 1, 0)  # (channels, d, n, M)
