@@ -231,7 +231,6 @@ def test_vector_edge_convolution(C, device, seconds, record):
     steps where there is no kernel, which compute the pairs again too."""
     n, d, M, w = 5, 3, 2000, 21
     conv = EdgeConvolution(C, w, neighbors=4).to(device)
-    conv.one_pass = True  # also on a GPU
     x = torch.randn(C, d, n, M, device=device, requires_grad=C > 2)
     leaves, d_y = [*([x] if C > 2 else []), *conv.parameters()], torch.randn(w, d, n, M, device=device)
 

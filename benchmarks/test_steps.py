@@ -26,14 +26,17 @@ def case(
     compiled: str | None = None,
     mode: str | None = None,
     counted: bool = False,
+    change: Callable[[torch.nn.Module], object] = lambda model: None,
 ) -> Steps:
-    """The `training_steps` of a configuration. counted: by modules, for `operations_of`."""
+    """The `training_steps` of a configuration. counted: by modules, for `operations_of`. change: what to do
+    to the model before."""
     keep_freed_memory()  # as training does, for both sides
     torch.manual_seed(0)
     task = tasks.load(name, overrides)
     config = task.config
     model = task.model().to(device)
     model = countable(model) if counted else model
+    change(model)
     batch, target = task.inputs(move(task.dataset("train")[torch.arange(config.training.batch)], device))
 
     def loss(prediction: Any, penalties: Mapping[str, torch.Tensor]) -> torch.Tensor:

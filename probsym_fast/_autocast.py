@@ -21,3 +21,8 @@ def allows_bf16(device: torch.device) -> bool:
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Within it, matrix products keep the dtype of their inputs. Free where autocast is off."""
     return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
+
+
+def promoted(a: torch.dtype, b: torch.dtype) -> torch.dtype:
+    """torch.promote_types, without a call of torch where both are one dtype."""
+    return a if a == b else torch.promote_types(a, b)

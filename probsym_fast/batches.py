@@ -302,7 +302,12 @@ class Graphs(Batch):
     @property
     def local(self) -> Tensor:
         """(nodes,) the number of each node within its graph."""
-        return torch.arange(self.x.shape[0], device=self.ptr.device) - self.ptr[self.graph]
+        return self._places()[1]
+
+    def _places(self) -> tuple[Tensor, Tensor]:
+        """`graph` and `local`."""
+        graph = self.graph
+        return graph, torch.arange(self.x.shape[0], device=self.ptr.device) - self.ptr[graph]
 
     @property
     def center(self) -> None:
@@ -354,7 +359,10 @@ class Graphs(Batch):
         A key combines the graph's `key` (default: its position in the batch) and the node's number in the graph.
         """
         key = torch.arange(self.size, device=self.device) if self.key is None else self.key
-        return key * MOST_NODES if rows == self.size else key[self.graph] * MOST_NODES + self.local
+        if rows == self.size:
+            return key * MOST_NODES
+        graph, local = self._places()
+        return key[graph] * MOST_NODES + local
 
     def padded(self, values: Tensor, N: int) -> Tensor:
         """values (nodes, S) as (B, S, N), zero-padded. ValueError for a graph with more than N nodes."""
@@ -362,11 +370,11 @@ class Graphs(Batch):
             graph = int(self.num_nodes.argmax())
             raise ValueError(f"Graphs: a graph must have at most N = {N} nodes, got {most} in graph {graph}")
         out = values.new_zeros(self.size, N, values.shape[1])
-        return out.index_put((self.graph, self.local), values).mT
+        return out.index_put(self._places(), values).mT
 
     def matrix(self, values: Tensor, N: int) -> Tensor:
         """values (E, C) as matrices (B, N, N, C), summed over the edges from row to column."""
-        graph, local = self.graph, self.local
+        graph, local = self._places()
         u, v = self.edge_index
         out = values.new_zeros(self.size, N, N, values.shape[1])
         return out.index_put((graph[u], local[u], local[v]), values, accumulate=True)

@@ -52,7 +52,7 @@ def recorded(run: Callable[[], object]) -> list[Part]:
 
 
 @contextlib.contextmanager
-def _kept(steps: list[Launch | Call]) -> Iterator[None]:
+def kept_steps(steps: list[Launch | Call]) -> Iterator[None]:
     """Kernels that are called are kept with their first configuration, which deterministic mode takes."""
     recorder = Launches()
 
@@ -139,6 +139,6 @@ class _Ops(TorchDispatchMode):
 
     def _record(self, name: str, direction: str, arguments: list) -> None:
         part = Part(name, direction)
-        with _kept(part.steps):
+        with kept_steps(part.steps):
             _lazy(name, direction)(*arguments)
         self.parts.append(part)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probsym_fast._autocast import without_autocast
+from probsym_fast._autocast import promoted, without_autocast
 from probsym_fast._checks import check_type, looks_at_values
 from probsym_fast._inputs import embedded
 from probsym_fast.batches import Batch
@@ -34,7 +34,7 @@ class Scored(Discrete):
         """log p of the candidates g (B, count), in float32 or better. axes: their names in errors."""
         with without_autocast(batch.device):
             found = self._scores(batch, g, count, axes)
-            return found.to(torch.promote_types(found.dtype, torch.float32)).log_softmax(1)
+            return found.to(promoted(found.dtype, torch.float32)).log_softmax(1)
 
     def _scores(self, batch: Any, g: Any, count: int, axes: str) -> Tensor:
         if self.embed is None:

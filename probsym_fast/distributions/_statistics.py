@@ -18,7 +18,7 @@ def move_statistics(owner: str, running: Sequence[Tensor], seen: Sequence[Tensor
     """
     for before, now in zip(running, seen, strict=True):
         try:
-            before.add_(now - before, alpha=momentum)
+            before.lerp_(now.to(before.dtype), momentum)
         except RuntimeError as error:
             if not transformed():
                 raise

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast import ops
-from probsym_fast._autocast import autocasts, without_autocast
+from probsym_fast._autocast import autocasts, promoted, without_autocast
 from probsym_fast._checkpointing import checkpoint_layer
 from probsym_fast._checks import check_counts, check_share, transformed
 from probsym_fast.batches import check_batch
@@ -69,18 +69,18 @@ class GIN(nn.Module):
             raise ValueError(f"GIN: x must be (nodes, {self.in_features}), got {tuple(batch.x.shape)}")
         if noise.ndim != 3 or (nodes, C) != (noise.shape[0], noise.shape[2]):
             raise ValueError(f"GIN: noise must be (nodes, S, C) = ({nodes}, *, {C}), got {tuple(noise.shape)}")
-        dtype = torch.promote_types(self.virtual.dtype, torch.float32)
+        dtype = promoted(self.virtual.dtype, torch.float32)
         for name, value in (("x", batch.x), ("noise", noise)):
             fits = value.is_floating_point() and autocasts(value.device)
-            if torch.promote_types(value.dtype, dtype) != dtype and not fits:
+            if promoted(value.dtype, dtype) != dtype and not fits:
                 raise TypeError(f"GIN: {name} must be {dtype} as the scores are, or below, got {value.dtype}")
         with without_autocast(noise.device):
             samples = noise.shape[1]
-            virtual, eps = self.virtual.to(dtype).expand(batch.size, samples, -1), self.eps.to(dtype)
+            virtual, own = self.virtual.to(dtype).expand(batch.size, samples, -1), (1 + self.eps.to(dtype)).unbind()
             h = torch.cat([batch.x.to(dtype)[:, None] + noise.to(dtype), virtual])  # (nodes + B, S, C)
 
             def first(h: Tensor, k: int) -> Tensor:
-                h = ops.aggregate(h, batch.edge_index, own=1 + eps[k], ptr=batch.ptr)
+                h = ops.aggregate(h, batch.edge_index, own=own[k], ptr=batch.ptr)
                 return self.dropout(self.layers[k][0](h.flatten(0, 1)))
 
             def step(h: Tensor, k: int) -> Tensor:

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from probsym_fast._autocast import promoted
 from probsym_fast.distributions._statistics import move_statistics
 from probsym_fast.distributions.vector_steps import EdgeActivation, NormMoments, PairNormMoments, VectorActivation
 from probsym_fast.ops.reference.vector_edge_convolution import (
@@ -102,8 +103,7 @@ class EdgeConvolution(Layer):
     gradient reaches its direction (argmax), which is therefore a buffer, and only the pooled neighbours are
     differentiated. `ops.vector_edge_convolution` does all of it where it has a kernel, else the steps of `vector_steps`.
 
-    one_pass: None; set it to False to take the steps always, or to True to take the op on a GPU too, where nobody has
-    measured which is faster.
+    one_pass: True; set it to False to take the steps always.
     detached_statistics: False; True: in training the gradient of the batch's statistics reaches the weights only, not the
     inputs, and the steps run. So the gradient of a cloud's values by its own points is as in eval mode, without those of
     other clouds, and second derivatives, for training by forces, cost half as much.
@@ -114,17 +114,17 @@ class EdgeConvolution(Layer):
     def __init__(self, in_width: int, width: int, neighbors: int) -> None:
         super().__init__(2 * in_width, width)
         self.neighbors = neighbors
-        self.one_pass: bool | None = None
+        self.one_pass = True
         self.detached_statistics = False
         self.register_buffer("pool", uniform(width, width))
 
     def takes_op(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether inputs like these run as one op, up to the sizes that its kernels take."""
-        wanted = device.type == "cpu" if self.one_pass is None else self.one_pass
-        return wanted and OP.has_kernel_for(device, dtype) and not (self.detached_statistics and self.training)
+        constants = self.detached_statistics and self.training  # the statistics, to the inputs
+        return self.one_pass and not constants and OP.has_kernel_for(device, dtype)
 
     def extra_repr(self) -> str:
-        dtype = torch.promote_types(self.feature.dtype, torch.float32)
+        dtype = promoted(self.feature.dtype, torch.float32)
         found = self.takes_op(self.feature.device, dtype)
         return f"neighbors={self.neighbors}, {'one pass' if found else 'by steps'}"
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from probsym_fast._autocast import without_autocast
+from probsym_fast._autocast import promoted, without_autocast
 from probsym_fast._checkpointing import checkpoint_layer
 from probsym_fast._checks import (
     as_number,
@@ -59,7 +59,7 @@ class VectorNeurons(nn.Module):
     nodes have the score 0: padding changes nothing. Where a CPU runs it as it is, time grows with the valid nodes.
     Gradients: of any order, to the parameters, the noise and the batch. Time and memory grow as B S n^2 width d.
     Where `ops.vector_edge_convolution` has a kernel the edge convolutions run as one op each, and no tensor of pairs is
-    written; on a GPU where their `one_pass` is True. Under torch.func transforms it runs in plain torch; in training mode
+    written, unless their `one_pass` is False. Under torch.func transforms it runs in plain torch; in training mode
     they must take its buffers as inputs too.
     Raises ValueError for shapes, and for valid positions, velocities, features or noise that are not finite (on a GPU only
     in debug mode).
@@ -197,8 +197,8 @@ class VectorNeurons(nn.Module):
 
     def _outputs(self, given: dict[str, Tensor], nodes: Nodes) -> dict[str, Tensor]:
         (B, S, n, d), noise = given["noise"].shape[:4], given["noise"]
-        dtype = torch.promote_types(self.conv1.feature.dtype, torch.float32)  # below it nodes would tie
-        positions, center = (x.to(torch.promote_types(x.dtype, dtype)) for x in (given["positions"], given["center"]))
+        dtype = promoted(self.conv1.feature.dtype, torch.float32)  # below it nodes would tie
+        positions, center = (x.to(promoted(x.dtype, dtype)) for x in (given["positions"], given["center"]))
         vectors = [positions - center[:, None], *([given["velocities"].to(positions)] if self.channels == 2 else [])]
         x = (torch.stack(vectors, -1)[:, None] + noise).to(dtype)
         x = x.flatten(0, 1).permute(3, 2, 1, 0)  # (channels, d, n, M)

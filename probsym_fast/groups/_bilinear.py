@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from probsym_fast._autocast import without_autocast
+from probsym_fast._autocast import promoted, without_autocast
 from probsym_fast._checks import transformed, vmapped
 from probsym_fast.ops.reference.embed_image import moved_image
 
@@ -26,7 +26,7 @@ def interpolated(x: Tensor, matrices: Tensor, replicate: bool) -> Tensor:
     image = x[:, 0]
     if not x.is_floating_point():
         return _nearest(image, matrices, replicate)
-    dtype = torch.promote_types(torch.promote_types(image.dtype, matrices.dtype), torch.float32)
+    dtype = promoted(promoted(image.dtype, matrices.dtype), torch.float32)
     image, matrices = image.to(dtype), matrices.to(dtype)
     with without_autocast(x.device):
         if _plain(image):
@@ -125,7 +125,7 @@ def _second(d_y: Tensor, image: Tensor, matrices: Tensor, replicate: bool, needs
 def _nearest(image: Tensor, matrices: Tensor, replicate: bool) -> Tensor:
     """image (B, C, H, W) of integers or bools -> (B, S, C, H, W)."""
     (B, C, H, W), S = image.shape, matrices.shape[1]
-    read = _read_at(matrices.detach().to(torch.promote_types(matrices.dtype, torch.float32)), H, W)
+    read = _read_at(matrices.detach().to(promoted(matrices.dtype, torch.float32)), H, W)
     column, row = (read[..., 0] + (W - 1) / 2).round().long(), ((H - 1) / 2 - read[..., 1]).round().long()
     place = (row.clamp(0, H - 1) * W + column.clamp(0, W - 1)).view(B, S, 1, H * W).expand(B, S, C, H * W)
     y = image.flatten(2)[:, None].expand(B, S, C, H * W).gather(3, place).unflatten(3, (H, W))

@@ -6,16 +6,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from probsym_fast._autocast import without_autocast
+from probsym_fast._autocast import promoted, without_autocast
 from probsym_fast.ops import Permutation
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b in the wider of their dtypes, under autocast too: neither elements nor what they move are rounded."""
-    dtype = torch.promote_types(a.dtype, b.dtype)
+    dtype = promoted(a.dtype, b.dtype)
     with without_autocast(a.device):
         return a.to(dtype) @ b.to(dtype)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from probsym_fast import ops
+from probsym_fast._autocast import promoted
 from probsym_fast._checks import check_count, check_type, looks_at_values
 from probsym_fast.batches import Batch
 from probsym_fast.draws import Draws
@@ -142,7 +143,7 @@ class Finite(Group):
         x = x if sample_axis(x, layout, g.shape) else x[:, None]
         g = self.inverse(g) if inverse else g
         if self._plane is not None and (image := image_axes(self, layout)) is not None:
-            dtype = torch.promote_types(x.real.dtype if x.is_complex() else x.dtype, torch.float32)
+            dtype = promoted(x.real.dtype if x.is_complex() else x.dtype, torch.float32)
             x = move_along(self, x, image, self.plane(self.inverse(g), dtype), inverse=True)
         for axis, letter in enumerate(layout, start=2):
             if self._plane is not None and letter in "hw":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from probsym_fast._autocast import promoted
 from probsym_fast._checks import check_count
 from probsym_fast.batches import Batch
 from probsym_fast.draws import Draws
@@ -62,7 +63,7 @@ class Lorentz(Linear):
         double = matrices.double()
         columns, signs = pseudo_orthonormal(double, self.metric(double))
         order = signs.argsort(dim=-1, descending=True, stable=True)[..., None, :]
-        dtype = torch.promote_types(matrices.dtype, torch.float32)
+        dtype = promoted(matrices.dtype, torch.float32)
         return columns.gather(-1, order.expand_as(columns)).to(dtype)
 
     def inverse(self, g: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from probsym_fast import ops
+from probsym_fast._autocast import promoted
 from probsym_fast._checks import check_count, check_type
 from probsym_fast.batches import Batch
 from probsym_fast.draws import Draws
@@ -114,7 +115,7 @@ class Symmetric(Group):
         key = scores.double() + TIE_NOISE * ties
         del ties  # the tensors of all samples are large
         hard = ops.soft_permutation(key, valid, iterations=0)
-        t = hard.scores.to(torch.promote_types(scores.dtype, torch.float32))  # sorted in any dtype: it keeps its order
+        t = hard.scores.to(promoted(scores.dtype, torch.float32))  # sorted in any dtype: it keeps its order
         order, rank = hard.order, hard.rank
         del key, hard
         soft = ops.soft_permutation(t, valid, *relaxation, normalize=False)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from probsym_fast._autocast import promoted
 from probsym_fast._checks import as_number, check_counts, under_vmap
 from probsym_fast.groups import Batch, Draws
 from probsym_fast.models.passes import Pass
@@ -108,7 +109,7 @@ def estimate(
         done += count
         moments = mapped(lambda x: Moments(x.dtype, exact), found) if moments is None else moments
         for each, x in zip(leaves(moments), leaves(found), strict=True):
-            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            x = x.to(promoted(x.dtype, torch.float32))
             each.add(x[None] if calls else x.unflatten(0, (-1, block)).mean(1))
         if tolerance is not None and done >= LEAST_BLOCKS * block:
             errors = [each.error for each in leaves(moments)]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probsym_fast import ops
+from probsym_fast._autocast import promoted
 from probsym_fast._checks import check_count, check_counts, check_dtype
 from probsym_fast.batches import Images, check_batch
 from probsym_fast.groups import Group, move_images, plane_of
@@ -87,7 +88,7 @@ class ImageTokens(nn.Module):
                 " images of another size make the model with an example, psf.symmetrize(net, group, example)"
             )
         check_sides(group, *batch.pixels.shape[2:])
-        plane = plane_of(group, g, torch.promote_types(self.weight.dtype, torch.float32))
+        plane = plane_of(group, g, promoted(self.weight.dtype, torch.float32))
         tokens = ops.embed_image(batch.pixels, plane, self.weight, self.bias, pad_mode=self.pad_mode)
         return (self.norm(tokens),)
 
@@ -121,7 +122,7 @@ class MovedImages(nn.Module):
 
 def moved(group: Group, g: Any, x: Tensor, pad_mode: str, inverse: bool = False) -> Tensor:
     """g . x or g^-1 . x, of images (B, [S,] C, H, W), with that border: (B, S, C, H, W)."""
-    plane = plane_of(group, g, torch.promote_types(x.dtype, torch.float32))
+    plane = plane_of(group, g, promoted(x.dtype, torch.float32))
     if not plane.is_floating_point():  # exact, without a border; the group checks that quarter turns have squares
         return group.act(g, x, "chw", inverse=inverse)
     return move_images(x, plane, inverse=inverse, pad_mode=pad_mode)

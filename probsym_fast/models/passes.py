@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from probsym_fast._autocast import promoted
 from probsym_fast._checkpointing import checkpointed, checkpointing_layers
 from probsym_fast._inputs import embedded
 from probsym_fast.batches import Batch
@@ -113,7 +114,7 @@ class Pass:
         for count, y in self._in_chunks(g, samples, size):
             share = count / samples
             if total is None:
-                total = mapped(lambda x: x.to(torch.promote_types(x.dtype, torch.float32)) * share, y)  # noqa: B023
+                total = mapped(lambda x: x.to(promoted(x.dtype, torch.float32)) * share, y)  # noqa: B023
             else:
                 total = mapped(lambda x, more: x.add_(more, alpha=share), total, y)  # noqa: B023
         return mapped(lambda x, like: x.to(like.dtype), total, y)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
+from probsym_fast._autocast import promoted
 from probsym_fast.draws import seed_generators
 from probsym_fast.models.predictions import mapped
 
@@ -45,7 +46,7 @@ def mean_over_processes(part: Callable[[int, int], T], samples: int, mesh: Devic
     first, count = share(samples, rank, processes)
     with _own_noise(rank, mesh.device_type) if own and processes > 1 else nullcontext():
         means = part(first if count else 0, max(count, 1))
-    wide = mapped(lambda x: x.to(torch.promote_types(x.dtype, torch.float32)) * (count / samples), means)
+    wide = mapped(lambda x: x.to(promoted(x.dtype, torch.float32)) * (count / samples), means)
     return mapped(lambda x, like: _Sum.apply(x, mesh.get_group()).to(like.dtype), wide, means)
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from probsym_fast._autocast import promoted
 from probsym_fast._checks import looks_at_values
 from probsym_fast.groups import Batch
 from probsym_fast.models.predictions import leaves, mapped, named_leaves, spread
@@ -84,7 +85,7 @@ class Reduction(NamedTuple):
         if looks_at_values(x) and x.isnan().any():
             raise ValueError("Symmetrized: score must give no NaN, got NaN")
         x = x if isinstance(score, Tensor) else x.T
-        return x.to(torch.promote_types(x.dtype, torch.float32))
+        return x.to(promoted(x.dtype, torch.float32))
 
 
 def check_kind(kind: str) -> None:

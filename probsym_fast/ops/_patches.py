@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from probsym_fast._autocast import autocasts
+from probsym_fast._autocast import autocasts, promoted
 from probsym_fast._checks import batched, check_bool, check_count, check_float, looks_at_values, transformed
 from probsym_fast._compilers import traced
 from probsym_fast.ops._op import Op
@@ -227,7 +227,7 @@ def _by_hand(p: SoftPermutation) -> bool:
 def soft_parts(p: Permutation, dtype: torch.dtype) -> tuple:
     """(rank, order, t, log_r, log_c, tau) for the schemas; t, log_r, log_c are None for a hard permutation."""
     if isinstance(p, SoftPermutation):
-        dtype = torch.promote_types(dtype, torch.float32)
+        dtype = promoted(dtype, torch.float32)
         t = p.scores
         if p.requires_grad and (
             not t.requires_grad or _by_hand(p)
@@ -252,5 +252,5 @@ def common_dtype(op: str, kernels: Op, backend: str, **tensors: Tensor | None) -
             raise RuntimeError(f"{op}: {name} must be on {x.device} as {first} is, got {y.device}")
         if y.dtype != x.dtype and not autocasts(x.device):
             raise TypeError(f"{op}: {name} must be {x.dtype} as {first} is, got {y.dtype}")
-        dtype = torch.promote_types(dtype, y.dtype)
+        dtype = promoted(dtype, y.dtype)
     return kernels.compute_dtype(backend, x.device, dtype)

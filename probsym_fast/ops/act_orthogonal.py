@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from probsym_fast._autocast import promoted
 from probsym_fast._checks import check_bool, check_float
 from probsym_fast.ops._op import Op
 from probsym_fast.ops.reference.act_orthogonal import act_orthogonal as reference
@@ -64,6 +65,6 @@ def act_orthogonal(
     if vectors.device != frames.device:
         raise RuntimeError(f"act_orthogonal: frames must be on {vectors.device}, got {frames.device}")
     dtype = OP.compute_dtype(backend, vectors.device, vectors.dtype)
-    frames = frames.to(torch.promote_types(dtype, torch.float32))
+    frames = frames.to(promoted(dtype, torch.float32))
     run = OP.select(backend, vectors.device, dtype)
     return run(vectors.to(dtype), frames, inverse, mean).to(vectors.dtype)

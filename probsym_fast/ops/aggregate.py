@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from probsym_fast._autocast import promoted
 from probsym_fast._checks import check_float
 from probsym_fast.ops._op import Op
 from probsym_fast.ops.reference.aggregate import aggregate as reference
@@ -71,5 +72,5 @@ def aggregate(
         if value is not None and value.device != x.device:
             raise RuntimeError(f"aggregate: {name} must be on {x.device}, got {value.device}")
     dtype = OP.compute_dtype(backend, x.device, x.dtype)
-    own = None if own is None else own.to(torch.promote_types(dtype, torch.float32))
+    own = None if own is None else own.to(promoted(dtype, torch.float32))
     return OP.select(backend, x.device, dtype)(x.to(dtype), edge_index, ptr, own).to(x.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from probsym_fast._autocast import promoted
 from probsym_fast._checks import check_type
 from probsym_fast.ops._op import Op
 from probsym_fast.ops._patches import check_devices, common_dtype, rows_like
@@ -105,7 +106,7 @@ def embed_image(
         reference.check_turns(pixels, plane)  # a kernel's errors name the operator
         out = run(x, plane, w, b)
     else:
-        wide = torch.promote_types(plane.dtype, torch.promote_types(dtype, torch.float32))
+        wide = promoted(plane.dtype, promoted(dtype, torch.float32))
         out = run(x, plane.to(wide), w, b, pad_mode == "replicate")
     return out.to(weight.dtype)
 

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from probsym_fast._autocast import promoted
 from probsym_fast._checks import as_number, check_float
 from probsym_fast.ops._op import Op
 from probsym_fast.ops.reference.linear_batch_norm_relu import linear_batch_norm_relu as reference
@@ -73,7 +74,7 @@ def linear_batch_norm_relu(
     if not 0 <= small < math.inf:
         raise ValueError(f"{op}: eps must be finite and >= 0, got {small}")
     dtype = OP.compute_dtype(backend, x.device, x.dtype)
-    weight, bias = (t.to(torch.promote_types(dtype, torch.float32)) for t in (weight, bias))
+    weight, bias = (t.to(promoted(dtype, torch.float32)) for t in (weight, bias))
     run = OP.select(backend, x.device, dtype)
     y, mean, variance = run(x.to(dtype), linear.to(dtype), weight, bias, float(small))
     return y.to(x.dtype), mean.detach(), variance.detach()

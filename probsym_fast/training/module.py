@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import distributed
 from torch.distributed.tensor import DTensor
 
+from probsym_fast._autocast import promoted
 from probsym_fast._checkpointing import restored_buffers
 from probsym_fast.draws import seed_generators, seeded
 from probsym_fast.models.predictions import mapped
@@ -113,7 +114,7 @@ class TrainingModule(L.LightningModule):
             prediction, _ = self.model(inputs, self.task.config.samples.valid, generator)
             self._log("valid", self.task.loss(prediction, target), prediction, target)
         if self.task.whole_set_measures:
-            wide = mapped(lambda x: x.to(torch.promote_types(x.dtype, torch.float32)).cpu(), prediction)
+            wide = mapped(lambda x: x.to(promoted(x.dtype, torch.float32)).cpu(), prediction)
             self._validated.append((wide, move_data_to_device(target, "cpu")))
 
     def on_validation_epoch_end(self) -> None:

@@ -92,11 +92,11 @@ def test_the_module_gives_the_same_by_steps(shape, running, dtype):
 
 
 @pytest.mark.skipif("triton" not in OPS["vector_edge_convolution"].backends("cuda"), reason="no triton")
-def test_the_module_takes_the_op_on_a_gpu_where_it_is_asked_for():
+def test_the_module_takes_the_op_on_a_gpu():
     conv, gpu = EdgeConvolution(2, 3, 4), torch.device("cuda")
-    assert not conv.takes_op(gpu, torch.float32)
-    conv.one_pass = True
     assert conv.takes_op(gpu, torch.float32) and not conv.takes_op(gpu, torch.float64)
+    conv.detached_statistics = True
+    assert not conv.takes_op(gpu, torch.float32) and conv.eval().takes_op(gpu, torch.float32)
     conv.one_pass = False
     assert not any(conv.takes_op(device, torch.float32) for device in (gpu, torch.device("cpu")))
     assert "by steps" in str(conv)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from probsym_fast._autocast import autocasts
+from probsym_fast._autocast import autocasts, promoted
 from probsym_fast._checks import transformed
 from probsym_fast._compilers import is_fake
 
@@ -63,7 +63,7 @@ class OnTokens(nn.Module):
         if x.ndim < 2 or x.shape[-2:] != (self.tokens, self.width):
             raise ValueError(f"{name}: x must be (..., {self.tokens}, {self.width}), got {tuple(x.shape)}")
         cast = autocasts(x.device) and x.dtype != torch.float64
-        if not x.is_floating_point() or not (cast or torch.promote_types(x.dtype, dtype) == dtype):
+        if not x.is_floating_point() or not (cast or promoted(x.dtype, dtype) == dtype):
             raise TypeError(f"{name}: x must be {dtype} as the weights are, got {x.dtype}")
         lead, M = x.shape[:-2], math.prod(x.shape[:-2])
         h = x.reshape(M, self.tokens, self.width)

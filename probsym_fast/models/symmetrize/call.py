@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from probsym_fast._autocast import promoted
 from probsym_fast._checks import check_count, check_type
 from probsym_fast._inputs import embedded
 from probsym_fast.batches import Graphs, Images, PointClouds, check_batch
@@ -126,7 +127,7 @@ def symmetrize(
         distribution = distribution_of(distribution, group, example)
         # scores take what the network takes; what gives elements has at least float32
         scores = isinstance(distribution, Discrete)
-        distribution.to(example.dtype if scores else torch.promote_types(example.dtype, torch.float32))
+        distribution.to(example.dtype if scores else promoted(example.dtype, torch.float32))
         if isinstance(distribution, Discrete) and not distribution.best and settings.get("reduce") is None:
             settings["reduce"] = "weighted"
     if embed is None and parts is not None:

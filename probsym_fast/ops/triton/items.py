@@ -198,6 +198,33 @@ def _gather(
     tl.store(p_values + i_item * C + o_c, b_value.to(p_values.dtype.element_ty), mask=m_c)
 
 
+@kernel({"BLOCK_E": 16, "num_warps": 8}, {"BLOCK_E": 8, "num_warps": 4}, {"BLOCK_E": 4, "num_warps": 4})
+def _gather_one(
+    p_token, p_offset, p_tokens, p_weight, p_bias, p_values, tokens, M, S, D, copies, scale,
+    BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One item of one channel, as `_gather`. Waits for BLOCK_E entries at once, and then for their rows."""
+    i_item = tl.program_id(0).to(tl.int64)
+    o_e = tl.arange(0, BLOCK_E)
+    b_sum = tl.zeros((BLOCK_E, BLOCK_D), tl.float32)
+    for e in range(0, S * copies, BLOCK_E):
+        o_k = e + o_e
+        m_k = o_k < S * copies
+        o_entry = ((o_k // copies) * M + i_item) * copies + o_k % copies
+        b_token = tl.load(p_token + o_entry, mask=m_k, other=tokens).to(tl.int64)
+        b_offset = tl.load(p_offset + o_entry, mask=m_k, other=0).to(tl.int64)
+        for d in range(0, D, BLOCK_D):
+            o_d = d + tl.arange(0, BLOCK_D)
+            m_d = (b_token < tokens)[:, None] & (o_d < D)[None, :]
+            b_x = tl.load(p_tokens + b_token[:, None] * D + o_d[None, :], mask=m_d, other=0).to(tl.float32)
+            b_w = tl.load(p_weight + b_offset[:, None] * D + o_d[None, :], mask=m_d, other=0).to(tl.float32)
+            b_sum += b_x * b_w
+    b_value = scale * tl.sum(b_sum)
+    if p_bias is not None:
+        b_value += tl.load(p_bias).to(tl.float32)
+    tl.store(p_values + i_item, b_value.to(p_values.dtype.element_ty))
+
+
 @kernel({"BLOCK_E": 4, "num_warps": 1}, {"BLOCK_E": 8, "num_warps": 1}, {"BLOCK_E": 8, "num_warps": 2})
 def _weight_gradient(
     p_begin, p_row, p_scaled, p_tokens, p_out, rows, D, splits, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr
@@ -309,17 +336,19 @@ class Items:
 
     def gather(self, tokens: Tensor, scale: float, W: Tensor, bias: Tensor | None) -> Tensor:
         """values (M, C), of the tokens' dtype."""
-        (_, C, D), block = W.shape, min(16, bucket(W.shape[1]))
+        _, C, D = W.shape
         values = torch.empty(self.M, C, dtype=tokens.dtype, device=tokens.device)
-        bias = None if bias is None else bias.contiguous()
-
-        def grid(settings):
-            return self.M, cdiv(C, block)
-
+        bias, S = None if bias is None else bias.contiguous(), self.S if self.B else 0
+        read, sizes = (self.token, self.offset, tokens.contiguous(), W, bias), (self.M, self.S, C, D)
+        if C == 1:
+            counts = self.tokens, self.M, S, D, self.copies, float(scale)
+            _gather_one(lambda settings: (self.M,), *read, values, *counts, sizes=sizes, BLOCK_D=width_block(D, 512))
+            return values
+        block = min(16, bucket(C))
+        counts = self.tokens, self.M, S, C, D, self.copies, float(scale)
         _gather(
-            grid, self.token, self.offset, tokens.contiguous(), W, bias, values, self.tokens, self.M,
-            self.S if self.B else 0, C, D, self.copies, float(scale), sizes=(self.M, self.S, C, D), BLOCK_C=block,
-            BLOCK_D=width_block(D, 1024 if block == 1 else 512 if block <= 4 else 128),
+            lambda settings: (self.M, cdiv(C, block)), *read, values, *counts, sizes=sizes, BLOCK_C=block,
+            BLOCK_D=width_block(D, 512 if block <= 4 else 128),
         )  # fmt: skip
         return values
 

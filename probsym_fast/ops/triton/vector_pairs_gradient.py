@@ -84,11 +84,11 @@ def _maps_gradient(
 
 
 def chosen_gradient(some: Pairs, d_y: Tensor, taken: Tensor, scaling: Tensor) -> tuple[Tensor, Tensor]:
-    """d_y (channels, d, n, M) -> d of the chosen pairs' p and q (d n M, 2 W); of scale and shift (2, W)."""
+    """d_y (channels, d, n, M) -> d of the chosen pairs' p and q (d n M, 2 W); of scale and shift by part (P, 2, W)."""
     d_pairs, sums = some.maps.new_empty(len(some.maps), 2 * some.W), some.maps.new_empty(some.parts(), 2, some.W)
     arguments = d_y, some.maps, taken, scaling, d_pairs, sums
     some.launch(_chosen_gradient, *arguments, channels=(len(taken),))
-    return d_pairs, sums.sum(0)
+    return d_pairs, sums
 
 
 def maps_gradient(some: Pairs, d_pairs: Tensor, taken: Tensor, slopes: Tensor | None) -> Tensor:

@@ -81,7 +81,7 @@ def test_items_of_no_graph_have_no_entries(monkeypatch):
         torch.zeros(0, 1, 2, 6),
     )
     Items(items, ptr, order, axis[0], axis[1], 2).gather(tokens, 1.0, weight_rows(weight), None)
-    assert [x.named["S"] for x in launches.every if x.kernel == "gather"] == [0, 0]
+    assert [x.named["S"] for x in launches.every if x.kernel == "gather_one"] == [0, 0, 0]
 
 
 def test_more_than_32_bits_count_is_refused_before_a_launch(monkeypatch):

@@ -57,6 +57,17 @@ def test_readout(N, grid, centered, where, dtype):
     check("readout", [*arguments, None], [0])
 
 
+@pytest.mark.parametrize(("S", "D"), [(2, 20), (19, 5), (3, 530)])
+def test_readout_of_one_channel(S, D):
+    """Fewer entries than a block, and more; several blocks of the width."""
+    data = batch([3, 1], 4, C=1, S=S, edges=3)
+    axis, weight = axis_of(4, 3), weights(D, 1, 2).float()
+    tokens = torch.randn(2, S, 3, D)
+    arguments = [tokens, torch.arange(4)[None], *soft_arguments(data), *axis, weight]
+    check("readout", [*arguments, torch.randn(1)], [0, 5, 6, 7, 12, 13])
+    check("readout", [*arguments, None], [0])
+
+
 @pytest.mark.parametrize("items", [0, 3])
 def test_readout_of_nothing(items):
     B, nodes = (0, 0) if not items else (1, 3)

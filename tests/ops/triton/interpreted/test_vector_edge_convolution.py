@@ -5,6 +5,7 @@ import torch
 
 from probsym_fast.ops import OPS
 from probsym_fast.ops.triton import _lazy as launcher
+from probsym_fast.ops.triton.vector_channels import OF_PARTS
 from probsym_fast.ops.triton.vector_pairs import nearest
 from tests.ops.triton.inputs import edge_arguments
 from tests.ops.triton.interpreted.checks import check
@@ -23,6 +24,7 @@ from tests.ops.triton.interpreted.checks import check
 def test_vector_edge_convolution(sizes, running, most, ragged, monkeypatch):
     """Several blocks of clouds and of channels; all near, one cloud at a time; two components, five; no clouds; padding."""
     monkeypatch.setattr("probsym_fast.ops.triton.vector_edge_convolution.BYTES", most)
+    monkeypatch.setitem(OF_PARTS, "BLOCK_P", 4)  # of six parts of the pairs, and more
     arguments = edge_arguments(*sizes, running)
     if ragged:
         arguments[-2] = torch.arange(sizes[3]) % (sizes[2] + 1)
