@@ -194,7 +194,7 @@ def slots_case(dtype, run):
 
 def soft_permutation_case(dtype):
     def run(scores, num_nodes):
-        t, log_r, log_c, order, _ = launcher("soft_permutation", "forward")(scores, num_nodes, 0.1, 20, True)
+        t, log_r, log_c, order, _ = launcher("soft_permutation", "forward")(scores, num_nodes, 0.1, 20, True, False)
         settings = order, t, num_nodes, 0.1, 20, True
         launcher("soft_permutation", "backward")(t, log_r, log_c, scores, *settings)
 
