@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from probsym_fast import ops
 from probsym_fast.ops import OPS, Permutation, permutation_entropy, soft_permutation
-from tests.conftest import GRADIENT, assert_near
+from tests.conftest import GRADIENT, assert_near, implementations
 
 CPU_BACKENDS = OPS["soft_permutation"].backends("cpu")
 SHAPES = [(1, 1, 1), (3, 1, 2), (2, 3, 5), (5, 7, 17), (2, 2, 64), (1, 4, 188)]
@@ -177,18 +177,18 @@ def bits(p, leaf):
     return *vectors, p.order, p.rank, torch.autograd.grad(loss, leaf)[0]
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize(("device", "backend"), implementations("soft_permutation"))
 @pytest.mark.parametrize("shape", [(3, 2, 1), (3, 2, 2), (3, 2, 17), (2, 3, 188), (2, 1, 2100)])
 @pytest.mark.parametrize("dtypes", [(torch.float64, torch.float32), (torch.float32, torch.float64)])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_sorted_in_one_dtype_and_relaxed_in_another(shape, dtypes, normalize, backend):
+def test_sorted_in_one_dtype_and_relaxed_in_another(device, shape, dtypes, normalize, backend):
     """Bit by bit: the scores sorted, then what they are in the other dtype sorted again and relaxed."""
     by, dtype = dtypes
     if backend == "reference" and shape[-1] > 188:
         shape = (1, 1, 600)
-    num_nodes = torch.randint(1, shape[-1] + 1, shape[:1])
+    num_nodes = torch.randint(1, shape[-1] + 1, shape[:1]).to(device)
     scores = torch.randn(shape, dtype=by).round(decimals=1)  # ties, which float32 cannot tell apart
-    leaf = (scores + 1e-9 * torch.rand(shape, dtype=by)).requires_grad_()
+    leaf = (scores + 1e-9 * torch.rand(shape, dtype=by)).to(device).requires_grad_()
     found = soft_permutation(leaf, num_nodes, 0.05, 7, normalize, backend, dtype=dtype)
     hard = soft_permutation(leaf, num_nodes, iterations=0, normalize=normalize, backend=backend)
     soft = soft_permutation(hard.scores.to(dtype), num_nodes, 0.05, 7, False, backend)

@@ -127,4 +127,4 @@ def test_tensors_of_two_devices_are_refused():
     with pytest.raises(
         RuntimeError, match="soft_permutation: num_nodes must be a dense tensor on cuda:0, got one on cpu"
     ):
-        op(torch.randn(1, 1, 3, device="cuda"), torch.tensor([3]), 0.1, 20, True)
+        op(torch.randn(1, 1, 3, device="cuda"), torch.tensor([3]), 0.1, 20, True, False)
