@@ -56,13 +56,16 @@ def test_launches(ops, B, S, N, ragged, dtype):
 def check(ops, scores, num_nodes, inside):
     """Values and gradients are those of the definition in float64."""
     dtype, settings = scores.dtype, (TAU, ITERATIONS, True)
-    found = t, log_r, log_c, order, rank = ops.soft_permutation(scores, num_nodes, *settings)
+    found = t, log_r, log_c, order, rank = ops.soft_permutation(scores, num_nodes, *settings, False)
     exact = scores.double().requires_grad_()
     expected = dense(exact, num_nodes, *settings)
     assert torch.equal(order, expected[3]) and torch.equal(rank, expected[4])
     weights = [torch.randn(scores.shape, dtype=torch.float64).to(dtype).mT.contiguous().mT for _ in range(3)]
     for x, y in zip(found[:3], expected[:3], strict=True):
         assert_near(x, y.masked_fill(~inside, 0), VALUE, dtype)
+    again = ops.soft_permutation(t, num_nodes, TAU, ITERATIONS, False, True)
+    sorted_again = ops.soft_permutation(t, num_nodes, TAU, ITERATIONS, False, False)
+    assert all(torch.equal(x, y) for x, y in zip(again, sorted_again, strict=True))
     for given in (weights, [None, weights[1], None]):
         pairs = [(x, w) for x, w in zip(expected[:3], given, strict=True) if w is not None]
         loss = sum((x * w.double() * inside).sum() for x, w in pairs)
@@ -81,5 +84,5 @@ def check(ops, scores, num_nodes, inside):
 
 def test_no_rows(ops):
     nothing = torch.zeros(0, 2, 5)
-    assert all(x.shape == nothing.shape for x in ops.soft_permutation(nothing, None, TAU, ITERATIONS, True))
+    assert all(x.shape == nothing.shape for x in ops.soft_permutation(nothing, None, TAU, ITERATIONS, True, False))
     assert ops.permutation_entropy(nothing, nothing, nothing, None, TAU).isnan()  # as the mean of nothing

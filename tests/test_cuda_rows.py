@@ -55,7 +55,7 @@ class Rows:
         self.t, self.log_r, self.log_c, self.d_scores = empty(), empty(), empty(), empty()
         self.order, self.rank = (torch.full(scores.shape, -1, dtype=torch.int64) for _ in range(2))
         found, shape = (self.t, self.log_r, self.log_c, self.order, self.rank), scores.shape
-        call(library, "soft_permutation", scores, num_nodes, *shape, tau, iterations, normalize, *found, **options)
+        call(library, "soft_permutation", scores, num_nodes, *shape, *self.settings, False, *found, **options)
         self.weights = [torch.randn(shape, dtype=torch.float64).to(scores.dtype) for _ in range(3)]
         arguments = (*self.weights, scores, self.order, self.t, num_nodes, *shape, tau, iterations, normalize)
         call(library, "soft_permutation_backward", *arguments, self.d_scores, **options)
@@ -174,6 +174,26 @@ def test_extremes(library, scale, tau):
             assert x.isfinite().all()
         if dtype == torch.float64 and scale == 1e30:
             rows.check({torch.float64: 1e-8})
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("n", [1, 33, 188, 300, 1025])
+def test_presorted_scores_are_not_sorted(library, n, dtype):
+    """Bit by bit what sorting them again gives; others stay where they are."""
+    shape, num_nodes = (2, 1, n), torch.tensor([n, (n + 1) // 2])
+    drawn = torch.randn(shape, dtype=dtype)
+    inside = valid_slots(num_nodes, n)
+    for scores in (drawn.masked_fill(~inside, -torch.inf).sort(-1, descending=True).values, drawn):
+        vectors = [torch.full((2, 3, *shape), torch.nan, dtype=dtype), torch.full((2, 2, *shape), -1)]
+        for presorted in (False, True):
+            found = *vectors[0][int(presorted)], *vectors[1][int(presorted)]
+            call(library, "soft_permutation", scores, num_nodes, *shape, 0.1, 2, False, presorted, *found)
+        slots = torch.arange(n).expand(shape)
+        assert all(torch.equal(x, slots) for x in vectors[1][1])
+        if scores is drawn:
+            assert torch.equal(vectors[0][1, 0], drawn.masked_fill(~inside, 0))
+        else:
+            assert torch.equal(vectors[0][0], vectors[0][1]) and torch.equal(vectors[1][0], vectors[1][1])
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])

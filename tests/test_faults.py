@@ -1,6 +1,7 @@
 """Tests of the tests: a fault put into a copy of a GPU kernel, or of its launch, fails the test that should find it."""
 
 import ctypes
+import importlib.util
 import json
 import os
 import shutil
@@ -23,14 +24,14 @@ from tests.ops import faulty_triton
 on_host = pytest.mark.skipif(cuda_on_host.unable() is not None, reason=str(cuda_on_host.unable()))
 
 
-def forward(library, N, S=1, **options):
+def forward(library, N, S=1, scores=None, presorted=False, **options):
     """t, log_r and log_c of soft_permutation are those of the definition."""
-    scores = torch.randn(1, S, N, dtype=torch.float64)
+    scores = torch.randn(1, S, N, dtype=torch.float64) if scores is None else scores
     t, log_r, log_c = (torch.full_like(scores, torch.nan) for _ in range(3))
     order, rank = (torch.full(scores.shape, -1) for _ in range(2))
     found = t, log_r, log_c, order, rank
-    test_cuda_rows.call(library, "soft_permutation", scores, None, 1, S, N, 0.1, 2, True, *found, **options)
-    for x, y in zip(found, dense(scores, None, 0.1, 2, True), strict=True):
+    test_cuda_rows.call(library, "soft_permutation", scores, None, 1, S, N, 0.1, 2, True, presorted, *found, **options)
+    for x, y in zip(found, dense(scores, None, 0.1, 2, True, presorted), strict=True):
         assert_near(x.double(), y.double())
 
 
@@ -42,6 +43,15 @@ def adds_up(library):
 
 def a_block(library):
     forward(library, 260)
+
+
+def ties(library):
+    forward(library, 40, scores=torch.ones(1, 1, 40, dtype=torch.float64))
+
+
+def presorted(library):
+    """Also scores that do not descend stay where they are."""
+    forward(library, 40, scores=torch.linspace(0, 1e-3, 40, dtype=torch.float64)[None, None], presorted=True)
 
 
 def in_memory(library):
@@ -72,6 +82,23 @@ FAULTS = {
     "no barrier while a block adds up": Fault("permutation_entropy.cu", "    __syncthreads();\n", "", adds_up, RACE),
     "a mask one too far": Fault("rows.h", "first + i < n ?", "first + i <= n ?", a_block, OUTSIDE),
     "a scan that starts at one": Fault("laplace.h", "Scan<R> f, b;", "Scan<R> f, b; f.p[0] = 1;", a_block, "<="),
+    "another thread's index with a key": Fault(
+        "team.h",
+        "shuffle_xor(x.index, mask)",
+        "shuffle_xor(x.index, mask / 2)",
+        a_block,
+        "a race: threads write the same memory",
+    ),
+    "a sum of half a warp": Fault("team.h", "mask = warp_size / 2;", "mask = warp_size / 4;", a_block, "<="),
+    "a shuffle from the other side": Fault("thread.h", "__shfl_up_sync", "__shfl_down_sync", a_block, "<="),
+    "a step over a thread too many": Fault(
+        "laplace.h", "moved<true>(x, 1 << s)", "moved<true>(x, (1 << s) + 1)", a_block, "<="
+    ),
+    "sums of the thread after the next": Fault(
+        "laplace.h", "moved<false>(x, 1);", "moved<false>(x, 2);", a_block, "<="
+    ),
+    "equal keys by the higher index": Fault("team.h", "(u.index < v.index)", "(u.index > v.index)", ties, "<="),
+    "a sort of presorted scores": Fault("soft_permutation.h", "if (!p.presorted) sort", "sort", presorted, "<="),
     "blocks in one workspace": Fault(
         "launch.h", " + blockIdx.x * plan.workspace_bytes", "", in_memory, "a race: blocks"
     ),
@@ -80,7 +107,7 @@ FAULTS = {
 
 
 @on_host
-@pytest.mark.parametrize("test", [a_block, in_memory, two_workspaces, adds_up])
+@pytest.mark.parametrize("test", [a_block, ties, presorted, in_memory, two_workspaces, adds_up])
 def test_kernels_of_cuda_without_a_fault(test, tmp_path_factory):
     test(ctypes.CDLL(str(cuda_on_host.built(tmp_path_factory))))
 
@@ -123,6 +150,38 @@ def test_a_swapped_pointer_in_launch_code(tmp_path, tmp_path_factory):
     with pytest.raises(AssertionError):
         test_cuda_launches.check(ops, scores, None, torch.ones(1, 2, 5, dtype=torch.bool))
     kept._destroy()
+
+
+KEYS = {
+    "where a tensor begins": ("address % 16 == 0", "True"),
+    "what 16 divides": ("4 * (x % 16 == 0)", "4"),
+    "one": ("2 * (x == 1)", "0"),
+    "numbers beyond 32 bits": ("narrow = -(2**31) <= x < 2**31", "narrow = True"),
+}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels would stay compiled for a driver that runs nothing")
+@pytest.mark.parametrize("name", KEYS)
+def test_a_key_of_the_launcher_that_lacks(name, tmp_path):
+    """Then a compiled kernel would get arguments that it was not compiled for."""
+    pytest.importorskip("triton")
+    from probsym_fast.ops.triton import _launch
+    from tests.ops.triton import test_launches
+
+    copy = Path(shutil.copy(_launch.__file__, tmp_path / "faulty_launch.py"))
+    replaced(copy, *KEYS[name])
+    spec = importlib.util.spec_from_file_location("faulty_launch", copy)
+    faulty = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(faulty)
+    test = (
+        test_launches.test_a_compiled_kernel_is_launched_without_binding
+        if name == "where a tensor begins"
+        else test_launches.test_numbers_that_differ_in_what_divides_them_have_kernels_of_their_own
+    )
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(_launch.Kernel, "_key", faulty.Kernel._key)
+        with pytest.raises(AssertionError):
+            test(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,16 @@
 
 import ast
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
-from benchmarks.gpu_model import check, measured, sass, source, table
+from benchmarks.gpu_model import check, cuda, measured, sass, source, table
 from benchmarks.gpu_model.cases import all_cases, zeros
 from benchmarks.gpu_model.counts import KINDS, _turns, executed, iterations, waits
 from benchmarks.gpu_model.devices import DEVICES, resident
@@ -39,6 +41,73 @@ def test_what_has_become_worse_is_said(change, said):
     assert check.worse(found, {"rows.linear": KEPT}, True) == ([said] if said else [])
     other = check.worse(found, {"rows.linear": KEPT}, False)
     assert other == ([said] if said and "iteration" not in change else [])
+
+
+@pytest.mark.parametrize(
+    ("branches", "said"),
+    [([9, 0, 1], "[9, 0, 1]"), ([10, 0, 0], "[10, 0, 0]"), ([10], "[10]"), ([9, 0, 0], None), ([3], None)],
+)
+def test_branches_that_have_come_are_said(branches, said):
+    """In any loop, for the same compiler; loops cannot be told apart where there are others."""
+    before = {"SoftPermutation": KEPT | {"branches": [9, 0, 0]}}
+    found = {"SoftPermutation": KEPT | {"branches": branches}}
+    expected = [f"SoftPermutation: {said} branches in its loops, were [9, 0, 0]"] if said else []
+    assert check.worse(found, before, True) == expected and check.worse(found, before, False) == []
+
+
+@pytest.mark.skipif(cuda.version() is None, reason="no nvcc")
+@pytest.mark.slow
+def test_kernels_of_cuda_against_the_table():
+    """Also: no branch of the sort of a row by one warp divides it, nor of its scans."""
+    (version, before), now = check.kept_cuda(), check.checked_cuda(cuda.compiled())
+    worse = check.worse(now, before, version == cuda.version())
+    assert not worse, "\n".join(worse)
+    assert now.keys() == before.keys()
+    warps = [
+        facts["branches"] for kernel, facts in now.items() if re.match(r"SoftPermutation<\w+, [12468], 0>", kernel)
+    ]
+    assert len(warps) == 10 and not any(any(inner) for _, *inner in warps)
+
+
+def launched(types: dict[str, str], **named) -> Launch:
+    function = SimpleNamespace(fn=SimpleNamespace(__module__="a.products"))
+    return Launch(function, (types, {}, {}), {}, "multiply", (1,), named)
+
+
+def test_what_a_launch_is_known_by():
+    """Its narrowest floating point type and the constants that choose another loop; float16 is as bfloat16."""
+    wide, half = {"p_x": "*fp32", "p_at": "*i64", "N": "i32"}, {"p_x": "*bf16", "p_y": "*fp32"}
+    launches = [
+        launched(wide, N=3),
+        launched(wide, N=4),
+        launched(wide, PRECISION="tf32", AXES=2, BLOCK=64),
+        launched(half, PRECISION="tf32", AXES=2),
+        launched(half, PRECISION="tf32", AXES=1),
+        launched({"p_x": "*fp16", "p_y": "*fp32"}, AXES=1),
+        launched({"p_at": "*i64"}),
+    ]
+    first = check.first(launches)
+    assert first == {
+        "products.multiply, fp32": launches[0],
+        "products.multiply, fp32, PRECISION = tf32, AXES = 2": launches[2],
+        "products.multiply, bf16, PRECISION = tf32, AXES = 2": launches[3],
+        "products.multiply, bf16, PRECISION = tf32, AXES = 1": launches[4],
+        "products.multiply": launches[6],
+    }
+
+
+def test_kernels_are_pinned_in_each_of_their_loops():
+    """The products and their precisions, tokens of one axis and of two, both halves of the float types."""
+    _, known = check.kept()
+    for one in ("fp32, PRECISION = tf32x3", "fp32, PRECISION = tf32", "bf16, PRECISION = tf32"):
+        assert f"products.multiply, {one}" in known
+    assert {f"soft_rows.reduce_rows, fp32, AXES = {axes}" for axes in (1, 2)} <= known.keys()
+
+
+def test_branches_of_loops_are_counted():
+    text = LISTING.replace("STG.E.64 desc[UR4][R0.64], R8 ;", "BSSY B0, `(.L_x_0) ;")
+    found = check.checked_cuda(sass.parse(text))
+    assert found == {"_kernel": {"stack": 0, "load": 128, "store": 0, "iteration": [3.0, 4.0], "branches": [1, 0]}}
 
 
 def test_a_kernel_that_the_table_lacks_is_said():

@@ -34,7 +34,7 @@ def main() -> None:
         return
     from tests.ops.triton.cases import one_of_each  # the launches that the tests compile in any case
 
-    data = table.as_json(rows + seen, check.checked(one_of_each()))
+    data = table.as_json(rows + seen, check.checked(one_of_each()), check.checked_cuda(cuda.compiled()))
     for suffix, content in (("json", data), ("md", text)):
         path = arguments.folder / f"gpu-predicted.{suffix}"
         write_atomically(path, lambda file, content=content: file.write(content.encode()))

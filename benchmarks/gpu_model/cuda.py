@@ -31,6 +31,15 @@ KERNELS = {
 }
 
 
+def version() -> str | None:
+    """nvcc's, None where there is none."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        return None
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    return re.findall(r"V(\d+\.\d+\.\d+)", text)[-1]
+
+
 def compiled() -> dict[str, Code]:
     """Kernel<float or double, K, many> -> code; {} without nvcc. Kept in build/ until the sources change."""
     nvcc = shutil.which("nvcc")

@@ -151,11 +151,12 @@ def of_cuda(found: Results | None = None) -> Iterator[Row]:
         yield row
 
 
-def as_json(found: list[Row], checked: dict[str, Any]) -> str:
+def as_json(found: list[Row], checked: dict[str, Any], checked_cuda: dict[str, Any]) -> str:
     """One line a kernel, so that a change is seen."""
     about = {
         "predicted": "no figure here was measured, but those named so",
         "triton": triton.__version__,
+        "nvcc": cuda.version(),
         "torch": torch.__version__.split("+")[0],
         "overhead": OVERHEAD,
         "wait": WAIT,
@@ -163,9 +164,9 @@ def as_json(found: list[Row], checked: dict[str, Any]) -> str:
         "limits": GUIDE,
     }
     lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in about.items()]
-    lines.append(
-        ' "checked": {\n  ' + ",\n  ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in checked.items()) + "}"
-    )
+    for key, facts in (("checked", checked), ("checked_cuda", checked_cuda)):
+        each = ",\n  ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in facts.items())
+        lines.append(f' "{key}": {{\n  {each}}}')
     lines.append(' "rows": [\n  ' + ",\n  ".join(_line(row) for row in found) + "]")
     return "{\n" + ",\n".join(lines) + "\n}\n"
 

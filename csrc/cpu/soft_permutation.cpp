@@ -10,7 +10,7 @@ namespace {
 using OptionalTensor = std::optional<Tensor>;
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> soft_permutation(const Tensor& scores_in, const OptionalTensor& num_nodes,
-                                                                    double tau, int64_t iterations, bool normalize) {
+                                                                    double tau, int64_t iterations, bool normalize, bool presorted) {
   Arguments in("soft_permutation");
   Dim B{"B"}, S{"S"}, N{"N", 1, most_slots};
   const Tensor scores = in.floats("scores", scores_in, {&B, &S, &N}).contiguous();
@@ -28,7 +28,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> soft_permutation(const Tensor
           const int64_t at = first * N;
           bool ok = true;
           PSF_DISPATCH(soft_permutation_lanes<T>(
-              tile, scores.const_data_ptr<T>() + at, static_cast<T>(tau), static_cast<int>(iterations), normalize, scratch,
+              tile, scores.const_data_ptr<T>() + at, static_cast<T>(tau), static_cast<int>(iterations), normalize, presorted, scratch,
               order.mutable_data_ptr<int64_t>() + at, rank.mutable_data_ptr<int64_t>() + at, t.mutable_data_ptr<T>() + at,
               log_r.mutable_data_ptr<T>() + at, log_c.mutable_data_ptr<T>() + at, &ok));
           if (!ok) finite = false;

@@ -161,9 +161,9 @@ inline void radix_sort(const T* scores, T norm, int64_t n, typename Digits<T>::E
 
 inline int64_t soft_permutation_scratch(int64_t slots) { return 10 * (slots + 1); }  // values a lane
 
-// t and order of the tile's rows, row-major. Returns false if a valid score is not finite.
+// t and order of the tile's rows, row-major. presorted: their scores descend already. Returns false if a valid score is not finite.
 template <class T>
-inline bool sort_rows(const Tile<T>& tile, const T* scores, bool normalize, T* key, T* t, int64_t* order, int64_t* rank) {
+inline bool sort_rows(const Tile<T>& tile, const T* scores, bool normalize, bool presorted, T* key, T* t, int64_t* order, int64_t* rank) {
   constexpr int L = lanes<T>;
   using Int = typename Lanes<T>::Int;
   const Tile<T> wide = tile.with_slots(power_of_two(tile.slots));
@@ -180,16 +180,22 @@ inline bool sort_rows(const Tile<T>& tile, const T* scores, bool normalize, T* k
     valid[l] = static_cast<T>(wide.count[l]);
   }
   const Vec<T> norm = norms(wide, key, normalize);
-  const auto identity = [&](int row) {
-    for (int64_t j = tile.nodes[row]; j < tile.N; ++j) order[row * tile.N + j] = rank[row * tile.N + j] = j;
+  const auto identity = [&](int row, int64_t first) {
+    for (int64_t j = first; j < tile.N; ++j) order[row * tile.N + j] = rank[row * tile.N + j] = j;
   };
+  if (presorted) {
+    for (int64_t j = 0; j < n; ++j) store(key + j * L, load(key + j * L) / norm);
+    store_tile(wide, t, key);
+    for (int row = 0; row < tile.rows; ++row) identity(row, 0);
+    return true;
+  }
   if (tile.N >= radix_from) {
     auto* const memory = reinterpret_cast<typename Digits<T>::Entry*>(key);  // two values each
     for (int row = 0; row < tile.rows; ++row) {
       const int64_t at = row * tile.N, valid = tile.nodes[row];
       radix_sort<T>(scores + at, norm[row * tile.segments], valid, memory, t + at, order + at, rank + at);
       std::fill(t + at + valid, t + at + tile.N, T(0));
-      identity(row);
+      identity(row, valid);
     }
     return true;
   }
@@ -209,17 +215,17 @@ inline bool sort_rows(const Tile<T>& tile, const T* scores, bool normalize, T* k
       order[at + j] = u;
       rank[at + u] = j;
     }
-    identity(row);
+    identity(row, tile.nodes[row]);
   }
   return true;
 }
 
 template <class T>
-void soft_permutation_lanes(const Tile<T>& tile, const T* scores, T tau, int iterations, bool normalize, T* scratch,
-                            int64_t* order, int64_t* rank, T* t_out, T* log_r, T* log_c, bool* finite) {
+void soft_permutation_lanes(const Tile<T>& tile, const T* scores, T tau, int iterations, bool normalize, bool presorted,
+                            T* scratch, int64_t* order, int64_t* rank, T* t_out, T* log_r, T* log_c, bool* finite) {
   constexpr int L = lanes<T>;
   const int64_t step = (tile.slots + 1) * L;
-  *finite = sort_rows(tile, scores, normalize, scratch, t_out, order, rank);
+  *finite = sort_rows(tile, scores, normalize, presorted, scratch, t_out, order, rank);
   if (!*finite) return;
   T *t = scratch, *scan = t + step, *c = scan + step, *r = c + step;
   load_tile(tile, t_out, t);

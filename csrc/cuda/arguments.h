@@ -11,7 +11,7 @@ template <class T> struct SoftPermutation {
   int64_t rows, S, N;
   T tau;
   int iterations;
-  bool normalize;
+  bool normalize, presorted;
   T *t, *log_r, *log_c;
   int64_t *order, *rank;
 };

@@ -34,7 +34,7 @@ template <int K, class T, class Team> PSF_STEP T norm_of(Team& team, const Slots
   return norm < T(1e-6) ? T(1e-6) : norm;
 }
 
-// t, order and rank of a row. A NaN sorts first, so that order stays a permutation.
+// t, order and rank of a row, whose scores descend already if they are presorted. A NaN sorts first, so that order stays a permutation.
 template <int K, class T, class Team>
 PSF_STEP void sort_row(Team& team, Arena arena, const SoftPermutation<T>& p, int64_t row, int n, int k) {
   const int64_t at = row * p.N, first = static_cast<int64_t>(team.index()) * k;
@@ -48,7 +48,7 @@ PSF_STEP void sort_row(Team& team, Arena arena, const SoftPermutation<T>& p, int
     key[i] = first + i >= n ? -T(INFINITY) : s == s ? s : T(INFINITY);
     node[i] = static_cast<int>(first + i);
   }
-  sort<K>(team, key, node, k);
+  if (!p.presorted) sort<K>(team, key, node, k);
   PSF_UNROLLED
   for (int i = 0; i < k; ++i) {
     const int64_t j = first + i;

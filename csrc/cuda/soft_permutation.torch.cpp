@@ -11,7 +11,7 @@ using cuda::OptionalTensor;
 using Permutation = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Permutation soft_permutation(const Tensor& scores_in, const OptionalTensor& num_nodes_in, double tau, int64_t iterations,
-                             bool normalize) {
+                             bool normalize, bool presorted) {
   Arguments in("soft_permutation", scores_in.device());
   Dim B{"B"}, S{"S"}, N{"N", 1, most_slots};
   const Tensor scores = in.floats("scores", scores_in, {&B, &S, &N}).contiguous();
@@ -25,7 +25,7 @@ Permutation soft_permutation(const Tensor& scores_in, const OptionalTensor& num_
     using T = scalar_t;
     const cuda::SoftPermutation<T> p{scores.const_data_ptr<T>(),
                                      cuda::pointer_or_null<int64_t>(num_nodes),
-                                     B * S, S, N, static_cast<T>(tau), static_cast<int>(iterations), normalize,
+                                     B * S, S, N, static_cast<T>(tau), static_cast<int>(iterations), normalize, presorted,
                                      t.mutable_data_ptr<T>(),
                                      log_r.mutable_data_ptr<T>(),
                                      log_c.mutable_data_ptr<T>(),

@@ -103,9 +103,10 @@ template <class Thread, class T, bool many_warps> struct Team {
   }
 };
 
-// u before v: the larger key, with equal keys the lower index. Keys are no NaN.
+// u before v: the larger key, with equal keys the lower index. Keys are no NaN. Both sides of | and & are evaluated: with ||
+// and && each compare would be a branch that divides a warp.
 template <class T> PSF_STEP bool precedes(const Keyed<T>& u, const Keyed<T>& v) {
-  return u.key > v.key || (u.key == v.key && u.index < v.index);
+  return (u.key > v.key) | ((u.key == v.key) & (u.index < v.index));
 }
 
 // Puts the entries of slots i and j of this thread in order (forward), or in reverse order.

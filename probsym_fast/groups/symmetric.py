@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -114,10 +113,5 @@ class Symmetric(Group):
         # float32 would round the noise to a few values or to none, and node numbers would break the ties
         key = scores.double() + TIE_NOISE * ties
         del ties  # the tensors of all samples are large
-        hard = ops.soft_permutation(key, valid, iterations=0)
-        t = hard.scores.to(promoted(scores.dtype, torch.float32))  # sorted in any dtype: it keeps its order
-        order, rank = hard.order, hard.rank
-        del key, hard
-        soft = ops.soft_permutation(t, valid, *relaxation, normalize=False)
-        p = replace(soft, order=order, rank=rank, checked=True)
+        p = ops.soft_permutation(key, valid, *relaxation, dtype=promoted(scores.dtype, torch.float32))
         return p, {f"entropy{self._ending}": ops.permutation_entropy(p)}

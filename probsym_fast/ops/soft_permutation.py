@@ -14,7 +14,7 @@ from probsym_fast.ops.reference.soft_permutation import check_values
 from probsym_fast.ops.reference.soft_permutation import soft_permutation as reference
 
 
-def _shapes(scores, num_nodes, tau, iterations, normalize):
+def _shapes(scores, *_):
     index = scores.new_empty(scores.shape, dtype=torch.int64)
     value = scores.new_empty(scores.shape)
     return value, torch.empty_like(value), torch.empty_like(value), index, torch.empty_like(index)
@@ -22,7 +22,7 @@ def _shapes(scores, num_nodes, tau, iterations, normalize):
 
 OP = Op(
     "soft_permutation",
-    "(Tensor scores, Tensor? num_nodes, float tau, int iterations, bool normalize)"
+    "(Tensor scores, Tensor? num_nodes, float tau, int iterations, bool normalize, bool presorted)"
     " -> (Tensor t, Tensor log_r, Tensor log_c, Tensor order, Tensor rank)",
     reference=reference,
     values=check_values,
@@ -32,6 +32,7 @@ OP.gradient(
     "(Tensor? d_t, Tensor? d_log_r, Tensor? d_log_c, Tensor scores, Tensor order, Tensor t, Tensor? num_nodes,"
     " float tau, int iterations, bool normalize) -> Tensor d_scores",
     shapes=lambda d_t, d_log_r, d_log_c, scores, *_: scores.new_empty(scores.shape),
+    others={"presorted": lambda known: False},  # scores that are sorted already keep their order
 )
 
 
@@ -42,6 +43,7 @@ def soft_permutation(
     iterations: int = 20,
     normalize: bool = True,
     backend: str = "auto",
+    dtype: torch.dtype | None = None,
 ) -> SoftPermutation:
     """Sorts nodes by score, and relaxes the permutation to give it a gradient.
 
@@ -58,6 +60,8 @@ def soft_permutation(
         iterations: Sinkhorn iterations, 0..10,000.
         normalize: divide by the Euclidean norm, so that tau means the same for every graph.
         backend: "auto", "cpu", "cuda", "triton" or "reference".
+        dtype: float32 or float64, of t, log_r, log_c and the iterations; None: that of the scores. Scores are normalised
+            and sorted in their own dtype: float64 scores with dtype float32 are sorted exactly and relaxed fast.
 
     Returns:
         SoftPermutation: order, rank (..., N) int64, identity beyond num_nodes; scores t, log_r, log_c (..., N), 0 beyond
@@ -67,9 +71,9 @@ def soft_permutation(
     differentiated with the sign of the slots' order. Cost, kernels: O(iterations N) operations, and only t and order
     are saved; reference: O(iterations N^2) operations and memory.
 
-    Raises: TypeError (scores or num_nodes of the wrong dtype, tau or iterations no number), ValueError (shapes, tau,
-    iterations, num_nodes beyond 1..N, scores that are not finite), RuntimeError (devices, missing backend). On a GPU values
-    are checked only in debug mode (`probsym_fast.debug`).
+    Raises: TypeError (scores or num_nodes of the wrong dtype, tau or iterations no number, another dtype), ValueError
+    (shapes, tau, iterations, num_nodes beyond 1..N, scores that are not finite), RuntimeError (devices, missing backend). On
+    a GPU values are checked only in debug mode (`probsym_fast.debug`).
 
     Source: SoftSort (Prillo and Eisenschlos 2020, arXiv 2006.16038) with the Sinkhorn scaling of Kim et al. 2023
     (arXiv 2306.02866); linear time as in Liao et al. 2022 (arXiv 2202.10042).
@@ -86,8 +90,15 @@ def soft_permutation(
     num_nodes = check_num_nodes("soft_permutation", num_nodes, B, N, scores.device)
     if scores.dtype not in OP.dtypes:
         scores = scores.float()
+    if dtype not in (None, *OP.dtypes):
+        raise TypeError(f"soft_permutation: dtype must be float32, float64 or None, got {dtype!r}")
     run = OP.select(backend, scores.device, scores.dtype)
-    normalize = check_bool("soft_permutation", "normalize", normalize)
-    t, log_r, log_c, order, rank = run(scores, num_nodes, float(tau), iterations, normalize)
-    p = SoftPermutation(order, num_nodes, rank, t, log_r, log_c, float(tau), checked=True)
+    normalize, tau = check_bool("soft_permutation", "normalize", normalize), float(tau)
+    if dtype in (None, scores.dtype):
+        t, log_r, log_c, order, rank = run(scores, num_nodes, tau, iterations, normalize, False)
+    else:
+        t, _, _, order, rank = run(scores, num_nodes, tau, 0, normalize, False)
+        relax = OP.select(backend, scores.device, dtype)
+        t, log_r, log_c, _, _ = relax(t.to(dtype), num_nodes, tau, iterations, False, True)  # rounding keeps the order
+    p = SoftPermutation(order, num_nodes, rank, t, log_r, log_c, tau, checked=True)
     return p if len(shape) == 3 else p.with_lead(shape[:-1])

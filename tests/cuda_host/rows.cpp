@@ -43,12 +43,12 @@ using namespace psf::cuda;
 
 #define SOFT_PERMUTATION(T)                                                                                                  \
   const char* soft_permutation_##T(const T* scores, const int64_t* num_nodes, int64_t B, int64_t S, int64_t N, double tau,   \
-                                   int iterations, int normalize, T* t, T* log_r, T* log_c, int64_t* order, int64_t* rank,   \
-                                   int K, int threads, unsigned seed) {                                                      \
+                                   int iterations, int normalize, int presorted, T* t, T* log_r, T* log_c, int64_t* order,   \
+                                   int64_t* rank, int K, int threads, unsigned seed) {                                                      \
     const int64_t n = B * S * N;                                                                                             \
     return run(SoftPermutation<T>{allowed(scores, n), allowed(num_nodes, B), B * S, S, N, T(tau), iterations,                \
-                                  normalize != 0, allowed(t, n), allowed(log_r, n), allowed(log_c, n), allowed(order, n),    \
-                                  allowed(rank, n)}, K, threads, seed);                                                      \
+                                  normalize != 0, presorted != 0, allowed(t, n), allowed(log_r, n), allowed(log_c, n),       \
+                                  allowed(order, n), allowed(rank, n)}, K, threads, seed);                                   \
   }
 #define SOFT_PERMUTATION_BACKWARD(T)                                                                                         \
   const char* soft_permutation_backward_##T(const T* d_t, const T* d_log_r, const T* d_log_c, const T* scores,               \

@@ -11,7 +11,8 @@ class Driver:
     def __init__(self, architecture: int = 90):
         self.launched, self.target = [], GPUTarget("cuda", architecture, 32)
         self.utils = SimpleNamespace(
-            load_binary=lambda *arguments: (1, 2, 3, 0, 1024),  # module, function, registers, spills, most threads
+            # no module, which triton would unload by the driver of then; function, registers, spills, most threads
+            load_binary=lambda *arguments: (None, 2, 3, 0, 1024),
             get_device_properties=lambda device: {"max_shared_mem": 227 * 1024},
         )
 

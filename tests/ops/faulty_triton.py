@@ -52,6 +52,12 @@ FAULTS = {
         "tl.dot(b_d, b_w, b_g)",
         "test_node_identifiers.py::test_node_identifiers[atomics-sizes0-7-3-20-dtype0]",
     ),
+    "nodes beyond the last slot": Fault(
+        "node_identifiers.py",
+        " & (b_local < N)",
+        "",
+        "test_node_identifiers.py::test_nodes_beyond_the_last_slot_have_no_features",
+    ),
     "a part that begins at another image": Fault(
         "embed_turned.py",
         "first // S + tl.program_id(0) // blocks",

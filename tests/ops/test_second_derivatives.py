@@ -42,6 +42,12 @@ SMOOTH = {
     "aggregate": ([(7, 2), ()], lambda x, own, **b: ops.aggregate(x, EDGES, own=own, ptr=PTR, **b)),
     "linear_batch_norm_relu": ([(4, 2), (3, 2), (3,), (3,)], lambda *x, **b: ops.linear_batch_norm_relu(*x, **b)[0]),
     "soft_permutation": ([(2, 2, 3)], lambda x, **b: [(p := soft(x, **b)).scores, p.log_r, p.log_c]),
+    "soft_permutation, presorted": (
+        [(2, 2, 3)],
+        lambda x, backend: ops.OPS["soft_permutation"].select(backend, x.device, x.dtype)(
+            -x.exp().cumsum(-1), PTR.diff(), 0.5, 3, True, True
+        )[:3],
+    ),
     "permutation_entropy": ([(2, 2, 3)], lambda x, **b: ops.permutation_entropy(soft(x, **b), **b)),
     "embed_edges": (
         [(6, 1), (2, 1, 2, 2), (2,)],

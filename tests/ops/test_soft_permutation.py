@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from probsym_fast import ops
 from probsym_fast.ops import OPS, Permutation, permutation_entropy, soft_permutation
-from tests.conftest import GRADIENT, assert_near
+from tests.conftest import GRADIENT, assert_near, implementations
 
 CPU_BACKENDS = OPS["soft_permutation"].backends("cpu")
 SHAPES = [(1, 1, 1), (3, 1, 2), (2, 3, 5), (5, 7, 17), (2, 2, 64), (1, 4, 188)]
@@ -168,6 +169,51 @@ def test_extremes_stay_finite_and_equal(n, tau, spread, iterations, normalize):
                 assert_near(found[2], expected[2], bound)
 
 
+def bits(p, leaf):
+    """What a permutation holds, and the gradients of its parts and of its entropy."""
+    vectors = p.scores, p.log_r, p.log_c
+    drawn = weights(p.shape, p.scores.dtype, p.device)
+    loss = sum((x * w).sum() for x, w in zip(vectors, drawn, strict=True)) + permutation_entropy(p)
+    return *vectors, p.order, p.rank, torch.autograd.grad(loss, leaf)[0]
+
+
+@pytest.mark.parametrize(("device", "backend"), implementations("soft_permutation"))
+@pytest.mark.parametrize("shape", [(3, 2, 1), (3, 2, 2), (3, 2, 17), (2, 3, 188), (2, 1, 2100)])
+@pytest.mark.parametrize("dtypes", [(torch.float64, torch.float32), (torch.float32, torch.float64)])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_sorted_in_one_dtype_and_relaxed_in_another(device, shape, dtypes, normalize, backend):
+    """Bit by bit: the scores sorted, then what they are in the other dtype sorted again and relaxed."""
+    by, dtype = dtypes
+    if backend == "reference" and shape[-1] > 188:
+        shape = (1, 1, 600)
+    num_nodes = torch.randint(1, shape[-1] + 1, shape[:1]).to(device)
+    scores = torch.randn(shape, dtype=by).round(decimals=1)  # ties, which float32 cannot tell apart
+    leaf = (scores + 1e-9 * torch.rand(shape, dtype=by)).to(device).requires_grad_()
+    found = soft_permutation(leaf, num_nodes, 0.05, 7, normalize, backend, dtype=dtype)
+    hard = soft_permutation(leaf, num_nodes, iterations=0, normalize=normalize, backend=backend)
+    soft = soft_permutation(hard.scores.to(dtype), num_nodes, 0.05, 7, False, backend)
+    expected = replace(soft, order=hard.order, rank=hard.rank, checked=True)
+    assert found.scores.dtype == found.log_r.dtype == dtype and found.tau == 0.05
+    for x, y in zip(bits(found, leaf), bits(expected, leaf), strict=True):
+        assert torch.equal(x, y)
+    same = soft_permutation(leaf, num_nodes, 0.05, 7, normalize, backend, dtype=by)
+    for x, y in zip(
+        bits(same, leaf), bits(soft_permutation(leaf, num_nodes, 0.05, 7, normalize, backend), leaf), strict=True
+    ):
+        assert torch.equal(x, y)
+
+
+def test_presorted_scores_are_not_sorted():
+    """Not even where they do not descend, of which the kernels know nothing; the reference is as the kernels."""
+    scores = torch.tensor([[[1.0, 3.0, 2.0, 9.0]]])
+    for num_nodes in (None, torch.tensor([3])):
+        for select in CPU_BACKENDS:
+            run = OPS["soft_permutation"].select(select, scores.device, scores.dtype)
+            t, _, _, order, rank = run(scores, num_nodes, 0.1, 0, False, True)
+            assert torch.equal(order, torch.arange(4).expand(1, 1, 4)) and torch.equal(rank, order)
+            assert t.flatten().tolist() == [1.0, 3.0, 2.0, 9.0 if num_nodes is None else 0.0]
+
+
 def test_strided_inputs(device):
     base = torch.randn(4, 6, 20, device=device)
     for view in (base[::2, 1:4, 3:12], base.permute(2, 1, 0)[:5], base[:, :1].expand(4, 3, 20)):
@@ -202,8 +248,9 @@ def test_opcheck():
     scores = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
     library = torch.ops.probsym_fast
     for num_nodes in (None, torch.tensor([5, 2])):
-        torch.library.opcheck(library.soft_permutation.default, (scores, num_nodes, 0.1, 20, True))
-        t, log_r, log_c, order, _ = library.soft_permutation(scores.detach(), num_nodes, 0.1, 20, True)
+        for presorted in (False, True):
+            torch.library.opcheck(library.soft_permutation.default, (scores, num_nodes, 0.1, 20, True, presorted))
+        t, log_r, log_c, order, _ = library.soft_permutation(scores.detach(), num_nodes, 0.1, 20, True, False)
         d = [torch.randn_like(t) for _ in range(3)]
         arguments = (*d, scores.detach(), order, t, num_nodes, 0.1, 20, True)
         torch.library.opcheck(library.soft_permutation_backward.default, arguments)
@@ -243,6 +290,9 @@ def test_compiles_without_a_break():
         ({"tau": -1.0}, ValueError, "tau must be finite and > 0, got -1.0"),
         ({"tau": float("nan")}, ValueError, "tau must be finite and > 0, got nan"),
         ({"tau": float("inf")}, ValueError, "tau must be finite and > 0, got inf"),
+        ({"dtype": torch.int64}, TypeError, "dtype must be float32, float64 or None, got torch.int64"),
+        ({"dtype": torch.float16}, TypeError, "dtype must be float32, float64 or None, got torch.float16"),
+        ({"dtype": "float32"}, TypeError, "dtype must be float32, float64 or None, got 'float32'"),
         ({"iterations": -1}, ValueError, "iterations must be in 0..10000, got -1"),
         ({"num_nodes": torch.tensor([4])}, ValueError, "num_nodes must be (B,) = (2,), got (1,)"),
         ({"num_nodes": torch.tensor([4, 0])}, ValueError, "num_nodes must be between 1 and N = 4, got 0 for graph 1"),

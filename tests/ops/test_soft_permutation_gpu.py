@@ -55,8 +55,8 @@ def test_triton_against_the_kernels_of_the_cpu(shape, dtype):
     for counts in (None, num_nodes):
         there = None if counts is None else counts.to(DEVICE)
         scores, *weights = torch.randn(4, *shape, dtype=dtype)
-        *soft, order, rank = triton._lazy("soft_permutation", "forward")(scores.to(DEVICE), there, *settings)
-        *exact, exact_order, exact_rank = ops.soft_permutation(scores.double(), counts, *settings)
+        *soft, order, rank = triton._lazy("soft_permutation", "forward")(scores.to(DEVICE), there, *settings, False)
+        *exact, exact_order, exact_rank = ops.soft_permutation(scores.double(), counts, *settings, False)
         if not torch.equal(order.cpu(), exact_order):  # float32 cannot tell two scores apart
             assert dtype == torch.float32
             continue
@@ -127,4 +127,4 @@ def test_tensors_of_two_devices_are_refused():
     with pytest.raises(
         RuntimeError, match="soft_permutation: num_nodes must be a dense tensor on cuda:0, got one on cpu"
     ):
-        op(torch.randn(1, 1, 3, device="cuda"), torch.tensor([3]), 0.1, 20, True)
+        op(torch.randn(1, 1, 3, device="cuda"), torch.tensor([3]), 0.1, 20, True, False)

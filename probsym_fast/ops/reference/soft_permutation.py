@@ -18,9 +18,12 @@ def check_values(scores: Tensor, num_nodes: Tensor | None, *_) -> None:
 
 
 def soft_permutation(
-    scores: Tensor, num_nodes: Tensor | None, tau: float, iterations: int, normalize: bool
+    scores: Tensor, num_nodes: Tensor | None, tau: float, iterations: int, normalize: bool, presorted: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """scores (B, S, N) -> t, log_r, log_c, order, rank (B, S, N); see `probsym_fast.ops.soft_permutation`."""
+    """scores (B, S, N) -> t, log_r, log_c, order, rank (B, S, N); see `probsym_fast.ops.soft_permutation`.
+
+    presorted: valid scores descend already, so that order is the identity.
+    """
     check_values(scores, num_nodes)
     valid = None if num_nodes is None else valid_slots(num_nodes, scores.shape[-1])
     s = scores if valid is None else scores.masked_fill(~valid, 0)
@@ -28,8 +31,11 @@ def soft_permutation(
         top = s.detach().abs().amax(-1, keepdim=True)
         scale = torch.where(top > 1e-6, top, 1)  # squares of scaled scores do not overflow
         s = s / (torch.linalg.vector_norm(s / scale, dim=-1, keepdim=True) * scale).clamp(min=1e-6)
-    key = s.detach() if valid is None else s.detach().masked_fill(~valid, -torch.inf)
-    order = key.argsort(dim=-1, descending=True, stable=True)
+    if presorted:
+        order = torch.arange(s.shape[-1], device=s.device).expand(s.shape)
+    else:
+        key = s.detach() if valid is None else s.detach().masked_fill(~valid, -torch.inf)
+        order = key.argsort(dim=-1, descending=True, stable=True)
     rank = inverse(order)
     t = s.gather(-1, order)
 

@@ -205,24 +205,29 @@ def _to_scores(
         tl.store(p_d_scores + b_at + b_node, tl.where(m_o, b_d / b_norm, 0.0), mask=m_node)
 
 
-def _sorted(scores: Tensor, num_nodes: Tensor | None, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _sorted(
+    scores: Tensor, num_nodes: Tensor | None, normalize: bool, presorted: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """t, order, rank."""
     B, S, N = scores.shape
     keys, sizes, block = fresh_like(scores), (B * S, S, N), min(MOST, bucket(N))
     _keys(lambda settings: (B * S,), scores, num_nodes, keys, *sizes, NORMALIZE=normalize, BLOCK=block)
-    t, order = keys.sort(dim=-1, descending=True, stable=True)
+    if presorted:
+        t, order = keys, torch.arange(N, device=keys.device).expand(B, S, N).contiguous()
+    else:
+        t, order = keys.sort(dim=-1, descending=True, stable=True)
     rank = fresh_like(order)
     _ranks(lambda settings: (B * S,), order, num_nodes, t, rank, *sizes, BLOCK=block)
     return t, order, rank
 
 
 def forward(
-    scores: Tensor, num_nodes: Tensor | None, tau: float, iterations: int, normalize: bool
+    scores: Tensor, num_nodes: Tensor | None, tau: float, iterations: int, normalize: bool, presorted: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     B, S, N = check_slots("scores", scores)
     check_tensors(scores.device, num_nodes=(num_nodes, (B,)))
     num_nodes = None if num_nodes is None else num_nodes.contiguous()
-    t, order, rank = _sorted(scores.contiguous(), num_nodes, normalize)
+    t, order, rank = _sorted(scores.contiguous(), num_nodes, normalize, presorted)
     if N > MOST:
         r = c = torch.ones_like(t)
         for _ in range(iterations):

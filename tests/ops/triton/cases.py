@@ -194,7 +194,7 @@ def slots_case(dtype, run):
 
 def soft_permutation_case(dtype):
     def run(scores, num_nodes):
-        t, log_r, log_c, order, _ = launcher("soft_permutation", "forward")(scores, num_nodes, 0.1, 20, True)
+        t, log_r, log_c, order, _ = launcher("soft_permutation", "forward")(scores, num_nodes, 0.1, 20, True, False)
         settings = order, t, num_nodes, 0.1, 20, True
         launcher("soft_permutation", "backward")(t, log_r, log_c, scores, *settings)
 
@@ -233,11 +233,11 @@ CASES = {
 
 
 def one_of_each() -> list[tuple[Launch, object]]:
-    """The first launch of each kernel, compiled for 9.0: what benchmarks/results/gpu-predicted.json keeps of them."""
-    first = {}
+    """The first launch of each key of `check`, compiled for 9.0: what benchmarks/results/gpu-predicted.json keeps of them."""
+    launches = []
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name in CASES:
             for dtype in KERNELS[name]:
-                for _, launch in launches_of(name, dtype, monkeypatch):
-                    first.setdefault(check.name(launch), launch)
-    return list(zip(first.values(), all_compiled(first.values(), 90), strict=True))
+                launches += [launch for _, launch in launches_of(name, dtype, monkeypatch)]
+    chosen = check.first(launches).values()
+    return list(zip(chosen, all_compiled(chosen, 90), strict=True))

@@ -14,12 +14,16 @@ def check_soft_permutation(scores, num_nodes, tau, iterations, normalize, wanted
     """
     settings, dtype, N = (num_nodes, tau, iterations, normalize), scores.dtype, scores.shape[-1]
     exact = scores.double().clone().requires_grad_()
-    *found, order, rank = launcher("soft_permutation", "forward")(scores, *settings)
+    *found, order, rank = launcher("soft_permutation", "forward")(scores, *settings, False)
     *expected, its_order, its_rank = OPS["soft_permutation"].reference(exact, *settings)
     assert torch.equal(order, its_order) and torch.equal(rank, its_rank)
     for x, y in zip(found, expected, strict=True):
         assert_near(x, y, VALUE)
         assert num_nodes is None or not x.masked_select(torch.arange(N) >= num_nodes[:, None, None]).any()
+    presorted, sorted_again = (
+        launcher("soft_permutation", "forward")(found[0], num_nodes, tau, iterations, False, x) for x in (True, False)
+    )
+    assert all(torch.equal(x, y) for x, y in zip(presorted, sorted_again, strict=True))
     weights = [torch.randn_like(scores) for _ in wanted]
     known = [x if one else None for x, one in zip(weights, wanted, strict=True)]
     gradient = launcher("soft_permutation", "backward")(*known, scores, order, found[0], *settings)

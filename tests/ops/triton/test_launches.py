@@ -6,14 +6,18 @@ import triton
 
 from benchmarks.gpu_model.launches import Launches
 from probsym_fast.ops._patches import padded_axis
-from probsym_fast.ops.triton import _launch, _sort_by_key
+from probsym_fast.ops.triton import _launch, _sort_by_key, soft_permutation
 from probsym_fast.ops.triton import _lazy as launcher
 from probsym_fast.ops.triton.items import Items, weight_rows
 from tests.helpers.gpu_driver import Driver
 from tests.ops.triton.inputs import axis_of
 
+without_gpu = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the kernel would stay compiled for a driver that runs nothing"
+)
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernel would stay compiled for a driver that runs nothing")
+
+@without_gpu
 def test_a_compiled_kernel_is_launched_without_binding(monkeypatch):
     """The same grid and arguments as by triton; another kernel for what is aligned otherwise, and only then."""
     driver, bound = Driver(), []
@@ -44,6 +48,21 @@ def test_a_compiled_kernel_is_launched_without_binding(monkeypatch):
     monkeypatch.setattr(triton.knobs.runtime, "launch_enter_hook", lambda launched: heard.append(launched.get()))
     launch(512, 7)
     assert [x["name"] for x in heard] == ["_count"] and len(bound) == 3
+
+
+@without_gpu
+def test_numbers_that_differ_in_what_divides_them_have_kernels_of_their_own(monkeypatch):
+    """1, multiples of 16, and numbers beyond 32 bits: triton compiles others for each."""
+    driver, bound = Driver(), []
+    monkeypatch.setattr(triton.runtime.driver, "_active", driver)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    kernel = _launch.kernel({"num_warps": 4})(soft_permutation._ranks.function.fn)
+    kernel.function.add_pre_run_hook(lambda *arguments, **settings: bound.append(arguments))
+    order, t, counts = torch.zeros(64, dtype=torch.int64), torch.zeros(64), []
+    for N in (17, 18, 32, 48, 1, 19, 64, 1, 2**31 + 1, 2**31 + 2, 2**31 + 16):
+        kernel(lambda settings: (1,), order, None, t, order, 1, 5, N, BLOCK=64)
+        counts.append(len(bound))
+    assert counts == [1, 1, 2, 2, 3, 3, 3, 3, 4, 4, 5] and len(driver.launched) == len(counts)
 
 
 def test_a_failing_kernel_names_itself_and_the_shapes(monkeypatch):

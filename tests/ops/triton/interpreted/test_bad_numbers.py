@@ -146,13 +146,13 @@ def test_bad_planes_reach_no_memory_of_images(fences):
 def test_bad_numbers_reach_no_memory_of_soft_permutation(fences):
     """Counts out of range count as none or as all; an order that is none writes nothing beyond."""
     scores, num_nodes = (fences(x) for x in (torch.randn(3, 1, 6), torch.tensor([2**40, 6, -5])))
-    t, log_r, log_c, order, _ = launcher("soft_permutation", "forward")(scores, num_nodes, 0.1, 2, True)
+    t, log_r, log_c, order, _ = launcher("soft_permutation", "forward")(scores, num_nodes, 0.1, 2, True, False)
     soft = [fences(x) for x in (t, log_r, log_c)]
     for given in (order, with_bad_entries(order)):
         launcher("soft_permutation", "backward")(*soft, scores, fences(given), soft[0], num_nodes, 0.1, 2, True)
     launcher("permutation_entropy", "forward")(*soft, num_nodes, 0.1)
     launcher("permutation_entropy", "backward")(torch.ones(()), *soft, num_nodes, 0.1)
-    alone = launcher("soft_permutation", "forward")(scores[:2], None, 0.1, 2, True)
+    alone = launcher("soft_permutation", "forward")(scores[:2], None, 0.1, 2, True, False)
     assert all(torch.equal(x[:2], y) for x, y in zip((t, log_r, log_c, order), alone, strict=False))
 
 

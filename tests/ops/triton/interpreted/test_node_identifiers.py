@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from probsym_fast.ops.triton import _lazy as launcher
 from tests.helpers.items import batch, weights
 from tests.ops.triton.inputs import soft_arguments
 from tests.ops.triton.interpreted.checks import DTYPES, check
@@ -20,6 +21,16 @@ def test_node_identifiers_of_many_samples(monkeypatch):
     monkeypatch.setattr("probsym_fast.ops.triton.node_identifiers.SPLIT", 8)
     data = batch([3, 2, 3], 3, S=7)
     check("node_identifiers", [*soft_arguments(data), weights(3, 5).float(), 8], [3, 4, 5, 7])
+
+
+def test_nodes_beyond_the_last_slot_have_no_features():
+    """Of a graph with more nodes than slots, which only debug mode refuses: they do not take those of the next sample."""
+    S, N = 2, 3
+    rank, weight = torch.randperm(N).expand(2, S, N).contiguous(), torch.rand(N, 4) + 1
+    soft = [torch.zeros(2, S, N)] * 3
+    found = launcher("node_identifiers", "forward")(torch.tensor([0, 5, 8]), rank, rank, *soft, 0.5, weight, 8)
+    expected = torch.cat([weight[rank[0, 0]], torch.zeros(2, 4), weight[rank[1, 0]]])
+    assert torch.equal(found, expected[:, None].expand(8, S, 4))
 
 
 @pytest.mark.parametrize(("B", "S", "nodes"), [(0, 3, 0), (2, 2, 0), (2, 0, 4)])

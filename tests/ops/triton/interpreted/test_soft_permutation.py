@@ -56,7 +56,7 @@ def test_soft_permutation_at_its_edges(normalize, dtype):
     )[:, None]
     scores[1] *= most
     num_nodes, settings = torch.tensor([6, 6, 6, 6, 6, 3]), (1e-4, 2, normalize)
-    t, log_r, log_c, order, rank = launcher("soft_permutation", "forward")(scores, num_nodes, *settings)
+    t, log_r, log_c, order, rank = launcher("soft_permutation", "forward")(scores, num_nodes, *settings, False)
     assert torch.equal(order.sort(-1)[0], torch.arange(6).expand(6, 1, 6))
     assert torch.equal(order.gather(-1, rank), torch.arange(6).expand(6, 1, 6))
     whole = torch.tensor([0, 1, 2, 3, 5])
@@ -77,7 +77,7 @@ def test_soft_permutation_at_its_edges(normalize, dtype):
 @pytest.mark.parametrize("shape", [(0, 2, 5), (2, 0, 5), (0, 1, 20)])
 def test_soft_permutation_of_nothing(shape, rows_in_memory):
     x, order, num_nodes = torch.randn(shape), torch.zeros(shape, dtype=torch.int64), torch.ones(shape[:1]).long()
-    found = launcher("soft_permutation", "forward")(x, num_nodes, 0.1, 2, True)
+    found = launcher("soft_permutation", "forward")(x, num_nodes, 0.1, 2, True, False)
     gradient = launcher("soft_permutation", "backward")(x, None, None, x, order, x, num_nodes, 0.1, 2, True)
     turned = launcher("permutation_entropy", "backward")(torch.ones(()), x, x, x, num_nodes, 0.1)
     assert all(y.shape == shape for y in (*found, gradient, *turned))
