@@ -45,6 +45,7 @@ LIMITS = {
     "backbone.heads": COUNT,
     "distribution.width": COUNT,
     "distribution.layers": COUNT,
+    "distribution.grid": COUNT,
     "distribution.angles": at_least(3),
     "also_test": Limit(
         "numbers of samples >= 1, none twice", lambda x: x is None or (all(s >= 1 for s in x) and len(x) == len(set(x)))
@@ -80,11 +81,13 @@ class Scores:
     Args:
         width: channels of its first layer.
         layers: number of layers.
+        grid: regions along each side that the scores are made of; 1: of the mean over all places.
         angles: angles of SO2 and O2 that get a score.
     """
 
     width: int = 8
     layers: int = 3
+    grid: int = 1
     angles: int = 8
 
 
@@ -228,7 +231,8 @@ class RotatedMNIST(InTrials):
             return Uniform(group)
         if config.method in ("orbit", "best"):
             return Orbit(group)
-        network = ImageScores(1, config.distribution.width, config.distribution.layers)
+        scores = config.distribution
+        network = ImageScores(1, scores.width, scores.layers, scores.grid)
         best = config.method == "canonical"
         if isinstance(group, Orthogonal):
             return RotationEnergy(group, network, MovedImages(), n=config.distribution.angles, best=best)

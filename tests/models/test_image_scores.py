@@ -20,6 +20,25 @@ def test_any_leading_axes():
     torch.autograd.gradcheck(net, x[:1, :1].clone().requires_grad_())
 
 
+@pytest.mark.parametrize("grid", [1, 2, 4])
+@pytest.mark.parametrize("size", [(9, 12), (16, 16), (1, 3)])
+def test_means_over_regions(grid, size):
+    x, net = torch.randn(2, 1, *size, dtype=torch.float64), ImageScores(1, 4, 2, grid).double()
+    features = net.net(torch.nn.functional.pad(x, (1, 1, 1, 1)))
+    means = torch.nn.functional.adaptive_avg_pool2d(features, grid)
+    assert_near(net(x), net.score(means.flatten(1))[:, 0])
+
+
+def test_places_count_with_a_grid():
+    """An image whose halves are exchanged: far from the border the mean over all places does not see it."""
+    x = torch.zeros(1, 1, 32, 32, dtype=torch.float64)
+    x[..., 8:14, 8:14] = 1
+    there = x.roll(8, -1)
+    for grid, seen in ((1, False), (4, True)):
+        net = ImageScores(1, 4, 2, grid).double()
+        assert (float((net(x) - net(there)).detach().abs()) > 1e-6) == seen
+
+
 def test_confidence():
     logits = torch.randn(4, 3, 5, requires_grad=True)
     found = confidence(logits)
