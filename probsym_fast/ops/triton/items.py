@@ -340,15 +340,17 @@ class Items:
         values = torch.empty(self.M, C, dtype=tokens.dtype, device=tokens.device)
         bias, S = None if bias is None else bias.contiguous(), self.S if self.B else 0
         read, sizes = (self.token, self.offset, tokens.contiguous(), W, bias), (self.M, self.S, C, D)
+        counts = self.tokens, self.M, S
         if C == 1:
-            counts = self.tokens, self.M, S, D, self.copies, float(scale)
-            _gather_one(lambda settings: (self.M,), *read, values, *counts, sizes=sizes, BLOCK_D=width_block(D, 512))
+            _gather_one(
+                lambda settings: (self.M,), *read, values, *counts, D, self.copies, float(scale),
+                sizes=sizes, BLOCK_D=width_block(D, 512),
+            )  # fmt: skip
             return values
         block = min(16, bucket(C))
-        counts = self.tokens, self.M, S, C, D, self.copies, float(scale)
         _gather(
-            lambda settings: (self.M, cdiv(C, block)), *read, values, *counts, sizes=sizes, BLOCK_C=block,
-            BLOCK_D=width_block(D, 512 if block <= 4 else 128),
+            lambda settings: (self.M, cdiv(C, block)), *read, values, *counts, C, D, self.copies, float(scale),
+            sizes=sizes, BLOCK_C=block, BLOCK_D=width_block(D, 512 if block <= 4 else 128),
         )  # fmt: skip
         return values
 
