@@ -65,7 +65,7 @@ class Ours(Bare):
     """The ViT on patch tokens of turned images; p(g|x) by small scores.
 
     samples: in training; tests take the whole orbit. best: training takes the most probable elements, tests only the first.
-    weight: of the prior.
+    weight: of the prior. grid: as in `ImageScores`.
     """
 
     def __init__(
@@ -76,13 +76,14 @@ class Ours(Bare):
         samples: int = 4,
         best: bool = False,
         weight: float = 1.0,
+        grid: int = 4,
     ):
         super().__init__(net, prior)
         group = Cyclic(4)
         at_identity = torch.tensor([1.0, 0.0, 0.0, 0.0]) if prior else None
         distribution: Distribution = Orbit(group)
         if learned:
-            distribution = Energy(group, ImageScores(1), MovedImages(), prior=at_identity, best=best)
+            distribution = Energy(group, ImageScores(1, grid=grid), MovedImages(), prior=at_identity, best=best)
         self.model = Symmetrized(timm_backbone(net), ImageTokens.of(net), ClassReadout.of(net), distribution)
         self.learned, self.samples, self.test, self.weight = learned, samples, 1 if best else 4, weight
         del self.net
@@ -157,9 +158,9 @@ METHODS: dict[str, Callable[[nn.Module, bool], Bare]] = {
     "ours, PS, S = 2": lambda net, prior: Ours(net, prior, samples=2),
     "ours, canonical, two elements in training": lambda net, prior: Ours(net, prior, samples=2, best=True),
 }
-PRIORS: dict[str, Callable[[nn.Module, bool], Bare]] = {  # fine-tuned only: from scratch there is no prior
-    "ours, PS, S = 2, prior of weight 10": lambda net, prior: Ours(net, prior, samples=2, weight=10.0),
+TUNED: dict[str, Callable[[nn.Module, bool], Bare]] = {  # fine-tuned only: from scratch there is no prior
     "ours, PS, S = 2, prior of weight 100": lambda net, prior: Ours(net, prior, samples=2, weight=100.0),
+    "ours, PS, S = 2, scores of the mean over places": lambda net, prior: Ours(net, prior, samples=2, grid=1),
 }
 SLOW = "equiadapt, its equivariant network"  # seconds a step: one seed and fewer steps only where asked for
 
@@ -221,6 +222,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--seconds", type=float, default=60, help="for the times of a step")
     parser.add_argument("--slow", action="store_true", help=f"also train '{SLOW}'")
+    parser.add_argument("--methods", nargs="+", default=[""], help="train those whose names have one of these parts")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     try:
@@ -239,9 +241,9 @@ def main() -> None:
         torch.manual_seed(seed)
         upright = Bare(vit(), False)
         train(upright, *sets["upright"], options.epochs, seed)
-        for setting, poses, methods in (("scratch", "C4", METHODS), ("upright", "upright", METHODS | PRIORS)):
+        for setting, poses, methods in (("scratch", "C4", METHODS), ("upright", "upright", METHODS | TUNED)):
             for name, make in methods.items():
-                if name == SLOW and not options.slow:
+                if (name == SLOW and not options.slow) or not any(part in name for part in options.methods):
                     continue
                 torch.manual_seed(seed)
                 net = vit()

@@ -25,6 +25,16 @@ def join_far(a1, d1, p1, g1, a2, d2, p2, g2):
     return a1 * a2, d1 + d2, p2 + a2 * p1, g2 + a2 * (g1 - d2 * p1)
 
 
+@triton.jit
+def gaps_of(p_row, o, b_n, b_by_tau, back):
+    """Slots at places o of a scan, from the last one where it goes back; which have one before; scaled distances to it."""
+    o_at = tl.where((back > 0) & (o < b_n), b_n - 1 - o, o)
+    m_joined = (o > 0) & (o < b_n)
+    b_here = tl.load(p_row + o_at, mask=m_joined, other=0)
+    b_before = tl.load(p_row + tl.where(back > 0, o_at + 1, o_at - 1), mask=m_joined, other=0)
+    return o_at, m_joined, tl.where(m_joined, tl.abs(b_before - b_here) * b_by_tau, 0.0)
+
+
 @kernel({"num_warps": 8, "maxnreg": 255})
 def _scan(p_t, p_nodes, p_p, p_q, p_out, rows, S, N, by_tau: tl.float64, BLOCK: tl.constexpr):
     """out[row] of the vector p, and out[rows + row] of K q - (D o K) p with q: scans f, then the scans b."""
@@ -38,11 +48,7 @@ def _scan(p_t, p_nodes, p_p, p_q, p_out, rows, S, N, by_tau: tl.float64, BLOCK: 
     b_p, b_g = tl.zeros((1,), T), tl.zeros((1,), T)
     for first in range(0, N, BLOCK):
         o = first + tl.arange(0, BLOCK)
-        o_at = tl.where((back > 0) & (o < b_n), b_n - 1 - o, o)
-        m_joined = (o > 0) & (o < b_n)
-        b_here = tl.load(p_row + o_at, mask=m_joined, other=0)
-        b_before = tl.load(p_row + tl.where(back > 0, o_at + 1, o_at - 1), mask=m_joined, other=0)
-        b_gap = tl.where(m_joined, tl.abs(b_before - b_here) * b_by_tau, 0.0)
+        o_at, m_joined, b_gap = gaps_of(p_row, o, b_n, b_by_tau, back)
         b_a = tl.where(m_joined, tl.exp(-b_gap), 0.0)
         b_in = tl.load(p_p + i_row * N + o_at, mask=o < N, other=0)
         m_last = o == first + BLOCK - 1

@@ -14,7 +14,7 @@ from torch import Tensor
 from probsym_fast.ops.triton import Refused
 from probsym_fast.ops.triton._launch import cdiv, check_axes, check_counts, check_tensors, kernel
 from probsym_fast.ops.triton.laplace import valid_slots
-from probsym_fast.ops.triton.long_rows import BLOCK
+from probsym_fast.ops.triton.long_rows import BLOCK, gaps_of
 
 COMBINED = 256  # slots a program
 
@@ -57,11 +57,8 @@ def _scans(
     b_v_in, b_w_in = tl.zeros((1,), T), tl.zeros((1,), T)
     for first in range(0, N, BLOCK):
         o = first + tl.arange(0, BLOCK)
-        o_at = tl.where((back > 0) & (o < b_n), b_n - 1 - o, o)
-        m_joined = (o > 0) & (o < b_n)
-        b_here = tl.load(p_row + o_at, mask=m_joined, other=0)
-        b_before = tl.load(p_row + tl.where(back > 0, o_at + 1, o_at - 1), mask=m_joined, other=0)
-        b_a = tl.where(m_joined, tl.exp(-tl.abs(b_before - b_here) * b_by_tau), 0.0)
+        o_at, m_joined, b_gap = gaps_of(p_row, o, b_n, b_by_tau, back)
+        b_a = tl.where(m_joined, tl.exp(-b_gap), 0.0)
         b_w, b_v = sides(p_a, p_b, p_order, p_log_r, p_log_c, i_row, k, o_at, o < b_n, S, N, D, of_a, of_b)
         b_across, b_v, b_w = tl.associative_scan((b_a, b_v, b_w), 0, join_two)
         b_v += b_across * b_v_in
