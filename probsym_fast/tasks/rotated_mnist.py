@@ -87,7 +87,7 @@ class Scores:
 
     width: int = 8
     layers: int = 3
-    grid: int = 1
+    grid: int = 4
     angles: int = 8
 
 
