@@ -27,6 +27,20 @@ from probsym_fast.training.run import compute, run_folder
 STOPS = signal.SIGINT, signal.SIGTERM
 
 
+def lower_priority(pid: int, niceness: int) -> None:
+    """Adds niceness, that of this process included, to the first process of a session.
+
+    Where Linux shares processors between sessions first (autogroup in sched(7)), the niceness of a process counts only within
+    its session. So the session gets it, too. Nothing is raised: the process may have ended, or priorities are not ours to
+    change.
+    """
+    wanted = min(19, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, wanted)
+    with suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(wanted))
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a run took, over all its processes.
@@ -150,8 +164,7 @@ class Sweep:
                 self._live.add(process)
             if self._stopped:  # the signal came in between
                 process.terminate()
-            with suppress(OSError):  # it may have ended, or priorities are not ours to change
-                os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + self.niceness)
+            lower_priority(process.pid, self.niceness)
             print(f"{label}: {'continued' if begun else 'started'}, log in {path}", file=sys.stderr, flush=True)
             _, code, used = os.wait4(process.pid, 0)  # with what it used
             with self._lock:

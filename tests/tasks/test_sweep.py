@@ -2,12 +2,14 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from probsym_fast import cli, tasks
+from probsym_fast.tasks.sweep import lower_priority
 
 # the tiny task; its first process sends the sweep a signal in its second step, and it fails where `name` says so
 MODULE = """
@@ -66,6 +68,20 @@ def swept(tmp_path, monkeypatch):
         )
 
     return run
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/autogroup").is_file(), reason="processors are not shared between sessions first"
+)
+def test_runs_give_way_to_other_sessions():
+    """By their session, too: the niceness of a process counts only within it."""
+    wanted = min(19, os.getpriority(os.PRIO_PROCESS, 0) + 7)
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
+        lower_priority(process.pid, 7)
+        assert os.getpriority(os.PRIO_PROCESS, process.pid) == wanted
+        nice = Path(f"/proc/{process.pid}/autogroup").read_text().split()[-1]
+        process.kill()
+    assert int(nice) == wanted
 
 
 def test_a_sweep_goes_on_after_a_signal_and_after_a_failure(swept, tmp_path, capsys):
