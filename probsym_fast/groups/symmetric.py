@@ -111,7 +111,7 @@ class Symmetric(Group):
         names = getattr(batch, "key", None)  # where noise goes by the graph's key, ties do too
         ties = (draws or Draws()).uniform(tuple(scores.shape), "ties", rows=names, device=scores.device)
         # float32 would round the noise to a few values or to none, and node numbers would break the ties
-        key = scores.double() + TIE_NOISE * ties
-        del ties  # the tensors of all samples are large
-        p = ops.soft_permutation(key, valid, *relaxation, dtype=promoted(scores.dtype, torch.float32))
+        keys = [scores.double() + TIE_NOISE * ties]
+        del ties  # the tensors of all samples are large: popped, so that the op frees the keys
+        p = ops.soft_permutation(keys.pop(), valid, *relaxation, dtype=promoted(scores.dtype, torch.float32))
         return p, {f"entropy{self._ending}": ops.permutation_entropy(p)}

@@ -97,8 +97,10 @@ def soft_permutation(
     if dtype in (None, scores.dtype):
         t, log_r, log_c, order, rank = run(scores, num_nodes, tau, iterations, normalize, False)
     else:
-        t, _, _, order, rank = run(scores, num_nodes, tau, 0, normalize, False)
         relax = OP.select(backend, scores.device, dtype)
-        t, log_r, log_c, _, _ = relax(t.to(dtype), num_nodes, tau, iterations, False, True)  # rounding keeps the order
+        hard = run(scores, num_nodes, tau, 0, normalize, False)
+        t, order, rank = hard[0].to(dtype), hard[3], hard[4]  # rounding keeps the order
+        del scores, hard  # of all samples: large
+        t, log_r, log_c, _, _ = relax(t, num_nodes, tau, iterations, False, True)
     p = SoftPermutation(order, num_nodes, rank, t, log_r, log_c, tau, checked=True)
     return p if len(shape) == 3 else p.with_lead(shape[:-1])

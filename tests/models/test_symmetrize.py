@@ -201,7 +201,7 @@ def test_a_whole_orbit_has_no_standard_error():
     batch = psf.PointClouds(torch.randn(4, 5, 2).double())
     model = psf.symmetrize(mlp(10, 2).double(), psf.groups.Dihedral(4), batch, distribution="orbit").eval()
     found = model.estimate(batch, 128, tolerance=1e-9)
-    assert found.samples == 64 and found.standard_error.max() < 1e-12
+    assert found.samples == 8 and not found.standard_error.any()
 
 
 def test_scores_of_another_shape():
