@@ -222,9 +222,12 @@ def seed_generators(seed: int) -> None:
         torch.cuda.manual_seed_all(seed)
 
 
-def seeded(seed: int, purpose: str, step: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator for one draw: the same (seed, purpose, step) gives the same noise, independent of earlier draws."""
+def seeded(seed: int, purpose: str, step: int) -> torch.Generator:
+    """A generator for one draw: the same (seed, purpose, step) gives the same noise, independent of earlier draws.
+
+    It is on the CPU: of a generator on a GPU `Draws` reads a seed, for which the host waits.
+    """
     mixed = seed
     for part in (*purpose.encode(), step):
         mixed = (mixed * 6364136223846793005 + part + 1442695040888963407) % 2**63
-    return torch.Generator(device).manual_seed(mixed)
+    return torch.Generator().manual_seed(mixed)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from probsym_fast import Symmetrized, models
+from probsym_fast import Symmetrized, models, tasks
 from probsym_fast.distributions import (
     GIN,
     Energy,
@@ -23,6 +23,7 @@ from probsym_fast.distributions import (
     VectorNeurons,
     WeightedFrame,
 )
+from probsym_fast.draws import seeded
 from probsym_fast.groups import (
     Cyclic,
     Dihedral,
@@ -37,6 +38,7 @@ from probsym_fast.groups import (
 )
 from probsym_fast.ops import Permutation, node_identifiers, readout
 from probsym_fast.ops.reference.embed_image import moved_image
+from probsym_fast.profiling.steps import move
 from tests.helpers.graphs import random_graphs
 from tests.ops.test_backends import CALLS, matrices
 
@@ -242,6 +244,43 @@ def test_models_of_point_clouds(kind):
         pieces = backbone, models.PairTokens(), models.NodeReadout(displacement=False)
     for distribution in (Uniform(group), Identity(group), Learned(group, VectorNeurons(), Normal())):
         trained(Symmetrized(*pieces, distribution).to("meta").train(), clouds)
+
+
+VIT = ["--backbone.pretrained=false", "--backbone.name=vit_tiny_patch16_224", "--graphs.train=4"]
+DIGITS = ["--dataset=digits", "--backbone.patch=2"]
+TASKS = {
+    "nbody/gnn_O3_ps": [],
+    "nbody/transformer_S5xO3_ps": [],
+    "exp_classify/mlp_fa": [],
+    "exp_classify/gin_ps": [],
+    "pattern/small_ps": VIT,
+    "pattern/small_canonical": VIT,
+    "peptides_func/scratch_ps": [*VIT, "--dataset=random_peptides_func"],
+    "peptides_struct/scratch_ps": [*VIT, "--dataset=random_peptides_struct"],
+    "pcqm_contact/scratch_ps": [*VIT, "--dataset=random_pcqm_contact"],
+    "rotated_mnist/ps": DIGITS,
+    "rotated_mnist/best": DIGITS,
+    "digits/vit_tiny": [],
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_training_steps_of_the_experiments(name):
+    """Also the loss and what a step logs."""
+    task = tasks.load(name, ["--training.batch=4", *TASKS[name]])
+    model = task.model().to("meta").train()
+    batch, target = task.inputs(move(next(iter(task.loader("train"))), "meta"))
+    prediction, penalties = model(batch, task.config.samples.train, seeded(1, "train", 0))
+    loss = task.total(task.loss(prediction, target), penalties)
+    assert loss.device.type == "meta"
+    loss.backward()
+    if not task.whole_set_measures:
+        task.measures(prediction.detach(), target)
+
+
+def test_a_step_draws_its_seed_on_the_host():
+    """Of a generator on a GPU a seed is read, for which the host waits."""
+    assert seeded(1, "train", 0).device.type == "cpu"
 
 
 @pytest.mark.parametrize("kind", ["MLP", "GIN", "pairs of points"])

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from torchmetrics.functional.classification import binary_accuracy
 
 from probsym_fast.draws import seeded
 from probsym_fast.groups import Graphs, Symmetric
@@ -128,7 +127,7 @@ class ExpClassify(Task):
         return nn.functional.binary_cross_entropy_with_logits(prediction, target)
 
     def measures(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-        return {"accuracy": binary_accuracy(prediction.sigmoid(), target.int())}
+        return {"accuracy": ((prediction > 0) == (target > 0.5)).double().mean()}
 
     @torch.no_grad()
     def accuracy(self, model: Symmetrized, samples: int, trial: int, split: str = "test") -> float:
@@ -136,7 +135,7 @@ class ExpClassify(Task):
         right, count = 0, 0
         for k, (graphs, target) in enumerate(self.loader(split)):
             graphs, target = graphs.to(device), target.to(device)
-            prediction, _ = model(graphs, samples, seeded(self.config.seed, f"{split} {k}", trial, device))
+            prediction, _ = model(graphs, samples, seeded(self.config.seed, f"{split} {k}", trial))
             right += int(((prediction > 0) == (target > 0.5)).sum())
             count += len(target)
         return right / count

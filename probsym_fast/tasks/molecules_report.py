@@ -87,7 +87,7 @@ def along_paths(task: Energies, model: EnergyForces, folder: Path) -> dict[str, 
     energies, slopes = [], []
     for t in torch.linspace(0, 1, POINTS):
         clouds = batch.replace(positions=batch.positions + t * step).to(device)
-        y, _ = model(clouds, task.config.samples.test, seeded(task.config.seed, "path", 0, device))
+        y, _ = model(clouds, task.config.samples.test, seeded(task.config.seed, "path", 0))
         y = y.cpu().double()
         energies.append(MILLI * y[:, 0])
         slopes.append(-MILLI * (y[:, 1:].view_as(step) * step).sum((1, 2)))

@@ -31,18 +31,17 @@ def report(task: Task, model: Symmetrized, folder: Path) -> dict[str, Any]:
     dataset = cast(NBody, task.dataset("test"))
     device = next(model.parameters()).device
     trials = [
-        _error(task, model, config.samples.test, seeded(config.seed, "test", k, device))
-        for k in range(config.samples.trials)
+        _error(task, model, config.samples.test, seeded(config.seed, "test", k)) for k in range(config.samples.trials)
     ]
     trial = torch.tensor(trials)
-    turn = seeded(config.seed, "turn", 0, device)
+    turn = seeded(config.seed, "turn", 0)
     bare = Symmetrized(model.backbone, model.embed, model.readout, Identity(model.distribution.group))
     results = {
         "test_mse": trial.mean().item(),
         "test_mse_std": trial.std(correction=0).item(),
         "samples": config.samples.test,
         "trials": config.samples.trials,
-        "rotated_mse": _error(task, model, config.samples.test, seeded(config.seed, "test", 0, device), turn),
+        "rotated_mse": _error(task, model, config.samples.test, seeded(config.seed, "test", 0), turn),
         "unsymmetrized_mse": _error(task, bare, 1, None),
         "unsymmetrized_rotated_mse": _error(task, bare, 1, None, turn),
         "constant_velocity_mse": (dataset.constant_velocity() - dataset.target).square().mean().item(),
@@ -53,7 +52,7 @@ def report(task: Task, model: Symmetrized, folder: Path) -> dict[str, Any]:
         plot_against_samples(folder / "plots" / "equivariance.png", errors, "relative equivariance error")
     shown = dataset[torch.arange(4)]
     inputs, target = task.inputs(tuple(x.to(device) for x in shown))
-    prediction, _ = model(inputs, config.samples.test, seeded(config.seed, "test", 0, device))
+    prediction, _ = model(inputs, config.samples.test, seeded(config.seed, "test", 0))
     plot_trajectories(folder / "plots" / "trajectories.png", shown[0], prediction.cpu(), target.cpu(), shown[2])
     return results
 

@@ -131,7 +131,7 @@ def _plot_elements(path: Path, task: RotatedMNIST, model: Any) -> float:
     device, data = next(model.parameters()).device, task.dataset("test")
     batch, _ = data[torch.arange(min(200, len(data)))]
     batch = batch.to(device)
-    draws = Draws(seeded(task.config.seed, "elements", 0, device), device=device)
+    draws = Draws(seeded(task.config.seed, "elements", 0), device=device)
     model.distribution.best, before = True, model.distribution.best
     g, weights, penalties = model.distribution.elements_and_weights(batch, 3, draws)
     model.distribution.best = before

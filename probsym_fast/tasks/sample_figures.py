@@ -83,7 +83,7 @@ class Measurement:
             for number, graphs, target in self._loaded(task, device):
                 outputs = []
                 for k in range(self.repeats):
-                    generator = seeded(self.seed, f"repeat {samples} {number}", k, device)
+                    generator = seeded(self.seed, f"repeat {samples} {number}", k)
                     outputs.append(model(graphs, samples, generator)[0][:, 0])
                     advance(1)
                 y = torch.stack(outputs)  # (repeats, graphs)
@@ -100,7 +100,7 @@ class Measurement:
     def _entropy(self, model: Symmetrized, task: ExpClassify, advance: Advance) -> float:
         device, found = next(model.parameters()).device, []
         for number, graphs, _ in self._loaded(task, device):
-            draws = Draws(seeded(self.seed, "entropy", number, device))
+            draws = Draws(seeded(self.seed, "entropy", number))
             found.append(permutation_entropy(model.distribution(graphs, self.permutations, draws)[0].rank, graphs))
             advance(1)
         return torch.cat(found).mean().item()
@@ -118,7 +118,7 @@ class Measurement:
             for number in range(count):
                 graphs, target = data[torch.tensor([number])]
                 seed_generators(seeded(self.seed, "gradient dropout", number).initial_seed())
-                generator = seeded(self.seed, "gradient", number, device)
+                generator = seeded(self.seed, "gradient", number)
                 prediction, _ = model(graphs.to(device), samples, generator)
                 (task.loss(prediction, target.to(device)) / count).backward(inputs=parameters)
                 advance(1)

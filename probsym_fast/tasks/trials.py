@@ -45,7 +45,7 @@ class InTrials(Task):
                 batch, target = self.inputs(loaded)
                 inputs = self.for_test(batch).to(device)
                 seed_generators(seeded(self.config.seed, f"{split} patches {k}", trial).initial_seed())
-                prediction, _ = model(inputs, samples, seeded(self.config.seed, f"{split} {k}", trial, device))
+                prediction, _ = model(inputs, samples, seeded(self.config.seed, f"{split} {k}", trial))
                 yield Predicted(prediction.float().cpu(), target, batch)
                 advance(1)
 

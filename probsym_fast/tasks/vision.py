@@ -348,9 +348,10 @@ class LinkPrediction(VisionTask):
 
 def binary_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean binary cross-entropy of the labels that are not NaN; 0, with gradient 0, if there are none."""
-    given = ~labels.isnan()
-    total = F.binary_cross_entropy_with_logits(logits[given], labels[given], reduction="sum")
-    return total / max(1, int(given.sum()))
+    given = ~labels.isnan()  # of fixed shape: a GPU is not waited for
+    logits, labels = logits.where(given, 0), labels.where(given, 0)
+    losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    return losses.where(given, 0).sum() / given.sum().clamp(min=1)
 
 
 def check_binary(name: str, labels: Tensor) -> None:

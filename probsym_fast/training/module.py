@@ -64,7 +64,7 @@ class TrainingModule(L.LightningModule):
         seed = self.task.config.seed
         seed_generators(seeded(seed, "dropout", number).initial_seed())  # dropout draws from the global generator
         inputs, target = self.task.inputs(batch)
-        generator = seeded(seed, "train", number, self.device)
+        generator = seeded(seed, "train", number)
         prediction, penalties = self.model(inputs, self.task.config.samples.train, generator)
         return prediction, target, self.task.loss(prediction, target), penalties
 
@@ -108,7 +108,7 @@ class TrainingModule(L.LightningModule):
     def validation_step(self, batch: Any, index: int) -> None:
         inputs, target = self.task.inputs(batch)
         step = index * self.layout.data + self.layout.place
-        generator = seeded(self.task.config.seed, "valid", step, self.device)
+        generator = seeded(self.task.config.seed, "valid", step)
         seed_generators(seeded(self.task.config.seed, "valid patches", step).initial_seed())
         with torch.autocast(self.device.type, enabled=False):  # float32, as in the test
             prediction, _ = self.model(inputs, self.task.config.samples.valid, generator)

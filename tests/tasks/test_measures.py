@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 sklearn = pytest.importorskip("sklearn.metrics")
 pytest.importorskip("torchmetrics")
@@ -15,6 +15,7 @@ from probsym_fast.tasks.measures import (  # noqa: E402
     r2,
     weighted_cross_entropy,
 )
+from probsym_fast.tasks.vision import binary_loss  # noqa: E402
 
 NAN = float("nan")
 
@@ -79,6 +80,29 @@ def test_class_accuracy_with_ties_takes_the_smallest_class():
     logits[3, 1:] = 1.0
     assert class_accuracy(logits, labels).item() == pytest.approx((1 + 0 + 0) / 3)
     assert class_accuracy(logits[3:], torch.tensor([1])).item() == 1
+
+
+def test_where_values_are_not_read_nan_propagates(monkeypatch):
+    """As on a GPU outside debug mode: nothing waits for it."""
+    logits, labels = torch.randn(6, 2), torch.tensor([0, 1, 0, 1, 1, 0])
+    expected = class_accuracy(logits, labels)
+    monkeypatch.setattr("probsym_fast.tasks.measures.looks_at_values", lambda x: False)
+    assert class_accuracy(logits, labels) == expected
+    logits[2, 1] = torch.nan
+    assert class_accuracy(logits, labels).isnan()
+
+
+def test_binary_loss_is_the_mean_over_known_labels():
+    logits = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(2, (4, 3)).double()
+    missing = torch.tensor([[0, 1, 0], [0, 0, 0], [1, 1, 1], [0, 0, 1]], dtype=torch.bool)
+    expected = binary_cross_entropy_with_logits(logits[~missing], labels[~missing])
+    (wanted,) = torch.autograd.grad(expected, logits)
+    loss = binary_loss(logits, labels.masked_fill(missing, torch.nan))
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], wanted)
+    none = binary_loss(logits, torch.full_like(labels, torch.nan))
+    assert none == 0 and not torch.autograd.grad(none, logits)[0].any()
 
 
 def test_batches_of_graphs_are_averaged():

@@ -201,9 +201,9 @@ def test_accumulated_batches_are_one_step(tmp_path, steps):
 def test_noise_differs_between_all_batches(tmp_path, steps, monkeypatch):
     seeds = []
 
-    def noted(seed, purpose, step, device="cpu"):
+    def noted(seed, purpose, step):
         seeds.append((purpose, step))
-        return seeded(seed, purpose, step, device)
+        return seeded(seed, purpose, step)
 
     monkeypatch.setattr("probsym_fast.training.module.seeded", noted)
     state = run(tmp_path, batch=5, accumulate=3, noise=1.0)  # an epoch: a step of three batches, and one of one
