@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 
 def autocasts(device: torch.device) -> bool:
@@ -16,6 +17,15 @@ def autocasts(device: torch.device) -> bool:
 def allows_bf16(device: torch.device) -> bool:
     """Whether autocast to bfloat16 is on for this type of device."""
     return autocasts(device) and torch.get_autocast_dtype(device.type) == torch.bfloat16
+
+
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """Of the products with a weight: under autocast on a GPU autocast's, as of torch's convolutions; else the weight's own.
+
+    Kernels of a CPU compute at least in float32.
+    """
+    on_gpu = weight.device.type == "cuda" and weight.dtype == torch.float32 and autocasts(weight.device)
+    return torch.get_autocast_dtype("cuda") if on_gpu else weight.dtype
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:

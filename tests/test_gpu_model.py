@@ -11,12 +11,12 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks.gpu_model import check, cuda, measured, sass, source, table
+from benchmarks.gpu_model import around, check, cuda, measured, sass, source, table
 from benchmarks.gpu_model.cases import all_cases, zeros
 from benchmarks.gpu_model.counts import KINDS, _turns, executed, iterations, waits
 from benchmarks.gpu_model.devices import DEVICES, resident
 from benchmarks.gpu_model.launches import Launch
-from benchmarks.gpu_model.record import recorded
+from benchmarks.gpu_model.record import Call, recorded
 from probsym_fast import ops
 from probsym_fast.ops import triton as triton_ops
 from probsym_fast.ops.triton import KERNELS, act_orthogonal, linear_batch_norm_relu
@@ -264,3 +264,15 @@ def test_the_table_has_every_op_on_every_architecture():
     for name in set(KERNELS) - with_others:
         assert of_op.get(name) == {80, 90, 100, 120}, f"{name}: python -m benchmarks.gpu_model --write"
     assert "No figure on this page was measured" in Path(check.KEPT).with_suffix(".md").read_text()
+
+
+def test_a_step_of_a_vision_transformer_around_its_backbone():
+    """All of our kernels, none of the backbone's calls; tokens in the dtype of autocast."""
+    step = around.step(2, graphs=3)
+    whole, rest = ([x.name for x in some if isinstance(x, Call)] for some in (step.whole, step.around))
+    assert any("attention" in x for x in whole) and not any("attention" in x or "gelu" in x for x in rest)
+    ours = [x for x in step.around if isinstance(x, Launch)]
+    assert [x.key for x in ours] == [x.key for x in step.whole if isinstance(x, Launch)]
+    products = [set(x.source[0].values()) for x in ours if x.kernel in ("cut", "multiply_transposed")]
+    assert products and all("*bf16" in types for types in products)
+    assert set(step.facts) == {"used", "filled", "mean_nodes", "channels"} and 0 < step.facts["used"] <= 1

@@ -15,7 +15,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import torch
@@ -24,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.gpu_model.launches import Launch
-from benchmarks.gpu_model.record import Call, kept_steps
+from benchmarks.gpu_model.record import Call, arguments, kept_steps
 from benchmarks.test_steps import SMALL_MODELS, case
 from probsym_fast._files import write_atomically
 from probsym_fast.distributions import vector_steps
@@ -64,12 +63,6 @@ class Counter(TorchDispatchMode):
         elif any(isinstance(x, Tensor) for x in tree_leaves(out)) or func._schema.is_mutable:
             self.counts["launches"] += 1
         return out
-
-
-def arguments(func: Any, args: tuple, kwargs: dict | None) -> list:
-    """Those of a call in the order of its schema, with what it leaves out."""
-    given, named = func._schema.arguments, kwargs or {}
-    return [*args, *(named.get(x.name, x.default_value) for x in given[len(args) :])]
 
 
 @contextlib.contextmanager

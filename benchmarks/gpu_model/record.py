@@ -51,6 +51,14 @@ def recorded(run: Callable[[], object]) -> list[Part]:
     return ops.parts
 
 
+def everything(run: Callable[[], object]) -> list[Launch | Call]:
+    """What run() launches in its order, of our kernels and of the library. Its tensors may be on the CPU."""
+    every = _Everything()
+    with every:
+        run()
+    return every.steps
+
+
 @contextlib.contextmanager
 def kept_steps(steps: list[Launch | Call]) -> Iterator[None]:
     """Kernels that are called are kept with their first configuration, which deterministic mode takes."""
@@ -93,6 +101,29 @@ class _Library(TorchDispatchMode):
             name = func._schema.name.removeprefix("aten::")
             self.steps.append(Call(name, sum(seen.values()), operations, kind_of(given)))
         return out
+
+
+class _Everything(_Library):
+    """Hands the ops of the package to their Triton kernels, too."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        op = func._schema.name.split("::")[-1]
+        name = op.removesuffix("_backward")
+        if func.namespace != NAMESPACE or name not in KERNELS:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        out = func(*args, **(kwargs or {}))
+        with kept_steps(self.steps):
+            _lazy(name, "forward" if op == name else "backward")(*arguments(func, args, kwargs))
+        return out
+
+
+def arguments(func: Any, args: tuple, kwargs: dict | None) -> list:
+    """Those of a call in the order of its schema, with what it leaves out."""
+    given, named = func._schema.arguments, kwargs or {}
+    return [*args, *(named.get(x.name, x.default_value) for x in given[len(args) :])]
 
 
 def kind_of(tensors: list[Tensor]) -> str:

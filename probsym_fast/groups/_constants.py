@@ -21,7 +21,7 @@ class Constant:
 
     def on(self, device: torch.device) -> Tensor:
         if (known := self.copies.get(device)) is None:
-            known = self.tensor if device == self.tensor.device else self.tensor.to(device)
+            known = self.tensor if device == self.tensor.device else as_recorded(self.tensor).to(device)
             if not (torch.compiler.is_compiling() or is_fake(known)):
                 self.copies[device] = known
         return as_recorded(known)

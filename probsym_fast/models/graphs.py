@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast import ops
+from probsym_fast._autocast import product_dtype
 from probsym_fast._checks import check_count, check_counts, check_dtype
 from probsym_fast.batches import check_batch
 from probsym_fast.groups import Graphs, Group
@@ -58,16 +59,18 @@ class FlatGraph(nn.Module):
 
     def forward(self, batch: Graphs, group: Group, g: Permutation) -> tuple[Tensor]:
         check_batch("FlatGraph", batch, "x", "edge_index")
-        dtype = self.bias.dtype
-        attributes = batch.attributes.to(dtype) if batch.edge_attr is None else batch.edge_attr
-        check_dtype("FlatGraph", dtype, edge_attr=attributes)
+        if batch.edge_attr is not None:
+            check_dtype("FlatGraph", self.bias.dtype, edge_attr=batch.edge_attr)
         if self.nodes is not None:
-            check_dtype("FlatGraph", dtype, x=batch.x)
+            check_dtype("FlatGraph", self.bias.dtype, x=batch.x)
         if self.soft:
-            return (self._soft(batch, attributes, g),)
-        tokens = ops.embed_edges(batch.edge_index, attributes, batch.ptr, g, self.edges(), self.bias, grid=1)
+            return (self._soft(batch, g),)
+        dtype = product_dtype(self.bias)
+        attributes, weight, bias = batch.attributes.to(dtype), self.edges().to(dtype), self.bias.to(dtype)
+        tokens = ops.embed_edges(batch.edge_index, attributes, batch.ptr, g, weight, bias, grid=1)
         if self.nodes is not None:
-            tokens = tokens + ops.embed_nodes(batch.x, batch.ptr, g, self.nodes(), tokens=1)
+            x, weight = batch.x.to(dtype), self.nodes().to(dtype)
+            tokens = tokens + ops.embed_nodes(x, batch.ptr, g, weight, tokens=1)
         return (tokens[:, :, 0],)
 
     def bare(self) -> nn.Linear:
@@ -75,7 +78,7 @@ class FlatGraph(nn.Module):
         rows = [part.rows for part in (self.edges, self.nodes) if part is not None]
         return nn.Linear(sum(x[..., 0].numel() for x in rows), len(self.bias))
 
-    def _soft(self, batch: Graphs, attributes: Tensor, g: Permutation) -> Tensor:
+    def _soft(self, batch: Graphs, g: Permutation) -> Tensor:
         if not isinstance(g, SoftPermutation):
             raise TypeError(
                 f"FlatGraph: g must be a SoftPermutation with soft=True (use a learned distribution), got {type(g).__name__}"
@@ -83,7 +86,7 @@ class FlatGraph(nn.Module):
         p, N, weight = g.soft().to(self.edges.rows.dtype), self.N, self.edges()
         check_items("FlatGraph", "edge_index", batch.edge_index, batch.ptr)
         graph, local = batch.graph, batch.local
-        adjacency = batch.matrix(attributes.to(p.dtype), N)
+        adjacency = batch.matrix(batch.attributes.to(p.dtype), N)
         out = torch.einsum("bsijc,dcij->bsd", torch.einsum("bsui,buvc,bsvj->bsijc", p, adjacency, p), weight)
         if self.nodes is not None:
             x = p.new_zeros(batch.size, N, batch.x.shape[1]).index_put((graph, local), batch.x.to(p.dtype))

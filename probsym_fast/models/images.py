@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probsym_fast import ops
-from probsym_fast._autocast import promoted
+from probsym_fast._autocast import product_dtype, promoted
 from probsym_fast._checks import check_count, check_counts, check_dtype
 from probsym_fast.batches import Images, check_batch
 from probsym_fast.groups import Group, move_images, plane_of
@@ -89,7 +89,10 @@ class ImageTokens(nn.Module):
             )
         check_sides(group, *batch.pixels.shape[2:])
         plane = plane_of(group, g, promoted(self.weight.dtype, torch.float32))
-        tokens = ops.embed_image(batch.pixels, plane, self.weight, self.bias, pad_mode=self.pad_mode)
+        dtype = product_dtype(self.weight)
+        pixels, weight = batch.pixels.to(dtype), self.weight.to(dtype)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        tokens = ops.embed_image(pixels, plane, weight, bias, pad_mode=self.pad_mode)
         return (self.norm(tokens),)
 
 

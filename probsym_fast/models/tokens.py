@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from probsym_fast import ops
-from probsym_fast._autocast import without_autocast
+from probsym_fast._autocast import product_dtype, without_autocast
 from probsym_fast._checks import check_count, check_counts, check_dtype, transformed
 from probsym_fast.batches import check_batch
 from probsym_fast.groups import Graphs, Group
@@ -79,26 +79,29 @@ class GraphTokens(nn.Module):
     def forward(self, batch: Graphs, group: Group, g: Permutation) -> tuple[Tensor]:
         check_batch("GraphTokens", batch, "x", "edge_index")
         _check_slots("GraphTokens", self.N, g)
-        weight, dtype = self.edges(), self.bias.dtype
-        attributes = batch.attributes.to(dtype) if batch.edge_attr is None else batch.edge_attr
-        check_dtype("GraphTokens", dtype, edge_attr=attributes)
+        dtype = product_dtype(self.bias)
+        weight, bias = self.edges().to(dtype), self.bias.to(dtype)
+        if batch.edge_attr is not None:
+            check_dtype("GraphTokens", self.bias.dtype, edge_attr=batch.edge_attr)
+        attributes = batch.attributes.to(dtype)
         if self._is_dense(batch):
             check_ptr("GraphTokens", batch.ptr, g)
             check_items("GraphTokens", "edge_index", batch.edge_index, batch.ptr)
             matrix = batch.matrix(attributes, self.N)
-            tokens = ops.embed_matrix(matrix, g, weight, self.bias, grid=self.grid, **self.padding)
+            tokens = ops.embed_matrix(matrix, g, weight, bias, grid=self.grid, **self.padding)
         else:
             edges = batch.edge_index, attributes, batch.ptr
-            tokens = ops.embed_edges(*edges, g, weight, self.bias, grid=self.grid, **self.padding)
+            tokens = ops.embed_edges(*edges, g, weight, bias, grid=self.grid, **self.padding)
         if self.nodes is not None:
-            check_dtype("GraphTokens", dtype, x=batch.x)
-            nodes = ops.embed_nodes(batch.x, batch.ptr, g, self.nodes(), tokens=self.cells, **self.padding)
+            check_dtype("GraphTokens", self.bias.dtype, x=batch.x)
+            x, weight = batch.x.to(dtype), self.nodes().to(dtype)
+            nodes = ops.embed_nodes(x, batch.ptr, g, weight, tokens=self.cells, **self.padding)
             step = 1 if self.nodes_at == "tokens" else self.grid + 1
             if transformed():  # vmap may run over only one of the two
                 places = torch.arange(0, tokens.shape[2], step, device=tokens.device)
                 tokens = tokens.index_add(2, places, nodes)
             else:
-                tokens[:, :, ::step] += nodes
+                tokens = _AddedRows.apply(tokens, nodes, step)
         return (tokens,)
 
     def _is_dense(self, batch: Graphs) -> bool:
@@ -108,6 +111,26 @@ class GraphTokens(nn.Module):
             return False  # a comparison of sizes would bind the program to batches of one kind
         nodes, edges = batch.x.shape[0], batch.edge_index.shape[1]
         return edges * batch.size > DENSE * nodes**2  # as if graphs had one size: reading ptr would wait for a GPU
+
+
+class _AddedRows(torch.autograd.Function):
+    """x + y in every `step`-th row of x (B, S, rows, D), in its memory. Torch's own gradients of `x[:, :, ::step] += y` copy
+    that of x three times; this one passes it on.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, y: Tensor, step: int) -> Tensor:
+        x[:, :, ::step] += y
+        return x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+        x, _, ctx.step = inputs
+        ctx.mark_dirty(x)
+
+    @staticmethod
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor, None]:
+        return d, d[:, :, :: ctx.step], None
 
 
 class NodeTokens(nn.Module):
@@ -145,7 +168,9 @@ class NodeTokens(nn.Module):
         weight = self.nodes()
         if batch.x.shape[1] != weight.shape[1]:
             raise ValueError(f"NodeTokens: x must be (nodes, {weight.shape[1]}), got {tuple(batch.x.shape)}")
-        return (ops.embed_nodes(batch.x, batch.ptr, g, weight, self.bias, tokens=self.tokens, **self.padding),)
+        dtype = product_dtype(self.bias)
+        x, weight, bias = batch.x.to(dtype), weight.to(dtype), self.bias.to(dtype)
+        return (ops.embed_nodes(x, batch.ptr, g, weight, bias, tokens=self.tokens, **self.padding),)
 
 
 class GraphReadout(nn.Module):

@@ -5,11 +5,12 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from probsym_fast import models, ops
 from probsym_fast.distributions import GIN, Learned
-from probsym_fast.groups import Draws, Symmetric
+from probsym_fast.groups import Dihedral, Draws, Graphs, Images, Symmetric
 from probsym_fast.models import (
     DiagonalReadout,
     GraphReadout,
@@ -19,6 +20,7 @@ from probsym_fast.models import (
     PairReadout,
     Symmetrized,
 )
+from probsym_fast.models.tokens import _AddedRows
 from probsym_fast.ops._patches import pad_axis, patch_size, slots_of_places
 from tests.conftest import assert_near
 from tests.helpers.graphs import adjacency, features, random_graphs, relabelled
@@ -300,3 +302,61 @@ def test_bad_settings_and_batches():
 def test_the_matrix_of_a_batch_is_that_of_its_edges():
     batch = random_graphs(SIZES, C, edge_features=CE)
     assert torch.equal(batch.matrix(batch.attributes, N), adjacency(batch, N))
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_rows_are_added_in_place_and_gradients_are_not_copied(step):
+    x, y = (torch.randn(2, 2, rows, 4, dtype=torch.float64, requires_grad=True) for rows in (9, -(-9 // step)))
+    expected = x.clone()
+    expected[:, :, ::step] += y
+    kept = x * 1
+    found = _AddedRows.apply(kept, y, step)
+    assert torch.equal(found, expected) and found.data_ptr() == kept.data_ptr()
+    seen = []
+    kept = x * 1
+    kept.register_hook(lambda d: seen.append(d.data_ptr()))
+    out = _AddedRows.apply(kept, y, step)
+    d = torch.randn_like(out)
+    out.backward(d)
+    assert seen == [d.data_ptr()] and torch.equal(x.grad, d) and torch.equal(y.grad, d[:, :, ::step])
+    torch.autograd.gradgradcheck(lambda x, y: _AddedRows.apply(x.sin(), y, step).square(), (x, y))
+
+
+EMBEDDINGS = {
+    "GraphTokens (dense)": lambda: GraphTokens(N, WIDTH, 3, C, CE, nodes="diagonal", dense=True),
+    "GraphTokens": lambda: GraphTokens(N, WIDTH, 3, C, CE, dense=False),
+    "NodeTokens": lambda: NodeTokens(N, WIDTH, 3, C),
+    "FlatGraph": lambda: models.FlatGraph(N, WIDTH, C, CE),
+    "ImageTokens": lambda: models.ImageTokens(WIDTH, 2, 1),
+}
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16, None], ids=str)
+@pytest.mark.parametrize("name", EMBEDDINGS)
+def test_tokens_on_a_gpu_have_the_dtype_of_autocast(name, autocast, weights):
+    """As torch's convolutions: weights in float32 are converted, others are not. On tensors without data."""
+    if {autocast, weights} == {torch.float16, torch.bfloat16}:
+        pytest.skip("torch's own operations refuse both together")
+    turns = Dihedral(4)
+    torch.set_autocast_enabled("cuda", autocast is not None)
+    if autocast is not None:
+        torch.set_autocast_dtype("cuda", autocast)
+    try:
+        with FakeTensorMode(), torch.device("cuda"):
+            torch.set_default_dtype(weights)
+            embed = EMBEDDINGS[name]()
+            if name == "ImageTokens":
+                batch, group = Images(torch.zeros(4, 1, 8, 8, dtype=weights)), turns
+                g = torch.zeros(4, S, dtype=torch.int64)
+            else:
+                x, attributes = torch.zeros(16, C, dtype=weights), torch.zeros(20, CE, dtype=weights)
+                edges, ptr = torch.zeros(2, 20, dtype=torch.int64), torch.zeros(5, dtype=torch.int64)
+                batch, group = Graphs(x, edges, ptr, attributes), GROUP
+                g = ops.Permutation(torch.zeros(4, S, N, dtype=torch.int64))
+            (tokens,) = embed(batch, group, g)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_autocast_enabled("cuda", False)
+        torch.set_autocast_dtype("cuda", torch.float16)
+    assert tokens.dtype == (weights if autocast is None or weights != torch.float32 else autocast)
