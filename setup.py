@@ -6,6 +6,7 @@ stable ABI: one build runs with every torch from OLDEST on. _autograd: their gra
 Without a working compiler the package still installs, and every op runs its reference (`probsym info` reports it).
 PROBSYM_BUILD=0 skips the kernels, PROBSYM_BUILD=1 makes a failed build an error, PROBSYM_CUDA=0 leaves out csrc/cuda/.
 TORCH_CUDA_ARCH_LIST selects the GPUs to build for; the newest default also includes PTX, which later GPUs can compile.
+PROBSYM_OPTIMISE is the optimisation level, 3 unless given: a lower one compiles faster, for kernels that are slower.
 PROBSYM_SANITIZE=1 builds with the address and undefined-behaviour sanitizers of the C++ compiler (`make sanitize`).
 """
 
@@ -79,7 +80,10 @@ def extension():
         checked = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined"]
         optimised = ["-O1", "-g", "-fno-omit-frame-pointer"]
     else:
-        optimised = ["-O3", "-g0"]  # Python asks for debug information, half of the library
+        level = os.environ.get("PROBSYM_OPTIMISE", "3")
+        if level not in ("0", "1", "2", "3"):
+            sys.exit(f"PROBSYM_OPTIMISE must be 0, 1, 2 or 3, got {level!r}")
+        optimised = [f"-O{level}", "-g0"]  # Python asks for debug information, half of the library
     stable = [f"-DTORCH_TARGET_VERSION=0x{OLDEST[0]:02x}{OLDEST[1]:02x}000000000000"]
     cxx = [*optimised, "-Wno-psabi", *checked]
     common = ["csrc/check.cpp", "csrc/errors.cpp", "csrc/kernels.cpp", "csrc/tensor.cpp"]

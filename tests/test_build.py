@@ -338,6 +338,14 @@ import torch.utils.cpp_extension as tools
 calls = []
 setuptools.setup = lambda **arguments: calls.append(arguments)
 
+def optimised(level=None):
+    os.environ.pop("PROBSYM_OPTIMISE", None)
+    if level is not None:
+        os.environ["PROBSYM_OPTIMISE"] = level
+    sources(home=None)
+    os.environ.pop("PROBSYM_OPTIMISE", None)
+    return [[x for x in module.extra_compile_args["cxx"] if x.startswith("-O")] for module in calls[-1]["ext_modules"]]
+
 def sources(wanted="auto", cuda="13.2", home="toolkit", gpus=None):
     os.environ["PROBSYM_BUILD"], torch.version.cuda = wanted, cuda
     tools.CUDA_HOME = str(pathlib.Path(home).absolute()) if home else None
@@ -365,6 +373,12 @@ answer["no toolkit"] = sources(home=None)
 answer["no nvcc"] = sources(home="empty")
 answer["torch without cuda"] = sources(cuda=None)
 answer["not wanted"] = sources("0")
+answer["optimised"] = [optimised(), optimised("0")]
+try:
+    optimised("fast")
+except SystemExit as error:
+    answer["optimised unknown"] = str(error)
+os.environ.pop("PROBSYM_OPTIMISE")
 sys.modules["torch.utils.cpp_extension"] = None
 answer["no build tools"] = sources()
 try:
@@ -397,6 +411,8 @@ def test_what_is_built_where(tree):
         "no nvcc": cpu,
         "torch without cuda": cpu,
         "not wanted": None,
+        "optimised": [[["-O3"]] * 2, [["-O0"]] * 2],
+        "optimised unknown": "PROBSYM_OPTIMISE must be 0, 1, 2 or 3, got 'fast'",
         "no build tools": None,
         "no build tools, wanted": "ImportError",
     }

@@ -1,5 +1,6 @@
 """`psf.export`: programs of tensors, run by torch in another process and by C++. tests/programs has those of ONNX."""
 
+import functools
 import os
 import re
 import subprocess
@@ -102,10 +103,20 @@ print([name for name in sys.modules if name.startswith("probsym_fast")] != [])
 """
 
 
+@functools.cache  # the noise without overflow is 1000 nodes
+def reference_program() -> tuple:
+    """The flat MLP and its program without ops of this package, for other processes."""
+    model, batch = flat_mlp()
+    return model, psf.export(model.eval(), batch, S, backend="reference")
+
+
 @pytest.mark.parametrize(("backend", "imports"), [("auto", "import probsym_fast.ops"), ("reference", "")])
 def test_a_saved_program_in_another_process(backend, imports, tmp_path):
-    model, batch = flat_mlp()
-    program = psf.export(model.eval(), batch, S, backend=backend)
+    if backend == "reference":
+        model, program = reference_program()
+    else:
+        model, batch = flat_mlp()
+        program = psf.export(model.eval(), batch, S, backend=backend)
     assert bool(ops_of_ours(program)) == (backend == "auto")
     torch.export.save(program, tmp_path / "program.pt2")
     other, seed = graphs(8, 3), torch.tensor(7)
@@ -119,18 +130,19 @@ def test_a_saved_program_in_another_process(backend, imports, tmp_path):
 
 
 MAIN = """
+#include <ATen/ATen.h>  // torch/torch.h takes twice as long to compile
+#include <c10/core/GradMode.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
-#include <torch/torch.h>
 #include <iomanip>
 #include <iostream>
 
 int main(int, char** arguments) {
-  torch::NoGradGuard no_gradients;
+  c10::NoGradGuard no_gradients;
   torch::inductor::AOTIModelPackageLoader model(arguments[1]);
-  auto x = torch::arange(10, torch::kFloat).reshape({5, 2}) / 10;
-  auto edges = torch::tensor({0, 1, 3, 4, 1, 0, 4, 3}, torch::kLong).reshape({2, 4});
-  auto ptr = torch::tensor({0, 3, 5}, torch::kLong);
-  auto found = model.run({x, edges, ptr, torch::tensor(7, torch::kLong).reshape({})})[0].flatten();
+  auto x = at::arange(10, at::kFloat).reshape({5, 2}) / 10;
+  auto edges = at::tensor({0, 1, 3, 4, 1, 0, 4, 3}, at::kLong).reshape({2, 4});
+  auto ptr = at::tensor({0, 3, 5}, at::kLong);
+  auto found = model.run({x, edges, ptr, at::tensor(7, at::kLong).reshape({})})[0].flatten();
   std::cout << std::setprecision(9);
   for (int64_t i = 0; i < found.numel(); ++i) std::cout << found[i].item<float>() << ' ';
 }
@@ -142,8 +154,7 @@ def test_in_cpp(tmp_path):
     """AOTInductor's package, in a program of C++ without Python."""
     from torch.utils import cpp_extension
 
-    model, batch = flat_mlp()
-    program = psf.export(model.eval(), batch, S, backend="reference")
+    model, program = reference_program()
     package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
     check(torch._inductor.aoti_load_package(package), program, model, [graphs(*sizes) for sizes in SIZES])
     (tmp_path / "main.cpp").write_text(MAIN)

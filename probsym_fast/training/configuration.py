@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass
@@ -167,7 +168,7 @@ def parse(kind: type, values: dict[str, Any], overrides: list[str], path: Path |
     `--key+ value` adds to a list. path: the mapping's file, named in errors. Raises ValueError for an unknown key
     (suggesting similar ones) and for a value of the wrong type.
     """
-    parser, given = parser_of(kind), None
+    parser, given = _kept_parser(kind), None
     try:
         _check_keys(kind, values, "")
         given = parser.parse_object(values)
@@ -210,6 +211,12 @@ def parser_of(kind: type, prog: str = "probsym fit -c CONFIG") -> ArgumentParser
         if groups & set(action.option_strings):  # a file for a whole group, which `parse` refuses
             action.help = SUPPRESS
     return parser
+
+
+@functools.cache
+def _kept_parser(kind: type) -> ArgumentParser:
+    """Of a kind once: making it takes as long as parsing, and a comparison parses many."""
+    return parser_of(kind)
 
 
 def dump(config: Any) -> str:

@@ -163,7 +163,7 @@ def work(rank: int, processes: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.exhaustive), 4])
 def test_processes_that_share_the_samples_find_what_one_does(tmp_path, processes):
     multiprocessing.start_processes(work, (processes, str(tmp_path)), processes, start_method="spawn")
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(processes)]

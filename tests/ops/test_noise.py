@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from probsym_fast import ops
+from probsym_fast.draws import KINDS
 from probsym_fast.groups import Draws
 from probsym_fast.ops.noise import OP
 from probsym_fast.ops.reference.noise import GOLDEN, MASK, mix_int
@@ -122,8 +123,15 @@ def test_what_is_refused(message):
         call()
 
 
-@pytest.mark.parametrize("backend", OP.backends("cpu"))
-@pytest.mark.parametrize("kind", ["independent", "antithetic", "stratified"])
+def compilations() -> list:
+    """(kind, backend): every kind and every backend; the other pairs by hand."""
+    backends, by_hand = OP.backends("cpu"), [pytest.mark.slow, pytest.mark.exhaustive]
+    often = {(kind, backends[number % len(backends)]) for number, kind in enumerate(KINDS)}
+    pairs = [(kind, backend) for kind in KINDS for backend in backends]
+    return [pytest.param(*pair, marks=[] if pair in often else by_hand) for pair in pairs]
+
+
+@pytest.mark.parametrize(("kind", "backend"), compilations())
 def test_compiled_noise_is_eager_noise(kind, backend):
     """Inductor's own code around it, for tensors and ints as seeds: bit for bit."""
 

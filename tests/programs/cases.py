@@ -29,19 +29,44 @@ def cases(
     return found
 
 
-def cases_by_axis(training: bool) -> list:
-    """(row, axis): every axis of every row, in training of those that train. Slow: further axes in training, of slow rows.
+def variant(name: str, row: Row) -> bool:
+    """Whether it is a module of which another row shows the plain form: "GraphTokens (dense)"."""
+    return row.learns and " (" in name and name.partition(" (")[0] in ROWS
 
-    By hand: in eval, further axes and variants of rows that are also compiled in training, which has the same forward pass.
+
+def compiled_by_hand(row: Row, training: bool) -> bool:
+    """Slow whole models, whose parts have rows of their own.
+
+    In eval also modules: they are compiled in training and exported in eval, which trace the same code.
     """
+    return row.slow if row.whole else row.learns and not training
+
+
+def cases_of_compilation(training: bool) -> list:
+    """The rows. In training those that train; those with several axes are slow."""
     found = []
     for name, row in ROWS.items():
-        for axis in row.axes:
-            slow = row.slow or (training and (axis != "batch" or "points" in name))
-            by_hand = not training and row.trains and (axis != "batch" or "(" in name)
-            if row.trains or not training:
-                marks = [pytest.mark.slow] * slow + [pytest.mark.exhaustive] * by_hand
-                found.append(pytest.param(row, axis, id=f"{name}-{axis}", marks=marks))
+        slow = row.slow or len(row.axes) > 1 or (training and "points" in name)
+        marks = BY_HAND if compiled_by_hand(row, training) else [pytest.mark.slow] * slow
+        if row.trains or not training:
+            found.append(pytest.param(row, id=name, marks=marks))
+    return found
+
+
+def cases_by_axis() -> list:
+    """(row, axis), of the rows that have several."""
+    found = [(name, row, axis) for name, row in ROWS.items() for axis in row.axes if len(row.axes) > 1]
+    return [pytest.param(row, axis, id=f"{name}-{axis}") for name, row, axis in found]
+
+
+def cases_of_export() -> list:
+    """(row, strict): variants are strict by hand, as strict is Dynamo's trace, which is also that of a compilation."""
+    found = []
+    for name, row in ROWS.items():
+        for strict in (True, False):
+            marks = BY_HAND if strict and variant(name, row) else [pytest.mark.slow] * row.slow
+            case = f"{name}-{'strict' if strict else 'not-strict'}"
+            found.append(pytest.param(row, strict, id=case, marks=marks))
     return found
 
 

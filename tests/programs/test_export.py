@@ -4,12 +4,11 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from tests.programs.cases import cases, refused
+from tests.programs.cases import cases_of_export, refused
 from tests.programs.rows import SIZES, varying
 
 
-@pytest.mark.parametrize("strict", [True, False], ids=["strict", "not-strict"])
-@pytest.mark.parametrize("row", cases())
+@pytest.mark.parametrize(("row", "strict"), cases_of_export())
 def test_one_program_for_all_sizes(row, strict):
     torch._dynamo.reset()
     program, shapes = row.program(False), varying(row, *row.axes)

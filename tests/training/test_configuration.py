@@ -39,6 +39,18 @@ def test_overrides_and_round_trip(tmp_path):
     assert tasks.load(str(tmp_path / "again.yaml")).config == task.config
 
 
+def test_what_one_parse_adds_to_or_changes_is_not_in_the_next():
+    """Though parses of a kind share a parser, and with it the defaults."""
+    kind = tasks.TASKS["comparison"][0]
+    expected = configuration.parse(kind, {}, []).seeds
+    assert configuration.parse(kind, {}, ["--seeds+", "9"]).seeds == [*expected, 9]
+    configuration.parse(kind, {}, []).seeds.append(7)
+    assert configuration.parse(kind, {}, []).seeds == expected
+    values = {"seeds": [4]}
+    configuration.parse(kind, values, []).seeds.append(5)
+    assert configuration.parse(kind, values, []).seeds == [4]
+
+
 def test_default_run_folders_are_the_packaged_names(tmp_path):
     """No two configurations share one; a file of one's own is named by its task and itself."""
     kinds = {

@@ -21,7 +21,7 @@ def checkpoint(folder: Path, name: str = "last") -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.exhaustive), 4])
 def test_a_run_over_several_processes_is_the_run_of_one(tmp_path, monkeypatch, processes):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     done = subprocess.run(

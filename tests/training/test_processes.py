@@ -59,9 +59,7 @@ def probsym(folder: Path, *flags: str, number: int = 0, epoch: int = 0, **more: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "epoch", "status"), [(signal.SIGINT, 2, 130), (signal.SIGTERM, 2, 143), (signal.SIGINT, 0, 130)]
-)
+@pytest.mark.parametrize(("number", "epoch", "status"), [(signal.SIGTERM, 2, 143), (signal.SIGINT, 0, 130)])
 def test_a_run_stopped_by_a_signal_continues_to_the_same_numbers(tmp_path, capsys, number, epoch, status):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     done = probsym(broken, number=number, epoch=epoch, training__epochs=4)

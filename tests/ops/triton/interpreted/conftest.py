@@ -14,14 +14,18 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 
 @pytest.fixture(autouse=True, params=["atomics", "deterministic"])
-def mode(request):
+def mode(request, monkeypatch):
+    if "embed_matrix" in request.node.originalname:  # makes no lists, or fails here
+        for module in ("aggregate", "items", "soft_rows"):
+            monkeypatch.delattr(f"probsym_fast.ops.triton.{module}.group")
     dtype = request.node.callspec.params.get("dtype", torch.float32)
     if request.param == "deterministic":
         if dtype != torch.float32:
             pytest.skip("the lists do not depend on the dtype")
         if request.node.callspec.params.get("N", 6) != 6:
             pytest.skip("nor on the padding")
-        if not any(x in request.node.originalname for x in ("aggregate", "embed", "readout", "entries")):
+        name = request.node.originalname.replace("embed_matrix", "")
+        if not any(x in name for x in ("aggregate", "embed", "readout", "entries")):
             pytest.skip("no lists, nothing that the mode changes")
     torch.use_deterministic_algorithms(request.param == "deterministic")
     yield request.param

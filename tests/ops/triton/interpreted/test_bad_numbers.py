@@ -106,12 +106,10 @@ def test_bad_numbers_reach_no_memory_of_embed_matrix(C, fences):
         return run_fenced(fences, "embed_matrix", [matrix, *rest], "tokens")
 
     expected = run([5, 5], rank, order)
-    for counts in ([6, 300], [10**9, 2**40]):
-        for x, y in zip(run(counts, rank, order), expected, strict=True):
-            assert_near(x, y)
+    for x, y in zip(run([6, 2**40], rank, order), expected, strict=True):
+        assert_near(x, y)
     for counts in ([3, 5], [7, 2**40], [0, -(2**40)]):
-        run(counts, with_bad_entries(rank), order)
-        run(counts, rank, with_bad_entries(order))
+        run(counts, with_bad_entries(rank), with_bad_entries(order))
 
 
 def test_bad_numbers_reach_no_memory_of_node_identifiers(fences):
