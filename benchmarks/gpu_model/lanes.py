@@ -96,9 +96,8 @@ class Warps:
         turns: Callable[[Code, Loop], float] | None = None,
     ):  # fmt: skip
         self.threads, self.arguments, self.held = np.arange(threads, dtype=np.int64), list(arguments.items()), held
-        self.special = {
-            f"%{name}.{axis}": x for name, of in (("ctaid", block), ("nctaid", grid)) for axis, x in zip("xyz", of)
-        }
+        sizes = (("ctaid", (*block, 0, 0)), ("nctaid", (*grid, 1, 1)))
+        self.special = {f"%{name}.{axis}": of[i] for name, of in sizes for i, axis in enumerate("xyz")}
         self.registers: dict[str, Value | None] = {}
         self.accesses: list[Access] = []
         self.code = sass.parse_ptx(ptx)
