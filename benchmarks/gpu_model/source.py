@@ -108,6 +108,9 @@ HINTS: dict[tuple[str, str], list[Callable[[Any], float]]] = {
     ("multiply_transposed", "range(i_part.to(tl.int32) * b_part, b_last, BLOCK_M)"): [
         lambda x: _per(x.used * x.p_rows.shape[0] * (x.last - x.first) / (x.S * x.graphs), x.splits, x.BLOCK_M)
     ],
+    ("find_slots", "range(0, tl.where(tl.program_id(1) == 0, S, 0), BLOCK)"): [
+        lambda x: -(-x.S // x.BLOCK) / x.launched[1]  # of a row of programs the first
+    ],
     ("reduce_matrix", "range(0, 2 * b_steps)"): [
         lambda x: 2 * x.filled**2 * -(-x.filled * x.N * x.words * x.WORD // x.BLOCK_K)
     ],

@@ -126,4 +126,5 @@ SMALL: dict[str, Callable[[dict[str, Any]], int]] = {
     "p_columns": lambda x: x["N"] - 1,
     "p_rows": lambda x: x["p_rows"].numel() - 1,
 }
-IN_PARTS = "transformer", "message_passing"  # a launch sees a part of the sequences, which is smaller
+# A launch sees a part of the sequences, rows, samples or clouds, which is smaller.
+IN_PARTS = "transformer", "message_passing", "mlp", "gin", "vector_edge_convolution"
