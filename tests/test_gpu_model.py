@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 
 from benchmarks.gpu_model import around, check, cuda, measured, sass, source, table
 from benchmarks.gpu_model.cases import all_cases, zeros
-from benchmarks.gpu_model.counts import KINDS, _turns, executed, iterations, waits
+from benchmarks.gpu_model.counts import KINDS, _turns, executed, iterations
 from benchmarks.gpu_model.devices import DEVICES, resident
 from benchmarks.gpu_model.launches import Launch
 from benchmarks.gpu_model.record import Call, recorded
@@ -135,7 +135,7 @@ LISTING = """
         /*0070*/               @P2 BRA `(.L_x_1) ;
         /*0080*/                   EXIT ;
 .L_x_2:
-        /*0090*/                   BRA `(.L_x_2);
+        /*0090*/                   BRA `(.L_x_2) ;
         /*00a0*/                   NOP ;
 $slow_path:
         /*00b0*/                   RET.REL.NODEC R2 `(_kernel) ;
@@ -177,7 +177,15 @@ def test_loops_of_machine_code():
     assert executed(code, PTX, turns).instructions == 2 + 4 * (3 + 5 * 4)
     turns["kernel.py", 13] = loop(13, None)
     assert executed(code, PTX, turns) == "range(n)"
-    assert waits(code.body(inner)) == 2 and waits(code.instructions[:4]) == 3  # each address needs the load before
+
+
+def test_a_loop_at_the_end_of_a_kernel_is_kept():
+    """Its branch back is the last instruction; the one to itself after it is filling."""
+    text = LISTING.replace("@P2 BRA `(.L_x_1)", "@P2 EXIT").replace("   EXIT ;\n.L_x_2", "   BRA `(.L_x_1) ;\n.L_x_2")
+    code = sass.parse(text)["_kernel"]
+    assert code.instructions[-1].base == "BRA" and len(code.instructions) == 9
+    (outer,) = code.loops
+    assert (outer.first, outer.last, len(outer.inner)) == (1, 8, 1)
 
 
 def test_passes_through_unrolled_copies():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from benchmarks.gpu_model import sass
+from benchmarks.gpu_model.lanes import LINE, WARP, Warps
 from benchmarks.gpu_model.sass import Code, Frame, Instruction, Loop
 from benchmarks.gpu_model.source import SourceLoop
 
@@ -27,7 +28,7 @@ UNITS = {
     "special": "MUFU F2F I2F F2I POPC FLO BREV",
 }
 UNIT = {opcode: unit for unit, opcodes in UNITS.items() for opcode in opcodes.split()}
-MEMORY = "LDG STG LDGSTS ATOMG ATOM RED REDG LDS STS LDSM ATOMS".split()
+MEMORY = "LDG STG LDGSTS ATOMG ATOM RED REDG LDS STS LDSM STSM ATOMS".split()
 
 
 class PtxLoop(NamedTuple):
@@ -40,29 +41,33 @@ class PtxLoop(NamedTuple):
 @dataclass
 class Executed:
     """By one warp. units: instructions by the unit that executes them; lines: of 128 bytes that go through a processor's
-    memory; moved: bytes of global loads and stores; waits: global loads one after the other, each needing the last."""
+    memory, conflicts of its banks among them; moved: bytes of global loads and stores, whole sectors, and stored: those of
+    stores; synchronous: of the tensor operations those of mma.sync; turns: of each loop when it is entered, by its id."""
 
     instructions: float = 0.0
     units: Counter = field(default_factory=Counter)
     lines: float = 0.0
     moved: float = 0.0
     tensor_operations: float = 0.0
-    waits: float = 0.0
+    synchronous: float = 0.0
+    stored: float = 0.0
+    turns: dict[int, float] = field(default_factory=dict)
 
 
-def executed(code: Code, ptx: str, loops: dict[Frame, SourceLoop]) -> Executed | str:
-    """What one warp executes, or what keeps it unknown. Of an `if` both branches are counted."""
+def executed(code: Code, ptx: str, loops: dict[Frame, SourceLoop], warps: Warps | None = None) -> Executed | str:
+    """What one warp executes, or what keeps it unknown. Of an `if` both branches are counted. Without `warps` the threads of
+    every access are neighbours."""
     if any(x.base.startswith("UTC") for x in code.instructions):  # of 10.0: waits for them make loops of all the code
         return "matrix instructions on shared memory"
     written, total = ptx_loops(ptx, loops), Executed()
-    add(total, code.own(None), 1.0)
-    unknown = _add_loops(total, code, code.loops, (), 1.0, written, loops)
+    add(total, code.own(None), 1.0, warps)
+    unknown = _add_loops(total, code, code.loops, (), 1.0, 1.0, written, loops, warps)
     return total if unknown is None else unknown
 
 
 def _add_loops(
-    total: Executed, code: Code, some: list[Loop], outer: tuple[Frame, ...], times: float, written: list[PtxLoop],
-    known: dict[Frame, SourceLoop],
+    total: Executed, code: Code, some: list[Loop], outer: tuple[Frame, ...], times: float, full: float,
+    written: list[PtxLoop], known: dict[Frame, SourceLoop], warps: Warps | None,
 ) -> str | None:  # fmt: skip
     by_source: dict[Frame, list[Loop]] = {}
     for loop in some:
@@ -71,7 +76,8 @@ def _add_loops(
         source = known.get(at)
         if source is None and not any(_works(code, loop) for loop in copies):  # waits for a barrier
             for loop in copies:
-                add(total, code.body(loop), times)
+                add(total, code.body(loop), times, warps, full)
+                total.turns |= {id(x): 1.0 for x in loop.every()}
             continue
         if source is None or source.trips is None:
             return f"{at[0]}:{at[1]}" if source is None else source.text
@@ -81,8 +87,10 @@ def _add_loops(
         working = _main([(x, _works(code, x), bool(x.inner)) for x in copies])
         turns = _turns(source.trips * places, [_unrolled(code, loop, own) for loop in working])
         for loop, turn in zip(working, turns, strict=True):
-            add(total, code.own(loop), times * turn)
-            unknown = _add_loops(total, code, loop.inner, (*outer, at), times * turn, written, known)
+            add(total, code.own(loop), times * turn, warps, full * source.full)
+            total.turns[id(loop)] = turn
+            around_it = (*outer, at), times * turn, full * source.full
+            unknown = _add_loops(total, code, loop.inner, *around_it, written, known, warps)
             if unknown is not None:
                 return unknown
     return None
@@ -170,49 +178,26 @@ def _kind(line: str) -> str:
     return next((kind for kind, pattern, _ in KINDS if re.search(rf"\b{pattern}", line)), "")
 
 
-def add(total: Executed, some: list[Instruction], times: float) -> None:
+def add(total: Executed, some: list[Instruction], times: float, warps: Warps | None = None, full: float = 1.0) -> None:
+    """full: the share of the accesses to memory that are not masked off."""
     total.instructions += times * len(some)
     for x in some:
         if x.base in UNIT:
             total.units[UNIT[x.base]] += times
-        if x.base in MEMORY:
-            total.lines += times * _lines(x)
-        total.moved += times * 32 * sass.bits(x) / 8
-        total.tensor_operations += times * sass.tensor_operations(x)
-    total.waits += times * waits(some)
+        lines, moved = _memory(x, warps)
+        total.lines += times * full * lines
+        total.moved += times * full * moved
+        total.stored += times * full * moved * (x.base == "STG")
+        operations = sass.tensor_operations(x)
+        total.tensor_operations += times * operations
+        total.synchronous += times * operations * (x.base in ("HMMA", "DMMA", "IMMA"))
 
 
-def _lines(x: Instruction) -> int:
-    """Lines of 128 bytes that a warp's access moves, where its threads are neighbours."""
+def _memory(x: Instruction, warps: Warps | None) -> tuple[float, float]:
+    """Lines of 128 bytes that an instruction of a warp moves, and bytes of global memory."""
+    if x.base not in MEMORY:
+        return sass.operand_bytes(x) / LINE, 0.0
+    if warps is not None and (known := warps.of(x)) is not None:
+        return known
     width = sass.bits(x) or (128 if ".128" in x.opcode or x.base == "LDSM" else 64 if ".64" in x.opcode else 32)
-    return max(1, width // 32)
-
-
-def waits(some: Iterable[Instruction]) -> int:
-    """The longest chain of global loads whose addresses or predicates need the load before."""
-    depth: Counter = Counter()
-    longest = 0
-    for x in some:
-        if x.base in ("STG", "BRA", "EXIT", "BAR", "LDGSTS"):
-            continue
-        first, *rest = re.split(r",\s*", x.operands, maxsplit=1) if x.operands else ("",)
-        needs = max((depth[name] for name in _registers(" ".join([x.predicate, *rest]))), default=0)
-        if x.base == "LDG":
-            needs += 1
-            longest = max(longest, needs)
-        for name in _registers(
-            first, 4 if ".128" in x.opcode else 2 if ".64" in x.opcode or ".WIDE" in x.opcode else 1
-        ):
-            depth[name] = max(needs, depth[name]) if x.predicate else needs
-        if x.base.endswith("SETP") or x.base == "PLOP3":  # two predicates come out
-            for name in re.findall(r"\bU?P\d\b", x.operands)[:2]:
-                depth[name] = needs
-    return longest
-
-
-def _registers(text: str, width: int = 1) -> list[str]:
-    found = []
-    for prefix, number, wide in re.findall(r"\b(UR|UP|R|P)(\d+)(\.64)?", text):
-        for i in range(max(width, 2 if wide else 1)):
-            found.append(f"{prefix}{int(number) + i}")
-    return found
+    return max(1, width // 32), WARP * sass.bits(x) / 8

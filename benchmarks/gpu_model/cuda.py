@@ -104,4 +104,5 @@ def _executed(code: Code, turns: tuple[int, ...]) -> Executed | str:
     for loop in every:
         around = (t for x, t in zip(every, turns, strict=True) if x.first <= loop.first and loop.last <= x.last)
         add(total, code.own(loop), float(math.prod(around)))  # itself among them
+    total.turns = {id(loop): float(t) for loop, t in zip(every, turns, strict=True)}
     return total

@@ -22,6 +22,8 @@ class Device:
     warps: int  # that a processor holds at most
     blocks: int
     shared: int  # bytes of shared memory of a processor
+    second_cache: int  # bytes a cycle that its L2 gives
+    synchronous: float = 1.0  # share of the rate of matrix instructions that mma.sync reaches
 
     def rate(self, kind: str) -> float:
         return {"float32": self.float32, "tf32": self.tf32, "half": self.half, "float64": self._float64}[kind]
@@ -37,22 +39,26 @@ class Device:
 
 REGISTERS, RESERVED = 65_536, 1024  # of a processor; bytes of shared memory that a block takes for itself
 GUIDE = "limits of a processor: CUDA C++ Programming Guide 13, compute capabilities"
+# Bytes a cycle, of the Ampere architecture white paper. NVIDIA names none for the later ones: taken to be as many, of B200
+# for each of its two dies.
+SECOND_CACHE = 5120
+SYNCHRONOUS = 0.62  # of the rate of wgmma on 9.0: Luo et al., arXiv 2402.13499
 DEVICES = {
     80: Device(
         "A100 SXM 80 GB", "NVIDIA A100 data sheet (2021) and Ampere architecture white paper",
-        108, 1.41e9, 2.039e12, 19.5e12, 156e12, 312e12, 32, 64, 64, 32, 164 << 10,
+        108, 1.41e9, 2.039e12, 19.5e12, 156e12, 312e12, 32, 64, 64, 32, 164 << 10, SECOND_CACHE,
     ),
     90: Device(
         "H100 SXM", "NVIDIA H100 data sheet and Hopper architecture white paper",
-        132, 1.98e9, 3.35e12, 66.9e12, 494.7e12, 989.4e12, 64, 128, 64, 32, 228 << 10,
+        132, 1.98e9, 3.35e12, 66.9e12, 494.7e12, 989.4e12, 64, 128, 64, 32, 228 << 10, SECOND_CACHE, SYNCHRONOUS,
     ),
     100: Device(
         "B200", "NVIDIA HGX B200 data sheet (per GPU); 148 processors as the driver reports them",
-        148, 1.98e9, 8.0e12, 75e12, 1.1e15, 2.25e15, 64, 128, 64, 32, 228 << 10,
+        148, 1.98e9, 8.0e12, 75e12, 1.1e15, 2.25e15, 64, 128, 64, 32, 228 << 10, 2 * SECOND_CACHE,
     ),
     120: Device(
         "RTX 5090", "NVIDIA RTX Blackwell architecture white paper",
-        170, 2.407e9, 1.792e12, 104.8e12, 104.8e12, 209.5e12, 2, 128, 48, 24, 100 << 10,
+        170, 2.407e9, 1.792e12, 104.8e12, 104.8e12, 209.5e12, 2, 128, 48, 24, 100 << 10, SECOND_CACHE,
     ),
 }  # fmt: skip
 

@@ -68,6 +68,12 @@ class Launch(NamedTuple):
         """Equal for launches of the same compiled kernel."""
         return self.kernel, repr((self.source, self.options))
 
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """The parameters that the compiled kernel has, in their order: numbers, and None for tensors."""
+        given = [x for x, kind in self.source[0].items() if kind != "constexpr"]
+        return {x: None if isinstance(self.named[x], Tensor) else self.named[x] for x in given}
+
 
 class Launches:
     """Takes the place of `_launch.launch`: keeps what would be launched, with every configuration that can be chosen."""

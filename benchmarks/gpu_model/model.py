@@ -2,12 +2,13 @@
 
 A launch takes the longest of
     memory   bytes of its tensors, each once, or of its loads and stores if these are fewer, over the bandwidth
-    tensor   operations of its matrix instructions over the rate
+    L2       bytes of the loads of all blocks, and of what they store, over the bandwidth of the second cache
+    tensor   operations of its matrix instructions over the rate, on 9.0 with mma.sync over what that reaches
     units    the busiest unit of a processor: instructions issued (four a cycle), multiplications and sums, integers,
-             float64, special functions, lines of memory (one a cycle)
-    waits    waves of blocks, times a block's chain of dependent loads (WAIT cycles each) and its own instructions
+             float64, special functions, lines of memory (one a cycle) with the conflicts of shared memory
+    waits    waves of blocks, times what a warp takes alone
 and OVERHEAD on top. A call of the library takes the longer of bytes over bandwidth and operations over rate, and OVERHEAD.
-Not in it: whether loads coalesce and hit a cache, bank conflicts, barriers, power, and the host.
+Not in it: hits in the first cache, warps that wait for each other at barriers, power, branches not taken, and the host.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from torch import Tensor
 from benchmarks.gpu_model import sass, source
 from benchmarks.gpu_model.counts import Executed, executed, iterations
 from benchmarks.gpu_model.devices import Device, resident
+from benchmarks.gpu_model.lanes import Warps
+from benchmarks.gpu_model.latency import latency
 from benchmarks.gpu_model.launches import Launch
 from benchmarks.gpu_model.record import Call, size
 
 OVERHEAD = 2e-6  # seconds from one kernel of a stream to the next
-WAIT = 500  # cycles of a load from the cache between processors, or beyond
 
 
 @dataclass
@@ -74,13 +76,15 @@ def predict(launch: Launch, made: Compiled, device: Device, facts: dict[str, Any
     loops = source.loops(launch.function, launch.kernel, launch.named | facts | {"launched": launch.grid})
     tensors = {id(x): size(x) for x in launch.named.values() if isinstance(x, Tensor)}
     kind = "half" if any("bf16" in x or "fp16" in x for x in launch.source[0].values()) else "tf32"
-    found = executed(made.code, made.ptx, loops)
-    return timed(launch.kernel, made, math.prod(launch.grid), sum(tensors.values()), found, kind, device)
+    warps = Warps(made.ptx, 32 * made.warps, launch.numbers)
+    found = executed(made.code, made.ptx, loops, warps)
+    return timed(launch.kernel, made, math.prod(launch.grid), sum(tensors.values()), found, kind, device, warps)
 
 
 def timed(
-    kernel: str, made: Compiled, blocks: int, bytes: int, found: Executed | str, kind: str, device: Device
-) -> Predicted:
+    kernel: str, made: Compiled, blocks: int, bytes: int, found: Executed | str, kind: str, device: Device,
+    lanes: Warps | None = None,
+) -> Predicted:  # fmt: skip
     """kind: of the products of matrix instructions, as `Device.rate` names it."""
     code, held = made.code, resident(device, made.code.registers, made.warps, made.shared)
     known, waves = Executed() if isinstance(found, str) else found, blocks / (device.processors * held)
@@ -90,9 +94,15 @@ def timed(
     for unit, count in known.units.items():
         cycles[unit] = count * 32 / device.lanes(unit)
     parts = {unit: busiest * each / device.clock for unit, each in cycles.items()}
-    parts["memory"] = min(bytes, blocks * made.warps * known.moved) / device.bandwidth
-    parts["tensor"] = blocks * made.warps * known.tensor_operations / device.rate(kind)
-    parts["waits"] = math.ceil(waves) * (known.waits * WAIT + known.instructions) / device.clock
+    warps = blocks * made.warps
+    parts["memory"] = min(bytes, warps * known.moved) / device.bandwidth
+    stored = min(bytes, warps * known.stored)  # each number once
+    parts["L2"] = (warps * (known.moved - known.stored) + stored) / (device.second_cache * device.clock)
+    tensor = known.tensor_operations + known.synchronous * (1 / device.synchronous - 1)
+    parts["tensor"] = warps * tensor / device.rate(kind)
+    rate = device.rate(kind) / device.processors / device.clock
+    alone = 0.0 if isinstance(found, str) else latency(code, known.turns, lanes, rate)
+    parts["waits"] = math.ceil(waves) * alone / device.clock
     of, unknown = max(parts, key=parts.__getitem__), found if isinstance(found, str) else ""
     return Predicted(
         kernel, blocks, made.warps, code.registers, made.shared, code.stack, held * made.warps / device.warps, waves,

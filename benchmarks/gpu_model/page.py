@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from benchmarks.gpu_model.devices import DEVICES, GUIDE
-from benchmarks.gpu_model.model import OVERHEAD, WAIT
+from benchmarks.gpu_model.latency import WAIT
+from benchmarks.gpu_model.model import OVERHEAD
 from benchmarks.gpu_model.table import Row
 
 FULL = 90  # the architecture with every column

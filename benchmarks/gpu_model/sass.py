@@ -167,7 +167,7 @@ def _instructions(lines: list[str]) -> tuple[list[Instruction], dict[str, int]]:
         elif (match := _INSTRUCTION.match(line)) is not None:
             more = False
             found.append(Instruction(int(match[1], 16), match[3], match[4], match[2] or "", tuple(frames)))
-    while found and found[-1].base in ("NOP", "BRA"):  # after the end
+    while found and (found[-1].base == "NOP" or _to(found[-1], targets) == len(found) - 1):  # after the end
         found.pop()
     return found, targets
 
@@ -176,11 +176,16 @@ def _backward(instructions: list[Instruction], targets: dict[str, int]) -> list[
     """(first, last) of every loop; branches back to the same place are one loop."""
     ends: dict[int, int] = {}
     for i, x in enumerate(instructions):
-        if x.base == "BRA" and (match := re.search(r"\((\.L_\w+)\)", x.operands)) is not None:
-            target = targets.get(match[1], i + 1)
-            if target < i:
-                ends[target] = i
+        target = _to(x, targets)
+        if target is not None and target < i:
+            ends[target] = i
     return sorted(ends.items(), key=lambda loop: (loop[0], -loop[1]))
+
+
+def _to(x: Instruction, targets: dict[str, int]) -> int | None:
+    """The position that a branch leads to."""
+    match = re.search(r"\((\.L_\w+)\)", x.operands) if x.base == "BRA" else None
+    return None if match is None else targets.get(match[1])
 
 
 def _nested(ranges: list[tuple[int, int]]) -> list[Loop]:
@@ -248,6 +253,17 @@ def tensor_operations(instruction: Instruction) -> int:
         match = re.search(r"\.(\d+)x(\d+)x(\d+)", instruction.opcode)
         return 2 * int(match[1]) * int(match[2]) * int(match[3]) // 4 if match else 0  # of a group of four warps
     return 0
+
+
+def operand_bytes(instruction: Instruction) -> float:
+    """Of shared memory that a matrix instruction of 9.0 reads, for each of its four warps: its right factor, and the left
+    one unless registers hold it."""
+    match = re.search(r"\.(\d+)x(\d+)x(\d+)", instruction.opcode) if instruction.base == "HGMMA" else None
+    if match is None:
+        return 0.0
+    m, n, k = (int(size) for size in match.groups())
+    rows = n + (m if re.match(r"R\w+, gdesc", instruction.operands) else 0)
+    return rows * k * (4 if "TF32" in instruction.opcode else 2) / 4
 
 
 def on_tensor_cores(instruction: Instruction) -> bool:

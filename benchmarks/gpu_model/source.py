@@ -24,13 +24,15 @@ LANGUAGE = SimpleNamespace(cdiv=lambda a, b: -(-a // b), minimum=min, maximum=ma
 
 @dataclass
 class SourceLoop:
-    """A `for` of a kernel or of a function that it calls. trips: iterations each time it is entered, None if unknown."""
+    """A `for` of a kernel or of a function that it calls. trips: iterations each time it is entered, None if unknown. full:
+    the share of its accesses that are not masked off, as far as the length of a list says."""
 
     file: str
     line: int
     last: int
     text: str  # what it runs over
     trips: float | None
+    full: float = 1.0
 
     def holds(self, frame: tuple[str, int]) -> bool:
         return frame[0] == self.file and self.line <= frame[1] <= self.last
@@ -43,9 +45,25 @@ class Facts(dict):
         return self[name]
 
 
-def _per(total: float, programs: float, block: float = 1) -> float:
+class Turns(float):
+    """How often a loop runs, where its blocks are `full` to that share."""
+
+    full = 1.0
+
+    def __mul__(self, other: float) -> Turns:
+        return turns(float(self) * other, self.full)
+
+
+def turns(count: float, full: float) -> Turns:
+    found = Turns(count)
+    found.full = full
+    return found
+
+
+def _per(total: float, programs: float, block: float = 1) -> Turns:
     """Turns of a loop over `total` things in all programs, a block at a time: full blocks, and one that is not."""
-    return math.ceil(total / max(1, programs) / block)
+    each = total / max(1, programs) / block
+    return turns(math.ceil(each), each / max(1, math.ceil(each)))
 
 
 def _nodes(x: Any) -> float:
@@ -84,8 +102,14 @@ HINTS: dict[tuple[str, str], list[Callable[[Any], float]]] = {
     ("cut", "range(0, tl.where(tl.program_id(0) * BLOCK_M < b_rows, row, 0), BLOCK_X)"): [
         lambda x: x.used * -(-x.row // x.BLOCK_X)
     ],
+    ("multiply", "range(b_first + i_part * BLOCK_M, b_last, programs * BLOCK_M)"): [
+        lambda x: math.ceil(x.used * x.p_rows.shape[0] * (x.last - x.first) / (x.S * x.graphs) / x.BLOCK_M) / x.programs
+    ],
     ("multiply_transposed", "range(i_part.to(tl.int32) * b_part, b_last, BLOCK_M)"): [
         lambda x: _per(x.used * x.p_rows.shape[0] * (x.last - x.first) / (x.S * x.graphs), x.splits, x.BLOCK_M)
+    ],
+    ("find_slots", "range(0, tl.where(tl.program_id(1) == 0, S, 0), BLOCK)"): [
+        lambda x: -(-x.S // x.BLOCK) / x.launched[1]  # of a row of programs the first
     ],
     ("reduce_matrix", "range(0, 2 * b_steps)"): [
         lambda x: 2 * x.filled**2 * -(-x.filled * x.N * x.words * x.WORD // x.BLOCK_K)
@@ -152,18 +176,19 @@ class _Reader:
         for name in changed:  # its value is another in each turn
             known.pop(name, None)
         if kind != "tl.static_range":
-            trips = None if None in bounds else float(len(range(*map(int, bounds))))
+            trips = None if None in bounds else Turns(len(range(*map(int, bounds))))
             hints = HINTS.get((self.kernel, text), [])
             if trips is None and (number := self.hinted.get(text, 0)) < len(hints):
                 self.hinted[text] = number + 1
                 try:
-                    trips = float(hints[number](self.facts))
+                    trips = hints[number](self.facts)
                 except (KeyError, AttributeError, TypeError, ZeroDivisionError):  # the kernel has other arguments now
                     trips = None
             line = node.lineno + self.offset
             self.found[self.file, line] = SourceLoop(
-                self.file, line, (node.end_lineno or node.lineno) + self.offset, text, trips
-            )
+                self.file, line, (node.end_lineno or node.lineno) + self.offset, text,
+                None if trips is None else float(trips), getattr(trips, "full", 1.0),
+            )  # fmt: skip
         self.block(node.body, known)
 
     def assign(self, node: ast.stmt, known: dict[str, Any]) -> None:

@@ -16,9 +16,10 @@ import triton
 from benchmarks.gpu_model import cuda
 from benchmarks.gpu_model.cases import Case, all_cases
 from benchmarks.gpu_model.devices import DEVICES, GUIDE
+from benchmarks.gpu_model.latency import WAIT
 from benchmarks.gpu_model.launches import Launch, all_compiled
 from benchmarks.gpu_model.measured import Results
-from benchmarks.gpu_model.model import OVERHEAD, WAIT, Compiled, examined, library, predict
+from benchmarks.gpu_model.model import OVERHEAD, Compiled, examined, library, predict
 from benchmarks.gpu_model.record import Part, recorded
 
 RESULTS = Path(__file__).parents[1] / "results"
