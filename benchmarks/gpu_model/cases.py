@@ -67,6 +67,12 @@ def patches(N: int, channels: int, axes: int, dtype: torch.dtype) -> Tensor:
     return inner.movedim((-1, -2), (0, 1)).requires_grad_()
 
 
+def used_share(N: int, sizes: list[int], axes: int) -> float:
+    """The share of tokens that hold a place of a node."""
+    patch = -(-N // GRID)
+    return sum((min(GRID, -(-n // patch)) / GRID) ** axes for n in sizes) / len(sizes)
+
+
 def embeddings(dtype: torch.dtype) -> Iterator[Case]:
     def sparse(B, S, M):
         given = whole(2, M), zeros(M, 8, dtype=dtype, leaf=False), whole(B + 1), permutation(B, S, 444)
@@ -84,11 +90,11 @@ def embeddings(dtype: torch.dtype) -> Iterator[Case]:
         shapes.embed(444, B, M, S, dtype),
         partial(sparse, B, S, M),
         kind_of(dtype),
-        {"mean_nodes": sum(sizes) / B, "channels": 8},
+        {"mean_nodes": sum(sizes) / B, "channels": 8, "used": used_share(444, sizes, 2)},
     )
     sizes, S = pattern_like("cuda")
-    B, used = len(sizes), [min(GRID, -(-n // 14)) / GRID for n in sizes]
-    facts = {"used": sum(x**2 for x in used) / B, "filled": sum(sizes) / B / 188}
+    B = len(sizes)
+    facts = {"used": used_share(188, sizes, 2), "filled": sum(sizes) / B / 188}
     run = partial(dense, B, S)
     yield Case("embed_matrix", shapes.embed_matrix(188, sizes, S, 4, dtype), run, kind_of(dtype), facts)
 
@@ -119,7 +125,8 @@ def readouts(dtype: torch.dtype) -> Iterator[Case]:
         sizes, S, N = read_like(where, "cuda")
         B, items = len(sizes), sum(sizes)
         needs, call = shapes.readout(where, N, B, items, S, dtype), partial(run, axes, B, S, N, items)
-        yield Case("readout", needs, call, kind_of(dtype), {"mean_nodes": sum(sizes) / B, "channels": 1})
+        facts = {"mean_nodes": sum(sizes) / B, "channels": 1, "used": used_share(N, sizes, axes)}
+        yield Case("readout", needs, call, kind_of(dtype), facts)
 
 
 def messages(dtype: torch.dtype) -> Iterator[Case]:

@@ -71,8 +71,13 @@ def examined(launch: Launch, made: Any) -> Compiled:
 
 def predict(launch: Launch, made: Compiled, device: Device, facts: dict[str, Any]) -> Predicted:
     """A launch of a Triton kernel."""
-    loops = source.loops(launch.function, launch.kernel, launch.named | facts | {"launched": launch.grid})
-    tensors = {id(x): size(x) for x in launch.named.values() if isinstance(x, Tensor)}
+    facts = launch.named | facts | {"launched": launch.grid}
+    loops = source.loops(launch.function, launch.kernel, facts)
+    tensors = {
+        id(x): round(size(x) * source.touched(launch.kernel, name, facts))
+        for name, x in launch.named.items()
+        if isinstance(x, Tensor)
+    }
     kind = "half" if any("bf16" in x or "fp16" in x for x in launch.source[0].values()) else "tf32"
     found = executed(made.code, made.ptx, loops)
     return timed(launch.kernel, made, math.prod(launch.grid), sum(tensors.values()), found, kind, device)

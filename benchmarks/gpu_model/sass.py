@@ -167,9 +167,15 @@ def _instructions(lines: list[str]) -> tuple[list[Instruction], dict[str, int]]:
         elif (match := _INSTRUCTION.match(line)) is not None:
             more = False
             found.append(Instruction(int(match[1], 16), match[3], match[4], match[2] or "", tuple(frames)))
-    while found and found[-1].base in ("NOP", "BRA"):  # after the end
+    while found and (found[-1].base == "NOP" or _to_itself(found, targets)):  # after the end
         found.pop()
     return found, targets
+
+
+def _to_itself(some: list[Instruction], targets: dict[str, int]) -> bool:
+    """Whether the last instruction is a branch to itself, as after the end; another may be the way back of a loop."""
+    match = re.search(r"\((\.L_\w+)\)", some[-1].operands) if some[-1].base == "BRA" else None
+    return match is not None and targets.get(match[1]) == len(some) - 1
 
 
 def _backward(instructions: list[Instruction], targets: dict[str, int]) -> list[tuple[int, int]]:
