@@ -1,7 +1,8 @@
 """From what is launched to a predicted time.
 
 A launch takes the longest of
-    memory   bytes of its tensors, each once, or of its loads and stores if these are fewer, over the bandwidth
+    memory   bytes of its tensors, each once, or of its loads and stores if these are fewer, over the bandwidth; of tensors
+             for all tokens those of used tokens (`source.TOUCHED`)
     tensor   operations of its matrix instructions over the rate
     units    the busiest unit of a processor: instructions issued (four a cycle), multiplications and sums, integers,
              float64, special functions, lines of memory (one a cycle)
