@@ -188,6 +188,13 @@ def test_a_loop_at_the_end_of_a_kernel_is_kept():
     assert (outer.first, outer.last, len(outer.inner)) == (1, 8, 1)
 
 
+def test_the_way_back_of_a_loop_may_end_the_code():
+    """It is no filling after the end, which branches to itself."""
+    text = LISTING.replace("EXIT ;\n.L_x_2:", "BRA `(.L_x_1) ;\n.L_x_2:")
+    code = sass.parse(text)["_kernel"]
+    assert text != LISTING and len(code.instructions) == 9 and (code.loops[0].first, code.loops[0].last) == (1, 8)
+
+
 def test_passes_through_unrolled_copies():
     assert _turns(11.0, [4, 1]) == [2.0, 3.0] and _turns(1.5, [1]) == [1.5] and _turns(6.0, [2, 2]) == [1.5, 1.5]
     assert {kind for kind, *_ in KINDS} == {"tensor", "global", "shared", "float"}
@@ -236,6 +243,19 @@ def test_every_hint_is_of_a_loop_that_is_there():
     for path in Path(triton_ops.__file__).parent.glob("*.py"):
         loops |= {ast.unparse(x.iter) for x in ast.walk(ast.parse(path.read_text())) if isinstance(x, ast.For)}
     assert {text for _, text in source.HINTS} <= loops
+
+
+def test_bytes_that_are_touched():
+    """Of what is for all tokens only the rows of those that are used; every share is of an argument that is there."""
+    product = {"used": 0.25, "COMPACT": True}
+    assert source.touched("multiply", "p_a", product) == 0.25 and source.touched("multiply", "p_b", product) == 1
+    assert source.touched("multiply", "p_out", product) == 1 and source.touched("multiply", "p_a", {}) == 1
+    arguments = set()
+    for path in Path(triton_ops.__file__).parent.glob("*.py"):
+        for x in ast.walk(ast.parse(path.read_text())):
+            if isinstance(x, ast.FunctionDef):
+                arguments |= {(x.name.strip("_"), argument.arg) for argument in x.args.args}
+    assert set(source.TOUCHED) <= arguments
 
 
 def test_measured_stands_beside_predicted(tmp_path):

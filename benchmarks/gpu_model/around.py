@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks.gpu_model.cases import used
 from benchmarks.gpu_model.devices import Device
 from benchmarks.gpu_model.dispatches import paths_of_a_gpu
 from benchmarks.gpu_model.launches import Launch
 from benchmarks.gpu_model.model import Compiled, library, predict
 from benchmarks.gpu_model.record import Call, everything
-from benchmarks.shapes import GRID
 from probsym_fast import draws, tasks
 from probsym_fast._autocast import autocasts
 from probsym_fast.models import tokens
@@ -90,7 +90,7 @@ def step(samples: int, graphs: int = GRAPHS) -> Step:
     batch, target = task.inputs(task.dataset("train")[torch.arange(graphs)])
     nodes = batch.num_nodes.double()
     facts = {
-        "used": ((nodes / -(-task.graph_set.N // GRID)).ceil() / GRID).square().mean().item(),
+        "used": used(batch.num_nodes.tolist(), task.graph_set.N, 2),
         "filled": nodes.mean().item() / task.graph_set.N,
         "mean_nodes": nodes.mean().item(),
         "channels": task.graph_set.outputs,

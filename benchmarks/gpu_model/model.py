@@ -1,7 +1,8 @@
 """From what is launched to a predicted time.
 
 A launch takes the longest of
-    memory   bytes of its tensors, each once, or of its loads and stores if these are fewer, over the bandwidth
+    memory   bytes of its tensors, each once, or of its loads and stores if these are fewer, over the bandwidth; of tensors
+             for all tokens those of used tokens (`source.TOUCHED`)
     L2       bytes of the loads of all blocks, and of what they store, over the bandwidth of the second cache
     tensor   operations of its matrix instructions over the rate, on 9.0 with mma.sync over what that reaches
     units    the busiest unit of a processor: instructions issued (four a cycle), multiplications and sums, integers,
@@ -73,8 +74,13 @@ def examined(launch: Launch, made: Any) -> Compiled:
 
 def predict(launch: Launch, made: Compiled, device: Device, facts: dict[str, Any]) -> Predicted:
     """A launch of a Triton kernel."""
-    loops = source.loops(launch.function, launch.kernel, launch.named | facts | {"launched": launch.grid})
-    tensors = {id(x): size(x) for x in launch.named.values() if isinstance(x, Tensor)}
+    facts = launch.named | facts | {"launched": launch.grid}
+    loops = source.loops(launch.function, launch.kernel, facts)
+    tensors = {
+        id(x): round(size(x) * source.touched(launch.kernel, name, facts))
+        for name, x in launch.named.items()
+        if isinstance(x, Tensor)
+    }
     kind = "half" if any("bf16" in x or "fp16" in x for x in launch.source[0].values()) else "tf32"
     warps = Warps(made.ptx, 32 * made.warps, launch.numbers)
     found = executed(made.code, made.ptx, loops, warps)

@@ -71,6 +71,11 @@ def _nodes(x: Any) -> float:
     return 1 - x.graphs / x.launched[0]
 
 
+def _used(x: Any) -> float:
+    """The share of a product's programs that have rows of used tokens."""
+    return x.used * (x.last - x.first) * x.L / (x.launched[0] // -(-x.X // x.BLOCK_X) * x.BLOCK_M)
+
+
 # (kernel, what its loop runs over) -> trips; the arguments of the launch are attributes, tensors included,
 # and `launched` is its grid
 HINTS: dict[tuple[str, str], list[Callable[[Any], float]]] = {
@@ -99,8 +104,18 @@ HINTS: dict[tuple[str, str], list[Callable[[Any], float]]] = {
     ("reduce_rows", "range(0, tl.max(b_last - b_first, 0), BLOCK_K)"): [
         lambda x: _per(x.ends / x.C, x.graphs * x.mean_nodes, x.BLOCK_K)
     ],
-    ("cut", "range(0, tl.where(tl.program_id(0) * BLOCK_M < b_rows, row, 0), BLOCK_X)"): [
-        lambda x: x.used * -(-x.row // x.BLOCK_X)
+    ("list_tokens", "range(b_round, tl.minimum(b_round + part, rounds))"): [lambda x: min(x.part, x.rounds)],
+    ("cut", "range(0, tl.where(m_used, patch, 0), BLOCK_O)"): [lambda x: x.used**0.5 * -(-x.patch // x.BLOCK_O)],
+    ("cut", "range(0, b_width, BLOCK_X)"): [lambda x: -(-x.grid * x.patch * x.C // x.BLOCK_X)],
+    ("cut", "range(0, tl.where(m_used & (b_full < row), b_cells, 0), BLOCK_T)"): [
+        lambda x: x.used**0.5 * -(-(x.used**0.5) * x.grid // x.BLOCK_T) * (x.patch**2 * x.C < x.row)
+    ],
+    ("find_slots", "range(0, tl.where(tl.program_id(1) == 0, S, 0), BLOCK)"): [
+        lambda x: math.ceil(x.S / x.BLOCK) / x.launched[1]
+    ],
+    ("multiply", "range(0, tl.where(m_used, K // BLOCK_K, 0))"): [lambda x: _used(x) * (x.K // x.BLOCK_K)],
+    ("multiply", "range(K // BLOCK_K * BLOCK_K, tl.where(m_used, K, 0), TAIL)"): [
+        lambda x: _used(x) * math.ceil(x.K % x.BLOCK_K / x.TAIL)
     ],
     ("multiply", "range(b_first + i_part * BLOCK_M, b_last, programs * BLOCK_M)"): [
         lambda x: math.ceil(x.used * x.p_rows.shape[0] * (x.last - x.first) / (x.S * x.graphs) / x.BLOCK_M) / x.programs
@@ -128,6 +143,24 @@ HINTS: dict[tuple[str, str], list[Callable[[Any], float]]] = {
         lambda x: min(x.S, x.last - x.first)
     ],
 }
+
+# (kernel, argument) -> the share of a tensor's bytes that is touched: memory is for all tokens, and some are used
+TOUCHED: dict[tuple[str, str], Callable[[Any], float]] = {
+    ("cut", "p_matrix"): lambda x: x.filled**2,
+    ("cut", "p_out"): lambda x: x.used,
+    ("multiply", "p_a"): lambda x: x.used,
+    ("multiply", "p_out"): lambda x: 1 if x.COMPACT else x.used,
+    ("multiply_transposed", "p_a"): lambda x: x.used,
+    ("multiply_transposed", "p_d"): lambda x: x.used,
+}
+
+
+def touched(kernel: str, argument: str, facts: dict[str, Any]) -> float:
+    """The share of the bytes of an argument of a launch that is read or written."""
+    try:
+        return float(TOUCHED[kernel, argument](Facts(facts)))
+    except KeyError:
+        return 1.0
 
 
 def loops(function: JITFunction, name: str, facts: dict[str, Any]) -> dict[tuple[str, int], SourceLoop]:

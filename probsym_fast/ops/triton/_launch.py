@@ -30,7 +30,7 @@ OPTIONS = {"enable_fp_fusion": True, "maxnreg": 128}
 # Parameters, of any kernel, that depend on the numbers of nodes, items and graphs in a batch. Triton would recompile a
 # kernel whenever one is 1 or a multiple of 16. None of them is the stride of a wide load.
 RAGGED = {"E", "M", "nodes", "graphs", "STEPS", "samples", "first", "last", "tokens", "none", "total", "keys", "rows"}
-RAGGED |= {"ends", "pairs", "programs"}
+RAGGED |= {"ends", "pairs", "programs", "rounds"}
 RAGGED |= {"top", "left"}  # where a part of an image begins
 RAGGED |= {"parts", "part", "splits", "p_key", "p_from"}  # the last two point into edge_index, at E numbers of 8 bytes
 RAGGED |= {"p_lengths", "p_own"}  # point to those of any sequence, of any layer

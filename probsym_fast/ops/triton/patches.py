@@ -15,81 +15,73 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
 from probsym_fast.ops.triton import Refused
 from probsym_fast.ops.triton._launch import (
+    bucket,
     cdiv,
     check_axes,
     check_counts,
     check_tensors,
     kernel,
-    width_block,
 )
 from probsym_fast.ops.triton.items import patch_of
 from probsym_fast.ops.triton.products import BYTES, multiply, multiply_transposed
 from probsym_fast.ops.triton.used_tokens import UsedTokens, rows_before
 
-BLOCK = 256
 LINE = 16  # numbers that divide a row of patches, so that they move 16 bytes at a time
 
 
-@kernel({"num_warps": 4})
-def _find_nodes(p_order, p_slots, p_counts, p_lines, p_columns, total, S, N, places, BLOCK: tl.constexpr):
-    """lines[sample, place]: the matrix row, over all graphs, of the node in the place; columns: the node.
-
-    Both are -1 if the place has no slot or an invalid one.
-    """
-    o_p = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    b_sample = o_p // places
-    b_slot = tl.load(p_slots + o_p % places, mask=o_p < total, other=-1)
-    m_p = (b_slot >= 0) & (b_slot < tl.load(p_counts + b_sample // S, mask=o_p < total, other=0))
-    b_node = tl.load(p_order + b_sample * N + b_slot, mask=m_p, other=-1)
-    m_node = (b_node >= 0) & (b_node < N)
-    tl.store(p_lines + o_p, tl.where(m_node, b_sample // S * N + b_node, -1).to(tl.int32), mask=o_p < total)
-    tl.store(p_columns + o_p, tl.where(m_node, b_node, -1).to(tl.int32), mask=o_p < total)
+@triton.jit
+def nodes_of(p_order, p_slots, o_p, m_p, b_nodes, N):
+    """The nodes in some places of a sample's axis; -1 if the place has no slot or an invalid one."""
+    b_slot = tl.load(p_slots + o_p, mask=m_p, other=-1).to(tl.int32)
+    b_node = tl.load(p_order + b_slot, mask=(b_slot >= 0) & (b_slot < b_nodes), other=-1).to(tl.int32)
+    return tl.where(b_node < N, b_node, -1)
 
 
 @kernel({"num_warps": 4})
 def _cut(
-    p_matrix, p_lines, p_columns, p_rows, p_before, p_out, first, last, S, graphs, N, C, grid, patch, row,
-    BLOCK_M: tl.constexpr, BLOCK_X: tl.constexpr,
+    p_matrix, p_order, p_slots, p_counts, p_cells, p_before, p_out, first, S, graphs, N, C, grid, patch, row,
+    BLOCK_O: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_T: tl.constexpr, LINE: tl.constexpr,
 ):  # fmt: skip
-    """out[row, (o, q, c)]: the patches of the used tokens of samples first..last - 1, in words, each followed by zeros."""
-    b_first = rows_before(p_before, first, S, graphs)
-    o_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    b_rows = rows_before(p_before, last, S, graphs) - b_first
-    m_m = o_m < b_rows
-    b_token = tl.load(p_rows + b_first + o_m, mask=m_m, other=0)
-    b_cell = b_token // grid * patch
-    b_other = (b_token // (grid * grid) * grid + b_token % grid) * patch
-    p_row = p_out + o_m.to(tl.int64)[:, None] * row
-    for x in range(0, tl.where(tl.program_id(0) * BLOCK_M < b_rows, row, 0), BLOCK_X):
-        o_x = x + tl.arange(0, BLOCK_X)
-        b_o, b_q = o_x // (patch * C), o_x // C % patch
-        m_x = m_m[:, None] & (b_o < patch)[None, :]
-        b_line = tl.load(p_lines + (b_cell[:, None] + b_o[None, :]), mask=m_x, other=-1)
-        b_column = tl.load(p_columns + (b_other[:, None] + b_q[None, :]), mask=m_x, other=-1)
-        p_a = p_matrix + b_line.to(tl.int64) * (N * C) + (b_column * C + (o_x % C)[None, :])
-        b_a = tl.load(p_a, mask=(b_line >= 0) & (b_column >= 0), other=0)
-        tl.store(p_row + o_x[None, :], b_a, mask=m_m[:, None] & (o_x < row)[None, :])
+    """out[row, (o, q, c)]: the patches of the used tokens from sample `first` on, in words, each followed by zeros.
 
-
-@kernel({"num_warps": 4})
-def _write_bias(
-    p_rows, p_before, p_bias, p_out, tokens, S, graphs, D, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr
-):  # fmt: skip
-    """tokens[token] = bias for the tokens that are not used."""
-    o_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    m_m = (o_m < tokens) & (o_m >= tl.load(p_before + graphs) * S)
-    b_token = tl.load(p_rows + o_m, mask=m_m, other=0).to(tl.int64)
-    b_bias = tl.zeros((BLOCK_D,), p_out.dtype.element_ty)
-    if p_bias is not None:
-        b_bias = tl.load(p_bias + o_d, mask=o_d < D, other=0).to(p_out.dtype.element_ty)
-    p_token = p_out + b_token[:, None] * D + o_d[None, :]
-    tl.store(p_token, tl.broadcast_to(b_bias[None, :], (BLOCK_M, BLOCK_D)), mask=m_m[:, None] & (o_d < D)[None, :])
+    A program cuts the patches of a row of cells of one sample. Neighbouring threads read one line of the matrix.
+    """
+    i_sample, i_cell = first + tl.program_id(0) // grid, tl.program_id(0) % grid
+    i_graph = i_sample // S
+    p_cell = p_cells + i_graph.to(tl.int64) * (grid + 1)
+    b_at, b_cells = tl.load(p_cell + i_cell), tl.load(p_cell + grid)
+    m_used = tl.load(p_cell + i_cell + 1) > b_at
+    b_row = rows_before(p_before, i_sample, S, graphs) - rows_before(p_before, first, S, graphs) + b_at * b_cells
+    b_nodes = tl.minimum(tl.load(p_counts + i_graph), N).to(tl.int32)
+    p_graph = p_matrix + i_graph.to(tl.int64) * N * N * C
+    p_node = p_order + i_sample.to(tl.int64) * N
+    p_row = p_out + b_row.to(tl.int64) * row
+    b_width = grid * patch * C
+    for o in range(0, tl.where(m_used, patch, 0), BLOCK_O):
+        o_o = o + tl.arange(0, BLOCK_O)
+        b_line = nodes_of(p_node, p_slots, i_cell * patch + o_o, o_o < patch, b_nodes, N)
+        for x in range(0, b_width, BLOCK_X):
+            o_x = x + tl.arange(0, BLOCK_X)
+            b_cell = o_x // (patch * C)
+            b_column = nodes_of(p_node, p_slots, o_x // C, o_x < b_width, b_nodes, N)
+            b_token = tl.load(p_cell + b_cell, mask=o_x < b_width, other=0)
+            m_to = tl.load(p_cell + b_cell + 1, mask=o_x < b_width, other=0) > b_token
+            b_from = (b_line * (N * C))[:, None] + (b_column * C + o_x % C)[None, :]
+            b_a = tl.load(p_graph + b_from, mask=(b_line >= 0)[:, None] & (b_column >= 0)[None, :], other=0)
+            b_to = (o_o * patch * C)[:, None] + (b_token * row + o_x % (patch * C))[None, :]
+            tl.store(p_row + b_to, b_a, mask=(o_o < patch)[:, None] & m_to[None, :])
+    b_full = patch * patch * C
+    for t in range(0, tl.where(m_used & (b_full < row), b_cells, 0), BLOCK_T):
+        o_t, o_x = t + tl.arange(0, BLOCK_T), b_full + tl.arange(0, LINE)
+        m_t = (o_t < b_cells)[:, None] & (o_x < row)[None, :]
+        p_zero = p_row + o_t.to(tl.int64)[:, None] * row + o_x[None, :]
+        tl.store(p_zero, tl.zeros((BLOCK_T, LINE), p_out.dtype.element_ty), mask=m_t)
 
 
 class Patches:
@@ -115,15 +107,12 @@ class Patches:
             places_of_all_samples=total,
             nodes=self.B * self.N,
             numbers_of_a_matrix=self.N**2 * self.C,
+            numbers_of_a_row_of_patches=grid * self.patch**2 * self.C,
         )
         if num_nodes is None:
             num_nodes = torch.full((self.B,), self.N, dtype=torch.int64, device=order.device)
         self.counts = num_nodes.contiguous()
         self.used = UsedTokens(self.slots, self.counts, self.S, self.N, grid, 2)
-        lines, columns = (torch.empty(total, dtype=torch.int32, device=order.device) for _ in range(2))
-        arguments = self.order, self.slots, self.counts, lines, columns, total, self.S, self.N, places
-        _find_nodes(lambda settings: (cdiv(total, BLOCK),), *arguments, BLOCK=BLOCK)
-        self.gathered = self.matrix, lines, columns, self.used.rows, self.used.before
 
     def check(self, weight: Tensor, tokens: Tensor | None, bias: Tensor | None, *soft: Tensor | None) -> None:
         """Refuses unfit arguments: weight (D, C, patch, patch), tokens, bias (D,); rank, t, log_r, log_c."""
@@ -144,27 +133,24 @@ class Patches:
         width = cdiv(W.shape[0] * self.C, LINE) * LINE  # rows begin at 32 bytes or more
         step = max(1, min(self.samples, BYTES // (W.element_size() * self.L * width)))
         patches = torch.empty(step * self.L, width, dtype=W.dtype, device=W.device)
-        (matrix, *tables), (word, each) = self.gathered, word_of(self.matrix)
+        tables = self.order, self.slots, self.counts, self.used.cells, self.used.before
+        word, each = word_of(self.matrix)
+        sizes = self.S, self.B, self.N, each, self.grid, self.patch, width * each // self.C
         for first in range(0, self.samples, step):
             last = min(self.samples, first + step)
             _cut(
-                lambda settings, count=last - first: (cdiv(count * self.L, 16),), matrix.view(-1).view(word), *tables,
-                patches.view(word), first, last, self.S, self.B, self.N, each, self.grid, self.patch,
-                width * each // self.C, BLOCK_M=16, BLOCK_X=64,
+                lambda settings, count=last - first: (count * self.grid,), self.matrix.view(-1).view(word), *tables,
+                patches.view(word), first, *sizes, BLOCK_O=min(16, bucket(self.patch)), BLOCK_X=128, BLOCK_T=16, LINE=LINE,
             )  # fmt: skip
             yield first, last, patches
 
     def times(self, W: Tensor, bias: Tensor | None) -> Tensor:
         """tokens (B, S, L, D) in W's dtype. W (patch^2, C, D)."""
         check_counts(weights=W.numel())
-        D, block = W.shape[-1], width_block(W.shape[-1], 256)
+        D = W.shape[-1]
         tokens = torch.empty(self.B, self.S, self.L, D, dtype=W.dtype, device=W.device)
         for first, last, patches in self._parts(W):
             multiply(self.used, first, last, patches, W.view(-1, D), bias, tokens.view(-1, D), compact=True)
-        _write_bias(
-            lambda settings: (cdiv(self.tokens, 16), cdiv(D, block)), self.used.rows, self.used.before, bias,
-            tokens, self.tokens, self.S, self.B, D, BLOCK_M=16, BLOCK_D=block,
-        )  # fmt: skip
         return tokens
 
     def weight_gradient(self, d_tokens: Tensor, W: Tensor) -> Tensor:

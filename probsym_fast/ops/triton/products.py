@@ -1,4 +1,4 @@
-"""Matrix products of the used tokens: their number is read on the GPU, and programs loop over the rows there are."""
+"""Matrix products of the used tokens: their number is read on the GPU, and programs beyond it end at once."""
 
 from __future__ import annotations
 
@@ -10,45 +10,75 @@ from probsym_fast.ops.triton._launch import bucket, cdiv, kernel, precision
 from probsym_fast.ops.triton.used_tokens import UsedTokens, rows_before
 
 BYTES = 2**28  # of an operand or result with a row for every used token, at a time
-PROGRAMS = 1024  # wanted at a time
 LINE = 128  # bytes of the inner axis that a step reads
+NARROW = 2**31 - 2**20  # most numbers of a tensor whose addresses are computed in 32 bits, with room for a block
 SPLITS, SPLIT = 256, 512  # transposed product: programs wanted; fewest tokens per program
 
 
 @kernel(
+    {"BLOCK_M": 128, "num_warps": 4, "num_stages": 3, "maxnreg": 255},
     {"BLOCK_M": 128, "num_warps": 8, "num_stages": 3, "maxnreg": 255},
     ieee=({"BLOCK_M": 64, "num_warps": 8, "num_stages": 2, "maxnreg": 255},),
     tf32x3=({"BLOCK_M": 128, "num_warps": 8, "num_stages": 2, "maxnreg": 255},),
 )
 def _multiply(
-    p_a, p_b, p_bias, p_out, p_rows, p_before, first, last, S, graphs, K, X, row_a, row_b, column_b, programs,
+    p_a, p_b, p_bias, p_out, p_rows, p_before, first, last, S, graphs, L, K, X, row_a, row_b, column_b,
     PRECISION: tl.constexpr, COMPACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_K: tl.constexpr,
+    TAIL: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """out = bias + a b for the rows of samples first..last - 1: one of a and out has those rows (COMPACT: a), the other all
-    tokens. The programs of a block of rows follow each other: a is read from memory once, b stays in the cache."""
+    """out = bias + a b for the rows of samples first..last - 1: one of a and out has those rows, the other all tokens.
+
+    COMPACT: a has them, and the tokens that are not used become the bias. A program has BLOCK_M rows and BLOCK_X
+    columns. Those of a block of rows follow each other: a is read from memory once, b stays in the cache. Blocks of used rows
+    and of others alternate: the first compute, the others only write. The last rows come first: they were written last, so
+    the cache may have them. Whole steps of BLOCK_K have no masks: beyond the ends, addresses repeat those of other rows and
+    columns, whose sums are not stored. WIDE: addresses in 64 bits.
+    """
     columns = tl.cdiv(X, BLOCK_X)
-    i_x, i_part = tl.program_id(0) % columns, tl.program_id(0) // columns
-    o_x, o_k = i_x * BLOCK_X + tl.arange(0, BLOCK_X), tl.arange(0, BLOCK_K)
-    m_x = o_x < X
+    i_x, i_block = tl.program_id(0) % columns, tl.program_id(0) // columns
+    blocks = tl.num_programs(0) // columns
+    i_block = tl.where(i_block % 2 == 0, i_block // 2, blocks - 1 - i_block // 2)
     b_first, b_last = rows_before(p_before, first, S, graphs), rows_before(p_before, last, S, graphs)
-    p_columns = p_b + o_x.to(tl.int64)[None, :] * column_b
-    for m in range(b_first + i_part * BLOCK_M, b_last, programs * BLOCK_M):
-        o_m = m + tl.arange(0, BLOCK_M)
-        m_m = o_m < b_last
-        b_token = tl.load(p_rows + o_m, mask=m_m, other=0).to(tl.int64)
-        b_row = (o_m - b_first).to(tl.int64)
-        b_from, b_to = (b_row, b_token) if COMPACT else (b_token, b_row)
-        b_sum = tl.zeros((BLOCK_M, BLOCK_X), tl.float32)
-        for k in range(0, K, BLOCK_K):
-            m_k = k + o_k < K
-            p_line = p_a + b_from[:, None] * row_a + (k + o_k)[None, :]
-            b_a = tl.load(p_line, mask=m_m[:, None] & (k + o_k < row_a)[None, :], other=0)
-            b_b = tl.load(p_columns + (k + o_k)[:, None] * row_b, mask=m_k[:, None] & m_x[None, :], other=0)
-            b_sum = tl.dot(b_a, b_b, b_sum, input_precision=PRECISION)
-        if p_bias is not None:
-            b_sum += tl.load(p_bias + o_x, mask=m_x, other=0).to(tl.float32)[None, :]
-        p_to = p_out + b_to[:, None] * X + o_x[None, :]
-        tl.store(p_to, b_sum.to(p_out.dtype.element_ty), mask=m_m[:, None] & m_x[None, :])
+    b_blocks = tl.cdiv(b_last - b_first, BLOCK_M)
+    m_used = i_block < b_blocks
+    b_every = tl.load(p_before + graphs) * S  # the others follow
+    b_begin = tl.where(m_used, b_first + (b_blocks - 1 - i_block) * BLOCK_M, 0)
+    b_end = tl.where(m_used, b_last, 0)
+    if COMPACT:
+        b_begin += tl.where(m_used, 0, b_every + first * L - b_first + (i_block - b_blocks) * BLOCK_M)
+        b_end += tl.where(m_used, 0, b_every + last * L - b_last)
+    o_m = b_begin + tl.arange(0, BLOCK_M)
+    m_m = o_m < b_end
+    b_token, b_row = tl.load(p_rows + o_m, mask=m_m, other=0), tl.minimum(o_m, b_last - 1) - b_first
+    o_x, o_k = i_x * BLOCK_X + tl.arange(0, BLOCK_X), tl.arange(0, BLOCK_K)
+    b_column = o_x % X
+    if WIDE:
+        b_token, b_row, b_column, o_k = (
+            b_token.to(tl.int64),
+            b_row.to(tl.int64),
+            b_column.to(tl.int64),
+            o_k.to(tl.int64),
+        )
+    b_from, b_to = (b_row, b_token) if COMPACT else (b_token, b_row)
+    b_from_a, b_from_b = b_from[:, None] * row_a + o_k[None, :], b_column[None, :] * column_b + o_k[:, None] * row_b
+    b_sum = tl.zeros((BLOCK_M, BLOCK_X), tl.float32)
+    for _ in range(0, tl.where(m_used, K // BLOCK_K, 0)):
+        b_sum = tl.dot(tl.load(p_a + b_from_a), tl.load(p_b + b_from_b), b_sum, input_precision=PRECISION)
+        p_a += BLOCK_K
+        p_b += BLOCK_K * row_b
+    o_k = tl.arange(0, TAIL)
+    b_from_a = b_from[:, None] * row_a + o_k[None, :]
+    b_from_b = b_column[None, :] * column_b + o_k.to(b_column.dtype)[:, None] * row_b
+    for k in range(K // BLOCK_K * BLOCK_K, tl.where(m_used, K, 0), TAIL):
+        b_a = tl.load(p_a + b_from_a, mask=(k + o_k < row_a)[None, :], other=0)
+        b_b = tl.load(p_b + b_from_b, mask=(k + o_k < K)[:, None], other=0)
+        b_sum = tl.dot(b_a, b_b, b_sum, input_precision=PRECISION)
+        p_a += TAIL
+        p_b += TAIL * row_b
+    if p_bias is not None:
+        b_sum += tl.load(p_bias + o_x, mask=o_x < X, other=0).to(tl.float32)[None, :]
+    p_to = p_out + b_to[:, None] * X + o_x[None, :]
+    tl.store(p_to, b_sum.to(p_out.dtype.element_ty), mask=m_m[:, None] & (o_x < X)[None, :])
 
 
 def multiply(
@@ -57,21 +87,22 @@ def multiply(
     """out[row] = bias + a[row] b for the used tokens of samples first..last - 1.
 
     b (K, X). One of a (rows, at least K) and out (rows, X) has a row for each of them, the other for each token. Values of a
-    beyond K must be zero.
+    beyond K must be zero. If `compact`, a has the rows, and out[token] = bias for the tokens that are not used.
     """
     (K, X), kind = b.shape, precision(b.dtype, "tf32x3")
     aligned = X % 16 == 0, a.shape[-1] % 16 == 0  # rows move in 16 bytes; others take more registers
     block = max(16, min(256 // b.element_size() // (1 if aligned[0] else 2), bucket(X)))
     step = 16 if kind == "ieee" else LINE // b.element_size() // (1 if aligned[1] else 2)
-    columns = cdiv(X, block)
-    programs = max(1, min(cdiv((last - first) * used.L, 128), PROGRAMS // columns))
+    wide = max(x.numel() for x in (a, b, out)) > NARROW
+    step = max(16, step // 2) if wide else step  # addresses of 64 bits take registers
+    columns, rows = cdiv(X, block), (last - first) * used.L
 
     def grid(settings):
-        return (columns * programs,)
+        return ((cdiv(rows, settings["BLOCK_M"]) + compact) * columns,)
 
     _multiply(
-        grid, a, b, bias, out, used.rows, used.before, first, last, used.S, used.B, K, X, a.shape[-1], b.stride(0),
-        b.stride(1), programs, PRECISION=kind, COMPACT=compact, BLOCK_X=block, BLOCK_K=step,
+        grid, a, b, bias, out, used.rows, used.before, first, last, used.S, used.B, used.L, K, X, a.shape[-1], b.stride(0),
+        b.stride(1), PRECISION=kind, COMPACT=compact, BLOCK_X=block, BLOCK_K=step, TAIL=16, WIDE=wide,
     )  # fmt: skip
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from probsym_fast.ops.triton._launch import bucket, cdiv, kernel
 
-BLOCK = 256
-CELLS = 4096  # places looked at together by one program
+TILE = 4096  # places, or cells of some graphs or of some rows of tokens, that a program looks at together
+PROGRAMS = 1024  # most of them: each counts the tokens of all graphs before its own
 
 
 @triton.jit
@@ -27,43 +27,56 @@ def rows_before(p_before, sample, S, graphs):
 
 
 @kernel({"num_warps": 4})
-def _find_cells(
-    p_slots, p_counts, p_cells, p_each, N, grid, patch,
-    AXES: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_P: tl.constexpr,
+def _list_tokens(
+    p_slots, p_counts, p_cells, p_before, p_rows, rounds, part, S, N, grid, patch, graphs, blocks,
+    AXES: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """cells[graph, cell]: used cells before this one, all of them at the end; each[graph]: used tokens of a sample."""
-    i_graph = tl.program_id(0).to(tl.int64)
-    o_g, o_p = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_P)
-    b_nodes = tl.minimum(tl.load(p_counts + i_graph), N)
-    b_used = tl.zeros((BLOCK_G,), tl.int32)
+    """cells[graph, cell]: used cells before this one, all of them at the end; before[graph]: used tokens of one sample of the
+    graphs before; rows: the used tokens, ascending, then the others.
+
+    A round is a block of rows of a sample's tokens. A program takes the next `part` of them.
+    """
+    o_g, o_p, o_r = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_R)
+    b_low = tl.zeros((BLOCK_G,), tl.int32) + N  # the lowest slot of a cell
     for k in range(0, patch, BLOCK_P):
         m_slot = (o_g < grid)[:, None] & (k + o_p < patch)[None, :]
         b_slot = tl.load(p_slots + o_g[:, None] * patch + (k + o_p)[None, :], mask=m_slot, other=-1)
-        b_used = tl.maximum(b_used, tl.max(((b_slot >= 0) & (b_slot < b_nodes)).to(tl.int32), 1))
-    b_count = tl.sum(b_used, 0)
-    p_line = p_cells + i_graph * (grid + 1)
-    tl.store(p_line + o_g, tl.cumsum(b_used, 0) - b_used, mask=o_g < grid)
-    tl.store(p_line + grid, b_count)
-    tl.store(p_each + i_graph, b_count * b_count if AXES == 2 else b_count)
-
-
-@kernel({"num_warps": 4})
-def _list_tokens(p_cells, p_before, p_rows, tokens, S, L, grid, graphs, AXES: tl.constexpr, BLOCK: tl.constexpr):
-    """rows: the used tokens, ascending, then the others."""
-    o_t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    m_t = o_t < tokens
-    b_sample, b_token = tl.where(m_t, o_t // L, 0), o_t % L
-    p_line = p_cells + (b_sample // S).to(tl.int64) * (grid + 1)
-    b_p = b_token // grid if AXES == 2 else b_token
-    b_at = tl.load(p_line + b_p)
-    b_used = tl.load(p_line + b_p + 1) > b_at
-    if AXES == 2:
-        b_column = tl.load(p_line + b_token % grid)
-        b_at = b_at * tl.load(p_line + grid) + tl.where(b_used, b_column, 0)
-        b_used = b_used & (tl.load(p_line + b_token % grid + 1) > b_column)
-    b_at += rows_before(p_before, b_sample, S, graphs)
-    b_at = tl.where(b_used, b_at, tl.load(p_before + graphs) * S + o_t - b_at)
-    tl.store(p_rows + b_at, o_t, mask=m_t)
+        b_low = tl.minimum(b_low, tl.min(tl.where((b_slot >= 0) & (b_slot < N), b_slot, N).to(tl.int32), 1))
+    b_round = tl.program_id(0) * part
+    b_first = b_round // (S * blocks)  # graph
+    b_before = tl.zeros((), tl.int32)
+    b_every = tl.zeros((), tl.int32)
+    for graph in range(0, graphs, BLOCK_B):
+        o_b = graph + tl.arange(0, BLOCK_B)
+        b_nodes = tl.minimum(tl.load(p_counts + o_b, mask=o_b < graphs, other=0), N)
+        b_each = tl.sum((b_low[:, None] < b_nodes[None, :]).to(tl.int32), 0)
+        if AXES == 2:
+            b_each *= b_each
+        b_before += tl.sum(tl.where(o_b < b_first, b_each, 0), 0)
+        b_every += tl.sum(b_each, 0)
+    for i_round in range(b_round, tl.minimum(b_round + part, rounds)):
+        i_sample, i_block = i_round // blocks, i_round % blocks
+        i_graph = i_sample // S
+        b_used = (b_low < tl.minimum(tl.load(p_counts + i_graph), N)).to(tl.int32)
+        b_at, b_count = tl.cumsum(b_used, 0) - b_used, tl.sum(b_used, 0)
+        b_each = b_count * b_count if AXES == 2 else b_count
+        m_first = i_round % (S * blocks) == 0
+        p_line = p_cells + i_graph.to(tl.int64) * (grid + 1)
+        tl.store(p_line + o_g, b_at, mask=(o_g < grid) & m_first)
+        tl.store(p_line + grid, b_count, mask=m_first)
+        tl.store(p_before + i_graph, b_before, mask=m_first)
+        b_row = i_block * BLOCK_R + o_r
+        b_row_at, b_row_used = o_r * 0, o_r * 0 + 1
+        if AXES == 2:
+            b_row_at = tl.sum(tl.where(o_g[None, :] < b_row[:, None], b_used[None, :], 0), 1) * b_count
+            b_row_used = tl.sum(tl.where(o_g[None, :] == b_row[:, None], b_used[None, :], 0), 1)
+        m_used = b_row_used[:, None] * b_used[None, :] > 0
+        b_to = b_before * S + i_sample % S * b_each + b_row_at[:, None] + b_row_used[:, None] * b_at[None, :]
+        o_t = i_sample * (grid * grid if AXES == 2 else grid) + b_row[:, None] * grid + o_g[None, :]
+        m_t = (b_row < (grid if AXES == 2 else 1))[:, None] & (o_g < grid)[None, :]
+        tl.store(p_rows + tl.where(m_used, b_to, b_every * S + o_t - b_to), o_t, mask=m_t)
+        b_before += tl.where((i_round + 1) % (S * blocks) == 0, b_each, 0)
+        tl.store(p_before + graphs, b_before, mask=i_round + 1 == rounds)
 
 
 class UsedTokens:
@@ -77,18 +90,18 @@ class UsedTokens:
         """slots (grid patch,); counts (B,) valid nodes, where larger ones act as N."""
         self.B, self.S, self.grid, self.axes, self.L = counts.shape[0], S, grid, axes, grid**axes
         tokens, device = self.B * S * self.L, slots.device
-        self.cells = torch.empty(self.B, grid + 1, dtype=torch.int32, device=device)
-        each = torch.empty(self.B, dtype=torch.int32, device=device)
-        self.before = torch.zeros(self.B + 1, dtype=torch.int32, device=device)
+        fresh = torch.empty if tokens else torch.zeros  # of no tokens there is nothing to launch
+        self.cells = fresh(self.B, grid + 1, dtype=torch.int32, device=device)
+        self.before = fresh(self.B + 1, dtype=torch.int32, device=device)
         self.rows = torch.empty(tokens, dtype=torch.int32, device=device)
         patch, block = slots.shape[0] // grid, bucket(grid)
-        block_p = max(1, min(bucket(patch), CELLS // block))
-        _find_cells(
-            lambda settings: (self.B,), slots, counts, self.cells, each, N, grid, patch,
-            AXES=axes, BLOCK_G=block, BLOCK_P=block_p,
-        )  # fmt: skip
-        torch.cumsum(each, 0, dtype=torch.int32, out=self.before[1:])
+        block_r = max(1, min(block, TILE // block)) if axes == 2 else 1
+        blocks = cdiv(grid, block_r) if axes == 2 else 1
+        rounds = self.B * S * blocks
+        part = cdiv(rounds, PROGRAMS)
+        most = max(1, TILE // block)
         _list_tokens(
-            lambda settings: (cdiv(tokens, BLOCK),), self.cells, self.before, self.rows, tokens, S, self.L, grid,
-            self.B, AXES=axes, BLOCK=BLOCK,
+            lambda settings: (cdiv(rounds, max(1, part)),), slots, counts, self.cells, self.before, self.rows, rounds, part,
+            S, N, grid, patch, self.B, blocks, AXES=axes, BLOCK_B=min(64, most), BLOCK_R=block_r, BLOCK_G=block,
+            BLOCK_P=min(bucket(patch), most),
         )  # fmt: skip

@@ -1,5 +1,7 @@
 """Launches of every op, forward and backward, for sizes as in the experiments; nothing runs."""
 
+from unittest import mock
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from probsym_fast.ops.gin import weights_of as gin_count
 from probsym_fast.ops.message_passing import weights_of as message_count
 from probsym_fast.ops.mlp import weights_of as mlp_count
 from probsym_fast.ops.transformer import weights_of as transformer_count
-from probsym_fast.ops.triton import KERNELS, _launch
+from probsym_fast.ops.triton import KERNELS, _launch, products
 from probsym_fast.ops.triton import _lazy as launcher
 
 
@@ -62,7 +64,14 @@ def items_case(name, dtype):
 
 
 def embed_matrix_case(dtype):
-    """As wide as a ViT and of a width that 16 does not divide, one channel and several, several samples and one."""
+    """As wide as a ViT and of a width that 16 does not divide, one channel and several, several samples and one; addresses in
+    32 bits and in 64."""
+    _embed_matrices(dtype)
+    with mock.patch.object(products, "NARROW", 0):
+        _embed_matrices(dtype)
+
+
+def _embed_matrices(dtype):
     for B, S, N, grid, C, D in ((2, 2, 188, 14, 1, 768), (2, 1, 20, 3, 3, 70)):
         P, soft = patch_size(N, grid), [torch.zeros(B, S, N) for _ in range(3)]
         matrix, order = torch.zeros(B, N, N, C, dtype=dtype), torch.arange(N).expand(B, S, N)

@@ -26,7 +26,7 @@ def test_embed_matrix(N, grid, pad_mode, centered, dtype):
 @pytest.mark.parametrize("parts", [False, True])
 def test_embed_matrix_beyond_one_block(parts, monkeypatch):
     """Patch lines, widths and slots of several blocks; tokens in several parts, a graph's samples in several chunks, more
-    rows than programs take at once."""
+    tokens than programs list at once, addresses in 64 bits."""
     N, grid, C, D = (10, 5, 4, 5) if parts else (66, 2, 1, 258)
     data, P = batch([N, N] if parts else [N], N, C=C, S=3 if parts else 1), patch_size(N, grid)
     if parts:
@@ -35,12 +35,29 @@ def test_embed_matrix_beyond_one_block(parts, monkeypatch):
             ("matrix_gradient.PRODUCTS", 2 * sample),
             ("patches.BYTES", 3 * sample),
             ("products.SPLIT", 5),
-            ("products.PROGRAMS", 1),
+            ("products.NARROW", 0),
+            ("used_tokens.PROGRAMS", 2),
+            ("used_tokens.TILE", 16),
         ):
             monkeypatch.setattr(f"probsym_fast.ops.triton.{name}", value)
     axis, weight = axis_of(N, grid), weights(D, C, P, P).float() / P
     arguments = [data.matrix.float(), None, *soft_arguments(data)[1:], *axis, weight, None]
     check("embed_matrix", arguments, [0, 4, 5, 6, 11])
+
+
+@pytest.mark.parametrize(("dtype", "counts"), in_dtypes(([5, 0, 2, 9],), ([0, 0, 0, 0],), ([1, 7, 9, 4],)))
+def test_tokens_that_are_not_used_are_the_bias(counts, dtype, monkeypatch):
+    """Also of graphs without nodes, in every part; a width of several blocks that does not fill the last."""
+    B, S, N, grid, C, D = 4, 3, 9, 4, 3, 272
+    monkeypatch.setattr("probsym_fast.ops.triton.patches.BYTES", 5 * dtype.itemsize * grid**2 * 32)  # samples at a time
+    matrix = torch.randn(B, N, N, C)
+    order = [torch.cat([torch.randperm(n), torch.arange(n, N)]) for n in counts for _ in range(S)]
+    order, counts = torch.stack(order).view(B, S, N), torch.tensor(counts)
+    rank = order.argsort(-1)
+    soft, axis = [torch.zeros(B, S, N)] * 3, axis_of(N, grid)
+    arguments = [matrix.to(dtype), counts, rank, order, *soft, 0.5, *axis]
+    arguments += [weights(D, C, 3, 3).to(dtype), torch.randn(D).to(dtype)]
+    check("embed_matrix", arguments, [11, 12])
 
 
 @pytest.mark.parametrize(("B", "S"), [(0, 3), (2, 0)])
