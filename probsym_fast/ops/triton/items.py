@@ -221,7 +221,7 @@ class Items:
         _, C, D = W.shape
         values = torch.empty(self.M, C, dtype=tokens.dtype, device=tokens.device)
         tokens, bias, S = tokens.contiguous(), None if bias is None else bias.contiguous(), self.S if self.B else 0
-        if self.Q == 1 and self.B and is_shorter(self.M, self.B * self.L, self.offsets, C):
+        if self.Q == 1 and self.B and is_shorter(self.axes):
             read_slots(self, tokens, scale, W, bias, values)
             return values
         sizes = self.M, self.S, C, D

@@ -29,7 +29,7 @@ def within(b_begin, b_end, nodes, N):
     return b_first, tl.minimum(tl.minimum(b_end, nodes) - b_first, N)
 
 
-@kernel({"TILE": 8192, "num_warps": 4}, {"TILE": 4096, "num_warps": 4}, {"TILE": 2048, "num_warps": 4})
+@kernel({"TILE": 8192, "num_warps": 4, "maxnreg": 168}, {"TILE": 4096, "num_warps": 4}, {"TILE": 2048, "num_warps": 4})
 def _rows_of_nodes(
     p_ptr, p_rank, p_weight, p_out, nodes, S, N, D, graphs, TILE: tl.constexpr, NARROW: tl.constexpr, BLOCK_D: tl.constexpr
 ):  # fmt: skip

@@ -16,15 +16,15 @@ from probsym_fast.ops.triton.graphs import MORE_ENDS, graph_of_few, halvings
 
 BLOCK, SAMPLES = 16, 16  # values and samples of a program
 TOKENS, PARTS = 32, 4  # of the product: tokens of a program; parts of the width, for more programs where z is small
-COLUMNS = 64  # of z, which as products take as long as to read the token
 
 
-def is_shorter(items: int, tokens: int, offsets: int, C: int) -> bool:
+def is_shorter(axes: int) -> bool:
     """Whether to compute every slot's value, and not to read a token and the weight's rows for each item of a sample.
 
-    tokens: of one sample of all graphs.
+    Of nodes most tokens are read several times, of pairs few are read. It depends on no ragged size: each choice compiles
+    other kernels.
     """
-    return items * (C + 1) >= tokens * (1 + offsets * C / COLUMNS)
+    return axes == 1
 
 
 @kernel({"num_warps": 2, "num_stages": 3, "maxnreg": 255}, {"num_warps": 4, "num_stages": 3})
