@@ -66,9 +66,15 @@ def _per(total: float, programs: float, block: float = 1) -> Turns:
     return turns(math.ceil(each), each / max(1, math.ceil(each)))
 
 
-def _nodes(x: Any) -> float:
-    """Of the programs of `sum_rows` those that take blocks of nodes, not the virtual node of a graph."""
-    return 1 - x.graphs / x.launched[0]
+def _virtual(x: Any) -> float:
+    """Of the programs of `sum_rows` those that take the virtual node of a graph."""
+    return x.graphs * math.ceil(x.width / x.BLOCK_W) / x.launched[0]
+
+
+def _pairs(x: Any) -> float:
+    """Of lists of pairs, those by token or by weight row: half where one launch has made both."""
+    both = x.p_begin.storage_offset() > 0 or x.p_begin.shape[0] > x.get("tokens", math.inf) + 1
+    return x.p_row.shape[0] / (2 if both else 1)
 
 
 def _used(x: Any) -> float:
@@ -79,24 +85,30 @@ def _used(x: Any) -> float:
 # (kernel, what its loop runs over) -> trips; the arguments of the launch are attributes, tensors included,
 # and `launched` is its grid
 HINTS: dict[tuple[str, str], list[Callable[[Any], float]]] = {
-    ("sum_rows", "range(tl.program_id(1) * BLOCK_W, width, BLOCK_W * tl.num_programs(1))"): [
-        lambda x: _per(x.width, x.launched[1], x.BLOCK_W) * (1 - _nodes(x)),
-        lambda x: _per(x.width, x.launched[1], x.BLOCK_W) * _nodes(x),
-        lambda x: _per(x.width, x.launched[1], x.BLOCK_W),
+    ("sum_rows", "range(i_column * BLOCK_W, width, BLOCK_W * programs)"): [
+        lambda x: _per(x.width, x.programs, x.BLOCK_W) * (1 - _virtual(x))
     ],
-    ("sum_rows", "range(0, tl.max(b_count, 0), AHEAD)"): [lambda x: _per(x.p_entry.shape[0], x.nodes, 4)],
-    ("sum_rows", "range(b_first, b_last, BLOCK_R)"): [lambda x: _per(x.nodes, x.graphs, x.TILE // x.BLOCK_W)],
+    ("sum_rows", "range(AHEAD, b_most, AHEAD)"): [lambda x: _per(max(0, x.p_entry.shape[0] / x.nodes - 4), 1, 4)],
+    ("sum_rows", "range(b_first, b_last, AHEAD * BLOCK_R)"): [
+        lambda x: _per(x.nodes, x.graphs, 4 * x.TILE // x.BLOCK_W) * _virtual(x)
+    ],
     ("pool", "range(b_first, b_last, BLOCK_E)"): [lambda x: _per(x.nodes, x.p_ptr.shape[0] - 1, x.BLOCK_E)],
     ("iterate_backward", "range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0))"): [
         lambda x: -(-x.rows // x.ROWS) / x.launched[0]
     ],
     **{(name, "range(0, b_n, BLOCK)"): [lambda x: -(-x.N // x.BLOCK)] * 3 for name in ("keys", "to_scores")},
+    ("places", "range(tl.program_id(0) * BLOCK_P, keys + 1, tl.num_programs(0) * BLOCK_P)"): [
+        lambda x: _per(x["keys"] + 1, x.launched[0], x.BLOCK_P)
+    ],
+    ("gather_one", "range(0, tl.where(tl.max(m_left.to(tl.int32), 0) > 0, places, 0), BLOCK_P)"): [lambda x: 0] * 2,
+    ("rows_of_nodes", "range(clear * S, stop, BLOCK_R)"): [lambda x: 0],  # of nodes of no graph
     # of lists of (entry, channel) pairs: one channel of each entry is not zero
+    ("scatter", "range(first, tl.minimum(first + TOKENS, tokens))"): [lambda x: x.tokens / x.launched[0]],
     ("scatter", "range(b_first, b_last, BLOCK_E)"): [
-        lambda x: _per(x.p_row.shape[0] / x.p_weight.shape[1], x.launched[0], x.BLOCK_E)
+        lambda x: _per(_pairs(x) / x.p_weight.shape[1], x.tokens, x.BLOCK_E)
     ],
     ("weight_gradient", "range(b_first, b_last, BLOCK_E)"): [
-        lambda x: _per(x.p_row.shape[0] / x.channels, x.rows * x.splits, x.BLOCK_E)
+        lambda x: _per(_pairs(x) / x.channels, x.rows * x.splits, x.BLOCK_E)
     ],
     ("reduce_rows", "range(i_part * BLOCK_R, b_rows, parts * BLOCK_R)"): [
         lambda x: _per(x.mean_nodes, x.parts, x.BLOCK_R) * x.mean_nodes / x.N
@@ -111,7 +123,7 @@ HINTS: dict[tuple[str, str], list[Callable[[Any], float]]] = {
         lambda x: x.used**0.5 * -(-(x.used**0.5) * x.grid // x.BLOCK_T) * (x.patch**2 * x.C < x.row)
     ],
     ("find_slots", "range(0, tl.where(tl.program_id(1) == 0, S, 0), BLOCK)"): [
-        lambda x: math.ceil(x.S / x.BLOCK) / x.launched[1]
+        lambda x: math.ceil(x.S / x.BLOCK) / x.launched[1]  # of a row of programs the first
     ],
     ("multiply", "range(0, tl.where(m_used, K // BLOCK_K, 0))"): [lambda x: _used(x) * (x.K // x.BLOCK_K)],
     ("multiply", "range(K // BLOCK_K * BLOCK_K, tl.where(m_used, K, 0), TAIL)"): [
@@ -122,9 +134,6 @@ HINTS: dict[tuple[str, str], list[Callable[[Any], float]]] = {
     ],
     ("multiply_transposed", "range(i_part.to(tl.int32) * b_part, b_last, BLOCK_M)"): [
         lambda x: _per(x.used * x.p_rows.shape[0] * (x.last - x.first) / (x.S * x.graphs), x.splits, x.BLOCK_M)
-    ],
-    ("find_slots", "range(0, tl.where(tl.program_id(1) == 0, S, 0), BLOCK)"): [
-        lambda x: -(-x.S // x.BLOCK) / x.launched[1]  # of a row of programs the first
     ],
     ("reduce_matrix", "range(0, 2 * b_steps)"): [
         lambda x: 2 * x.filled**2 * -(-x.filled * x.N * x.words * x.WORD // x.BLOCK_K)

@@ -32,7 +32,15 @@ OPTIONS = {"enable_fp_fusion": True, "maxnreg": 128}
 RAGGED = {"E", "M", "nodes", "graphs", "STEPS", "samples", "first", "last", "tokens", "none", "total", "keys", "rows"}
 RAGGED |= {"ends", "pairs", "programs", "rounds"}
 RAGGED |= {"top", "left"}  # where a part of an image begins
-RAGGED |= {"parts", "part", "splits", "p_key", "p_from"}  # the last two point into edge_index, at E numbers of 8 bytes
+RAGGED |= {
+    "parts",
+    "part",
+    "room",
+    "splits",
+    "p_key",
+    "p_from",
+}  # the last two point into edge_index, at E numbers of 8 bytes
+RAGGED |= {"p_begin"}  # lists of some keys may begin anywhere among those of all
 RAGGED |= {"p_lengths", "p_own"}  # point to those of any sequence, of any layer
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from probsym_fast.ops.triton import Refused
 from probsym_fast.ops.triton._launch import cdiv, check_axes, check_tensors, fresh_like, kernel, width_block
 from probsym_fast.ops.triton._sort_by_key import group
-from probsym_fast.ops.triton.items import graph_of
+from probsym_fast.ops.triton.graphs import MORE_ENDS, graph_of_few, halvings
 from probsym_fast.ops.triton.rows import activation
 
 AHEAD: tl.constexpr = tl.constexpr(4)  # entries of a list whose loads do not wait for each other
@@ -31,109 +31,117 @@ def read(p_x, m_x, p_z, ACT: tl.constexpr):
 
 
 @triton.jit
-def _of_graph(p_x, p_ptr, p_sums, i_graph, b_own, nodes, width, o_w, m_w, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr):
-    """sums of a virtual node: (own + 1) x + the x of its graph's nodes, several at a time."""
-    o_r, i_row = tl.arange(0, BLOCK_R), nodes + i_graph.to(tl.int64)
+def neighbour(p_entry, b_begin, b_count, k):
+    """Entry k of each list; -1 beyond its end."""
+    return tl.load(p_entry + b_begin + k, mask=k < b_count, other=-1).to(tl.int64)
+
+
+@triton.jit
+def row_of(p_x, b_row, o_w, width, p_z, ACT: tl.constexpr):
+    """`read` of features o_w of rows; 0 of negative ones."""
+    m_x = (b_row >= 0)[:, None] & (o_w < width)[None, :]
+    return read(p_x + b_row[:, None] * width + o_w[None, :], m_x, p_z, ACT)
+
+
+@triton.jit
+def _of_graph(
+    p_x, p_ptr, p_own, p_other, p_sums, i_graph, nodes, width, o_w, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr
+):  # fmt: skip
+    """sums of a virtual node: (own + 1) x + the x of its graph's nodes; and the sum of its x times other."""
+    o_r, o_x, m_w = tl.arange(0, BLOCK_R), (nodes + i_graph.to(tl.int64)) * width + o_w, o_w < width
     b_first = tl.maximum(tl.load(p_ptr + i_graph), 0)
     b_last = tl.minimum(tl.load(p_ptr + i_graph + 1), nodes)
-    b_sum = tl.zeros((BLOCK_R, BLOCK_W), tl.float32)
-    for k in range(b_first, b_last, BLOCK_R):
-        m_x = (k + o_r < b_last)[:, None] & m_w[None, :]
-        b_sum += tl.load(p_x + (k + o_r)[:, None] * width + o_w[None, :], mask=m_x, other=0).to(tl.float32)
-    b_x = tl.load(p_x + i_row * width + o_w, mask=m_w, other=0).to(tl.float32) * (b_own + 1.0)
-    tl.store(p_sums + i_row * width + o_w, (b_x + tl.sum(b_sum, 0)).to(p_sums.dtype.element_ty), mask=m_w)
-
-
-@triton.jit
-def _of_nodes(
-    p_x, p_begin, p_entry, p_ptr, p_own, p_bias, p_z, p_sums, o_r, b_begin, b_count, b_own, nodes, graphs, width, features,
-    STEPS, o_w, m_w, ACT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr,
-):  # fmt: skip
-    """sums of several nodes: own x + the x of each one's list + that of the virtual node.
-
-    ACT: x is act(x), or with z the sums are multiplied by act'(z); "": none. bias (features,) is added.
-    """
-    m_r = o_r < nodes
-    b_sum = tl.zeros((BLOCK_R, BLOCK_W), tl.float32)
-    o_x, m_x = o_r[:, None] * width + o_w[None, :], m_r[:, None] & m_w[None, :]
+    b_own, b_x = 1.0, tl.load(p_x + o_x, mask=m_w, other=0).to(tl.float32)
     if p_own is not None:
-        b_sum = b_own * read(p_x + o_x, m_x, p_z, ACT)
-    if p_ptr is not None:
-        b_graph = graph_of(p_ptr, o_r, graphs, STEPS)
-        m_virtual = (m_r & (b_graph < graphs))[:, None] & m_w[None, :]
-        p_virtual = p_x + (nodes + b_graph)[:, None] * width + o_w[None, :]
-        b_sum += tl.load(p_virtual, mask=m_virtual, other=0).to(tl.float32)
-    for e in range(0, tl.max(b_count, 0), AHEAD):
-        for k in tl.static_range(AHEAD):
-            b_from = tl.load(p_entry + b_begin + e + k, mask=e + k < b_count, other=-1).to(tl.int64)
-            m_from = (b_from >= 0)[:, None] & m_w[None, :]
-            b_sum += read(p_x + b_from[:, None] * width + o_w[None, :], m_from, p_z, ACT)
-    if p_bias is not None:
-        b_sum += tl.load(p_bias + o_w % features)[None, :]
-    if p_z is not None:
-        _, b_slope = activation(tl.load(p_z + o_x, mask=m_x, other=0), ACT)
-        b_sum *= b_slope
-    tl.store(p_sums + o_x, b_sum.to(p_sums.dtype.element_ty), mask=m_x)
-
-
-@triton.jit
-def _of_rows(p_x, p_other, o_r, m_r, width, ACT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr):
-    """The sum of x times other, or x times act(other), over the program's features of rows that caches hold."""
-    b_product = tl.zeros((BLOCK_R, BLOCK_W), tl.float32)
-    for first in range(tl.program_id(1) * BLOCK_W, width, BLOCK_W * tl.num_programs(1)):
-        o_w = first + tl.arange(0, BLOCK_W)
-        o_x, m_x = o_r[:, None] * width + o_w[None, :], m_r[:, None] & (o_w < width)[None, :]
-        b_x = tl.load(p_x + o_x, mask=m_x, other=0).to(tl.float32)
-        b_product += b_x * read(p_other + o_x, m_x, None, ACT)
+        b_own += tl.load(p_own).to(tl.float32)
+    b_sum = tl.zeros((BLOCK_R, BLOCK_W), tl.float32)
+    for k in range(b_first, b_last, AHEAD * BLOCK_R):
+        for i in tl.static_range(AHEAD):
+            o_k = k + i * BLOCK_R + o_r
+            m_x = (o_k < b_last)[:, None] & m_w[None, :]
+            b_sum += tl.load(p_x + o_k[:, None] * width + o_w[None, :], mask=m_x, other=0).to(tl.float32)
+    tl.store(p_sums + o_x, (b_own * b_x + tl.sum(b_sum, 0)).to(p_sums.dtype.element_ty), mask=m_w)
+    b_product = b_x
+    if p_other is not None:
+        b_product *= tl.load(p_other + o_x, mask=m_w, other=0).to(tl.float32)
     return tl.sum(b_product)
 
 
 @kernel(
-    {"TILE": 1024, "num_warps": 4, "maxnreg": 96},
-    {"TILE": 512, "num_warps": 4, "maxnreg": 48},
-    {"TILE": 512, "num_warps": 2, "maxnreg": 96},
-    {"TILE": 2048, "num_warps": 8, "maxnreg": 96},
+    {"TILE": 1024, "num_warps": 4},
+    {"TILE": 512, "num_warps": 4, "maxnreg": 80},
+    {"TILE": 512, "num_warps": 2},
+    {"TILE": 2048, "num_warps": 8},
 )
 def _sum_rows(
-    p_x, p_begin, p_entry, p_ptr, p_own, p_bias, p_z, p_other, p_sums, p_parts, nodes, graphs, width, features, STEPS,
-    ACT: tl.constexpr, TILE: tl.constexpr, BLOCK_W: tl.constexpr,
+    p_x, p_begin, p_entry, p_ptr, p_own, p_bias, p_z, p_other, p_sums, p_parts,
+    nodes, graphs, width, features, programs, STEPS, ACT: tl.constexpr, TILE: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    """The virtual node of a graph, of which there are `graphs`; then a block of nodes.
+    """A block of features of a virtual node; or a block of nodes: own x + the x of a node's list + that of the virtual node.
 
-    A program has every so many blocks of features, so that lists are read once. parts: the program's sum of x times
-    act(other), in the first place of those that programs of the smallest tile would have; 0 in the others.
+    ACT: x is act(x), or with z the sums are multiplied by act'(z); "": none. bias (features,) is added. `programs` take a
+    block of nodes, each every so many blocks of features, so that lists are read once. Rows of the first entries of a list
+    wait for nothing but these, which are the same for all features. parts: the program's sum of x times act(other), of
+    act(z) without other, in the first place of those that programs of the smallest tile would have; 0 in the others.
     """
     BLOCK_R: tl.constexpr = TILE // BLOCK_W
-    i_block = tl.program_id(0)
-    b_own = 0.0
-    if p_own is not None:
-        b_own = tl.load(p_own).to(tl.float32)
-    o_r = (i_block - graphs).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    m_r = (o_r >= 0) & (o_r < nodes)
+    SHARE: tl.constexpr = TILE // LEAST_TILE
+    blocks, i_program, i_first = tl.cdiv(width, BLOCK_W), tl.program_id(0), 0
     if p_ptr is not None:
-        if i_block < graphs:
-            for first in range(tl.program_id(1) * BLOCK_W, width, BLOCK_W * tl.num_programs(1)):
-                o_w = first + tl.arange(0, BLOCK_W)
-                _of_graph(p_x, p_ptr, p_sums, i_block, b_own, nodes, width, o_w, o_w < width, BLOCK_R, BLOCK_W)
-            o_r = nodes + i_block + tl.arange(0, BLOCK_R).to(tl.int64)
-            m_r = tl.arange(0, BLOCK_R) == 0
-    if i_block >= graphs:
+        i_first = graphs * blocks
+        if i_program < i_first:
+            o_w = i_program % blocks * BLOCK_W + tl.arange(0, BLOCK_W)
+            b_part = _of_graph(
+                p_x, p_ptr, p_own, p_other, p_sums, i_program // blocks, nodes, width, o_w, BLOCK_R, BLOCK_W
+            )
+            if p_parts is not None:
+                tl.store(p_parts + i_program, b_part)
+    if i_program >= i_first:
+        i_rows, i_column = (i_program - i_first) // programs, (i_program - i_first) % programs
+        o_r = i_rows.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+        m_r = o_r < nodes
         b_begin = tl.load(p_begin + o_r, mask=m_r, other=0)
         b_count = tl.load(p_begin + o_r + 1, mask=m_r, other=0) - b_begin
-        for first in range(tl.program_id(1) * BLOCK_W, width, BLOCK_W * tl.num_programs(1)):
+        b_own, b_row, b_virtual = 0.0, tl.where(m_r, o_r, -1), o_r
+        if p_own is not None:
+            b_own = tl.load(p_own).to(tl.float32)
+        if p_ptr is not None:
+            b_graph = graph_of_few(p_ptr, o_r, graphs, STEPS)
+            b_virtual = tl.where(m_r & (b_graph < graphs), nodes + b_graph, -1)
+        b_0, b_1 = neighbour(p_entry, b_begin, b_count, 0), neighbour(p_entry, b_begin, b_count, 1)
+        b_2, b_3 = neighbour(p_entry, b_begin, b_count, 2), neighbour(p_entry, b_begin, b_count, 3)
+        b_most = tl.max(b_count, 0)
+        b_product = tl.zeros((BLOCK_R, BLOCK_W), tl.float32)
+        for first in range(i_column * BLOCK_W, width, BLOCK_W * programs):
             o_w = first + tl.arange(0, BLOCK_W)
-            _of_nodes(
-                p_x, p_begin, p_entry, p_ptr, p_own, p_bias, p_z, p_sums, o_r, b_begin, b_count, b_own, nodes, graphs,
-                width, features, STEPS, o_w, o_w < width, ACT, BLOCK_R, BLOCK_W,
-            )  # fmt: skip
-    if p_parts is not None:
-        SHARE: tl.constexpr = TILE // LEAST_TILE
-        o_s = tl.arange(0, SHARE)
-        parts = graphs + tl.cdiv(nodes, LEAST_TILE // BLOCK_W)
-        i_part = tl.where(i_block < graphs, i_block, graphs + (i_block - graphs) * SHARE)
-        m_s = tl.where(i_block < graphs, o_s == 0, i_part + o_s < parts)
-        b_part = _of_rows(p_x, p_other, o_r, m_r, width, ACT, BLOCK_R, BLOCK_W)
-        tl.store(p_parts + tl.program_id(1) * parts + i_part + o_s, tl.where(o_s == 0, b_part, 0.0), mask=m_s)
+            b_sum = row_of(p_x, b_0, o_w, width, p_z, ACT) + row_of(p_x, b_1, o_w, width, p_z, ACT)
+            b_sum += row_of(p_x, b_2, o_w, width, p_z, ACT) + row_of(p_x, b_3, o_w, width, p_z, ACT)
+            if p_ptr is not None:
+                b_sum += row_of(p_x, b_virtual, o_w, width, None, "")
+            if p_own is not None:
+                b_sum += b_own * row_of(p_x, b_row, o_w, width, p_z, ACT)
+            for e in range(AHEAD, b_most, AHEAD):
+                for k in tl.static_range(AHEAD):
+                    b_sum += row_of(p_x, neighbour(p_entry, b_begin, b_count, e + k), o_w, width, p_z, ACT)
+            if p_bias is not None:
+                b_sum += tl.load(p_bias + o_w % features)[None, :]
+            if p_z is not None:
+                b_active, b_slope = activation(row_of(p_z, b_row, o_w, width, None, ""), ACT)
+                b_sum *= b_slope
+            o_x, m_x = o_r[:, None] * width + o_w[None, :], m_r[:, None] & (o_w < width)[None, :]
+            tl.store(p_sums + o_x, b_sum.to(p_sums.dtype.element_ty), mask=m_x)
+            if p_parts is not None:
+                b_x = row_of(p_x, b_row, o_w, width, None, "")
+                if p_other is not None:
+                    b_product += b_x * row_of(p_other, b_row, o_w, width, None, ACT)
+                else:
+                    b_product += b_x * b_active
+        if p_parts is not None:
+            o_s = i_rows * SHARE + tl.arange(0, SHARE)
+            b_part = tl.where(tl.arange(0, SHARE) == 0, tl.sum(b_product), 0.0)
+            tl.store(
+                p_parts + i_first + o_s * programs + i_column, b_part, mask=o_s < tl.cdiv(nodes, LEAST_TILE // BLOCK_W)
+            )
 
 
 def _check(x: Tensor, edges: Tensor, ptr: Tensor | None, own: Tensor | None, d_sums: Tensor | None = None) -> None:
@@ -192,15 +200,16 @@ def _sum_rows_of(x, adjacency, ptr, own, bias, act, z, other, sums, products) ->
     rows, width = x.shape[0], x.numel() // x.shape[0]
     nodes, block, features = rows - graphs, width_block(width, 256), width if bias is None else len(bias)
 
-    blocks, least = cdiv(width, block), graphs + cdiv(nodes, LEAST_TILE.value // block)
-    columns = 1 if least >= MANY else blocks
-    parts = torch.empty(columns * least, dtype=torch.float32, device=x.device) if products else None
+    blocks, least = cdiv(width, block), cdiv(nodes, LEAST_TILE.value // block)
+    programs = 1 if least >= MANY else blocks
+    room = graphs * blocks + least * programs
+    parts = torch.empty(room, dtype=torch.float32, device=x.device) if products else None
 
     def grid(settings):
-        return graphs + cdiv(nodes, settings["TILE"] // block), columns
+        return (graphs * blocks + cdiv(nodes, settings["TILE"] // block) * programs,)
 
-    lists = x, *adjacency, ptr, own, bias, z, z if other is None else other
-    arguments = *lists, sums, parts, nodes, graphs, width, features, graphs.bit_length()
+    lists = x, *adjacency, ptr, own, bias, z, other
+    arguments = *lists, sums, parts, nodes, graphs, width, features, programs, halvings(graphs, MORE_ENDS)
     _sum_rows(grid, *arguments, sizes=(rows, width, adjacency[1].shape[0] // rows), ACT=act, BLOCK_W=block)
     return sums, parts
 

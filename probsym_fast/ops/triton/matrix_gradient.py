@@ -15,7 +15,7 @@ from torch import Tensor
 
 from probsym_fast.ops.triton import Refused
 from probsym_fast.ops.triton._launch import bucket, cdiv, check_counts, kernel, precision
-from probsym_fast.ops.triton.items import places_of_slots
+from probsym_fast.ops.triton.entries import places_of_slots
 from probsym_fast.ops.triton.patches import Patches
 from probsym_fast.ops.triton.products import BYTES as PRODUCTS
 from probsym_fast.ops.triton.products import multiply

@@ -16,10 +16,10 @@ from probsym_fast.ops.triton._launch import (
     precision,
     width_block,
 )
-from probsym_fast.ops.triton.items import graph_of
 from probsym_fast.ops.triton.soft_tiles import SoftTiles, reduce_tile
 
 SPLIT, PARTS = 512, 1024  # weight gradient: samples per program, and the most parts
+LEAST_TILE = 2048  # of the configurations of `_rows_of_nodes`
 
 
 @triton.jit
@@ -29,26 +29,37 @@ def within(b_begin, b_end, nodes, N):
     return b_first, tl.minimum(tl.minimum(b_end, nodes) - b_first, N)
 
 
-@kernel({"TILE": 2048, "num_warps": 4}, {"TILE": 1024, "num_warps": 4}, {"TILE": 4096, "num_warps": 8})
+@kernel({"TILE": 8192, "num_warps": 4, "maxnreg": 168}, {"TILE": 4096, "num_warps": 4}, {"TILE": 2048, "num_warps": 4})
 def _rows_of_nodes(
-    p_ptr, p_rank, p_weight, p_out, rows, S, N, D, graphs, STEPS, TILE: tl.constexpr, BLOCK_D: tl.constexpr
-):
-    """features[u, s] for a block of rows (u, s); 0 for nodes of no graph."""
-    BLOCK_R: tl.constexpr = TILE // BLOCK_D
-    blocks = tl.cdiv(D, BLOCK_D)
-    o_row = (tl.program_id(0) // blocks) * BLOCK_R + tl.arange(
-        0, BLOCK_R
-    )  # below 2^31: divided in 32 bits, then widened
-    o_d = (tl.program_id(0) % blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
-    o_r, b_node, b_sample = o_row.to(tl.int64), (o_row // S).to(tl.int64), o_row % S
-    b_graph = tl.minimum(graph_of(p_ptr, b_node, graphs, STEPS), graphs - 1)
-    m_u = (o_r < rows) & (b_node < tl.load(p_ptr + graphs)) & (b_graph >= 0)
-    b_local = b_node - tl.load(p_ptr + b_graph, mask=m_u, other=0)
-    m_u = m_u & (b_local >= 0) & (b_local < N)
-    b_slot = tl.load(p_rank + (b_graph * S + b_sample) * N + b_local, mask=m_u, other=-1)
-    m_w = (m_u & (b_slot >= 0) & (b_slot < N))[:, None] & (o_d < D)[None, :]
-    b_w = tl.load(p_weight + b_slot[:, None] * D + o_d[None, :], mask=m_w, other=0)
-    tl.store(p_out + o_r[:, None] * D + o_d[None, :], b_w, mask=(o_r < rows)[:, None] & (o_d < D)[None, :])
+    p_ptr, p_rank, p_weight, p_out, nodes, S, N, D, graphs, TILE: tl.constexpr, NARROW: tl.constexpr, BLOCK_D: tl.constexpr
+):  # fmt: skip
+    """features[u, s] for a block of rows (u, s) of a graph, so that nothing searches for the graph; 0 for nodes of none.
+
+    Each graph has the programs of one of N nodes. Ranks are read beside ptr: only their rows of the weight wait for them.
+    """
+    BLOCK_R: tl.constexpr = TILE // NARROW // BLOCK_D
+    columns, lines = tl.cdiv(D, BLOCK_D), tl.cdiv(N * S, BLOCK_R)
+    i_graph, i_block = tl.program_id(0) // (columns * lines), tl.program_id(0) % (columns * lines)
+    o_r, o_d = tl.arange(0, BLOCK_R), (i_block % columns) * BLOCK_D + tl.arange(0, BLOCK_D)
+    o_row = (i_block // columns) * BLOCK_R + o_r
+    b_local, b_sample = o_row // S, o_row % S
+    b_slot = tl.load(p_rank + (i_graph.to(tl.int64) * S + b_sample) * N + b_local, mask=o_row < N * S, other=-1)
+    begin, end = tl.load(p_ptr + i_graph), tl.load(p_ptr + i_graph + 1)
+    first, count = within(begin, end, nodes, N)
+    count = tl.maximum(count, 0)
+    m_d, m_slot = (o_d < D)[None, :], (o_row < count * S) & (begin >= 0) & (b_slot >= 0) & (b_slot < N)
+    b_slot = tl.where(m_slot, b_slot, -1).to(tl.int32)
+    p_w = p_weight + (b_slot.to(tl.int64) * D)[:, None] + o_d[None, :]
+    b_w = tl.load(p_w, mask=(b_slot >= 0)[:, None] & m_d, other=0)
+    p_row = p_out + first * S * D + (o_row.to(tl.int64) * D)[:, None] + o_d[None, :]
+    tl.store(p_row, b_w, mask=(o_row < count * S)[:, None] & m_d)
+    if i_block < columns:  # nodes before and after all graphs, or beyond N
+        clear = tl.where(i_graph == 0, 0, tl.minimum(tl.maximum(end, 0), first + N))
+        stop = tl.where(i_graph == graphs - 1, nodes, tl.minimum(end, nodes)) * S
+        for row in range(clear * S, stop, BLOCK_R):
+            m_r = (row + o_r < stop) & ((row + o_r < first * S) | (row + o_r >= (first + count) * S))
+            p_row = p_out + (row + o_r)[:, None] * D + o_d[None, :]
+            tl.store(p_row, tl.zeros((BLOCK_R, BLOCK_D), p_out.dtype.element_ty), mask=m_r[:, None] & m_d)
 
 
 @kernel({"BLOCK_E": 8, "num_warps": 4}, {"BLOCK_E": 16, "num_warps": 8})
@@ -124,15 +135,15 @@ def forward(ptr, rank, order, t, log_r, log_c, tau, weight, nodes) -> Tensor:
     ptr, rank, weight = (x.contiguous() for x in (ptr, rank, weight))
     (B, S, N), D = rank.shape, weight.shape[1]
     out, block = torch.empty(nodes, S, D, dtype=weight.dtype, device=weight.device), width_block(D, 512)
-    rows = nodes * S
-    check_counts(rows_of_all_samples=rows)
+    if not B:
+        return out.zero_()
 
     def grid(settings):
-        return (cdiv(rows, settings["TILE"] // block) * cdiv(D, block),)
+        return (B * cdiv(N * S, settings["TILE"] // narrow // block) * cdiv(D, block),)
 
-    _rows_of_nodes(
-        grid, ptr, rank, weight, out, rows, S, N, D, B, B.bit_length(), sizes=(rows, D), BLOCK_D=block
-    )  # fmt: skip
+    narrow = 1 if D % 16 == 0 else 4  # without wide loads a thread holds more addresses
+    check_counts(programs=grid({"TILE": LEAST_TILE})[0], rows_of_a_graph_s_samples=N * S)
+    _rows_of_nodes(grid, ptr, rank, weight, out, nodes, S, N, D, B, sizes=(B * N * S, D), NARROW=narrow, BLOCK_D=block)
     return out
 
 

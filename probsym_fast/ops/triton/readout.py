@@ -21,9 +21,10 @@ def backward(
     x = Items(items, ptr, rank, slots, most_places, grid)
     x.check(weight, tokens, d_values, None, order, t, log_r, log_c)
     W, tokens, scale = weight_rows(weight), tokens.contiguous(), 1 / x.S
-    d_tokens = x.scatter(d_values, scale, W, None) if needs_tokens else None
+    lists = x.pairs(d_values, scale, by_token=needs_tokens, by_row=needs_weight) if needs_tokens or needs_weight else []
+    d_tokens = x.scatter(lists[0], W, None) if needs_tokens else None
+    d_weight = weight_like(x.weight_gradient(lists[-1], tokens, W), weight) if needs_weight else None
     soft = order, t, log_r, log_c, tau
     d_soft = permutation_gradient(x, d_values, scale, tokens, W, *soft) if needs_t else (None,) * 3
-    d_weight = weight_like(x.weight_gradient(d_values, scale, tokens, W), weight) if needs_weight else None
     d_bias = d_values.sum(0) if needs_bias else None
     return d_tokens, *d_soft, d_weight, d_bias

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from probsym_fast.ops.triton._launch import bucket, cdiv, check_counts, fresh_like, kernel
 from probsym_fast.ops.triton._sort_by_key import group
-from probsym_fast.ops.triton.items import Items, graph_of
+from probsym_fast.ops.triton.graphs import graph_of
+from probsym_fast.ops.triton.items import Items
 from probsym_fast.ops.triton.products import BYTES, multiply
 from probsym_fast.ops.triton.used_tokens import UsedTokens, rows_before
 

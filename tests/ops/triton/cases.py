@@ -44,10 +44,11 @@ def aggregate_case(dtype):
 
 
 def items_case(name, dtype):
-    """Pairs and nodes, tokens as wide as a ViT and narrow, one channel and many; one token of the whole matrix."""
+    """Pairs and nodes, tokens as wide as a ViT and narrow, one channel and many; one token of the whole matrix; few items of
+    many tokens, which are read one by one."""
     sizes = ((2, 188, 14, 8, 768, "zeros"), (1, 188, 196, 9, 768, "zeros"), (2, 20, 1, 1, 64, "zeros"))
-    padded = ((2, 444, 14, 7, 768, "reflect"),)
-    for axes, N, grid, C, D, pad_mode in sizes + padded * (name == "embed"):
+    more = (2, 444, 14, 7, 768, "reflect") if name == "embed" else (2, 53, 14, 1, 768, "zeros")
+    for axes, N, grid, C, D, pad_mode in (*sizes, more):
         S, B, P = 2, 2, patch_size(N, grid)
         ptr, rank = torch.arange(0, B * N + 1, N), torch.arange(N).expand(B, S, N)
         items = torch.zeros(axes, 60, dtype=torch.int64)

@@ -12,15 +12,30 @@ from tests.ops.triton.cases import launches_of
 @pytest.mark.parametrize("name", ["embed", "readout"])
 def test_rows_move_in_16_bytes(name, monkeypatch):
     """Token and weight rows of a width divisible by 16 are read, and tokens written, in vectors of 16 bytes."""
+    kernels = {"scatter": "BLOCK_D", "gather": "BLOCK_D", "gather_one": "BLOCK_D", "slot_values": "BLOCK_K"}
     for dtype in (torch.float32, torch.bfloat16):
+        seen = set()
         for (kernel, _), launch in launches_of(name, dtype, monkeypatch):
-            if (
-                kernel in ("scatter", "gather", "gather_one")
-                and launch[1][1][launch[0].arg_names.index("BLOCK_D"),] >= 128
-            ):
+            if kernel in kernels and launch.named["D"] == 768 and launch.named[kernels[kernel]] >= 32:
+                seen.add(kernel)
                 ptx = compiled(launch, 90).asm["ptx"]
-                assert re.search(r"ld\.global\S*\.v4\.b32", ptx), (kernel, launch[1:])
-                assert kernel.startswith("gather") or re.search(r"st\.global\S*\.v4\.b32", ptx), (kernel, launch[1:])
+                wide = r"cp\.async\S* \[.*\], 0x10" if kernel == "slot_values" else r"ld\.global\S*\.v4\.b32"
+                assert re.search(wide, ptx), (kernel, launch[1:])
+                assert kernel != "scatter" or re.search(r"st\.global\S*\.v4\.b32", ptx), (kernel, launch[1:])
+        assert {"scatter", "gather"} | ({"gather_one"} if name == "readout" else set()) <= seen, seen
+
+
+def test_features_of_nodes_move_in_16_bytes(monkeypatch):
+    """Of a width that 16 divides: rows of the weight, and what is written."""
+    for dtype in (torch.float32, torch.bfloat16):
+        (launch,) = [
+            launch
+            for (kernel, _), launch in launches_of("node_identifiers", dtype, monkeypatch)
+            if kernel == "rows_of_nodes" and launch.named["D"] == 64 and launch.named["TILE"] == 8192
+        ]
+        ptx = compiled(launch, 90).asm["ptx"]
+        for access in ("ld", "st"):
+            assert re.search(rf"{access}\.global\S*\.v4\.b32", ptx), (access, dtype)
 
 
 @pytest.mark.parametrize(("dtype", "precision"), [("bfloat16", "ieee"), ("float32", "ieee"), ("float32", "tf32")])

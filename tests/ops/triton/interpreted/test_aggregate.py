@@ -20,6 +20,15 @@ def test_aggregate(shape, dtype, virtual):
     check("aggregate", [x, data.edges, data.ptr if virtual else None, None], [0])
 
 
+@pytest.mark.parametrize("virtual", [False, True])
+def test_programs_take_whole_rows(virtual, monkeypatch):
+    """As of many nodes: all blocks of the width after one another. More graphs than a search compares at once."""
+    monkeypatch.setattr("probsym_fast.ops.triton.aggregate.MANY", 1)
+    data = batch([3, 0, *[1] * 66, 8], 8, edges=30)
+    x = torch.randn(77 + 69 * virtual, 330)
+    check("aggregate", [x, data.edges, data.ptr if virtual else None, torch.tensor(1.3)], [0, 3])
+
+
 @pytest.mark.parametrize("nodes", [0, 4])
 def test_aggregate_of_nothing(nodes):
     x = torch.randn(nodes, 3)

@@ -57,15 +57,41 @@ def test_readout(N, grid, centered, where, dtype):
     check("readout", [*arguments, None], [0])
 
 
+@pytest.mark.parametrize("by", ["slots", "items"])
 @pytest.mark.parametrize(("S", "D"), [(2, 20), (19, 5), (3, 530)])
-def test_readout_of_one_channel(S, D):
-    """Fewer entries than a block, and more; several blocks of the width."""
+def test_readout_of_one_channel(S, D, by, monkeypatch):
+    """Fewer entries than a block, and more; several blocks and parts of the width; of every slot, and of each item."""
+    monkeypatch.setattr("probsym_fast.ops.triton.items.is_shorter", lambda *sizes: by == "slots")
     data = batch([3, 1], 4, C=1, S=S, edges=3)
     axis, weight = axis_of(4, 3), weights(D, 1, 2).float()
     tokens = torch.randn(2, S, 3, D)
     arguments = [tokens, torch.arange(4)[None], *soft_arguments(data), *axis, weight]
     check("readout", [*arguments, torch.randn(1)], [0, 5, 6, 7, 12, 13])
     check("readout", [*arguments, None], [0])
+
+
+@pytest.mark.parametrize("order", ["centered", "mixed"])
+def test_pairs_read_one_by_one(order, monkeypatch):
+    """Of more graphs than a search compares at once, some without nodes; padding in front, and slots in no order."""
+    monkeypatch.setattr("probsym_fast.ops.triton.items.is_shorter", lambda *sizes: False)
+    ptr = torch.tensor([2, 0, 3, *[1] * 70]).cumsum(0)
+    ptr, rank = torch.cat([ptr[:1] * 0, ptr]), torch.rand(73, 2, 4).argsort(-1)
+    slots, most, grid = axis_of(4, 3, centered=True)
+    if order == "mixed":
+        slots = slots[torch.tensor([3, 0, 5, 2, 4, 1])]
+    tokens, weight = torch.randn(73, 2, 9, 20), weights(20, 1, 2, 2).float()
+    edges = torch.tensor([[0, 4, 2, 30, 74], [1, 2, 3, 30, 74]])
+    soft = ptr, rank, rank, *[torch.zeros(73, 2, 4)] * 3, 0.5
+    values = launcher("readout", "forward")(tokens, edges, *soft, slots, most, grid, weight, torch.ones(1))
+    place = slots.argsort()[-4:]  # of slots 0 to 3
+    for (u, v), value in zip(edges.T.tolist(), values[:, 0], strict=True):
+        graph = int((ptr[1:] <= u).sum())
+        first, expected = int(ptr[graph]), 0.0
+        for s in range(2):
+            p, q = int(place[rank[graph, s, u - first]]), int(place[rank[graph, s, v - first]])
+            token, row = tokens[graph, s, p // 2 * 3 + q // 2], weight[:, 0, p % 2, q % 2]
+            expected += float(token @ row) / 2
+        assert abs(float(value) - 1 - expected) < 1e-4
 
 
 @pytest.mark.parametrize("items", [0, 3])

@@ -33,6 +33,16 @@ def test_nodes_beyond_the_last_slot_have_no_features():
     assert torch.equal(found, expected[:, None].expand(8, S, 4))
 
 
+def test_nodes_of_no_graph_have_no_features():
+    """Before the first graph and after the last, which only a direct call can have."""
+    rank, weight = torch.arange(3).expand(2, 2, 3), torch.rand(3, 4) + 1
+    soft = [torch.zeros(2, 2, 3)] * 3
+    found = launcher("node_identifiers", "forward")(torch.tensor([2, 4, 7]), rank, rank, *soft, 0.5, weight, 9)
+    expected = torch.zeros(9, 4)
+    expected[2:7] = weight[[0, 1, 0, 1, 2]]
+    assert torch.equal(found, expected[:, None].expand(9, 2, 4))
+
+
 @pytest.mark.parametrize(("B", "S", "nodes"), [(0, 3, 0), (2, 2, 0), (2, 0, 4)])
 def test_node_identifiers_of_nothing(B, S, nodes):
     """No graphs; graphs without nodes; no samples."""
