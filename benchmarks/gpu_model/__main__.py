@@ -7,7 +7,7 @@ from pathlib import Path
 
 import triton
 
-from benchmarks.gpu_model import check, cuda, measured, page, table
+from benchmarks.gpu_model import around, check, cuda, measured, page, table
 from benchmarks.gpu_model.devices import DEVICES
 from probsym_fast._files import write_atomically
 
@@ -20,15 +20,18 @@ def main() -> None:
     arguments = parser.parse_args()
     calls, rows = table.calls(), []
     seen: list[table.Row] = []
+    shares: list[around.Share] = []
     for architecture in arguments.architectures:
         compiled = table.compile_all(table.launches(calls), architecture)
         rows += table.rows(calls, architecture, compiled)
         for found in measured.results(arguments.folder, architecture):
             seen += table.rows(calls, architecture, compiled, found)
             seen += table.of_cuda(found) if architecture == cuda.ARCHITECTURE else ()
+        if architecture == page.FULL:
+            shares = [around.share(samples, architecture) for samples in around.SAMPLES]
         print(f"{DEVICES[architecture].name}: {len(compiled)} kernels", flush=True)
     rows += table.of_cuda()
-    text = page.page(rows, seen, triton.__version__)
+    text = page.page(rows, seen, shares, triton.__version__)
     if not arguments.write:
         print(text)
         return

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.gpu_model.cases import used
-from benchmarks.gpu_model.devices import Device
+from benchmarks.gpu_model.devices import DEVICES, Device
 from benchmarks.gpu_model.dispatches import paths_of_a_gpu
 from benchmarks.gpu_model.launches import Launch
 from benchmarks.gpu_model.model import Compiled, library, predict
 from benchmarks.gpu_model.record import Call, everything
+from benchmarks.gpu_model.table import compile_all
 from probsym_fast import draws, tasks
 from probsym_fast._autocast import autocasts
 from probsym_fast.models import tokens
@@ -130,6 +131,13 @@ def without_data(model: nn.Module, batch: Any, target: Tensor) -> Iterator[tuple
         stack.enter_context(mock.patch.object(tokens, "product_dtype", product_dtype))
         stack.enter_context(MODE)
         yield model, batch, MODE.from_tensor(target)
+
+
+def share(samples: int, architecture: int) -> Share:
+    """Of a step on the device of the architecture."""
+    found = step(samples)
+    compiled = compile_all((x for x in found.whole if isinstance(x, Launch)), architecture)
+    return predicted(found, compiled, DEVICES[architecture])
 
 
 def predicted(step: Step, compiled: dict[tuple[str, str], Compiled], device: Device) -> Share:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from benchmarks.gpu_model.around import GRAPHS, Share
 from benchmarks.gpu_model.devices import DEVICES, GUIDE
 from benchmarks.gpu_model.latency import WAIT
 from benchmarks.gpu_model.model import OVERHEAD
@@ -10,8 +11,8 @@ from benchmarks.gpu_model.table import Row
 FULL = 90  # the architecture with every column
 
 
-def page(rows: list[Row], seen: list[Row], triton: str) -> str:
-    """seen: rows of devices that have measured."""
+def page(rows: list[Row], seen: list[Row], shares: list[Share], triton: str) -> str:
+    """seen: rows of devices that have measured. shares: of steps on the device of FULL."""
     names = "; ".join(f"{k // 10}.{k % 10}: {x.name} ({x.source})" for k, x in DEVICES.items())
     parts = [
         "# Predicted times of the GPU kernels",
@@ -28,6 +29,10 @@ def page(rows: list[Row], seen: list[Row], triton: str) -> str:
         "## Ops on the others",
         "Predicted time of the part that the case names, in µs, and its share of the limit.",
         _others(rows),
+        f"## A training step of ViT-B/16 around its backbone, on {DEVICES[FULL].name}",
+        f"PATTERN-PS in bfloat16, {GRAPHS} graphs. Times in ms. *around*: distribution, permutation, tokens, readout, loss, "
+        "and Adam for their weights, in our kernels and the library's calls. *share*: of the whole step, without the host.",
+        _around(shares),
         f"## Kernels on {DEVICES[FULL].name}",
         "Each kernel where it takes longest. *iteration*: instructions an iteration of its innermost loops, or of the whole "
         "kernel if it has none. *bits*: the widest load and store there. *of*: what its predicted time is made of.",
@@ -84,6 +89,23 @@ def _ops(rows: list[Row]) -> str:
             percent(x.share), f"{longest['kernel']} ({longest['of'] or '–'})",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _around(shares: list[Share]) -> str:
+    head = (
+        "samples",
+        "step, predicted",
+        "around: ours, predicted",
+        "library, predicted",
+        "share, predicted",
+        "longest, µs",
+    )
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for x in shares:
+        longest = ", ".join(f"{name} {us(seconds)}" for name, seconds in x.kernels[:6])
+        times = (number(1e3 * seconds) for seconds in (x.whole, x.ours, x.library))
+        lines.append(f"| {' | '.join([str(x.samples), *times, percent(x.share), longest])} |")
     return "\n".join(lines)
 
 
