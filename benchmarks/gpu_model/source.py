@@ -129,9 +129,6 @@ HINTS: dict[tuple[str, str], list[Callable[[Any], float]]] = {
     ("multiply", "range(K // BLOCK_K * BLOCK_K, tl.where(m_used, K, 0), TAIL)"): [
         lambda x: _used(x) * math.ceil(x.K % x.BLOCK_K / x.TAIL)
     ],
-    ("multiply", "range(b_first + i_part * BLOCK_M, b_last, programs * BLOCK_M)"): [
-        lambda x: math.ceil(x.used * x.p_rows.shape[0] * (x.last - x.first) / (x.S * x.graphs) / x.BLOCK_M) / x.programs
-    ],
     ("multiply_transposed", "range(i_part.to(tl.int32) * b_part, b_last, BLOCK_M)"): [
         lambda x: _per(x.used * x.p_rows.shape[0] * (x.last - x.first) / (x.S * x.graphs), x.splits, x.BLOCK_M)
     ],

@@ -57,34 +57,28 @@ def place_of(p_slots, b_slot, places, N, BLOCK_P: tl.constexpr):
 def gather_one(
     p_items, p_ptr, p_rank, p_slots, p_tokens, p_weight, p_bias, p_values,
     M, S, N, graphs, grid, patch, places, D, STEPS, scale,
-    AXES: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One item of one channel, as `gather`, of slots in one place each. It finds its entries, BLOCK_E at once, by itself."""
+    """One pair, of one channel, as `gather`, of slots in one place each. It finds its entries, BLOCK_E at once, by itself."""
     i_item, o_e = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_E)
     b_u = tl.load(p_items + i_item + tl.arange(0, 1))  # (1,)
-    b_v, L = b_u, grid
-    if AXES == 2:
-        b_v, L = tl.load(p_items + M + i_item + tl.arange(0, 1)), grid * grid
+    b_v = tl.load(p_items + M + i_item + tl.arange(0, 1))
     b_graph = tl.minimum(graph_of_few(p_ptr, b_u, graphs, STEPS), graphs - 1)
     m_u = (b_u >= 0) & (b_u < tl.load(p_ptr + graphs))
     b_first, b_last = tl.load(p_ptr + b_graph, mask=m_u, other=0), tl.load(p_ptr + b_graph + 1, mask=m_u, other=0)
     m_u = m_u & (b_u >= b_first) & (b_u - b_first < N)
-    if AXES == 2:
-        m_u = m_u & (b_v >= b_first) & (b_v < b_last) & (b_v - b_first < N)
+    m_u = m_u & (b_v >= b_first) & (b_v < b_last) & (b_v - b_first < N)
     b_sum = tl.zeros((BLOCK_E, BLOCK_D), tl.float32)
     for e in range(0, S, BLOCK_E):
         b_sample = b_graph * S + (e + o_e)
         m_k = m_u & (e + o_e < S)
-        b_p = place_of(
-            p_slots, tl.load(p_rank + b_sample * N + (b_u - b_first), mask=m_k, other=-1), places, N, BLOCK_P
-        )
-        b_token, b_offset, m_k = b_p // patch, b_p % patch, b_p >= 0
-        if AXES == 2:
-            b_column = tl.load(p_rank + b_sample * N + (b_v - b_first), mask=m_k, other=-1)
-            b_q = place_of(p_slots, b_column, places, N, BLOCK_P)
-            b_token, b_offset = b_token * grid + b_q // patch, b_offset * patch + b_q % patch
-            m_k = m_k & (b_q >= 0)
-        p_x = p_tokens + ((b_sample * L + b_token) * D)[:, None]
+        p_rank_s = p_rank + b_sample * N
+        b_p = place_of(p_slots, tl.load(p_rank_s + (b_u - b_first), mask=m_k, other=-1), places, N, BLOCK_P)
+        m_k = b_p >= 0
+        b_q = place_of(p_slots, tl.load(p_rank_s + (b_v - b_first), mask=m_k, other=-1), places, N, BLOCK_P)
+        m_k = m_k & (b_q >= 0)
+        b_token, b_offset = b_p // patch * grid + b_q // patch, b_p % patch * patch + b_q % patch
+        p_x = p_tokens + ((b_sample * grid * grid + b_token) * D)[:, None]
         p_w = p_weight + (b_offset * D)[:, None]
         for d in range(0, D, BLOCK_D):
             o_d = d + tl.arange(0, BLOCK_D)

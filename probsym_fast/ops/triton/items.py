@@ -28,7 +28,7 @@ from probsym_fast.ops.triton.entries import BLOCK, entries, places_of_slots
 from probsym_fast.ops.triton.gather import gather, gather_one
 from probsym_fast.ops.triton.graphs import MORE_ENDS, halvings
 from probsym_fast.ops.triton.pairs import Lists, count_pairs, list_pairs
-from probsym_fast.ops.triton.slot_values import is_shorter, read_slots
+from probsym_fast.ops.triton.slot_values import read_slots
 
 SPLIT, PROGRAMS = 16, 4096  # weight gradient: fewest entries of a weight row per program, on average; programs wanted
 
@@ -221,7 +221,7 @@ class Items:
         _, C, D = W.shape
         values = torch.empty(self.M, C, dtype=tokens.dtype, device=tokens.device)
         tokens, bias, S = tokens.contiguous(), None if bias is None else bias.contiguous(), self.S if self.B else 0
-        if self.Q == 1 and self.B and is_shorter(self.axes):
+        if self.Q == self.axes == 1:  # of nodes most tokens are read several times, of pairs few are read
             read_slots(self, tokens, scale, W, bias, values)
             return values
         sizes = self.M, self.S, C, D
@@ -230,7 +230,7 @@ class Items:
             gather_one(
                 lambda settings: (self.M,), self.items, self.ptr, self.rank, self.slots, tokens, W, bias, values, self.M,
                 S, self.N, self.B, self.grid, self.patch, places, D, halvings(self.B, MORE_ENDS), float(scale),
-                sizes=sizes, AXES=self.axes, BLOCK_P=64, BLOCK_D=width_block(D, 128),
+                sizes=sizes, BLOCK_P=64, BLOCK_D=width_block(D, 128),
             )  # fmt: skip
             return values
         block = min(16, bucket(C))

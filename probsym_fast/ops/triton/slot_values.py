@@ -1,6 +1,6 @@
-"""Values of items read from tokens of which most are read several times: every slot's (pair's) value, and then the means.
+"""Values of nodes read from tokens, of which most are read several times: every slot's value, and then the means.
 
-    z[sample, slot (pair), channel] = <tokens[token], W[offset, channel]>,   value = bias + scale sum_samples z
+    z[sample, slot, channel] = <tokens[token], W[offset, channel]>,   value = bias + scale sum_samples z
 The first is a matrix product, which reads each token once, and depends on no permutation. So it needs each slot in one place
 (Q = 1). A node's value then waits for its graph, its slots and z.
 """
@@ -18,19 +18,10 @@ BLOCK, SAMPLES = 16, 16  # values and samples of a program
 TOKENS, PARTS = 32, 4  # of the product: tokens of a program; parts of the width, for more programs where z is small
 
 
-def is_shorter(axes: int) -> bool:
-    """Whether to compute every slot's value, and not to read a token and the weight's rows for each item of a sample.
-
-    Of nodes most tokens are read several times, of pairs few are read. It depends on no ragged size: each choice compiles
-    other kernels.
-    """
-    return axes == 1
-
-
 @kernel({"num_warps": 2, "num_stages": 3, "maxnreg": 255}, {"num_warps": 4, "num_stages": 3})
 def _slot_values(
     p_tokens, p_weight, p_slots, p_z, tokens, N, grid, patch, C, D, X, share,
-    AXES: tl.constexpr, PRECISION: tl.constexpr, PARTS: tl.constexpr,
+    PRECISION: tl.constexpr, PARTS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """z of a block of tokens and of columns (offset, channel), over one part of the width, of `share`."""
@@ -45,40 +36,26 @@ def _slot_values(
         b_w = tl.load(p_w, mask=(o_k < D)[:, None] & m_x[None, :], other=0)
         b_sum = tl.dot(b_x, b_w, b_sum, input_precision=PRECISION)
     m_z, b_offset = m_m[:, None] & m_x[None, :], o_x // C
-    if AXES == 2:
-        b_sample, b_cell = o_m // (grid * grid), o_m % (grid * grid)
-        p_row = p_slots + (b_cell // grid * patch)[:, None] + (b_offset // patch)[None, :]
-        p_column = p_slots + (b_cell % grid * patch)[:, None] + (b_offset % patch)[None, :]
-        b_row, b_slot = tl.load(p_row, mask=m_z, other=-1), tl.load(p_column, mask=m_z, other=-1)
-        m_z = m_z & (b_row >= 0) & (b_row < N)
-        b_at = (b_sample[:, None] * N + b_row) * N + b_slot
-    else:
-        b_slot = tl.load(p_slots + (o_m % grid * patch)[:, None] + b_offset[None, :], mask=m_z, other=-1)
-        b_at = (o_m // grid)[:, None] * N + b_slot
+    b_slot = tl.load(p_slots + (o_m % grid * patch)[:, None] + b_offset[None, :], mask=m_z, other=-1)
+    b_at = (o_m // grid)[:, None] * N + b_slot
     p_at = p_z + (b_at * C + (o_x % C)[None, :]) * PARTS + tl.program_id(1)
     tl.store(p_at, b_sum, mask=m_z & (b_slot >= 0) & (b_slot < N))
 
 
 @kernel({"num_warps": 4})
 def _average_samples(
-    p_items, p_ptr, p_rank, p_z, p_bias, p_values, total, M, S, N, graphs, C, STEPS, scale,
-    AXES: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr,
+    p_items, p_ptr, p_rank, p_z, p_bias, p_values, total, S, N, graphs, C, STEPS, scale,
+    PARTS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """A block of values (item, channel): bias + scale times the sum of z over samples; the bias of items of no graph."""
     o_x, o_s = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, BLOCK_S)
     b_item, b_c = (o_x // C).to(tl.int64), o_x % C
     m_x = o_x < total
     b_u = tl.load(p_items + b_item, mask=m_x, other=-1)
-    b_v = b_u
-    if AXES == 2:
-        b_v = tl.load(p_items + M + b_item, mask=m_x, other=-1)
     b_graph = tl.minimum(graph_of_few(p_ptr, b_u, graphs, STEPS), graphs - 1)
     m_u = m_x & (b_u >= 0) & (b_u < tl.load(p_ptr + graphs))
     b_first = tl.load(p_ptr + b_graph, mask=m_u, other=0)
     m_u = m_u & (b_u >= b_first) & (b_u - b_first < N)
-    if AXES == 2:
-        b_last = tl.load(p_ptr + b_graph + 1, mask=m_u, other=0)
-        m_u = m_u & (b_v >= b_first) & (b_v < b_last) & (b_v - b_first < N)
     b_sum = tl.zeros((BLOCK, BLOCK_S), tl.float32)
     for s in range(0, S, BLOCK_S):
         m_s = m_u[:, None] & (s + o_s < S)[None, :]
@@ -86,10 +63,6 @@ def _average_samples(
         b_slot = tl.load(p_rank + b_sample * N + (b_u - b_first)[:, None], mask=m_s, other=-1)
         m_s = m_s & (b_slot >= 0) & (b_slot < N)
         b_at = b_sample * N + b_slot
-        if AXES == 2:
-            b_column = tl.load(p_rank + b_sample * N + (b_v - b_first)[:, None], mask=m_s, other=-1)
-            m_s = m_s & (b_column >= 0) & (b_column < N)
-            b_at = b_at * N + b_column
         p_at = p_z + ((b_at * C + b_c[:, None]) * PARTS)[:, :, None] + tl.arange(0, PARTS)[None, None, :]
         b_sum += tl.sum(tl.load(p_at, mask=m_s[:, :, None], other=0), 2)
     b_value = scale * tl.sum(b_sum, 1)
@@ -99,22 +72,22 @@ def _average_samples(
 
 
 def read_slots(x, tokens: Tensor, scale: float, W: Tensor, bias: Tensor | None, values: Tensor) -> None:
-    """values (M, C) of `Items` x; tokens, W and bias contiguous."""
+    """values (M, C) of `Items` x, which are nodes with each slot in one place; tokens, W and bias contiguous."""
     offsets, C, D = W.shape
     columns, total = offsets * C, x.M * C
     size = tokens.element_size()
     block, each = max(16, min(128 // size, bucket(columns))), min(128 // size, max(16, bucket(D)))
-    blocks, room = cdiv(x.tokens, TOKENS) * cdiv(columns, block), x.B * x.S * x.N**x.axes * C
+    blocks, room = cdiv(x.tokens, TOKENS) * cdiv(columns, block), x.B * x.S * x.N * C
     parts = PARTS if 4 * PARTS * columns <= D else 1
     share = cdiv(cdiv(D, parts), each) * each
     check_counts(values_of_all_items=total)
     z = torch.empty(room, parts, dtype=torch.float32, device=tokens.device)
     _slot_values(
         lambda settings: (blocks, parts), tokens, W, x.slots, z, x.tokens, x.N, x.grid, x.patch, C, D, columns, share,
-        sizes=(x.tokens, columns, D), AXES=x.axes, PRECISION=precision(tokens.dtype, "tf32x3"), PARTS=parts, BLOCK_M=TOKENS,
+        sizes=(x.tokens, columns, D), PRECISION=precision(tokens.dtype, "tf32x3"), PARTS=parts, BLOCK_M=TOKENS,
         BLOCK_X=block, BLOCK_K=each,
     )  # fmt: skip
     _average_samples(
-        lambda settings: (cdiv(total, BLOCK),), x.items, x.ptr, x.rank, z, bias, values, total, x.M, x.S, x.N, x.B, C,
-        halvings(x.B, MORE_ENDS), float(scale), AXES=x.axes, PARTS=parts, BLOCK=BLOCK, BLOCK_S=SAMPLES,
+        lambda settings: (cdiv(total, BLOCK),), x.items, x.ptr, x.rank, z, bias, values, total, x.S, x.N, x.B, C,
+        halvings(x.B, MORE_ENDS), float(scale), PARTS=parts, BLOCK=BLOCK, BLOCK_S=SAMPLES,
     )  # fmt: skip

@@ -10,6 +10,7 @@ from benchmarks.shapes import GRID, WIDTH
 from probsym_fast import ops
 from probsym_fast.groups import Graphs
 from probsym_fast.models import MLP, GINBackbone, MessagePassing, Transformer
+from probsym_fast.ops.triton._launch import MOST
 
 HALF = torch.bfloat16
 
@@ -119,12 +120,18 @@ def _used(x: dict[str, Any]) -> int:
     return x["graphs"] * x["grid"] ** x.get("AXES", 2) if "grid" in x else x["p_rows"].numel() // x["S"]
 
 
-# Lists by the name of their parameter -> the largest number that they hold, from the launch's arguments
+# Lists by the name of their parameter, or of the kernel and it -> the largest number that they hold, from the launch's
+# arguments. Of lists of pairs: tokens and weight rows together, and pairs of all lists, are at most MOST, else refused.
 SMALL: dict[str, Callable[[dict[str, Any]], int]] = {
     "p_cells": lambda x: x["grid"],
     "p_before": _used,
     "p_columns": lambda x: x["N"] - 1,
     "p_rows": lambda x: x["p_rows"].numel() - 1,
+    "cut.p_order": lambda x: x["N"] - 1,  # larger ones count as none
+    "list_pairs.p_token": lambda x: x["tokens"] - 1,
+    "list_pairs.p_offset": lambda x: (MOST - x["tokens"]) // x["C"] - 1,
+    "list_pairs.p_place": lambda x: x["pairs"] - 1,
+    "list_pairs.p_begin": lambda x: MOST - x["pairs"],
 }
 # A launch sees a part of the sequences, rows, samples or clouds, which is smaller.
 IN_PARTS = "transformer", "message_passing", "mlp", "gin", "vector_edge_convolution"

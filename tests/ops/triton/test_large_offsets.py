@@ -22,7 +22,7 @@ ONE_OF = {"permutation_entropy": "soft_permutation", "permute": "soft_permutatio
 
 def held(launch: Launch, pointer: str) -> int:
     """The largest number that a list holds: as `SMALL` says, else the largest count that is not refused."""
-    found = SMALL.get(pointer)
+    found = SMALL.get(f"{launch.kernel}.{pointer}", SMALL.get(pointer))
     return MOST if found is None else found(launch.named)
 
 

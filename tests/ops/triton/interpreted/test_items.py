@@ -57,11 +57,9 @@ def test_readout(N, grid, centered, where, dtype):
     check("readout", [*arguments, None], [0])
 
 
-@pytest.mark.parametrize("by", ["slots", "items"])
 @pytest.mark.parametrize(("S", "D"), [(2, 20), (19, 5), (3, 530)])
-def test_readout_of_one_channel(S, D, by, monkeypatch):
-    """Fewer entries than a block, and more; several blocks and parts of the width; of every slot, and of each item."""
-    monkeypatch.setattr("probsym_fast.ops.triton.items.is_shorter", lambda *sizes: by == "slots")
+def test_readout_of_one_channel(S, D):
+    """Fewer samples than a block, and more; several blocks and parts of the width."""
     data = batch([3, 1], 4, C=1, S=S, edges=3)
     axis, weight = axis_of(4, 3), weights(D, 1, 2).float()
     tokens = torch.randn(2, S, 3, D)
@@ -71,9 +69,8 @@ def test_readout_of_one_channel(S, D, by, monkeypatch):
 
 
 @pytest.mark.parametrize("order", ["centered", "mixed"])
-def test_pairs_read_one_by_one(order, monkeypatch):
+def test_pairs_read_one_by_one(order):
     """Of more graphs than a search compares at once, some without nodes; padding in front, and slots in no order."""
-    monkeypatch.setattr("probsym_fast.ops.triton.items.is_shorter", lambda *sizes: False)
     ptr = torch.tensor([2, 0, 3, *[1] * 70]).cumsum(0)
     ptr, rank = torch.cat([ptr[:1] * 0, ptr]), torch.rand(73, 2, 4).argsort(-1)
     slots, most, grid = axis_of(4, 3, centered=True)
