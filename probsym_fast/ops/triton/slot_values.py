@@ -88,6 +88,6 @@ def read_slots(x, tokens: Tensor, scale: float, W: Tensor, bias: Tensor | None, 
         BLOCK_X=block, BLOCK_K=each,
     )  # fmt: skip
     _average_samples(
-        lambda settings: (cdiv(total, BLOCK),), x.items, x.ptr, x.rank, z, bias, values, total, x.S if x.B else 0, x.N, x.B, C,
-        halvings(x.B, MORE_ENDS), float(scale), PARTS=parts, BLOCK=BLOCK, BLOCK_S=SAMPLES,
+        lambda settings: (cdiv(total, BLOCK),), x.items, x.ptr, x.rank, z, bias, values, total, x.S if x.B else 0, x.N,
+        x.B, C, halvings(x.B, MORE_ENDS), float(scale), PARTS=parts, BLOCK=BLOCK, BLOCK_S=SAMPLES,
     )  # fmt: skip
