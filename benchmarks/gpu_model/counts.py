@@ -112,13 +112,13 @@ def iterations(code: Code, ptx: str, known: Mapping[Frame, SourceLoop]) -> list[
 
 def _source(code: Code, loop: Loop, known: Mapping[Frame, SourceLoop], around: Container[Frame] = ()) -> Frame:
     """The source loop of a loop: that of its branch; or the outermost, but those `around`, that some of its own instructions
-    come from, or most of them are in. The branch of an outer loop may bear the line of one within."""
+    come from, or most of them are in. The branch of an outer loop may bear a line of one within, or of a function there."""
     frames, own = code.instructions[loop.last].frames, [x.frames for x in code.own(loop)]
     left = [at for at in known if at not in around]  # an outer loop comes before those within
     inside = {at: sum(any(known[at].holds(frame) for frame in x) for x in own) for at in left}
     branch, controlled = [frame for frame in frames if frame in left], [at for at in left if any(at in x for x in own)]
     if branch and loop.inner:
-        branch = [at for at in controlled if known[at].holds(branch[0])] or branch
+        branch = [at for at in controlled if any(map(known[at].holds, frames))] or branch
     ways = branch, controlled, [at for at in left if inside[at] > len(own) / 2]
     return next((found[0] for found in ways if found), frames[0] if frames else ("", 0))
 

@@ -103,7 +103,6 @@ HINTS: dict[tuple[str, str], list[Callable[[Any], float]]] = {
     ("gather_one", "range(0, tl.where(tl.max(m_left.to(tl.int32), 0) > 0, places, 0), BLOCK_P)"): [lambda x: 0] * 2,
     ("rows_of_nodes", "range(clear * S, stop, BLOCK_R)"): [lambda x: 0],  # of nodes of no graph
     # of lists of (entry, channel) pairs: one channel of each entry is not zero
-    ("scatter", "range(first, tl.minimum(first + TOKENS, tokens))"): [lambda x: x.tokens / x.launched[0]],
     ("scatter", "range(b_first, b_last, BLOCK_E)"): [
         lambda x: _per(_pairs(x) / x.p_weight.shape[1], x.tokens, x.BLOCK_E)
     ],

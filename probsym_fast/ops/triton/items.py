@@ -35,49 +35,39 @@ SPLIT, PROGRAMS = 16, 4096  # weight gradient: fewest entries of a weight row pe
 
 @triton.jit
 def sum_of_rows(p_row, p_scaled, p_from, b_first, b_last, o_d, D, BLOCK_E: tl.constexpr):
-    """(BLOCK_D,): the sum of scaled from[row] over the pairs from b_first to b_last - 1, BLOCK_E at a time.
-
-    The next pairs are read beside the rows of these, so that a turn waits once.
-    """
-    o_e = b_first + tl.arange(0, BLOCK_E)
+    """(BLOCK_D,): the sum of scaled from[row] over the pairs from b_first to b_last - 1, BLOCK_E at a time."""
+    o_e = tl.arange(0, BLOCK_E)
     b_sum = tl.zeros((o_d.shape[0],), tl.float32)
-    b_scaled = tl.load(p_scaled + o_e, mask=o_e < b_last, other=0)
-    b_row = tl.load(p_row + o_e, mask=o_e < b_last, other=-1).to(tl.int64)
-    for _ in range(b_first, b_last, BLOCK_E):
+    for k in range(b_first, b_last, BLOCK_E):
+        m_e = k + o_e < b_last
+        b_scaled = tl.load(p_scaled + k + o_e, mask=m_e, other=0)
+        b_row = tl.load(p_row + k + o_e, mask=m_e, other=0).to(tl.int64)
         p_x = p_from + b_row[:, None] * D + o_d[None, :]
-        b_x = tl.load(p_x, mask=(b_row >= 0)[:, None] & (o_d < D)[None, :], other=0).to(tl.float32)
-        o_e += BLOCK_E
-        b_next = tl.load(p_scaled + o_e, mask=o_e < b_last, other=0)
-        b_row = tl.load(p_row + o_e, mask=o_e < b_last, other=-1).to(tl.int64)
+        b_x = tl.load(p_x, mask=m_e[:, None] & (o_d < D)[None, :], other=0).to(tl.float32)
         b_sum += tl.sum(b_scaled[:, None] * b_x, 0)
-        b_scaled = b_next
     return b_sum
 
 
 @kernel(
-    {"TOKENS": 4, "PARTS": 1, "BLOCK_E": 4, "num_warps": 4},
-    {"TOKENS": 4, "PARTS": 1, "BLOCK_E": 8, "num_warps": 4},
-    {"TOKENS": 1, "PARTS": 4, "BLOCK_E": 4, "num_warps": 1},
-    {"TOKENS": 2, "PARTS": 2, "BLOCK_E": 4, "num_warps": 2},
+    {"PARTS": 1, "BLOCK_E": 4, "num_warps": 4},
+    {"PARTS": 4, "BLOCK_E": 4, "num_warps": 1},
+    {"PARTS": 1, "BLOCK_E": 8, "num_warps": 4},
+    {"PARTS": 2, "BLOCK_E": 4, "num_warps": 2},
 )
 def _scatter(
     p_begin, p_row, p_scaled, p_weight, p_bias, p_tokens, tokens, D,
-    TOKENS: tl.constexpr, PARTS: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
+    PARTS: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """TOKENS tokens: the bias + the sum of scaled W[row] over a token's pairs, in PARTS parts of BLOCK_D.
-
-    Several, since most tokens may have no pairs: where the lists of the others begin is then in the cache.
-    """
-    first = tl.program_id(0).to(tl.int64) * TOKENS
-    for i in range(first, tl.minimum(first + TOKENS, tokens)):
-        b_first, b_last = tl.load(p_begin + i), tl.load(p_begin + i + 1)
-        for d in range(0, D, BLOCK_D // PARTS):
-            o_d = d + tl.arange(0, BLOCK_D // PARTS)
-            b_out = sum_of_rows(p_row, p_scaled, p_weight, b_first, b_last, o_d, D, BLOCK_E)
-            if p_bias is not None:
-                b_out += tl.load(p_bias + o_d, mask=o_d < D, other=0).to(tl.float32)
-            p_out = p_tokens + i * D + o_d
-            tl.store(p_out, b_out.to(p_tokens.dtype.element_ty), mask=o_d < D)
+    """One token: the bias + the sum of scaled W[row] over its pairs, in PARTS parts of BLOCK_D."""
+    i_token = tl.program_id(0).to(tl.int64)
+    b_first, b_last = tl.load(p_begin + i_token), tl.load(p_begin + i_token + 1)
+    for d in range(0, D, BLOCK_D // PARTS):
+        o_d = d + tl.arange(0, BLOCK_D // PARTS)
+        b_out = tl.zeros((BLOCK_D // PARTS,), tl.float32)
+        if p_bias is not None:  # beside the pairs
+            b_out = tl.load(p_bias + o_d, mask=o_d < D, other=0).to(tl.float32)
+        b_out += sum_of_rows(p_row, p_scaled, p_weight, b_first, b_last, o_d, D, BLOCK_E)
+        tl.store(p_tokens + i_token * D + o_d, b_out.to(p_tokens.dtype.element_ty), mask=o_d < D)
 
 
 @kernel({"BLOCK_E": 4, "num_warps": 1}, {"BLOCK_E": 8, "num_warps": 1}, {"BLOCK_E": 8, "num_warps": 2})
@@ -211,7 +201,7 @@ class Items:
         tokens = torch.empty(self.B, self.S, self.L, D, dtype=W.dtype, device=W.device)
         bias = None if bias is None else bias.contiguous()
         _scatter(
-            lambda settings: (cdiv(self.tokens, settings["TOKENS"]),), *lists, W, bias, tokens, self.tokens, D,
+            lambda settings: (self.tokens,), *lists, W, bias, tokens, self.tokens, D,
             sizes=(self.tokens, D, C, self.S * self.M // max(1, self.tokens)), BLOCK_D=max(16, min(1024, bucket(D))),
         )  # fmt: skip
         return tokens
