@@ -23,7 +23,7 @@ CHANGED = {
     "soft_permutation (CUDA C++)": "the sort compares without branches",
     "vector_edge_convolution": "one op with all its launches, forward and backward",
     "gin": "sums over neighbours as in aggregate",
-    "embed": "pairs listed in one pass and looked up before the sums, four tokens a program; gradients over used tokens",
+    "embed": "pairs listed in one pass and looked up before the sums; gradients over used tokens",
     "embed_matrix": "patches cut by lines of the matrix and written once, whole steps without masks, products of three tf32",
     "readout": "nodes: every slot's value in one product; pairs find their own entries; gradients over used tokens",
     "aggregate": "several rows a program, entries found once for all features, the grouping kept for the gradient",
