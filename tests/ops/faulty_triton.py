@@ -33,8 +33,8 @@ BATCH_NORM = "test_linear_batch_norm_relu.py::test_linear_batch_norm_relu[atomic
 FAULTS = {
     "a wrong mask": Fault(
         "aggregate.py",
-        "(b_from >= 0)[:, None]",
-        "(b_from > 0)[:, None]",
+        "m_x = (b_row >= 0)[:, None]",
+        "m_x = (b_row > 0)[:, None]",
         "test_aggregate.py::test_aggregate[atomics-False-shape0-dtype0]",
     ),
     "an accumulator that is not reset": Fault(
@@ -54,8 +54,8 @@ FAULTS = {
     ),
     "nodes beyond the last slot": Fault(
         "node_identifiers.py",
-        " & (b_local < N)",
-        "",
+        "tl.minimum(tl.maximum(end, 0), first + N)",
+        "tl.maximum(end, 0)",
         "test_node_identifiers.py::test_nodes_beyond_the_last_slot_have_no_features",
     ),
     "a part that begins at another image": Fault(

@@ -24,13 +24,14 @@ def test_node_identifiers_of_many_samples(monkeypatch):
 
 
 def test_nodes_beyond_the_last_slot_have_no_features():
-    """Of a graph with more nodes than slots, which only debug mode refuses: they do not take those of the next sample."""
+    """Of graphs with more nodes than slots, which only debug mode refuses: they do not take those of the next sample."""
     S, N = 2, 3
-    rank, weight = torch.randperm(N).expand(2, S, N).contiguous(), torch.rand(N, 4) + 1
-    soft = [torch.zeros(2, S, N)] * 3
-    found = launcher("node_identifiers", "forward")(torch.tensor([0, 5, 8]), rank, rank, *soft, 0.5, weight, 8)
-    expected = torch.cat([weight[rank[0, 0]], torch.zeros(2, 4), weight[rank[1, 0]]])
-    assert torch.equal(found, expected[:, None].expand(8, S, 4))
+    rank, weight = torch.randperm(N).expand(4, S, N).contiguous(), torch.rand(N, 4) + 1
+    soft, ptr = [torch.zeros(4, S, N)] * 3, torch.tensor([0, 5, 8, 13, 18])
+    found = launcher("node_identifiers", "forward")(ptr, rank, rank, *soft, 0.5, weight, 18)
+    full, none = weight[rank[0, 0]], torch.zeros(2, 4)
+    expected = torch.cat([full, none, full, full, none, full, none])
+    assert torch.equal(found, expected[:, None].expand(18, S, 4))
 
 
 def test_nodes_of_no_graph_have_no_features():
