@@ -1,4 +1,4 @@
-"""How long one warp takes alone: its instructions in their order, each when the registers that it reads are there.
+"""How long one warp takes on its own: its instructions in their order, each when the registers that it reads are there.
 
 More warps hide this, so it bounds a launch only where a processor holds few of them. Of an `if` both branches are counted.
 """

@@ -7,7 +7,7 @@ A launch takes the longest of
     tensor   operations of its matrix instructions over the rate, on 9.0 with mma.sync over what that reaches
     units    the busiest unit of a processor: instructions issued (four a cycle), multiplications and sums, integers,
              float64, special functions, lines of memory (one a cycle) with the conflicts of shared memory
-    waits    waves of blocks, times what a warp takes alone
+    waits    waves of blocks, times what a warp takes on its own
 and OVERHEAD on top. A call of the library takes the longer of bytes over bandwidth and operations over rate, and OVERHEAD.
 Not in it: hits in the first cache, warps that wait for each other at barriers, power, branches not taken, and the host.
 """

@@ -71,9 +71,9 @@ def _virtual(x: Any) -> float:
     return x.graphs * math.ceil(x.width / x.BLOCK_W) / x.launched[0]
 
 
-def _pairs(x: Any) -> float:
+def _pairs(x: Any, tokens: float = math.inf) -> float:
     """Of lists of pairs, those by token or by weight row: half where one launch has made both."""
-    both = x.p_begin.storage_offset() > 0 or x.p_begin.shape[0] > x.get("tokens", math.inf) + 1
+    both = x.p_begin.storage_offset() > 0 or x.p_begin.shape[0] > tokens + 1
     return x.p_row.shape[0] / (2 if both else 1)
 
 
@@ -104,7 +104,7 @@ HINTS: dict[tuple[str, str], list[Callable[[Any], float]]] = {
     ("rows_of_nodes", "range(clear * S, stop, BLOCK_R)"): [lambda x: 0],  # of nodes of no graph
     # of lists of (entry, channel) pairs: one channel of each entry is not zero
     ("scatter", "range(b_first, b_last, BLOCK_E)"): [
-        lambda x: _per(_pairs(x) / x.p_weight.shape[1], x.tokens, x.BLOCK_E)
+        lambda x: _per(_pairs(x, x.launched[0]) / x.p_weight.shape[1], x.launched[0], x.BLOCK_E)
     ],
     ("weight_gradient", "range(b_first, b_last, BLOCK_E)"): [
         lambda x: _per(_pairs(x) / x.channels, x.rows * x.splits, x.BLOCK_E)

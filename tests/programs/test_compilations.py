@@ -49,7 +49,7 @@ def test_in_eval(row):
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
 @pytest.mark.parametrize(("row", "axis"), cases_by_axis())
 def test_along_one_axis(row, axis, training):
-    """By hand: the programs for any size along this axis alone."""
+    """By hand: the programs for any size along this axis only."""
     if training and not row.trains:
         pytest.skip("nothing to train")
     with refused(row):

@@ -55,7 +55,7 @@ def sum_of_rows(p_row, p_scaled, p_from, b_first, b_last, o_d, D, BLOCK_E: tl.co
     {"PARTS": 2, "BLOCK_E": 4, "num_warps": 2},
 )
 def _scatter(
-    p_begin, p_row, p_scaled, p_weight, p_bias, p_tokens, tokens, D,
+    p_begin, p_row, p_scaled, p_weight, p_bias, p_tokens, D,
     PARTS: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One token: the bias + the sum of scaled W[row] over its pairs, in PARTS parts of BLOCK_D."""
@@ -201,7 +201,7 @@ class Items:
         tokens = torch.empty(self.B, self.S, self.L, D, dtype=W.dtype, device=W.device)
         bias = None if bias is None else bias.contiguous()
         _scatter(
-            lambda settings: (self.tokens,), *lists, W, bias, tokens, self.tokens, D,
+            lambda settings: (self.tokens,), *lists, W, bias, tokens, D,
             sizes=(self.tokens, D, C, self.S * self.M // max(1, self.tokens)), BLOCK_D=max(16, min(1024, bucket(D))),
         )  # fmt: skip
         return tokens
