@@ -1,0 +1,71 @@
+"""benchmarks/experiments.py: the finished runs of a sweep in one file, which keeps what it had."""
+
+import json
+import sys
+from itertools import pairwise
+
+import pytest
+
+from benchmarks import experiments
+
+
+def finished(folder, name, seed, accuracy, epochs):
+    run = folder / name / f"seed{seed}"
+    (run / "logs").mkdir(parents=True)
+    (run / "results.json").write_text(json.dumps({"test_accuracy": accuracy}))
+    rows = "".join(f"{e},{8 * e + 7},{e / 7},{e / 3}\n" for e in range(epochs))
+    (run / "logs" / "metrics.csv").write_text(f"epoch,step,train/bce,valid/bce\n{rows}")
+
+
+def gathered(monkeypatch, folder, output):
+    arguments = ["experiments", str(folder), "-c", "tables/x", "-o", str(output)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    experiments.main()
+    return json.loads(output.read_text())
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    folder = tmp_path / "sweep"
+    finished(folder, "PS S=2", 1, 0.9123456, 3)
+    (folder / "PS S=2" / "seed2").mkdir()  # begun, not finished
+    costs = {"PS S=2/seed1": {"seconds": 9.0, "cpu_seconds": 7.0, "memory": 900, "status": 0, "commit": "abc"}}
+    (folder / "costs.json").write_text(json.dumps(costs))
+    return folder
+
+
+def test_figures_costs_and_validation_curves(monkeypatch, tmp_path, sweep):
+    assert gathered(monkeypatch, sweep, tmp_path / "x.json") == {
+        "configuration": "tables/x",
+        "runs": {
+            "PS S=2": {
+                "seed1": {
+                    "test_accuracy": 0.91235,
+                    "cpu_seconds": 7.0,
+                    "memory": 900,
+                    "commit": "abc",
+                    "curves": {"valid/bce": {"epochs": [1, 2, 3], "values": [0.0, 0.33333, 0.66667]}},
+                }
+            }
+        },
+    }
+
+
+def test_a_second_sweep_keeps_the_runs_of_the_first(monkeypatch, tmp_path, sweep):
+    gathered(monkeypatch, sweep, tmp_path / "x.json")
+    other = tmp_path / "other"
+    finished(other, "PS S=2", 2, 0.5, 1)
+    finished(other, "GA", 1, 0.25, 1)
+    (other / "costs.json").write_text("{}")
+    runs = gathered(monkeypatch, other, tmp_path / "x.json")["runs"]
+    assert {name: list(seeds) for name, seeds in runs.items()} == {"PS S=2": ["seed1", "seed2"], "GA": ["seed1"]}
+    assert runs["PS S=2"]["seed1"]["test_accuracy"] == 0.91235
+
+
+def test_long_curves_keep_their_last_value(monkeypatch, tmp_path, sweep):
+    finished(sweep, "long", 1, 0.5, 1001)
+    curve = gathered(monkeypatch, sweep, tmp_path / "x.json")["runs"]["long"]["seed1"]["curves"]["valid/bce"]
+    assert len(curve["epochs"]) == len(curve["values"]) <= experiments.POINTS
+    assert curve["epochs"][-1] == 1001
+    assert curve["values"][-1] == pytest.approx(1000 / 3, rel=1e-4)
+    assert {b - a for a, b in pairwise(curve["epochs"])} == {11}
