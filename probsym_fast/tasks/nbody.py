@@ -98,7 +98,8 @@ class NBodyConfig(Run):
     Args:
         task: "nbody".
         symmetry: the group; all of them remove and restore translation.
-        method: "ps" learned distribution, "ga" uniform, "canonical" learned without noise, one sample, "none" no group.
+        method: "ps" learned distribution, "ga" uniform, "canonical" learned without noise, one sample, "none" no group, one
+            sample.
         count: number of training simulations, of 10,000.
         data: folder of the data set; null: the cache.
         backbone: the network that is symmetrized.
@@ -107,7 +108,9 @@ class NBodyConfig(Run):
         training: optimiser, epochs, devices.
     """
 
-    of_method: ClassVar[dict[str, dict[str, Any]]] = {"canonical": {"samples": {"train": 1, "valid": 1, "test": 1}}}
+    of_method: ClassVar[dict[str, dict[str, Any]]] = {
+        method: {"samples": {"train": 1, "valid": 1, "test": 1}} for method in ("canonical", "none")
+    }
 
     task: Literal["nbody"] = "nbody"
     symmetry: Literal["S5xO3", "S5xSO3", "O3", "SO3", "S5"] = "O3"
@@ -136,12 +139,9 @@ class NBodyTask(Task):
             raise ValueError(
                 f"config: symmetry must be O3 or SO3 for the gnn, itself permutation symmetric, got {config.symmetry}"
             )
-        if config.method == "canonical" and {
-            config.samples.train,
-            config.samples.valid,
-            config.samples.test,
-        } != {1}:
-            raise ValueError(f"config: method canonical takes 1 sample, got {config.samples}")
+        counts = {config.samples.train, config.samples.valid, config.samples.test}
+        if config.method in ("canonical", "none") and counts != {1}:
+            raise ValueError(f"config: method {config.method} takes 1 sample, got {config.samples}")
         self.config = config
 
     def group(self) -> Group:

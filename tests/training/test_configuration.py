@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -415,6 +416,24 @@ def test_a_method_brings_its_samples(tmp_path):
     with pytest.raises(ValueError, match="method canonical takes 1 sample"):
         tasks.load(str(path))
     assert tasks.load("exp/mlp_ps", ["--method", "canonical"]).config.samples == 1
+
+
+def test_methods_without_randomness_take_one_sample():
+    """More would be copies: in every task, and refused where they are asked for. Images train a canonical one with two."""
+    found = {
+        (task, method): kind.of_method.get(method, {}).get("samples")
+        for task, (kind, _) in tasks.TASKS.items()
+        for method in get_args(get_type_hints(kind).get("method", None))
+        if method in ("canonical", "none")
+    }
+    assert len(found) > 10
+    for where, samples in found.items():
+        counts = samples if isinstance(samples, dict) else {"test": samples}
+        assert {count for key, count in counts.items() if (*where, key) != ("rotated_mnist", "canonical", "train")} == {
+            1
+        }, where
+    with pytest.raises(ValueError, match="method none takes 1 sample"):
+        tasks.load("nbody/gnn_O3_ps", ["--method=none", "--samples.train=2"])
 
 
 def test_keys_of_groups_are_not_offered(capsys):
