@@ -43,7 +43,7 @@ def lower_priority(pid: int, niceness: int) -> None:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run took, over all its processes.
+    """What a run took, over all its processes since it was begun.
 
     seconds: of wall time. cpu_seconds: of all cores. memory: the largest resident set, MB. status: of the last process, 0
     where the run is finished. commit: of the code, "+" for changes not in it; "" outside a git checkout.
@@ -171,7 +171,7 @@ class Sweep:
                 process.returncode = os.waitstatus_to_exitcode(code)
                 self._live.discard(process)
         status = process.returncode
-        past = self.costs.get(self._key(where), Cost())
+        past = self.costs.get(self._key(where), Cost()) if begun else Cost()
         self.costs[self._key(where)] = Cost(
             seconds=round(past.seconds + time.monotonic() - start, 1),
             cpu_seconds=round(past.cpu_seconds + used.ru_utime + used.ru_stime, 1),

@@ -84,12 +84,23 @@ def test_runs_give_way_to_other_sessions():
     assert int(nice) == wanted
 
 
+SPENT = 1e6  # seconds
+
+
+def spend(folder: Path, run: str) -> None:
+    """Makes a run's recorded time larger."""
+    costs = json.loads((folder / "costs.json").read_text())
+    costs[run]["cpu_seconds"] += SPENT
+    (folder / "costs.json").write_text(json.dumps(costs))
+
+
 def test_a_sweep_goes_on_after_a_signal_and_after_a_failure(swept, tmp_path, capsys):
     folder = tmp_path / "runs"
     assert swept("broken") == 143
     assert "the same command continues" in capsys.readouterr().err
     assert (folder / "first_row/seed1/checkpoints/last.ckpt").is_file()
     assert not (folder / "second_row").exists() and not (folder / "first_row/seed1/results.json").exists()
+    spend(folder, "first_row/seed1")  # goes on
 
     assert swept("broken") == 1
     captured = capsys.readouterr().err
@@ -103,6 +114,7 @@ def test_a_sweep_goes_on_after_a_signal_and_after_a_failure(swept, tmp_path, cap
     assert table[3].startswith("| second_row |  | 0 of 1 |")
     assert not (folder / "results.json").exists()
     done = (folder / "first_row/seed1/results.json").stat().st_mtime_ns
+    spend(folder, "second_row/seed1")  # has not begun
 
     assert swept("whole") == 0
     assert (folder / "first_row/seed1/results.json").stat().st_mtime_ns == done
@@ -111,6 +123,10 @@ def test_a_sweep_goes_on_after_a_signal_and_after_a_failure(swept, tmp_path, cap
     costs = json.loads((folder / "costs.json").read_text())
     assert {key: cost["status"] for key, cost in costs.items()} == {"first_row/seed1": 0, "second_row/seed1": 0}
     assert all(cost["cpu_seconds"] > 0 and cost["memory"] > 50 for cost in costs.values())
+    assert {key: cost["cpu_seconds"] > SPENT for key, cost in costs.items()} == {
+        "first_row/seed1": True,
+        "second_row/seed1": False,
+    }
     assert "1 of 1" in (folder / "table.md").read_text().splitlines()[3]
 
 
