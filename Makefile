@@ -60,7 +60,7 @@ oldest: .venv/ready
 
 # The figures of the documentation, which are checked in.
 figures: .venv/ready
-	for name in overview soft_permutation tokens clouds; do $(BIN)/python docs/figures/$$name.py || exit 1; done
+	for name in overview soft_permutation tokens clouds results; do $(BIN)/python docs/figures/$$name.py || exit 1; done
 
 types: .venv/ready
 	$(BIN)/python -m mypy

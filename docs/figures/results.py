@@ -1,0 +1,95 @@
+"""Figures of docs/results.md, from what benchmarks/experiments.py gathered."""
+
+import json
+import re
+from pathlib import Path
+from statistics import mean, stdev
+
+import matplotlib.pyplot as plt
+from matplotlib.ticker import ScalarFormatter
+from style import COLORS, GREY, save
+
+RECORDS = Path(__file__).parents[2] / "benchmarks" / "results" / "experiments"
+
+
+def runs_of(name: str) -> dict:
+    """name -> seed -> figures and curves."""
+    return json.loads((RECORDS / f"{name}.json").read_text())["runs"]
+
+
+def nbody(record: str, names: tuple[str, ...], published: dict[str, float]) -> None:
+    """Validation error by epoch, a colour for each method; dashed: figures of the paper, named at the right."""
+    runs = runs_of(record)
+    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    for name, color in zip(names, COLORS, strict=False):
+        for k, run in enumerate(runs[name].values()):
+            curve = run["curves"]["valid/mse"]
+            axes.plot(curve["epochs"], curve["values"], color=color, lw=1.2, label=name if k == 0 else None)
+    for name, value in published.items():
+        axes.axhline(value, color=GREY, lw=0.9, ls="--")
+        axes.annotate(name, (1.0, value), xycoords=("axes fraction", "data"), xytext=(4, 0), va="center", color=GREY,
+                      textcoords="offset points", fontsize=8)  # fmt: skip
+    axes.set(xscale="log", yscale="log", xlabel="epoch", ylabel="validation error", ylim=(0.0035, 0.2))
+    axes.set_yticks([0.004, 0.007, 0.01, 0.02, 0.05, 0.1, 0.2])
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter("")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    save(figure, record)
+
+
+def exp_classify(record: str, names: tuple[str, ...]) -> None:
+    """A panel for each method, a line for each seed."""
+    runs = runs_of(record)
+    figure, panels = plt.subplots(1, len(names), figsize=(11, 2.8), sharey=True, layout="constrained")
+    for axes, name in zip(panels, names, strict=True):
+        for seed, run in runs[name].items():
+            color, curve = COLORS[int(seed.removeprefix("seed")) - 1], run["curves"]["valid/accuracy"]
+            axes.plot(curve["epochs"], curve["values"], color=color, lw=1.2, label=f"seed {seed.removeprefix('seed')}")
+        axes.axhline(0.5, color=GREY, lw=0.9, ls="--")
+        axes.set(title=name, xlabel="epoch")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    panels[0].set(ylabel="validation accuracy")
+    save(figure, record)
+
+
+def equal_compute() -> None:
+    """By samples in training: accuracy against forward passes so far, and after training against samples in the test."""
+    runs = runs_of("equal-compute")
+    names = [f"{method} S={S}" for method in ("PS", "GA") for S in (1, 2, 4, 8) if f"{method} S={S}" in runs]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.8), layout="constrained")
+    for name, color in zip(names, COLORS, strict=False):
+        method, S = name.split(" S=")
+        style = {"color": color, "ls": "-" if method == "PS" else "--", "label": f"{method}, {S} in training"}
+        curves = [run["curves"]["valid/accuracy"] for run in runs[name].values()]
+        passes = [int(S) * epoch for epoch in curves[0]["epochs"]]
+        left.plot(passes, [mean(x) for x in zip(*(curve["values"] for curve in curves), strict=True)], **style)
+        points = by_samples(runs[name].values())
+        right.errorbar(list(points), [mean(x) for x in points.values()],
+                       [stdev(x) if len(x) > 1 else 0.0 for x in points.values()], fmt="o", capsize=3, **style)  # fmt: skip
+    left.set(xlabel="passes over the training set: samples × epochs", ylabel="validation accuracy, 8 samples")
+    right.set(xlabel="samples in the test", ylabel="test accuracy", xscale="log")
+    right.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"], minor=False)
+    right.minorticks_off()
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    left.legend(fontsize=8)
+    save(figure, "equal-compute")
+
+
+def by_samples(runs) -> dict[int, list[float]]:
+    """Samples in the test -> accuracy of each run."""
+    found: dict[int, list[float]] = {}
+    for run in runs:
+        found.setdefault(run["samples"], []).append(run["test_accuracy"])
+        for key, value in run.items():
+            if at := re.fullmatch(r"test_accuracy_S(\d+)", key):
+                found.setdefault(int(at[1]), []).append(value)
+    return dict(sorted(found.items()))
+
+
+if __name__ == "__main__":
+    nbody("nbody-gnn", ("EGNN", "PS", "GA", "canonical", "none"), {"EGNN, paper": 0.0070})
+    exp_classify("exp-classify-gin", ("PS", "FA", "GA", "canonical"))
+    equal_compute()
