@@ -1,7 +1,7 @@
 """Gathers what a sweep gave into one file, which docs/results.md and its figures read.
 
-    probsym sweep -c tables/nbody_gnn --folder runs/nbody --threads 1
-    python -m benchmarks.experiments runs/nbody -c tables/nbody_gnn -o benchmarks/results/experiments/nbody-gnn.json
+    probsym sweep -c tables/exp_classify_gin --folder runs/gin --threads 1
+    python -m benchmarks.experiments runs/gin -c tables/exp_classify_gin -o benchmarks/results/experiments/FILE.json
 
 Runs that have not finished are left out. A file that is there keeps the runs that the folder lacks.
 """
@@ -60,7 +60,14 @@ def main() -> None:
     parser.add_argument("-c", "--configuration", required=True, help="what the sweep ran, as its -c names it")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the file to write")
     arguments = parser.parse_args()
-    runs = json.loads(arguments.output.read_text(encoding="utf-8"))["runs"] if arguments.output.is_file() else {}
+    runs: dict[str, dict[str, Any]] = {}
+    if arguments.output.is_file():
+        there = json.loads(arguments.output.read_text(encoding="utf-8"))
+        if there["configuration"] != arguments.configuration:
+            parser.error(
+                f"{arguments.output} must be of {arguments.configuration}, got runs of {there['configuration']}"
+            )
+        runs = there["runs"]
     for name, seeds in gather(arguments.folder).items():
         runs[name] = dict(sorted((runs.get(name, {}) | seeds).items()))
     write_atomically(arguments.output, lambda file: file.write(_text(arguments.configuration, runs).encode()))

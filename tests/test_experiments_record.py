@@ -62,6 +62,15 @@ def test_a_second_sweep_keeps_the_runs_of_the_first(monkeypatch, tmp_path, sweep
     assert runs["PS S=2"]["seed1"]["test_accuracy"] == 0.91235
 
 
+def test_runs_of_another_configuration_are_not_mixed_in(monkeypatch, tmp_path, sweep, capsys):
+    output = tmp_path / "x.json"
+    output.write_text(before := json.dumps({"configuration": "tables/y", "runs": {}}))
+    with pytest.raises(SystemExit):
+        gathered(monkeypatch, sweep, output)
+    assert "must be of tables/x, got runs of tables/y" in capsys.readouterr().err
+    assert output.read_text() == before
+
+
 def test_long_curves_keep_their_last_value(monkeypatch, tmp_path, sweep):
     finished(sweep, "long", 1, 0.5, 1001)
     curve = gathered(monkeypatch, sweep, tmp_path / "x.json")["runs"]["long"]["seed1"]["curves"]["valid/bce"]

@@ -1,13 +1,14 @@
 """Figures of docs/results.md, from what benchmarks/experiments.py gathered."""
 
 import json
-import re
 from pathlib import Path
 from statistics import mean, stdev
 
 import matplotlib.pyplot as plt
 from matplotlib.ticker import ScalarFormatter
 from style import COLORS, GREY, save
+
+from probsym_fast.tasks.by_samples import by_samples
 
 RECORDS = Path(__file__).parents[2] / "benchmarks" / "results" / "experiments"
 
@@ -58,6 +59,9 @@ def equal_compute() -> None:
     """By samples in training: accuracy against forward passes so far, and after training against samples in the test."""
     runs = runs_of("equal-compute")
     names = [f"{method} S={S}" for method in ("PS", "GA") for S in (1, 2, 4, 8) if f"{method} S={S}" in runs]
+    accuracy = by_samples([(name, run["samples"], run) for name in names for run in runs[name].values()])[
+        "test_accuracy"
+    ]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.8), layout="constrained")
     for name, color in zip(names, COLORS, strict=False):
         method, S = name.split(" S=")
@@ -65,7 +69,7 @@ def equal_compute() -> None:
         curves = [run["curves"]["valid/accuracy"] for run in runs[name].values()]
         passes = [int(S) * epoch for epoch in curves[0]["epochs"]]
         left.plot(passes, [mean(x) for x in zip(*(curve["values"] for curve in curves), strict=True)], **style)
-        points = by_samples(runs[name].values())
+        points = dict(sorted(accuracy[name].items()))
         right.errorbar(list(points), [mean(x) for x in points.values()],
                        [stdev(x) if len(x) > 1 else 0.0 for x in points.values()], fmt="o", capsize=3, **style)  # fmt: skip
     left.set(xlabel="passes over the training set: samples × epochs", ylabel="validation accuracy, 8 samples")
@@ -76,17 +80,6 @@ def equal_compute() -> None:
         axes.grid(alpha=0.3)
     left.legend(fontsize=8)
     save(figure, "equal-compute")
-
-
-def by_samples(runs) -> dict[int, list[float]]:
-    """Samples in the test -> accuracy of each run."""
-    found: dict[int, list[float]] = {}
-    for run in runs:
-        found.setdefault(run["samples"], []).append(run["test_accuracy"])
-        for key, value in run.items():
-            if at := re.fullmatch(r"test_accuracy_S(\d+)", key):
-                found.setdefault(int(at[1]), []).append(value)
-    return dict(sorted(found.items()))
 
 
 if __name__ == "__main__":
