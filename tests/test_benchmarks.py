@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import harness
 from benchmarks.operations import operations_of
-from probsym_fast.ops import linear_batch_norm_relu
+from probsym_fast.ops import OPS, linear_batch_norm_relu, vector_edge_convolution
 from probsym_fast.ops.triton import _device_time
 from tests.helpers.gpu_clock import Clock
 
@@ -119,3 +119,24 @@ def test_operations_of_a_fused_op_are_those_of_its_products(needs_x):
 
     found = {backend: operations_of(partial(step, backend)) for backend in ("auto", "reference")}
     assert found["auto"] == found["reference"] == (2 + needs_x) * 2 * 50 * 7 * 9
+
+
+@pytest.mark.skipif(
+    OPS["vector_edge_convolution"].backends("cpu") == ("reference",), reason="the kernels are not built"
+)
+@pytest.mark.parametrize("needs_x", [True, False])
+def test_operations_of_an_edge_convolution_are_those_of_its_maps(needs_x):
+    """Of each node by four maps, with gradients; of each pair by that of the pool, without."""
+    C, d, n, M, w = 3, 2, 6, 5, 4
+    x, maps = torch.randn(C, d, n, M, requires_grad=needs_x), torch.randn(2, w, 2 * C, requires_grad=True)
+    pool = torch.randn(w, w)
+
+    def step() -> None:
+        settings = {"neighbors": 3}
+        vector_edge_convolution(x, *maps, pool, torch.ones(w), torch.zeros(w), **settings)[0].sum().backward()
+
+    def products() -> None:
+        pool @ torch.randn(w, n * n * d * M)
+        (maps.reshape(4 * w, C) @ x.reshape(C, -1)).sum().backward()
+
+    assert operations_of(step) == operations_of(products)
