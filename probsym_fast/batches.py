@@ -389,17 +389,18 @@ def _padded(values: Tensor, valid: Tensor) -> Tensor:
     return values.new_zeros(*valid.shape, *values.shape[1:]).index_put((valid,), values)
 
 
-def check_batch(owner: str, batch: Any, *fields: str) -> None:
-    """TypeError unless batch is a batch with the fields that the owner reads."""
+def check_batch(owner: str, batch: Any, *fields: str, name: str = "batch") -> None:
+    """TypeError unless batch, the argument of that name, is a batch with the fields that the owner reads."""
     kind = type(batch).__name__
     if not hasattr(batch, "check"):
         way_out = "; convert it with psf.Graphs.from_data" if hasattr(batch, "edge_index") else ""
-        way_out = "; give psf.Images(pixels)" if isinstance(batch, Tensor) and batch.ndim == 4 else way_out
+        fitting = {3: "PointClouds(positions)", 4: "Images(pixels)"}.get(batch.ndim if isinstance(batch, Tensor) else 0)
+        way_out = f"; give psf.{fitting}" if fitting else way_out
         raise TypeError(
-            f"{owner}: batch must be Graphs, PointClouds or another batch with a check method, got {kind}{way_out}"
+            f"{owner}: {name} must be Graphs, PointClouds or another batch with a check method, got {kind}{way_out}"
         )
-    if missing := [name for name in fields if not hasattr(batch, name)]:
-        raise TypeError(f"{owner}: batch must have {' and '.join(fields)}, got {kind} without {missing[0]}")
+    if missing := [field for field in fields if not hasattr(batch, field)]:
+        raise TypeError(f"{owner}: {name} must have {' and '.join(fields)}, got {kind} without {missing[0]}")
 
 
 def check_all_valid(owner: str, batch: Batch, way_out: str = "") -> None:

@@ -56,7 +56,7 @@ def export(
     """
     strict = check_bool("export", "strict", strict)
     check_type("export", "model", model, Symmetrized, "a Symmetrized")
-    check_batch("export", example)
+    check_batch("export", example, name="example")
     example.check()
     samples = check_count("export", "samples", samples)
     _check_model(model)

@@ -194,7 +194,7 @@ def test_refused():
     )
     model.eval()
     refused(TypeError, "model must be a Symmetrized, got MLP", model.backbone, batch, S)
-    refused(TypeError, "batch must be Graphs, PointClouds or another batch with a check method", model, batch.x, S)
+    refused(TypeError, "example must be Graphs, PointClouds or another batch with a check method", model, batch.x, S)
     refused(TypeError, "example must be a dataclass of tensors, got Tuple", model, Tuple(batch.x), S)
     refused(ValueError, "samples must be at least 1, got 0", model, batch, 0)
     names = "('nodes', 'edges', 'batch')"

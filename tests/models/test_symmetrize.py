@@ -366,3 +366,9 @@ def test_errors(case):
     net, group, batch, settings = make()
     with pytest.raises(ValueError, match=re.escape(message)):
         psf.symmetrize(net, group, batch, **settings)
+
+
+def test_an_example_that_is_no_batch():
+    message = "symmetrize: example must be Graphs, PointClouds or another batch with a check method, got Tensor"
+    with pytest.raises(TypeError, match=f"^{message}; give psf.PointClouds\\(positions\\)$"):
+        psf.symmetrize(mlp(6, 2), E3, torch.zeros(2, 5, 3))

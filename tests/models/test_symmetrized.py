@@ -312,8 +312,17 @@ def test_batches_of_another_kind_are_refused():
     f = model("S5")
     pyg = Data(x=torch.ones(3, 2), edge_index=torch.zeros(2, 0, dtype=torch.int64))
     way_out = "; convert it with psf.Graphs.from_data"
-    for batch, got in ((pyg, f"Data{way_out}"), ((1, 2), "tuple"), (None, "NoneType"), (torch.ones(2), "Tensor")):
-        with pytest.raises(TypeError, match=f"^Symmetrized: batch must be Graphs, .* with a check method, got {got}$"):
+    for batch, got in (
+        (pyg, f"Data{way_out}"),
+        ((1, 2), "tuple"),
+        (None, "NoneType"),
+        (torch.ones(2), "Tensor"),
+        (torch.ones(2, 5, 3), "Tensor; give psf.PointClouds(positions)"),
+        (torch.ones(2, 3, 8, 8), "Tensor; give psf.Images(pixels)"),
+    ):
+        with pytest.raises(
+            TypeError, match=f"^Symmetrized: batch must be Graphs, .* with a check method, got {re.escape(got)}$"
+        ):
             f(batch, 2)
     with pytest.raises(TypeError, match=r"batch must have positions and velocities, got Graphs without positions$"):
         f(Graphs.from_data(pyg), 2)

@@ -99,7 +99,7 @@ def symmetrize(
     check_type(owner, "net", net, nn.Module, "an nn.Module")
     check_type(owner, "group", group, Group, "a Group")
     example = example_for(net) if example is None else example
-    check_batch(owner, example)
+    check_batch(owner, example, name="example")
     example.check()
     out_features = None if out_features is None else check_count(owner, "out_features", out_features)
     kind = next((kind for kind in TOKENS if isinstance(example, kind)), None)
