@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import functools
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from importlib.resources import files
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser
 
@@ -173,16 +175,55 @@ def parse(kind: type, values: dict[str, Any], overrides: list[str], path: Path |
         _check_keys(kind, values, "")
         given = parser.parse_object(values)
     except (ArgumentError, ValueError) as error:
-        text = " ".join(str(error).split()).removeprefix("config: ")
         where = "" if path is None else f", in {path}"
-        raise ValueError(f"config: {text}{where}") from error
+        raise ValueError(f"config: {_in_words(kind, error)}{where}") from error
     for flag in overrides:
         if flag.startswith("--"):
             _check_flag(kind, flag[2:].split("=")[0].removesuffix("+"))
     try:
         return kind(**vars(parser.instantiate(parser.parse_args(overrides, namespace=given))))
     except ArgumentError as error:
-        raise ValueError(f"config: {' '.join(str(error).split())}") from error
+        raise ValueError(f"config: {_in_words(kind, error)}") from error
+
+
+PARSED = re.compile(r'Parser key "(?P<key>[\w.]+)": .*(?:Got|Given) value: (?P<got>.*)')
+NOUNS = {
+    int: "int",
+    float: "number",
+    str: "string",
+    bool: "true or false",
+    list: "list",
+    dict: "mapping",
+    NoneType: "null",
+}
+
+
+def _in_words(kind: type, error: Exception) -> str:
+    """An error of the parser for a key: what it must be and what was given. Another error as it is."""
+    text = " ".join(str(error).split()).removeprefix("config: ")
+    if not (found := PARSED.search(text)):
+        return text
+    hint: Any = kind
+    for name in found["key"].split("."):
+        hint = get_type_hints(hint)[name]
+    got = "null" if found["got"] == "None" else found["got"]
+    return f"{found['key']} must be {_described(hint)}, got {got}"
+
+
+def _described(hint: Any) -> str:
+    """ "an int or null", "one of ps, ga", "a list of ints"."""
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(map(_described, get_args(hint)))
+    noun = NOUNS.get(get_origin(hint) or hint)
+    if noun is None:  # of a task from elsewhere
+        return getattr(hint, "__name__", str(hint))
+    if get_origin(hint) is list and (of := get_args(hint)[0]) in NOUNS:
+        noun += f" of {NOUNS[of]}s"
+    if hint in (bool, NoneType):
+        return noun
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
 def value_of(key: str, overrides: list[str]) -> str | None:
