@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -37,7 +38,7 @@ def _parts(key: str) -> tuple[str, int]:
 
 def table(figures: Figures) -> str:
     """Markdown: a row per configuration and S, a column per figure."""
-    labels = list(dict.fromkeys(label for of in figures.values() for label in of))
+    labels = _labels(figures)
     heads = ["configuration", "S", *(name.replace("_", " ") for name in figures), "runs"]
     rows = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for label in labels:
@@ -49,11 +50,32 @@ def table(figures: Figures) -> str:
     return "\n".join(rows) + "\n"
 
 
+def _labels(figures: Figures) -> list[str]:
+    """The configurations in some figure."""
+    return list(dict.fromkeys(label for of in figures.values() for label in of))
+
+
 def mean_and_deviation(values: list[float]) -> str:
-    """Of one run only the value, of none nothing."""
+    """To two digits of the deviation; of one run only the value, of none nothing."""
     if not values:
         return ""
-    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+    if len(values) == 1:
+        return f"{values[0]:.4g}"
+    mean, deviation = spread(values)
+    digits = digits_of(mean, deviation)
+    return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
+
+
+def spread(values: list[float]) -> tuple[float, float]:
+    """Mean and (n - 1) deviation, 0 for one value; nan where a value is not finite."""
+    with np.errstate(invalid="ignore"):
+        return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def digits_of(mean: float, deviation: float) -> int:
+    """Decimals that show two digits of the deviation, or four of the mean where it has none."""
+    shown, digits = (deviation, 2) if deviation > 0 else (abs(mean), 4)
+    return max(0, digits - 1 - math.floor(math.log10(shown))) if 0 < shown < math.inf else 4
 
 
 def plot(path: Path, figures: Figures) -> None:
@@ -63,12 +85,13 @@ def plot(path: Path, figures: Figures) -> None:
     drawn, axes = plt.subplots(rows, columns, figsize=(5 * columns, 3.8 * rows), squeeze=False)
     for axis in axes.flat[len(figures) :]:
         axis.remove()
+    labels = _labels(figures)
     for axis, (name, of) in zip(axes.flat, figures.items(), strict=False):
-        for k, (label, points) in enumerate(of.items()):
-            at = sorted(points)
-            spread = [stdev(points[S]) if len(points[S]) > 1 else 0.0 for S in at]
-            color = f"C{k}" if len(of) <= 10 else plt.get_cmap("tab20")(k)  # a colour each, up to 20
-            axis.errorbar(at, [mean(points[S]) for S in at], spread, fmt="o-", color=color, capsize=3, label=label)
+        for k, label in enumerate(labels):
+            points = dict(sorted(of.get(label, {}).items()))  # without any the line is in the legend only
+            means, deviations = zip(*map(spread, points.values()), strict=True) if points else ((), ())
+            color = f"C{k}" if len(labels) <= 10 else plt.get_cmap("tab20")(k)  # a colour each, up to 20
+            axis.errorbar(list(points), means, deviations, fmt="o-", color=color, capsize=3, label=label)
         axis.set(xlabel="samples S", ylabel=name.replace("_", " "), xscale="log")
         shown = sorted({S for points in of.values() for S in points})
         axis.set_xticks(shown, [str(S) for S in shown], minor=False)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from probsym_fast._files import write_atomically
-from probsym_fast.tasks.by_samples import Figures, by_samples, plot, table
+from probsym_fast.tasks.by_samples import Figures, by_samples, digits_of, plot, table
 from probsym_fast.tasks.plots import plot_runs
 from probsym_fast.training import configuration
 from probsym_fast.training.configuration import Limit
@@ -22,10 +22,15 @@ from probsym_fast.training.run import check_recorded, fit, record
 from probsym_fast.training.settings import Run, may_change
 from probsym_fast.training.task import Computation, Experiment, Task
 
+PlannedRun = tuple[str, dict[str, Any], int, Path]  # label, keys, seed, folder
 FIRST = "@first"  # as a value of a run's key: the folder of the first run
 OWN = ("seed", "folder")  # keys that the comparison sets for every run
 # names used in the comparison's folder
-TAKEN = ("first", "plots", "samples.md", "config.yaml", "results.json", LOCK, ".", "..")
+TAKEN = (
+    *("first", "plots", "logs", "samples.md", "table.md", "costs.json", "config.yaml", "results.json"),
+    *(LOCK, ".", ".."),
+)
+LONGEST = 200  # bytes of a folder's name, which log files extend
 PLACES = ("config", "data", "backbone.weights")  # keys that may hold a path
 
 
@@ -34,7 +39,9 @@ def _is_run(keys: Any) -> bool:
 
 
 def _is_folder_name(name: Any) -> bool:
-    return isinstance(name, str) and name.strip() != "" and name not in TAKEN and not {"/", "\\", "\0"} & set(name)
+    if not isinstance(name, str) or not name.isprintable() or name in TAKEN or name != name.strip():
+        return False
+    return 0 < len(name.encode()) <= LONGEST and not {"/", "\\", "|"} & set(name)  # | divides the cells of a table
 
 
 LIMITS = {
@@ -58,7 +65,7 @@ class ComparisonConfig(Run):
             Names must be folder names; the comparison sets seed and folder.
         common: keys and values for every run that does not set them, such as data: FOLDER.
         seeds: seeds to train every configuration with.
-        measure: figure of the runs' results to compare; higher is better.
+        measure: figure of the runs' results to compare.
         seed: seed of the first run.
         folder: folder of the runs; null: runs/<full name>/seed<seed>. Finished runs are kept and stopped ones continue,
             if their configuration still matches; runs and seeds may be added.
@@ -87,7 +94,7 @@ class Comparison(Computation):
         for name in config.runs:
             if not _is_folder_name(name):
                 raise ValueError(
-                    f"config: runs must have plain folder names other than {', '.join(TAKEN)}, got {name!r}"
+                    f"config: runs must have plain folder names without | and other than {', '.join(TAKEN)}, got {name!r}"
                 )
         groups = {"common": config.common} | {f"runs.{name}": keys for name, keys in config.runs.items()}
         for group, keys in groups.items():
@@ -105,7 +112,7 @@ class Comparison(Computation):
                     f"config: measure must be one of {', '.join(figures)} for {label}, got {config.measure!r}"
                 )
 
-    def runs(self, folder: Path) -> Iterator[tuple[str, dict[str, Any], int, Path]]:
+    def runs(self, folder: Path) -> Iterator[PlannedRun]:
         """(label, keys, seed, folder) of every run, in training order."""
         config = self.config
         if config.first:
@@ -198,8 +205,10 @@ class Comparison(Computation):
             ("measure", f"{results['measure'].replace('_', ' ')}, {len(results['seeds'])} seeds, mean +- deviation")
         ]
         for name, mean in results["mean"].items():
-            each = ", ".join(f"{value:.4f}" for value in results["values"][name])
-            rows.append((name, f"{mean:.4f} +- {results['std'][name]:.4f}   ({each})"))
+            deviation = results["std"][name]
+            digits = digits_of(mean, deviation)
+            each = ", ".join(f"{value:.{digits}f}" for value in results["values"][name])
+            rows.append((name, f"{mean:.{digits}f} +- {deviation:.{digits}f}   ({each})"))
         return rows
 
 

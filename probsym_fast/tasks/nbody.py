@@ -127,6 +127,7 @@ class NBodyTask(Task):
     """Mean squared error of the positions at frame 40, from positions and velocities at frame 30."""
 
     measure = "mse"
+    figures = "test_mse", "rotated_mse", "unsymmetrized_mse", "unsymmetrized_rotated_mse"
 
     def __init__(self, config: NBodyConfig):
         configuration.check(config, LIMITS)

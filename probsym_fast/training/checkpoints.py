@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from torch import nn
 from probsym_fast._files import write_atomically
 from probsym_fast._untrusted import load_tensors, reason
 from probsym_fast.training.callbacks import validated
+from probsym_fast.training.logs import sync_rows
 from probsym_fast.training.settings import Monitor
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -44,11 +46,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoints(ModelCheckpoint):
-    """Keeps best.ckpt by the monitor, or last.ckpt without one.
+    """Keeps best.ckpt by the monitor, or last.ckpt without one: after every validation.
+
+    last.ckpt is also written after an epoch without a validation, if the one before is `SECONDS` old.
 
     A resumed run may have moved to another folder or validate at other epochs. If it now monitors another measure, its
     first checkpoint counts as the best so far.
     """
+
+    SECONDS = 120.0
 
     def __init__(self, folder: Path, filename: str, monitor: Monitor | None = None):
         super().__init__(
@@ -65,9 +71,21 @@ class Checkpoints(ModelCheckpoint):
     def state_key(self) -> str:
         return f"checkpoint {self.filename}"
 
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        super().on_train_start(trainer, module)
+        self._written = time.monotonic()
+
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if validated(trainer):
+        if validated(trainer) or self._due(trainer):
+            sync_rows(trainer)  # a checkpoint's log is there before it
             super().on_train_epoch_end(trainer, module)
+            self._written = time.monotonic()
+
+    def _due(self, trainer: L.Trainer) -> bool:
+        if self.monitor is not None:
+            return False
+        old = time.monotonic() - self._written >= self.SECONDS
+        return trainer.strategy.reduce_boolean_decision(old, all=False)  # the same in all processes
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["monitor"] != self.monitor:

@@ -119,7 +119,7 @@ class CsvLogger(Logger):
 
 
 class EpochRows(Callback):
-    """Logs the means of every epoch, and syncs all rows to disk before the epoch's checkpoints are written."""
+    """Logs the means of every epoch."""
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         stages = ("train/", "valid/") if validated(trainer) else ("train/",)  # others are from an earlier epoch
@@ -127,8 +127,13 @@ class EpochRows(Callback):
         for logger in trainer.loggers:
             logger.log_metrics({"epoch": trainer.current_epoch, **values}, step=trainer.global_step - 1)
             logger.save()
-            if validated(trainer) and isinstance(logger, CsvLogger | TensorBoardLogger):
-                logger.experiment.flush()
+
+
+def sync_rows(trainer: L.Trainer) -> None:
+    """Writes all rows so far through to the disk."""
+    for logger in trainer.loggers:
+        if isinstance(logger, CsvLogger | TensorBoardLogger):
+            logger.experiment.flush()
 
 
 def _text(rows: Iterable[Row], columns: list[str]) -> bytes:

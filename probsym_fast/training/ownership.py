@@ -55,6 +55,20 @@ def owned(folder: Path) -> Iterator[None]:
                     path.rmdir()
 
 
+def owner_of(folder: Path) -> str | None:
+    """The process that owns a folder, in words; None: no process does."""
+    path = folder / LOCK
+    if not path.is_file():
+        return None
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return _owner(path)
+    lock.release()
+    return None
+
+
 def _acquired(folder: Path, made: list[Path]) -> FileLock:
     """The acquired lock. Appends the folders that did not exist to `made`, innermost first."""
     path = folder / LOCK

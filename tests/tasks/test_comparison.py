@@ -43,7 +43,8 @@ def compute(config):
         ({"runs": {"A": {"config": "t", "folder": "x"}}}, "runs.A must be without seed and folder, .* got folder"),
         ({"first": {"config": "t", "seed": 3}}, "first must be without seed and folder, .* got seed"),
         *(({"runs": {name: {"config": "t"}}}, "runs must have plain folder names")
-          for name in ("", " ", ".", "..", "first", "plots", "a/b", "a\\b", "/a")),
+          for name in ("", " ", ".", "..", "first", "plots", "table.md", "costs.json", "logs", "a/b", "a\\b", "/a", "a|b",
+                       "a\n", "a\nb", " a", "\ud800", "x" * 201)),
     ],
 )  # fmt: skip
 def test_refused_at_construction(config, change, text):

@@ -11,15 +11,28 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from torch.utils.data import get_worker_info
 
 from probsym_fast import _files
 from probsym_fast.training import faults
 from probsym_fast.training import run as training
+from probsym_fast.training.checkpoints import Checkpoints
 from probsym_fast.training.logs import CsvLogger, history, read_rows
 from tests.helpers.killed import Halved
 from tests.helpers.tiny import Tiny, Vectors, run, tiny
+
+
+class SignalInEpoch(Callback):
+    """SIGTERM in the second step of an epoch."""
+
+    def __init__(self, epoch: int):
+        self.epoch = epoch
+
+    def on_train_batch_start(self, trainer, module, batch, index):
+        if (trainer.current_epoch, index) == (self.epoch, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def checkpoint(folder: Path, name: str = "last") -> dict:
@@ -37,6 +50,23 @@ def assert_same_run(found: Path, expected: Path) -> None:
     for name in ("logs/metrics.csv", "results.json"):
         assert (found / name).read_bytes() == (expected / name).read_bytes()
     assert not list(found.rglob(".*.tmp"))
+
+
+def test_a_run_goes_on_from_an_epoch_without_validation_where_the_last_checkpoint_is_old(tmp_path, monkeypatch):
+    settings = {"epochs": 6, "validate_every": 4, "dropout": 0.3, "noise": 0.5}
+    with pytest.raises(training.Stopped):
+        training.fit(tiny(tmp_path / "young", **settings), callbacks=[SignalInEpoch(2)])
+    assert not (tmp_path / "young" / "checkpoints").exists(), "it is young"
+    monkeypatch.setattr(Checkpoints, "SECONDS", 0.0)
+    run(tmp_path / "whole", **settings)
+    with pytest.raises(training.Stopped):
+        training.fit(tiny(tmp_path / "run", **settings), callbacks=[SignalInEpoch(2)])
+    assert checkpoint(tmp_path / "run")["epoch"] == 1 and not (tmp_path / "run/checkpoints/best.ckpt").exists()
+    with pytest.raises(training.Stopped):
+        training.fit(tiny(tmp_path / "run", **settings), resume=True, callbacks=[SignalInEpoch(5)])
+    assert checkpoint(tmp_path / "run")["epoch"] == 4 and checkpoint(tmp_path / "run", "best")["epoch"] == 3
+    run(tmp_path / "run", resume=True, **settings)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.slow
