@@ -3,7 +3,8 @@
     probsym sweep -c tables/exp_classify_gin --folder runs/gin --threads 1
     python -m benchmarks.experiments runs/gin -c tables/exp_classify_gin -o benchmarks/results/experiments/FILE.json
 
-Runs that have not finished are left out. A file that is there keeps the runs that the folder lacks.
+Runs that have not finished are left out, and so are those of names and seeds that the sweep no longer has. A file that is
+there keeps the runs that the folder lacks.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 
 from probsym_fast._files import write_atomically
 from probsym_fast.tasks.comparison import results_of
+from probsym_fast.tasks.costs import Costs
+from probsym_fast.training import configuration
 from probsym_fast.training.logs import history
 
 POINTS = 100  # of a curve, at most
@@ -24,17 +27,28 @@ COSTS = ("cpu_seconds", "memory", "commit")
 
 def gather(folder: Path) -> dict[str, dict[str, Any]]:
     """name -> seed -> figures, costs and validation curves of the finished runs in a sweep's folder."""
-    costs = json.loads((folder / "costs.json").read_text(encoding="utf-8"))
+    costs, wanted = Costs(folder), _wanted(folder)
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("*/seed*/results.json")):
         run, (name, seed) = path.parent, path.parts[-3:-1]
-        cost = costs.get(f"{name}/{seed}", {})
+        if wanted is not None and (name, seed) not in wanted:
+            continue
+        cost = costs.get(f"{name}/{seed}")
         found.setdefault(name, {})[seed] = {
             **{key: _short(value) for key, value in results_of(run).items()},
-            **{key: cost[key] for key in COSTS if key in cost},
+            **({} if cost is None else {key: getattr(cost, key) for key in COSTS}),
+            **({} if cost is None or cost.complete else {"complete": False}),
             "curves": {key: _thin(x) for key, x in history(run).items() if key.startswith("valid/")},
         }
     return found
+
+
+def _wanted(folder: Path) -> set[tuple[str, str]] | None:
+    """Name and seed of every run in the sweep's configuration; None: it has not recorded one."""
+    if not (path := folder / "config.yaml").is_file():
+        return None
+    config = configuration.read(path)
+    return {(name, f"seed{seed}") for name in config["runs"] for seed in config["seeds"]}
 
 
 def _thin(curve: dict[int, float]) -> dict[str, list[float]]:

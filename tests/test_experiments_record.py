@@ -62,6 +62,20 @@ def test_a_second_sweep_keeps_the_runs_of_the_first(monkeypatch, tmp_path, sweep
     assert runs["PS S=2"]["seed1"]["test_accuracy"] == 0.91235
 
 
+def test_only_what_the_sweep_has_still(monkeypatch, tmp_path, sweep):
+    """And what the costs do not know."""
+    finished(sweep, "dropped", 1, 0.5, 1)
+    finished(sweep, "PS S=2", 3, 0.5, 1)
+    finished(sweep, "PS S=2", 4, 0.5, 1)
+    (sweep / "config.yaml").write_text('task: comparison\nruns: {"PS S=2": {config: x}}\nseeds: [1, 3]\n')
+    costs = json.loads((sweep / "costs.json").read_text())
+    costs["PS S=2/seed3"] = costs["PS S=2/seed1"] | {"complete": False}
+    (sweep / "costs.json").write_text(json.dumps(costs))
+    runs = gathered(monkeypatch, sweep, tmp_path / "x.json")["runs"]
+    assert {name: list(seeds) for name, seeds in runs.items()} == {"PS S=2": ["seed1", "seed3"]}
+    assert runs["PS S=2"]["seed3"]["complete"] is False and "complete" not in runs["PS S=2"]["seed1"]
+
+
 def test_runs_of_another_configuration_are_not_mixed_in(monkeypatch, tmp_path, sweep, capsys):
     output = tmp_path / "x.json"
     output.write_text(before := json.dumps({"configuration": "tables/y", "runs": {}}))

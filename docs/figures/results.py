@@ -82,37 +82,8 @@ def equal_compute() -> None:
     save(figure, "equal-compute")
 
 
-def pattern() -> None:
-    """PATTERN in small: a dot for each run of eight rows; accuracy by training graphs, mean and deviation."""
-    runs, fewer = runs_of("pattern-small"), runs_of("pattern-small-graphs")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.6), layout="constrained", width_ratios=(3, 2))
-    methods, starts = ("PS", "canonical", "GA", "FA"), ("from images", "from scratch")
-    for row, method in enumerate(methods):
-        for start, color, shift in zip(starts, COLORS, (-0.16, 0.16), strict=False):
-            values = [run["test_accuracy"] for run in runs[f"{method}, {start}"].values()]
-            left.plot(
-                values, [row + shift] * len(values), "o", color=color, ms=5, alpha=0.6, label=start if not row else None
-            )
-            left.plot([mean(values)] * 2, [row + shift - 0.13, row + shift + 0.13], color=color, lw=2)
-    left.set(yticks=range(len(methods)), yticklabels=methods, xlabel="test accuracy")
-    left.invert_yaxis()
-    for start, color in zip(starts, COLORS, strict=False):
-        points = {n: fewer[f"{start}, {n} graphs"] for n in (250, 1000)} | {4000: runs[f"PS, {start}"]}
-        found = {n: [run["test_accuracy"] for run in seeds.values()] for n, seeds in points.items()}
-        right.errorbar(list(found), [mean(x) for x in found.values()], [stdev(x) for x in found.values()], fmt="o-",
-                       capsize=3, color=color, label=start)  # fmt: skip
-    right.set(xscale="log", xlabel="training graphs, at equal steps", ylabel="test accuracy, PS")
-    right.set_xticks([250, 1000, 4000], ["250", "1,000", "4,000"], minor=False)
-    right.minorticks_off()
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    save(figure, "pattern-small")
-
-
 if __name__ == "__main__":
     nbody("nbody-gnn", ("EGNN", "PS", "GA", "canonical", "none"), {"EGNN, paper": 0.0070})
     nbody("nbody-transformer", ("PS", "GA", "canonical", "none"), {"PS, paper": 0.0040, "canonical, paper": 0.0078})
     exp_classify("exp-classify-gin", ("PS", "FA", "GA", "canonical"))
     equal_compute()
-    pattern()
