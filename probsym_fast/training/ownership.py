@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -73,7 +74,8 @@ def _acquired(folder: Path, made: list[Path]) -> FileLock:
     """The acquired lock. Appends the folders that did not exist to `made`, innermost first."""
     path = folder / LOCK
     lock = FileLock(path)
-    for attempt in range(3):
+    until = time.monotonic() + 10 * PATIENCE
+    while True:
         made += [part for part in (folder, *folder.parents) if part not in made and not part.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +85,7 @@ def _acquired(folder: Path, made: list[Path]) -> FileLock:
             wanted = "must be used by one process at a time"
             raise InUse(f"run folder: {folder} {wanted}, got a second one while {_owner(path)} is running") from None
         except FileNotFoundError:  # its owner has just removed the folder
-            if attempt == 2:
+            if time.monotonic() > until:
                 raise
         except OSError as error:
             error.filename = error.filename or str(path)  # a file system without locks names no file

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def forked(work) -> int:
             work()
             os._exit(0)
         except BaseException:
+            traceback.print_exc()
             os._exit(1)
     return pid
 
