@@ -103,7 +103,8 @@ Which parts of the package work in which tool of PyTorch. The tests in `tests/pr
 
 - **yes**: the same numbers as eager. Close to them in autocast and with bfloat16 or float16 weights.
 - **≤ n**: the same, and six batch sizes, six edge counts or six numbers of points compile at most n times. The first program
-  is for one size, the second for any; training may take one more, and a module with two ways one more for each.
+  is for one size, the second for any size. Training may take a third, and a module with two forms, such as a sparse
+  and a dense one, one more for each.
 - **refuses**: an error names the way out. See below the tables.
 - **†**: at least one of its tests only runs by hand, and did, on a CPU with torch 2.14.
 - **–**: it has nothing to train, to differentiate or to store.
