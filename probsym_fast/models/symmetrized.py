@@ -55,8 +55,8 @@ class Symmetrized(nn.Module):
     Where a second derivative is wanted (create_graph=True), every part may call `F.scaled_dot_product_attention`, whose fused
     kernels have the first only: its gradient is then that of the formula. First derivatives stay torch's.
     torch.func transforms work on the model (`torch.func.functional_call`): the ops use their references, and chunks keep all
-    intermediate results. vmap needs a seed, or randomness "same" or "different". In training mode the transform must take the buffers as inputs too,
-    since running statistics are updated in place.
+    intermediate results. vmap needs a seed, or randomness "same" or "different". In training mode the transform must take the
+    buffers as inputs too, since running statistics are updated in place.
     Raises TypeError for parts of another type, ValueError for other values.
     """
 
