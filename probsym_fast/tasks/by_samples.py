@@ -59,11 +59,9 @@ def mean_and_deviation(values: list[float]) -> str:
     """To two digits of the deviation; of one run only the value, of none nothing."""
     if not values:
         return ""
-    if len(values) == 1:
-        return f"{values[0]:.4g}"
     mean, deviation = spread(values)
     digits = digits_of(mean, deviation)
-    return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
+    return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if len(values) > 1 else "")
 
 
 def spread(values: list[float]) -> tuple[float, float]:

@@ -135,7 +135,8 @@ class Sweep:
                         text = f"{label}: {_outcome(status)}; {len(pending)} to go, about {span(left)}"
                         print(text, file=sys.stderr, flush=True)
             except BaseException:
-                self._stop(signal.SIGTERM, None)  # nothing else starts, and the pool waits for what runs
+                if not self._stopped:  # a second signal would end the runs within their step
+                    self._stop(signal.SIGTERM, None)  # nothing else starts, and the pool waits for what runs
                 raise
         return failed
 
@@ -181,13 +182,13 @@ class Sweep:
 
     def _free(self, label: str, where: Path) -> bool:
         """Waits until no other process trains the run; False after a signal."""
-        told = False
+        reported = False
         while not self._stopped:
             if (owner := owner_of(where)) is None:
                 return True
-            if not told:
+            if not reported:
                 print(f"{label}: waits for {owner}, which trains it", file=sys.stderr, flush=True)
-                told = True
+                reported = True
             time.sleep(POLL)
         return False
 

@@ -205,7 +205,10 @@ def _in_words(kind: type, error: Exception) -> str:
         return text
     hint: Any = kind
     for name in found["key"].split("."):
-        hint = get_type_hints(hint)[name]
+        hints = get_type_hints(hint) if is_dataclass(hint) else {}
+        if name not in hints:  # below a mapping
+            return text
+        hint = hints[name]
     got = "null" if found["got"] == "None" else found["got"]
     return f"{found['key']} must be {_described(hint)}, got {got}"
 

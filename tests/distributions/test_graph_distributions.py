@@ -186,7 +186,7 @@ def test_learned_elements_follow_the_graph():
     there, same = f(moved, S, Draws(seed=2), noise=torch.empty_like(noise).index_put((new,), noise))
     expected = f.group.compose(as_permutation(batch, new, S, N), g.detach())
     assert torch.equal(there.order, expected.order)
-    assert_near(same["entropy"], penalties["entropy"], {torch.float64: 1e-3})  # ties are drawn anew
+    assert_near(same["entropy"], penalties["entropy"], {torch.float64: 1e-3})  # ties are drawn again
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 10])
@@ -242,7 +242,7 @@ def test_frame_sorts_by_class_with_ties_at_random():
 
 
 def test_frame_follows_the_graph():
-    """Numbered anew: the same set of orders, numbered anew."""
+    """Nodes with other numbers: the same set of orders, in these numbers."""
     batch, samples = path_and_star(), 600
     moved, new = relabelled(batch, 1)
     f = Frame(Symmetric(6))

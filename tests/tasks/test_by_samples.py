@@ -15,6 +15,7 @@ from probsym_fast.tasks.by_samples import by_samples, mean_and_deviation, plot, 
         ([], ""),
         ([0.98765], "0.9877"),
         ([0.0040123], "0.004012"),
+        ([123456.7], "123457"),
         ([672.4321, 680.1], "676.3 ± 5.4"),
         ([0.00561, 0.00562, 0.00566], "0.005630 ± 0.000026"),
         ([0.99, 0.992, 0.994], "0.9920 ± 0.0020"),
@@ -38,10 +39,10 @@ def test_a_configuration_has_one_colour_in_all_panels(tmp_path, monkeypatch):
         ]
     )
     assert table(figures).splitlines()[2:] == [
-        "| A | 1 | 0.4 |  | 1 |",
-        "| A | 8 | 0.5 |  | 1 |",
-        "| B | 1 | 0.5 | 0.2 | 1 |",
-        "| B | 8 | 0.6 | 0.1 | 1 |",
+        "| A | 1 | 0.4000 |  | 1 |",
+        "| A | 8 | 0.5000 |  | 1 |",
+        "| B | 1 | 0.5000 | 0.2000 | 1 |",
+        "| B | 8 | 0.6000 | 0.1000 | 1 |",
     ]
     drawn = []
     monkeypatch.setattr(module, "save", lambda figure, path: drawn.append(figure))

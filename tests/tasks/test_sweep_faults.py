@@ -167,7 +167,7 @@ def test_a_run_in_another_process_is_waited_for(faked, capsys):
     table = faked.run()
     timer.join()
     assert "A, seed 1: waits for another process, which trains it" in capsys.readouterr().err
-    assert faked.begun() == ["B/seed1 False"] and "| A | 0.125 | 1 of 1 |  |" in table
+    assert faked.begun() == ["B/seed1 False"] and "| A | 0.1250 | 1 of 1 |  |" in table
 
 
 def test_times_that_miss_a_part_say_so(faked):

@@ -112,7 +112,7 @@ def check(name: str, seed: int) -> None:
 def near(
     what: str, found: Tensor, expected: Tensor, table: dict, unit: float, sensitivity: Callable[[], float]
 ) -> None:
-    """By the table; where that fails, by it and what rounding the inputs alone would do."""
+    """By the table; where that fails, by it and what rounding only the inputs would do."""
     assert found.shape == expected.shape, f"{what}: {tuple(found.shape)}, not {tuple(expected.shape)}"
     if not found.numel():
         return
