@@ -55,6 +55,29 @@ def exp_classify(record: str, names: tuple[str, ...]) -> None:
     save(figure, record)
 
 
+def exp_classify_mlp() -> None:
+    """Validation accuracy by epoch: all 2,000 epochs; 200 epochs, by samples in training and by method."""
+    full, short = runs_of("exp-classify-mlp-ps")["PS"], runs_of("exp-classify-short")
+    figure, panels = plt.subplots(1, 3, figsize=(11, 3.4), sharey=True, layout="constrained")
+    methods = {"PS": "S=5"} | {name: name for name in ("FA", "PS fixed noise", "GA", "PS soft", "canonical")}
+    shown = (
+        ("PS, published settings", {"PS": full}),
+        ("PS, 200 epochs, samples in training", {name: short[name] for name in ("S=1", "S=2", "S=5", "S=10")}),
+        ("200 epochs, 5 samples", {label: short[name] for label, name in methods.items()}),
+    )
+    for axes, (title, curves) in zip(panels, shown, strict=True):
+        for (label, runs), color in zip(curves.items(), COLORS, strict=False):
+            for k, run in enumerate(runs.values()):
+                curve = run["curves"]["valid/accuracy"]
+                axes.plot(curve["epochs"], curve["values"], color=color, lw=1.2, label=None if k else label)
+        axes.axhline(0.5, color=GREY, lw=0.9, ls="--")
+        axes.set(title=title, xlabel="epoch")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    panels[0].set(ylabel="validation accuracy, 10 samples")
+    save(figure, "exp-classify-mlp")
+
+
 def equal_compute() -> None:
     """By samples in training: accuracy against forward passes so far, and after training against samples in the test."""
     runs = runs_of("equal-compute")
@@ -82,8 +105,27 @@ def equal_compute() -> None:
     save(figure, "equal-compute")
 
 
+def pattern() -> None:
+    """PATTERN in small: a dot for each run of eight rows, a line at their mean."""
+    runs = runs_of("pattern-small")
+    figure, axes = plt.subplots(figsize=(6.4, 3), layout="constrained")
+    methods = ("PS", "canonical", "GA", "FA")
+    for start, color, shift in zip(("from images", "from scratch"), COLORS, (-0.16, 0.16), strict=False):
+        for row, method in enumerate(methods):
+            values = [run["test_accuracy"] for run in runs[f"{method}, {start}"].values()]
+            label = None if row else start
+            axes.plot(values, [row + shift] * len(values), "o", color=color, ms=5, alpha=0.6, label=label)
+            axes.plot([mean(values)] * 2, [row + shift - 0.13, row + shift + 0.13], color=color, lw=2)
+    axes.set(yticks=range(len(methods)), yticklabels=methods, xlabel="test accuracy")
+    axes.invert_yaxis()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    save(figure, "pattern-small")
+
+
 if __name__ == "__main__":
     nbody("nbody-gnn", ("EGNN", "PS", "GA", "canonical", "none"), {"EGNN, paper": 0.0070})
     nbody("nbody-transformer", ("PS", "GA", "canonical", "none"), {"PS, paper": 0.0040, "canonical, paper": 0.0078})
     exp_classify("exp-classify-gin", ("PS", "FA", "GA", "canonical"))
     equal_compute()
+    pattern()
