@@ -39,42 +39,38 @@ def nbody(record: str, names: tuple[str, ...], published: dict[str, float]) -> N
     save(figure, record)
 
 
-def exp_classify(record: str, names: tuple[str, ...]) -> None:
-    """A panel for each method, a line for each seed."""
-    runs = runs_of(record)
-    figure, panels = plt.subplots(1, len(names), figsize=(11, 2.8), sharey=True, layout="constrained")
-    for axes, name in zip(panels, names, strict=True):
-        for seed, run in runs[name].items():
-            color, curve = COLORS[int(seed.removeprefix("seed")) - 1], run["curves"]["valid/accuracy"]
-            axes.plot(curve["epochs"], curve["values"], color=color, lw=1.2, label=f"seed {seed.removeprefix('seed')}")
-        axes.axhline(0.5, color=GREY, lw=0.9, ls="--")
-        axes.set(title=name, xlabel="epoch")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    panels[0].set(ylabel="validation accuracy")
-    save(figure, record)
-
-
-def exp_classify_mlp() -> None:
-    """Validation accuracy by epoch: PS with the published settings, and methods in a tenth of the epochs."""
-    full, short = runs_of("exp-classify-mlp-ps"), runs_of("exp-classify-short")
-    figure, panels = plt.subplots(1, 2, figsize=(10.5, 3.4), sharey=True, layout="constrained")
-    methods = {"FA": "FA", "PS, fixed noise": "PS fixed noise", "GA": "GA", "canonical": "canonical"}
-    shown = (
-        ("PS, published settings", {"PS, 10 samples": full["PS"]}),
-        ("200 epochs, 5 samples (canonical: 1)", {label: short[name] for label, name in methods.items()}),
-    )
-    for axes, (title, curves) in zip(panels, shown, strict=True):
-        for (label, runs), color in zip(curves.items(), COLORS, strict=False):
-            for k, run in enumerate(runs.values()):
+def exp_classify(name: str, panels: dict[str, dict[str, dict | None]], height: float) -> None:
+    """Validation accuracy by epoch: a panel for each title, a line for each label's run; dashed: chance."""
+    figure, places = plt.subplots(1, len(panels), figsize=(11, height), sharey=True, layout="constrained")
+    for axes, (title, runs) in zip(places, panels.items(), strict=True):
+        for (label, run), color in zip(runs.items(), COLORS, strict=False):
+            if run is not None:  # the others keep their colours
                 curve = run["curves"]["valid/accuracy"]
-                axes.plot(curve["epochs"], curve["values"], color=color, lw=1.2, label=None if k else label)
+                axes.plot(curve["epochs"], curve["values"], color=color, lw=1.2, label=label)
         axes.axhline(0.5, color=GREY, lw=0.9, ls="--")
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    panels[0].set(ylabel="validation accuracy")
-    save(figure, "exp-classify-mlp")
+    places[0].set(ylabel="validation accuracy")
+    save(figure, name)
+
+
+def exp_classify_gin() -> None:
+    """A panel for each method, a line for each seed."""
+    runs = runs_of("exp-classify-gin")
+    panels = {x: {f"seed {k}": runs[x].get(f"seed{k}") for k in (1, 2, 3)} for x in ("PS", "FA", "GA", "canonical")}
+    exp_classify("exp-classify-gin", panels, 2.8)
+
+
+def exp_classify_mlp() -> None:
+    """PS with the published settings, and methods in a tenth of the epochs."""
+    full, short = runs_of("exp-classify-mlp-ps"), runs_of("exp-classify-short")
+    methods = ("FA", "PS fixed noise", "GA", "canonical")
+    panels = {
+        "PS, published settings": {"10 samples": full["PS"]["seed1"]},
+        "200 epochs, 5 samples (canonical: 1)": {name: short[name]["seed1"] for name in methods},
+    }
+    exp_classify("exp-classify-mlp", panels, 3.4)
 
 
 def equal_compute() -> None:
@@ -125,7 +121,7 @@ def pattern() -> None:
 if __name__ == "__main__":
     nbody("nbody-gnn", ("EGNN", "PS", "GA", "canonical", "none"), {"EGNN, paper": 0.0070})
     nbody("nbody-transformer", ("PS", "GA", "canonical", "none"), {"PS, paper": 0.0040, "canonical, paper": 0.0078})
-    exp_classify("exp-classify-gin", ("PS", "FA", "GA", "canonical"))
+    exp_classify_gin()
     exp_classify_mlp()
     equal_compute()
     pattern()

@@ -11,9 +11,7 @@ from probsym_fast.models.chunks import Chunks
 from tests.conftest import assert_near
 
 S, N, C = 7, 9, 2
-
 WIDTH = 64  # of the vision transformer
-
 VIT = {"depth": 3, "embed_dim": WIDTH, "num_heads": 2}
 
 

@@ -77,7 +77,7 @@ def test_steps_that_run_out_of_memory_in_backward_are_retried(before):
     """Nothing is lost: gradients of the failed attempt are dropped, those of before are added to once."""
     batch = random_graphs([3, 1, 9, 5])
     f, other = noisy("auto", most=10), noisy(2)
-    f.chunks._fit[True] = Fit(S, 4, 4)  # 4 samples, 16 rows, are too many in the backward pass alone
+    f.chunks._fit[True] = Fit(S, 4, 4)  # 4 samples, 16 rows, are too many, but only in the backward pass
     f.backbone.recomputed_alone = True
     for each in (f, other):
         for p in each.parameters():
@@ -121,9 +121,9 @@ def test_steps_that_fail_leave_gradients_and_statistics_alone(error):
         y.square().sum().backward()
         assert any(p.grad is not None for p in f.parameters())
         assert not all(torch.equal(x, buffers[name]) for name, x in f.named_buffers())
-        raise error("behind the backward pass")
+        raise error("after the backward pass")
 
-    with pytest.raises(error, match="behind the backward pass"):
+    with pytest.raises(error, match="after the backward pass"):
         f.step_with_smaller_chunks(step, S)
     for p, old in zip(f.parameters(), held, strict=True):
         assert p.grad is old and torch.equal(old, torch.ones_like(p))

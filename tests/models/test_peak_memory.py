@@ -16,8 +16,6 @@ from tests.helpers.chunked import C, N, graph_model
 from tests.helpers.graphs import random_graphs
 from tests.models.test_symmetrized import SYMMETRIES, clouds
 
-# --- memory, by every allocation there is ---
-
 
 def peak_of_a_step(f: Symmetrized, batch, samples: int, chunk: int | None) -> int:
     """Of forward, backward and the parameters' gradients; the batch and the parameters are there before."""
@@ -157,11 +155,11 @@ def test_memory_of_a_learned_distribution(name):
         f.distribution = Learned(SYMMETRIES[name][0], VectorNeurons(width=6), tau=0.1)
     few, many, chunked = peaks(f, batch)
 
-    def alone():
+    def of_the_distribution():
         g, penalties = f.distribution(batch, 64)
         (sum(x.sum() for x in tensors(g) if x.requires_grad) + sum(penalties.values())).backward()
 
-    distribution = peak_memory(alone, "cpu")
+    distribution = peak_memory(of_the_distribution, "cpu")
     gradients = sum(4 * p.numel() for p in f.parameters())
     assert chunked < 1.1 * (max(few, distribution) + gradients)
     assert chunked < 0.6 * many

@@ -76,7 +76,7 @@ def model(form="dict", is_complex=False, distribution=None, **settings) -> psf.S
     return psf.Symmetrized(*parts, learned, **settings).double().eval()
 
 
-def alone(f: psf.Symmetrized, which: int) -> psf.Symmetrized:
+def of_one(f: psf.Symmetrized, which: int) -> psf.Symmetrized:
     return psf.Symmetrized(f.backbone, f.embed, One(f.readout, which), f.distribution, chunk=f.chunk).eval()
 
 
@@ -103,7 +103,7 @@ def test_every_tensor_as_if_it_were_alone(form, chunk):
         found, penalties = f(batch, S, seed=3, **how)
         assert pytree.tree_structure(found) == structure and set(penalties) == {"entropy"}
         for which, x in enumerate(pytree.tree_leaves(found)):
-            expected = alone(f, which)(batch, S, seed=3, **how)[0]
+            expected = of_one(f, which)(batch, S, seed=3, **how)[0]
             assert torch.equal(x, expected)
             if name in ("mean", "best"):
                 weights = list(f.backbone.parameters())
@@ -118,7 +118,7 @@ def test_estimates(is_complex):
     found = f.estimate(batch, 32, seed=3)
     assert found.samples == 32
     for which, (x, error) in enumerate(zip(*map(pytree.tree_leaves, found[:2]), strict=True)):
-        part = alone(f, which)
+        part = of_one(f, which)
         each = part(batch, 32, seed=3, reduce="none")[0].detach()
         parts = torch.view_as_real(each) if is_complex else each[..., None]
         assert_near(torch.view_as_real(x) if is_complex else x[..., None], parts.mean(0))
@@ -148,7 +148,7 @@ def test_complex_numbers():
     with pytest.raises(
         TypeError, match=r"^Symmetrized: prediction must be real with reduce 'max', got torch.complex128$"
     ):
-        alone(f, 0)(batch, S, reduce="max")
+        of_one(f, 0)(batch, S, reduce="max")
     narrow = model("tuple", is_complex=True, chunk="auto", memory=10**8).float()  # probes differentiate them too
     # many repeats: how many draws came before depends on the time, and two can have the same orders
     table = psf.profile(
@@ -171,7 +171,7 @@ def test_equivariance_by_layouts_and_for_one_layout():
     uniform = model("nested", distribution=Uniform(Symmetric(N)))
     few, many = (psf.equivariance_error(uniform, batch, count, moves=2) for count in (2, 512))
     assert few / many > 4
-    each = [psf.equivariance_error(alone(uniform, k), batch, 8, output=("c", "nc")[k]) for k in (0, 1)]
+    each = [psf.equivariance_error(of_one(uniform, k), batch, 8, output=("c", "nc")[k]) for k in (0, 1)]
     assert psf.equivariance_error(uniform, batch, 8) == max(each)
     clouds = psf.PointClouds(torch.randn(4, 5, 3))
     same = lambda x: {"here": x.positions, "there": (2 * x.positions, -x.positions)}  # noqa: E731

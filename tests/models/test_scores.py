@@ -12,7 +12,7 @@ from probsym_fast.groups import Symmetric
 from probsym_fast.models import MLP, FlatGraph, MeanReadout, ScoredReadout
 from tests.conftest import assert_near
 from tests.helpers.graphs import random_graphs
-from tests.models.test_predictions import WIDTH, N, S, alone, graphs, model
+from tests.models.test_predictions import WIDTH, N, S, graphs, model, of_one
 
 # --- scores ---
 
@@ -190,6 +190,6 @@ def test_refused_scores():
         with pytest.raises(error, match=f"^{re.escape(f'Symmetrized: {message}')}"):
             f(batch, S, **how)
     with pytest.raises(ValueError, match=r"^Symmetrized: prediction must be a dict with the score 'y', got a Tensor$"):
-        alone(f, 0)(batch, S, reduce="best", score="y")
+        of_one(f, 0)(batch, S, reduce="best", score="y")
     with pytest.raises(ValueError, match=r"^Symmetrized: reduce must be one of "):
         f.reduce = "median"
