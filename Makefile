@@ -17,11 +17,13 @@ demo: export PROBSYM_CUDA ?= $(if $(wildcard /dev/nvidia0),1,0)
 demo: .venv/ready
 	$(BIN)/probsym fit -c nbody/demo --folder runs/demo-$$(date +%Y%m%d-%H%M%S)
 
+# The tests are collected first: with workers an import that fails would be reported only after half an hour.
 test: .venv/complete
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format -q --check .
 	$(BIN)/python -m mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -qq --collect-only > .venv/tests.log || { cat .venv/tests.log; exit 1; }
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations 30 --durations-min 4
 
 bench: .venv/complete
 	$(BIN)/python -m pytest benchmarks -q --save-results

@@ -24,16 +24,24 @@ from probsym_fast.training.task import Task
 
 
 def check_devices(settings: Training) -> None:
-    """Raises ValueError if the machine lacks the devices, or if they cannot train in this precision."""
+    """Raises ValueError if the machine lacks the devices, or if they cannot train in this precision; warns if that is slow."""
     count = torch.cuda.device_count()
+    on_cpu = settings.accelerator == "cpu" or not count
     if settings.accelerator == "gpu" and not count:
         raise ValueError("config: training.accelerator must be auto or cpu when torch sees no GPU, got 'gpu'")
     if settings.accelerator != "cpu" and not isinstance(settings.devices, str) and settings.devices > count > 0:
         raise ValueError(
             f"config: training.devices must be at most {count}, the number of GPUs, got {settings.devices}"
         )
-    if settings.precision == "16-mixed" and (settings.accelerator == "cpu" or not count):
+    if settings.precision == "16-mixed" and on_cpu:
         raise ValueError("config: training.precision must be 32-true or bf16-mixed on the CPU, got '16-mixed'")
+    if settings.precision == "bf16-mixed" and on_cpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        warnings.warn(
+            "probsym_fast: training.precision bf16-mixed can be a hundred times slower than 32-true on this CPU, which has no"
+            " fast bfloat16 products; set training.precision to 32-true.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def make_trainer(

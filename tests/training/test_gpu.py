@@ -8,7 +8,7 @@ import torch
 from probsym_fast import tasks
 from probsym_fast.training import run as training
 from probsym_fast.training.logs import history
-from tests.tasks.test_vision import TINY
+from tests.helpers.tiny_vision import TINY
 
 SMALL = {"training.accelerator": "gpu", "training.progress": "false", "training.epochs": 3}
 SAMPLES = {"samples.train": 2, "samples.valid": 1, "samples.test": 1, "samples.trials": 1}

@@ -1,6 +1,7 @@
 """Optimisers, learning rates, steps, accumulation and precision of the training."""
 
 import re
+import warnings
 
 import lightning as L
 import pytest
@@ -11,6 +12,8 @@ from probsym_fast.draws import seeded
 from probsym_fast.training import optimisation
 from probsym_fast.training import run as training
 from probsym_fast.training.logs import history, read_rows
+from probsym_fast.training.settings import Training
+from probsym_fast.training.trainer import check_devices
 from tests.helpers.tiny import Tiny, run, tiny
 
 
@@ -313,6 +316,16 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_written(tmp_pat
     with pytest.raises(ValueError, match=f"^{re.escape(f'config: {message}')}$"):
         run(tmp_path / "run", **settings)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("precision", "fast"), [("32-true", False), ("bf16-mixed", True), ("bf16-mixed", False)])
+def test_bfloat16_on_a_cpu_without_its_products_warns(monkeypatch, precision, fast):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: fast)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_devices(Training(precision=precision, accelerator="cpu"))
+    expected = ["set training.precision to 32-true."] if precision == "bf16-mixed" and not fast else []
+    assert [str(one.message).split("; ")[1] for one in caught] == expected
 
 
 SCHEDULED = {"epochs": 3, "decay": "linear", "lr": 0.03}
