@@ -1,7 +1,8 @@
 """Gathers what a sweep gave into one file, which docs/results.md and its figures read.
 
     probsym sweep -c tables/exp_classify_gin --folder runs/gin --threads 1
-    python -m benchmarks.experiments runs/gin -c tables/exp_classify_gin -o benchmarks/results/experiments/FILE.json
+    python -m benchmarks.experiments gather runs/gin -c tables/exp_classify_gin -o benchmarks/results/experiments/FILE.json
+    python -m benchmarks.experiments costs benchmarks/results/experiments/*.json  # what the runs took, for the README there
 
 Runs that have not finished are left out, and so are those of names and seeds that the sweep no longer has. A file that is
 there keeps the runs that the folder lacks.
@@ -12,12 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from probsym_fast._files import write_atomically
 from probsym_fast.tasks.comparison import results_of
-from probsym_fast.tasks.costs import Costs
+from probsym_fast.tasks.costs import Costs, span
 from probsym_fast.training import configuration
 from probsym_fast.training.logs import history
 
@@ -68,17 +70,51 @@ def _text(configuration: str, runs: dict[str, Any]) -> str:
     return re.sub(r"\[[^]]*\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n"
 
 
+def costs(paths: Iterable[Path]) -> str:
+    """A Markdown table of what the runs in these files took; files whose runs have no costs are left out."""
+    lines = ["| file | runs | CPU time of a run | memory of a run, GB | commit |", "|---|---|---|---|---|"]
+    for path in sorted(paths):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        names = record.get("runs", {}) if isinstance(record, dict) else {}
+        runs = [run for seeds in names.values() for run in seeds.values()]
+        if not any("cpu_seconds" in run for run in runs):
+            continue
+        times, memory = ([run[key] for run in runs if run.get(key)] for key in COSTS[:2])
+        commits = sorted({commit for run in runs for commit in run.get("commit", "").split()})
+        cells = [f"`{path.name}`", str(len(runs)), _range([span(min(times)), span(max(times))])]
+        cells += [_range([f"{f(memory) / 1000:.1f}" for f in (min, max)]) if memory else "", ", ".join(commits)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _range(ends: list[str]) -> str:
+    return " to ".join(dict.fromkeys(ends))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="a sweep's folder")
-    parser.add_argument("-c", "--configuration", required=True, help="what the sweep ran, as its -c names it")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the file to write")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    action = actions.add_parser("gather", help="writes what a sweep gave into a file")
+    action.add_argument("folder", type=Path, help="a sweep's folder")
+    action.add_argument("-c", "--configuration", required=True, help="what the sweep ran, as its -c names it")
+    action.add_argument("-o", "--output", type=Path, required=True, help="the file to write")
+    action.set_defaults(act=_write)
+    action = actions.add_parser("costs", help="prints a table of what the runs in these files took")
+    action.add_argument("files", type=Path, nargs="+")
+    action.set_defaults(act=lambda arguments: print(costs(arguments.files), end=""))
     arguments = parser.parse_args()
+    try:
+        arguments.act(arguments)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _write(arguments: argparse.Namespace) -> None:
     runs: dict[str, dict[str, Any]] = {}
     if arguments.output.is_file():
         there = json.loads(arguments.output.read_text(encoding="utf-8"))
         if there["configuration"] != arguments.configuration:
-            parser.error(
+            raise ValueError(
                 f"{arguments.output} must be of {arguments.configuration}, got runs of {there['configuration']}"
             )
         runs = there["runs"]

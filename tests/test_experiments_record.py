@@ -3,6 +3,7 @@
 import json
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,7 @@ def finished(folder, name, seed, accuracy, epochs):
 
 
 def gathered(monkeypatch, folder, output):
-    arguments = ["experiments", str(folder), "-c", "tables/x", "-o", str(output)]
+    arguments = ["experiments", "gather", str(folder), "-c", "tables/x", "-o", str(output)]
     monkeypatch.setattr(sys, "argv", arguments)
     experiments.main()
     return json.loads(output.read_text())
@@ -92,3 +93,23 @@ def test_long_curves_keep_their_last_value(monkeypatch, tmp_path, sweep):
     assert curve["epochs"][-1] == 1001
     assert curve["values"][-1] == pytest.approx(1000 / 3, rel=1e-4)
     assert {b - a for a, b in pairwise(curve["epochs"])} == {11}
+
+
+def test_table_of_costs(monkeypatch, tmp_path, sweep, capsys):
+    gathered(monkeypatch, sweep, tmp_path / "x.json")
+    record = json.loads((tmp_path / "x.json").read_text())
+    run = record["runs"]["PS S=2"]["seed1"]
+    record["runs"]["GA"] = {"seed1": run | {"cpu_seconds": 3700.0, "memory": 2048, "commit": "abd abc"}}
+    (tmp_path / "y.json").write_text(json.dumps(record))
+    (tmp_path / "z.json").write_text(json.dumps([{"rows": []}]))  # not of a sweep
+    monkeypatch.setattr(sys, "argv", ["experiments", "costs", *(str(tmp_path / f"{x}.json") for x in "zyx")])
+    experiments.main()
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| `x.json` | 1 | 7 s | 0.9 | abc |",
+        "| `y.json` | 2 | 7 s to 1 h 01 min | 0.9 to 2.0 | abc, abd |",
+    ]
+
+
+def test_the_table_of_costs_in_the_readme_is_that_of_the_records():
+    folder = Path(experiments.__file__).parent / "results" / "experiments"
+    assert experiments.costs(folder.glob("*.json")) in (folder / "README.md").read_text(encoding="utf-8")

@@ -24,7 +24,7 @@ from probsym_fast.training.task import Task
 
 
 def check_devices(settings: Training) -> None:
-    """Raises ValueError if the machine lacks the devices, or if they cannot train in this precision; warns if that is slow."""
+    """Raises ValueError if the machine lacks the devices, or cannot train in this precision. Warns if that is slow."""
     count = torch.cuda.device_count()
     on_cpu = settings.accelerator == "cpu" or not count
     if settings.accelerator == "gpu" and not count:
