@@ -94,7 +94,7 @@ def extension():
             files,
             depends=sources("**/*.h"),
             include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],  # torch's own copy may refuse the stable ABI
-            extra_compile_args={"cxx": [*cxx, *flags], "nvcc": ["-O3"]},
+            extra_compile_args={"cxx": [*cxx, *flags], "nvcc": ["-O3", "--threads=2"]},
             extra_link_args=checked,
             **more,
         )

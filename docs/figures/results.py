@@ -73,14 +73,25 @@ def exp_classify_mlp() -> None:
     exp_classify("exp-classify-mlp", panels, 3.4)
 
 
+def dots(axes, values: dict[float, list[float]], color: str, label: str | None = None) -> None:
+    """A dot for each run and a line through their means, against a number on a logarithmic axis."""
+    for x, runs in values.items():
+        axes.plot([x] * len(runs), runs, "o", color=color, ms=5, alpha=0.6)
+    axes.plot(list(values), [mean(x) for x in values.values()], color=color, lw=1.2, label=label)
+    axes.set(xscale="log")
+    axes.set_xticks(list(values), [f"{x:,}" for x in values])
+    axes.minorticks_off()
+
+
 def equal_compute() -> None:
-    """By samples in training: accuracy against forward passes so far, and after training against samples in the test."""
+    """Accuracy by samples in training: against passes so far, and after it against samples in the test; by entropy weight."""
     runs = runs_of("equal-compute")
     names = [f"{method} S={S}" for method in ("PS", "GA") for S in (1, 2, 4, 8) if f"{method} S={S}" in runs]
     accuracy = by_samples([(name, run["samples"], run) for name in names for run in runs[name].values()])[
         "test_accuracy"
     ]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.8), layout="constrained")
+    shape = {"figsize": (12.5, 3.8), "width_ratios": [4, 4, 2.5]}
+    figure, (left, right, weights) = plt.subplots(1, 3, **shape, layout="constrained")
     for name, color in zip(names, COLORS, strict=False):
         method, S = name.split(" S=")
         style = {"color": color, "ls": "-" if method == "PS" else "--", "label": f"{method}, {S} in training"}
@@ -94,28 +105,43 @@ def equal_compute() -> None:
     right.set(xlabel="samples in the test", ylabel="test accuracy", xscale="log")
     right.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"], minor=False)
     right.minorticks_off()
-    for axes in (left, right):
+    by_weight = {0.03: "PS S=2 entropy 0.03", 0.1: "PS S=2", 0.3: "PS S=2 entropy 0.3"}
+    dots(weights, {x: accuracies(runs[name]) for x, name in by_weight.items()}, COLORS[0])
+    weights.set(xlabel="weight of the entropy", ylabel="test accuracy, PS, 2 in training", ylim=(0.7, 0.9))
+    for axes in (left, right, weights):
         axes.grid(alpha=0.3)
     left.legend(fontsize=8)
     save(figure, "equal-compute")
 
 
 def pattern() -> None:
-    """PATTERN in small: a dot for each run of eight rows, a line at their mean."""
+    """PATTERN in small, a dot for each run: eight rows with a line at their mean, and PS by the number of training graphs."""
     runs = runs_of("pattern-small")
-    figure, axes = plt.subplots(figsize=(6.4, 3), layout="constrained")
+    shape = {"figsize": (11, 3.2), "width_ratios": [1, 0.8]}
+    figure, (rows, graphs) = plt.subplots(1, 2, **shape, layout="constrained")
     methods = ("PS", "canonical", "GA", "FA")
     for start, color, shift in zip(("from images", "from scratch"), COLORS, (-0.16, 0.16), strict=False):
         for row, method in enumerate(methods):
-            values = [run["test_accuracy"] for run in runs[f"{method}, {start}"].values()]
+            values = accuracies(runs[f"{method}, {start}"])
             label = None if row else start
-            axes.plot(values, [row + shift] * len(values), "o", color=color, ms=5, alpha=0.6, label=label)
-            axes.plot([mean(values)] * 2, [row + shift - 0.13, row + shift + 0.13], color=color, lw=2)
-    axes.set(yticks=range(len(methods)), yticklabels=methods, xlabel="test accuracy")
-    axes.invert_yaxis()
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+            rows.plot(values, [row + shift] * len(values), "o", color=color, ms=5, alpha=0.6, label=label)
+            rows.plot([mean(values)] * 2, [row + shift - 0.13, row + shift + 0.13], color=color, lw=2)
+        few = runs_of("pattern-small-graphs")
+        by_graphs = {x: accuracies(few[f"{start}, {x} graphs"]) for x in (250, 1000)}
+        by_graphs[2000] = json.loads((RECORDS / "pattern-small-transfer.json").read_text())["values"][start]
+        dots(graphs, by_graphs | {4000: accuracies(runs[f"PS, {start}"])}, color, start)
+    rows.set(yticks=range(len(methods)), yticklabels=methods, xlabel="test accuracy")
+    rows.invert_yaxis()
+    graphs.set(xlabel="training graphs, PS", ylabel="test accuracy")
+    for axes in (rows, graphs):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
     save(figure, "pattern-small")
+
+
+def accuracies(runs: dict) -> list[float]:
+    """Test accuracies by seed."""
+    return [run["test_accuracy"] for run in runs.values()]
 
 
 if __name__ == "__main__":

@@ -76,7 +76,11 @@ def strided(x):
 
 @every_kernel
 def test_any_strides(name, in_place_of_cpu_kernels):
-    """Forward and backward as the op itself calls them, once more with every tensor strided."""
+    """Forward and backward as the op itself calls them, once more with every tensor strided.
+
+    Images are multiplied by torch.mm, whose rounding may depend on the strides.
+    """
+    atol = 1e-5 if name in ("embed_image", "embed_turned") else 0
     leaf = matrices().requires_grad_()
     with Calls() as record:
         CALLS[name](leaf, "triton").sum().backward()
@@ -85,7 +89,7 @@ def test_any_strides(name, in_place_of_cpu_kernels):
         for x, y in zip(*(out if isinstance(out, tuple) else (out,) for out in pair), strict=True):
             assert (x is None) == (y is None)
             if x is not None:  # NaN where nothing is kept
-                torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
+                torch.testing.assert_close(x, y, rtol=0, atol=atol, equal_nan=True)
 
 
 @every_kernel
