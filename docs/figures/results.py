@@ -63,12 +63,13 @@ def exp_classify_gin() -> None:
 
 
 def exp_classify_mlp() -> None:
-    """PS with the published settings, and methods in a tenth of the epochs."""
-    full, short = runs_of("exp-classify-mlp-ps"), runs_of("exp-classify-short")
+    """PS with the published settings, by samples in training in fewer epochs, and other methods."""
+    full, short, samples = (runs_of(f"exp-classify-{name}") for name in ("mlp-ps", "short", "samples"))
     methods = ("FA", "PS fixed noise", "GA", "canonical")
     panels = {
-        "PS, published settings": {"10 samples": full["PS"]["seed1"]},
-        "200 epochs, 5 samples (canonical: 1)": {name: short[name]["seed1"] for name in methods},
+        "PS, published settings": {"S = 10": full["PS"]["seed1"]},
+        "PS, 160 epochs": {f"S = {S}": samples[f"S={S}"]["seed1"] for S in (10, 5, 2, 1)},
+        "other methods, 200 epochs, 5 samples": {name: short[name]["seed1"] for name in methods},
     }
     exp_classify("exp-classify-mlp", panels, 3.4)
 
