@@ -24,7 +24,7 @@ from probsym_fast.training import configuration
 from probsym_fast.training.logs import history
 
 POINTS = 100  # of a curve, at most
-COSTS = ("cpu_seconds", "memory", "commit")
+COSTS = ("seconds", "cpu_seconds", "memory", "commit")
 
 
 def gather(folder: Path) -> dict[str, dict[str, Any]]:
@@ -77,11 +77,14 @@ def costs(paths: Iterable[Path]) -> str:
         record = json.loads(path.read_text(encoding="utf-8"))
         names = record.get("runs", {}) if isinstance(record, dict) else {}
         runs = [run for seeds in names.values() for run in seeds.values()]
-        if not any("cpu_seconds" in run for run in runs):
+        times, memory = ([run[key] for run in runs if run.get(key)] for key in ("cpu_seconds", "memory"))
+        if not times:
             continue
-        times, memory = ([run[key] for run in runs if run.get(key)] for key in COSTS[:2])
-        commits = sorted({commit for run in runs for commit in run.get("commit", "").split()})
+        commits = sorted({commit for run in runs for commit in run.get("commit", "").split()}) or [
+            record.get("commit", "")
+        ]
         cells = [f"`{path.name}`", str(len(runs)), _range([span(min(times)), span(max(times))])]
+        cells[-1] = ("" if all(run.get("complete", True) for run in runs) else "≥ ") + cells[-1]
         cells += [_range([f"{f(memory) / 1000:.1f}" for f in (min, max)]) if memory else "", ", ".join(commits)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

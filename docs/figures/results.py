@@ -67,9 +67,9 @@ def exp_classify_mlp() -> None:
     full, short, samples = (runs_of(f"exp-classify-{name}") for name in ("mlp-ps", "short", "samples"))
     methods = ("FA", "PS fixed noise", "GA", "canonical")
     panels = {
-        "PS, published settings": {"S = 10": full["PS"]["seed1"]},
+        "PS, 2,000 epochs, bfloat16": {"S = 10": full["PS"]["seed1"]},
         "PS, 160 epochs": {f"S = {S}": samples[f"S={S}"]["seed1"] for S in (10, 5, 2, 1)},
-        "other methods, 200 epochs, 5 samples": {name: short[name]["seed1"] for name in methods},
+        "other methods, 200 epochs, S = 5 (canonical: 1)": {name: short[name]["seed1"] for name in methods},
     }
     exp_classify("exp-classify-mlp", panels, 3.4)
 
@@ -121,13 +121,13 @@ def pattern() -> None:
     shape = {"figsize": (11, 3.2), "width_ratios": [1, 0.8]}
     figure, (rows, graphs) = plt.subplots(1, 2, **shape, layout="constrained")
     methods = ("PS", "canonical", "GA", "FA")
+    few = runs_of("pattern-small-graphs")
     for start, color, shift in zip(("from images", "from scratch"), COLORS, (-0.16, 0.16), strict=False):
         for row, method in enumerate(methods):
             values = accuracies(runs[f"{method}, {start}"])
             label = None if row else start
             rows.plot(values, [row + shift] * len(values), "o", color=color, ms=5, alpha=0.6, label=label)
             rows.plot([mean(values)] * 2, [row + shift - 0.13, row + shift + 0.13], color=color, lw=2)
-        few = runs_of("pattern-small-graphs")
         by_graphs = {x: accuracies(few[f"{start}, {x} graphs"]) for x in (250, 1000)}
         by_graphs[2000] = json.loads((RECORDS / "pattern-small-transfer.json").read_text())["values"][start]
         dots(graphs, by_graphs | {4000: accuracies(runs[f"PS, {start}"])}, color, start)

@@ -73,7 +73,7 @@ class Training:
         validate_every: epochs between validations and checkpoints, at most all epochs; with `steps` also after the last step.
         keep_every: epochs between weights kept as checkpoints/epoch<number>.ckpt, besides best and last; null: none.
         precision: training precision: "32-true", "bf16-mixed" or "16-mixed" (GPU only); validation and test use float32.
-            On CPUs without fast bfloat16 products bf16-mixed is very slow, and the run warns.
+            On CPUs without AVX-512 or AMX bf16-mixed is very slow, and the run warns.
         compile: compile the backbone with torch.compile.
         workers: processes that load batches; 0: the training process loads them.
         log_every: steps between logged losses and learning rates ("step/..."); null: log only epoch means.

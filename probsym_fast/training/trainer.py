@@ -35,13 +35,18 @@ def check_devices(settings: Training) -> None:
         )
     if settings.precision == "16-mixed" and on_cpu:
         raise ValueError("config: training.precision must be 32-true or bf16-mixed on the CPU, got '16-mixed'")
-    if settings.precision == "bf16-mixed" and on_cpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if settings.precision == "bf16-mixed" and on_cpu and not _multiplies_bf16():
         warnings.warn(
-            "probsym_fast: training.precision bf16-mixed can be a hundred times slower than 32-true on this CPU, which has no"
-            " fast bfloat16 products; set training.precision to 32-true.",
+            "probsym_fast: training.precision bf16-mixed is much slower than 32-true on this CPU, which has no fast bfloat16"
+            " products; set training.precision to 32-true.",
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+def _multiplies_bf16() -> bool:
+    """Whether torch multiplies bfloat16 on this CPU by oneDNN, which needs AVX-512 or AMX; without it products are loops."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def make_trainer(

@@ -245,7 +245,7 @@ def test_opcheck(name, device, backend):
     [case for case in EVERY if case.values[1].type != "cpu" or case.values[2] == "reference"],
 )
 def test_compiles_in_one_graph(name, device, backend):
-    """tests/programs compiles the CPU's kernels."""
+    """Those of the CPU's kernels are compiled by tests/programs/test_compilations.py, in training."""
     x = matrices(device)
 
     def loss(x):

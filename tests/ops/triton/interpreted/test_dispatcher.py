@@ -80,7 +80,7 @@ def test_any_strides(name, in_place_of_cpu_kernels):
 
     Images are multiplied by torch.mm, whose rounding may depend on the strides.
     """
-    atol = 1e-5 if name in ("embed_image", "embed_turned") else 0
+    rounding = 3e-6 if name in ("embed_image", "embed_turned") else 0
     leaf = matrices().requires_grad_()
     with Calls() as record:
         CALLS[name](leaf, "triton").sum().backward()
@@ -89,6 +89,7 @@ def test_any_strides(name, in_place_of_cpu_kernels):
         for x, y in zip(*(out if isinstance(out, tuple) else (out,) for out in pair), strict=True):
             assert (x is None) == (y is None)
             if x is not None:  # NaN where nothing is kept
+                atol = rounding * x.abs().max().item() if rounding else 0
                 torch.testing.assert_close(x, y, rtol=0, atol=atol, equal_nan=True)
 
 
