@@ -68,7 +68,8 @@ def exp_classify_mlp() -> None:
     methods = ("FA", "PS fixed noise", "GA", "canonical")
     panels = {
         "PS, 2,000 epochs, bfloat16": {"S = 10": full["PS"]["seed1"]},
-        "PS, 160 epochs": {f"S = {S}": samples[f"S={S}"]["seed1"] for S in (10, 5, 2, 1)},
+        "PS, 160 epochs": {f"S = {S}": samples[f"S={S}"]["seed1"] for S in (10, 5, 2, 1)}
+        | {"S = 5, soft": samples["PS soft"]["seed1"]},
         "other methods, 200 epochs, S = 5 (canonical: 1)": {name: short[name]["seed1"] for name in methods},
     }
     exp_classify("exp-classify-mlp", panels, 3.4)
