@@ -80,12 +80,15 @@ def costs(paths: Iterable[Path]) -> str:
         times, memory = ([run[key] for run in runs if run.get(key)] for key in ("cpu_seconds", "memory"))
         if not times:
             continue
-        commits = sorted({commit for run in runs for commit in run.get("commit", "").split()}) or [
-            record.get("commit", "")
+        commits = sorted({commit for run in runs for commit in run.get("commit", "").split()})
+        least = "" if all(run.get("complete", True) for run in runs) else "≥ "
+        cells = [
+            f"`{path.name}`",
+            str(len(runs)),
+            least + _range([span(min(times)), span(max(times))]),
+            _range([f"{f(memory) / 1000:.1f}" for f in (min, max)]) if memory else "",
+            ", ".join(commits) or record.get("commit", ""),
         ]
-        cells = [f"`{path.name}`", str(len(runs)), _range([span(min(times)), span(max(times))])]
-        cells[-1] = ("" if all(run.get("complete", True) for run in runs) else "≥ ") + cells[-1]
-        cells += [_range([f"{f(memory) / 1000:.1f}" for f in (min, max)]) if memory else "", ", ".join(commits)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
