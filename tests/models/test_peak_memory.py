@@ -87,7 +87,7 @@ def test_auto_computes_layers_again_before_it_splits_the_samples(name):
     f.backbone.recompute = True
     _, again, _ = peaks(f, batch)
     assert again < 0.8 * kept
-    assert 1.5 * few < again  # too little for all samples either way
+    assert 1.3 * few < again  # so that the last case below has too little for all samples either way
     for memory, recompute in ((1.2 * kept, False), ((kept + again) / 2, True), (1.2 * few, False)):
         f.backbone.recompute, f.chunks = False, Chunks("auto", memory=round(memory / MARGIN))
         f(batch, 64)
