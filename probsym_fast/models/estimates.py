@@ -66,13 +66,16 @@ class Moments:
 
 @torch.no_grad()
 def estimate(
-    model: nn.Module, batch: Batch, samples: int, draws: Draws, tolerance: float | None, step: int | None
+    model: nn.Module, batch: Batch, samples: int | None, draws: Draws, tolerance: float | None, step: int | None
 ) -> Estimate:
     """`Symmetrized.estimate`.
 
     Means of blocks of samples are independent, so the variance of their mean is theirs divided by their number. With weights,
     or noise that all samples of a call share, a step is a block: a call of its own. One block is enough where it is exact.
     """
+    if samples is None and (samples := _exact(model)) is None:
+        name = type(model.distribution).__name__
+        raise TypeError(f"estimate: samples must be an int where elements are drawn at random ({name}), got None")
     samples, step = check_counts("estimate", samples=samples, step=_step(model) if step is None else step)
     if model.training:
         raise RuntimeError("estimate: the model must be in eval mode, got training mode")
@@ -93,8 +96,7 @@ def estimate(
     calls = model.reduce == "weighted" or getattr(model.distribution, "shares_noise", False)  # each step is one
     block = min(step, samples) if calls else _block(model, draws)
     samples, step = (-(-count // block) * block for count in (samples, block if calls else step))
-    of_block = getattr(model.distribution, "is_exact", None)
-    exact = of_block is not None and of_block(block, model.reduce == "weighted")
+    exact = _is_exact(model, block)
     if exact:  # another block would be the same
         samples = step = block
     reduction = model._reduction(None, None, None) if calls else Reduction("none")
@@ -117,6 +119,18 @@ def estimate(
                 break
     prediction, error = (mapped(lambda x, name=name: getattr(x, name), moments) for name in ("prediction", "error"))
     return Estimate(prediction, error, done)
+
+
+def _is_exact(model: Any, samples: int) -> bool:
+    """Whether the mean over this many samples has no noise."""
+    of_samples = getattr(model.distribution, "is_exact", None)
+    return of_samples is not None and of_samples(samples, model.reduce == "weighted")
+
+
+def _exact(model: Any) -> int | None:
+    """The number of samples of a forward pass where none is given, if their mean has no noise."""
+    samples = getattr(model.distribution, "default_samples", 1)
+    return samples if _is_exact(model, samples) else None
 
 
 def _block(model: Any, draws: Draws) -> int:

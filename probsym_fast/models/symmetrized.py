@@ -215,7 +215,7 @@ class Symmetrized(nn.Module):
     def estimate(
         self,
         batch: Batch,
-        samples: int,
+        samples: int | None = None,
         generator: torch.Generator | numpy.random.Generator | None = None,
         *,
         seed: int | Tensor | None = None,
@@ -224,6 +224,7 @@ class Symmetrized(nn.Module):
     ) -> Estimate:
         """Inference with its standard error: draws `step` samples at a time until the error is small enough.
 
+        samples: None: those of `forward`, where their mean has no noise (a whole `Orbit`).
         step: None: 8, and with weights at most the elements of the distribution.
 
         Stops once the largest standard error of all outputs is at most the tolerance, or after `samples` samples.
@@ -240,8 +241,8 @@ class Symmetrized(nn.Module):
         noise, as those of `RotationEnergy` do (its `shares_noise`).
 
         Raises RuntimeError in training mode, where samples interact, and under torch.vmap for a tolerance. TypeError for
-        a tolerance that is no number, ValueError for one below 0, with a samples_mesh and for another reduce than "mean"
-        and "weighted", and as `forward`.
+        a tolerance that is no number, and without samples where elements are drawn at random. ValueError for a tolerance
+        below 0, with a samples_mesh and for another reduce than "mean" and "weighted", and as `forward`.
         """
         return estimate(self, batch, samples, Draws(generator, seed=seed, kind=self.draws), tolerance, step)
 

@@ -202,6 +202,11 @@ def test_a_whole_orbit_has_no_standard_error():
     model = psf.symmetrize(mlp(10, 2).double(), psf.groups.Dihedral(4), batch, distribution="orbit").eval()
     found = model.estimate(batch, 128, tolerance=1e-9)
     assert found.samples == 8 and not found.standard_error.any()
+    assert_near(model.estimate(batch).prediction, found.prediction)
+    model.distribution = psf.distributions.Uniform(model.distribution.group)
+    message = "estimate: samples must be an int where elements are drawn at random (Uniform), got None"
+    with pytest.raises(TypeError, match=re.escape(message)):
+        model.estimate(batch)
 
 
 def test_scores_of_another_shape():
