@@ -5,14 +5,14 @@
 
 template <class F, class T> void activate_some(const T* x, int64_t n, T* y) {
   int64_t i = 0;
-  for (; i + lanes<T> <= n; i += lanes<T>) store(y + i, F::template value<T>(load(x + i)));
-  if (i < n) store_some(y + i, F::template value<T>(load_some(x + i, n - i)), n - i);
+  for (; i + lanes<T> <= n; i += lanes<T>) store(y + i, value_of<F, T>(load(x + i)));
+  if (i < n) store_some(y + i, value_of<F, T>(load_some(x + i, n - i)), n - i);
 }
 // dy times the slope at x, or for functions whose value gives it where the value is x; in place of dy
 template <class F, class T> void activation_gradient_some(const T* x, int64_t n, T* dy) {
   const auto slope = [](Vec<T> v) {
     if constexpr (std::is_same_v<F, Tanh>) return T(1) - v * v;
-    else return F::template slope<T>(v);  // of ReLU the same for both
+    else return slope_of<F, T>(v);  // of ReLU the same for both
   };
   int64_t i = 0;
   for (; i + lanes<T> <= n; i += lanes<T>) store(dy + i, load(dy + i) * slope(load(x + i)));

@@ -18,11 +18,12 @@ template <class T> struct MessageTile : NetworkTile<T> {
   const MessageSizes& sizes;
   const int64_t n, W;  // nodes, width
   const int64_t some;  // receivers at a time: their pairs are rows of the first planes
+  const bool back;
   T *edges, *before, *pair, *message, *receiver, *sender, *received, *first, *updated, *inputs;
   T *d_out, *d_pair, *d_message, *d_first, *d_received, *d_sender, *d_receiver, *d_edges;  // gradients
 
   MessageTile(const MessageCall<T>& call, const Sequences<T>& graphs, T* memory, bool back, bool needs_edges)
-      : Base(call.weights, graphs, memory, call.sizes.widest(), back), call(call), sizes(call.sizes), n(sizes.nodes), W(sizes.width), some(sizes.receivers()) {
+      : Base(call.weights, graphs, memory, call.sizes.widest(), back), call(call), sizes(call.sizes), n(sizes.nodes), W(sizes.width), some(sizes.receivers()), back(back) {
     const int64_t pairs = some * (n - 1);
     edges = take(some * n * sizes.edge);  // with room for the loops, which are read and left out
     pair = take(pairs * W), message = take(pairs * W), before = back ? take(pairs * W) : pair;
@@ -52,7 +53,12 @@ template <class T> struct MessageTile : NetworkTile<T> {
     for (int64_t f = 0; f < width * L; f += L) store(to + f, load(to + f) + load(from + f));
   }
 
-  // before (the messages' first activation), pair (after it) and message of the pairs of `count` receivers.
+  // y = SiLU(x). For a backward pass x becomes the slopes.
+  void activate_here(T* x, int64_t count, T* y) const {
+    if (back) activate_with_slopes<Silu, T>(x, count, y, x);
+    else activate<Silu, T>(x, count, y);
+  }
+  // pair (the messages' first activation), its slopes in `before`, and message of the pairs of `count` receivers.
   void messages(const MessagePart& part, const T* given_edges, int64_t from, int64_t count) const {
     const int64_t rows = count * (n - 1), row = sizes.edge * L;
     if (sizes.edge) {
@@ -64,26 +70,36 @@ template <class T> struct MessageTile : NetworkTile<T> {
       T* const to = before + r * W * L;
       for (int64_t f = 0; f < W * L; f += L) store(to + f, load(to + f) + (load(receiver + i * W * L + f) + load(sender + j * W * L + f)));
     });
-    activate<Silu, T>(before, rows * W, pair);
+    activate_here(before, rows * W, pair);
     apply(part.message, pair, rows, false, message);
+  }
+  // received: the sum of SiLU(message) over senders. For a backward pass its slopes take the place of message.
+  template <bool slopes> void receive(int64_t from, int64_t count) const {
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t f = 0; f < W * L; f += L) {
+        Vec<T> sum{}, slope;
+        for (int64_t j = 0; j < n - 1; ++j) {
+          T* const one = message + (i * (n - 1) + j) * W * L + f;
+          sum += Silu::value<T>(load(one), slope);
+          if constexpr (slopes) store(one, slope);
+        }
+        store(received + (from + i) * W * L + f, sum);
+      }
+  }
+  void receive_messages(const MessagePart& part, const T* given_edges, int64_t from, int64_t count) const {
+    messages(part, given_edges, from, count);
+    if (back) receive<true>(from, count);
+    else receive<false>(from, count);
   }
   // What a layer's gradient needs, from its input h (n, W); the output too if there is a place for it. The pairs are those of the
   // last receivers.
   void layer(const MessagePart& part, const T* h, const T* given_edges, T* y) const {
     apply(part.receiver, h, n, false, receiver, false);
     apply(part.sender, h, n, false, sender, false);
-    for_receivers([&](int64_t from, int64_t count) {
-      messages(part, given_edges, from, count);
-      for (int64_t i = 0; i < count; ++i)
-        for (int64_t f = 0; f < W * L; f += L) {
-          Vec<T> sum{};
-          for (int64_t j = 0; j < n - 1; ++j) sum += Silu::value<T>(load(message + (i * (n - 1) + j) * W * L + f));
-          store(received + (from + i) * W * L + f, sum);
-        }
-    });
+    for_receivers([&](int64_t from, int64_t count) { receive_messages(part, given_edges, from, count); });
     apply(part.node, h, n, false, first);
     apply(part.received, received, n, true, first, false);
-    activate<Silu, T>(first, n * W, updated);
+    activate_here(first, n * W, updated);
     if (y) apply(part.update, updated, n, false, y);
   }
   // dy (n, W) of its output -> of its input, in the same place; d: gradients of the weights.
@@ -91,7 +107,7 @@ template <class T> struct MessageTile : NetworkTile<T> {
     layer(part, h, given_edges, nullptr);
     learn(part.update, dy, updated, n, d);
     turn(part.update, dy, n, false, d_first);
-    activation_gradient<Silu, T>(first, n * W, d_first);
+    times_slopes(first, n * W, d_first);
     learn(part.node, d_first, h, n, d);
     learn(part.received, d_first, received, n, d, false);
     turn(part.node, d_first, n, false, dy);
@@ -100,12 +116,12 @@ template <class T> struct MessageTile : NetworkTile<T> {
     std::memset(d_sender, 0, n * W * L * sizeof(T));
     for_receivers([&](int64_t from, int64_t count) {
       const int64_t rows = count * (n - 1);
-      if (some < n) messages(part, given_edges, from, count);
+      if (some < n) receive_messages(part, given_edges, from, count);
       for_pairs(from, count, [&](int64_t r, int64_t i, int64_t) { std::memcpy(d_message + r * W * L, d_received + i * W * L, W * L * sizeof(T)); });
-      activation_gradient<Silu, T>(message, rows * W, d_message);
+      times_slopes(message, rows * W, d_message);
       learn(part.message, d_message, pair, rows, d);
       turn(part.message, d_message, rows, false, d_pair);
-      activation_gradient<Silu, T>(before, rows * W, d_pair);
+      times_slopes(before, rows * W, d_pair);
       if (sizes.edge) learn(part.edge, d_pair, edges, rows, d);
       if (needs_edges) turn(part.edge, d_pair, rows, true, d_edges + from * (n - 1) * sizes.edge * L);
       for_pairs(from, count, [&](int64_t r, int64_t i, int64_t j) {
@@ -127,7 +143,7 @@ template <class T> struct MessageTile : NetworkTile<T> {
   }
   void decode(const T* state) const {
     apply(call.parts->hidden, state, n, false, first);
-    activate<Silu, T>(first, n * W, updated);
+    activate_here(first, n * W, updated);
   }
   void output(const T* states, T* y) const {
     decode(states);
@@ -141,7 +157,7 @@ template <class T> struct MessageTile : NetworkTile<T> {
     read_gradient(dy, n, sizes.out, inputs);
     learn(parts.out, inputs, updated, n, d);
     turn(parts.out, inputs, n, false, d_first);
-    activation_gradient<Silu, T>(first, n * W, d_first);
+    times_slopes(first, n * W, d_first);
     learn(parts.hidden, d_first, last, n, d);
     turn(parts.hidden, d_first, n, false, d_out);
     if (d_given_edges) std::memset(d_edges, 0, n * n * sizes.edge * L * sizeof(T));

@@ -11,18 +11,22 @@ template <class T> struct MlpTile : NetworkTile<T> {
   static constexpr int64_t rows = mlp_rows;
   const MlpCall<T>& call;
   const MlpSizes& sizes;
-  T *inputs, *here, *there;  // x, and two planes of any width
+  T *inputs, *here, *there, *slopes;  // x, and planes of any width
 
   MlpTile(const MlpCall<T>& call, const Sequences<T>& some, T* memory, bool back) : Base(call.weights, some, memory, call.sizes.widest, back), call(call), sizes(call.sizes) {
     inputs = take(rows * sizes.in), here = take(rows * sizes.widest), there = take(rows * sizes.widest);
+    slopes = back ? take(rows * sizes.widest) : nullptr;
   }
   static int64_t scratch(const MlpSizes& sizes, bool back) {  // vectors
-    return Base::panel_vectors(sizes.widest, back) + rows * (sizes.in + 2 * sizes.widest + (back ? sizes.kept + sizes.out : sizes.widest));
+    return Base::panel_vectors(sizes.widest, back) + rows * (sizes.in + 3 * sizes.widest + (back ? sizes.kept + sizes.out : 0));
   }
   bool activated(int64_t k) const { return k ? k < sizes.layers || sizes.last : sizes.first; }  // whether an activation follows layer k
 
   void act(const T* z, int64_t width, T* a) const {
     with_activation(sizes.activation, [&](auto f) { activate<decltype(f), T>(z, rows * width, a); });
+  }
+  void act_with_slopes(const T* z, int64_t width, T* a) const {
+    with_activation(sizes.activation, [&](auto f) { activate_with_slopes<decltype(f), T>(z, rows * width, a, slopes); });
   }
   void turn_act(const T* z, int64_t width, T* d) const {
     with_activation(sizes.activation, [&](auto f) { activation_gradient<decltype(f), T>(z, rows * width, d); });
@@ -63,11 +67,11 @@ template <class T> struct MlpTile : NetworkTile<T> {
       const LinearPart& layer = call.layers[k];
       const T* const before = k ? z -= rows * layer.in * L : inputs;
       const T* a = before;
-      if (activated(k)) act(before, layer.in, other), a = other;
+      if (activated(k)) act_with_slopes(before, layer.in, other), a = other;
       learn(layer, d_out, a, rows, d);
       if (!k && !dx) return;
       turn(layer, d_out, rows, false, other);
-      if (activated(k)) turn_act(before, layer.in, other);
+      if (activated(k)) times_slopes(slopes, rows * layer.in, other);
       std::swap(d_out, other);
     }
     write(dx, rows, sizes.in, d_out);

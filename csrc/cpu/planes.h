@@ -222,50 +222,48 @@ template <class T> inline Vec<T> scaled_erfc(Vec<T> z) {
   for (int k = degree - 1; k >= 0; --k) p = p * s + T(sizeof(T) == 4 ? narrow[k < 10 ? k : 10] : wide[k]);
   return t * p;
 }
+// A function's value, and its slope in `slope`: what of the two is not needed costs nothing.
 struct Gelu {  // x Phi(x), Phi the normal distribution
-  // Phi(x), with the density's exp(-x^2 / 2)
-  template <class T> static Vec<T> normal(Vec<T> x, Vec<T>& bell) {
+  template <class T> static Vec<T> value(Vec<T> x, Vec<T>& slope) {
     Vec<T> z = (x > T(0) ? x : -x) * T(0.70710678118654752440);
     z = z < T(40) ? z : splat<T>(40);
-    bell = exponential<T>(-z * z);
-    const Vec<T> tail = bell * scaled_erfc<T>(z) * T(0.5);
-    return x > T(0) ? T(1) - tail : tail;
-  }
-  template <class T> static Vec<T> value(Vec<T> x) {
-    Vec<T> bell;
-    return x * normal<T>(x, bell);
-  }
-  template <class T> static Vec<T> slope(Vec<T> x) {
-    Vec<T> bell;
-    const Vec<T> below = normal<T>(x, bell);
-    return below + x * bell * T(0.39894228040143267794);
+    const Vec<T> bell = exponential<T>(-z * z), tail = bell * scaled_erfc<T>(z) * T(0.5), below = x > T(0) ? T(1) - tail : tail;
+    slope = below + x * bell * T(0.39894228040143267794);
+    return x * below;
   }
 };
 struct Relu {
-  template <class T> static Vec<T> value(Vec<T> x) { return x > T(0) ? x : x == x ? Vec<T>{} : x; }
-  template <class T> static Vec<T> slope(Vec<T> x) { return x > T(0) ? splat<T>(1) : Vec<T>{}; }
+  template <class T> static Vec<T> value(Vec<T> x, Vec<T>& slope) {
+    slope = x > T(0) ? splat<T>(1) : Vec<T>{};
+    return x > T(0) ? x : x == x ? Vec<T>{} : x;
+  }
 };
 struct Tanh {
-  template <class T> static Vec<T> value(Vec<T> x) {
-    const Vec<T> e = exponential<T>((x > T(0) ? x : -x) * T(-2)), t = (T(1) - e) * reciprocal<T>(T(1) + e);
-    return x > T(0) ? t : x == x ? -t : x;
-  }
-  template <class T> static Vec<T> slope(Vec<T> x) {
-    const Vec<T> t = value<T>(x);
-    return T(1) - t * t;
+  template <class T> static Vec<T> value(Vec<T> x, Vec<T>& slope) {
+    const Vec<T> e = exponential<T>((x > T(0) ? x : -x) * T(-2)), t = (T(1) - e) * reciprocal<T>(T(1) + e), y = x > T(0) ? t : x == x ? -t : x;
+    slope = T(1) - y * y;
+    return y;
   }
 };
 struct Silu {  // x / (1 + exp(-x))
-  template <class T> static Vec<T> sigmoid(Vec<T> x) {  // 0 below -80, so that x times it is, too
-    const Vec<T> s = reciprocal<T>(T(1) + exponential<T>(x < T(-80) ? Vec<T>{} : -x));
-    return x < T(-80) ? Vec<T>{} : s;
-  }
-  template <class T> static Vec<T> value(Vec<T> x) { return x * sigmoid<T>(x); }
-  template <class T> static Vec<T> slope(Vec<T> x) {
-    const Vec<T> s = sigmoid<T>(x);
-    return s + x * s * (T(1) - s);
+  template <class T> static Vec<T> value(Vec<T> x, Vec<T>& slope) {
+    Vec<T> z = x > T(87) ? splat<T>(-87) : -x;
+    z = z > T(80) ? splat<T>(80) : z;
+    Vec<T> s = reciprocal<T>(T(1) + exponential_within<T>(z));
+    s = x < T(-80) ? Vec<T>{} : s;  // so that x times it is 0, too
+    slope = s * (T(1) + x * (T(1) - s));  // without x s: a sum of values rounds alike, with slopes and without
+    return x * s;
   }
 };
+template <class F, class T> inline Vec<T> value_of(Vec<T> x) {
+  Vec<T> slope;
+  return F::template value<T>(x, slope);
+}
+template <class F, class T> inline Vec<T> slope_of(Vec<T> x) {
+  Vec<T> slope;
+  F::template value<T>(x, slope);
+  return slope;
+}
 // f(Tanh) or whichever it is
 template <class F> void with_activation(int64_t which, F f) {
   switch (which) {
@@ -276,11 +274,23 @@ template <class F> void with_activation(int64_t which, F f) {
   }
 }
 template <class F, class T> void activate(const T* x, int64_t count, T* y) {
-  for (int64_t i = 0; i < count; ++i) store(y + i * lanes<T>, F::template value<T>(load(x + i * lanes<T>)));
+  for (int64_t i = 0; i < count; ++i) store(y + i * lanes<T>, value_of<F, T>(load(x + i * lanes<T>)));
 }
 // dy times the slope at x, in place of dy
 template <class F, class T> void activation_gradient(const T* x, int64_t count, T* dy) {
-  for (int64_t i = 0; i < count; ++i) store(dy + i * lanes<T>, load(dy + i * lanes<T>) * F::template slope<T>(load(x + i * lanes<T>)));
+  for (int64_t i = 0; i < count; ++i) store(dy + i * lanes<T>, load(dy + i * lanes<T>) * slope_of<F, T>(load(x + i * lanes<T>)));
+}
+// The two together before a gradient: y is the value, and `slopes` the slopes, which may be in the place of x.
+template <class F, class T> void activate_with_slopes(const T* x, int64_t count, T* y, T* slopes) {
+  for (int64_t i = 0; i < count; ++i) {
+    Vec<T> slope;
+    store(y + i * lanes<T>, F::template value<T>(load(x + i * lanes<T>), slope));
+    store(slopes + i * lanes<T>, slope);
+  }
+}
+// dy times the slopes, in place of dy
+template <class T> void times_slopes(const T* slopes, int64_t count, T* dy) {
+  for (int64_t i = 0; i < count; ++i) store(dy + i * lanes<T>, load(dy + i * lanes<T>) * load(slopes + i * lanes<T>));
 }
 
 // --- softmax ---

@@ -65,20 +65,26 @@ template <class T> inline Vec<T> square_root(Vec<T> x) {
 #endif
 }
 
-// exp(x); exactly 0 below the smallest normal number. x = k ln 2 + y, |y| <= ln(2)/2, exp(y) by its series.
-template <class T> inline Vec<T> exponential(Vec<T> x) {
+// exp(x) for exp_min <= x <= exp_max. x = k ln 2 + y, |y| <= ln(2)/2, exp(y) by its series.
+template <class T> inline Vec<T> exponential_within(Vec<T> x) {
   using L = Lanes<T>;
   constexpr T log2e = T(1.44269504088896340736), ln2_high = T(0.693145751953125), ln2_low = T(1.42860682030941723212e-6);
+  constexpr T inverse_factorial[] = {T(1), T(1), T(1.0 / 2), T(1.0 / 6), T(1.0 / 24), T(1.0 / 120), T(1.0 / 720), T(1.0 / 5040), T(1.0 / 40320),
+                                     T(1.0 / 362880), T(1.0 / 3628800), T(1.0 / 39916800), T(1.0 / 479001600), T(1.0 / 6227020800)};
+  const Vec<T> rounded = x * log2e + whole<T>, kf = rounded - whole<T>;
+  const Vec<T> y = x - kf * ln2_high - kf * ln2_low;
+  Vec<T> p = splat<T>(inverse_factorial[L::exp_degree]);
+  for (int i = L::exp_degree - 1; i >= 0; --i) p = p * y + inverse_factorial[i];
+  // The exponent's bits of `whole` are shifted out, its others are k.
+  return p * (Vec<T>)(((IntVec<T>)rounded + typename L::Int(L::exponent_bias)) << L::mantissa_bits);
+}
+// exp(x); exactly 0 below the smallest normal number.
+template <class T> inline Vec<T> exponential(Vec<T> x) {
+  using L = Lanes<T>;
   const IntVec<T> tiny = x < L::exp_min;
   Vec<T> safe = tiny ? Vec<T>{} : x;
   safe = safe > L::exp_max ? splat<T>(L::exp_max) : safe;
-  const Vec<T> rounded = safe * log2e + whole<T>, kf = rounded - whole<T>;
-  const IntVec<T> k = (IntVec<T>)rounded - (IntVec<T>)splat(whole<T>);
-  const Vec<T> y = safe - kf * ln2_high - kf * ln2_low;
-  Vec<T> p = splat<T>(1);
-  for (int i = L::exp_degree; i > 0; --i) p = p * (y * T(1.0 / i)) + T(1);
-  const Vec<T> scale = (Vec<T>)((k + typename L::Int(L::exponent_bias)) << L::mantissa_bits);
-  return tiny ? Vec<T>{} : p * scale;
+  return tiny ? Vec<T>{} : exponential_within<T>(safe);
 }
 
 // log(x) for normal x > 0. x = m 2^k, sqrt(1/2) <= m < sqrt(2), log m = 2 artanh((m - 1) / (m + 1)) by its series.

@@ -81,7 +81,7 @@ template <class T> struct TransformerTile : NetworkTile<T> {
   int64_t rows_of(int64_t k) const { return chooses(k) ? outputs : tokens; }
 
   // Everything of block k that its gradient needs, from its input x (tokens, W); the output too if there is a place for it,
-  // which may be x.
+  // which may be x, or else the slopes of `active` in the place of `up`.
   void block(int64_t k, const T* x, T* y) const {
     const BlockPart& part = call.blocks[k];
     const int64_t rows = rows_of(k);
@@ -95,9 +95,13 @@ template <class T> struct TransformerTile : NetworkTile<T> {
     apply(part.out, attended, rows, true, middle);
     normalise(part.before_feedforward, middle, rows, norm2, moments2);
     apply(part.up, norm2, rows, false, up);
+    if (!y) {
+      if (sizes.gelu) activate_with_slopes<Gelu, T>(up, rows * F, active, up);
+      else activate_with_slopes<Relu, T>(up, rows * F, active, up);
+      return;
+    }
     if (sizes.gelu) activate<Gelu, T>(up, rows * F, active);
     else activate<Relu, T>(up, rows * F, active);
-    if (!y) return;
     std::memcpy(y, middle, rows * W * L * sizeof(T));
     apply(part.down, active, rows, true, y);
   }
@@ -108,8 +112,7 @@ template <class T> struct TransformerTile : NetworkTile<T> {
     block(k, x, nullptr);
     learn(part.down, dy, active, rows, d);
     turn(part.down, dy, rows, false, d_wide);
-    if (sizes.gelu) activation_gradient<Gelu, T>(up, rows * F, d_wide);
-    else activation_gradient<Relu, T>(up, rows * F, d_wide);
+    times_slopes(up, rows * F, d_wide);
     learn(part.up, d_wide, norm2, rows, d);
     turn(part.up, d_wide, rows, false, d_narrow);
     turn_norm(part.before_feedforward, d_narrow, middle, moments2, rows, true, dy, d);
