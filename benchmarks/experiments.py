@@ -72,12 +72,14 @@ def _text(configuration: str, runs: dict[str, Any]) -> str:
 
 def costs(paths: Iterable[Path]) -> str:
     """A Markdown table of what the runs in these files took; files whose runs have no costs are left out."""
-    lines = ["| file | runs | CPU time of a run | memory of a run, GB | commit |", "|---|---|---|---|---|"]
+    lines = ["| file | runs | CPU time of a run | wall time | memory, GB | commit |", "|---|---|---|---|---|---|"]
     for path in sorted(paths):
         record = json.loads(path.read_text(encoding="utf-8"))
         names = record.get("runs", {}) if isinstance(record, dict) else {}
         runs = [run for seeds in names.values() for run in seeds.values()]
-        times, memory = ([run[key] for run in runs if run.get(key)] for key in ("cpu_seconds", "memory"))
+        times, walls, memory = (
+            [run[key] for run in runs if run.get(key)] for key in ("cpu_seconds", "seconds", "memory")
+        )
         if not times:
             continue
         commits = sorted({commit for run in runs for commit in run.get("commit", "").split()})
@@ -85,7 +87,8 @@ def costs(paths: Iterable[Path]) -> str:
         cells = [
             f"`{path.name}`",
             str(len(runs)),
-            least + _range([span(min(times)), span(max(times))]),
+            least + _range([span(f(times)) for f in (min, max)]),
+            _range([span(f(walls)) for f in (min, max)]) if walls else "",
             _range([f"{f(memory) / 1000:.1f}" for f in (min, max)]) if memory else "",
             ", ".join(commits) or record.get("commit", ""),
         ]

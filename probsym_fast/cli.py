@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -65,7 +64,7 @@ def _main(arguments: Sequence[str] | None) -> int:
                 action="store_true",
                 help="continue from the run's last checkpoint (a comparison always does)",
             )
-        command.add_argument("--keys", action="store_true", help="list the configuration's keys and exit")
+        _add_keys(command)
         _add_import(command)
     _add_sweep(commands)
     _add_profile(commands)
@@ -115,6 +114,19 @@ def _file_error(error: OSError) -> str | None:
     return str(error.strerror) if error.errno in FULL else None
 
 
+def _add_keys(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--keys", action="store_true", help="list the configuration's keys and exit")
+
+
+def _print_keys(command: str, config: Any) -> int:
+    from probsym_fast.tasks import configuration
+
+    parser = configuration.parser_of(type(config), f"probsym {command} -c CONFIG")
+    parser.set_defaults(configuration.by_key(config))
+    parser.print_help()
+    return 0
+
+
 def _add_import(command: argparse.ArgumentParser) -> None:
     text = "a module that registers tasks of your own, imported first; the current folder counts too"
     command.add_argument("--import", dest="modules", action="append", metavar="MODULE", default=[], help=text)
@@ -149,6 +161,7 @@ def _add_sweep(commands: argparse._SubParsersAction) -> None:
     add("--jobs", type=int, default=1, metavar="N", help="runs at once (default: 1)")
     add("--threads", type=int, metavar="N", help="threads of each run (default: torch's)")
     add("--nice", type=int, default=10, metavar="N", help="lower the priority by N (default: 10)")
+    _add_keys(command)
     _add_import(command)
 
 
@@ -216,13 +229,9 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     from probsym_fast.tasks import configuration
 
     _import(options.modules)
-    if options.keys:
-        config = tasks.load(options.config, rest).config
-        parser = configuration.parser_of(type(config), f"probsym {options.command} -c CONFIG")
-        parser.set_defaults(configuration.flat(asdict(config)))
-        parser.print_help()
-        return 0
     task = tasks.load(options.config, rest)
+    if options.keys:
+        return _print_keys(options.command, task.config)
     from probsym_fast.training import run as training
 
     if options.command == "fit" and options.resume and isinstance(task, tasks.Computation) and not task.continues:
@@ -262,6 +271,8 @@ def _sweep(options: argparse.Namespace, rest: list[str]) -> int:
     task = tasks.load(options.config, rest)
     if not isinstance(task, Comparison):
         raise ValueError(f"sweep: config must be a comparison (task: comparison), got task {task.config.task!r}")
+    if options.keys:
+        return _print_keys("sweep", task.config)
     sweep = Sweep(
         task, jobs=options.jobs, niceness=options.nice, threads=options.threads, modules=tuple(options.modules)
     )

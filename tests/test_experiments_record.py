@@ -108,8 +108,8 @@ def test_table_of_costs(monkeypatch, tmp_path, sweep, capsys):
     monkeypatch.setattr(sys, "argv", ["experiments", "costs", *(str(tmp_path / f"{x}.json") for x in "zyx")])
     experiments.main()
     assert capsys.readouterr().out.splitlines()[2:] == [
-        "| `x.json` | 1 | 7 s | 0.9 | abc |",
-        "| `y.json` | 2 | ≥ 7 s to 1 h 01 min | 0.9 to 2.0 | abc, abd |",
+        "| `x.json` | 1 | 7 s | 9 s | 0.9 | abc |",
+        "| `y.json` | 2 | ≥ 7 s to 1 h 01 min | 9 s | 0.9 to 2.0 | abc, abd |",
     ]
 
 

@@ -15,6 +15,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser
+from yaml import YAMLError
 
 from probsym_fast.training import yaml_files
 from probsym_fast.training.yaml_files import dump_yaml
@@ -167,10 +168,11 @@ def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 def parse(kind: type, values: dict[str, Any], overrides: list[str], path: Path | None = None) -> Any:
     """The dataclass `kind` from a mapping and command-line overrides `--key value` (nested: `--samples.train 4`).
 
-    `--key+ value` adds to a list. path: the mapping's file, named in errors. Raises ValueError for an unknown key
-    (suggesting similar ones) and for a value of the wrong type.
+    `--key+ value` adds to a list, and `--key.name value` sets an entry of a mapping. path: the mapping's file, named in
+    errors. Raises ValueError for an unknown key (suggesting similar ones) and for a value of the wrong type.
     """
     parser, given = _kept_parser(kind), None
+    values, overrides = _with_entries(kind, values, overrides)
     try:
         _check_keys(kind, values, "")
         given = parser.parse_object(values)
@@ -184,6 +186,26 @@ def parse(kind: type, values: dict[str, Any], overrides: list[str], path: Path |
         return kind(**vars(parser.instantiate(parser.parse_args(overrides, namespace=given))))
     except ArgumentError as error:
         raise ValueError(f"config: {_in_words(kind, error)}") from error
+
+
+def _with_entries(kind: type, values: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """values with the entries of mappings that are overridden, and the other overrides."""
+    mappings = {name for name, hint in get_type_hints(kind).items() if hint == dict[str, Any]}
+    values, others, left = dict(values), [], iter(overrides)
+    for flag in left:
+        name, _, entry = flag.removeprefix("--").partition(".")
+        if not (flag.startswith("--") and entry and name in mappings):
+            others.append(flag)
+            continue
+        entry, equals, text = entry.partition("=")
+        value = text if equals else next(left, None)
+        if value is None:
+            raise ValueError(f"config: {name}.{entry} must have a value, got none")
+        try:
+            values[name] = (values.get(name) or {}) | read_text(f"{entry}: {value}")
+        except (ValueError, YAMLError) as error:
+            raise ValueError(f"config: {name}.{entry} must be readable YAML, got {value!r}") from error
+    return values, others
 
 
 PARSED = re.compile(r'Parser key "(?P<key>[\w.]+)": .*(?:Got|Given) value: (?P<got>.*)')
@@ -273,6 +295,15 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in values.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+def by_key(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The value of every dotted key of a configuration; a mapping is one value."""
+    found: dict[str, Any] = {}
+    for name in (f.name for f in fields(config)):
+        value = getattr(config, name)
+        found |= by_key(value, f"{prefix}{name}.") if is_dataclass(value) else {prefix + name: value}
     return found
 
 

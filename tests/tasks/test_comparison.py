@@ -66,6 +66,21 @@ def test_values_reach_the_runs_as_they_are_and_a_runs_own_win(config):
     assert [run["dropout"] for run in seen] == ["0.25", "0.5"] * 2
 
 
+def test_entries_of_common_on_the_command_line():
+    values = {"common": {"training.epochs": 3, "dataset": "exp"}, "runs": {"A": {"config": "t"}}}
+    flags = ["--common.training.precision", "32-true", "--seeds", "[4]", "--common.training.epochs=7"]
+    config = configuration.parse(ComparisonConfig, values, flags)
+    assert config.common == {"training.epochs": 7, "dataset": "exp", "training.precision": "32-true"}
+    assert config.seeds == [4] and values["common"]["training.epochs"] == 3
+    for flags, text in (
+        (["--common.dataset"], "common.dataset must have a value, got none"),
+        (["--common.dataset", "[1"], "common.dataset must be readable YAML, got '\\[1'"),
+        (["--runs.A.x", "1"], "runs is a single value, got the key 'runs.A.x' under it"),
+    ):
+        with pytest.raises(ValueError, match=f"^config: {text}$"):
+            configuration.parse(ComparisonConfig, values, flags)
+
+
 def test_an_interrupted_comparison_goes_on_as_it_was_begun(config, tmp_path, monkeypatch):
     folder, fit = tmp_path / "runs", comparison.fit
 

@@ -463,3 +463,7 @@ def test_keys_show_the_values_of_the_configuration(capsys):
     out = " ".join(capsys.readouterr().out.split())
     assert "default: 80)" in out and "default: 5)" in out
     assert "unknown key 'nonsense'" in refused(capsys, "fit", "-c", "nbody/demo", "--keys", "--nonsense", "3")
+    for command in ("fit", "sweep"):
+        assert cli.main([command, "-c", "tables/exp_classify_short", "--keys", "--common.dataset", "wl_pairs"]) == 0
+        out = capsys.readouterr().out
+        assert f"probsym {command} -c CONFIG" in out and "'dataset': 'wl_pairs'" in " ".join(out.split())
