@@ -77,7 +77,7 @@ def exp_classify_mlp() -> None:
         "PS, 2,000 epochs, bfloat16": {"S = 10": full["PS"]["seed1"]},
         "PS and others, 160 epochs": {f"S = {S}": samples[f"S={S}"]["seed1"] for S in (10, 5, 2, 1)}
         | {"S = 5, soft": samples["PS soft"]["seed1"]}
-        | {name: samples[name]["seed1"] for name in ("GA", "canonical") if name in samples},
+        | {name: samples[name]["seed1"] for name in ("GA", "canonical")},
         "other methods, 200 epochs": {name: short[name]["seed1"] for name in methods},
     }
     exp_classify("exp-classify-mlp", panels, 3.4)

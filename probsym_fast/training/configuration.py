@@ -198,11 +198,16 @@ def _with_entries(kind: type, values: dict[str, Any], overrides: list[str]) -> t
             others.append(flag)
             continue
         entry, equals, text = entry.partition("=")
-        value = text if equals else next(left, None)
-        if value is None:
+        value = text if equals else next(left, "--")
+        if value.startswith("--"):
             raise ValueError(f"config: {name}.{entry} must have a value, got none")
+        if value_of(name, overrides) is not None:
+            raise ValueError(f"config: {name} must be given whole or by its entries, got --{name} and --{name}.{entry}")
+        before = values.get(name) or {}
+        if not isinstance(before, dict):
+            raise ValueError(f"config: {name} must be a mapping, got {before!r}")
         try:
-            values[name] = (values.get(name) or {}) | read_text(f"{entry}: {value}")
+            values[name] = before | read_text(f"{entry}: {value}")
         except (ValueError, YAMLError) as error:
             raise ValueError(f"config: {name}.{entry} must be readable YAML, got {value!r}") from error
     return values, others

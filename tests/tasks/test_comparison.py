@@ -74,11 +74,18 @@ def test_entries_of_common_on_the_command_line():
     assert config.seeds == [4] and values["common"]["training.epochs"] == 3
     for flags, text in (
         (["--common.dataset"], "common.dataset must have a value, got none"),
+        (["--common.dataset", "--seeds", "[1]"], "common.dataset must have a value, got none"),
+        (
+            ["--common.a=1", "--common", "{}"],
+            "common must be given whole or by its entries, got --common and --common.a",
+        ),
         (["--common.dataset", "[1"], "common.dataset must be readable YAML, got '\\[1'"),
         (["--runs.A.x", "1"], "runs is a single value, got the key 'runs.A.x' under it"),
     ):
         with pytest.raises(ValueError, match=f"^config: {text}$"):
             configuration.parse(ComparisonConfig, values, flags)
+    with pytest.raises(ValueError, match=r"^config: common must be a mapping, got 3$"):
+        configuration.parse(ComparisonConfig, {"common": 3}, ["--common.a", "1"])
 
 
 def test_an_interrupted_comparison_goes_on_as_it_was_begun(config, tmp_path, monkeypatch):
